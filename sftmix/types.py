@@ -100,6 +100,7 @@ class TrainingDynamics:
     n_tokens   i64[N], response tokens scored (0: this reference could not score the example)
     n_correct  i64[N, C], response tokens that are the argmax
     token_nll  None, or for every example an f32[C, n_tokens] array
+    alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
     """
 
     ids: Sequence[str]
@@ -108,6 +109,7 @@ class TrainingDynamics:
     n_tokens: Rows
     n_correct: Rows
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
+    alone_nll_sum: Float64 | None = None
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:
@@ -120,7 +122,7 @@ class TrainingDynamics:
         found = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
         known = found >= 0
         nothing = np.empty((len(self.steps), 0), dtype=np.float32)
-        tokens = self.token_nll
+        tokens, alone = self.token_nll, self.alone_nll_sum
         return TrainingDynamics(
             ids=list(ids),
             steps=self.steps,
@@ -128,6 +130,7 @@ class TrainingDynamics:
             n_tokens=np.where(known, self.n_tokens[found], 0),
             n_correct=np.where(known[:, None], self.n_correct[found], 0),
             token_nll=None if tokens is None else [nothing if at < 0 else tokens[at] for at in found.tolist()],
+            alone_nll_sum=None if alone is None else np.where(known[:, None], alone[found], 0.0),
         )
 
 
@@ -187,6 +190,21 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNLL:
+    """What the model, in eval mode and before this step, thinks of the G distinct examples of the whole global batch.
+
+    Repeated slots and fillers of ranks without work are not in it. The same on every rank and in every micro-batch.
+    rows      i64[G], dataset rows, ascending
+    nll_sum   f64[G], nats
+    n_tokens  i64[G], response tokens
+    """
+
+    rows: torch.Tensor
+    nll_sum: torch.Tensor
+    n_tokens: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One micro-batch on one rank, already aligned for the losses.
 
@@ -205,6 +223,7 @@ class Batch:
     pairs        i64[M, 2], token rows: n-th response token with n-th response token, n <= min(N_c, N_u)
     pair_index   i64[M], the pair (row of slot_pairs) each aligned token pair belongs to
     segments     the padded inputs of the backbone: slots of similar length go through it together
+    batch_nll    the NLL of the global batch, for objectives with `needs_batch_nll`; else None
     """
 
     ids: tuple[str, ...]
@@ -218,17 +237,20 @@ class Batch:
     pairs: torch.Tensor
     pair_index: torch.Tensor
     segments: tuple[Segment, ...]
+    batch_nll: BatchNLL | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Slots of similar length, padded together on the right.
 
+    slots        i64[b], the slot of the batch each line is
     input_ids, attention_mask  i64[b, l]
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) each of them is
     """
 
+    slots: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     index: torch.Tensor
@@ -242,7 +264,8 @@ RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 class Plan:
     """What an objective wants from one micro-batch, unnormalised.
 
-    loss = (sum_t row_weight_t nll_t) / ntp_count + (sum_m pair_weight_m mixup_m) / mixup_count
+    loss = (sum_t row_weight_t nll_t) / ntp_count
+         + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
     where the loop replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
     row_weight       f32[T], or a rule (nll, entropy) -> weight evaluated detached inside the loss, where it is
@@ -250,6 +273,7 @@ class Plan:
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)
     pair_weight      f32[M], mu included
     lam              f32[M], lambda of column 0
+    mixup_row_weight None, or f32[T], mu included: NTP losses that count as Mixup (the decomposed control)
     ntp_count        what this micro-batch adds to the NTP denominator (usually: trained response tokens)
     mixup_count      what it adds to the Mixup denominator (usually: aligned token pairs)
     mu               the Mixup weight, for the log
@@ -268,3 +292,4 @@ class Plan:
     mixup_mean: str = "own"
     label_smoothing: float = 0.0
     row_scale: torch.Tensor | None = None
+    mixup_row_weight: torch.Tensor | None = None

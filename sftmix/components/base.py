@@ -20,7 +20,7 @@ import numpy as np
 
 from sftmix.errors import ConfigError
 from sftmix.options import ReferenceModel, ReferenceTraining
-from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
 
 
 class Component:
@@ -85,6 +85,9 @@ class ReferenceContext(Protocol):
 class Reference(Component, ABC):
     """Where the training dynamics come from."""
 
+    single_run: bool = False
+    """True where there is no reference run: the target's own losses of one epoch split the data for the next."""
+
     @abstractmethod
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         """Return the dynamics of exactly `context.ids`, in that order (n_tokens 0 = could not be scored)."""
@@ -92,6 +95,9 @@ class Reference(Component, ABC):
 
 class ConfidenceEstimator(Component, ABC):
     """Training dynamics -> one number per example."""
+
+    needs_response_alone: bool = False
+    """True where the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
 
     @abstractmethod
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
@@ -131,6 +137,20 @@ def check_pairs(pairs: Rows, n_rows: int) -> Rows:
     return found.astype(np.int64)
 
 
+def check_selection(rows: Rows, n_rows: int) -> Rows:
+    """The selected rows in file order, if they are distinct rows of 0..N-1 and at least one; else ConfigError."""
+    found = np.asarray(rows)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ConfigError(f"selector: expected i64[K] rows, not {found.dtype}{list(found.shape)}")
+    if len(found) == 0:
+        raise ConfigError(f"selector: none of the {n_rows} examples is selected, so nothing would be trained on")
+    if not 0 <= found.min() <= found.max() < n_rows:
+        raise ConfigError(f"selector: rows must lie in 0..{n_rows - 1}, not {found.min()}..{found.max()}")
+    if len(np.unique(found)) != len(found):
+        raise ConfigError("selector: a row was selected twice; the rows must be distinct")
+    return np.sort(found).astype(np.int64)
+
+
 def check_split(split: Split, scores: Scores) -> Split:
     """The split, if it is one of these examples; ConfigError for a splitter that broke its contract."""
     group, without = np.asarray(split.group), np.isnan(scores.confidence)
@@ -152,11 +172,42 @@ class PairSampler(Component, ABC):
         """
 
 
+class Selector(Component, ABC):
+    """Which examples are trained on at all; chosen before anything is trained, so there is no confidence yet."""
+
+    @abstractmethod
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        """Return i64[K], the distinct rows to keep, in any order. `scores` has lengths, labels and user columns."""
+
+
+class Schedule(Component, ABC):
+    """A number that changes during training: mu and alpha of an objective may be one."""
+
+    @abstractmethod
+    def value(self, step: int, total_steps: int) -> float:
+        """Return the value at optimizer step `step`, 0..total_steps - 1; a pure function of both."""
+
+
+class Perturbation(Component, ABC):
+    """Changes the input embeddings in training steps; scoring and evaluation never see it."""
+
+    @abstractmethod
+    def embeddings(self, e: Tensor, mask: Tensor, *, ids: Sequence[str], step: int, seed: int) -> Tensor:
+        """Return the embeddings [B, L, D] to train on, differentiable in `e`.
+
+        e     [B, L, D], the embedding module's output for B examples padded to L tokens
+        mask  i64[B, L], 1 for real tokens
+        ids   B example ids; what is random must be drawn from (seed, step, id), each example by itself
+        """
+
+
 class Objective(Component, ABC):
     """What one optimizer step minimises, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
 
     mixes: bool = False
     """True where the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
+    needs_batch_nll: bool = False
+    """True where `batch.batch_nll` must be there: a pass without gradients over the global batch before each step."""
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:

@@ -17,7 +17,9 @@ from sftmix.components.base import (
     ConfidenceEstimator,
     Objective,
     PairSampler,
+    Perturbation,
     Reference,
+    Selector,
     Splitter,
     plain,
 )
@@ -26,6 +28,7 @@ from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import TrainedReference
+from sftmix.components.selection import All
 from sftmix.components.splitters import Median
 from sftmix.config.checks import problems
 from sftmix.errors import ConfigError
@@ -56,10 +59,14 @@ class RunConfig:
     """Training dynamics -> one number per example."""
     splitter: Splitter = field(default_factory=Median)
     """Confidence -> groups of examples."""
+    selector: Selector = field(default_factory=All)
+    """Which examples are trained on at all, before anything else is done with them."""
     pairing: PairSampler | Literal["auto"] | None = "auto"
     """Which examples are mixed. auto: RandomPairs when the objective mixes, else none; null: none."""
     objective: Objective = field(default_factory=SFTMix)
     """What each optimizer step minimises."""
+    perturbation: Perturbation | None = None
+    """What is done to the input embeddings in the target's training steps; null: nothing."""
     callbacks: list[Callback] = field(default_factory=lambda: [Evaluate()])
     """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one."""
 

@@ -178,7 +178,7 @@ def collate(
     rows = np.array([s.row for s in slots], dtype=np.int64)
     group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
     segments = tuple(
-        _segment([(encoded[i].input_ids, targets[i], int(offsets[i])) for i in members], pad_id)
+        _segment(members, [(encoded[i].input_ids, targets[i], int(offsets[i])) for i in members], pad_id)
         for members in length_groups([len(e.input_ids) for e in encoded], n_segments)
     )
     return Batch(
@@ -208,7 +208,7 @@ def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Ro
     return slot_pairs, pairs.astype(np.int64), pair_index.astype(np.int64)
 
 
-def _segment(members: Sequence[tuple[Rows, Rows, int]], pad_id: int) -> Segment:
+def _segment(slots: Sequence[int], members: Sequence[tuple[Rows, Rows, int]], pad_id: int) -> Segment:
     import torch
 
     width = max(len(ids) for ids, _, _ in members)
@@ -221,6 +221,7 @@ def _segment(members: Sequence[tuple[Rows, Rows, int]], pad_id: int) -> Segment:
         index.append(b * width + targets - 1)
         order.append(offset + np.arange(len(targets)))
     return Segment(
+        torch.tensor(slots, dtype=torch.int64),
         torch.from_numpy(input_ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(index)),

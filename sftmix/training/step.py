@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.models import Head, head_of
 from sftmix.types import Batch, Plan
@@ -64,7 +65,12 @@ def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float,
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
-    scaled = replace(plan, pair_weight=plan.pair_weight * pair_factor)
+    scaled = replace(plan, pair_weight=plan.pair_weight * pair_factor, mixup_row_weight=None)
     if isinstance(plan.row_weight, torch.Tensor):
-        return replace(scaled, row_weight=plan.row_weight * row_factor)
+        row_weight = plan.row_weight * row_factor
+        if plan.mixup_row_weight is not None:
+            row_weight = row_weight + plan.mixup_row_weight * pair_factor
+        return replace(scaled, row_weight=row_weight)
+    if plan.mixup_row_weight is not None:
+        raise ConfigError("an objective's row_weight is a rule, so it cannot have a mixup_row_weight, too")
     return replace(scaled, row_scale=batch.ntp_weight[batch.slot].double() * row_factor)

@@ -19,6 +19,9 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
         "PairSampler": ["RandomPairs", "LengthMatchedPairs"],
         "Objective": ["NTP", "SFTMix"],
         "Callback": ["Evaluate"],
+        "Selector": ["All"],
+        "Schedule": [],
+        "Perturbation": [],
     }
 
 
