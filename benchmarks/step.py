@@ -33,8 +33,10 @@ from sftmix.dynamics import score_rows  # noqa: E402
 from sftmix.models import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
-from sftmix.training.loop import Stage, TrainingLoop, default_length_groups  # noqa: E402
+from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.order import TrainingOrder  # noqa: E402
+from sftmix.training.stage import Stage  # noqa: E402
+from sftmix.training.window import default_length_groups  # noqa: E402
 from sftmix.types import Scores  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
@@ -64,7 +66,7 @@ def make_stage(args: argparse.Namespace, data: EncodedDataset, world: World, dir
         checkpoint=CheckpointOptions(every=0),
         directory=directory,
         seed=0,
-        split=split,
+        split_of=lambda epoch: split,
         scorer=partial(score_rows, world=world, precision=args.precision),
     )
 

@@ -142,10 +142,22 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 
 
 class ScoreAtCheckpoints(Callback):
-    """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice."""
+    """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
 
-    def __init__(self, *, ids: Sequence[str], steps: Sequence[int], directory: Path, world: World) -> None:
+    alone  the same rows without their instructions, to be scored as well; None: they are not
+    """
+
+    def __init__(
+        self,
+        *,
+        ids: Sequence[str],
+        steps: Sequence[int],
+        directory: Path,
+        world: World,
+        alone: TokenisedRows | None = None,
+    ) -> None:
         self._ids, self._steps, self._directory, self._world = ids, list(steps), directory, world
+        self._alone = alone
         self.seconds = 0.0
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
@@ -163,8 +175,9 @@ class ScoreAtCheckpoints(Callback):
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
+        alone = None if self._alone is None else state.score(self._alone)
         if self._world.is_main:
-            write_dynamics(self._path(state.step), _one_checkpoint(self._ids, state.step, scores))
+            write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
         self._world.barrier()
         self.seconds += time.perf_counter() - started
         return CallbackResult({"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))})
@@ -180,7 +193,10 @@ class ScoreAtCheckpoints(Callback):
         return merge([read_dynamics(self._path(step)) for step in self._steps])
 
 
-def _one_checkpoint(ids: Sequence[str], step: int, scores: RowScores) -> TrainingDynamics:
+def one_checkpoint(
+    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
+) -> TrainingDynamics:
+    """One model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint."""
     token_nll = None if scores.token_nll is None else [t[None, :] for t in scores.token_nll]
     return TrainingDynamics(
         ids=ids,
@@ -189,6 +205,7 @@ def _one_checkpoint(ids: Sequence[str], step: int, scores: RowScores) -> Trainin
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
         token_nll=token_nll,
+        alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
     )
 
 
@@ -198,6 +215,8 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     tokens = None
     if first.token_nll is not None:
         tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
+    columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
+    alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
     return TrainingDynamics(
         ids=first.ids,
         steps=np.concatenate([p.steps for p in parts]),
@@ -205,6 +224,7 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
         n_tokens=first.n_tokens,
         n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
         token_nll=tokens,
+        alone_nll_sum=alone,
     )
 
 

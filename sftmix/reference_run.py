@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from sftmix.components.objectives import NTP
 from sftmix.data import EncodedDataset, Encoder, make_encoder
-from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps
+from sftmix.data.alone import ResponsesAlone
+from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
+from sftmix.errors import ConfigError
 from sftmix.models import load_tokenizer
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.rng import stable_hash
+from sftmix.run_context import RunContext
 from sftmix.training.loop import train
+from sftmix.training.online import OnlineLosses
+from sftmix.training.order import TrainingOrder
+from sftmix.training.stage import Stage
 from sftmix.types import TrainingDynamics
-
-if TYPE_CHECKING:
-    from sftmix.pipeline import Run
 
 
 class ReferenceRun:
     """The ReferenceContext that the pipeline lends: one NTP run of the training loop with scoring."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
         self.ids = run.data.train.ids
         self.figures: dict[str, Any] = {}
@@ -32,15 +36,15 @@ class ReferenceRun:
         *,
         model: ReferenceModel | None,
         training: ReferenceTraining | None,
-        checkpoints: int | Sequence[float],
-        token_nll: bool,
+        checkpoints: int | Sequence[float] | Literal["online"],
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
         path, encoder, data = self._data(model)
-        options, seed = inherit(config.training, training), config.seed
-        if training is not None and training.seed is not None:
-            seed = training.seed
+        seed = config.seed if training is None or training.seed is None else training.seed
+        options, seed = inherit(config.training, training), stable_hash(seed, "reference") % 2**62
         stage = run.stage(
             "reference",
             model_path=path,
@@ -48,19 +52,49 @@ class ReferenceRun:
             data=data,
             objective=NTP(),
             options=options,
-            pairs_of=lambda epoch: None,
-            seed=stable_hash(seed, "reference") % 2**62,
+            order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
+            seed=seed,
             token_nll=token_nll,
         )
+        if checkpoints == "online":
+            return self._online(stage, data.ids)
         steps = checkpoint_steps(checkpoints, stage.order.total_steps)
         if isinstance(checkpoints, int) and len(steps) < checkpoints:
             run.say(f"reference: {stage.order.total_steps} steps are fewer than {checkpoints} checkpoints: each is one")
-        scoring = ScoreAtCheckpoints(ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world)
+        alone = ResponsesAlone(data) if response_alone else None
+        directory = stage.directory / "scores"
+        scoring = ScoreAtCheckpoints(ids=data.ids, steps=steps, directory=directory, world=run.world, alone=alone)
         result = train(replace(stage, callbacks=[scoring, *config.callbacks]), run.world)
         self.figures = {**result.figures, "scoring_seconds": scoring.seconds}
         return scoring.dynamics()
 
-    def _data(self, model: ReferenceModel) -> tuple[str, Encoder, EncodedDataset]:
+    def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
+        """Dynamics of the losses that the examples had while they were trained on, one checkpoint per full epoch."""
+        losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
+        result = train(replace(stage, callbacks=self._run.config.callbacks, online=losses), self._run.world)
+        self.figures = dict(result.figures)
+        if not losses.epochs():
+            raise ConfigError(
+                "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
+                "training.max_steps (or those of reference.training), or give a number of checkpoints"
+            )
+        return merge([losses.read(epoch) for epoch in losses.epochs()])
+
+    def score_models(
+        self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
+    ) -> TrainingDynamics:
+        run, started = self._run, time.perf_counter()
+        model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
+        _, encoder, data = self._data(model, option="reference")
+        parts = []
+        for number, name in enumerate(paths, start=1):
+            run.say(f"reference: {name} scores {len(data):,} examples")
+            scores = run.score(name, encoder=encoder, data=data, token_nll=token_nll)
+            parts.append(one_checkpoint(data.ids, number, scores))
+        self.figures = {"scoring_seconds": time.perf_counter() - started}
+        return merge(parts)
+
+    def _data(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
         """Model path, encoder and rows of the reference: the target's own, or its own tokenizer's."""
         run, config = self._run, self._run.config
         if not (model.path or model.template or model.max_length):
@@ -69,7 +103,7 @@ class ReferenceRun:
         template = model.template if model.path else model.template or config.data.template
         encoder = make_encoder(load_tokenizer(path), template)
         ids = run.data.train.ids  # what the target dropped is not the reference's, either
-        data = run.encode(encoder, path, model.max_length, key="reference.model.max_length", keep=ids)
+        data = run.encode(encoder, path, model.max_length, key=f"{option}.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sftmix.artefacts import replacing
 from sftmix.errors import DataError
-from sftmix.types import UNPAIRED, Float64, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, Split, TrainingDynamics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,10 @@ _INTEGER_COLUMNS = ("checkpoint", "step", "n_tokens", "n_correct")
 
 
 def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
-    """Write one line per example and checkpoint: id, checkpoint, step, nll_sum, n_tokens, n_correct[, token_nll]."""
+    """Write one line per example and checkpoint: id, checkpoint, step, nll_sum, n_tokens, n_correct.
+
+    Where there is such data: alone_nll_sum and token_nll, too.
+    """
     import pyarrow as pa
 
     n, c = dynamics.nll_sum.shape
@@ -43,6 +46,8 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
         "n_tokens": np.repeat(dynamics.n_tokens, c),
         "n_correct": dynamics.n_correct.reshape(-1),
     }
+    if dynamics.alone_nll_sum is not None:
+        columns["alone_nll_sum"] = np.where(dynamics.scored[:, None], dynamics.alone_nll_sum, 0.0).reshape(-1)
     if dynamics.token_nll is not None:
         flat = [np.asarray(nll, dtype=np.float32).reshape(-1) for nll in dynamics.token_nll]
         offsets = np.concatenate([[0], np.cumsum(np.repeat(dynamics.n_tokens, c))])
@@ -80,6 +85,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         n_tokens=grid["n_tokens"][:, 0],
         n_correct=grid["n_correct"],
         token_nll=_read_token_nll(path, table, order, grid["n_tokens"]),
+        alone_nll_sum=_read_alone(path, table, order, (n, c)),
     )
     _check_dynamics(path, dynamics, grid["n_tokens"])
     return dynamics
@@ -124,6 +130,18 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     return ids, Split(group=np.asarray([code[g] for g in groups], dtype=np.int8), names=names)
 
 
+def write_ids(path: PathLike, ids: Sequence[str]) -> None:
+    """Write one column, id."""
+    import pyarrow as pa
+
+    _write(path, pa.table({"id": pa.array(ids, pa.string())}))
+
+
+def read_ids(path: PathLike) -> list[str]:
+    """Return the ids of a file that has a column id, each once."""
+    return _unique_ids(path, _read(path, ["id"]))
+
+
 # ------------------------------------------------------------------------------------------- details
 
 
@@ -134,7 +152,7 @@ def _check_dynamics(path: PathLike, dynamics: TrainingDynamics, n_tokens_NC: npt
         ("n_tokens is negative", n_tokens_NC >= 0),
         ("nll_sum is not finite", np.isfinite(dynamics.nll_sum)),
         ("nll_sum is negative", dynamics.nll_sum >= 0),
-        ("n_correct is not in 0..n_tokens", (dynamics.n_correct >= 0) & (dynamics.n_correct <= n_tokens)),
+        ("n_correct is not in 0..n_tokens", (dynamics.n_correct >= NOT_COUNTED) & (dynamics.n_correct <= n_tokens)),
     )
     for problem, holds in rules:
         bad = np.flatnonzero(~holds.all(axis=1))
@@ -154,6 +172,16 @@ def _read_token_nll(
     _require(path, bool((lengths == n_tokens_NC.reshape(-1)).all()), "token_nll has another length than n_tokens")
     per_example = np.split(nested.flatten().to_numpy(), np.cumsum(n_tokens_NC.sum(axis=1))[:-1])
     return [nll.reshape(n_tokens_NC.shape[1], -1) for nll in per_example]
+
+
+def _read_alone(
+    path: PathLike, table: pa.Table, order: npt.NDArray[np.int64], shape: tuple[int, int]
+) -> Float64 | None:
+    if "alone_nll_sum" not in table.column_names:
+        return None
+    values = _numbers(path, table, "alone_nll_sum")[order].reshape(shape)
+    _require(path, bool(np.isfinite(values).all() and (values >= 0).all()), "alone_nll_sum is not finite or negative")
+    return values
 
 
 def _numbers(path: PathLike, table: pa.Table, name: str) -> npt.NDArray:

@@ -90,6 +90,9 @@ class RowScores:
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
 
 
+NOT_COUNTED = -1
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingDynamics:
     """What the reference model thought of every example at each of its C checkpoints.
@@ -98,7 +101,7 @@ class TrainingDynamics:
     steps      i64[C], optimizer step of each checkpoint (0 = before training)
     nll_sum    f64[N, C], sum of -log p over the response tokens, nats
     n_tokens   i64[N], response tokens scored (0: this reference could not score the example)
-    n_correct  i64[N, C], response tokens that are the argmax
+    n_correct  i64[N, C], response tokens that are the argmax; NOT_COUNTED where the pass did not look (online losses)
     token_nll  None, or for every example an f32[C, n_tokens] array
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
     """

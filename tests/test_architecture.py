@@ -22,7 +22,7 @@ LAYERS = (
     {"training"},
     {"dynamics"},
     {"config"},
-    {"pipeline", "reference_run", "rundir", "summary", "export", "quickstart"},
+    {"pipeline", "epoch_pairs", "run_context", "reference_run", "rundir", "summary", "export", "quickstart"},
     {"evaluation", "report", "integrations", "testing"},
     {"cli"},
 )

@@ -19,7 +19,8 @@ from sftmix.data.batching import Slot, TokenisedRows
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.distributed import World
-from sftmix.training.loop import Stage, train
+from sftmix.training.loop import train
+from sftmix.training.stage import Stage
 from tests.tiny import Tiny, make_tiny
 from tests.toy import FixedOrder
 

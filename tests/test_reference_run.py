@@ -158,3 +158,56 @@ def test_fewer_steps_than_checkpoints_are_one_each_and_said(tiny, tmp_path, sftm
     assert done.code == 0
     assert "2 steps are fewer than 5 checkpoints" in done.out
     assert sorted(set(table(run / "confidence" / "dynamics.parquet")["step"])) == [1, 2]
+
+
+def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sftmix):
+    """FromCheckpoints: the base model and the trained one, as transformers itself computes their NLL."""
+    trained, run = finished.path / "train" / "model", tmp_path / "run"
+    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    words += ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}, {trained}]"]
+    assert sftmix("split", *words, "--out", str(run)).code == 0
+    assert not (run / "reference" / "metrics.jsonl").exists()
+    found = table(run / "confidence" / "dynamics.parquet")
+    assert sorted(set(found["step"])) == [1, 2]
+    sums = {c: sum(n for n, k in zip(found["nll_sum"], found["checkpoint"], strict=True) if k == c) for c in (0, 1)}
+    base, after = (json.loads((finished.path / "train" / f).read_text()) for f in ("eval_before.json", "figures.json"))
+    assert sums[1] < sums[0]  # its own training rows
+    assert after["eval_nll"] < base["eval_nll"]
+    last = table(finished.path / "confidence" / "dynamics.parquet")
+    counts = [dict(zip(t["id"], t["n_tokens"], strict=True)) for t in (found, last)]
+    assert counts[0] == counts[1]
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    by_hand = nll_by_hand(model, AutoTokenizer.from_pretrained(trained), tiny)
+    ours = dict(zip(found["id"][1::2], found["nll_sum"][1::2], strict=True))
+    for example, nll in by_hand.items():
+        assert ours[example] == pytest.approx(nll, rel=1e-5)
+
+
+def nll_by_hand(model, tokenizer, tiny: Tiny) -> dict[str, float]:
+    """The response's NLL of each training row through the chat template and the model's own logits, by example id."""
+    from sftmix.data import load_data, make_encoder
+    from sftmix.options import DataOptions
+
+    data = load_data(DataOptions(train=str(tiny.train)), make_encoder(tokenizer), max_length=128, seed=42).train
+    found = {}
+    with torch.no_grad():
+        for row, line in enumerate(tiny.train.read_text().splitlines()):
+            fields = json.loads(line)
+            prompt = fields["instruction"] + (f"\n{fields['input']}" if fields.get("input") else "")
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": fields["output"]}]
+            whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            before = tokenizer.apply_chat_template(
+                turns[:1], tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+            logp = torch.log_softmax(model(torch.tensor([whole])).logits[0], -1)
+            end = len(data[row].input_ids)
+            found[data[row].id] = -sum(float(logp[t - 1, whole[t]]) for t in range(len(before), end))
+    return found
+
+
+def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
+    run = tmp_path / "run"
+    assert sftmix("split", *tiny.options, "--reference.response_alone", "--out", str(run)).code == 0
+    found = table(run / "confidence" / "dynamics.parquet")
+    assert min(found["alone_nll_sum"]) > 0
+    assert found["alone_nll_sum"] != found["nll_sum"]

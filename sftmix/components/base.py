@@ -14,7 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -75,10 +75,17 @@ class ReferenceContext(Protocol):
         *,
         model: ReferenceModel | None,
         training: ReferenceTraining | None,
-        checkpoints: int | Sequence[float],
-        token_nll: bool,
+        checkpoints: int | Sequence[float] | Literal["online"],
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         """Train by NTP and score every example at the checkpoints; see TrainedReference for the meaning of each."""
+        ...
+
+    def score_models(
+        self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
+    ) -> TrainingDynamics:
+        """Score every example by each of the models as it is; see FromCheckpoints."""
         ...
 
 
@@ -225,7 +232,8 @@ class StageState:
     step         optimizer steps done; total_steps of this stage
     epoch        epochs completed
     metrics      the metrics of the last step, as in metrics.jsonl
-    score        NLL, token count and correct count of every training row under the model as it is now
+    score        NLL, token count and correct count of every training row under the model as it is now; given other
+                 tokenised rows (`score(rows)`), of those
     evaluate     the same as metrics of the held-out rows, or None without held-out rows
     Both are forward passes in eval mode that every rank must call together.
     """
@@ -235,7 +243,7 @@ class StageState:
     total_steps: int
     epoch: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    score: Callable[[], RowScores] | None = None
+    score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.errors import ConfigError, DataError
@@ -19,25 +20,36 @@ class TrainedReference(Reference):
         self,
         *,
         model: ReferenceModel | None = None,
-        checkpoints: int | list[float] = 5,
+        checkpoints: int | list[float] | Literal["online"] = 5,
         token_nll: bool = False,
+        response_alone: bool = False,
         training: ReferenceTraining | None = None,
     ) -> None:
         """
         model: another base model with its own tokenizer, template and length; null is the target's own base model.
         checkpoints: how many scorings, evenly spaced with the last at the end of training; or a list, whose values
-            are shares of the run if none is above 1 (0 before training, 1 its end), else optimizer steps.
+            are shares of the run if none is above 1 (0 before training, 1 its end), else optimizer steps; or `online`:
+            no scoring at all, each example's loss is taken while it is trained on, one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
+        response_alone: also score each response without its instruction (IFD needs it), at twice the scoring.
         training: what differs from the run's `training` options; null inherits them all.
         """
-        if not (checkpoints >= 1 if isinstance(checkpoints, int) else _are_places(checkpoints)):
+        if checkpoints == "online":
+            for name, on in (("token_nll", token_nll), ("response_alone", response_alone)):
+                if on:
+                    raise ConfigError(
+                        f"reference.{name} is true and reference.checkpoints is online, but online losses are not "
+                        f"scored: set {name} to false, or give a number of checkpoints"
+                    )
+        elif not (checkpoints >= 1 if isinstance(checkpoints, int) else _are_places(checkpoints)):
             raise ConfigError(
-                f"reference.checkpoints is {checkpoints}; allowed: a number of scorings from 1, or a list of either "
-                "shares of the run (0 is before training, 1 its end) or, if one is above 1, whole steps"
+                f"reference.checkpoints is {checkpoints}; allowed: a number of scorings from 1, a list of either "
+                "shares of the run (0 is before training, 1 its end) or, if one is above 1, whole steps, or online"
             )
         self.model = model
         self.checkpoints = checkpoints
         self.token_nll = token_nll
+        self.response_alone = response_alone
         self.training = training
 
     def files(self) -> Sequence[str]:
@@ -48,8 +60,71 @@ class TrainedReference(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.train_and_score(
-            model=self.model, training=self.training, checkpoints=self.checkpoints, token_nll=self.token_nll
+            model=self.model,
+            training=self.training,
+            checkpoints=self.checkpoints,
+            token_nll=self.token_nll,
+            response_alone=self.response_alone,
         )
+
+
+class FromCheckpoints(Reference):
+    """Models already on disk score every example; nothing is trained.
+
+    Any fine-tuning of any trainer will do, for instance the `checkpoint-*` directories of a Trainer's run.
+    """
+
+    def __init__(
+        self,
+        *,
+        paths: list[str],
+        template: str | None = None,
+        max_length: int | None = None,
+        token_nll: bool = False,
+    ) -> None:
+        """
+        paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all with
+            the tokenizer of the first.
+        template: as data.template, for that tokenizer; null: the run's own, or the tokenizer's where it is another.
+        max_length: as data.max_length, for these models.
+        token_nll: also keep the NLL of every response token.
+        """
+        if not paths:
+            raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
+        self.paths = paths
+        self.template = template
+        self.max_length = max_length
+        self.token_nll = token_nll
+
+    def files(self) -> Sequence[str]:
+        template = self.template or ""
+        return [*self.paths, *([template] if os.path.isfile(template) else [])]
+
+    def collect(self, context: ReferenceContext) -> TrainingDynamics:
+        return context.score_models(
+            self.paths, template=self.template, max_length=self.max_length, token_nll=self.token_nll
+        )
+
+
+class Online(Reference):
+    """Single-run SFTMix: no reference model, the target's own losses of one epoch split the data for the next.
+
+    The first epoch is NTP on shuffled examples. From the second on, confidence comes from the losses that each example
+    had while it was trained on, so the whole recipe costs one plain run. This is our variant, not the paper's, which
+    trains a reference: the losses are those of a moving model with dropout on, as Dataset Cartography (arXiv
+    2009.10795) collects them, and the data seen last in an epoch look easier for that alone.
+    """
+
+    single_run = True
+
+    def __init__(self, *, window: int | None = 1) -> None:
+        """window: how many of the last epochs count as checkpoints, at least 1; null: all so far."""
+        if window is not None and window < 1:
+            raise ConfigError(f"reference.window is {window}; allowed: 1 and above, or null for all epochs")
+        self.window = window
+
+    def collect(self, context: ReferenceContext) -> TrainingDynamics:
+        raise ConfigError("reference Online has no run of its own: its losses come to be while the target is trained")
 
 
 class FromFile(Reference):

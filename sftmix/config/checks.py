@@ -100,6 +100,29 @@ def _pairs(config: RunConfig, pairs: bool) -> Iterator[str]:
                 )
 
 
+def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
+    reference, training = config.reference, config.training
+    if not (pairs and config.splitter.needs_confidence):
+        return
+    if config.confidence.needs_response_alone and not getattr(reference, "response_alone", True):
+        yield (
+            f"confidence {type(config.confidence).__name__} compares each response with and without its instruction, "
+            "but reference.response_alone is false; set it to true"
+        )
+    if reference.single_run:
+        name = type(reference).__name__
+        if training.max_steps is None and training.epochs <= 1:
+            yield (
+                f"reference {name} splits each epoch by the losses of the one before, but training.epochs is "
+                f"{training.epochs:g}; allowed: above 1"
+            )
+        if getattr(config.objective, "ntp_on", "all") != "all":
+            yield (
+                f"reference {name} has no split in the first epoch, so objective.ntp_on must be all, not "
+                f"{config.objective.ntp_on!r}"  # type: ignore[attr-defined]
+            )
+
+
 def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     """Every problem of the configuration, in the order of its options; an empty list when there is none.
 
@@ -111,6 +134,7 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
         *_ranges("data", config.data, _DATA),
         *_ranges("training", config.training, _TRAINING),
         *_pairs(config, pairs),
+        *_reference(config, pairs),
         *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),
     ]
     own_training = getattr(config.reference, "training", None)

@@ -12,13 +12,14 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -33,6 +34,8 @@ from sftmix.errors import CheckpointError
 from sftmix.training.distributed import World, unwrap
 
 _NAME = re.compile(r"step-(\d{8})")
+_ARRAYS = "arrays.st"
+"""Not *.safetensors: torch's reader takes every file of that name for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -58,8 +61,19 @@ class CheckpointStore:
             for leftover in self.directory.glob(".tmp-step-*"):
                 shutil.rmtree(leftover)
 
-    def save(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Write `step` on all ranks; it exists for readers only once it is whole. Then prune to the newest `keep`."""
+    def save(
+        self,
+        step: int,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        arrays: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write `step` on all ranks; it exists for readers only once it is whole. Then prune to the newest `keep`.
+
+        state   what the loop needs beside tensors, as JSON
+        arrays  more tensors, the same on every rank
+        """
         staging = self.world.share(str(fresh_directory(self.path(step))) if self.world.is_main else None)
         writer = dcp.HuggingFaceStorageWriter(staging, save_distributed=True)
         with _quiet():
@@ -67,6 +81,8 @@ class CheckpointStore:
         self.world.barrier()
         if self.world.is_main:
             (Path(staging) / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+            if arrays:
+                save_file(dict(arrays), Path(staging) / _ARRAYS)
             commit_directory(Path(staging), self.path(step), about={"step": step, "world_size": self.world.size})
             for old in self.steps()[self.keep :]:
                 shutil.rmtree(self.path(old))
@@ -95,6 +111,11 @@ class CheckpointStore:
     def state(self, step: int) -> dict[str, Any]:
         """The loop's state in `step`, as it was saved."""
         return json.loads((self.path(step) / "state.json").read_text())
+
+    def arrays(self, step: int) -> dict[str, torch.Tensor]:
+        """The loop's tensors in `step`; none where none were saved."""
+        file = self.path(step) / _ARRAYS
+        return load_file(file) if file.exists() else {}
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Load `step` in place, at any world size (without an optimizer: the weights only); the loop's state."""

@@ -11,55 +11,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from sftmix.components.base import Callback, CallbackResult, Objective, StageState
-from sftmix.data.batching import TokenisedRows, Unit, collate, micro_steps, to_device
+from sftmix.components.base import CallbackResult, StageState
+from sftmix.data.batching import TokenisedRows, Unit
 from sftmix.errors import ConfigError, NonFiniteError, Stopped
-from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.options import CheckpointOptions
 from sftmix.rng import stable_hash
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.distributed import World, autocast, gradient_sync, resolve_parallel, resolve_precision, wrap
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, progress_bar
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from sftmix.training.order import TrainingOrder
-from sftmix.training.step import TrainingModule, normalise
-from sftmix.types import Batch, Plan, RowScores, Split
+from sftmix.training.stage import Stage
+from sftmix.training.step import Perturb, TrainingModule, normalise
+from sftmix.training.window import micro_batches, step_sums, with_batch_nll
+from sftmix.types import Batch, Plan, RowScores
 
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
-
-Scorer = Callable[[nn.Module, TokenisedRows], RowScores]
-
-
-@dataclass(kw_only=True)
-class Stage:
-    """One training stage: what to train, on what, in which order, towards what."""
-
-    name: str
-    model: PreTrainedModel
-    data: TokenisedRows
-    order: TrainingOrder
-    objective: Objective
-    options: TrainingOptions
-    checkpoint: CheckpointOptions
-    directory: Path
-    seed: int
-    identity: str = ""
-    """Hash of what the stage is made from; a checkpoint of another identity is refused."""
-    pad_id: int = 0
-    split: Split | None = None
-    eval_data: TokenisedRows | None = None
-    scorer: Scorer | None = None
-    callbacks: Sequence[Callback] = ()
-    on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +67,7 @@ class TrainingLoop:
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = {"elapsed": 0.0, "tokens": 0.0, "ntp_tokens": 0.0, "mixup_tokens": 0.0, "mu_effective": 0.0}
-        self.totals["skipped"] = 0.0
+        self.totals |= {"ntp_count": 0.0, "mixup_count": 0.0, "skipped": 0.0}
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
         self.step, self.stopped = 0, False
@@ -135,6 +110,8 @@ class TrainingLoop:
         self.store.load(newest, self.module, self.optimizer)
         self.step, self.totals, self.stopped = state["step"], state["totals"], state["stopped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.stage.online is not None:
+            self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
@@ -143,7 +120,8 @@ class TrainingLoop:
         if due or interrupted:
             state = {"identity": self.stage.identity, "totals": self.totals, "stopped": self.stopped}
             state["skipped_in_a_row"] = self.skipped_in_a_row
-            self.store.save(self.step, self.module, self.optimizer, state)
+            arrays = self.stage.online.gathered() if self.stage.online is not None else {}
+            self.store.save(self.step, self.module, self.optimizer, state, arrays)
         if interrupted:
             raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")
 
@@ -163,19 +141,21 @@ class TrainingLoop:
         window = self._window(units)
         plans = [self._plan(batch) for batch in window]
         ntp, mixup = self.world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
-        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        perturb = self._perturb()
+        sums = torch.zeros(5, dtype=torch.float64, device=self.world.device)
         for k, (batch, plan) in enumerate(zip(window, plans, strict=True)):
             scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=self.world.size)
-            sums += self._forward_backward(batch, plan, scaled, last=k == len(window) - 1)
+            sums += self._forward_backward(batch, plan, scaled, perturb, last=k == len(window) - 1)
         norm = clip_gradients(self.module, self.options.max_grad_norm)
         self._apply(norm, window)
-        loss, nll, mixed = self.world.sum(sums.tolist())
+        loss, nll, mixed, trained, aligned = self.world.sum(sums.tolist())
         tokens = int(sum(self.stage.data.lengths[slot.row] for unit in units for slot in unit))
         self.step += 1
         seconds = time.perf_counter() - started
-        for key, value in (("elapsed", seconds), ("tokens", tokens), ("ntp_tokens", ntp), ("mixup_tokens", mixup)):
+        counts = {"tokens": tokens, "ntp_tokens": trained, "mixup_tokens": aligned}
+        for key, value in {"elapsed": seconds, **counts, "ntp_count": ntp, "mixup_count": mixup}.items():
             self.totals[key] += value
-        self.totals["mu_effective"] = _mu_effective(plans[0], self.totals["ntp_tokens"], self.totals["mixup_tokens"])
+        self.totals["mu_effective"] = _mu_effective(plans[0], self.totals["ntp_count"], self.totals["mixup_count"])
         metrics = {
             "step": self.step,
             "time": time.time(),
@@ -186,8 +166,8 @@ class TrainingLoop:
             "mu_effective": _mu_effective(plans[0], ntp, mixup),
             "learning_rate": lr,
             "grad_norm": norm,
-            "ntp_tokens": int(ntp),
-            "mixup_tokens": int(mixup),
+            "ntp_tokens": int(trained),
+            "mixup_tokens": int(aligned),
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
         }
@@ -195,43 +175,39 @@ class TrainingLoop:
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
         if self.stage.order.ends_epoch(self.step):
+            if self.stage.online is not None:
+                self.stage.online.end_epoch(self.stage.order.epoch_of(self.step - 1), self.step)
             metrics |= self._call("on_epoch_end", metrics)
         # Asked after the callbacks: an evaluation may take longer than a scheduler's patience for one more step.
         return metrics, self.world.max(float(signal is not None and signal.received)) > 0
 
     def _window(self, units: Sequence[Unit]) -> list[Batch]:
         """All micro-batches of this rank in this step; their counts must be known before the first backward."""
-        micro = self.options.micro_batch_size
-        steps = micro_steps(
-            units,
-            self.stage.data.lengths,
-            world_size=self.world.size,
-            micro_batch_size=micro,
-            max_segments=self.options.length_groups or default_length_groups(micro, self.world.device),
-        )
-        batches = (
-            collate(
-                s.ranks[self.world.rank],
-                self.stage.data,
-                n_segments=s.n_segments,
-                split=self.stage.split,
-                pad_id=self.stage.pad_id,
-            )
-            for s in steps
-        )
-        return [to_device(b, self.world.device) for b in batches]
+        stage = self.stage
+        split = stage.split_of(stage.order.epoch_of(self.step))
+        window = micro_batches(units, stage.data, self.options, self.world, split=split, pad_id=stage.pad_id)
+        if stage.objective.needs_batch_nll:
+            window = with_batch_nll(window, self.module, self.world, self.precision)
+        return window
 
     def _plan(self, batch: Batch) -> Plan:
         return self.stage.objective.plan(batch, step=self.step, total_steps=self.total, seed=self.stage.seed)
 
-    def _forward_backward(self, batch: Batch, plan: Plan, scaled: Plan, *, last: bool) -> torch.Tensor:
-        """Sums of one micro-batch, f64[3] on the device: loss, weighted NLL, Mixup loss."""
+    def _perturb(self) -> Perturb | None:
+        perturbation, stage = self.stage.perturbation, self.stage
+        return None if perturbation is None else partial(perturbation.embeddings, step=self.step, seed=stage.seed)
+
+    def _forward_backward(
+        self, batch: Batch, plan: Plan, scaled: Plan, perturb: Perturb | None, *, last: bool
+    ) -> torch.Tensor:
+        """Sums of one micro-batch, as `step_sums` has them."""
         with gradient_sync(self.module, last):
             with autocast(self.module, self.precision, self.world.device):
-                out = self.module(batch, scaled)
+                out = self.module(batch, scaled, perturb=perturb)
             out.loss.backward()
-        weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
-        return torch.stack([x.detach().double() for x in (out.loss, (weight * out.nll).sum(), out.mixup.sum())])
+        if self.stage.online is not None:
+            self.stage.online.record(batch, out.nll)
+        return step_sums(batch, plan, out)
 
     def _apply(self, norm: float, window: Sequence[Batch]) -> None:
         """Step, or skip it on every rank where the (global) gradient norm is not finite."""
@@ -271,9 +247,9 @@ class TrainingLoop:
                 self.stopped = self.stopped or result.stop
         return added
 
-    def _score(self) -> RowScores:
+    def _score(self, data: TokenisedRows | None = None) -> RowScores:
         assert self.stage.scorer is not None
-        return self.stage.scorer(self.module, self.stage.data)
+        return self.stage.scorer(self.module, self.stage.data if data is None else data)
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.stage.scorer is not None
@@ -299,11 +275,6 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:
     """Steps between checkpoints; 0 = none."""
     return options.every if options.every is not None else max(50, math.ceil(total_steps / 10))
-
-
-def default_length_groups(micro_batch_size: int, device: torch.device) -> int:
-    """One group per two examples on CPU; one on a GPU, which prefers one large batch."""
-    return min(16, max(1, micro_batch_size // 2)) if device.type == "cpu" else 1
 
 
 def _mu_effective(plan: Plan, ntp: float, mixup: float) -> float:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from sftmix.data.batching import Unit, epoch_units, global_batches
+from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
 from sftmix.types import Rows
 
@@ -16,12 +17,19 @@ class TrainingOrder:
 
     n_rows    rows of the training set
     pairs_of  epoch -> i64[P, 2] pairs, or None for shuffled singles
+    known     False where an epoch's pairs come to be only when it begins: every example is then one slot of each epoch
     """
 
     def __init__(
-        self, n_rows: int, pairs_of: Callable[[int], Rows | None], *, options: TrainingOptions, seed: int
+        self,
+        n_rows: int,
+        pairs_of: Callable[[int], Rows | None],
+        *,
+        options: TrainingOptions,
+        seed: int,
+        known: bool = True,
     ) -> None:
-        self._n_rows, self._pairs_of, self._seed = n_rows, pairs_of, seed
+        self._n_rows, self._pairs_of, self._seed, self._known = n_rows, pairs_of, seed, known
         self._size = options.global_batch_size
         self._cached: tuple[int, list[list[Unit]]] = (-1, [])
         self.ends: list[int] = []
@@ -34,7 +42,8 @@ class TrainingOrder:
         done, epoch = 0, 0
         while wanted > epoch and (options.max_steps is None or done < options.max_steps):
             share = min(1.0, wanted - epoch)
-            done += math.ceil(share * len(self._epoch(epoch)))
+            batches = len(self._epoch(epoch)) if self._known else math.ceil(self._n_rows / self._size)
+            done += math.ceil(share * batches)
             if options.max_steps is not None:
                 done = min(done, options.max_steps)
             self.ends.append(done)
@@ -43,7 +52,15 @@ class TrainingOrder:
     def _epoch(self, epoch: int) -> list[list[Unit]]:
         if self._cached[0] != epoch:
             units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
-            self._cached = (epoch, global_batches(units, self._size))
+            batches = global_batches(units, self._size)
+            expected = math.ceil(self._n_rows / self._size)
+            if not self._known and len(batches) != expected:
+                raise ConfigError(
+                    f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, "
+                    "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
+                    "each example once, or --reference TrainedReference"
+                )
+            self._cached = (epoch, batches)
         return self._cached[1]
 
     def epoch_of(self, step: int) -> int:

@@ -5,7 +5,9 @@ Using the LM head outside the wrapped forward would skip DDP's hooks and see sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,7 +16,13 @@ from transformers import PreTrainedModel
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.models import Head, head_of
-from sftmix.types import Batch, Plan
+from sftmix.types import Batch, Plan, Segment
+
+
+class Perturb(Protocol):
+    """`Perturbation.embeddings` of one step: seed and step are given."""
+
+    def __call__(self, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor: ...
 
 
 class TrainingModule(nn.Module):
@@ -26,20 +34,32 @@ class TrainingModule(nn.Module):
         self.head: Head = head_of(model)
         self.chunk_size = chunk_size
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
+    def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """hidden[T, D]: what the LM head receives at the positions that predict the response tokens."""
         decoder = self.model.get_decoder()
         parts, order = [], []
         for segment in batch.segments:
-            out = decoder(input_ids=segment.input_ids, attention_mask=segment.attention_mask, use_cache=False)
+            inputs = {"input_ids": segment.input_ids}
+            if perturb is not None:
+                inputs = {"inputs_embeds": self._perturbed(batch, segment, perturb)}
+            out = decoder(**inputs, attention_mask=segment.attention_mask, use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
 
-    def forward(self, batch: Batch, plan: Plan, *, stats: bool = False) -> SFTLoss:
-        """The loss of `plan`, whose weights are already divided by the global counts."""
+    def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb) -> torch.Tensor:
+        embeddings = self.model.get_input_embeddings()(segment.input_ids)
+        ids = [batch.ids[slot] for slot in segment.slots.tolist()]
+        return perturb(embeddings, segment.attention_mask, ids=ids)
+
+    def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
+        """The loss of `plan`, whose weights are already divided by the global counts.
+
+        stats    also count correct tokens and compute the entropy
+        perturb  what a training step does to the input embeddings; scoring leaves it out
+        """
         return sft_loss(
-            self.hidden_states(batch),
+            self.hidden_states(batch, perturb),
             self.head.weight,
             batch.labels,
             plan.pairs,
@@ -74,3 +94,23 @@ def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float,
     if plan.mixup_row_weight is not None:
         raise ConfigError("an objective's row_weight is a rule, so it cannot have a mixup_row_weight, too")
     return replace(scaled, row_scale=batch.ntp_weight[batch.slot].double() * row_factor)
+
+
+def scoring_plan(batch: Batch) -> Plan:
+    """A plan that trains nothing: what a pass that only wants NLLs is given."""
+    size, device = len(batch.labels), batch.labels.device
+    nothing = torch.zeros(0, device=device)
+    return Plan(
+        row_weight=torch.zeros(size, device=device),
+        pairs=batch.pairs[:0],
+        pair_weight=nothing,
+        lam=nothing,
+        ntp_count=0.0,
+        mixup_count=0.0,
+    )
+
+
+def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
+    """f64[B], sums of token-row values over each slot."""
+    zeros = torch.zeros(len(batch.ids), dtype=torch.float64, device=values_T.device)
+    return zeros.index_add(0, batch.slot, values_T.double())

@@ -13,7 +13,7 @@ from sftmix.components.base import Component
 def test_the_catalogue_lists_each_base_with_default_and_alternative():
     found = {base: [shipped.name for shipped in shipped_ones] for base, shipped_ones in components.catalogue()}
     assert found == {
-        "Reference": ["TrainedReference", "FromFile"],
+        "Reference": ["TrainedReference", "FromCheckpoints", "Online", "FromFile"],
         "ConfidenceEstimator": ["Perplexity", "LogPerplexity"],
         "Splitter": ["Median", "RandomSplit"],
         "PairSampler": ["RandomPairs", "LengthMatchedPairs"],

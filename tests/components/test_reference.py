@@ -36,11 +36,13 @@ class Context:
 
 def test_trained_reference_hands_its_options_to_the_loop():
     model, training, context = ReferenceModel(path="m"), ReferenceTraining(epochs=1), Context(["a", "b", "c"])
-    reference = TrainedReference(model=model, checkpoints=[0, 0.5, 1], token_nll=True, training=training)
-    assert reference.collect(context) is STORED
-    assert context.asked == {"model": model, "checkpoints": [0, 0.5, 1], "token_nll": True, "training": training}
+    asked = {"model": model, "checkpoints": [0, 0.5, 1], "token_nll": True, "response_alone": True}
+    asked["training"] = training
+    assert TrainedReference(**asked).collect(context) is STORED
+    assert context.asked == asked
     TrainedReference().collect(context)
-    assert context.asked == {"model": None, "checkpoints": 5, "token_nll": False, "training": None}
+    defaults = {"model": None, "checkpoints": 5, "token_nll": False, "response_alone": False, "training": None}
+    assert context.asked == defaults
 
 
 @pytest.mark.parametrize("checkpoints", [1, 7, [0], [0.0, 1.0], [0, 40, 100.0]])

@@ -20,8 +20,9 @@ from sftmix.errors import CheckpointError, ConfigError
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.distributed import World, unwrap, wrap
-from sftmix.training.loop import Stage, train
+from sftmix.training.loop import train
 from sftmix.training.optim import build_optimizer
+from sftmix.training.stage import Stage
 from sftmix.training.step import TrainingModule
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 

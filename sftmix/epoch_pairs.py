@@ -1,0 +1,86 @@
+"""Groups and pairs of each epoch of a training stage: known beforehand, or made from the losses of epochs before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from sftmix.components.base import (
+    ConfidenceEstimator,
+    PairSampler,
+    Splitter,
+    check_confidence,
+    check_pairs,
+    check_split,
+)
+from sftmix.components.confidence import variability
+from sftmix.dynamics import merge
+from sftmix.training.online import OnlineLosses
+from sftmix.types import Rows, Scores, Split, TrainingDynamics
+
+
+@dataclass(frozen=True)
+class EpochPairs:
+    """What a stage trains on, epoch by epoch (from 0).
+
+    split_of  epoch -> the groups, or None
+    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
+    known     False where an epoch's pairs come to be only when it begins
+    """
+
+    split_of: Callable[[int], Split | None]
+    pairs_of: Callable[[int], Rows | None]
+    known: bool = True
+
+
+def unpaired() -> EpochPairs:
+    """Shuffled singles in every epoch."""
+    return EpochPairs(lambda epoch: None, lambda epoch: None)
+
+
+def fixed(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
+    """One split for all epochs (the paper's)."""
+
+    def pairs_of(epoch: int) -> Rows:
+        return check_pairs(pairing.pairs(split, scores, epoch=epoch, seed=seed), len(scores))
+
+    return EpochPairs(lambda epoch: split, pairs_of)
+
+
+@dataclass(frozen=True)
+class FromOnlineLosses:
+    """Single-run SFTMix: the losses of the epochs before decide the split of an epoch; the first has none.
+
+    table   scores of the examples without confidence
+    window  how many of the last epochs count; None: all
+    """
+
+    losses: OnlineLosses
+    window: int | None
+    estimator: ConfidenceEstimator
+    splitter: Splitter
+    pairing: PairSampler
+    table: Scores
+    seed: int
+
+    def dynamics(self, epoch: int) -> TrainingDynamics:
+        """The dynamics that decide epoch `epoch`, which is at least 1."""
+        first = 0 if self.window is None else max(0, epoch - self.window)
+        return merge([self.losses.read(e) for e in range(first, epoch)])
+
+    def pairs(self) -> EpochPairs:
+        @lru_cache(maxsize=2)
+        def made(epoch: int) -> tuple[Split, Scores]:
+            dynamics = self.dynamics(epoch)
+            confidence = check_confidence(self.estimator.estimate(dynamics), dynamics)
+            scores = replace(self.table, confidence=confidence, variability=variability(dynamics))
+            return check_split(self.splitter.split(scores, seed=self.seed), scores), scores
+
+        def pairs_of(epoch: int) -> Rows | None:
+            if epoch == 0:
+                return None
+            split, scores = made(epoch)
+            return check_pairs(self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed), len(scores))
+
+        return EpochPairs(lambda epoch: made(epoch)[0] if epoch else None, pairs_of, known=False)

@@ -1,0 +1,228 @@
+"""What every stage of a run shares: its rows, models, fingerprints, and the directory that it writes to."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from sftmix.artefacts import sha256_file, write_text
+from sftmix.components.base import Component, check_selection, plain
+from sftmix.components.selection import All
+from sftmix.config import RunConfig
+from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare
+from sftmix.dynamics import score_rows
+from sftmix.errors import ConfigError
+from sftmix.model_files import context_length, fingerprint
+from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
+from sftmix.options import TrainingOptions
+from sftmix.rundir import RunDirectory
+from sftmix.store import read_confidence, read_ids, write_ids
+from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
+from sftmix.training.stage import Scorer, Stage
+from sftmix.training.step import TrainingModule
+from sftmix.types import RowScores, Scores
+
+LAYOUT_OPTIONS = ("micro_batch_size", "parallel", "activation_checkpointing", "length_groups", "chunk_size")
+"""Training options that say how a step is computed, not what; a resumed run may change them."""
+
+
+class RunContext:
+    """One run directory, and what its stages are made with."""
+
+    def __init__(self, config: RunConfig, world: World, directory: RunDirectory) -> None:
+        self.config, self.world, self.directory = config, world, directory
+        directory.status(stage="data")
+        self.prepared: Prepared = world.main_first(
+            lambda: prepare(config.data, config.seed, progress=world.is_main),
+        )
+        self.pairing = config.resolved_pairing()
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            print(text, flush=True)
+
+    # ------------------------------------------------------------------------------------------- data
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return make_encoder(load_tokenizer(self.config.model.path), self.config.data.template)
+
+    @cached_property
+    def data(self) -> LoadedData:
+        config = self.config
+
+        def encode(keep: Sequence[str] | None = None) -> LoadedData:
+            limit = config.data.max_length
+            return self.encode(self.encoder, config.model.path, limit, key="data.max_length", keep=keep)
+
+        whole = encode()
+        kept = None if isinstance(config.selector, All) else self._selected(whole.train)
+        if kept is None:
+            return whole
+        data = encode(kept)
+        name = type(config.selector).__name__
+        data.report.notes.append(f"{len(kept):,} of {len(whole.train):,} examples selected by {name}")
+        return data
+
+    def _selected(self, rows: EncodedDataset) -> list[str]:
+        """The ids that the selector keeps, in file order."""
+        selector, path = self.config.selector, self.directory.path / "selection" / "selected.parquet"
+        inputs = {
+            "data": rows.fingerprint,
+            "selector": selector.spec(),
+            "selector_files": self.contents(selector),
+            "seed": self.config.seed,
+        }
+        if not self.begin("selection", inputs):
+
+            def select() -> None:
+                chosen = selector.select(self.table(rows, None), seed=self.config.seed)
+                write_ids(path, [rows.ids[row] for row in check_selection(chosen, len(rows))])
+
+            self.world.on_main(select)
+            self.directory.finish("selection", ["selected.parquet"], {})
+        return read_ids(path)
+
+    def encode(
+        self, encoder: Encoder, model_path: str, max_length: int | None, *, key: str, keep: Sequence[str] | None = None
+    ) -> LoadedData:
+        """The rows of this run (or those with the ids `keep`) under an encoder.
+
+        max_length  tokens of each at most; None: as the model allows
+        """
+        length = resolve_max_length(max_length, model_path, key=key)
+        return self.world.main_first(
+            lambda: encode(
+                self.prepared, encoder, max_length=length, keep=keep, length_option=key, progress=self.world.is_main
+            )
+        )
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        return self.world.share(fingerprint(self.config.model.path) if self.world.is_main else None)
+
+    def table(self, data: EncodedDataset, path: Path | None) -> Scores:
+        nothing = np.full(len(data), np.nan)
+        confidence, spread = (nothing, nothing) if path is None else read_confidence(path)[1:]
+        return Scores(
+            id=data.ids,
+            row=np.arange(len(data), dtype=np.int64),
+            confidence=confidence,
+            variability=spread,
+            n_tokens=data.n_targets,
+            label=data.labels,
+            columns=data.columns,
+        )
+
+    # ------------------------------------------------------------------------------------------ models
+
+    def model(self, path: str, encoder: Encoder) -> PreTrainedModel:
+        """A model whose head and vocabulary fit the loss and the encoder."""
+        gc.collect()  # the weights of the stage before, which modules keep alive in cycles
+        model = load_model(path, attention=self.config.model.attention)
+        check_head(model)
+        check_vocabulary(model, encoder.tokenizer)
+        return model
+
+    def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
+        return partial(
+            score_rows,
+            world=self.world,
+            precision=resolve_precision(options.precision, self.world.device),
+            pad_id=encoder.pad_id,
+            token_nll=token_nll,
+            progress=f"{name}: scoring",
+        )
+
+    def score(self, path: str, *, encoder: Encoder, data: EncodedDataset, token_nll: bool) -> RowScores:
+        """Every row under a model as it is."""
+        options = self.config.training
+        precision = resolve_precision(options.precision, self.world.device)
+        module = wrap(
+            TrainingModule(self.model(path, encoder), chunk_size=options.chunk_size),
+            parallel=resolve_parallel(options.parallel, self.world),
+            precision=precision,
+            world=self.world,
+        )
+        return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
+
+    def stage(
+        self,
+        name: str,
+        *,
+        model_path: str,
+        encoder: Encoder,
+        options: TrainingOptions,
+        token_nll: bool = False,
+        **rest: Any,
+    ) -> Stage:
+        """A stage of this run, with its model loaded and checked."""
+        return Stage(
+            name=name,
+            model=self.model(model_path, encoder),
+            options=options,
+            checkpoint=self.config.checkpoint,
+            directory=self.directory.path / name,
+            identity=self.directory.identity(name),
+            pad_id=encoder.pad_id,
+            scorer=self.scorer(options, encoder, name=name, token_nll=token_nll),
+            on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
+            **rest,
+        )
+
+    # ---------------------------------------------------------------------------------------- details
+
+    def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Enter a stage; True if it is done. config.yaml follows what was accepted, never what was refused."""
+        done = self.directory.begin(stage, inputs)
+        if not done and self.world.is_main:
+            write_text(self.directory.path / "config.yaml", self.config.yaml())
+        return done
+
+    def hash_of(self, path: Path) -> str:
+        return self.world.share(sha256_file(path) if self.world.is_main else None)
+
+    def contents(self, component: Component) -> dict[str, str | None]:
+        """Fingerprints of what a component depends on; None for a mistake, which its reader will explain."""
+
+        def known(name: str) -> str | None:
+            try:
+                return fingerprint(name)
+            except ConfigError:
+                return None
+
+        names = component.files()  # on every rank: what it raises is everybody's error
+        return self.world.share({name: known(name) for name in names} if self.world.is_main else None)
+
+    def data_identity(self) -> dict[str, Any]:
+        """Identity of the training rows, and the options that people change, so that a refusal can name them."""
+        data = self.config.data
+        return {
+            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format")},
+            "max_length": self.data.report.max_length,
+            "template": self.encoder.name,
+            "fingerprint": self.data.train.fingerprint,
+        }
+
+    def deciding_callbacks(self) -> list[dict[str, Any]]:
+        return [c.spec() for c in self.config.callbacks if not c.observer]
+
+    def training_identity(self) -> dict[str, Any]:
+        """The training options that decide the result."""
+        options = self.config.training
+        values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
+        return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+
+
+def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
+    """Tokens per example: as asked, or the smaller of 2,048 and the model's context."""
+    context = context_length(model_path)
+    if requested is not None and context is not None and requested > context:
+        raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
+    return requested or min(2048, context or 2048)

@@ -1,0 +1,46 @@
+"""What a training stage is given: model, rows, order, objective and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sftmix.components.base import Callback, Objective, Perturbation
+from sftmix.data.batching import TokenisedRows
+from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.online import OnlineLosses
+from sftmix.training.order import TrainingOrder
+from sftmix.types import RowScores, Split
+
+Scorer = Callable[[nn.Module, TokenisedRows], RowScores]
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One training stage: what to train, on what, in which order, towards what."""
+
+    name: str
+    model: PreTrainedModel
+    data: TokenisedRows
+    order: TrainingOrder
+    objective: Objective
+    options: TrainingOptions
+    checkpoint: CheckpointOptions
+    directory: Path
+    seed: int
+    identity: str = ""
+    """Hash of what the stage is made from; a checkpoint of another identity is refused."""
+    pad_id: int = 0
+    split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
+    """The groups in each epoch."""
+    perturbation: Perturbation | None = None
+    online: OnlineLosses | None = None
+    """Keeps the losses of the epoch that is being trained on."""
+    eval_data: TokenisedRows | None = None
+    scorer: Scorer | None = None
+    callbacks: Sequence[Callback] = ()
+    on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)

@@ -1,0 +1,99 @@
+"""Which examples are trained on: chosen before anything else, by components of a user's own, through the pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sftmix import RunConfig
+from sftmix.components import Perturbation, Selector
+from sftmix.errors import ConfigError
+from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
+from sftmix.pipeline import run
+from tests.tiny import metrics, table
+
+
+class LongResponses(Selector):
+    """The k longest responses, in an order that is not the file's; remembers what it saw."""
+
+    def __init__(self, *, k: int = 12):
+        self.k = k
+
+    def select(self, scores, *, seed):
+        assert np.isnan(scores.confidence).all()
+        assert set(scores.columns) >= {"kind"}
+        return np.argsort(-scores.n_tokens, kind="stable")[: self.k].astype(np.int64)
+
+
+class Nobody(Selector):
+    def select(self, scores, *, seed):
+        return np.empty(0, dtype=np.int64)
+
+
+class Twice(Selector):
+    def select(self, scores, *, seed):
+        return np.array([3, 3])
+
+
+def config(tiny, out, **rest) -> RunConfig:
+    return RunConfig(
+        out=str(out),
+        model=ModelOptions(path=str(tiny.model)),
+        data=DataOptions(train=str(tiny.train), eval=str(tiny.eval)),
+        training=TrainingOptions(global_batch_size=8, micro_batch_size=4, max_steps=2, learning_rate=1e-3),
+        checkpoint=CheckpointOptions(every=0),
+        **rest,
+    )
+
+
+def test_only_the_selected_are_scored_split_and_trained_on(tiny, tmp_path, capsys):
+    run(config(tiny, tmp_path / "all"))
+    run(config(tiny, tmp_path / "some", selector=LongResponses()))
+    everything = table(tmp_path / "all" / "confidence" / "dynamics.parquet")
+    lengths = dict(zip(everything["id"], everything["n_tokens"], strict=True))
+    expected = sorted(lengths, key=lambda i: -lengths[i])[:12]
+    chosen = table(tmp_path / "some" / "selection" / "selected.parquet")["id"]
+    assert sorted(lengths[i] for i in chosen) == sorted(lengths[i] for i in expected)
+    assert chosen == [i for i in dict.fromkeys(everything["id"]) if i in set(chosen)]
+    for name in ("confidence/dynamics", "confidence/confidence", "split/split"):
+        assert set(table(tmp_path / "some" / f"{name}.parquet")["id"]) == set(chosen)
+    assert "12 of 29 examples selected by LongResponses" in capsys.readouterr().out
+    assert not (tmp_path / "all" / "selection").exists()
+
+
+def test_another_selection_is_another_run(tiny, tmp_path):
+    run(config(tiny, tmp_path / "run", selector=LongResponses()))
+    with pytest.raises(ConfigError, match=r"selector\.init_args\.k: 12 -> 10"):
+        run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
+
+
+@pytest.mark.parametrize(("selector", "named"), [(Nobody(), "none of the 29"), (Twice(), "selected twice")])
+def test_an_impossible_selection_is_said(tiny, tmp_path, selector, named):
+    with pytest.raises(ConfigError, match=named):
+        run(config(tiny, tmp_path / "run", selector=selector))
+
+
+SEEN: list[tuple[int, int]] = []
+
+
+class Recording(Perturbation):
+    """Adds nothing and notes when it was asked to."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        SEEN.append((step, seed))
+        return e
+
+
+def test_embeddings_are_perturbed_in_the_targets_training_steps_only(tiny, tmp_path):
+    """Not while scoring, not in evaluation, not in the reference's training."""
+    SEEN.clear()
+    run(config(tiny, tmp_path / "perturbed", perturbation=Recording(), with_baseline=True))
+    run(config(tiny, tmp_path / "plain", with_baseline=True))
+    steps = [step for step, seed in SEEN]
+    assert set(steps) == {0, 1}
+    assert {seed for _, seed in SEEN} == {42}
+    segments = 2 * 2 * 2 * 2  # two arms of two steps of two micro-batches in two length groups
+    assert len(steps) == segments
+    for arm in ("train", "baseline"):
+        losses = [[m["loss"] for m in metrics(tmp_path / name, arm)] for name in ("perturbed", "plain")]
+        assert losses[0] == losses[1]

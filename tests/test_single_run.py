@@ -1,0 +1,137 @@
+"""Single-run SFTMix: the losses of one epoch split the data for the next, in the run that is the only one."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import Tiny, metrics, table, weights
+
+
+def options(tiny: Tiny, *more: str) -> list[str]:
+    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    return [*words, "--reference", "Online", *more]
+
+
+@pytest.fixture(scope="module")
+def single(finished, tmp_path_factory):
+    from sftmix.cli import main
+
+    out = tmp_path_factory.mktemp("single") / "run"
+    assert main(["run", *options(finished.tiny), "--with_baseline", "--checkpoint.every", "3", "--out", str(out)]) == 0
+    return out
+
+
+def by_epoch(run, key: str, stage: str = "train") -> list[int]:
+    return [sum(m[key] for m in metrics(run, stage) if m["epoch"] == e) for e in range(3)]
+
+
+def test_the_first_epoch_is_ntp_and_the_next_ones_mix(single):
+    mixed = by_epoch(single, "mixup_tokens")
+    assert mixed[0] == 0
+    assert mixed[1] > 0
+    assert mixed[2] > 0
+    assert not (single / "reference").exists()
+    tokens = by_epoch(single, "ntp_tokens")
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_what_is_kept_is_what_the_steps_minimised(single):
+    """The NLL that the log sums up step by step is that of the examples, each in its turn."""
+    for epoch in range(3):
+        kept = table(single / "train" / "online" / f"epoch-{epoch:03d}.parquet")
+        steps = [m for m in metrics(single) if m["epoch"] == epoch]
+        assert len(kept["id"]) == 29
+        assert sum(kept["nll_sum"]) == pytest.approx(sum(m["ntp"] * m["ntp_tokens"] for m in steps), rel=1e-6)
+        assert set(kept["n_correct"]) == {-1}
+
+
+def test_the_last_split_is_that_of_the_epoch_before(single):
+    """Conf = -exp(NLL / tokens) of the second epoch (window 1) decides the third."""
+    kept = table(single / "train" / "online" / "epoch-001.parquet")
+    confidence = -np.exp(np.array(kept["nll_sum"]) / np.array(kept["n_tokens"]))
+    ranked = [kept["id"][i] for i in np.argsort(-confidence)]
+    split = table(single / "split" / "split.parquet")
+    group = dict(zip(split["id"], split["group"], strict=True))
+    assert [group[i] for i in ranked] == ["confident"] * 14 + ["unpaired"] + ["unconfident"] * 14
+
+
+def test_the_baseline_sees_the_same_batches(single):
+    for key in ("tokens", "ntp_tokens", "step"):
+        assert [m[key] for m in metrics(single)] == [m[key] for m in metrics(single, "baseline")]
+    assert sum(m["mixup_tokens"] for m in metrics(single, "baseline")) == 0
+
+
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_path, sftmix, step):
+    """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
+    words = options(finished.tiny, "--checkpoint.every", "3", "--checkpoint.keep", "9")
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert sftmix("run", *words, "--out", str(whole)).code == 0
+    shutil.copytree(whole, again)
+    for place in ("MANIFEST.json", "figures.json"):
+        (again / "train" / place).unlink()
+    for folder in ("train/model", "confidence", "split"):
+        shutil.rmtree(again / folder)
+    for checkpoint in (again / "train" / "checkpoints").glob("step-*"):
+        if int(checkpoint.name[-8:]) > step:
+            shutil.rmtree(checkpoint)
+    for epoch in range(3):
+        if (epoch + 1) * 4 > step:
+            (again / "train" / "online" / f"epoch-{epoch:03d}.parquet").unlink()
+    assert sftmix("run", *words, "--out", str(again)).code == 0
+    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(again)]
+    left, right = weights(whole), weights(again)
+    assert all(torch.equal(left[k], right[k]) for k in left)
+    assert table(whole / "split" / "split.parquet") == table(again / "split" / "split.parquet")
+
+
+def test_two_ranks_keep_the_same_losses(finished, single, tmp_path):
+    """In the first step all weights are still the same, so its examples must cost the same (no dropout)."""
+    from tests.tiny import make_tiny
+    from tests.tiny import sftmix as process
+
+    tiny = make_tiny(tmp_path)
+    config = tiny.model / "config.json"
+    config.write_text(config.read_text().replace('"attention_dropout": 0.1', '"attention_dropout": 0.0'))
+    kept = []
+    for ranks, parallel in ((1, "auto"), (2, "fsdp")):
+        out = tmp_path / str(ranks)
+        words = options(tiny, "--training.learning_rate", "1e-5", "--training.parallel", parallel)
+        done = process("run", *words, "--out", str(out), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        kept.append(table(out / "train" / "online" / "epoch-000.parquet"))
+    assert kept[0]["id"] == kept[1]["id"]
+    assert kept[0]["n_tokens"] == kept[1]["n_tokens"]
+    np.testing.assert_allclose(kept[0]["nll_sum"], kept[1]["nll_sum"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "named"),
+    [
+        ("run", ("--training.epochs", "1"), "training.epochs is 1"),
+        ("run", ("--training.max_steps", "3"), "needs a second epoch"),
+        ("run", ("--objective.ntp_on", "confident"), "objective.ntp_on must be all"),
+        ("split", (), "there is no split before it"),
+    ],
+)
+def test_what_a_single_run_cannot_do_is_said(finished, tmp_path, sftmix, command, words, named):
+    refused = sftmix(command, *options(finished.tiny), *words, "--out", str(tmp_path / "run"))
+    assert refused.code == 2
+    assert named in refused.err
+
+
+def test_online_confidence_of_a_reference_needs_no_scoring(finished, tmp_path, sftmix):
+    out = tmp_path / "run"
+    words = [w for w in finished.tiny.options if w not in ("--reference.checkpoints", "2")]
+    assert sftmix("split", *words, "--reference.checkpoints", "online", "--out", str(out)).code == 0
+    dynamics = table(out / "confidence" / "dynamics.parquet")
+    assert sorted(set(dynamics["step"])) == [4, 8, 12]
+    assert not (out / "reference" / "scores").exists()
+    for epoch in range(3):
+        total = sum(n for n, c in zip(dynamics["nll_sum"], dynamics["checkpoint"], strict=True) if c == epoch)
+        steps = [m for m in metrics(out, "reference") if m["epoch"] == epoch]
+        assert total == pytest.approx(sum(m["ntp"] * m["ntp_tokens"] for m in steps), rel=1e-6)

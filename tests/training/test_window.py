@@ -1,0 +1,121 @@
+"""What a step knows before its first backward, and what is done to embeddings only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix.components import NTP
+from sftmix.components.base import Perturbation
+from sftmix.data.alone import ResponsesAlone
+from sftmix.data.batching import Slot, collate
+from sftmix.dynamics import score_rows
+from sftmix.options import TrainingOptions
+from sftmix.training.distributed import World, wrap
+from sftmix.training.step import TrainingModule, normalise
+from sftmix.training.window import micro_batches, with_batch_nll
+from tests.toy import on_ranks, toy_model, toy_rows
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
+UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)]
+
+
+@torch.no_grad()
+def nll_of(model, row: int) -> float:
+    """The textbook formula, on one example."""
+    example = DATA[row]
+    ids = torch.from_numpy(example.input_ids)
+    logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)
+    return float(-sum(logp[t - 1, ids[t]] for t in np.flatnonzero(example.target)))
+
+
+def check_batch_nll(world: World, parallel: str) -> None:
+    model = toy_model(dropout=0.2)  # dropout must be off in this pass
+    module = wrap(TrainingModule(model), parallel=parallel, precision="fp32", world=world)
+    module.train()
+    options = TrainingOptions(micro_batch_size=2, length_groups=1)
+    window = micro_batches(UNITS, DATA, options, world, split=None, pad_id=0)
+    found = with_batch_nll(window, module, world, "fp32")
+    assert module.training
+    plain = toy_model(dropout=0.2).eval()
+    for batch in found:
+        nll = batch.batch_nll
+        assert nll.rows.tolist() == [0, 1, 2, 3, 4, 5]
+        assert nll.n_tokens.tolist() == [5, 2, 11, 4, 1, 6]
+        expected = [nll_of(plain, row) for row in range(6)]
+        np.testing.assert_allclose(nll.nll_sum.numpy(), expected, rtol=1e-10)
+
+
+def test_the_nll_of_the_whole_global_batch_is_handed_out():
+    check_batch_nll(World(), "none")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_on_two_ranks_each_knows_all(parallel):
+    on_ranks(check_batch_nll, parallel)
+
+
+class Shift(Perturbation):
+    """Adds a constant of each example's own to its real tokens."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        assert len(ids) == len(e)
+        own = torch.tensor([float(i.rpartition("-")[2]) + step for i in ids], dtype=e.dtype)
+        return e + own[:, None, None] * mask[:, :, None]
+
+
+def loss_of(model, units, segments: int, perturbation: Perturbation | None) -> torch.Tensor:
+    batch = collate(units, DATA, n_segments=segments)
+    plan = NTP().plan(batch, step=3, total_steps=9, seed=0)
+    plan = replace(plan, row_weight=plan.row_weight.double())
+    perturb = None if perturbation is None else partial(perturbation.embeddings, step=3, seed=0)
+    scaled = normalise(plan, batch, ntp_count=plan.ntp_count, mixup_count=0, world_size=1)
+    return TrainingModule(model)(batch, scaled, perturb=perturb).loss
+
+
+def test_a_perturbation_gets_each_example_with_its_own_id():
+    """By hand on one example at a time; grouped by length, the slots come in another order."""
+    model = toy_model().requires_grad_(False)
+    total = 0.0
+    for row in range(6):
+        ids = torch.from_numpy(DATA[row].input_ids)[None]
+        embedded = model.get_input_embeddings()(ids) + row + 3
+        logp = torch.log_softmax(model(inputs_embeds=embedded).logits[0], -1)
+        total -= sum(float(logp[t - 1, ids[0, t]]) for t in np.flatnonzero(DATA[row].target))
+    units = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4),), (Slot(5),)]
+    for segments in (1, 3):
+        assert float(loss_of(model, units, segments, Shift())) == pytest.approx(total / 29, rel=1e-10)
+
+
+class Nothing(Perturbation):
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e
+
+
+def test_a_perturbation_that_does_nothing_changes_nothing():
+    model = toy_model()
+    torch.testing.assert_close(loss_of(model, UNITS, 2, Nothing()), loss_of(model, UNITS, 2, None), rtol=0, atol=0)
+
+
+def test_gradients_go_through_the_perturbation_to_the_embeddings():
+    model = toy_model(tied=False)
+    loss_of(model, UNITS, 2, Shift()).backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_responses_alone_are_the_first_token_and_the_response():
+    """Each response scored by hand behind nothing but the first token of its sequence."""
+    model = toy_model().requires_grad_(False).eval()
+    found = score_rows(TrainingModule(model), ResponsesAlone(DATA), world=World())
+    for row in range(len(DATA)):
+        example = DATA[row]
+        response = example.input_ids[example.target] if example.target[0] == 0 else example.input_ids[1:]
+        ids = torch.from_numpy(np.concatenate([example.input_ids[:1], response]))
+        logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)
+        expected = -sum(float(logp[t, ids[t + 1]]) for t in range(len(ids) - 1))
+        assert found.nll_sum[row] == pytest.approx(expected, rel=1e-10)
+        assert found.n_tokens[row] == len(response)
