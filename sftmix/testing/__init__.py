@@ -1,0 +1,42 @@
+"""Checks for components of your own, and Hypothesis strategies for what they are given.
+
+    from sftmix.testing import check_splitter
+    from my_lab import ByLength
+
+    def test_by_length():
+        check_splitter(ByLength(threshold=20))
+
+Each check runs the component on generated inputs, the same ones every time, and raises AssertionError with the smallest
+input that breaks the contract of its base class. They need hypothesis (`pip install sftmix[test]`), no data and no GPU.
+"""
+
+from __future__ import annotations
+
+from sftmix.testing.checks import (
+    check_callback,
+    check_confidence_estimator,
+    check_pair_sampler,
+    check_reference,
+    check_schedule,
+    check_selector,
+    check_splitter,
+)
+from sftmix.testing.strategies import RowsInMemory, equal_groups, rows_in_memory, score_tables, training_dynamics
+from sftmix.testing.tensors import check_objective, check_perturbation
+
+__all__ = [
+    "RowsInMemory",
+    "check_callback",
+    "check_confidence_estimator",
+    "check_objective",
+    "check_pair_sampler",
+    "check_perturbation",
+    "check_reference",
+    "check_schedule",
+    "check_selector",
+    "check_splitter",
+    "equal_groups",
+    "rows_in_memory",
+    "score_tables",
+    "training_dynamics",
+]

@@ -1,0 +1,266 @@
+"""Conformance checks of the components that work on tables."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftmix.components import base
+from sftmix.components.base import (
+    Callback,
+    CallbackResult,
+    ConfidenceEstimator,
+    PairSampler,
+    Reference,
+    Schedule,
+    Selector,
+    Splitter,
+    StageState,
+)
+from sftmix.errors import SFTMixError
+from sftmix.testing.strategies import equal_groups, score_tables, training_dynamics
+from sftmix.types import Rows, RowScores, Scores, Split, TrainingDynamics
+
+C = TypeVar("C", bound=base.Component)
+V = TypeVar("V")
+SEED = 7
+
+
+def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -> None:
+    """Run `holds` on generated inputs. An SFTMixError is a refusal, which is allowed, but not of every input."""
+    answered = 0
+
+    @settings(
+        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(strategy)
+    def check(value: Any) -> None:
+        nonlocal answered
+        try:
+            holds(value)
+        except SFTMixError as refusal:
+            refused.append(str(refusal))
+        else:
+            answered += 1
+
+    refused: list[str] = []
+    check()
+    assert answered, f"every input was refused, the last one with: {refused[-1]}"
+
+
+def copy_of(component: C) -> C:
+    """A copy that has seen nothing: a resumed run, or another rank, begins with one."""
+    try:
+        return copy.deepcopy(component)  # by the same protocol as pickle
+    except Exception as error:
+        raise AssertionError(f"{type(component).__name__} cannot be copied: {error}") from error
+
+
+def assert_is(component: base.Component, kind: type) -> None:
+    name = type(component).__name__
+    assert isinstance(component, kind), f"{name} is not a {kind.__name__}"
+    parameters = type(component).__init__
+    if parameters is not object.__init__:
+        kinds = [p.kind for p in list(inspect.signature(parameters).parameters.values())[1:]]
+        assert all(k is inspect.Parameter.KEYWORD_ONLY for k in kinds), (
+            f"{name}.__init__ must take keyword-only arguments (`*` after self): they are its options"
+        )
+
+
+def _valid(check: Callable[..., V], *values: Any) -> V:
+    """What the pipeline itself checks; here a wrong answer, not a refusal."""
+    try:
+        return check(*values)
+    except SFTMixError as error:
+        raise AssertionError(str(error)) from error
+
+
+@contextmanager
+def untouched(*records: Any) -> Iterator[None]:
+    """The records and the global random states are afterwards what they were."""
+    import torch
+
+    before = [copy.deepcopy(record) for record in records]
+    states = (random.getstate(), str(np.random.get_state()), torch.random.get_rng_state())
+    yield
+    for now, old in zip(records, before, strict=True):
+        for field in fields(old):
+            changed = f"{type(old).__name__}.{field.name} was changed in place"
+            np.testing.assert_equal(getattr(now, field.name), getattr(old, field.name), err_msg=changed)
+    same = [states[0] == random.getstate(), states[1] == str(np.random.get_state())]
+    same.append(torch.equal(states[2], torch.random.get_rng_state()))
+    assert all(same), "it drew from a global random state; draw from sftmix.rng.generator(seed, purpose, ...)"
+
+
+def permuted(record: Any, order: Rows) -> Any:
+    """A record of N examples with them in another order; `row` stays 0..N-1."""
+    assert is_dataclass(record)
+    changed: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name in ("row", "names", "steps") or value is None:
+            continue
+        if field.name == "columns":
+            changed[field.name] = {k: [v[i] for i in order] for k, v in value.items()}
+        else:
+            changed[field.name] = value[order] if isinstance(value, np.ndarray) else [value[i] for i in order]
+    return replace(record, **changed)  # type: ignore[type-var]
+
+
+def _another_order(size: int) -> Rows:
+    return np.random.default_rng(size).permutation(size)
+
+
+def check_confidence_estimator(
+    estimator: ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None, examples: int = 50
+) -> None:
+    """One number per example, NaN exactly where it was not scored, by nothing but the example's own dynamics."""
+    assert_is(estimator, ConfidenceEstimator)
+
+    def holds(given: TrainingDynamics) -> None:
+        with untouched(given):
+            found = _valid(base.check_confidence, estimator.estimate(given), given)
+        again = copy_of(estimator).estimate(given)
+        np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
+        order = _another_order(len(given.ids))
+        other = estimator.estimate(permuted(given, order))
+        np.testing.assert_allclose(other, found[order], rtol=1e-12, err_msg="it depends on the order of the examples")
+
+    on_examples(training_dynamics() if dynamics is None else dynamics, holds, examples=examples)
+
+
+def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
+    """A group for every example (unpaired without confidence), the same in whatever order the file is.
+
+    scores  what tables it is tried on: by default with confidence exactly if it says `needs_confidence`
+    """
+    assert_is(splitter, Splitter)
+
+    def holds(table: Scores) -> None:
+        with untouched(table):
+            found = _valid(base.check_split, splitter.split(table, seed=SEED), table)
+        _same_split(found, copy_of(splitter).split(table, seed=SEED), "a second call gives something else")
+        order = _another_order(len(table))
+        other = splitter.split(permuted(table, order), seed=SEED)
+        expected = replace(found, group=found.group[order])
+        _same_split(expected, other, "it depends on the order of the examples; break ties by id")
+
+    on_examples(
+        score_tables(confidence=splitter.needs_confidence) if scores is None else scores, holds, examples=examples
+    )
+
+
+def _same_split(a: Split, b: Split, message: str) -> None:
+    assert a.names == b.names, message
+    np.testing.assert_array_equal(a.group, b.group, err_msg=message)
+
+
+def check_pair_sampler(
+    sampler: PairSampler, *, groups: int = 2, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50
+) -> None:
+    """Rows in pairs: none of the unpaired, none with itself, and the same for an epoch whatever was asked before.
+
+    groups  number of groups in the splits it is tried on
+    """
+    assert_is(sampler, PairSampler)
+    tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
+
+    def holds(drawn: tuple[Scores, Split]) -> None:
+        table, split = drawn
+        with untouched(table, split):
+            epochs = [
+                _valid(base.check_pairs, sampler.pairs(split, table, epoch=e, seed=SEED), len(table)) for e in range(3)
+            ]
+        for epoch, found in enumerate(epochs):
+            assert not np.isin(found, split.unpaired).any(), "an unpaired example is in a pair"
+            assert (found[:, 0] != found[:, 1]).all(), "an example is paired with itself"
+            again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
+            np.testing.assert_array_equal(found, again, err_msg=f"epoch {epoch} asked alone gives something else")
+
+    on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples=examples)
+
+
+def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
+    """Distinct rows, the same examples in whatever order the file is."""
+    assert_is(selector, Selector)
+
+    def holds(table: Scores) -> None:
+        with untouched(table):
+            found = _valid(base.check_selection, selector.select(table, seed=SEED), len(table))
+        again = _valid(base.check_selection, copy_of(selector).select(table, seed=SEED), len(table))
+        np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
+        order = _another_order(len(table))
+        other = selector.select(permuted(table, order), seed=SEED)
+        assert {table.id[row] for row in found} == {table.id[order[row]] for row in other}, (
+            "it depends on the order of the examples; break ties by id"
+        )
+
+    on_examples(score_tables(confidence=False) if scores is None else scores, holds, examples=examples)
+
+
+def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
+    """A finite number of at least `minimum` at every step of runs of several lengths, by the step alone."""
+    assert_is(schedule, Schedule)
+    for total in (1, 2, 10, 1000):
+        values = [schedule.value(step, total) for step in range(total)]
+        for step, value in enumerate(values):
+            assert isinstance(value, (int, float)), f"step {step} of {total}: {value!r} is not a number"
+            assert math.isfinite(value), f"step {step} of {total}: {value} is not finite"
+            assert value >= minimum, f"step {step} of {total}: {value} is below {minimum}"
+        backwards = [copy_of(schedule).value(step, total) for step in reversed(range(total))]
+        assert values == backwards[::-1], "a step's value depends on what was asked before"
+
+
+class _Lent:
+    """The context that a reference is lent: it trains nothing and returns what is expected of a run."""
+
+    def __init__(self, stored: TrainingDynamics) -> None:
+        self.ids, self._stored = stored.ids, stored
+
+    def train_and_score(self, **_: Any) -> TrainingDynamics:
+        return self._stored
+
+    def score_models(self, paths: Any, **_: Any) -> TrainingDynamics:
+        return self._stored
+
+
+def check_reference(reference: Reference, *, examples: int = 20) -> None:
+    """Dynamics of exactly the examples asked for, in their order, with columns that fit together."""
+    assert_is(reference, Reference)
+
+    def holds(stored: TrainingDynamics) -> None:
+        context = _Lent(stored)
+        with untouched(stored):
+            found = reference.collect(context)
+        size, checkpoints = len(context.ids), len(found.steps)
+        assert list(found.ids) == list(context.ids), "it must return exactly context.ids, in that order"
+        assert found.n_tokens.shape == (size,)
+        assert found.nll_sum.shape == found.n_correct.shape == (size, checkpoints)
+        assert np.isfinite(found.nll_sum[found.scored]).all(), "an NLL of a scored example is not finite"
+
+    on_examples(training_dynamics(), holds, examples=examples)
+
+
+def check_callback(callback: Callback, *, metrics: dict[str, float] | None = None) -> None:
+    """Every hook answers with nothing or a CallbackResult, with held-out rows and without; an observer never stops."""
+    assert_is(callback, Callback)
+    copy_of(callback)
+    held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0} | (metrics or {})
+    scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
+    for evaluate in (None, lambda: held_out):
+        state = StageState("train", 1, 4, 0, {"loss": 1.0, **held_out}, lambda *rows: scores, evaluate)
+        for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
+            result = getattr(callback, hook)(state)
+            assert result is None or isinstance(result, CallbackResult), f"{hook} returned {type(result).__name__}"
+            stops = result is not None and result.stop
+            assert not (callback.observer and stops), f"{hook} stopped training, but `observer` promises it never does"

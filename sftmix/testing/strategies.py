@@ -1,0 +1,100 @@
+"""Hypothesis strategies for the records that components are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from sftmix.types import Encoded, Rows, Scores, Split, TrainingDynamics
+
+
+@dataclass(frozen=True)
+class RowsInMemory(Sequence[Encoded]):
+    """Tokenised rows as the loop sees them, from a list."""
+
+    rows: list[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+    @property
+    def lengths(self) -> Rows:
+        return np.array([len(example.input_ids) for example in self.rows], dtype=np.int64)
+
+    @property
+    def ids(self) -> list[str]:
+        return [example.id for example in self.rows]
+
+
+def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, seed: int = 0) -> RowsInMemory:
+    """One row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for row, (prompt, response) in enumerate(lengths):
+        target = np.zeros(prompt + response, dtype=bool)
+        target[prompt:] = True
+        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, prompt + response), target))
+    return RowsInMemory(rows)
+
+
+_LENGTHS = st.integers(min_value=1, max_value=40)
+
+
+@st.composite
+def training_dynamics(draw: st.DrawFn, *, max_size: int = 24, checkpoints: int = 3) -> TrainingDynamics:
+    """Dynamics of 2 to max_size examples, some of which could not be scored (n_tokens 0); the first step is 0."""
+    size = draw(st.integers(min_value=2, max_value=max_size))
+    n_tokens = np.array(draw(st.lists(st.integers(0, 40), min_size=size, max_size=size)), dtype=np.int64)
+    n_tokens[0] = max(1, n_tokens[0])
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    nll = rng.gamma(2.0, 1.0, size=(2, size, checkpoints)) * n_tokens[None, :, None]
+    return TrainingDynamics(
+        ids=[f"id-{number}" for number in rng.permutation(size)],
+        steps=np.arange(checkpoints, dtype=np.int64) * 10,
+        nll_sum=nll[0],
+        n_tokens=n_tokens,
+        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, checkpoints)),
+        alone_nll_sum=nll[1],
+    )
+
+
+@st.composite
+def score_tables(
+    draw: st.DrawFn, *, max_size: int = 30, labels: Sequence[str] | None = None, confidence: bool = True
+) -> Scores:
+    """Tables of 4 to max_size examples, with ties and (where `confidence`) some that were not scored.
+
+    labels  what each example's label is drawn from; None: no labels
+    """
+    size = draw(st.integers(min_value=4, max_value=max_size))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = -np.round(rng.gamma(2.0, 3.0, size), draw(st.sampled_from([0, 6])))  # rounded: ties
+    values[rng.random(size) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
+    if not confidence:
+        values[:] = np.nan
+    return Scores(
+        id=[f"id-{number}" for number in rng.permutation(size)],
+        row=np.arange(size, dtype=np.int64),
+        confidence=values,
+        variability=np.where(np.isnan(values), np.nan, rng.gamma(1.0, 1.0, size)),
+        n_tokens=np.array(draw(st.lists(_LENGTHS, min_size=size, max_size=size)), dtype=np.int64),
+        label=None if labels is None else [labels[i] for i in rng.integers(0, len(labels), size)],
+        columns={"score": [float(x) for x in np.round(rng.random(size) * 5, 1)]},
+    )
+
+
+def equal_groups(scores: Scores, groups: int = 2) -> Split:
+    """A split of the table into equal groups by confidence; examples without one, and those left over, are unpaired."""
+    assigned = np.full(len(scores), -1, dtype=np.int8)
+    scored = np.flatnonzero(~np.isnan(scores.confidence))
+    ranked = sorted(scored.tolist(), key=lambda row: (-scores.confidence[row], scores.id[row]))
+    size = len(ranked) // groups
+    for group in range(groups):
+        assigned[ranked[group * size : (group + 1) * size]] = group
+    return Split(group=assigned, names=tuple(f"level_{group + 1}" for group in range(groups)))

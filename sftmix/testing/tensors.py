@@ -1,0 +1,131 @@
+"""Conformance checks of the components that work on tensors: objectives and perturbations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sftmix.components.base import Objective, Perturbation
+from sftmix.data.batching import Slot, Unit, collate
+from sftmix.testing.checks import SEED, assert_is, copy_of, untouched
+from sftmix.testing.strategies import RowsInMemory, rows_in_memory
+from sftmix.training.step import normalise
+from sftmix.types import Batch, BatchNLL, Plan, Split
+
+_DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
+_UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
+_SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
+
+
+def _batches(cut: Sequence[Sequence[Unit]], data: RowsInMemory) -> list[Batch]:
+    rows = torch.tensor(sorted({slot.row for units in cut for unit in units for slot in unit}))
+    counts = torch.tensor([int(data[int(row)].target.sum()) for row in rows])
+    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts)
+    return [replace(collate(units, data, split=_SPLIT), batch_nll=nll) for units in cut]
+
+
+def _plans(objective: Objective, batches: Sequence[Batch], step: int, total: int) -> list[Plan]:
+    plans = [objective.plan(batch, step=step, total_steps=total, seed=SEED) for batch in batches]
+    for batch, plan in zip(batches, plans, strict=True):
+        _well_formed(plan, batch)
+    return plans
+
+
+def _well_formed(plan: Plan, batch: Batch) -> None:
+    size, pairs = len(batch.labels), len(plan.pairs)
+    weights = [plan.pair_weight, plan.lam]
+    if isinstance(plan.row_weight, torch.Tensor):
+        assert plan.row_weight.shape == (size,), f"row_weight is {tuple(plan.row_weight.shape)}, not one per token row"
+        weights.append(plan.row_weight)
+    assert plan.pairs.shape == (pairs, 2)
+    assert plan.pairs.dtype == torch.int64
+    assert plan.pair_weight.shape == plan.lam.shape == (pairs,), "pair_weight and lam must be one per aligned pair"
+    assert all(bool(torch.isfinite(w).all()) for w in weights), "a weight is not finite"
+    assert bool(((plan.lam >= 0) & (plan.lam <= 1)).all()), "a lambda is outside [0, 1]"
+    assert plan.ntp_count >= 0, "ntp_count is negative"
+    assert plan.mixup_count >= 0, "mixup_count is negative"
+    assert plan.mu or not pairs, "pairs are mixed, but mu is 0"
+
+
+def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:
+    """What each token row and each aligned pair weighs in the loss of the global batch, by what they are."""
+    ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
+    found: dict[tuple, float] = {}
+    for batch, plan in zip(batches, plans, strict=True):
+        scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=1)
+        place = np.concatenate([np.arange(n) for n in np.bincount(batch.slot, minlength=len(batch.ids))])
+        token = [(batch.ids[s], int(n)) for s, n in zip(batch.slot.tolist(), place, strict=True)]
+        if isinstance(scaled.row_weight, torch.Tensor):
+            row = scaled.row_weight
+        else:
+            like = torch.linspace(0.1, 3.0, len(place), dtype=torch.float64)[torch.from_numpy(place)]
+            assert scaled.row_scale is not None
+            row = scaled.row_scale * scaled.row_weight(like, like)
+        for key, weight, trained in zip(token, row.tolist(), batch.ntp_weight[batch.slot].tolist(), strict=True):
+            found["row", key] = found.get(("row", key), 0.0) + weight
+            assert trained or plan.mixup_row_weight is not None or weight == 0, (
+                f"{key[0]} is a repeated slot, which carries no NTP loss, but it weighs {weight}"
+            )
+        for (i, j), weight, lam in zip(
+            scaled.pairs.tolist(), scaled.pair_weight.tolist(), scaled.lam.tolist(), strict=True
+        ):
+            found["pair", token[i], token[j]] = weight
+            found["lambda", token[i], token[j]] = lam
+    return found
+
+
+def check_objective(objective: Objective, *, steps: int = 3) -> None:
+    """Plans that are well formed, drawn from (seed, step, ids) alone, and the same however the global batch is cut.
+
+    The last is what makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss,
+    once it is divided by the counts of the whole global batch, may not depend on which micro-batch they are in.
+    """
+    assert_is(objective, Objective)
+    whole = _batches([_UNITS], _DATA)
+    cuts = [[[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]]]
+    for step in range(steps):
+        with untouched():
+            plans = _plans(objective, whole, step, steps)
+        expected = _weights(whole, plans)
+        again = _weights(whole, _plans(copy_of(objective), whole, step, steps))
+        assert expected == again, "a second call, of a copy, gives other weights: keep no state, draw from sftmix.rng"
+        for cut in cuts:
+            batches = _batches(cut, _DATA)
+            found = _weights(batches, _plans(objective, batches, step, steps))
+            assert found.keys() == expected.keys(), "other pairs are mixed when the batch is cut into micro-batches"
+            for key, weight in expected.items():
+                assert abs(found[key] - weight) <= 1e-6 * max(1.0, abs(weight)), (
+                    f"{key} weighs {weight} in the whole batch and {found[key]} when it is cut into micro-batches"
+                )
+    if objective.mixes:
+        assert any(len(p.pairs) or p.mixup_row_weight is not None for p in plans) or plans[0].mu == 0, (
+            "it says that it mixes, but no plan has a pair"
+        )
+
+
+def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) -> None:
+    """Embeddings of the same shape, differentiable, drawn for each example by itself whatever it is batched with."""
+    assert_is(perturbation, Perturbation)
+    ids, lengths, width = ["a", "b", "c"], [7, 4, 5], 8
+    e = torch.linspace(-1, 1, 3 * 7 * width).view(3, 7, width).requires_grad_()
+    mask = torch.tensor([[1] * n + [0] * (7 - n) for n in lengths])
+
+    def run(rows: list[int], length: int, step: int = 2, seed: int = SEED) -> torch.Tensor:
+        names = [ids[row] for row in rows]
+        return perturbation.embeddings(e[rows, :length], mask[rows, :length], ids=names, step=step, seed=seed)
+
+    with untouched():
+        found = run([0, 1, 2], 7)
+    assert found.shape == e.shape, f"the shape changed to {tuple(found.shape)}"
+    assert found.dtype == e.dtype, f"the dtype changed to {found.dtype}"
+    (gradient,) = torch.autograd.grad(found.sum(), e)
+    assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
+    torch.testing.assert_close(
+        copy_of(perturbation).embeddings(e, mask, ids=ids, step=2, seed=SEED), found, rtol=0, atol=0
+    )
+    for row, length in enumerate(lengths):
+        alone = run([row], length)[0]
+        torch.testing.assert_close(alone, found[row, :length], rtol=tolerance, atol=tolerance)

@@ -1,0 +1,206 @@
+"""The conformance checks pass what is shipped and catch what breaks its contract, each by what it breaks."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix import components, testing
+from sftmix.components import base
+from sftmix.components.listing import catalogue
+from sftmix.components.objectives import NTP, SFTMix
+from sftmix.components.splitters import Median
+from sftmix.types import Split
+
+CHECKS = {
+    "ConfidenceEstimator": testing.check_confidence_estimator,
+    "Splitter": testing.check_splitter,
+    "PairSampler": testing.check_pair_sampler,
+    "Objective": testing.check_objective,
+    "Selector": testing.check_selector,
+    "Schedule": testing.check_schedule,
+    "Perturbation": testing.check_perturbation,
+    "Callback": testing.check_callback,
+    "Reference": testing.check_reference,
+}
+OPTIONS = {
+    "sftmix.components.reference.FromCheckpoints": {"paths": ["somewhere"]},
+    "sftmix.components.selection.Longest": {"k": 3},
+    "sftmix.components.selection.Random": {"k": 3},
+    "sftmix.components.selection.ScoreAtLeast": {"field": "score", "threshold": 1.0},
+    "sftmix.components.selection.WithLabel": {"labels": ["High"]},
+    "sftmix.components.splitters.QualityLabel": {"high": "High", "low": "Low"},
+    "sftmix.components.schedules.Constant": {"value": 0.2},
+    "sftmix.components.schedules.Linear": {"start": 0.0, "end": 0.4},
+    "sftmix.components.schedules.Cosine": {"start": 0.4, "end": 0.1},
+    "sftmix.components.schedules.AfterFraction": {"fraction": 0.5, "value": 0.2},
+}
+MORE = {
+    "sftmix.components.splitters.QualityLabel": {"scores": testing.score_tables(labels=("High", "Low", "else"))},
+    "sftmix.components.selection.WithLabel": {"scores": testing.score_tables(labels=("High", "Low"))},
+    "sftmix.components.pairing.LevelPairs": {"groups": 4},
+}
+OUTSIDE = {
+    "sftmix.components.reference.FromFile": "reads a file; tests/components/test_reference.py",
+    "sftmix.components.reference.Online": "has no dynamics before training; tests/test_single_run.py",
+    "sftmix.components.splitters.FromFile": "reads a file; tests/components/test_splitters.py",
+}
+SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.path not in OUTSIDE]
+
+
+@pytest.mark.parametrize(("kind", "path"), SHIPPED, ids=lambda word: word.rpartition(".")[2])
+def test_every_shipped_component_keeps_its_contract(kind, path):
+    module, _, name = path.rpartition(".")
+    component = getattr(importlib.import_module(module), name)(**OPTIONS.get(path, {}))
+    CHECKS[kind](component, **MORE.get(path, {}))
+
+
+def test_every_base_class_has_a_check():
+    assert {name for name, _ in catalogue()} == set(CHECKS)
+
+
+# ------------------------------------------------------------------------------------------ what is caught
+
+
+class ByFileOrder(Median):
+    """The first half of the file against the second."""
+
+    def split(self, scores, *, seed):
+        half = len(scores) // 2
+        group = np.full(len(scores), -1, dtype=np.int8)
+        group[:half], group[-half:] = 0, 1
+        group[np.isnan(scores.confidence)] = -1
+        return Split(group=group, names=("first", "second"))
+
+
+class PairsUnscored(Median):
+    def split(self, scores, *, seed):
+        found = super().split(scores, seed=seed)
+        return replace(found, group=np.maximum(found.group, 0).astype(np.int8))
+
+
+class SortsInPlace(components.Perplexity):
+    def estimate(self, dynamics):
+        dynamics.nll_sum.sort(axis=1)
+        return super().estimate(dynamics)
+
+
+class Ranks(components.Perplexity):
+    """Ranks in the order of the file."""
+
+    def estimate(self, dynamics):
+        found = super().estimate(dynamics)
+        return np.where(np.isnan(found), np.nan, np.arange(len(found), dtype=float))
+
+
+class Remembers(base.PairSampler):
+    """A generator of its own, which goes on from epoch to epoch."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def pairs(self, split, scores, *, epoch, seed):
+        columns = [self.rng.permutation(rows) for rows in (split.confident, split.unconfident)]
+        return np.stack(columns, axis=1)
+
+
+class Global(base.PairSampler):
+    def pairs(self, split, scores, *, epoch, seed):
+        return np.stack([np.random.permutation(rows) for rows in (split.confident, split.unconfident)], axis=1)
+
+
+class MeanOfMeans(NTP):
+    """Each micro-batch counts the same, however many tokens it has (T1)."""
+
+    def plan(self, batch, *, step, total_steps, seed):
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        weight = plan.row_weight / max(plan.ntp_count, 1)
+        return replace(plan, row_weight=weight, ntp_count=1.0)
+
+
+class LambdaByPlace(SFTMix):
+    """A lambda per place in the micro-batch."""
+
+    def plan(self, batch, *, step, total_steps, seed):
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        return replace(plan, lam=torch.linspace(0, 1, len(plan.lam)))
+
+
+class TrainsRepeats(NTP):
+    def plan(self, batch, *, step, total_steps, seed):
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        return replace(plan, row_weight=torch.ones_like(plan.row_weight))
+
+
+class BatchNoise(base.Perturbation):
+    """One draw for the whole batch."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        noise = torch.randn(e.shape, generator=torch.Generator().manual_seed(seed + step))
+        return e + noise.to(e.dtype)
+
+
+class Detached(base.Perturbation):
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e.detach() + 0 * e
+
+
+class Counts(base.Schedule):
+    def __init__(self):
+        self.calls = 0
+
+    def value(self, step, total_steps):
+        self.calls += 1
+        return 1 / self.calls
+
+
+class StopsQuietly(base.Callback):
+    observer = True
+
+    def on_step_end(self, state):
+        return base.CallbackResult(stop=True)
+
+
+class Positional(base.Selector):
+    def __init__(self, k=2):
+        self.k = k
+
+    def select(self, scores, *, seed):
+        return np.arange(self.k)
+
+
+class Shuffles(base.Reference):
+    def collect(self, context):
+        found = context.train_and_score()
+        return found.of(list(found.ids)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken", "named"),
+    [
+        ("Splitter", ByFileOrder(), "order of the examples"),
+        ("Splitter", PairsUnscored(), "must stay unpaired"),
+        ("ConfidenceEstimator", SortsInPlace(), "changed in place"),
+        ("ConfidenceEstimator", Ranks(), "order of the examples"),
+        ("PairSampler", Remembers(), "asked alone gives something else"),
+        ("PairSampler", Global(), "global random state"),
+        ("Objective", MeanOfMeans(), "cut into micro-batches"),
+        ("Objective", LambdaByPlace(), "cut into micro-batches"),
+        ("Objective", TrainsRepeats(), "repeated slot"),
+        ("Perturbation", BatchNoise(), "not equal"),
+        ("Perturbation", Detached(), "no gradient"),
+        ("Schedule", Counts(), "what was asked before"),
+        ("Callback", StopsQuietly(), "promises it never does"),
+        ("Selector", Positional(), "keyword-only"),
+        ("Reference", Shuffles(), "exactly context.ids"),
+        ("Splitter", NTP(), "not a Splitter"),
+    ],
+    ids=lambda word: type(word).__name__ if isinstance(word, base.Component) else "",
+)
+def test_a_broken_component_is_caught(kind, broken, named):
+    with pytest.raises(AssertionError, match=named):
+        CHECKS[kind](broken)
