@@ -18,6 +18,7 @@ from sftmix.components.base import Component
 from sftmix.config import RunConfig
 from sftmix.config.parser import (
     component_bases,
+    component_classes,
     component_options,
     known_components,
     list_options,
@@ -102,7 +103,7 @@ def _metavar(key: str, hint: Any) -> str:
             inner = [_TYPES.get(a, "VALUE") for a in typing.get_args(option)]
             words.append(f"[{', '.join(inner if typing.get_origin(option) is tuple else [*inner, '...'])}]")
         else:
-            words.append(_TYPES.get(option, "VALUE"))
+            words.append("CLASS" if component_classes(option) else _TYPES.get(option, "VALUE"))
     return "|".join(words)
 
 
