@@ -116,7 +116,7 @@ def resolve(dotted: str) -> object:
 
 def known_options() -> set[str]:
     own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "help", "version", "callbacks+"}
-    lists = {"data.train+", "data.eval+"}
+    lists = {"data.train+", "data.eval+", "data.labels+"}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
     components = {

@@ -111,7 +111,7 @@ def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
     hints, docs = typing.get_type_hints(cls), _field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
-        more = f" More: --{key}+ FILE." if key in list_options() else ""
+        more = f" More: --{key}+ {_NAMES.get(f.name, 'TEXT')}." if key in list_options() else ""
         yield _option(key, hints[f.name], docs.get(f.name, "") + more, getattr(default, f.name))
 
 
