@@ -253,7 +253,7 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
     size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
     weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
-    plan = ntp_plan(batch, (weight_B / size_B.clamp(min=1)).float())
+    plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
     return replace(plan, ntp_count=float(weight_B.sum()))
 
 

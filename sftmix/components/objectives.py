@@ -30,7 +30,7 @@ class SFTMix(Objective):
 
     For a pair (c, u) with lambda ~ Beta(alpha, alpha), the head's inputs and the one-hot labels of their n-th response
     tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0 the
-    plan is NTP's, bit for bit.
+    plan is NTP's, bit for bit (with `mean: sequence`, it is NTP over sequences: the baseline of that averaging).
     """
 
     mixes = True
@@ -80,7 +80,7 @@ class SFTMix(Objective):
         return replace(
             ntp,
             pairs=batch.pairs,
-            pair_weight=(mu * share_M).float(),
+            pair_weight=mu * share_M,
             lam=torch.as_tensor(lam_M, dtype=torch.float32, device=batch.pairs.device),
             mixup_count=mixup_count,
             mu=mu,
@@ -103,11 +103,11 @@ class SFTMix(Objective):
         return batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1)
 
     def _shares(self, batch: Batch) -> tuple[Tensor, float]:
-        """f64[M], the weight of each aligned token pair before mu, and what they add to the Mixup denominator."""
+        """[M], the weight of each aligned token pair before mu, and what they add to the Mixup denominator."""
         import torch
 
         if self.mean == "token":
-            return torch.ones_like(batch.pair_index, dtype=torch.float64), float(len(batch.pair_index))
+            return torch.ones_like(batch.pair_index, dtype=torch.float32), float(len(batch.pair_index))
         size_P = torch.bincount(batch.pair_index, minlength=len(batch.slot_pairs))
         return 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
 
@@ -159,7 +159,7 @@ class DecomposedMixup(SFTMix):
         weight_T.index_add_(0, plan.pairs[:, 0], weight_M * lam_M)  # a row may stand in several pairs
         weight_T.index_add_(0, plan.pairs[:, 1], weight_M * (1 - lam_M))
         nothing = plan.lam[:0]
-        return replace(plan, pairs=plan.pairs[:0], pair_weight=nothing, lam=nothing, mixup_row_weight=weight_T.float())
+        return replace(plan, pairs=plan.pairs[:0], pair_weight=nothing, lam=nothing, mixup_row_weight=weight_T)
 
 
 def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float:
