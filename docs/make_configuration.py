@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from sftmix.cli.help import component_docs
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.parser import component_bases, component_options, import_class, option_groups
+from sftmix.config.parser import component_bases, component_options, import_class, nested_bases, option_groups
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -56,6 +56,9 @@ def configuration() -> str:
     shipped = dict(catalogue())
     for option, base in component_bases().items():
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
+        parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
+    for option, base in nested_bases().items():
+        parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
         parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
     return "\n".join(parts)
 

@@ -36,7 +36,10 @@ class DataOptions:
     multi_turn: Literal["per_turn", "whole"] = "per_turn"
     """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
     label_field: str | None = None
-    """Row field kept as the example's label (quality labels)."""
+    """Row field kept as the example's label (quality labels). Excludes data.labels."""
+    labels: list[str] | str | None = None
+    """One label for each entry of data.train, in their order: that of all rows of its files. Excludes
+    data.label_field."""
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
     limit: int | None = None
@@ -48,6 +51,23 @@ class DataOptions:
         # One file may be given without a list, in YAML, on the command line and in Python.
         self.train = as_list(self.train)
         self.eval = None if self.eval is None else as_list(self.eval)
+        self.labels = None if self.labels is None else as_list(self.labels)
+
+    def label_problem(self) -> str | None:
+        """What is wrong with data.labels, in one sentence; None where nothing is."""
+        if self.labels is None:
+            return None
+        if self.label_field is not None:
+            return (
+                f"data.labels ({', '.join(self.labels)}) and data.label_field ({self.label_field}) exclude each other: "
+                "a label comes from the row's file or from a field of the row; set one to null"
+            )
+        if len(self.labels) != len(self.train):
+            return (
+                f"data.labels names {len(self.labels)} labels ({', '.join(self.labels)}) for {len(self.train)} entries "
+                f"of data.train ({', '.join(self.train)}); give one label for each, in their order"
+            )
+        return None
 
 
 def as_list(value: list[str] | str) -> list[str]:

@@ -271,12 +271,13 @@ class Plan:
          + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
     where the loop replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
-    row_weight       f32[T], or a rule (nll, entropy) -> weight evaluated detached inside the loss, where it is
+    Weights are float32 or, where they are fractions, float64; the loss takes them in its own precision.
+    row_weight       [T], or a rule (nll, entropy) -> weight evaluated detached inside the loss, where it is
                      multiplied with the NTP weight of the row's slot
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)
-    pair_weight      f32[M], mu included
+    pair_weight      [M], mu included
     lam              f32[M], lambda of column 0
-    mixup_row_weight None, or f32[T], mu included: NTP losses that count as Mixup (the decomposed control)
+    mixup_row_weight None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
     ntp_count        what this micro-batch adds to the NTP denominator (usually: trained response tokens)
     mixup_count      what it adds to the Mixup denominator (usually: aligned token pairs)
     mu               the Mixup weight, for the log

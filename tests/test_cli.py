@@ -70,6 +70,8 @@ OPTIONS = [
     ("data.max_length", "null", None),
     ("data.multi_turn", "whole", "whole"),
     ("data.label_field", "quality", "quality"),
+    ("data.labels", "[high, low]", ["high", "low"]),
+    ("data.labels", "high", ["high"]),
     ("data.skip_bad", None, True),
     ("data.skip_bad", "false", False),
     ("data.limit", "100", 100),

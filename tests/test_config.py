@@ -129,6 +129,8 @@ PROBLEMS = [
     (data(eval_fraction=1.0), ["data.eval_fraction is 1.0", "(0, 1)"]),
     (data(max_length=1), ["data.max_length is 1", "at least 2"]),
     (data(limit=0), ["data.limit is 0", "at least 1"]),
+    (data(labels=["a"], label_field="q"), ["data.labels (a)", "data.label_field (q)"]),
+    (data(labels=["a", "b"]), ["data.labels", "2 labels (a, b)", "1 entries of data.train (a.json)"]),
     (training(global_batch_size=31), ["training.global_batch_size is 31", "pairing", "even"]),
     (training(micro_batch_size=1), ["training.micro_batch_size is 1", "pairing", "even"]),
     (training(global_batch_size=0), ["training.global_batch_size is 0", "at least 1"]),

@@ -25,7 +25,7 @@ import pytest
 from sftmix import errors
 from sftmix.cli.commands import COMMANDS
 from sftmix.components.listing import catalogue
-from sftmix.config.parser import component_bases, component_options, import_class, option_hints
+from sftmix.config.parser import component_bases, component_options, import_class, nested_bases, option_hints
 from sftmix.options import ReferenceModel, ReferenceTraining
 from tests.tiny import Tiny, make_tiny
 
@@ -116,9 +116,9 @@ def resolve(dotted: str) -> object:
 
 def known_options() -> set[str]:
     own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "help", "version", "callbacks+"}
-    lists = {"data.train+", "data.eval+"}
+    lists = {"data.train+", "data.eval+", "data.labels+"}
     shipped = {component.path: base for base, found in catalogue() for component in found}
-    of_base = {base.__name__: option for option, base in component_bases().items()}
+    of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
     components = {
         f"{of_base[b]}.{name}" for path, b in shipped.items() for name in component_options(import_class(path))
     }

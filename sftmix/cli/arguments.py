@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sftmix.config.messages import nearest, unknown_option
@@ -44,7 +44,7 @@ def sort_arguments(argv: Sequence[str], extra: Sequence[str] = ()) -> Arguments:
     flags = {name.rstrip("?") for name in extra if name.endswith("?")}
     own = {name.rstrip("?") for name in extra}
     found = Arguments()
-    classes, others, seen = list[str](), list[str](), Counter[str]()
+    given, seen = list[tuple[str, str | None]](), Counter[str]()
     for key, value in _pairs(argv, lambda key: key in flags or is_flag(key)):
         if key == "help":
             found.wants_help = True
@@ -56,8 +56,9 @@ def sort_arguments(argv: Sequence[str], extra: Sequence[str] = ()) -> Arguments:
             if key not in own:
                 _check_key(key)
             seen[key] += 1
-            (classes if _names_class(key) else others).append(f"--{key}={value}")
-    found.options = classes + others
+            given.append((key, value))
+    given.sort(key=lambda option: _rank(option[0], seen))
+    found.options = [f"--{key}={value}" for key, value in given]
     for key in (key for key, times in seen.items() if times > 1 and not key.endswith("+")):
         if key in list_options():
             raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
@@ -97,8 +98,11 @@ def _stray(word: str, previous: str | None) -> str:
     return f"unexpected argument {word!r}{after}; options start with --"
 
 
-def _names_class(key: str) -> bool:
-    return key in component_bases() and key not in list_options()
+def _rank(key: str, keys: Iterable[str]) -> int:
+    """Place in the order: classes, then classes within their options (`--objective.mu Linear`), then the rest."""
+    if key in component_bases() and key not in list_options():
+        return 0
+    return 1 if any(other.startswith(f"{key}.") for other in keys) and "." in key else 2
 
 
 def _check_key(key: str) -> None:

@@ -18,6 +18,7 @@ from sftmix.components.base import Component
 from sftmix.config import RunConfig
 from sftmix.config.parser import (
     component_bases,
+    component_classes,
     component_options,
     known_components,
     list_options,
@@ -102,7 +103,7 @@ def _metavar(key: str, hint: Any) -> str:
             inner = [_TYPES.get(a, "VALUE") for a in typing.get_args(option)]
             words.append(f"[{', '.join(inner if typing.get_origin(option) is tuple else [*inner, '...'])}]")
         else:
-            words.append(_TYPES.get(option, "VALUE"))
+            words.append("CLASS" if component_classes(option) else _TYPES.get(option, "VALUE"))
     return "|".join(words)
 
 
@@ -110,7 +111,7 @@ def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
     hints, docs = typing.get_type_hints(cls), _field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
-        more = f" More: --{key}+ FILE." if key in list_options() else ""
+        more = f" More: --{key}+ {_NAMES.get(f.name, 'TEXT')}." if key in list_options() else ""
         yield _option(key, hints[f.name], docs.get(f.name, "") + more, getattr(default, f.name))
 
 

@@ -7,14 +7,14 @@ import inspect
 from sftmix.cli.help import component_lines, option_lines
 from sftmix.components.listing import Shipped, catalogue
 from sftmix.config.messages import nearest
-from sftmix.config.parser import component_bases, import_class
+from sftmix.config.parser import component_bases, import_class, nested_bases
 from sftmix.errors import ConfigError
 
 
 def _by_option() -> list[tuple[str, type, list[Shipped]]]:
     """The option that chooses them, their base class, and the shipped components."""
-    shipped = dict(catalogue())
-    return [(option, base, shipped.get(base.__name__, [])) for option, base in component_bases().items()]
+    shipped, options = dict(catalogue()), component_bases() | nested_bases()
+    return [(option, base, shipped.get(base.__name__, [])) for option, base in options.items()]
 
 
 def overview() -> str:

@@ -1,7 +1,7 @@
 """What users swap: base classes and shipped components, each resolved on first use, so that importing costs nothing.
 
-The two `FromFile` (a reference from a dynamics file, and later a split from a file) are reached through their modules:
-`sftmix.components.reference.FromFile`.
+The two `FromFile` (a reference from a dynamics file, a split from a split file) are reached through their modules:
+`sftmix.components.reference.FromFile`, `sftmix.components.splitters.FromFile`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,43 @@ _PUBLIC = {
     "Splitter": "base",
     "StageState": "base",
     "Evaluate": "callbacks",
+    "IFD": "confidence",
+    "Correctness": "confidence",
+    "LearningPercentage": "confidence",
     "LogPerplexity": "confidence",
+    "LowVariability": "confidence",
     "Perplexity": "confidence",
     "variability": "confidence",
     "Shipped": "listing",
     "catalogue": "listing",
     "NTP": "objectives",
+    "DecomposedMixup": "objectives",
+    "MixupOnly": "objectives",
     "SFTMix": "objectives",
+    "AnyPairs": "pairing",
+    "ConfidenceGapPairs": "pairing",
     "LengthMatchedPairs": "pairing",
+    "LevelPairs": "pairing",
     "RandomPairs": "pairing",
-    "All": "selection",
+    "SameGroupPairs": "pairing",
+    "NEFTune": "perturbations",
     "TrainedReference": "reference",
+    "DFT": "reweighting",
+    "IRDRO": "reweighting",
+    "LabelSmoothing": "reweighting",
+    "AfterFraction": "schedules",
+    "Constant": "schedules",
+    "Cosine": "schedules",
+    "Linear": "schedules",
+    "All": "selection",
+    "Longest": "selection",
+    "Random": "selection",
+    "ScoreAtLeast": "selection",
+    "WithLabel": "selection",
+    "LengthMatched": "splitters",
     "Median": "splitters",
+    "QualityLabel": "splitters",
+    "Quantile": "splitters",
     "RandomSplit": "splitters",
 }
 

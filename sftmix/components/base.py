@@ -10,10 +10,11 @@ Component modules import torch inside methods: building the command line must no
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -122,6 +123,19 @@ class Splitter(Component, ABC):
         """Return the group of every row. Rows without a confidence (NaN) must become unpaired (-1)."""
 
 
+def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """ConfigError where an option's value is none of the allowed words."""
+    if value not in allowed:
+        raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_number(key: str, value: float, *, above: float | None = None, least: float | None = None, hint: str) -> None:
+    """ConfigError where a number is not finite, not above `above` or less than `least`; `hint` says what is allowed."""
+    low = (above is not None and value <= above) or (least is not None and value < least)
+    if not math.isfinite(value) or low:
+        raise ConfigError(f"{key} is {value}; allowed: {hint}")
+
+
 def check_confidence(confidence: Float64, dynamics: TrainingDynamics) -> Float64:
     """The confidence, if it is one number per example, NaN exactly where unscored; else ConfigError."""
     values = np.asarray(confidence, dtype=np.float64)
@@ -222,6 +236,32 @@ class Objective(Component, ABC):
 
         `step` counts from 0 and is the step being computed.
         """
+
+
+def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
+    """NTP alone: every response token weighs as its slot does, f32[B], and nothing is mixed."""
+    import torch
+
+    row_weight_T = slot_weight[batch.slot]
+    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
+    return Plan(
+        row_weight=row_weight_T,
+        pairs=batch.pairs[:0],
+        pair_weight=nothing,
+        lam=nothing,
+        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),
+        mixup_count=0.0,
+    )
+
+
+def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
+    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; what is counted is the weights."""
+    import torch
+
+    size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
+    weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
+    plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
+    return replace(plan, ntp_count=float(weight_B.sum()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
-from sftmix.components.base import ConfidenceEstimator
-from sftmix.types import Float64, TrainingDynamics
+from sftmix.components.base import ConfidenceEstimator, check_choice
+from sftmix.errors import ConfigError
+from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
+
+Checkpoint = Literal["first", "last", "mean"]
 
 
 class Perplexity(ConfidenceEstimator):
@@ -25,6 +30,86 @@ class LogPerplexity(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         return -_mean_nll(dynamics).mean(axis=1)
+
+
+class Correctness(ConfidenceEstimator):
+    """Share of response tokens that are the argmax, averaged over the checkpoints.
+
+    Dataset Cartography's correctness (arXiv 2009.10795), its share of correct predictions taken over tokens.
+    """
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        if (dynamics.n_correct == NOT_COUNTED).any():
+            raise ConfigError(
+                "confidence Correctness needs the number of correct tokens, which online losses do not have; give "
+                "--reference TrainedReference a number of --reference.checkpoints, or choose another confidence"
+            )
+        return (dynamics.n_correct / _n_tokens(dynamics)[:, None]).mean(axis=1)
+
+
+class LowVariability(ConfidenceEstimator):
+    """Minus the standard deviation of the perplexity over the checkpoints: what hardly changed ranks first.
+
+    Dataset Cartography's variability (arXiv 2009.10795) in the place of its confidence; it needs 2 checkpoints.
+    """
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        if len(dynamics.steps) < 2:
+            raise ConfigError(
+                "confidence LowVariability needs at least 2 checkpoints, and there is 1; raise --reference.checkpoints"
+            )
+        return -variability(dynamics)
+
+
+class IFD(ConfidenceEstimator):
+    """Minus the Instruction-Following Difficulty (arXiv 2308.12032): how little the instruction helps.
+
+    IFD = (NLL of the response after its instruction) / (NLL of the response alone), means over its tokens. Near 1 or
+    above, the instruction does not help: a hard example, says its paper, which selects the hard ones. Where the
+    response alone has NLL 0, IFD is 1 if it has NLL 0 after the instruction, too, else inf.
+    """
+
+    needs_response_alone = True
+
+    def __init__(self, *, checkpoint: Checkpoint = "first") -> None:
+        """checkpoint: at which scoring of the reference; its paper looks at a hardly trained model."""
+        check_choice("confidence.checkpoint", checkpoint, get_args(Checkpoint))
+        self.checkpoint = checkpoint
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        alone = dynamics.alone_nll_sum
+        if alone is None:
+            raise ConfigError(
+                "confidence IFD compares with the NLL of each response without its instruction, and these dynamics "
+                "have none; score it with --reference.response_alone true, in another --out"
+            )
+        known = alone > 0
+        ratio_NC = np.divide(dynamics.nll_sum, alone, where=known, out=np.full(alone.shape, np.inf))
+        ratio_NC[~known & (dynamics.nll_sum == 0)] = 1.0
+        chosen = {"first": ratio_NC[:, 0], "last": ratio_NC[:, -1], "mean": ratio_NC.mean(axis=1)}
+        return np.where(dynamics.scored, -chosen[self.checkpoint], np.nan)
+
+
+class LearningPercentage(ConfidenceEstimator):
+    """Share of the fall in perplexity reached at the first checkpoint (arXiv 2402.10430): learned early is easy.
+
+    LP(1) = (P_0 - P_1) / (P_0 - P_C), with P_0 before training, P_1 at the first checkpoint after it, P_C at the last.
+    Its paper trains on the examples with a low LP(1), the hard ones, and takes P_1 after the first epoch. An example
+    whose perplexity did not fall by the end was never learned: -inf, which ranks it last.
+    """
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        steps = dynamics.steps.tolist()
+        if not steps or steps[0] != 0 or len(steps) < 3:
+            raise ConfigError(
+                "confidence LearningPercentage needs the perplexity before training and at 2 later checkpoints, and "
+                f"the dynamics are of the steps {steps}; use --reference.checkpoints [0, 0.33, 1] or a longer list"
+            )
+        nll_NC = _mean_nll(dynamics)
+        with np.errstate(over="ignore"):  # divided by P_0: a perplexity may be beyond float64 where its fall is not
+            first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
+        learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
+        return np.where(dynamics.scored, learned, np.nan)
 
 
 def perplexity(dynamics: TrainingDynamics) -> Float64:
@@ -47,5 +132,9 @@ def variability(dynamics: TrainingDynamics) -> Float64:
 
 def _mean_nll(dynamics: TrainingDynamics) -> Float64:
     """f64[N, C], nats per response token; NaN where n_tokens is 0."""
-    n_tokens = np.where(dynamics.scored, dynamics.n_tokens, np.nan)
-    return np.asarray(dynamics.nll_sum, dtype=np.float64) / n_tokens[:, None]
+    return np.asarray(dynamics.nll_sum, dtype=np.float64) / _n_tokens(dynamics)[:, None]
+
+
+def _n_tokens(dynamics: TrainingDynamics) -> Float64:
+    """f64[N]; NaN where n_tokens is 0."""
+    return np.where(dynamics.scored, dynamics.n_tokens, np.nan)

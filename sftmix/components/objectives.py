@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 
-from sftmix.components.base import Objective
+from sftmix.components.base import Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
 from sftmix.errors import ConfigError
 from sftmix.rng import generator
 from sftmix.types import Batch, Float64, Plan, Tensor
@@ -16,13 +15,14 @@ from sftmix.types import Batch, Float64, Plan, Tensor
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]
 LambdaPer = Literal["pair", "batch", "token"]
+Mean = Literal["token", "sequence"]
 
 
 class NTP(Objective):
     """Next-token prediction on every example, each response token alike: the baseline."""
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return _ntp_plan(batch, batch.ntp_weight)
+        return ntp_plan(batch, batch.ntp_weight)
 
 
 class SFTMix(Objective):
@@ -30,7 +30,7 @@ class SFTMix(Objective):
 
     For a pair (c, u) with lambda ~ Beta(alpha, alpha), the head's inputs and the one-hot labels of their n-th response
     tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0 the
-    plan is NTP's, bit for bit.
+    plan is NTP's, bit for bit (with `mean: sequence`, it is NTP over sequences: the baseline of that averaging).
     """
 
     mixes = True
@@ -38,50 +38,59 @@ class SFTMix(Objective):
     def __init__(
         self,
         *,
-        mu: float = 0.2,
-        alpha: float = 0.5,
+        mu: float | Schedule = 0.2,
+        alpha: float | Schedule = 0.5,
         ntp_on: NtpOn = "all",
         mixup_mean: MixupMean = "own",
         lambda_per: LambdaPer = "pair",
+        mean: Mean = "token",
     ) -> None:
         """
-        mu: weight of the Mixup term, 0 or above.
-        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1.
+        mu: weight of the Mixup term, 0 or above; or a Schedule.
+        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         ntp_on: which examples carry the NTP loss; `confident` and `unconfident` leave out the unpaired ones, too.
         mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
         lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
+        mean: over tokens, or over sequences: then the tokens of each response (Mixup: of each pair) are averaged first,
+            and mixup_mean counts pairs and responses.
         """
-        if not (math.isfinite(mu) and mu >= 0):
-            raise ConfigError(f"objective.mu is {mu}; allowed: a number from 0 (paper: 0.2)")
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ConfigError(f"objective.alpha is {alpha}; allowed: a number above 0 (paper: 0.5)")
-        _check_choice("ntp_on", ntp_on, get_args(NtpOn))
-        _check_choice("mixup_mean", mixup_mean, get_args(MixupMean))
-        _check_choice("lambda_per", lambda_per, get_args(LambdaPer))
+        for key, value in (("mu", mu), ("alpha", alpha)):
+            if not isinstance(value, Schedule):
+                _check_value(key, value)
+        check_choice("objective.ntp_on", ntp_on, get_args(NtpOn))
+        check_choice("objective.mixup_mean", mixup_mean, get_args(MixupMean))
+        check_choice("objective.lambda_per", lambda_per, get_args(LambdaPer))
+        check_choice("objective.mean", mean, get_args(Mean))
         self.mu = mu
         self.alpha = alpha
         self.ntp_on = ntp_on
         self.mixup_mean = mixup_mean
         self.lambda_per = lambda_per
+        self.mean = mean
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
 
-        ntp = _ntp_plan(batch, batch.ntp_weight * self._carries_ntp(batch))
-        if self.mu == 0:
+        mu = _at("mu", self.mu, step, total_steps)
+        ntp = self._ntp(batch)
+        if mu == 0:
             return ntp
-        lam_M = self._draw_lambda(batch, step=step, seed=seed)
-        n_mixed = batch.pairs.shape[0]
-        return Plan(
-            row_weight=ntp.row_weight,
+        lam_M = self._draw_lambda(batch, alpha=_at("alpha", self.alpha, step, total_steps), step=step, seed=seed)
+        share_M, mixup_count = self._shares(batch)
+        return replace(
+            ntp,
             pairs=batch.pairs,
-            pair_weight=torch.full((n_mixed,), self.mu, dtype=torch.float32, device=batch.pairs.device),
+            pair_weight=mu * share_M,
             lam=torch.as_tensor(lam_M, dtype=torch.float32, device=batch.pairs.device),
-            ntp_count=ntp.ntp_count,
-            mixup_count=float(n_mixed),
-            mu=self.mu,
+            mixup_count=mixup_count,
+            mu=mu,
             mixup_mean=self.mixup_mean,
         )
+
+    def _ntp(self, batch: Batch) -> Plan:
+        """NTP on the examples that carry it, averaged over tokens or sequences."""
+        averaged = ntp_plan if self.mean == "token" else sequence_plan
+        return averaged(batch, batch.ntp_weight * self._carries_ntp(batch))
 
     def _carries_ntp(self, batch: Batch) -> Tensor:
         """bool[B]: the slots whose group carries the NTP loss."""
@@ -93,37 +102,77 @@ class SFTMix(Objective):
             raise ConfigError(f"objective.ntp_on is {self.ntp_on}, which needs a split; set ntp_on=all or a pairing")
         return batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1)
 
-    def _draw_lambda(self, batch: Batch, *, step: int, seed: int) -> Float64:
+    def _shares(self, batch: Batch) -> tuple[Tensor, float]:
+        """[M], the weight of each aligned token pair before mu, and what they add to the Mixup denominator."""
+        import torch
+
+        if self.mean == "token":
+            return torch.ones_like(batch.pair_index, dtype=torch.float32), float(len(batch.pair_index))
+        size_P = torch.bincount(batch.pair_index, minlength=len(batch.slot_pairs))
+        return 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
+
+    def _draw_lambda(self, batch: Batch, *, alpha: float, step: int, seed: int) -> Float64:
         """f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""
         n_mixed = batch.pairs.shape[0]
         if self.lambda_per == "batch":
-            return np.full(n_mixed, generator(seed, "lambda", step).beta(self.alpha, self.alpha))
+            return np.full(n_mixed, generator(seed, "lambda", step).beta(alpha, alpha))
         pair_ids = [(batch.ids[c], batch.ids[u]) for c, u in batch.slot_pairs.tolist()]
         lengths = np.bincount(batch.pair_index.cpu().numpy(), minlength=len(pair_ids))
         draws = [np.empty(0)]
         for (id_c, id_u), length in zip(pair_ids, lengths.tolist(), strict=True):
             rng = generator(seed, "lambda", step, id_c, id_u)
             size = length if self.lambda_per == "token" else 1
-            draws.append(np.broadcast_to(rng.beta(self.alpha, self.alpha, size=size), (length,)))
+            draws.append(np.broadcast_to(rng.beta(alpha, alpha, size=size), (length,)))
         return np.concatenate(draws)
 
 
-def _ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """Every response token weighs as its slot does; nothing is mixed. `slot_weight` is f32[B]."""
-    import torch
+class MixupOnly(SFTMix):
+    """Mixup without NTP (section 5.3): SFTMix's Mixup term alone, with weight 1, over its own count."""
 
-    row_weight_T = slot_weight[batch.slot]
-    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
-    return Plan(
-        row_weight=row_weight_T,
-        pairs=batch.pairs[:0],
-        pair_weight=nothing,
-        lam=nothing,
-        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),
-        mixup_count=0.0,
-    )
+    def __init__(self, *, alpha: float | Schedule = 0.5, lambda_per: LambdaPer = "pair", mean: Mean = "token") -> None:
+        """
+        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
+        lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
+        mean: over token pairs, or over pairs of sequences, the tokens of each averaged first.
+        """
+        super().__init__(mu=1.0, alpha=alpha, lambda_per=lambda_per, mean=mean)
+
+    def _ntp(self, batch: Batch) -> Plan:
+        return ntp_plan(batch, batch.ntp_weight * 0)
 
 
-def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"objective.{key} is {value!r}; allowed: {', '.join(allowed)}")
+class DecomposedMixup(SFTMix):
+    """Control: lambda CE_c + (1 - lambda) CE_u in the place of the Mixup loss, neither inputs nor labels mixed.
+
+    The same pairs, positions, lambdas, weights and counts as SFTMix: what is left between the two is the mixing itself
+    (appendix A: the gradient of Mixup is not this one, because softmax is not linear).
+    """
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        if plan.mu == 0:
+            return plan
+        lam_M, weight_M = plan.lam.double(), plan.pair_weight.double()
+        weight_T = torch.zeros(len(batch.labels), dtype=torch.float64, device=lam_M.device)
+        weight_T.index_add_(0, plan.pairs[:, 0], weight_M * lam_M)  # a row may stand in several pairs
+        weight_T.index_add_(0, plan.pairs[:, 1], weight_M * (1 - lam_M))
+        nothing = plan.lam[:0]
+        return replace(plan, pairs=plan.pairs[:0], pair_weight=nothing, lam=nothing, mixup_row_weight=weight_T)
+
+
+def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float:
+    """The number, or what the schedule makes of it at this step, checked."""
+    if not isinstance(value, Schedule):
+        return value
+    number = value.value(step, total_steps)
+    _check_value(key, number, f" at step {step} of {total_steps}")
+    return number
+
+
+def _check_value(key: str, value: float, when: str = "") -> None:
+    if key == "mu":
+        check_number(f"objective.mu{when}", value, least=0, hint="a number from 0 (paper: 0.2)")
+    else:
+        check_number(f"objective.alpha{when}", value, above=0, hint="a number above 0 (paper: 0.5)")

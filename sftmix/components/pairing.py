@@ -1,13 +1,22 @@
-"""Pair samplers: which confident example is mixed with which unconfident one in an epoch."""
+"""Pair samplers: which examples are mixed with which in an epoch."""
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 import numpy as np
 
-from sftmix.components.base import PairSampler
+from sftmix.components.base import PairSampler, check_choice
 from sftmix.errors import ConfigError, DataError
 from sftmix.rng import generator
-from sftmix.types import Rows, Scores, Split
+from sftmix.types import UNPAIRED, Rows, Scores, Split
+
+LevelRule = Literal["mirrored", "neighbours", "extremes"]
+
+SWAP_ROUNDS = 32
+"""Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4 more of them no longer change the spread of
+the distances; closer to 0.5 some pairs remain where they started, half the ranks apart."""
 
 
 class RandomPairs(PairSampler):
@@ -17,7 +26,7 @@ class RandomPairs(PairSampler):
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        return _random_columns(split, generator(seed, "pairs", epoch))
+        return _between(split, 0, len(split.names) - 1, generator(seed, "pairs", epoch))
 
 
 class LengthMatchedPairs(PairSampler):
@@ -35,7 +44,7 @@ class LengthMatchedPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        columns = _random_columns(split, rng)
+        columns = _between(split, 0, len(split.names) - 1, rng)
         by_length = np.stack(
             [column[np.argsort(scores.n_tokens[column], kind="stable")] for column in columns.T], axis=1
         )
@@ -44,11 +53,116 @@ class LengthMatchedPairs(PairSampler):
         return rng.permutation(np.stack([by_length[:, 0], shuffled], axis=1))
 
 
-def _random_columns(split: Split, rng: np.random.Generator) -> Rows:
-    """i64[P, 2]: both groups in random order, the smaller one repeated, each time in a new order."""
+class LevelPairs(PairSampler):
+    """Pairs between several levels of confidence, as Quantile makes them (finer than two: the paper's future work).
+
+    mirrored    the k-th level with the k-th from the end: first with last, second with last but one, ...
+    neighbours  the first level with the second, the third with the fourth, ...
+    extremes    the first level with the last; the ones between get NTP, no Mixup
+    Under the first two rules every example of a level is mixed; with an odd number of levels the one left over (the
+    middle one, or the last) is paired within itself. Where two levels differ in size, the smaller is repeated.
+    """
+
+    def __init__(self, *, rule: LevelRule = "mirrored") -> None:
+        """rule: which levels are mixed with which."""
+        check_choice("pairing.rule", rule, get_args(LevelRule))
+        self.rule = rule
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng, last = generator(seed, "pairs", epoch), len(split.names) - 1
+        levels = {
+            "mirrored": [(k, last - k) for k in range(last // 2 + 1)],
+            "neighbours": [(k, min(k + 1, last)) for k in range(0, last + 1, 2)],
+            "extremes": [(0, last)],
+        }[self.rule]
+        found = [
+            _between(split, upper, lower, rng) if upper != lower else _within(split.rows(upper), scores, rng)
+            for upper, lower in levels
+        ]
+        return _some(rng.permutation(np.concatenate(found)))
+
+
+class SameGroupPairs(PairSampler):
+    """Control: both examples come from the same group, so that nothing confident is mixed with the unconfident.
+
+    A group with an odd number of examples leaves out another one in every epoch.
+    """
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        found = [_within(split.rows(group), scores, rng) for group in range(len(split.names))]
+        return _some(rng.permutation(np.concatenate(found)))
+
+
+class AnyPairs(PairSampler):
+    """Control: random pairs of any two examples that are not unpaired: Mixup without the split.
+
+    With `--splitter RandomSplit` no reference is trained for it. An odd number of examples leaves out another one in
+    every epoch.
+    """
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        return _some(_within(np.flatnonzero(split.group != UNPAIRED), scores, rng))
+
+
+class ConfidenceGapPairs(PairSampler):
+    """Continuous confidence in the place of halves: random pairs of examples far enough apart in rank.
+
+    Scored examples that are not unpaired are ranked by confidence, equal ones by id, and matched at random, each with
+    one at least `min_gap` of their number away. Of an odd number the one in the middle is left out. Groups play no
+    part. (The paper names continuous confidence as future work.)
+    """
+
+    def __init__(self, *, min_gap: float = 0.25) -> None:
+        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. The larger, the
+        fewer matchings there are: one, at 0.5."""
+        if not 0 < min_gap <= 0.5:
+            raise ConfigError(
+                f"pairing.min_gap is {min_gap}; allowed: above 0 and at most 0.5, because the example in the middle "
+                "has nobody farther away"
+            )
+        self.min_gap = min_gap
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        if np.isnan(scores.confidence).all():
+            raise ConfigError(
+                "pairing ConfidenceGapPairs needs a confidence, and with this splitter none is estimated; "
+                "use --splitter Median or Quantile"
+            )
+        usable = np.flatnonzero((split.group != UNPAIRED) & ~np.isnan(scores.confidence)).tolist()
+        ranked = sorted(usable, key=lambda row: (-scores.confidence[row], scores.id[row]))
+        if len(ranked) % 2:
+            del ranked[len(ranked) // 2]
+        rng = generator(seed, "pairs", epoch)
+        ranks = rng.permutation(_far_matching(len(ranked), math.ceil(self.min_gap * len(ranked)), rng))
+        return _some(np.asarray(ranked, dtype=np.int64)[ranks])
+
+
+def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Rows:
+    """i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even) whose partners are `gap` or more apart.
+
+    It starts from the matching of r with r + n/2. In each round pairs meet two by two and exchange partners, one way
+    or the other at random, wherever the gap allows it: a symmetric walk, so all matchings that it reaches are equally
+    likely in the end.
+    """
+    matched = np.stack([np.arange(n // 2), np.arange(n // 2, n)], axis=1)
+    half = len(matched) // 2
+    for _ in range(SWAP_ROUNDS):
+        met = rng.permutation(len(matched))[: 2 * half].reshape(2, half)
+        one, other = matched[met[0]], matched[met[1]]
+        other = np.where(rng.random(half)[:, None] < 0.5, other, other[:, ::-1])
+        new = np.sort(np.stack([one, other], axis=2), axis=2)  # [half, 2, 2]: for each meeting, two new pairs
+        allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
+        matched[met[0, allowed]], matched[met[1, allowed]] = new[allowed, 0], new[allowed, 1]
+    return matched
+
+
+def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
+    """i64[P, 2]: two groups in random order, the smaller one repeated, each time in a new order."""
     if len(split.names) < 2:
         raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
-    groups = {name: split.rows(index) for name, index in ((split.names[0], 0), (split.names[-1], len(split.names) - 1))}
+    groups = {split.names[index]: split.rows(index) for index in (upper, lower)}
     empty = [name for name, rows in groups.items() if len(rows) == 0]
     if empty:
         raise DataError(f"no example is in group {empty[0]!r}, so nothing can be paired; choose another splitter")
@@ -59,3 +173,17 @@ def _random_columns(split: Split, rng: np.random.Generator) -> Rows:
 def _repeat(rows: Rows, n: int, rng: np.random.Generator) -> Rows:
     passes = -(-n // len(rows))
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:n]
+
+
+def _within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
+    """i64[P, 2]: a random matching of rows with each other; column 0 the more confident where a confidence is there."""
+    pairs = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(-1, 2)
+    confidence = scores.confidence[pairs]
+    swapped = confidence[:, 0] < confidence[:, 1]
+    return np.where(swapped[:, None], pairs[:, ::-1], pairs)
+
+
+def _some(pairs: Rows) -> Rows:
+    if len(pairs) == 0:
+        raise DataError("there are too few examples in the split's groups to make one pair; give more rows")
+    return pairs

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from sftmix.components.base import Selector
+from sftmix.components.base import Selector, check_number
+from sftmix.errors import ConfigError
+from sftmix.rng import stable_hash
 from sftmix.types import Rows, Scores
 
 
@@ -13,3 +19,107 @@ class All(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         return np.arange(len(scores), dtype=np.int64)
+
+
+class Longest(Selector):
+    """The examples with the most response tokens (arXiv 2402.04833): hard to beat for its price, say its authors.
+
+    Equal lengths are ordered by example id.
+    """
+
+    def __init__(self, *, k: int = 1000) -> None:
+        """k: how many examples to keep."""
+        _check_k(k)
+        self.k = k
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        lengths = scores.n_tokens.tolist()
+        return _first(self.k, [(-length, example_id) for length, example_id in zip(lengths, scores.id, strict=True)])
+
+
+class Random(Selector):
+    """Examples chosen by id and seed: the control of every other selection."""
+
+    def __init__(self, *, k: int) -> None:
+        """k: how many examples to keep."""
+        _check_k(k)
+        self.k = k
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        return _first(self.k, [stable_hash(seed, "random_selector", example_id) for example_id in scores.id])
+
+
+class ScoreAtLeast(Selector):
+    """The examples whose score is high enough: AlpaGasus keeps those that a judge gave 4.5 of 5 (arXiv 2307.08701).
+
+    The score is a column of numbers among the rows' fields, or the number of response tokens (`n_tokens`). True and
+    false count as 1 and 0, text is read as a number. An example without a value is not selected.
+    """
+
+    def __init__(self, *, field: str, threshold: float) -> None:
+        """
+        field: name of the row field that holds the score.
+        threshold: the smallest score that is kept.
+        """
+        check_number("selector.threshold", threshold, hint="a finite number")
+        self.field = field
+        self.threshold = threshold
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        columns: dict[str, Sequence[Any]] = {"n_tokens": scores.n_tokens.tolist(), **scores.columns}
+        if self.field not in columns:
+            raise ConfigError(
+                f"selector.field is {self.field!r}, which is no field of the rows; there are {_listed(columns)}"
+            )
+        found = zip(scores.id, columns[self.field], strict=True)
+        values = [self._number(example_id, value, columns) for example_id, value in found]
+        return np.flatnonzero([value >= self.threshold for value in values]).astype(np.int64)
+
+    def _number(self, example_id: str, value: Any, columns: dict[str, Sequence[Any]]) -> float:
+        """The score; -inf where there is none."""
+        if value is None or value == "":
+            return -math.inf
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(
+                f"selector.field {self.field!r} is not a column of numbers: example {example_id} has {value!r}; "
+                f"there are {_listed(columns)}"
+            )
+        return number
+
+
+class WithLabel(Selector):
+    """The examples of some labels, in section 5.2's terms: NTP on the High ones alone."""
+
+    def __init__(self, *, labels: list[str] | str) -> None:
+        """labels: the labels to keep, as data.label_field or data.labels gives them."""
+        self.labels = [labels] if isinstance(labels, str) else labels
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        found = [] if scores.label is None else list(scores.label)
+        unknown = [label for label in self.labels if label not in found]
+        if unknown or not self.labels:
+            raise ConfigError(
+                f"selector.labels names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
+                f"{_listed(label for label in found if label is not None)} (from data.label_field or data.labels)"
+            )
+        return np.flatnonzero([label in self.labels for label in found]).astype(np.int64)
+
+
+def _first(k: int, keys: Sequence[Any]) -> Rows:
+    """The k rows with the smallest keys."""
+    if k > len(keys):
+        raise ConfigError(f"selector.k is {k:,}, but there are only {len(keys):,} examples; use a smaller k")
+    return np.sort(np.asarray(sorted(range(len(keys)), key=keys.__getitem__)[:k], dtype=np.int64))
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"selector.k is {k}; allowed: a number of examples, 1 and above")
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, dict.fromkeys(names))) or "none"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from sftmix.components.base import Splitter
-from sftmix.errors import DataError
+from sftmix.errors import ConfigError, DataError
 from sftmix.rng import stable_hash
 from sftmix.types import UNPAIRED, Scores, Split
+
+HALVES = ("half_a", "half_b")
+"""Names where neither half is the more confident."""
 
 
 class Median(Splitter):
@@ -20,9 +25,60 @@ class Median(Splitter):
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        scored = np.flatnonzero(~np.isnan(scores.confidence)).tolist()
-        ranked = sorted(scored, key=lambda row: (-scores.confidence[row], scores.id[row]))
-        return _halves(ranked, len(scores), names=("confident", "unconfident"))
+        return _equal_groups(_by_confidence(scores), len(scores), names=("confident", "unconfident"))
+
+
+class Quantile(Splitter):
+    """Groups of equal size by the rank of the confidence, for a pairing between levels (the paper's future work).
+
+    Ranked as by Median, whose halves two levels are. Where the number of scored examples is not a multiple of the
+    levels, the ones in the middle of the ranking are unpaired.
+    """
+
+    def __init__(self, *, levels: int = 4) -> None:
+        """levels: number of groups, from 2 to 127: level_1 the most confident."""
+        if not 2 <= levels <= np.iinfo(np.int8).max:
+            raise ConfigError(f"splitter.levels is {levels}; allowed: from 2 to {np.iinfo(np.int8).max}")
+        self.levels = levels
+
+    def split(self, scores: Scores, *, seed: int) -> Split:
+        names = tuple(f"level_{level + 1}" for level in range(self.levels))
+        return _equal_groups(_by_confidence(scores), len(scores), names=names)
+
+
+class QualityLabel(Splitter):
+    """Labels in the place of confidence (section 5.2): the rows of some labels against those of others.
+
+    The groups are called high and low, and may differ in size. Rows without a label or with another one are unpaired:
+    they get NTP, no Mixup. Labels come from a field of the rows (data.label_field) or from their files (data.labels).
+    """
+
+    needs_confidence = False
+
+    def __init__(self, *, high: str | list[str], low: str | list[str]) -> None:
+        """
+        high: label or labels in the place of the confident half.
+        low: label or labels in the place of the unconfident half.
+        """
+        self.high = _as_list(high)
+        self.low = _as_list(low)
+        both = [label for label in self.high if label in self.low]
+        if both:
+            raise ConfigError(f"splitter.high and splitter.low both name {', '.join(map(repr, both))}")
+
+    def split(self, scores: Scores, *, seed: int) -> Split:
+        labels = [] if scores.label is None else list(scores.label)
+        for side, wanted in (("high", self.high), ("low", self.low)):
+            unknown = [label for label in wanted if label not in labels]
+            if unknown or not wanted:
+                found = sorted({label for label in labels if label is not None})
+                raise ConfigError(
+                    f"splitter.{side} names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
+                    f"{', '.join(map(repr, found)) or 'none'} (from data.label_field or data.labels)"
+                )
+        of_label: dict[Any, int] = dict.fromkeys(self.high, 0) | dict.fromkeys(self.low, 1)
+        group = np.asarray([of_label.get(label, UNPAIRED) for label in labels], dtype=np.int8)
+        return Split(group=group, names=("high", "low"))
 
 
 class RandomSplit(Splitter):
@@ -33,18 +89,91 @@ class RandomSplit(Splitter):
     def split(self, scores: Scores, *, seed: int) -> Split:
         drawn = [stable_hash(seed, "random_split", example_id) for example_id in scores.id]
         ranked = sorted(range(len(scores)), key=drawn.__getitem__)
-        return _halves(ranked, len(scores), names=("half_a", "half_b"))
+        return _equal_groups(ranked, len(scores), names=HALVES)
 
 
-def _halves(ranked: Sequence[int], n_examples: int, names: tuple[str, str]) -> Split:
-    """The first half of the ranked rows is group 0, the last half group 1, a middle one and rows left out unpaired."""
-    if len(ranked) < 2:
+class LengthMatched(Splitter):
+    """Control: two halves with almost the same response lengths, without any reference model.
+
+    Confidence goes with length; here what a half can have to do with it is taken away. Examples are ranked by response
+    tokens (equal ones in random order), and of each two neighbours a coin sends one to each half. Both are keyed by
+    seed and ids. With an odd number of examples the one in the middle is unpaired.
+    """
+
+    needs_confidence = False
+
+    def split(self, scores: Scores, *, seed: int) -> Split:
+        drawn = [stable_hash(seed, "length_matched", example_id) for example_id in scores.id]
+        lengths = scores.n_tokens.tolist()
+        ranked = sorted(range(len(scores)), key=lambda row: (lengths[row], drawn[row]))
+        if len(ranked) % 2:
+            del ranked[len(ranked) // 2]
+        halves: tuple[list[int], list[int]] = ([], [])
+        for first, second in zip(ranked[::2], ranked[1::2], strict=True):
+            coin = stable_hash(seed, "length_matched", scores.id[first], scores.id[second]) % 2
+            halves[coin].append(first)
+            halves[1 - coin].append(second)
+        return _equal_groups([*halves[0], *halves[1]], len(scores), names=HALVES)
+
+
+class FromFile(Splitter):
+    """The split of another run, or of your own making, read from a split.parquet and joined by example id.
+
+    It must cover exactly the examples that are trained on.
+    """
+
+    needs_confidence = False
+
+    def __init__(self, *, path: str | os.PathLike[str]) -> None:
+        """path: the split file, with the columns id and group (a group's name, or unpaired)."""
+        self.path = path
+
+    def files(self) -> Sequence[str]:
+        if not os.path.isfile(self.path):  # here, before the stage remembers what it is made from
+            raise DataError(f"splitter.path: {os.fspath(self.path)}: there is no such file")
+        return [os.fspath(self.path)]
+
+    def split(self, scores: Scores, *, seed: int) -> Split:
+        from sftmix.store import read_split
+
+        ids, stored = read_split(self.path)
+        group = dict(zip(ids, stored.group.tolist(), strict=True))
+        missing = [example_id for example_id in scores.id if example_id not in group]
+        extra = sorted(set(ids).difference(scores.id))
+        if missing or extra:
+            raise DataError(
+                f"splitter.path: {os.fspath(self.path)} is a split of other examples: {len(missing):,} of "
+                f"{len(scores):,} are missing from it{_first(missing)}, and {len(extra):,} of its {len(ids):,} are not "
+                f"trained on{_first(extra)}; make it from the same rows, selection and data.max_length"
+            )
+        return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
+
+
+def _first(ids: Sequence[str]) -> str:
+    return f" (first {ids[0]!r})" if ids else ""
+
+
+def _as_list(labels: str | Iterable[str]) -> list[str]:
+    return [labels] if isinstance(labels, str) else list(labels)
+
+
+def _by_confidence(scores: Scores) -> list[int]:
+    """The scored rows, most confident first, equal ones by id."""
+    scored = np.flatnonzero(~np.isnan(scores.confidence)).tolist()
+    return sorted(scored, key=lambda row: (-scores.confidence[row], scores.id[row]))
+
+
+def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:
+    """Equal groups of the ranked rows, in their order; those in the middle that do not fit, and others, unpaired."""
+    if len(ranked) < len(names):
         raise DataError(
-            f"a split into two halves needs at least 2 scored examples, but only {len(ranked)} of {n_examples} are; "
-            "give more rows, or raise data.max_length or reference.model.max_length if responses were cut off"
+            f"a split into {len(names)} groups needs at least {len(names)} scored examples, but only {len(ranked)} of "
+            f"{n_examples} are; give more rows, or raise data.max_length or reference.model.max_length if responses "
+            "were cut off"
         )
-    half = len(ranked) // 2
+    size, rest = divmod(len(ranked), len(names))
+    middle = (len(ranked) - rest) // 2
+    fitting = [*ranked[:middle], *ranked[middle + rest :]]
     group = np.full(n_examples, UNPAIRED, dtype=np.int8)
-    group[list(ranked[:half])] = 0
-    group[list(ranked[-half:])] = 1
+    group[fitting] = np.repeat(np.arange(len(names)), size)
     return Split(group=group, names=names)

@@ -131,6 +131,7 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     found = [
         *_missing(config, needs_out),
         *_held_out(config),
+        *filter(None, [config.data.label_problem()]),
         *_ranges("data", config.data, _DATA),
         *_ranges("training", config.training, _TRAINING),
         *_pairs(config, pairs),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from sftmix.config.parser import (
     component_bases,
+    component_classes,
     component_options,
     import_class,
     known_components,
@@ -85,6 +86,8 @@ def _component_problem(key: str, message: str) -> str | None:
     if missing := re.search(r"following arguments are required: (.+)", message):
         keys = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {keys}"
+    if classes and (nested := _no_nested_component(key, message, classes[0])):
+        return nested
     if name := re.search(r"Expected a dot import path string: (\S+)", message):
         return unknown_class(field, name[1])
     if path := re.search(r"Import path (\S+) does not correspond to a subclass", message):
@@ -94,6 +97,21 @@ def _component_problem(key: str, message: str) -> str | None:
     if absent := re.search(r"(?:[Mm]odule '\S+' has no attribute|No module named) .*", message):
         return unknown_class(field, classes[-1] if classes else "", absent[0].strip())
     return None
+
+
+def _no_nested_component(key: str, message: str, holder: str) -> str | None:
+    """The message for an option of a component, itself a number or a component (`objective.mu`), that is neither."""
+    option = component_options(import_class(holder)).get(key.partition(".")[2])
+    bases = component_classes(option.annotation) if option else []
+    value = re.search(r"Given value: (.*)", message)
+    if not bases or not value:
+        return None
+    names = list(known_components(bases[0]))
+    listed = f"{', '.join(names)}, or an import path"
+    if value[1].startswith("NestedArg"):
+        return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
+    words = " or ".join(["a number", f"a {bases[0].__name__}"])
+    return f"{key}: {value[1]!r} is not {words}; there are {listed}.{nearest(value[1], names)}"
 
 
 def explain(message: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -33,12 +34,29 @@ def _classes_in(hint: object) -> Iterator[type]:
         yield from _classes_in(argument)
 
 
+def component_classes(hint: object) -> list[type[Component]]:
+    """The component classes among those that a type hint is made of."""
+    return [found for found in _classes_in(hint) if issubclass(found, Component)]
+
+
 @cache
 def component_bases() -> dict[str, type[Component]]:
     """The fields of RunConfig that hold components, with the base class of each."""
     hints = typing.get_type_hints(RunConfig)
-    found = {name: [c for c in _classes_in(hint) if issubclass(c, Component)] for name, hint in hints.items()}
+    found = {name: component_classes(hint) for name, hint in hints.items()}
     return {name: bases[0] for name, bases in found.items() if bases}
+
+
+@cache
+def nested_bases() -> dict[str, type[Component]]:
+    """An option of a shipped component that takes a component (`objective.mu`) -> its base class; one for each base."""
+    found: dict[type[Component], str] = {}
+    for field, base in component_bases().items():
+        for cls in known_components(base).values():
+            for name, option in component_options(cls).items():
+                for nested in component_classes(option.annotation):
+                    found.setdefault(nested, f"{field}.{name}")
+    return {place: base for base, place in found.items()}
 
 
 @cache
@@ -132,7 +150,9 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
         built = parser.instantiate(parsed)
         return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})
     except ValueError as error:
-        raise ConfigError(f"a component refused its options: {error}") from error
+        # Where a type allows several forms, jsonargparse lists why each was refused; ours says more than "Expected".
+        reasons = re.findall(r"^ +- (?!Expected an? )(.+)", str(error), re.M)
+        raise ConfigError(f"a component refused its options: {'; '.join(reasons) or error}") from error
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ def _check_options(options: DataOptions) -> None:
         raise ConfigError("data.eval is an empty list: name files of held-out rows, or null for none")
     if options.eval_fraction is not None and not 0 < options.eval_fraction < 1:
         raise ConfigError(f"data.eval_fraction must be above 0 and below 1, not {options.eval_fraction}")
+    if problem := options.label_problem():
+        raise ConfigError(problem)
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"data.limit must be at least 1, not {options.limit}")
 
@@ -105,9 +107,12 @@ def _conversations(
     names: list[str], option: str, options: DataOptions, root: Path, progress: bool
 ) -> tuple[Selection, DataReport]:
     """Checked conversations of one side, from the cache when the files and options are the same."""
-    sources = expand(names, option)
-    label_field = options.label_field if option == "data.train" else None  # held-out rows need no quality label
-    content = [[source.digest for source in sources], options.format, label_field]
+    label_field, labels = options.label_field, options.labels
+    if option != "data.train":
+        label_field = labels = None  # held-out rows need no quality label
+    sources = expand(names, option, None if labels is None else as_list(labels))
+    marks = label_field if labels is None else [source.label for source in sources]
+    content = [[source.digest for source in sources], options.format, marks]
     key = key_of("rows", content, [source.name for source in sources], options.skip_bad)
 
     def build(directory: Path) -> dict[str, Any]:
@@ -164,7 +169,8 @@ def _checked_rows(
                         raise BadRow(row.problem)
                     if form == "auto" and isinstance(row.value, dict):
                         name = recognise(row.value, name)
-                    yield row, convert(row.value, name or "messages", label_field)
+                    found = convert(row.value, name or "messages", label_field)
+                    yield row, found if source.label is None else replace(found, label=source.label)
                 except BadRow as problem:
                     yield row, problem
 

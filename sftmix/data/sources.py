@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class Source:
     name     as the user wrote it (inside a directory: the directory and the file's name)
     digest   sha256 of the file's bytes, or the fingerprint of the hub dataset
     dataset  the hub dataset's rows, None for a file
+    label    the label of all its rows (data.labels)
     """
 
     name: str
     digest: str
     dataset: Any = None
+    label: str | None = None
 
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
@@ -37,26 +39,27 @@ class Source:
         return _READERS[path.suffix.lower()](path, self.name)
 
 
-def expand(names: Sequence[str], option: str) -> list[Source]:
+def expand(names: Sequence[str], option: str, labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
-    the option, for the message.
+    `labels` holds one label for each name. Raises DataError naming the path that is missing, unreadable, empty or of
+    another kind. `option` is the name of the option, for the message.
     """
     sources: list[Source] = []
-    for name in names:
+    for place, name in enumerate(names):
         path = Path(name).expanduser()
         try:
             if path.is_dir():
-                sources += [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option)]
+                found = [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option)]
             elif path.exists():
-                sources.append(_file(path, name))
+                found = [_file(path, name)]
             elif HUB_ID.match(name) and path.suffix.lower() not in _READERS:
-                sources.append(_hub(name, option))
+                found = [_hub(name, option)]
             else:
                 raise DataError(f"{option}: {name}: no such file or directory")
         except OSError as error:
             raise DataError(f"{option}: {name}: cannot be read: {error.strerror or error}") from error
+        sources += found if labels is None else [replace(source, label=labels[place]) for source in found]
     return sources
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import statistics
 
 import numpy as np
@@ -10,18 +12,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.components import LogPerplexity, Perplexity, variability
-from sftmix.types import TrainingDynamics
+from sftmix.components import (
+    IFD,
+    Correctness,
+    LearningPercentage,
+    LogPerplexity,
+    LowVariability,
+    Perplexity,
+    variability,
+)
+from sftmix.errors import ConfigError
+from sftmix.types import NOT_COUNTED, TrainingDynamics
 
 
-def dynamics(nll_sum, n_tokens):
+def dynamics(nll_sum, n_tokens, **more):
     nll_NC = np.asarray(nll_sum, dtype=np.float64)
     return TrainingDynamics(
         ids=[f"e{i}" for i in range(len(n_tokens))],
         steps=np.arange(nll_NC.shape[1]),
         nll_sum=nll_NC,
         n_tokens=np.asarray(n_tokens, dtype=np.int64),
-        n_correct=np.zeros(nll_NC.shape, dtype=np.int64),
+        **{"n_correct": np.zeros(nll_NC.shape, dtype=np.int64), **more},
     )
 
 
@@ -70,3 +81,86 @@ def test_perplexity_and_its_logarithm_can_rank_differently():
     paper, log = Perplexity().estimate(given_), LogPerplexity().estimate(given_)
     assert paper[0] < paper[1]
     assert log[0] > log[1]
+
+
+@given(tables(), st.data())
+def test_correctness_is_the_mean_share_of_correct_tokens(table, data):
+    nll, n_tokens = table
+    correct = [[data.draw(st.integers(0, count)) for _ in row] for row, count in zip(nll, n_tokens, strict=True)]
+    found = Correctness().estimate(dynamics(nll, n_tokens, n_correct=np.asarray(correct)))
+    for value, row, count in zip(found, correct, n_tokens, strict=True):
+        assert math.isnan(value) if count == 0 else value == pytest.approx(math.fsum(row) / (count * len(row)))
+
+
+def test_low_variability_ranks_what_did_not_change_first():
+    given_ = dynamics([[9.0, 9.0], [1.0, 2.0], [0.0, 0.0], [1.0, 6.0]], [3, 1, 0, 2])
+    found = LowVariability().estimate(given_)
+    assert found[0] == 0
+    assert found[1] == pytest.approx(-(math.e**2 - math.e) / 2)
+    assert math.isnan(found[2])
+    assert np.argsort(-found)[:3].tolist() == [0, 1, 3]
+    with pytest.raises(ConfigError, match=r"at least 2 checkpoints.*--reference\.checkpoints"):
+        LowVariability().estimate(dynamics([[1.0]], [1]))
+
+
+AFTER = [[6.0, 2.0, 1.0], [4.0, 4.0, 5.0], [0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
+ALONE = [[8.0, 8.0, 4.0], [4.0, 2.0, 4.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"),
+    [
+        ("first", [-0.75, -1, np.nan, -1]),
+        ("last", [-0.25, -1.25, np.nan, 0]),
+        ("mean", [-5 / 12, -17 / 12, np.nan, -np.inf]),
+    ],
+)
+def test_ifd_is_the_ratio_with_and_without_the_instruction(checkpoint, expected):
+    given_ = dynamics(AFTER, [4, 2, 0, 1], alone_nll_sum=np.asarray(ALONE))
+    found = IFD(checkpoint=checkpoint).estimate(given_)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert IFD.needs_response_alone
+    assert IFD().checkpoint == "first"
+
+
+def test_ifd_needs_responses_scored_alone():
+    with pytest.raises(ConfigError, match=r"--reference\.response_alone true"):
+        IFD().estimate(dynamics([[1.0]], [1]))
+    with pytest.raises(ConfigError, match=r"confidence\.checkpoint is 'best'; allowed: first, last, mean"):
+        IFD(checkpoint="best")
+
+
+@given(tables())
+def test_learning_percentage_is_the_share_learned_first(table):
+    nll, n_tokens = table
+    given_ = dynamics(nll, n_tokens)
+    if len(nll[0]) < 3:
+        return
+    for row, count, value in zip(nll, n_tokens, LearningPercentage().estimate(given_), strict=True):
+        if count == 0:
+            assert math.isnan(value)
+            continue
+        before, first, last = (math.exp(row[c] / count) for c in (0, 1, -1))
+        if last >= before:
+            assert value == -math.inf
+        elif (before - last) / before > 1e-6:
+            assert value == pytest.approx((before - first) / (before - last), rel=1e-7, abs=1e-9)
+
+
+def test_learning_percentage_survives_a_perplexity_beyond_float64():
+    given_ = dynamics([[2000.0, 1.0, 0.5], [2000.0, 1999.0, 0.5], [1.0, 2000.0, 0.5]], [1, 1, 1])
+    np.testing.assert_allclose(LearningPercentage().estimate(given_), [1.0, 1 - math.exp(-1), -np.inf], rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [[1, 2, 3], [0, 5]])
+def test_learning_percentage_needs_the_model_before_training(steps):
+    given_ = dataclasses.replace(dynamics([[1.0] * len(steps)], [1]), steps=np.asarray(steps))
+    with pytest.raises(ConfigError, match=re.escape(f"steps {steps}; use --reference.checkpoints [0, ")):
+        LearningPercentage().estimate(given_)
+
+
+def test_correctness_of_online_losses_is_refused():
+    """They come without a count of correct tokens, which must not pass for one."""
+    uncounted = dynamics([[1.0], [2.0]], [1, 2], n_correct=np.full((2, 1), NOT_COUNTED))
+    with pytest.raises(ConfigError, match="online losses"):
+        Correctness().estimate(uncounted)

@@ -9,19 +9,36 @@ import pickle
 import sftmix.components as components
 from sftmix.components.base import Component
 
+REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5}
+"""Values of required options that are not text."""
+
 
 def test_the_catalogue_lists_each_base_with_default_and_alternative():
     found = {base: [shipped.name for shipped in shipped_ones] for base, shipped_ones in components.catalogue()}
     assert found == {
         "Reference": ["TrainedReference", "FromCheckpoints", "Online", "FromFile"],
-        "ConfidenceEstimator": ["Perplexity", "LogPerplexity"],
-        "Splitter": ["Median", "RandomSplit"],
-        "PairSampler": ["RandomPairs", "LengthMatchedPairs"],
-        "Objective": ["NTP", "SFTMix"],
+        "ConfidenceEstimator": [
+            "Perplexity",
+            "LogPerplexity",
+            "Correctness",
+            "LowVariability",
+            "IFD",
+            "LearningPercentage",
+        ],
+        "Splitter": ["Median", "Quantile", "QualityLabel", "RandomSplit", "LengthMatched", "FromFile"],
+        "PairSampler": [
+            "RandomPairs",
+            "LengthMatchedPairs",
+            "LevelPairs",
+            "SameGroupPairs",
+            "AnyPairs",
+            "ConfidenceGapPairs",
+        ],
+        "Objective": ["NTP", "SFTMix", "MixupOnly", "DecomposedMixup", "LabelSmoothing", "DFT", "IRDRO"],
         "Callback": ["Evaluate"],
-        "Selector": ["All"],
-        "Schedule": [],
-        "Perturbation": [],
+        "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
+        "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
+        "Perturbation": ["NEFTune"],
     }
 
 
@@ -39,7 +56,7 @@ def test_shipped_components_are_rebuilt_from_their_spec_and_pickled():
     for _, shipped_ones in components.catalogue():
         for shipped in shipped_ones:
             module, _, name = shipped.path.rpartition(".")
-            required = {k: "x" for k, v in shipped.defaults.items() if v is inspect.Parameter.empty}
+            required = {k: REQUIRED.get(k, k) for k, v in shipped.defaults.items() if v is inspect.Parameter.empty}
             made: Component = getattr(importlib.import_module(module), name)(**required)
             spec = made.spec()
             assert spec["class_path"] == shipped.path
@@ -51,3 +68,14 @@ def test_public_names_resolve():
     for name in components.__all__:
         assert getattr(components, name).__name__ == name
     assert set(components.__all__) <= set(dir(components))
+
+
+def test_a_component_within_a_component_goes_along():
+    made = components.SFTMix(mu=components.Linear(start=0, end=0.4), alpha=components.Constant(value=2.0))
+    spec = made.spec()
+    path = "sftmix.components.schedules."
+    assert spec["init_args"]["mu"] == {"class_path": path + "Linear", "init_args": {"start": 0, "end": 0.4}}
+    assert spec["init_args"]["alpha"] == {"class_path": path + "Constant", "init_args": {"value": 2.0}}
+    again = pickle.loads(pickle.dumps(made))
+    assert again.spec() == spec != components.SFTMix(mu=components.Linear(start=0, end=0.5)).spec()
+    assert again.mu.value(5, 11) == 0.2

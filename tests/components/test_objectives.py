@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.components import NTP, SFTMix
+from sftmix.components import NTP, AfterFraction, Constant, DecomposedMixup, Linear, MixupOnly, SFTMix
+from sftmix.components.base import Schedule
 from sftmix.errors import ConfigError
 from sftmix.rng import generator
 from sftmix.types import Batch
@@ -163,6 +164,7 @@ def test_ntp_on_one_half_needs_a_split():
         ("ntp_on", "some"),
         ("mixup_mean", "mean"),
         ("lambda_per", "row"),
+        ("mean", "pair"),
     ],
 )
 def test_wrong_options_are_named(key, value):
@@ -179,4 +181,100 @@ def test_only_sftmix_asks_for_pairs():
         "ntp_on": "all",
         "mixup_mean": "own",
         "lambda_per": "pair",
+        "mean": "token",
     }
+    assert MixupOnly.mixes
+    assert set(MixupOnly().spec()["init_args"]) == {"alpha", "lambda_per", "mean"}
+
+
+# --------------------------------------------------------------------------------------------- schedules
+
+
+@given(batches(), st.integers(0, 10), st.sampled_from([NTP, SFTMix, DecomposedMixup]))
+def test_a_schedule_gives_the_plan_of_its_value(batch, step, cls):
+    at = {"step": step, "total_steps": 11, "seed": 7}
+    if cls is NTP:  # mu is 0 before the fraction is done: NTP's plan, bit for bit
+        scheduled = SFTMix(mu=AfterFraction(fraction=0.5, value=0.3))
+        expected = NTP() if step < 5.5 else SFTMix(mu=0.3)
+    else:
+        scheduled = cls(mu=Linear(start=0, end=0.5), alpha=Linear(start=2.0, end=1.0))
+        expected = cls(mu=0.5 * step / 10, alpha=2.0 - step / 10)
+    assert_same_plan(scheduled.plan(batch, **at), expected.plan(batch, **at))
+
+
+class Broken(Schedule):
+    """Goes where it must not."""
+
+    def __init__(self, *, last: float) -> None:
+        self.last = last
+
+    def value(self, step, total_steps):
+        return self.last if step == 3 else 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "last"), [("mu", -0.25), ("mu", float("nan")), ("alpha", 0.0), ("alpha", float("inf"))]
+)
+def test_a_schedule_that_leaves_the_range_is_named_with_its_step(key, last):
+    objective, batch = SFTMix(**{key: Broken(last=last)}), make_batch([2, 3], [(0, 1)])
+    objective.plan(batch, step=2, total_steps=10, seed=7)
+    with pytest.raises(ConfigError, match=rf"objective\.{key} at step 3 of 10 is {last}; allowed: "):
+        objective.plan(batch, **AT)
+
+
+def test_a_constant_schedule_is_a_number():
+    batch = make_batch([2, 3], [(0, 1)])
+    scheduled = SFTMix(mu=Constant(value=0.7), alpha=Constant(value=0.3))
+    assert_same_plan(scheduled.plan(batch, **AT), SFTMix(mu=0.7, alpha=0.3).plan(batch, **AT))
+
+
+# --------------------------------------------------------------------------------- averages and controls
+
+
+@given(batches(), st.floats(0.01, 5), st.sampled_from(["own", "ntp"]))
+def test_sequence_mean_weighs_each_response_and_each_pair_alike(batch, mu, mixup_mean):
+    plan = SFTMix(mu=mu, mean="sequence", mixup_mean=mixup_mean).plan(batch, **AT)
+    of_slot, of_pair = {}, {}
+    for slot, weight in zip(batch.slot.tolist(), plan.row_weight.tolist(), strict=True):
+        of_slot.setdefault(slot, []).append(weight)
+    for pair, weight in zip(batch.pair_index.tolist(), plan.pair_weight.tolist(), strict=True):
+        of_pair.setdefault(pair, []).append(weight)
+    for slot, weights in of_slot.items():
+        assert len(set(weights)) == 1
+        assert sum(weights) == pytest.approx(batch.ntp_weight[slot].item(), rel=1e-12)
+    for weights in of_pair.values():
+        assert len(set(weights)) == 1
+        assert sum(weights) == pytest.approx(mu, rel=1e-12)
+    assert plan.ntp_count == batch.ntp_weight.sum()
+    assert plan.mixup_count == len(of_pair) == len(batch.slot_pairs)
+    assert plan.mixup_mean == mixup_mean
+    assert torch.equal(plan.lam, SFTMix(mu=mu).plan(batch, **AT).lam)
+
+
+@given(batches(), st.sampled_from(["pair", "token"]), st.sampled_from(["token", "sequence"]))
+def test_mixup_only_is_the_mixup_of_sftmix_with_weight_one(batch, lambda_per, mean):
+    plan = MixupOnly(lambda_per=lambda_per, mean=mean).plan(batch, **AT)
+    whole = SFTMix(mu=1.0, lambda_per=lambda_per, mean=mean).plan(batch, **AT)
+    nothing = torch.zeros(len(batch.labels))
+    assert_same_plan(plan, dataclasses.replace(whole, row_weight=nothing, ntp_count=0.0))
+
+
+@given(batches(), st.floats(0.01, 5), st.sampled_from(["token", "sequence"]), st.sampled_from(["own", "ntp"]))
+def test_decomposed_mixup_weighs_the_rows_of_sftmix_by_the_same_lambdas(batch, mu, mean, mixup_mean):
+    options = {"mu": mu, "mean": mean, "mixup_mean": mixup_mean, "lambda_per": "token"}
+    plan, whole = DecomposedMixup(**options).plan(batch, **AT), SFTMix(**options).plan(batch, **AT)
+    expected = [0.0] * len(batch.labels)
+    for (i, j), lam, weight in zip(whole.pairs.tolist(), whole.lam.tolist(), whole.pair_weight.tolist(), strict=True):
+        expected[i] += weight * lam
+        expected[j] += weight * (1 - lam)
+    np.testing.assert_allclose(plan.mixup_row_weight, expected, rtol=1e-12)
+    assert plan.pairs.shape == (0, 2)
+    assert plan.lam.shape == plan.pair_weight.shape == (0,)
+    assert torch.equal(plan.row_weight, whole.row_weight)
+    for same in ("ntp_count", "mixup_count", "mu", "mixup_mean"):
+        assert getattr(plan, same) == getattr(whole, same)
+
+
+def test_decomposed_mixup_without_mu_is_ntp():
+    batch = make_batch([2, 3], [(0, 1)])
+    assert_same_plan(DecomposedMixup(mu=0).plan(batch, **AT), NTP().plan(batch, **AT))

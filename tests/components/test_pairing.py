@@ -9,19 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.components import LengthMatchedPairs, RandomPairs
+from sftmix.components import (
+    AnyPairs,
+    ConfidenceGapPairs,
+    LengthMatchedPairs,
+    LevelPairs,
+    RandomPairs,
+    SameGroupPairs,
+)
+from sftmix.components.pairing import _far_matching
 from sftmix.errors import ConfigError, DataError
+from sftmix.rng import generator
 from sftmix.types import Scores, Split
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]
 
 
-def scores(n_tokens):
+def scores(n_tokens, *, confidence=None, ids=None):
     n = len(n_tokens)
     return Scores(
-        id=[f"e{i}" for i in range(n)],
+        id=ids or [f"e{i}" for i in range(n)],
         row=np.arange(n),
-        confidence=np.zeros(n),
+        confidence=np.zeros(n) if confidence is None else np.asarray(confidence, dtype=np.float64),
         variability=np.zeros(n),
         n_tokens=np.asarray(n_tokens, dtype=np.int64),
     )
@@ -111,3 +120,179 @@ def test_a_smaller_group_is_gone_through_in_a_new_order_each_time():
     for one in passes:
         assert sorted(one.tolist()) == list(range(60, 80))
     assert len(set(map(tuple, passes.tolist()))) == 3
+
+
+# ------------------------------------------------------------------------------------ levels and controls
+
+LEVELS = st.lists(st.integers(-1, 4), min_size=2, max_size=60)
+
+
+def levels(group, n_levels=5):
+    return Split(group=np.asarray(group, dtype=np.int8), names=tuple(f"level_{k + 1}" for k in range(n_levels)))
+
+
+def partners(rule, n_levels):
+    """The levels that are mixed under a rule, told another way: as a set of (upper, lower)."""
+    all_pairs = {(a, b) for a in range(n_levels) for b in range(a, n_levels)}
+    if rule == "extremes":
+        return {(0, n_levels - 1)}
+    if rule == "mirrored":
+        return {(a, b) for a, b in all_pairs if a + b == n_levels - 1}
+    even = {(a, b) for a, b in all_pairs if a % 2 == 0 and b == a + 1}
+    return even | ({(n_levels - 1, n_levels - 1)} if n_levels % 2 else set())
+
+
+@pytest.mark.parametrize("rule", ["mirrored", "neighbours", "extremes"])
+@given(n_levels=st.integers(2, 7), size=st.integers(2, 8), seed=st.integers(0, 3), epoch=st.integers(0, 3))
+def test_level_pairs_use_every_row_of_equal_levels_once(rule, n_levels, size, seed, epoch):
+    group = generator(seed, "test").permutation(np.repeat(np.arange(n_levels), size))
+    split = levels(group, n_levels)
+    confidence = -group - np.linspace(0, 0.5, len(group))
+    pairs = LevelPairs(rule=rule).pairs(split, scores([1] * len(group), confidence=confidence), epoch=epoch, seed=seed)
+    assert pairs.dtype == np.int64
+    assert {(a, b) for a, b in split.group[pairs].tolist()} == partners(rule, n_levels)
+    assert (confidence[pairs[:, 0]] >= confidence[pairs[:, 1]]).all()
+    rows, counts = np.unique(pairs, return_counts=True)
+    assert (counts == 1).all()
+    used = np.isin(split.group, [level for pair in partners(rule, n_levels) for level in pair])
+    alone = [a for a, b in partners(rule, n_levels) if a == b] if size % 2 else []
+    assert used.sum() - len(rows) == len(alone)  # a level within itself leaves one of an odd number out
+
+
+def test_levels_of_different_size_repeat_the_smaller():
+    split = levels([0, 0, 0, 0, 1, 1, 2, 3, 3, 3], 4)
+    pairs = LevelPairs().pairs(split, scores([1] * 10), epoch=0, seed=0)
+    counts = np.bincount(pairs.reshape(-1), minlength=10)
+    assert counts.tolist()[:4] == [1, 1, 1, 1]
+    assert sorted(counts.tolist()[7:]) == [1, 1, 2]
+    assert counts.tolist()[4:7] == [1, 1, 2]
+
+
+@given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data())
+def test_same_group_pairs_stay_in_their_group(group, seed, epoch, data):
+    split = levels(group)
+    confidence = data.draw(st.lists(st.floats(-9, -1), min_size=len(group), max_size=len(group)))
+    table, sizes = scores([1] * len(group), confidence=confidence), [len(split.rows(k)) for k in range(5)]
+    if max(sizes) < 2:
+        with pytest.raises(DataError, match="too few examples"):
+            SameGroupPairs().pairs(split, table, epoch=epoch, seed=seed)
+        return
+    pairs = SameGroupPairs().pairs(split, table, epoch=epoch, seed=seed)
+    assert len(np.unique(pairs)) == pairs.size == sum(2 * (size // 2) for size in sizes)
+    assert (split.group[pairs[:, 0]] == split.group[pairs[:, 1]]).all()
+    assert (split.group[pairs] >= 0).all()
+    assert (table.confidence[pairs[:, 0]] >= table.confidence[pairs[:, 1]]).all()
+
+
+@given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3))
+def test_any_pairs_take_all_that_are_not_unpaired(group, seed, epoch):
+    split, n = levels(group), sum(level >= 0 for level in group)
+    table = scores([1] * len(group), confidence=[np.nan] * len(group))
+    if n < 2:
+        return
+    pairs = AnyPairs().pairs(split, table, epoch=epoch, seed=seed)
+    assert len(np.unique(pairs)) == pairs.size == 2 * (n // 2)
+    assert (split.group[pairs] >= 0).all()
+
+
+def test_any_pairs_are_uniform_over_all_couples():
+    """Chi-squared over the 15 couples of 6 rows: 5,000 epochs of 3 pairs, 14 degrees of freedom, bound at p = 1e-4."""
+    split, counts = levels([0, 0, 0, 1, 1, 1], 2), np.zeros((6, 6))
+    table = scores([1] * 6, confidence=[-1, -2, -3, -4, -5, -6])
+    for epoch in range(5000):
+        pairs = AnyPairs().pairs(split, table, epoch=epoch, seed=0)
+        assert (pairs[:, 0] < pairs[:, 1]).all()  # the more confident first
+        np.add.at(counts, tuple(pairs.T), 1)
+    found = counts[np.triu_indices(6, 1)]
+    assert ((found - 1000) ** 2 / 1000).sum() < 42.6
+
+
+# ----------------------------------------------------------------------------------- continuous confidence
+
+
+@given(
+    confidence=st.lists(st.sampled_from([-1.0, -2.0, -3.0, -np.inf, np.nan, -1.5]), min_size=2, max_size=50),
+    gap=st.sampled_from([0.01, 0.25, 0.4, 0.5]),
+    epoch=st.integers(0, 2),
+    random=st.randoms(use_true_random=False),
+)
+def test_gap_pairs_are_a_matching_of_distant_ranks(confidence, gap, epoch, random):
+    ids = [f"e{i:02d}" for i in range(len(confidence))]
+    split = levels([-1 if i % 7 == 3 else 0 for i in range(len(ids))], 1)
+    table, sampler = scores([1] * len(ids), confidence=confidence, ids=ids), ConfidenceGapPairs(min_gap=gap)
+    usable = [i for i in range(len(ids)) if split.group[i] == 0 and not np.isnan(confidence[i])]
+    if np.isnan(confidence).all() or len(usable) < 2:
+        return
+    pairs = sampler.pairs(split, table, epoch=epoch, seed=0)
+    n = 2 * (len(usable) // 2)
+    assert len(np.unique(pairs)) == pairs.size == n
+    assert set(pairs.reshape(-1).tolist()) <= set(usable)
+    ranked = [i for _, _, i in sorted((-confidence[i], ids[i], i) for i in usable)]
+    if len(ranked) % 2:
+        assert ranked.pop(len(ranked) // 2) not in pairs
+    rank = {row: place for place, row in enumerate(ranked)}
+    distance = [rank[u] - rank[c] for c, u in pairs.tolist()]
+    assert min(distance) >= gap * n
+    # By ids, whatever the order of the file.
+    order = list(range(len(ids)))
+    random.shuffle(order)
+    moved = scores([1] * len(ids), confidence=[confidence[i] for i in order], ids=[ids[i] for i in order])
+    again = sampler.pairs(Split(split.group[order], split.names), moved, epoch=epoch, seed=0)
+    assert [(ids[c], ids[u]) for c, u in pairs.tolist()] == [(moved.id[c], moved.id[u]) for c, u in again.tolist()]
+
+
+def test_all_matchings_of_six_ranks_that_keep_the_gap_are_equally_likely():
+    """Six ranks at least 2 apart: five perfect matchings. Chi-squared, 4 degrees of freedom, bound at p = 1e-4."""
+    counts: dict = {}
+    for draw in range(1000):
+        found = _far_matching(6, 2, generator(draw, "test"))
+        key = tuple(sorted(map(tuple, found.tolist())))
+        counts[key] = counts.get(key, 0) + 1
+
+    def matchings(left):
+        if not left:
+            return [()]
+        first, rest = left[0], left[1:]
+        return [
+            ((first, other), *more)
+            for other in rest
+            if other - first >= 2
+            for more in matchings([r for r in rest if r != other])
+        ]
+
+    assert set(counts) == set(matchings(list(range(6))))
+    expected = 1000 / len(counts)
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 23.6
+
+
+def test_gap_pairs_forget_where_they_started():
+    """They start n/2 apart; few are still, and two epochs share next to no pair."""
+    n = 4000
+    found = np.concatenate([np.diff(_far_matching(n, 1000, generator(s, "test")), axis=1)[:, 0] for s in range(4)])
+    assert (found >= 1000).all()
+    assert (np.abs(found - n // 2) < 20).mean() < 0.03
+    table, split = scores([1] * n, confidence=-np.arange(1.0, n + 1)), levels([0] * n, 1)
+    epochs = [ConfidenceGapPairs().pairs(split, table, epoch=epoch, seed=0) for epoch in (0, 1)]
+    assert len(set(map(tuple, epochs[0].tolist())) & set(map(tuple, epochs[1].tolist()))) < 10
+
+
+def test_what_gap_pairs_need():
+    for gap in (0.0, 0.51, float("nan")):
+        with pytest.raises(ConfigError, match=rf"pairing\.min_gap is {gap}; allowed: above 0 and at most 0\.5"):
+            ConfidenceGapPairs(min_gap=gap)
+    with pytest.raises(ConfigError, match="needs a confidence"):
+        ConfidenceGapPairs().pairs(halves(4), scores([1] * 4, confidence=[np.nan] * 4), epoch=0, seed=0)
+    with pytest.raises(DataError, match="too few examples"):
+        ConfidenceGapPairs().pairs(levels([0, -1], 1), scores([1] * 2), epoch=0, seed=0)
+    with pytest.raises(ConfigError, match=r"pairing\.rule is 'next'; allowed: mirrored, neighbours, extremes"):
+        LevelPairs(rule="next")
+
+
+@pytest.mark.parametrize("sampler", [LevelPairs(), SameGroupPairs(), AnyPairs(), ConfidenceGapPairs()], ids=type)
+def test_new_samplers_are_pure_functions_of_seed_and_epoch(sampler):
+    split, table = halves(200), scores([1] * 200, confidence=-np.arange(1.0, 201.0))
+    first = sampler.pairs(split, table, epoch=1, seed=2)
+    np.testing.assert_array_equal(first, pickle.loads(pickle.dumps(sampler)).pairs(split, table, epoch=1, seed=2))
+    for epoch, seed in ((0, 2), (1, 3)):
+        other = sampler.pairs(split, table, epoch=epoch, seed=seed)
+        assert len(set(map(tuple, first.tolist())) & set(map(tuple, other.tolist()))) < 10

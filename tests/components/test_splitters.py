@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.components import Median, RandomSplit
-from sftmix.errors import DataError
-from sftmix.types import Scores
+from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
+from sftmix.components.base import check_split
+from sftmix.components.splitters import FromFile
+from sftmix.errors import ConfigError, DataError
+from sftmix.store import write_split
+from sftmix.types import Scores, Split
 
 CONFIDENCES = st.lists(
     st.one_of(st.floats(max_value=-1, allow_nan=False), st.sampled_from([-1.0, -2.0, float("nan")])),
@@ -18,14 +23,15 @@ CONFIDENCES = st.lists(
 ).filter(lambda values: np.count_nonzero(~np.isnan(values)) >= 2)
 
 
-def scores(confidence, ids=None):
+def scores(confidence, ids=None, *, n_tokens=None, label=None):
     n = len(confidence)
     return Scores(
         id=ids or [f"e{i}" for i in range(n)],
         row=np.arange(n),
         confidence=np.asarray(confidence, dtype=np.float64),
         variability=np.zeros(n),
-        n_tokens=np.ones(n, dtype=np.int64),
+        n_tokens=np.ones(n, dtype=np.int64) if n_tokens is None else np.asarray(n_tokens, dtype=np.int64),
+        label=label,
     )
 
 
@@ -90,3 +96,133 @@ def test_random_split_needs_no_confidence_and_depends_on_the_seed_alone():
     other = RandomSplit().split(ranked, seed=1).group
     assert 0.4 < (first == other).mean() < 0.6  # two independent halvings of 400 agree on half of the rows
     assert 0.4 < (first == Median().split(ranked, seed=0).group).mean() < 0.6
+
+
+@given(CONFIDENCES, st.integers(2, 7), st.randoms(use_true_random=False))
+def test_quantiles_are_equal_groups_in_order_of_confidence(confidence, levels, random):
+    table = scores(confidence)
+    scored = np.flatnonzero(~np.isnan(table.confidence))
+    if len(scored) < levels:
+        with pytest.raises(DataError, match=f"into {levels} groups needs at least {levels} scored examples"):
+            Quantile(levels=levels).split(table, seed=0)
+        return
+    split = check_split(Quantile(levels=levels).split(table, seed=0), table)
+    assert split.names == tuple(f"level_{k}" for k in range(1, levels + 1))
+    sizes = [len(split.rows(level)) for level in range(levels)]
+    assert sizes == [len(scored) // levels] * levels
+    bounds = [(table.confidence[split.rows(k)].min(), table.confidence[split.rows(k)].max()) for k in range(levels)]
+    assert all(lower >= upper for (lower, _), (_, upper) in itertools.pairwise(bounds))
+    # What is left over lies in the middle: as many scored rows before it as after it, give or take one.
+    left = np.intersect1d(scored, split.unpaired)
+    assert len(left) == len(scored) % levels
+    if len(left):
+        above = (table.confidence[scored] > table.confidence[left].max()).sum()
+        below = (table.confidence[scored] < table.confidence[left].min()).sum()
+        assert max(above, below) <= (len(scored) - len(left) + 1) // 2
+    order = list(range(len(confidence)))
+    random.shuffle(order)
+    shuffled = scores([confidence[i] for i in order], [table.id[i] for i in order])
+    np.testing.assert_array_equal(split.group[order], Quantile(levels=levels).split(shuffled, seed=1).group)
+
+
+@given(CONFIDENCES)
+def test_two_quantiles_are_the_halves_of_the_median(confidence):
+    table = scores(confidence)
+    found = Quantile(levels=2).split(table, seed=0).group
+    np.testing.assert_array_equal(found, Median().split(table, seed=0).group)
+
+
+def test_left_over_rows_of_quantiles_by_hand():
+    table = scores([-1, -2, -3, -4, -5, -6, -7, -8, np.nan])
+    assert Quantile(levels=3).split(table, seed=0).group.tolist() == [0, 0, 1, -1, -1, 1, 2, 2, -1]
+    assert Quantile().split(table, seed=0).group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, -1]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 128])
+def test_levels_out_of_range(levels):
+    with pytest.raises(ConfigError, match=rf"splitter\.levels is {levels}; allowed: from 2 to 127"):
+        Quantile(levels=levels)
+
+
+LABELS = ["good", "poor", None, "fair", "good", "bad"]
+
+
+def test_quality_labels_are_the_groups():
+    table = scores([np.nan] * 6, label=LABELS)
+    split = check_split(QualityLabel(high="good", low=["poor", "bad"]).split(table, seed=0), table)
+    assert split.names == ("high", "low")
+    assert split.group.tolist() == [0, 1, -1, -1, 0, 1]
+    assert not QualityLabel.needs_confidence
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "label", "message"),
+    [
+        ("god", "bad", LABELS, r"splitter\.high names 'god'; labels of the rows: 'bad', 'fair', 'good', 'poor'"),
+        ("good", ["bad", "worse"], LABELS, r"splitter\.low names 'worse'; labels"),
+        ("good", "bad", None, r"labels of the rows: none \(from data\.label_field or data\.labels\)"),
+        ("good", [], LABELS, r"splitter\.low names no label"),
+    ],
+)
+def test_labels_that_are_not_there_are_named_beside_those_that_are(high, low, label, message):
+    with pytest.raises(ConfigError, match=message):
+        QualityLabel(high=high, low=low).split(scores([np.nan] * 6, label=label), seed=0)
+
+
+def test_a_label_cannot_be_high_and_low():
+    with pytest.raises(ConfigError, match=r"splitter\.high and splitter\.low both name 'good'"):
+        QualityLabel(high=["good", "fair"], low="good")
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=60), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_length_matched_halves_have_the_same_lengths(n_tokens, seed, random):
+    n = len(n_tokens)
+    table = scores([np.nan] * n, n_tokens=n_tokens)
+    split = LengthMatched().split(table, seed=seed)
+    halves = [np.sort(table.n_tokens[rows]) for rows in (split.confident, split.unconfident)]
+    assert len(halves[0]) == len(halves[1]) == n // 2
+    # Each half holds one of every two neighbours in length: their order statistics interleave.
+    lower, upper = np.minimum(*halves), np.maximum(*halves)
+    assert (upper[:-1] <= lower[1:]).all()
+    assert abs(int(halves[0].sum()) - int(halves[1].sum())) <= max(n_tokens) - min(n_tokens)
+    order = list(range(n))
+    random.shuffle(order)
+    shuffled = scores([np.nan] * n, [table.id[i] for i in order], n_tokens=[n_tokens[i] for i in order])
+    np.testing.assert_array_equal(split.group[order], LengthMatched().split(shuffled, seed=seed).group)
+
+
+def test_length_matched_coins_are_fair_and_seeded():
+    n_tokens = np.arange(2000) // 2  # two of each length, so that every pair of neighbours is a pair of equals
+    table = scores([np.nan] * 2000, n_tokens=n_tokens)
+    first, other = (LengthMatched().split(table, seed=seed).group for seed in (0, 1))
+    assert 430 < (first[::2] == 0).sum() < 570  # 1,000 coins: within 4.4 standard deviations
+    assert 860 < (first == other).sum() < 1140
+    assert not LengthMatched.needs_confidence
+
+
+def test_length_matched_leaves_the_middle_one_unpaired():
+    split = LengthMatched().split(scores([np.nan] * 5, n_tokens=[9, 1, 7, 3, 5]), seed=0)
+    assert split.unpaired.tolist() == [4]
+
+
+def test_a_split_from_a_file_is_joined_by_id(tmp_path):
+    path = tmp_path / "split.parquet"
+    write_split(path, ["a", "b", "c", "d"], Split(np.asarray([2, 0, -1, 1], dtype=np.int8), ("x", "y", "z")))
+    splitter = FromFile(path=path)
+    split = splitter.split(scores([np.nan] * 4, ids=["d", "c", "b", "a"]), seed=0)
+    assert split.names == ("x", "y", "z")
+    assert split.group.tolist() == [1, -1, 0, 2]
+    assert splitter.files() == [str(path)]
+    assert not FromFile.needs_confidence
+
+
+def test_a_split_of_other_examples_is_refused(tmp_path):
+    path = tmp_path / "split.parquet"
+    write_split(path, ["a", "b", "c"], Split(np.asarray([0, 1, -1], dtype=np.int8), ("confident", "unconfident")))
+    message = r"2 of 3 are missing from it \(first 'y'\), and 2 of its 3 are not trained on \(first 'a'\)"
+    with pytest.raises(DataError, match=message):
+        FromFile(path=path).split(scores([np.nan] * 3, ids=["y", "b", "z"]), seed=0)
+    with pytest.raises(DataError, match=r"0 of 2 are missing from it, and 1 of its 3 are not trained on"):
+        FromFile(path=path).split(scores([np.nan] * 2, ids=["a", "b"]), seed=0)
+    with pytest.raises(DataError, match=r"splitter\.path: .*nowhere\.parquet: there is no such file"):
+        FromFile(path=tmp_path / "nowhere.parquet").files()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sftmix.data import load_data, make_encoder
 from sftmix.data.formats import FORMATS, BadRow, convert, recognise
 from sftmix.data.rows import prepare
 from sftmix.data.sources import HUB_ID, Source
@@ -266,3 +267,49 @@ def test_every_row_of_a_file_is_recognised_by_itself(write, options):
     assert turns == [["u", "a"], ["u", "a", "w", "b"], ["u", "c"]]
     with pytest.raises(DataError, match=r"bad.jsonl:2: field 'output' is missing"):
         prepare(options(write("bad.jsonl", [rows[0], {"instruction": "w"}])), 0, progress=False)
+
+
+def test_each_file_has_its_label(write, options, tmp_path):
+    rows = _dialogues(6)
+    (tmp_path / "many").mkdir()
+    write("many/a.jsonl", rows[:2])
+    write("many/b.jsonl", rows[2:3])
+    high, many = write("high.jsonl", rows[3:]), str(tmp_path / "many")
+    held_out = write("held.jsonl", _dialogues(9)[7:])
+    given = options(many, high, eval=[held_out], labels=["low", "high"])
+    prepared = prepare(given, 0, progress=False)
+    found = [prepared.train.conversations.label(r) for r in prepared.train.records.tolist()]
+    assert found == ["low"] * 3 + ["high"] * 3
+    assert {prepared.eval.conversations.label(r) for r in prepared.eval.records.tolist()} == {None}
+    again = [
+        prepare(options(many, high, **more), 0, progress=False).train
+        for more in ({"labels": ["low", "high"]}, {"labels": ["low", "low"]}, {})
+    ]
+    assert again[0].fingerprint == prepared.train.fingerprint
+    assert len({side.fingerprint for side in again}) == len({side.cache_key for side in again}) == 3
+    assert [again[1].conversations.label(0), again[2].conversations.label(0)] == ["low", None]
+
+
+def test_the_labels_of_files_reach_the_examples(write, options, small):
+    rows = [{"instruction": f"Say {i}.", "output": str(i), "label": "a field"} for i in range(4)]
+    paths = write("a.jsonl", rows[:1]), write("b.jsonl", rows[1:])
+    encoder = make_encoder(small["chatml"])
+    data = load_data(options(*paths, labels=["x", "y"]), encoder, max_length=64, seed=0, progress=False)
+    assert data.train.labels == ["x", "y", "y", "y"]
+    assert data.train.columns == {"label": ["a field"] * 4}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"labels": ["high"], "label_field": "q"}, r"data\.labels \(high\) and data\.label_field \(q\) exclude"),
+        ({"labels": "high"}, r"names 1 labels \(high\) for 2 entries of data\.train \(.*a\.jsonl, .*b\.jsonl\)"),
+        ({"labels": ["high", "low", "none"]}, r"names 3 labels \(high, low, none\) for 2 entries"),
+        ({"labels": []}, r"names 0 labels"),
+    ],
+)
+def test_labels_that_cannot_be(more, message, write, options):
+    rows = _dialogues(4)
+    given = options(write("a.jsonl", rows[:2]), write("b.jsonl", rows[2:]), **more)
+    with pytest.raises(ConfigError, match=message):
+        prepare(given, 0, progress=False)

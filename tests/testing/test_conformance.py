@@ -40,7 +40,9 @@ OPTIONS = {
     "sftmix.components.schedules.AfterFraction": {"fraction": 0.5, "value": 0.2},
 }
 MORE = {
-    "sftmix.components.splitters.QualityLabel": {"scores": testing.score_tables(labels=("High", "Low", "else"))},
+    "sftmix.components.splitters.QualityLabel": {
+        "scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)
+    },
     "sftmix.components.selection.WithLabel": {"scores": testing.score_tables(labels=("High", "Low"))},
     "sftmix.components.pairing.LevelPairs": {"groups": 4},
 }

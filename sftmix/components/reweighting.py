@@ -1,0 +1,65 @@
+"""Baselines that weigh the NTP loss by token or by example. They do not mix: pairs, where there are any, order only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sftmix.components.base import Objective, check_number, ntp_plan, sequence_plan
+from sftmix.errors import ConfigError
+from sftmix.types import Batch, Plan, Tensor
+
+
+class LabelSmoothing(Objective):
+    """NTP whose targets are (1 - epsilon) one-hot + epsilon uniform over the vocabulary."""
+
+    def __init__(self, *, epsilon: float = 0.1) -> None:
+        """epsilon: mass of the uniform distribution, from 0 (NTP) to below 1."""
+        if not 0 <= epsilon < 1:
+            raise ConfigError(f"objective.epsilon is {epsilon}; allowed: from 0 to below 1")
+        self.epsilon = epsilon
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        return replace(ntp_plan(batch, batch.ntp_weight), label_smoothing=self.epsilon)
+
+
+class DFT(Objective):
+    """Dynamic fine-tuning (arXiv 2508.05629): each token's NLL times its own probability, detached.
+
+    Its authors see in it a policy gradient whose implicit reward no longer grows as 1 / p. Divided by the number of
+    response tokens.
+    """
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        return replace(ntp_plan(batch, batch.ntp_weight), row_weight=_probability)
+
+
+class IRDRO(Objective):
+    """Instance-reweighted, distributionally robust (arXiv 2402.14270): examples with a high loss weigh more.
+
+    loss_i is the mean NLL of response i, w = softmax(loss / tau) over the whole global batch, detached, and
+    L = sum_i w_i loss_i. Each step costs one more forward pass, which gives the losses before the weights.
+    """
+
+    needs_batch_nll = True
+
+    def __init__(self, *, tau: float = 1.0) -> None:
+        """tau: temperature, above 0; the smaller, the more the hardest example takes all."""
+        check_number("objective.tau", tau, above=0, hint="a number above 0 (its authors: 1)")
+        self.tau = tau
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        found = batch.batch_nll
+        if found is None:
+            raise ConfigError("objective IRDRO needs the losses of the whole global batch, and batch.batch_nll is None")
+        weight_G = torch.softmax(found.nll_sum.double() / found.n_tokens / self.tau, dim=0)
+        trained = batch.ntp_weight > 0
+        place = torch.searchsorted(found.rows, batch.rows).clamp(max=len(found.rows) - 1)
+        if not torch.equal(found.rows[place][trained], batch.rows[trained]):
+            raise ConfigError("objective IRDRO: batch.batch_nll does not hold all examples of this batch")
+        return sequence_plan(batch, torch.where(trained, weight_G[place], 0.0))
+
+
+def _probability(nll: Tensor, entropy: Tensor) -> Tensor:
+    return (-nll).exp()

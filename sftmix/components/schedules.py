@@ -1,0 +1,87 @@
+"""Schedules: numbers that change during training, for mu and alpha of an objective.
+
+The paper keeps both constant and names a schedule as future work; nothing is claimed for any of these.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sftmix.components.base import Schedule, check_number
+from sftmix.errors import ConfigError
+
+
+class Constant(Schedule):
+    """The same value at every step."""
+
+    def __init__(self, *, value: float) -> None:
+        """value: the value."""
+        _check_finite(value=value)
+        self._value = value
+
+    def value(self, step: int, total_steps: int) -> float:
+        return self._value
+
+
+class Linear(Schedule):
+    """From `start` at the first step to `end` at the last, in equal steps."""
+
+    def __init__(self, *, start: float, end: float) -> None:
+        """
+        start: value at the first step.
+        end: value at the last step.
+        """
+        _check_finite(start=start, end=end)
+        self.start = start
+        self.end = end
+
+    def value(self, step: int, total_steps: int) -> float:
+        done = _done(step, total_steps)
+        return (1 - done) * self.start + done * self.end
+
+
+class Cosine(Schedule):
+    """From `start` at the first step to `end` at the last along half a cosine: slow, fast, slow."""
+
+    def __init__(self, *, start: float, end: float) -> None:
+        """
+        start: value at the first step.
+        end: value at the last step.
+        """
+        _check_finite(start=start, end=end)
+        self.start = start
+        self.end = end
+
+    def value(self, step: int, total_steps: int) -> float:
+        left = (1 + math.cos(math.pi * _done(step, total_steps))) / 2
+        return left * self.start + (1 - left) * self.end
+
+
+class AfterFraction(Schedule):
+    """`before` until a share of the steps is done, `value` from there on."""
+
+    def __init__(self, *, fraction: float, value: float, before: float = 0.0) -> None:
+        """
+        fraction: share of the steps to wait, from 0 to 1.
+        value: value of the steps after it.
+        before: value of the steps before it.
+        """
+        if not 0 <= fraction <= 1:
+            raise ConfigError(f"fraction of a schedule is {fraction}; allowed: from 0 to 1")
+        _check_finite(value=value, before=before)
+        self.fraction = fraction
+        self.before = before
+        self._value = value
+
+    def value(self, step: int, total_steps: int) -> float:
+        return self._value if step >= self.fraction * total_steps else self.before
+
+
+def _done(step: int, total_steps: int) -> float:
+    """0 at the first step, 1 at the last; a single step is the first."""
+    return step / max(total_steps - 1, 1)
+
+
+def _check_finite(**values: float) -> None:
+    for name, value in values.items():
+        check_number(f"{name} of a schedule", value, hint="a finite number")

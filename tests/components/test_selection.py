@@ -1,0 +1,94 @@
+"""Selectors: exactly the rows that were asked for, whatever the order of the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftmix.components import All, Longest, Random, ScoreAtLeast, WithLabel
+from sftmix.components.base import check_selection
+from sftmix.errors import ConfigError
+from sftmix.types import Scores
+
+
+def scores(n_tokens, *, ids=None, label=None, **columns):
+    n = len(n_tokens)
+    return Scores(
+        id=ids or [f"e{i}" for i in range(n)],
+        row=np.arange(n),
+        confidence=np.full(n, np.nan),
+        variability=np.full(n, np.nan),
+        n_tokens=np.asarray(n_tokens, dtype=np.int64),
+        label=label,
+        columns=columns,
+    )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.data(), st.randoms(use_true_random=False))
+def test_k_examples_are_chosen_by_their_ids(n_tokens, data, random):
+    n = len(n_tokens)
+    k, seed = data.draw(st.integers(1, n)), data.draw(st.integers(0, 3))
+    order = list(range(n))
+    random.shuffle(order)
+    straight, shuffled = scores(n_tokens), scores([n_tokens[i] for i in order], ids=[f"e{i}" for i in order])
+    for selector in (Longest(k=k), Random(k=k)):
+        rows = check_selection(selector.select(straight, seed=seed), n)
+        assert len(rows) == k
+        again = {shuffled.id[row] for row in selector.select(shuffled, seed=seed)}
+        assert again == {straight.id[row] for row in rows}
+    kept = Longest(k=k).select(straight, seed=seed)
+    left = np.setdiff1d(np.arange(n), kept)
+    assert not len(left) or straight.n_tokens[kept].min() >= straight.n_tokens[left].max()
+
+
+def test_longest_orders_equal_lengths_by_id():
+    table = scores([5, 7, 5, 5, 9], ids=list("dbcae"))
+    assert Longest(k=3).select(table, seed=0).tolist() == [1, 3, 4]
+    assert Longest().k == 1000
+
+
+def test_random_selections_of_two_seeds_are_independent():
+    table = scores([1] * 1000)
+    first, second = (set(Random(k=500).select(table, seed=seed).tolist()) for seed in (0, 1))
+    assert 200 < len(first & second) < 300
+
+
+def test_more_than_there_are_is_an_error():
+    for selector in (Longest(), Random(k=1000)):
+        with pytest.raises(ConfigError, match=r"selector\.k is 1,000, but there are only 3 examples"):
+            selector.select(scores([1, 2, 3]), seed=0)
+    with pytest.raises(ConfigError, match=r"selector\.k is 0"):
+        Random(k=0)
+
+
+def test_a_threshold_keeps_its_own_value_and_leaves_out_what_has_none():
+    table = scores([4, 2, 7, 3, 3], judge=[4.5, None, 5, 4.49, "4.6"], good=[True, False, None, True, False])
+    assert ScoreAtLeast(field="judge", threshold=4.5).select(table, seed=0).tolist() == [0, 2, 4]
+    assert ScoreAtLeast(field="good", threshold=1).select(table, seed=0).tolist() == [0, 3]
+    assert ScoreAtLeast(field="good", threshold=0).select(table, seed=0).tolist() == [0, 1, 3, 4]
+    assert ScoreAtLeast(field="n_tokens", threshold=4).select(table, seed=0).tolist() == [0, 2]
+    assert All().select(table, seed=0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_field_that_is_no_score_is_named_beside_those_there_are():
+    table = scores([1, 2], judge=[1.0, None], topic=["", "law"])
+    with pytest.raises(ConfigError, match=r"'score', which is no field.*'n_tokens', 'judge', 'topic'"):
+        ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: example e1 has 'law'.*'judge'"):
+        ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"selector\.threshold is nan"):
+        ScoreAtLeast(field="judge", threshold=float("nan"))
+
+
+def test_labels():
+    table = scores([1] * 5, label=["high", None, "low", "high", "mid"])
+    assert WithLabel(labels="high").select(table, seed=0).tolist() == [0, 3]
+    assert WithLabel(labels=["low", "mid"]).select(table, seed=0).tolist() == [2, 4]
+    with pytest.raises(ConfigError, match=r"selector\.labels names 'hihg'; labels of the rows: 'high', 'low', 'mid'"):
+        WithLabel(labels=["high", "hihg"]).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"names 'high'; labels of the rows: none.*data\.label_field or data\.labels"):
+        WithLabel(labels="high").select(scores([1]), seed=0)
+    with pytest.raises(ConfigError, match="names no label"):
+        WithLabel(labels=[]).select(table, seed=0)
