@@ -1,0 +1,1 @@
+"""Components for SFTMix, chosen by import path."""

@@ -1,0 +1,15 @@
+import numpy as np
+
+from sftmix.components import ConfidenceEstimator
+from sftmix.errors import ConfigError
+from sftmix.types import Float64, TrainingDynamics
+
+
+class WorstToken(ConfidenceEstimator):
+    """Minus the NLL of the response's hardest token, averaged over the checkpoints."""
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        if dynamics.token_nll is None:
+            raise ConfigError("WorstToken needs --reference.token_nll true")
+        worst = [nll.max(axis=1).mean() if nll.size else np.nan for nll in dynamics.token_nll]
+        return -np.asarray(worst, dtype=np.float64)

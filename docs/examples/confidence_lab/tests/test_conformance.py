@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import numpy as np
+from confidence_lab.callback import WatchMixup
+from confidence_lab.confidence import WorstToken
+from confidence_lab.objective import FadingMixup
+from confidence_lab.pairing import NearestInLength
+from confidence_lab.perturbation import TokenDropout
+from confidence_lab.reference import LateReference
+from confidence_lab.schedule import Pulse
+from confidence_lab.selector import AtLeastTokens
+from confidence_lab.splitter import Thirds
+
+from sftmix import testing
+
+
+def with_tokens(dynamics):
+    """Dynamics that were kept token by token."""
+    rng = np.random.default_rng(len(dynamics.ids))
+    sizes = [(len(dynamics.steps), n) for n in dynamics.n_tokens.tolist()]
+    return replace(dynamics, token_nll=[rng.gamma(2.0, 1.0, size).astype(np.float32) for size in sizes])
+
+
+def test_reference():
+    testing.check_reference(LateReference(start=0.4))
+
+
+def test_confidence():
+    testing.check_confidence_estimator(WorstToken(), dynamics=testing.training_dynamics().map(with_tokens))
+
+
+def test_splitter():
+    testing.check_splitter(Thirds())
+
+
+def test_pairing():
+    testing.check_pair_sampler(NearestInLength())
+
+
+def test_selector():
+    testing.check_selector(AtLeastTokens(tokens=3))
+
+
+def test_schedule():
+    testing.check_schedule(Pulse(period=4))
+
+
+def test_objective():
+    testing.check_objective(FadingMixup(mu=Pulse(period=2)))
+
+
+def test_perturbation():
+    testing.check_perturbation(TokenDropout(rate=0.3))
+
+
+def test_callback():
+    testing.check_callback(WatchMixup())
