@@ -16,6 +16,7 @@ from sftmix.cli.arguments import recipes, sort_arguments
 from sftmix.cli.commands import COMMANDS, Command
 from sftmix.cli.parsing import build_parser, parse
 from sftmix.config import RunConfig
+from sftmix.errors import ConfigError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -134,6 +135,21 @@ def test_an_option_arrives_and_changes_nothing_else(
     assert {k: v for k, v in config.plain().items() if k != field} == {
         k: v for k, v in default.plain().items() if k != field
     }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_option_of_a_component_may_be_a_component(configured: Callable[..., RunConfig], turned: bool) -> None:
+    words = ["--objective.mu=Linear", "--objective.mu.start=0", "--objective.mu.end=0.4", "--objective.alpha=0.3"]
+    config = configured(*(words[::-1] if turned else words))
+    assert at(config, "objective.mu") == "Linear"
+    assert (at(config, "objective.mu.start"), at(config, "objective.mu.end")) == (0.0, 0.4)
+    assert at(config, "objective.alpha") == 0.3
+    assert RunConfig.from_plain(config.plain()) == config
+
+
+def test_options_of_a_number_need_a_schedule_first(configured: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"objective\.mu is no Schedule.*--objective\.mu CLASS: Constant, Linear"):
+        configured("--objective.mu.start", "0")
 
 
 def test_several_files_are_added_in_order(configured: Callable[..., RunConfig]) -> None:

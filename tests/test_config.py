@@ -8,11 +8,16 @@ import pytest
 import yaml
 
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.confidence import LogPerplexity, Perplexity
+from sftmix.components.confidence import IFD, LogPerplexity, Perplexity
 from sftmix.components.objectives import NTP, SFTMix
-from sftmix.components.pairing import LengthMatchedPairs, RandomPairs
+from sftmix.components.pairing import LengthMatchedPairs, LevelPairs, RandomPairs
+from sftmix.components.perturbations import NEFTune
 from sftmix.components.reference import FromFile, TrainedReference
-from sftmix.components.splitters import Median, RandomSplit
+from sftmix.components.reweighting import IRDRO
+from sftmix.components.schedules import AfterFraction, Linear
+from sftmix.components.selection import ScoreAtLeast
+from sftmix.components.splitters import FromFile as SplitFromFile
+from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.errors import ConfigError
 from sftmix.options import (
@@ -51,6 +56,15 @@ VARIED = [
         callbacks=[Evaluate(every=5), Evaluate()],
     ),
     complete(reference=FromFile(path="dynamics.parquet"), pairing=RandomPairs()),
+    complete(
+        objective=SFTMix(mu=AfterFraction(fraction=0.5, value=0.4), alpha=Linear(start=1, end=0.2), mean="sequence"),
+        splitter=QualityLabel(high=["good", "fair"], low="bad"),
+        data=DataOptions(train=["a.json", "b.json"], labels=["good", "bad"]),
+        selector=ScoreAtLeast(field="judge", threshold=4.5),
+        perturbation=NEFTune(alpha=10.0),
+        confidence=IFD(checkpoint="mean"),
+    ),
+    complete(splitter=SplitFromFile(path="split.parquet"), pairing=LevelPairs(rule="extremes"), objective=IRDRO()),
 ]
 
 
@@ -175,6 +189,10 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
+def mu(value: object) -> dict[str, object]:
+    return {"objective": {"class_path": "SFTMix", "init_args": {"mu": value}}}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -196,6 +214,11 @@ def test_all_problems_are_told_at_once() -> None:
         ({"objective": {"class_path": "SFTMix", "init_args": {"mu": -1}}}, ["objective.mu is -1"]),
         ({"objective": {"class_path": "SFTMix", "init_args": {"ntp_on": "some"}}}, ["objective.ntp_on", "confident"]),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
+        (mu("Linea"), ["objective.mu: 'Linea'", "a number or a Schedule", "Cosine", "Did you mean Linear?"]),
+        (mu("Median"), ["objective.mu: 'Median'", "a number or a Schedule", "AfterFraction"]),
+        (mu({"class_path": "Linear", "init_args": {"start": 0}}), ["Linear needs objective.mu.end"]),
+        (mu({"class_path": "Linear", "init_args": {"begin": 0}}), ["objective.mu.begin", "start, end"]),
+        (mu({"class_path": "AfterFraction", "init_args": {"fraction": 2, "value": 1}}), ["fraction", "2.0", "0 to 1"]),
         (
             {"reference": {"class_path": "TrainedReference", "init_args": {"training": {"lr": 1}}}},
             ["reference.training.lr", "learning_rate"],

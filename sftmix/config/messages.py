@@ -86,7 +86,7 @@ def _component_problem(key: str, message: str) -> str | None:
     if missing := re.search(r"following arguments are required: (.+)", message):
         keys = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {keys}"
-    if classes and (nested := _no_nested_component(key, message, classes[0])):
+    if classes and key != field and (nested := _no_nested_component(key, message, classes[0])):
         return nested
     if name := re.search(r"Expected a dot import path string: (\S+)", message):
         return unknown_class(field, name[1])

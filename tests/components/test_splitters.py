@@ -191,8 +191,9 @@ def test_length_matched_halves_have_the_same_lengths(n_tokens, seed, random):
     np.testing.assert_array_equal(split.group[order], LengthMatched().split(shuffled, seed=seed).group)
 
 
-def test_length_matched_coins_are_fair_and_seeded():
-    n_tokens = np.arange(2000) // 2  # two of each length, so that every pair of neighbours is a pair of equals
+@pytest.mark.parametrize("of_each", [1, 2])
+def test_length_matched_coins_are_fair_and_seeded(of_each):
+    n_tokens = np.arange(2000) // of_each  # neighbours of different, or of equal length
     table = scores([np.nan] * 2000, n_tokens=n_tokens)
     first, other = (LengthMatched().split(table, seed=seed).group for seed in (0, 1))
     assert 430 < (first[::2] == 0).sum() < 570  # 1,000 coins: within 4.4 standard deviations
