@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftmix"
 
 LAYERS = (
-    {"__init__", "types", "options", "errors", "rng", "artefacts", "store"},
+    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store"},
     {"functional", "_fused"},
     {"components", "data", "models", "model_files"},
     {"training"},
-    {"dynamics"},
+    {"dynamics", "calibration"},
     {"config"},
-    {"pipeline", "reference_run", "rundir", "summary", "export", "quickstart"},
+    {"pipeline", "reference_run", "rundir", "measurement", "confounds", "histogram", "summary", "export", "quickstart"},
     {"evaluation", "report", "integrations", "testing"},
     {"cli"},
 )

@@ -225,7 +225,8 @@ class StageState:
     step         optimizer steps done; total_steps of this stage
     epoch        epochs completed
     metrics      the metrics of the last step, as in metrics.jsonl
-    score        NLL, token count and correct count of every training row under the model as it is now
+    score        NLL, token count and correct count of every training row, or of the `rows` given, under the model as
+                 it is now
     evaluate     the same as metrics of the held-out rows, or None without held-out rows
     Both are forward passes in eval mode that every rank must call together.
     """
@@ -235,7 +236,7 @@ class StageState:
     total_steps: int
     epoch: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    score: Callable[[], RowScores] | None = None
+    score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sftmix.components.base import Callback, CallbackResult, Objective, StageState
-from sftmix.data.batching import TokenisedRows, Unit, collate, micro_steps, to_device
+from sftmix.data.batching import RowSubset, TokenisedRows, Unit, collate, micro_steps, to_device
 from sftmix.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.rng import stable_hash
@@ -31,7 +31,7 @@ from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, progress_bar
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.order import TrainingOrder
 from sftmix.training.step import TrainingModule, normalise
-from sftmix.types import Batch, Plan, RowScores, Split
+from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
@@ -271,9 +271,10 @@ class TrainingLoop:
                 self.stopped = self.stopped or result.stop
         return added
 
-    def _score(self) -> RowScores:
+    def _score(self, rows: Rows | None = None) -> RowScores:
         assert self.stage.scorer is not None
-        return self.stage.scorer(self.module, self.stage.data)
+        data = self.stage.data if rows is None else RowSubset(self.stage.data, rows)
+        return self.stage.scorer(self.module, data)
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.stage.scorer is not None

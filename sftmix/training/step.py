@@ -5,7 +5,9 @@ Using the LM head outside the wrapped forward would skip DDP's hooks and see sha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.models import Head, head_of
 from sftmix.types import Batch, Plan
+
+T = TypeVar("T")
 
 
 class TrainingModule(nn.Module):
@@ -54,6 +58,11 @@ class TrainingModule(nn.Module):
             stats=stats,
             row_scale=plan.row_scale,
         )
+
+
+    def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
+        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
+        return function(self.hidden_states(batch), self.head, batch.labels)
 
 
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
