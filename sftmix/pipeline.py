@@ -20,10 +20,12 @@ from sftmix.components.base import Component, Objective, check_confidence, check
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.confounds import write_confounds
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare, render_preview
 from sftmix.dynamics import described, score_rows
 from sftmix.errors import ConfigError, DataError
 from sftmix.export import write_model
+from sftmix.measurement import Measurement
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
 from sftmix.options import TrainingOptions
@@ -31,7 +33,6 @@ from sftmix.reference_run import ReferenceRun
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_dynamics, read_split, write_confidence, write_dynamics, write_split
 from sftmix.summary import summarise
-from sftmix.training.callbacks import BeforeAndAfter
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.distributed import World, resolve_precision, start_world
 from sftmix.training.loop import Stage, StageResult, train
@@ -206,8 +207,10 @@ class Run:
             self.world.on_main(
                 lambda: write_split(path, scores.id, check_split(divide(scores, seed=self.config.seed), scores))
             )
-            self.directory.finish("split", ["split.parquet"], {"wall_seconds": time.time() - started})
             made = read_split(path)[1]
+            files = self.world.on_main(lambda: write_confounds(self.directory.path, scores, made, self.data.train))
+            figures = {"wall_seconds": time.time() - started}
+            self.directory.finish("split", ["split.parquet", *(files or [])], figures)
             self.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
         return read_split(path)[1]
 
@@ -239,6 +242,7 @@ class Run:
                 return None
             return check_pairs(self.pairing.pairs(split, self.scores, epoch=epoch, seed=config.seed), len(data.train))
 
+        measurement = Measurement(directory, self.world, ids=data.train.ids, n_tokens=data.train.n_targets)
         stage = self.stage(
             name,
             model_path=config.model.path,
@@ -250,12 +254,13 @@ class Run:
             pairs_of=pairs_of,
             seed=config.seed,
             split=split,
-            callbacks=[BeforeAndAfter(directory / "eval_before.json", self.world), *config.callbacks],
+            callbacks=[measurement, *config.callbacks],
         )
         result = train(stage, self.world)
+        measured = measurement.after(stage, result.module, steps=int(result.figures["steps"]))
         self._export(stage, result, directory / "model")
-        figures = {**result.figures, "wall_seconds": time.time() - started}
-        self.directory.finish(name, ["model", "metrics.jsonl"], figures)
+        figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
+        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 

@@ -59,7 +59,6 @@ class TrainingModule(nn.Module):
             row_scale=plan.row_scale,
         )
 
-
     def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
         """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
         return function(self.hidden_states(batch), self.head, batch.labels)
