@@ -20,7 +20,7 @@ from sftmix.ranks import auc, equal_mass_bins, spearman
 from sftmix.rng import generator, stable_hash
 from sftmix.types import Float64, Rows, Scores, Split
 
-MAX_LABELS = 20
+MAX_LABELS = 12
 """Labels that are told of, the most frequent ones."""
 
 SHUFFLES = 200

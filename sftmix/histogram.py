@@ -14,7 +14,7 @@ BINS = 40
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#762a83", "#b8860b", "#01665e", "#8e0152", "#555555")
 """Of the series; further ones begin anew."""
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 720, 300, 60, 40, 630, 200
+_WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 900, 300, 60, 40, 630, 200
 
 
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _panel(name: str, series: Mapping[str, Sequence[int]], counted: Mapping[str,
         colour = COLOURS[number % len(COLOURS)]
         points = _steps(share / top, bottom)
         parts.append(f'<polygon points="{points}" fill="{colour}" fill-opacity="0.25" stroke="{colour}"/>')
-        x, y = right - 190, _TOP + 4 + 16 * number
+        x, y = right + 25, _TOP + 16 * number
         parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colour}"/>')
         parts.append(f'<text x="{x + 15}" y="{y + 9}">{escape(label[:24])} ({sum(series[label]):,})</text>')
     return parts
