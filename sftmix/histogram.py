@@ -66,7 +66,8 @@ def _panel(name: str, series: Mapping[str, Sequence[int]], counted: Mapping[str,
     for place in range(0, BINS + 1, BINS // 8):
         x = _LEFT + place / BINS * _PLOT_WIDTH
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}" stroke="black"/>')
-        value = f"{counted['edges'][place]:.3g}".replace("-", "\N{MINUS SIGN}")
+        edge = counted["edges"][place]
+        value = f"{edge:{',.0f' if 1000 <= abs(edge) < 1e7 else '.3g'}}".replace("-", "\N{MINUS SIGN}")
         parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{value}</text>')
     note = " (logarithmic axis)" if counted["scale"] == "log" else ""
     middle = _LEFT + _PLOT_WIDTH / 2

@@ -29,17 +29,19 @@ from sftmix.training.distributed import World, resolve_precision
 from sftmix.training.loop import Stage, held_out_metrics
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
-SAMPLE = 512
-"""Training rows whose confidence is measured before and after training."""
+SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
+"""Share of the training rows whose confidence is measured before and after training, and its bounds in rows: small
+beside the training itself, and never so few that a standard deviation says nothing."""
 
 _HELD_OUT_BEFORE = "eval_before.json"
 _SAMPLE_BEFORE = "sample_before.parquet"
 
 
 def sample_rows(ids: Sequence[str]) -> Rows:
-    """At most SAMPLE rows, in file order, chosen by a hash of the id: the same ones in every arm and every run."""
+    """Some of the N rows, in file order, chosen by a hash of the id: the same ones in every arm and every run."""
+    size = min(SAMPLE_MAX, max(SAMPLE_MIN, int(SAMPLE_SHARE * len(ids))))
     ranked = sorted(range(len(ids)), key=lambda row: stable_hash("confidence_sample", ids[row]))
-    return np.sort(np.asarray(ranked[:SAMPLE], dtype=np.int64))
+    return np.sort(np.asarray(ranked[:size], dtype=np.int64))
 
 
 class Measurement(Callback):
