@@ -20,7 +20,6 @@ from torch import nn
 from sftmix.artefacts import write_json
 from sftmix.calibration import calibrate, report
 from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.components.confidence import perplexity
 from sftmix.data.batching import RowSubset, Unit
 from sftmix.dynamics import merge, one_checkpoint
 from sftmix.rng import stable_hash
@@ -134,9 +133,9 @@ def confidence_std(dynamics: TrainingDynamics) -> dict[str, Any]:
     - 1. A figure that is not finite, or whose before is not known, is None.
     """
     found: dict[str, Any] = {"rows": len(dynamics.ids)}
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        perplexity_NC = perplexity(dynamics)
-        for prefix, values_NC in (("", perplexity_NC), ("log_", np.log(perplexity_NC))):
+    nll_NC = dynamics.nll_sum / dynamics.n_tokens[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for prefix, values_NC in (("", np.exp(nll_NC)), ("log_", nll_NC)):
             spread = [_finite(float(s)) for s in values_NC.std(axis=0)]
             before, after = (spread[0] if len(spread) > 1 else None), spread[-1]
             change = None if not before or after is None else after / before - 1

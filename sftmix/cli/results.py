@@ -114,7 +114,7 @@ def _mixing(summary: Mapping[str, Any]) -> list[str]:
     if not mixed or not trained:
         return []
     share = (summary.get("confounds") or {}).get("mixed_token_share")
-    of_all = "" if share is None else f" ({share:.0%} of the response tokens are mixed)"
+    of_all = "" if share is None else f" ({share:.0%} of them mixed)"
     effective = f", mu_effective {summary['mu_effective']:.2f}" if summary.get("mu_effective") else ""
     return [f"{mixed:,} token pairs mixed beside {trained:,} response tokens{of_all}{effective}"]
 
