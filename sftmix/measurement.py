@@ -84,7 +84,7 @@ class Measurement(Callback):
         dynamics = [one.of(self._sample_ids) for one in before] + [trained]
         self._keep("sample.parquet", dynamics)
         figures["confidence_std"] = confidence_std(merge(dynamics))
-        figures |= self._world.share(self._of_steps(stage, figures) if self._world.is_main else None)
+        figures |= self._of_steps(stage, figures)
         figures["calibration_seconds"] = self.seconds + time.perf_counter() - started
         return Measured(files, figures)
 
@@ -102,11 +102,16 @@ class Measurement(Callback):
         return {**held_out_metrics(measured.scores), "calibration": calibration}
 
     def _of_steps(self, stage: Stage, figures: Mapping[str, Any]) -> dict[str, Any]:
-        text = (self._directory / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = self._world.share(self._lines() if self._world.is_main else None)
         mixed = [line["step"] - 1 for line in lines if line["mixup_tokens"]]
         share = mixed_share(stage.order.batch, mixed, [line["step"] - 1 for line in lines], self._n_tokens)
         return {"mixed_token_share": share, **best_evaluation(lines, figures.get("eval_nll"))}
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What is needed of each line of metrics.jsonl."""
+        text = (self._directory / "metrics.jsonl").read_text(encoding="utf-8")
+        kept = ("step", "epoch", "mixup_tokens", "eval_nll")
+        return [{k: line.get(k) for k in kept} for line in map(json.loads, text.splitlines())]
 
     def _has(self, name: str) -> bool:
         return bool(self._world.share((self._directory / name).exists()))
