@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ from sftmix.errors import ConfigError, NonFiniteError
 from sftmix.store import read_dynamics, write_dynamics
 from sftmix.training.distributed import World, autocast, unwrap
 from sftmix.training.log import progress_bar
-from sftmix.types import Plan, RowScores, TrainingDynamics
+from sftmix.training.step import per_slot, scoring_plan
+from sftmix.types import Batch, RowScores, TrainingDynamics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sftmix.training.step import TrainingModule
 
 SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""
@@ -44,25 +48,44 @@ def score_rows(
     token_nll: bool = False,
     progress: str | None = None,
 ) -> RowScores:
-    """Score every row of `data` under the model as it is: forward passes in eval mode, without gradients.
+    """Score every row of `data` under the model as it is: log-probabilities in float32, sums in float64."""
+    measure = partial(_score_batch, token_nll=token_nll)
+    columns = forward_rows(module, data, measure, world=world, precision=precision, pad_id=pad_id, progress=progress)
+    return refuse_nan(RowScores(*columns))
+
+
+Column: TypeAlias = Any
+Measure: TypeAlias = "Callable[[TrainingModule, Batch], Sequence[Column]]"
+"""(module, batch of B rows) -> columns, each a numpy array [B, ...] or a list of B arrays of any length."""
+
+
+def forward_rows(
+    module: nn.Module,
+    data: TokenisedRows,
+    measure: Measure,
+    *,
+    world: World,
+    precision: str = "fp32",
+    pad_id: int = 0,
+    progress: str | None = None,
+) -> list[Column]:
+    """The columns of `measure` for all rows of `data`, in row order, on every rank: forward passes in eval mode only.
 
     Rows are sorted by length and dealt to the ranks batch by batch; every rank makes the same number of forward passes
-    (a collective under FSDP), and the results are joined by row (T24). Log-probabilities are float32, sums float64.
+    (a collective under FSDP), and the results are joined by row (T24).
     """
     target = unwrap(module)
     was_training = target.training
     target.eval()
-    mine: list[tuple[np.ndarray, ...]] = []
-    tokens: dict[int, np.ndarray] = {}
+    mine: list[tuple[np.ndarray, Sequence[Column]]] = []
     with torch.no_grad(), autocast(module, precision, world.device):
         for rows, counted in _scoring_batches(data.lengths, world, progress):
-            scored = _score_batch(target, data, rows, world, pad_id)
+            units = [(Slot(int(row), 0.0),) for row in rows]
+            columns = measure(target, to_device(collate(units, data, pad_id=pad_id), world.device))
             if counted:
-                mine.append((rows, *(column[: len(rows)] for column in scored[:3])))
-                if token_nll:
-                    tokens |= dict(zip(rows.tolist(), scored[3], strict=True))
+                mine.append((rows, columns))
     target.train(was_training)
-    return _join(world.gather((mine, tokens)), len(data), token_nll)
+    return _join(world.gather(mine), len(data))
 
 
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
@@ -81,42 +104,50 @@ def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) ->
             bar.update()
 
 
-def _score_batch(
-    module: nn.Module, data: TokenisedRows, rows: np.ndarray, world: World, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
-    units = [(Slot(int(row), 0.0),) for row in rows]
-    batch = to_device(collate(units, data, pad_id=pad_id), world.device)
-    size = len(batch.labels)
-    none = torch.zeros(0, device=world.device)
-    plan = Plan(
-        row_weight=torch.zeros(size, device=world.device), pairs=batch.pairs, pair_weight=none, lam=none,
-        ntp_count=0.0, mixup_count=0.0,
-    )  # fmt: skip
-    out = module(batch, plan, stats=True)
-    per_slot = torch.zeros(len(rows), dtype=torch.float64, device=world.device)
-    nll = per_slot.index_add(0, batch.slot, out.nll.double())
-    correct = per_slot.index_add(0, batch.slot, out.correct.double())
-    count = torch.bincount(batch.slot, minlength=len(rows))
-    each = torch.split(out.nll.float().cpu(), count.tolist())
-    return (
-        nll.cpu().numpy(),
+def _score_batch(module: TrainingModule, batch: Batch, *, token_nll: bool) -> list[Column]:
+    out = module(batch, scoring_plan(batch), stats=True)
+    assert out.correct is not None
+    count = torch.bincount(batch.slot, minlength=len(batch.rows))
+    columns: list[Column] = [
+        sum_by_row(out.nll, batch),
         count.cpu().numpy().astype(np.int64),
-        correct.round().long().cpu().numpy(),
-        [t.numpy() for t in each],
-    )
+        sum_by_row(out.correct, batch).round().astype(np.int64),
+    ]
+    return [*columns, split_by_row(out.nll.float(), batch)] if token_nll else columns
 
 
-def _join(gathered: Sequence[tuple[list, dict]], n_rows: int, token_nll: bool) -> RowScores:
-    nll, count, correct = np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
-    tokens: dict[int, np.ndarray] = {}
-    for parts, some in gathered:
-        tokens |= some
-        for rows, part_nll, part_count, part_correct in parts:
-            nll[rows], count[rows], correct[rows] = part_nll, part_count, part_correct
-    if np.isnan(nll).any():
-        bad = np.flatnonzero(np.isnan(nll))
+def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
+    """f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
+    return per_slot(batch, values).cpu().numpy()
+
+
+def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+    """The token rows [T] of each of the B examples of the batch."""
+    counts = torch.bincount(batch.slot, minlength=len(batch.rows)).tolist()
+    return [part.numpy() for part in torch.split(values.cpu(), counts)]
+
+
+def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows: int) -> list[Column]:
+    parts = [part for of_rank in gathered for part in of_rank]
+    rows = np.concatenate([rows for rows, _ in parts])
+    order = np.argsort(rows, kind="stable")
+    assert np.array_equal(rows[order], np.arange(n_rows)), "a row was measured twice or not at all"
+    joined: list[Column] = []
+    for pieces in zip(*(columns for _, columns in parts), strict=True):
+        if isinstance(pieces[0], np.ndarray):
+            joined.append(np.concatenate(pieces)[order])
+        else:
+            flat = [one for piece in pieces for one in piece]
+            joined.append([flat[i] for i in order])
+    return joined
+
+
+def refuse_nan(scores: RowScores) -> RowScores:
+    """The scores, if none is NaN; else NonFiniteError (T10)."""
+    bad = np.flatnonzero(np.isnan(scores.nll_sum))
+    if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): the model is broken")
-    return RowScores(nll, count, correct, [tokens[r] for r in range(n_rows)] if token_nll else None)
+    return scores
 
 
 # ---------------------------------------------------------------------------------------- checkpoints
@@ -144,7 +175,7 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 class ScoreAtCheckpoints(Callback):
     """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
 
-    alone  the same rows without their instructions, to be scored as well; None: they are not
+    alone  the responses without their instructions are scored, too
     """
 
     def __init__(
@@ -154,7 +185,7 @@ class ScoreAtCheckpoints(Callback):
         steps: Sequence[int],
         directory: Path,
         world: World,
-        alone: TokenisedRows | None = None,
+        alone: bool = False,
     ) -> None:
         self._ids, self._steps, self._directory, self._world = ids, list(steps), directory, world
         self._alone = alone
@@ -175,7 +206,7 @@ class ScoreAtCheckpoints(Callback):
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
-        alone = None if self._alone is None else state.score(self._alone)
+        alone = state.score(alone=True) if self._alone else None
         if self._world.is_main:
             write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
         self._world.barrier()

@@ -118,9 +118,9 @@ class Head:
     def bias(self) -> Tensor | None:
         return getattr(self.module, "bias", None)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The formula above, in the dtype of the hidden states; for tests and probes."""
-        z = self.scale * F.linear(hidden, self.weight, self.bias)
+    def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """The formula above, for probes and measurements; what follows the matmul in `dtype` (None: its own)."""
+        z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 

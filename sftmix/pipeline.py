@@ -15,11 +15,13 @@ from sftmix.components.base import Objective, check_confidence, check_split, pla
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.confounds import write_confounds
 from sftmix.data import encode, make_encoder, prepare, render_preview
 from sftmix.dynamics import described
 from sftmix.epoch_pairs import EpochPairs, FromOnlineLosses, fixed, unpaired
 from sftmix.errors import ConfigError, DataError
 from sftmix.export import write_model
+from sftmix.measurement import Measurement
 from sftmix.models import load_tokenizer
 from sftmix.reference_run import ReferenceRun
 from sftmix.run_context import RunContext, resolve_max_length
@@ -32,7 +34,6 @@ from sftmix.store import (
     write_split,
 )
 from sftmix.summary import summarise
-from sftmix.training.callbacks import BeforeAndAfter
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.distributed import start_world
 from sftmix.training.loop import StageResult, train
@@ -163,8 +164,10 @@ class Run(RunContext):
             self.world.on_main(
                 lambda: write_split(path, scores.id, check_split(divide(scores, seed=self.config.seed), scores))
             )
-            self.directory.finish("split", ["split.parquet"], {"wall_seconds": time.time() - started})
             made = read_split(path)[1]
+            files = self.world.on_main(lambda: write_confounds(self.directory.path, scores, made, self.data.train))
+            figures = {"wall_seconds": time.time() - started}
+            self.directory.finish("split", ["split.parquet", *(files or [])], figures)
             self.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
         return read_split(path)[1]
 
@@ -195,6 +198,7 @@ class Run(RunContext):
         started = time.time()
         directory = self.directory.path / name
 
+        measurement = Measurement(directory, self.world, ids=data.train.ids, n_tokens=data.train.n_targets)
         stage = self.stage(
             name,
             model_path=config.model.path,
@@ -208,13 +212,14 @@ class Run(RunContext):
             split_of=self._epoch_pairs.split_of,
             online=self._online().losses if self.single_run and name == "train" else None,
             seed=config.seed,
-            callbacks=[BeforeAndAfter(directory / "eval_before.json", self.world), *config.callbacks],
+            callbacks=[measurement, *config.callbacks],
         )
         result = train(stage, self.world)
+        measured = measurement.after(stage, result.module, steps=int(result.figures["steps"]))
         self._export(stage, result, directory / "model")
-        figures = {**result.figures, "wall_seconds": time.time() - started}
+        figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
         online = ["online"] if (directory / "online").exists() else []
-        self.directory.finish(name, ["model", "metrics.jsonl", *online], figures)
+        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *online], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from sftmix.components.objectives import NTP
 from sftmix.data import EncodedDataset, Encoder, make_encoder
-from sftmix.data.alone import ResponsesAlone
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
 from sftmix.errors import ConfigError
 from sftmix.models import load_tokenizer
@@ -61,9 +60,9 @@ class ReferenceRun:
         steps = checkpoint_steps(checkpoints, stage.order.total_steps)
         if isinstance(checkpoints, int) and len(steps) < checkpoints:
             run.say(f"reference: {stage.order.total_steps} steps are fewer than {checkpoints} checkpoints: each is one")
-        alone = ResponsesAlone(data) if response_alone else None
-        directory = stage.directory / "scores"
-        scoring = ScoreAtCheckpoints(ids=data.ids, steps=steps, directory=directory, world=run.world, alone=alone)
+        scoring = ScoreAtCheckpoints(
+            ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
+        )
         result = train(replace(stage, callbacks=[scoring, *config.callbacks]), run.world)
         self.figures = {**result.figures, "scoring_seconds": scoring.seconds}
         return scoring.dynamics()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sftmix.artefacts import replacing
 from sftmix.errors import DataError
-from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, RowScores, Split, TrainingDynamics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,6 +140,22 @@ def write_ids(path: PathLike, ids: Sequence[str]) -> None:
 def read_ids(path: PathLike) -> list[str]:
     """Return the ids of a file that has a column id, each once."""
     return _unique_ids(path, _read(path, ["id"]))
+
+
+def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64) -> None:
+    """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, brier_sum."""
+    import pyarrow as pa
+
+    columns = {"nll_sum": scores.nll_sum, "n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
+    _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns, "brier_sum": brier_sum}))
+
+
+def read_eval(path: PathLike) -> tuple[list[str], RowScores]:
+    """Return (ids, scores) of the held-out examples; DataError where the file is not what `write_eval` writes."""
+    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct"])
+    ids = _unique_ids(path, table)
+    nll, count, correct = (_numbers(path, table, name) for name in ("nll_sum", "n_tokens", "n_correct"))
+    return ids, RowScores(nll, count, correct)
 
 
 # ------------------------------------------------------------------------------------------- details

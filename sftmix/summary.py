@@ -11,7 +11,8 @@ import numpy as np
 
 import sftmix
 from sftmix.artefacts import read_json, write_json
-from sftmix.types import Float64, Scores
+from sftmix.confounds import length_correlation, mixing
+from sftmix.types import Scores
 
 if TYPE_CHECKING:
     from sftmix.pipeline import Run
@@ -37,6 +38,7 @@ def summarise(run: Run) -> dict[str, Any]:
         summary |= _training(root, stages)
     if "split" in stages:
         summary |= _confidence(run)
+    summary["confounds"] = _confounds(root, stages)
     if run.world.is_main:
         write_json(root / "summary.json", summary)
     run.world.barrier()
@@ -44,7 +46,16 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def _stage(figures: dict[str, Any]) -> dict[str, Any]:
-    kept = ("wall_seconds", "elapsed", "scoring_seconds", "steps", "tokens", "peak_memory_bytes", "skipped")
+    kept = (
+        "wall_seconds",
+        "elapsed",
+        "scoring_seconds",
+        "calibration_seconds",
+        "steps",
+        "tokens",
+        "peak_memory_bytes",
+        "skipped",
+    )
     return {k: figures[k] for k in kept if k in figures}
 
 
@@ -53,17 +64,25 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
     before = root / "train" / "eval_before.json"
     found: dict[str, Any] = {
         "eval_nll_before": read_json(before)["eval_nll"] if before.exists() else None,
-        "eval_nll_after": train.get("eval_nll"),
-        "eval_accuracy": train.get("eval_accuracy"),
-        "eval_exact_match": train.get("eval_exact_match"),
+        **_trained(train),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
         "mu_effective": train["mu_effective"],
     }
     if "baseline" in stages:
-        keys = ("eval_nll", "eval_accuracy", "eval_exact_match")
-        found["baseline"] = {("eval_nll_after" if k == "eval_nll" else k): stages["baseline"].get(k) for k in keys}
+        found["baseline"] = _trained(stages["baseline"])
+        spread, plain = (arm.get("confidence_std") or {} for arm in (found, found["baseline"]))
+        for prefix in ("", "log_"):
+            ours, theirs = spread.get(f"{prefix}after"), plain.get(f"{prefix}after")
+            spread[f"{prefix}vs_baseline"] = ours / theirs - 1 if ours is not None and theirs else None
     return found
+
+
+def _trained(figures: dict[str, Any]) -> dict[str, Any]:
+    """What one arm came to."""
+    measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration", "confidence_std")
+    names = {"eval_nll": "eval_nll_after"} | {k: k for k in ("eval_accuracy", "eval_exact_match", *measured)}
+    return {name: figures.get(key) for key, name in names.items()}
 
 
 def _confidence(run: Run) -> dict[str, Any]:
@@ -74,10 +93,17 @@ def _confidence(run: Run) -> dict[str, Any]:
     order = scored[np.argsort(scores.confidence[scored], kind="stable")]
     return {
         "confidence": groups,
-        "spearman_confidence_length": spearman(scores.confidence[scored], scores.n_tokens[scored]),
+        "spearman_confidence_length": length_correlation(scores),
         "least_confident": [_shown(run, scores, int(row)) for row in order[:EXTREMES]],
         "most_confident": [_shown(run, scores, int(row)) for row in order[::-1][:EXTREMES]],
     }
+
+
+def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
+    """Those of the split, and how much was mixed; empty where there is neither."""
+    path = root / "split" / "confounds.json"
+    of_split = read_json(path) if "split" in stages and path.exists() else {}
+    return {**of_split, **(mixing(stages["train"]) if "train" in stages else {})}
 
 
 def _group(scores: Scores, rows: np.ndarray) -> dict[str, Any]:
@@ -106,18 +132,6 @@ def _shown(run: Run, scores: Scores, row: int) -> dict[str, Any]:
         "prompt": messages[-2].content[:200] if len(messages) > 1 else "",
         "response": messages[-1].content[:200],
     }
-
-
-def spearman(a: Float64, b: np.ndarray) -> float | None:
-    """Rank correlation with mean ranks for ties; None where it is undefined."""
-    if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
-        return None
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def git_revision() -> str | None:

@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftmix"
 
 LAYERS = (
-    {"__init__", "types", "options", "errors", "rng", "artefacts", "store"},
+    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store"},
     {"functional", "_fused"},
     {"components", "data", "models", "model_files"},
     {"training"},
-    {"dynamics"},
+    {"dynamics", "calibration"},
     {"config"},
-    {"pipeline", "epoch_pairs", "run_context", "reference_run", "rundir", "summary", "export", "quickstart"},
+    {"pipeline", "epoch_pairs", "run_context", "reference_run", "rundir", "summary", "export", "quickstart"}
+    | {"measurement", "confounds", "histogram"},
     {"evaluation", "report", "integrations", "testing"},
     {"cli"},
 )

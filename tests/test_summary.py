@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import sftmix
 from sftmix.data import load_data, make_encoder
 from sftmix.options import DataOptions
-from sftmix.summary import spearman
 from tests.tiny import metrics
 
 
@@ -90,11 +89,3 @@ def test_stages_tell_time_tokens_and_memory(summary):
     assert summary["version"] == sftmix.__version__
     assert summary["git_revision"] is None or len(summary["git_revision"]) >= 7
     assert (summary["seed"], summary["world_size"]) == (42, 1)
-
-
-def test_spearman_has_mean_ranks_for_ties_and_is_undefined_for_constants():
-    assert spearman(np.array([1.0, 2.0, 3.0]), np.array([10, 20, 40])) == pytest.approx(1)
-    assert spearman(np.array([1.0, 2.0, 2.0, 4.0]), np.array([1, 1, 0, -5])) == pytest.approx(-0.8333333333)
-    assert spearman(np.array([1.0, 1.0]), np.array([1, 2])) is None
-    assert spearman(np.array([1.0, 2.0]), np.array([3, 3])) is None
-    assert spearman(np.array([1.0]), np.array([3])) is None

@@ -16,13 +16,13 @@ _FILES = {
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
-    """Lines for people: held-out loss, the halves of the split, how much was mixed, time, files."""
-    lines = [*held_out(summary), *_halves(summary), *_mixing(summary), *_time(summary)]
+    """Lines for people: a table of what was measured, the groups of the split, what may confound them, time, files."""
+    lines = [*measured(summary), *_groups(summary), *_confounds(summary), *_mixing(summary), *_time(summary)]
     return ["", *lines, *(f"see {Path(out) / name}" for name in _FILES[until] if (Path(out) / name).exists())]
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:
-    """Held-out NLL per token before and after, of the baseline, too."""
+    """Held-out NLL per token before and after, of the baseline, too, on one line."""
     after = summary.get("eval_nll_after")
     if not isinstance(after, float):
         return []
@@ -32,23 +32,91 @@ def held_out(summary: Mapping[str, Any]) -> list[str]:
     return [f"held-out NLL per response token: {', '.join(shown)}"]
 
 
-def _halves(summary: Mapping[str, Any]) -> list[str]:
+MEASURED = (
+    ("held-out NLL per response token", "eval_nll_before", "eval_nll_after", ".4f"),
+    ("  of the best evaluation", None, "eval_nll_best", ".4f"),
+    ("    which was at step", None, "eval_nll_best_step", "d"),
+    ("  after temperature scaling", None, "calibration.nll_temperature_scaled", ".4f"),
+    ("    mean temperature", None, "calibration.temperature", ".3f"),
+    ("held-out token calibration error (ECE)", None, "calibration.ece", ".4f"),
+    ("held-out Brier score", None, "calibration.brier", ".4f"),
+    ("held-out token accuracy", None, "eval_accuracy", ".1%"),
+    ("held-out exact match", None, "eval_exact_match", ".1%"),
+    ("sd of confidence, minus perplexity", "confidence_std.before", "confidence_std.after", ".4g"),
+    ("sd of confidence, minus mean NLL", "confidence_std.log_before", "confidence_std.log_after", ".4f"),
+)
+"""What is told of an arm, where the summary has it before and after training, and its format."""
+
+
+def measured(summary: Mapping[str, Any]) -> list[str]:
+    """A table with a column for the base model, the trained model, and the NTP baseline where there is one."""
+    arms = {"after": summary, "NTP baseline": summary.get("baseline") or {}}
+    lines = []
+    for name, before, after, form in MEASURED:
+        values = [_at(summary, before), *(_at(arm, after) for arm in arms.values())]
+        if any(value is not None for value in values[1:]):
+            cells = ["" if value is None else format(value, form) for value in values]
+            lines.append(f"{name:<40}{cells[0]:>10}{cells[1]:>10}{cells[2]:>14}".rstrip())
+    title = f"{'':<40}{'before':>10}{'after':>10}{'NTP baseline' if arms['NTP baseline'] else '':>14}".rstrip()
+    return [title, *lines, *_relative(summary), ""] if lines else []
+
+
+def _at(arm: Mapping[str, Any], key: str | None) -> Any:
+    """arm["a"]["b"] for "a.b"; None where it is not there."""
+    value: Any = arm
+    for name in key.split(".") if key else []:
+        value = (value or {}).get(name)
+    return value if key else None
+
+
+def _relative(summary: Mapping[str, Any]) -> list[str]:
+    spread = summary.get("confidence_std") or {}
+    against, log_against = spread.get("vs_baseline"), spread.get("log_vs_baseline")
+    if against is None or log_against is None:
+        return []
+    return [f"sd of confidence against the NTP baseline: {against:+.1%}, of minus mean NLL: {log_against:+.1%}"]
+
+
+def _groups(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, group in (summary.get("confidence") or {}).items():
         mean, spread = group.get("confidence_mean"), group.get("confidence_std")
         what = "" if mean is None else f", confidence {mean:.2f} +- {spread:.2f}"
         if group["examples"]:
             lines.append(f"{name}: {group['examples']:,} example{'s' * (group['examples'] != 1)}{what}")
-    rank = summary.get("spearman_confidence_length")
-    return [*lines, *([] if rank is None else [f"rank correlation of confidence with response length: {rank:.2f}"])]
+    return lines
+
+
+def _confounds(summary: Mapping[str, Any]) -> list[str]:
+    found = summary.get("confounds") or {}
+    lines = [
+        f"label {name}: {label['examples']:,} examples, confidence {label['confidence_mean']:.2f} +- "
+        f"{label['confidence_std']:.2f}"
+        for name, label in (found.get("labels") or {}).items()
+    ]
+    if overlap := found.get("label_overlap"):
+        lines.append(
+            f"overlap of the confidence of {' and '.join(overlap['labels'])}: {overlap['overlap']:.2f} "
+            f"(labels at random: {overlap['overlap_if_unrelated']:.2f})"
+        )
+    rank, length = summary.get("spearman_confidence_length"), found.get("auc_length_confident")
+    if rank is not None:
+        lines.append(f"rank correlation of confidence with response length: {rank:.2f}")
+    if length is not None:
+        lines.append(f"AUC of response length telling the first group from the last: {length:.2f} (0.5: it cannot)")
+    if (same := found.get("duplicates")) and same["prompts_in_both"]:
+        lines.append(f"in both groups: {same['examples_in_both']:,} examples, {same['prompts_in_both']:,} prompts")
+    return lines
 
 
 def _mixing(summary: Mapping[str, Any]) -> list[str]:
     mixed, trained = summary.get("mixup_tokens"), summary.get("ntp_tokens")
     if not mixed or not trained:
         return []
+    share = (summary.get("confounds") or {}).get("mixed_token_share")
+    of_all = "" if share is None else f" ({share:.0%} of them mixed)"
     effective = f", mu_effective {summary['mu_effective']:.2f}" if summary.get("mu_effective") else ""
-    return [f"{mixed:,} token pairs mixed beside {trained:,} response tokens{effective}"]
+    return [f"{mixed:,} token pairs mixed beside {trained:,} response tokens{of_all}{effective}"]
 
 
 def _time(summary: Mapping[str, Any]) -> list[str]:

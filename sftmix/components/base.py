@@ -272,8 +272,8 @@ class StageState:
     step         optimizer steps done; total_steps of this stage
     epoch        epochs completed
     metrics      the metrics of the last step, as in metrics.jsonl
-    score        NLL, token count and correct count of every training row under the model as it is now; given other
-                 tokenised rows (`score(rows)`), of those
+    score        NLL, token count and correct count of every training row, or of the `rows` given, under the model as
+                 it is now; with `alone=True` of the responses without their instructions
     evaluate     the same as metrics of the held-out rows, or None without held-out rows
     Both are forward passes in eval mode that every rank must call together.
     """

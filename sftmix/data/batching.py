@@ -32,6 +32,24 @@ class TokenisedRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RowSubset:
+    """Some rows of a data set, in the given order, as a data set."""
+
+    data: TokenisedRows
+    rows: Rows
+
+    @property
+    def lengths(self) -> Rows:
+        return self.data.lengths[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        return self.data[int(self.rows[row])]
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One place in a batch. A repeat of a row that already had its turn in this epoch has `ntp_weight` 0."""
 

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from sftmix.components.base import CallbackResult, StageState
-from sftmix.data.batching import TokenisedRows, Unit
+from sftmix.data.alone import ResponsesAlone
+from sftmix.data.batching import RowSubset, TokenisedRows, Unit
 from sftmix.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.options import CheckpointOptions
 from sftmix.rng import stable_hash
@@ -31,7 +32,7 @@ from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate
 from sftmix.training.stage import Stage
 from sftmix.training.step import Perturb, TrainingModule, normalise
 from sftmix.training.window import micro_batches, step_sums, with_batch_nll
-from sftmix.types import Batch, Plan, RowScores
+from sftmix.types import Batch, Plan, Rows, RowScores
 
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
@@ -247,9 +248,10 @@ class TrainingLoop:
                 self.stopped = self.stopped or result.stop
         return added
 
-    def _score(self, data: TokenisedRows | None = None) -> RowScores:
+    def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
-        return self.stage.scorer(self.module, self.stage.data if data is None else data)
+        data: TokenisedRows = self.stage.data if rows is None else RowSubset(self.stage.data, rows)
+        return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.stage.scorer is not None

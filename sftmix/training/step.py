@@ -5,9 +5,9 @@ Using the LM head outside the wrapped forward would skip DDP's hooks and see sha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ class Perturb(Protocol):
     """`Perturbation.embeddings` of one step: seed and step are given."""
 
     def __call__(self, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor: ...
+
+
+T = TypeVar("T")
 
 
 class TrainingModule(nn.Module):
@@ -75,6 +78,10 @@ class TrainingModule(nn.Module):
             row_scale=plan.row_scale,
         )
 
+    def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
+        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
+        return function(self.hidden_states(batch), self.head, batch.labels)
+
 
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
     """Divide the plan's weights by the counts of the whole global batch (T1, T2).
@@ -111,6 +118,6 @@ def scoring_plan(batch: Batch) -> Plan:
 
 
 def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
-    """f64[B], sums of token-row values over each slot."""
-    zeros = torch.zeros(len(batch.ids), dtype=torch.float64, device=values_T.device)
-    return zeros.index_add(0, batch.slot, values_T.double())
+    """f64[B, ...], sums of token-row values [T, ...] over each slot."""
+    sums = values_T.new_zeros(len(batch.ids), *values_T.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, batch.slot, values_T.double())

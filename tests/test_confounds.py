@@ -1,0 +1,161 @@
+"""Confounds against what is known of rows made for it."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from sftmix.artefacts import read_json
+from sftmix.confounds import by_label, duplicates, length_correlation, mixing, overlap
+from sftmix.histogram import BINS, histogram, svg
+from sftmix.types import Scores, Split
+from tests.tiny import groups, table
+
+
+def scores_of(confidence, label=None) -> Scores:
+    n = len(confidence)
+    return Scores(
+        id=[str(k) for k in range(n)], row=np.arange(n), confidence=np.asarray(confidence, float),
+        variability=np.zeros(n), n_tokens=np.arange(n) + 1, label=label,
+    )  # fmt: skip
+
+
+def test_overlap_of_equal_separate_and_half_equal_samples():
+    a = np.arange(400.0)
+    assert overlap(a, a)["overlap"] == pytest.approx(1)
+    assert overlap(a, a + 1000)["overlap"] == pytest.approx(0)
+    half = np.concatenate([a[:200] - 1000, a[200:]])
+    assert overlap(a, half) == pytest.approx(overlap(-np.exp(-a / 100), -np.exp(-half / 100)))
+    assert overlap(a, half)["overlap"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_yardstick_of_the_overlap_is_a_random_exchange_of_labels():
+    rng = np.random.default_rng(0)
+    found = overlap(rng.normal(size=100), rng.normal(size=60))
+    assert found["bins"] == 7
+    pooled, shares = np.arange(160), []
+    for _ in range(300):
+        order = rng.permutation(pooled) * 7 // 160
+        one, other = np.bincount(order[:100], minlength=7) / 100, np.bincount(order[100:], minlength=7) / 60
+        shares.append(np.minimum(one, other).sum())
+    assert found["overlap_if_unrelated"] == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
+    labels = ["Low", "High", None, "High", "High", "Low", "Mid", "High"]
+    confidence = [-1.0, -2, -3, -4, np.nan, -6, -7, -np.inf]
+    found = by_label(scores_of(confidence, labels))
+    assert list(found["labels"]) == ["High", "Low", "Mid"]
+    assert found["labels"]["High"] == {"examples": 2, "confidence_mean": -3, "confidence_std": 1}
+    assert found["labels"]["Low"] == {"examples": 2, "confidence_mean": -3.5, "confidence_std": 2.5}
+    assert found["label_overlap"]["labels"] == ["High", "Low"]
+    assert by_label(scores_of(confidence)) == {}
+    assert "label_overlap" not in by_label(scores_of([-1.0, -2.0], ["High", "High"]))
+
+
+def test_duplicates_across_the_groups_are_counted_between_first_and_last():
+    split = Split(np.array([0, 0, 0, 1, 1, 1, 2, 2, -1], dtype=np.int8), ("a", "b", "c"))
+    prompts = [1, 2, 3, 1, 5, 6, 1, 2, 3]
+    contents = [10, 20, 30, 10, 50, 60, 10, 21, 30]
+    assert duplicates(split, prompts, contents) == {
+        "examples_in_both": 2,
+        "prompts_in_both": 2,
+        "examples_with_prompt_in_both": 4,
+    }
+
+
+def test_unscored_and_infinite_confidences_have_no_rank():
+    scores = scores_of([np.nan, -3.0, -2.0, -np.inf, -1.0])
+    assert length_correlation(scores) == pytest.approx(1)
+    assert length_correlation(scores_of([np.nan, np.nan])) is None
+
+
+def test_a_training_without_ntp_loss_has_no_ratio():
+    figures = {"ntp_tokens": 0.0, "mixup_tokens": 12.0, "mixed_token_share": 0.5}
+    assert mixing(figures) == {"mixed_pairs_per_token": None, "mixed_token_share": 0.5}
+
+
+# ----------------------------------------------------------------------------------------- histogram
+
+
+def test_the_histogram_counts_every_finite_value_once():
+    rng = np.random.default_rng(0)
+    a, b = -np.exp(rng.normal(3, 1, 500)), -np.exp(rng.normal(4, 1, 300))
+    found = histogram({"groups": {"x": np.append(a, [np.nan, -np.inf]), "y": b}})
+    assert found["scale"] == "log"
+    edges = np.array(found["edges"])
+    assert len(edges) == BINS + 1
+    assert np.all(np.diff(edges) > 0)
+    np.testing.assert_allclose(np.diff(np.log(-edges)), np.log(edges[-1] / edges[0]) / BINS, rtol=1e-9)
+    assert [sum(found["panels"]["groups"][s]) for s in "xy"] == [500, 300]
+    inner = ((a >= edges[3]) & (a < edges[4])).sum()
+    assert found["panels"]["groups"]["x"][3] == inner > 0
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0])])
+def test_other_confidences_have_a_linear_axis(values):
+    found = histogram({"groups": {"x": values}})
+    assert found["scale"] == "linear"
+    assert np.all(np.diff(found["edges"]) > 0)
+    assert sum(found["panels"]["groups"]["x"]) == len(values)
+
+
+def test_the_picture_is_well_formed_and_escapes_names():
+    counted = histogram(
+        {"groups": {"a<b": np.arange(9.0), "c": np.arange(5.0)}, "labels": {"High & Low": np.arange(3.0)}}
+    )
+    root = ElementTree.fromstring(svg(counted))
+    texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a<b (9)", "c (5)", "High & Low (3)", "confidence by group", "confidence by label"} <= set(texts)
+    shapes = [e.get("points") for e in root.iter("{http://www.w3.org/2000/svg}polygon")]
+    assert len(shapes) == 3
+    heights = [float(point.split(",")[1]) for points in shapes for point in points.split()]
+    assert (min(heights), max(heights)) == (40.0, 240.0)
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+def test_the_confounds_of_a_run_are_those_of_its_tables(finished):
+    found = read_json(finished.path / "summary.json")["confounds"]
+    dynamics = table(finished.path / "confidence" / "dynamics.parquet")
+    tokens = dict(zip(dynamics["id"], dynamics["n_tokens"], strict=True))
+    group = groups(finished.path)
+    first, last = ([tokens[i] for i in tokens if group[i] == name] for name in ("confident", "unconfident"))
+    wins = sum((x > y) + 0.5 * (x == y) for x in first for y in last)
+    assert found["auc_length_confident"] == pytest.approx(wins / 14**2)
+    rows = [json.loads(line) for line in finished.tiny.train.read_text().splitlines()]
+    names = table(finished.path / "confidence" / "confidence.parquet")["id"]
+    prompt = {i: (r["instruction"], r["input"]) for i, r in zip(names, rows, strict=True)}
+    halves = [{prompt[i] for i in names if group[i] == name} for name in ("confident", "unconfident")]
+    assert found["duplicates"]["prompts_in_both"] == len(halves[0] & halves[1])
+    paired = [i for i in names if group[i] != "unpaired"]
+    assert found["duplicates"]["examples_with_prompt_in_both"] == sum(
+        prompt[i] in halves[0] & halves[1] for i in paired
+    )
+    counted = read_json(finished.path / "confidence" / "histogram.json")["panels"]["groups"]
+    assert {name: sum(c) for name, c in counted.items()} == {"confident": 14, "unconfident": 14}
+    written = read_json(finished.path / "split" / "MANIFEST.json")["files"]
+    assert {"confounds.json", "../confidence/histogram.json", "../confidence/histogram.svg"} <= set(written)
+
+
+def test_labels_of_a_run_reach_its_summary(tiny, tmp_path, sftmix):
+    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    lines = [json.dumps({**row, "quality": ("High", "Low")[k % 2]}) for k, row in enumerate(rows)]
+    tiny.train.write_text("\n".join(lines) + "\n")
+    run = tmp_path / "run"
+    words = [*tiny.options, "--training.max_steps", "1", "--checkpoint.every", "0", "--data.label_field", "quality"]
+    assert sftmix("split", *words, "--out", str(run)).code == 0
+    found = read_json(run / "summary.json")["confounds"]
+    values = dict(zip(*list(table(run / "confidence" / "confidence.parquet").values())[:2], strict=True))
+    high = [v for k, v in enumerate(values.values()) if k % 2 == 0]
+    assert found["labels"]["High"]["examples"] == 15
+    assert found["labels"]["High"]["confidence_mean"] == pytest.approx(np.mean(high))
+    assert found["labels"]["High"]["confidence_std"] == pytest.approx(np.std(high))
+    assert 0 < found["label_overlap"]["overlap"] <= 1
+    counted = read_json(run / "confidence" / "histogram.json")["panels"]["labels"]
+    assert {name: sum(c) for name, c in counted.items()} == {"High": 15, "Low": 14}
