@@ -14,26 +14,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
+from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
 from sftmix.components.base import Component, Objective, check_confidence, check_pairs, check_split, plain
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.config.checks import quantized_shards
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare, render_preview
 from sftmix.dynamics import described, score_rows
 from sftmix.errors import ConfigError, DataError
 from sftmix.export import write_model
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
-from sftmix.options import TrainingOptions
+from sftmix.options import LoraOptions, TrainingOptions, reference_lora
 from sftmix.reference_run import ReferenceRun
+from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_dynamics, read_split, write_confidence, write_dynamics, write_split
 from sftmix.summary import summarise
 from sftmix.training.callbacks import BeforeAndAfter
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.distributed import World, resolve_precision, start_world
+from sftmix.training.distributed import World, resolve_parallel, resolve_precision, start_world
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.order import TrainingOrder
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
@@ -124,6 +129,7 @@ class Run:
         inputs = {
             "data": self._data(),
             "model": self.model_fingerprint,
+            "lora": lora_inputs(reference_lora(config.model, getattr(config.reference, "model", None))),
             "reference": config.reference.spec(),
             "reference_files": self._contents(config.reference),
             "training": self._what(),
@@ -222,6 +228,7 @@ class Run:
             "eval": data.eval.fingerprint if data.eval else None,
             "model": self.model_fingerprint,
             "dtype": config.model.dtype,
+            "lora": lora_inputs(config.model.lora),
             "split": self._hash(self.directory.path / "split" / "split.parquet") if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
@@ -242,6 +249,7 @@ class Run:
         stage = self.stage(
             name,
             model_path=config.model.path,
+            lora=config.model.lora,
             encoder=self.encoder,
             data=data.train,
             eval_data=data.eval,
@@ -259,14 +267,22 @@ class Run:
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 
-    def stage(self, name: str, *, model_path: str, encoder: Encoder, options: TrainingOptions, **rest: Any) -> Stage:
+    def stage(
+        self,
+        name: str,
+        *,
+        model_path: str,
+        lora: LoraOptions,
+        encoder: Encoder,
+        options: TrainingOptions,
+        **rest: Any,
+    ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
-        model = load_model(model_path, attention=self.config.model.attention)
-        check_head(model)
-        check_vocabulary(model, encoder.tokenizer)
         pairs_of, seed = rest.pop("pairs_of"), rest["seed"]
         precision = resolve_precision(options.precision, self.world.device)
+        model = self._model(name, model_path, lora, options, precision=precision, seed=seed)
+        check_vocabulary(model, encoder.tokenizer)
         scorer = partial(score_rows, world=self.world, precision=precision, progress=f"{name}: scoring")
         return Stage(
             name=name,
@@ -281,6 +297,21 @@ class Run:
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
             **rest,
         )
+
+    def _model(
+        self, name: str, path: str, lora: LoraOptions, options: TrainingOptions, *, precision: str, seed: int
+    ) -> PreTrainedModel:
+        """The model a stage trains: its head checked, its adapters added."""
+        if lora.quantize and resolve_parallel(options.parallel, self.world) == "fsdp":
+            raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+        compute = torch.bfloat16 if precision == "bf16" else torch.float32
+        quantization = quantization_config(lora, compute=compute)
+        model = load_model(path, attention=self.config.model.attention, quantization=quantization)
+        if lora.r:
+            add_adapters(model, lora, seed=stable_hash(seed, "adapters") % 2**63)
+            self.say(f"{name}: {described_adapters(model)}")
+        check_head(model)
+        return model
 
     def _export(self, stage: Stage, result: StageResult, path: Path) -> None:
         weights = full_weights(result.module)
@@ -331,6 +362,11 @@ class Run:
         options = self.config.training
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+
+
+def lora_inputs(lora: LoraOptions) -> dict[str, Any] | None:
+    """The adapters among the inputs of a stage; None where all weights are trained."""
+    return plain(lora) if lora.r else None
 
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:

@@ -10,7 +10,7 @@ from sftmix.components.objectives import NTP
 from sftmix.data import EncodedDataset, Encoder, make_encoder
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps
 from sftmix.models import load_tokenizer
-from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
 from sftmix.rng import stable_hash
 from sftmix.training.loop import train
 from sftmix.types import TrainingDynamics
@@ -44,6 +44,7 @@ class ReferenceRun:
         stage = run.stage(
             "reference",
             model_path=path,
+            lora=reference_lora(config.model, model),
             encoder=encoder,
             data=data,
             objective=NTP(),

@@ -51,11 +51,16 @@ def option_groups() -> dict[str, type]:
 @cache
 def option_hints() -> dict[str, Any]:
     """Full key -> type of every option that does not depend on the components chosen, in the order of the tree."""
-    found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(RunConfig).items():
-        nested = typing.get_type_hints(hint) if name in option_groups() else {}
-        found |= {f"{name}.{key}": inner for key, inner in nested.items()} or {name: hint}
-    return found
+    return dict(_hints_of(RunConfig, ""))
+
+
+def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The options of a group and of the groups inside it (`model.lora.r`)."""
+    for name, hint in typing.get_type_hints(group).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _hints_of(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
 
 
 def list_options() -> set[str]:
