@@ -34,7 +34,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     """Put adapters into `model`, in place, and freeze what they leave untrained.
 
     The initial values are a function of the seed alone, so they are the same on every rank. ConfigError where PEFT
-    cannot do what the options say, or where the loss could not follow it on the LM head.
+    cannot do what the options say; `models.check_head` refuses what the loss cannot follow on the LM head.
     """
     from peft import LoraConfig
 
@@ -47,7 +47,6 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
             model.add_adapter(config, ADAPTER)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
-    _check_head(model.get_output_embeddings(), lora)
 
 
 def adapter_config(model: nn.Module) -> Any | None:
@@ -85,22 +84,12 @@ def _is_leaf(module: nn.Module) -> bool:
     return not any(True for _ in module.children()) and any(True for _ in module.parameters())
 
 
-def _check_head(head: nn.Module, lora: LoraOptions) -> None:
-    if hasattr(head, "base_layer") and (lora.use_dora or lora.lora_dropout):
-        option = "use_dora" if lora.use_dora else "lora_dropout"
-        raise ConfigError(
-            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss needs the head as "
-            f"one weight matrix. Leave the head out of model.lora.target_modules, or set {option} to "
-            f"{'false' if lora.use_dora else '0'}, or train the head in full (model.lora.modules_to_save)."
-        )
-
-
 @contextmanager
 def _as_documented() -> Iterator[None]:
     """PEFT warns of two things that are meant: Conv1D is transposed, and adapters untie a tied head (docs/lora.md)."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         yield
 
 
@@ -146,6 +135,21 @@ def effective_bias(module: nn.Module) -> Tensor | None:
     return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
 
+def check_adapted_head(head: nn.Module) -> None:
+    """Refuse an adapter on the LM head that is no constant sum of matrices: ConfigError with the remedy."""
+    layer = _active(head)
+    if not hasattr(layer, "base_layer"):
+        return
+    dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
+    if layer.use_dora[ADAPTER] or dropout:
+        option, neutral = ("use_dora", "false") if layer.use_dora[ADAPTER] else ("lora_dropout", "0")
+        raise ConfigError(
+            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head as "
+            f"one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or train "
+            "the head in full (model.lora.modules_to_save)."
+        )
+
+
 def _active(module: nn.Module) -> Any:
     copies: Any = getattr(module, "modules_to_save", None)
     return module if copies is None else copies[ADAPTER]
@@ -166,6 +170,8 @@ def write_adapters(
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+    # DoRA's magnitudes by their full name, which PEFT takes, too: transformers 5.23 loses the short one.
+    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
     state = {f"base_model.model.{name}": x.detach().to(dtype).contiguous() for name, x in state.items()}
     expected = trained_numbers(model)
     written = sum(x.numel() for x in state.values())

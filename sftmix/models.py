@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sftmix.adapters import adapter_config, effective_bias, effective_weight, write_adapters
+from sftmix.adapters import adapter_config, check_adapted_head, effective_bias, effective_weight, write_adapters
 from sftmix.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------- loading
@@ -99,9 +99,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     if not name or (local and not Path(name).is_dir()):
         raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
     if auto is not AutoTokenizer and (Path(name) / "adapter_config.json").exists():
-        raise ConfigError(
-            f"model.path: {path} holds adapters, not a model; merge them first (sftmix export RUN --merge)."
-        )
+        raise ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --merge makes one.")
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
@@ -191,6 +189,7 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
     if module is None or model.config.is_encoder_decoder:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
+    check_adapted_head(module)
     config = model.config.get_text_config()
     factors = (
         _number(config, "logit_scale"),
