@@ -63,6 +63,14 @@ def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
+def _groups_in(group: type, prefix: str) -> Iterator[str]:
+    """The groups of options inside a group, outer ones first: model, model.lora, ..."""
+    for name, hint in typing.get_type_hints(group).items():
+        if dataclasses.is_dataclass(hint):
+            yield f"{prefix}{name}"
+            yield from _groups_in(typing.cast(type, hint), f"{prefix}{name}.")
+
+
 def list_options() -> set[str]:
     """The options that take several values: `--data.train a --data.train+ b`."""
     return {k for k, hint in option_hints().items() if list in (typing.get_origin(h) for h in _alternatives(hint))}
@@ -130,9 +138,10 @@ def add_run_options(parser: jsonargparse.ArgumentParser) -> None:
 
 def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:
     """Build the components of a parsed namespace. A ValueError of a component's constructor is a ConfigError."""
-    for name in option_groups():
-        if not isinstance(parsed[name], jsonargparse.Namespace):
-            raise ConfigError(f"{name}: {parsed[name]!r} is not a group of options; write `{name}: {{option: value}}`")
+    for name in _groups_in(RunConfig, ""):
+        if not isinstance(value := parsed[name], jsonargparse.Namespace):
+            last = name.rpartition(".")[2]
+            raise ConfigError(f"{name}: {value!r} is not a group of options; write `{last}: {{option: value}}`")
     try:
         built = parser.instantiate(parsed)
         return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})
