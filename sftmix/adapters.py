@@ -19,12 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sftmix.errors import ConfigError
 from sftmix.options import LoraOptions
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model of ours has."""
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -38,8 +41,11 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     """
     from peft import LoraConfig
 
-    _check_names(model, lora)
     options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "quantize"}
+    if not isinstance(lora.target_modules, str):
+        options["target_modules"] = _names(model, lora.target_modules)
+    _check_names(model, "target_modules", options["target_modules"])
+    _check_names(model, "modules_to_save", lora.modules_to_save or [])
     try:
         config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]), _as_documented():
@@ -67,17 +73,25 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _check_names(model: PreTrainedModel, lora: LoraOptions) -> None:
+def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The targets, with all-linear among other names opened: the head is not of it, and may stand beside it."""
+    if ALL_LINEAR not in targets:
+        return list(targets)
+    head = model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    return list(dict.fromkeys([*(n.rpartition(".")[2] for n in linear), *(t for t in targets if t != ALL_LINEAR)]))
+
+
+def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
     """PEFT is content when one of the names fits; a name that fits nothing would be ignored."""
     modules = [name for name, _ in model.named_modules()]
-    targets = [] if isinstance(lora.target_modules, str) else lora.target_modules
-    for option, names in (("target_modules", targets), ("modules_to_save", lora.modules_to_save or [])):
-        if unknown := [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]:
-            last = dict.fromkeys(m.rpartition(".")[2] for m, part in model.named_modules() if _is_leaf(part))
-            raise ConfigError(
-                f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
-                f"there are {', '.join(last)}"
-            )
+    listed = [] if isinstance(names, str) else names
+    if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
+        last = dict.fromkeys(m.rpartition(".")[2] for m, part in model.named_modules() if _is_leaf(part))
+        raise ConfigError(
+            f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
+            f"there are {', '.join(last)}"
+        )
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -20,8 +20,8 @@ class LoraOptions:
     lora_dropout: float = 0.0
     """Dropout on the input of A while training, in [0, 1)."""
     target_modules: list[str] | str = "all-linear"
-    """Modules that get an adapter: names (their last parts, lm_head and embed_tokens among them), a regular expression
-    for whole names, or all-linear (all but the head)."""
+    """Modules that get an adapter: all-linear (all but the head), a regular expression for whole names, or a list of
+    names, which may hold lm_head, embed_tokens and all-linear."""
     modules_to_save: list[str] | None = None
     """Modules trained and saved in full beside the adapters, by name."""
     use_dora: bool = False

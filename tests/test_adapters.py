@@ -198,6 +198,15 @@ def test_all_linear_is_all_but_the_head() -> None:
         )
 
 
+def test_all_linear_and_the_head() -> None:
+    for family in ("llama", "gpt2"):
+        one, both = build(family), build(family)
+        add_adapters(one, LoraOptions(r=4), seed=0)
+        add_adapters(both, LoraOptions(r=4, target_modules=["all-linear", "lm_head"]), seed=0)
+        head = {f"lm_head.lora_{x}.default.weight" for x in "AB"}
+        assert trained(both).keys() == trained(one).keys() | head
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
