@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
@@ -18,6 +20,8 @@ from sftmix.options import (
     TrainingOptions,
     reference_lora,
 )
+from sftmix.pipeline import Run
+from sftmix.training.distributed import World
 
 
 def config(lora: LoraOptions, **more) -> RunConfig:
@@ -86,6 +90,16 @@ def test_quantised_shards_are_refused(monkeypatch):
         own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
         with pytest.raises(ConfigError, match=r"reference\.model\.lora\.quantize 4bit and training\.parallel fsdp"):
             config(LoraOptions(), reference=own, training=fsdp).validate()
+
+
+def test_quantised_shards_that_auto_resolves_to_are_refused():
+    """Several ranks on GPUs: only there is auto fsdp, so it is known no earlier than when the model is loaded."""
+    gpus = SimpleNamespace(world=World(size=2, device=torch.device("cuda", 0)))
+    lora = LoraOptions(r=8, quantize="4bit")
+    with pytest.raises(
+        ConfigError, match=r"quantize 4bit and training\.parallel auto \(here fsdp\) exclude each other"
+    ):
+        Run._model(gpus, "train", "m", lora, TrainingOptions(), precision="fp32", seed=0)
 
 
 def test_the_reference_inherits_from_the_same_base_model_only():
