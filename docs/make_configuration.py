@@ -21,7 +21,7 @@ import docstring_parser
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sftmix.cli.help import component_docs
+from sftmix.cli.help import component_docs, group_in
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.parser import component_bases, component_options, import_class, nested_bases, option_groups
@@ -68,15 +68,7 @@ def _component(option: str, cls: type) -> str:
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
     docs, rows = component_docs(cls), []
     for name, parameter in component_options(cls).items():
-        groups = [t for t in typing.get_args(parameter.annotation) if dataclasses.is_dataclass(t)]
-        if groups:
-            rows.append((f"{option}.{name}.*", "group", "`null`", docs.get(name, "")))
-        else:
-            rows.append(
-                (f"{option}.{name}", _kind(parameter.annotation), _shown(parameter.default), docs.get(name, ""))
-            )
-        for group in groups:
-            rows += _fields(f"{option}.{name}.", group, _names(group))
+        rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, ""))
     return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
 
 
@@ -96,7 +88,16 @@ def _fields(prefix: str, cls: Any, names: list[str]) -> Iterator[tuple[str, str,
     docs, default = _docs(cls), cls()
     hints = typing.get_type_hints(cls)
     for name in names:
-        yield prefix + name, _kind(hints[name]), _shown(getattr(default, name)), docs.get(name, "")
+        yield from _rows(prefix + name, hints[name], getattr(default, name), docs.get(name, ""))
+
+
+def _rows(key: str, hint: Any, default: Any, doc: str) -> Iterator[tuple[str, str, str, str]]:
+    """The row of an option; for a group of options its row and theirs."""
+    if (group := group_in(hint)) is None:
+        yield key, _kind(hint), _shown(default), doc
+        return
+    yield f"{key}.*", "group", "`null`" if default is None else "", doc
+    yield from _fields(f"{key}.", group, _names(group))
 
 
 def _scalars() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from sftmix.adapters import adapter_config, add_adapters, merge_adapters
 from sftmix.config import RunConfig
 from sftmix.data import Encoder, make_encoder
 from sftmix.errors import ConfigError
@@ -17,11 +18,15 @@ from sftmix.training.distributed import World
 from sftmix.training.step import TrainingModule
 
 
-def export_run(run: str | Path, to: str | Path, *, checkpoint: int | None = None, dtype: str = "auto") -> Path:
+def export_run(
+    run: str | Path, to: str | Path, *, checkpoint: int | None = None, dtype: str = "auto", merge: bool = False
+) -> Path:
     """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
 
     checkpoint  its step; None: the newest valid one
-    Raises ConfigError where there is no such checkpoint or `to` exists, CheckpointError where it is damaged.
+    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT
+    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
+    where it is damaged.
     """
     run, to = Path(run), Path(to)
     if not (run / "config.yaml").exists():
@@ -29,15 +34,24 @@ def export_run(run: str | Path, to: str | Path, *, checkpoint: int | None = None
     if to.exists():
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = RunConfig.read(run / "config.yaml")
+    lora = config.model.lora
+    if merge and not lora.r:
+        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     store = CheckpointStore(run / "train" / "checkpoints", keep=1, world=World())
     step = store.newest_valid() if checkpoint is None else checkpoint
     if step is None or step not in store.steps():
         raise ConfigError(f"{store.directory} has no checkpoint {'' if step is None else step}; it has {store.steps()}")
     encoder = make_encoder(load_tokenizer(config.model.path), config.data.template)
-    module = TrainingModule(load_model(config.model.path))
+    model = load_model(config.model.path)
+    if lora.r:
+        add_adapters(model, lora, seed=0)  # whose values the checkpoint has
+    module = TrainingModule(model)
     store.load(step, module, None)
     kind = config.model.dtype if dtype == "auto" else dtype
-    return write_model(module.model, full_weights(module), to, base=config.model.path, dtype=kind, encoder=encoder)
+    if merge:
+        merge_adapters(model)
+    weights = model.state_dict() if merge else full_weights(module)
+    return write_model(model, weights, to, base=config.model.path, dtype=kind, encoder=encoder)
 
 
 def write_model(
@@ -45,14 +59,18 @@ def write_model(
 ) -> Path:
     """Write trained weights with what the encoder knows: tokenizer, template, stop ids.
 
-    dtype  auto: the dtype the base model was stored in
+    Of a model with adapters only those are written.
+
+    dtype  auto: the dtype the base model was stored in, or for adapters that of their training
     """
+    own = torch.float32 if adapter_config(model) else stored_dtype(base)
     return export_model(
         model,
         encoder.tokenizer,
         to,
         state_dict=weights,
-        dtype=stored_dtype(base) if dtype == "auto" else getattr(torch, dtype),
+        dtype=own if dtype == "auto" else getattr(torch, dtype),
+        base=base,
         stop_ids=encoder.stop_ids,
         chat_template=encoder.chat_template,
     )

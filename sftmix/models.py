@@ -29,15 +29,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sftmix.adapters import adapter_config, check_adapted_head, effective_bias, effective_weight, write_adapters
 from sftmix.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------- loading
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    quantization: Any | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a hub id or directory, weights cast to `dtype`, vocabulary as it is.
+
+    quantization  a transformers quantisation config (`sftmix.adapters.quantization_config`)
 
     Reads safetensors only and runs no code that comes with the model. ConfigError where there is no such model, where
     it needs such code or has no safetensors, or where weights are missing (they would be random).
@@ -45,6 +52,8 @@ def load_model(
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if attention is not None:
         options["attn_implementation"] = attention
+    if quantization is not None:
+        options["quantization_config"] = quantization
     model, info = _from_pretrained(AutoModelForCausalLM, path, **options)
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:5])
@@ -89,6 +98,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name = os.path.expanduser(name) if local else name
     if not name or (local and not Path(name).is_dir()):
         raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
+    if auto is not AutoTokenizer and (Path(name) / "adapter_config.json").exists():
+        raise ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --merge makes one.")
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
@@ -103,7 +114,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
 class Head:
     """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap where softcap is None.
 
-    Weight and bias are read from the module at each use: FSDP exchanges them.
+    Weight and bias are read from the module at each use: FSDP exchanges them. With an adapter on the head, W is the
+    effective weight, which each use of `weight` computes anew.
     """
 
     module: Any
@@ -112,11 +124,11 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        return self.module.weight
+        return effective_weight(self.module)
 
     @property
     def bias(self) -> Tensor | None:
-        return getattr(self.module, "bias", None)
+        return effective_bias(self.module)
 
     def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """The formula above, for probes and measurements; what follows the matmul in `dtype` (None: its own)."""
@@ -177,8 +189,7 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
     if module is None or model.config.is_encoder_decoder:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
-    if hasattr(module, "base_layer"):
-        raise ConfigError("model.lora: adapters on the LM head are not supported; leave it out of target_modules.")
+    check_adapted_head(module)
     config = model.config.get_text_config()
     factors = (
         _number(config, "logit_scale"),
@@ -212,6 +223,7 @@ def export_model(
     *,
     dtype: torch.dtype,
     state_dict: Mapping[str, Tensor] | None = None,
+    base: str = "",
     stop_ids: Iterable[int] = (),
     chat_template: str | None = None,
 ) -> Path:
@@ -219,6 +231,7 @@ def export_model(
 
     state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once.
     dtype          of the files and of the config
+    base           of a model with adapters: what they belong to; only they are written, as PEFT does it
     stop_ids       end-of-turn ids, beside the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
@@ -228,7 +241,12 @@ def export_model(
     temporary.mkdir(parents=True)
     try:
         generation = _generation_config(model, tokenizer, stop_ids)
-        _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
+        if adapter_config(model) is None:
+            _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
+        else:
+            weights = model.state_dict() if state_dict is None else state_dict
+            write_adapters(model, weights, temporary, base=base, dtype=dtype)
+            generation.save_pretrained(temporary)
         own = copy.deepcopy(tokenizer)
         if chat_template is not None:
             own.chat_template = chat_template

@@ -10,11 +10,41 @@ from typing import Literal
 
 
 @dataclass(kw_only=True)
+class LoraOptions:
+    """Low-rank adapters by PEFT, under PEFT's names: weight + scaling B A, where only A and B are trained."""
+
+    r: int | None = None
+    """Rank of the adapters; null or 0: none, all weights are trained. The other options need it."""
+    lora_alpha: int = 16
+    """Numerator of scaling = lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Dropout on the input of A while training, in [0, 1)."""
+    target_modules: list[str] | str = "all-linear"
+    """Modules that get an adapter: all-linear (all but the head), a regular expression for whole names, or a list of
+    names, which may hold lm_head, embed_tokens and all-linear."""
+    modules_to_save: list[str] | None = None
+    """Modules trained and saved in full beside the adapters, by name."""
+    use_dora: bool = False
+    """DoRA: the adapter turns the direction of each weight, a trained vector is its magnitude."""
+    use_rslora: bool = False
+    """Rank-stabilised: scaling = lora_alpha / sqrt(r)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained, too: none, all of the model, or those of the modules with an adapter."""
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    """true: A uniform, B zero; gaussian: A normal, B zero; orthogonal: both, with A B = 0; false: both random."""
+    quantize: Literal["4bit"] | None = None
+    """4bit: QLoRA, the frozen weights as NF4 by bitsandbytes; with training.parallel ddp or one process."""
+
+
+@dataclass(kw_only=True)
 class ModelOptions:
     path: str = ""
     """Hugging Face hub id or directory of the base model to fine-tune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the exported weights; auto: the dtype the base model was stored in. Training keeps float32 weights."""
+    """Dtype of the exported weights; auto: the dtype the base model was stored in, for adapters float32. Training keeps
+    float32 weights."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """Train low-rank adapters instead of all weights."""
     attention: str | None = None
     """Attention implementation handed to transformers (sdpa, eager, flash_attention_2); null: its default."""
 
@@ -131,6 +161,9 @@ class ReferenceModel:
     """As data.template, for the reference's tokenizer."""
     max_length: int | None = None
     """As data.max_length, for the reference."""
+    lora: LoraOptions | None = None
+    """Adapters of the reference. null: those of model.lora where the base model is the target's, none for another; r 0
+    trains all weights."""
 
 
 @dataclass(kw_only=True)
@@ -171,3 +204,12 @@ class ReferenceTraining:
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None
     """Seed of the reference's order; null: the run's seed (with random streams of its own)."""
+
+
+def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
+    """The adapters of a reference model: its own, or the target's where it has the same base model, or none."""
+    if not isinstance(reference, ReferenceModel):  # null: the target's base model
+        return target.lora
+    if reference.lora is not None:
+        return reference.lora
+    return LoraOptions() if reference.path else target.lora

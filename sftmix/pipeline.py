@@ -23,6 +23,7 @@ from sftmix.errors import ConfigError, DataError
 from sftmix.export import write_model
 from sftmix.measurement import Measurement
 from sftmix.models import load_tokenizer
+from sftmix.options import LoraOptions, reference_lora
 from sftmix.reference_run import ReferenceRun
 from sftmix.run_context import RunContext, resolve_max_length
 from sftmix.rundir import RunDirectory
@@ -96,6 +97,7 @@ class Run(RunContext):
         inputs = {
             "data": self.data_identity(),
             "model": self.model_fingerprint,
+            "lora": self._lora_of_reference(),
             "reference": config.reference.spec(),
             "reference_files": self.contents(config.reference),
             "training": self.training_identity(),
@@ -112,6 +114,12 @@ class Run(RunContext):
             self.directory.finish("reference", ["../confidence/dynamics.parquet"], figures)
             self.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
         return read_dynamics(path).of(self.data.train.ids)
+
+    def _lora_of_reference(self) -> dict[str, Any] | None:
+        reference = self.config.reference
+        if not hasattr(reference, "model"):  # it trains none
+            return None
+        return lora_inputs(reference_lora(self.config.model, reference.model))
 
     def _refuse_if_unscored(self, dynamics: TrainingDynamics) -> None:
         missing = [i for i, ok in zip(dynamics.ids, dynamics.scored, strict=True) if not ok]
@@ -182,6 +190,7 @@ class Run(RunContext):
             "eval": data.eval.fingerprint if data.eval else None,
             "model": self.model_fingerprint,
             "dtype": config.model.dtype,
+            "lora": lora_inputs(config.model.lora),
             "split": self.hash_of(self.directory.path / "split" / "split.parquet") if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
@@ -202,6 +211,7 @@ class Run(RunContext):
         stage = self.stage(
             name,
             model_path=config.model.path,
+            lora=config.model.lora,
             encoder=self.encoder,
             data=data.train,
             eval_data=data.eval,
@@ -270,6 +280,11 @@ class Run(RunContext):
             base, dtype = self.config.model.path, self.config.model.dtype
             write_model(stage.model, weights, path, base=base, dtype=dtype, encoder=self.encoder)
         self.world.barrier()
+
+
+def lora_inputs(lora: LoraOptions) -> dict[str, Any] | None:
+    """The adapters among the inputs of a stage; None where all weights are trained."""
+    return plain(lora) if lora.r else None
 
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:

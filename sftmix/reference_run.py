@@ -12,7 +12,7 @@ from sftmix.data import EncodedDataset, Encoder, make_encoder
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
 from sftmix.errors import ConfigError
 from sftmix.models import load_tokenizer
-from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
 from sftmix.rng import stable_hash
 from sftmix.run_context import RunContext
 from sftmix.training.loop import train
@@ -47,6 +47,7 @@ class ReferenceRun:
         stage = run.stage(
             "reference",
             model_path=path,
+            lora=reference_lora(config.model, model),
             encoder=encoder,
             data=data,
             objective=NTP(),

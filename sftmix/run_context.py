@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
+from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
 from sftmix.components.base import Component, check_selection, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.checks import quantized_shards
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
-from sftmix.options import TrainingOptions
+from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
 from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
@@ -122,10 +126,19 @@ class RunContext:
 
     # ------------------------------------------------------------------------------------------ models
 
-    def model(self, path: str, encoder: Encoder) -> PreTrainedModel:
-        """A model whose head and vocabulary fit the loss and the encoder."""
+    def model(
+        self, path: str, encoder: Encoder, options: TrainingOptions, lora: LoraOptions | None = None, *, seed: int = 0
+    ) -> PreTrainedModel:
+        """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained."""
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
-        model = load_model(path, attention=self.config.model.attention)
+        lora = lora or LoraOptions()
+        if lora.quantize and resolve_parallel(options.parallel, self.world) == "fsdp":
+            raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+        precision = resolve_precision(options.precision, self.world.device)
+        quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
+        model = load_model(path, attention=self.config.model.attention, quantization=quantization)
+        if lora.r:
+            add_adapters(model, lora, seed=stable_hash(seed, "adapters") % 2**63)
         check_head(model)
         check_vocabulary(model, encoder.tokenizer)
         return model
@@ -145,7 +158,7 @@ class RunContext:
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
         module = wrap(
-            TrainingModule(self.model(path, encoder), chunk_size=options.chunk_size),
+            TrainingModule(self.model(path, encoder, options), chunk_size=options.chunk_size),
             parallel=resolve_parallel(options.parallel, self.world),
             precision=precision,
             world=self.world,
@@ -159,13 +172,17 @@ class RunContext:
         model_path: str,
         encoder: Encoder,
         options: TrainingOptions,
+        lora: LoraOptions,
         token_nll: bool = False,
         **rest: Any,
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
+        model = self.model(model_path, encoder, options, lora, seed=rest["seed"])
+        if lora.r:
+            self.say(f"{name}: {described_adapters(model)}")
         return Stage(
             name=name,
-            model=self.model(model_path, encoder),
+            model=model,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,
@@ -204,7 +221,7 @@ class RunContext:
         """Identity of the training rows, and the options that people change, so that a refusal can name them."""
         data = self.config.data
         return {
-            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format")},
+            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "labels")},
             "max_length": self.data.report.max_length,
             "template": self.encoder.name,
             "fingerprint": self.data.train.fingerprint,

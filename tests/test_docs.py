@@ -25,8 +25,15 @@ import pytest
 from sftmix import errors
 from sftmix.cli.commands import COMMANDS
 from sftmix.components.listing import catalogue
-from sftmix.config.parser import component_bases, component_options, import_class, nested_bases, option_hints
-from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.config.parser import (
+    component_bases,
+    component_options,
+    import_class,
+    list_options,
+    nested_bases,
+    option_hints,
+)
+from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,14 +122,14 @@ def resolve(dotted: str) -> object:
 
 
 def known_options() -> set[str]:
-    own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "help", "version", "callbacks+"}
-    lists = {"data.train+", "data.eval+", "data.labels+"}
+    own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "merge", "help", "version"}
+    lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
     components = {
         f"{of_base[b]}.{name}" for path, b in shipped.items() for name in component_options(import_class(path))
     }
-    groups = (("model", ReferenceModel), ("training", ReferenceTraining))
+    groups = (("model", ReferenceModel), ("training", ReferenceTraining), ("model.lora", LoraOptions))
     nested = {f"reference.{group}.{f.name}" for group, cls in groups for f in fields(cls)}
     return {*own, *lists, *option_hints(), *components, *nested}
 

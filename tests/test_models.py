@@ -200,14 +200,6 @@ def test_models_without_a_decoder_head_are_refused(models: Callable[[str], PreTr
         head_of(backbone)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
-def test_adapter_on_the_head_is_refused() -> None:
-    peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(build("llama"), peft.LoraConfig(target_modules=["lm_head"]))
-    with pytest.raises(ConfigError, match="adapters on the LM head"):
-        head_of(adapted.base_model.model)
-
-
 # -------------------------------------------------------------------------------------------------- loading
 
 

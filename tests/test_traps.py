@@ -36,6 +36,7 @@ T14  streaming
        test_traps.py::test_a_streaming_dataset_is_refused
 T15  a checkpoint of one rank's shard
        training/test_checkpoint.py::test_two_fsdp_ranks_to_one
+       training/test_adapter_checkpoint.py::test_two_fsdp_ranks_to_one
 T16  tied embeddings
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_checkpoint.py::test_a_tied_head_is_stored_once
@@ -52,6 +53,9 @@ T20  dtype and stop ids of the export
        test_models.py::test_every_stop_id_is_written
 T21  vocabulary resized
        test_models.py::test_vocabulary_is_never_resized
+T22  adapters with checkpointing
+       test_adapters.py::test_recomputed_activations_change_no_gradient
+       test_config_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
        test_config.py::test_a_problem_is_named_with_its_options
        test_pipeline.py::test_another_configuration_is_refused_by_name
@@ -74,7 +78,8 @@ T29  gradients under no_grad
        test_scoring.py::test_scoring_does_no_gradient_work
        test_functional.py::test_nothing_large_is_ever_allocated
 T30  an adapter on the head
-       test_models.py::test_adapter_on_the_head_is_refused
+       test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings
+       test_adapters.py::test_what_the_loss_cannot_follow_on_the_head_is_refused
 T31  scales of the head
        test_models.py::test_unknown_head_is_refused
        test_models.py::test_head_fits
@@ -85,7 +90,6 @@ T33  weight gradient in bfloat16
 
 Not there yet, because what they would break is not:
 T12  leaks between packed sequences     nothing is packed: every sequence has its own row and attention mask
-T22  adapters with checkpointing        there are no adapters; recomputed activations alone are in test_equivalence.py
 """
 
 from __future__ import annotations

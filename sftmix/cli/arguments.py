@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sftmix.config.messages import nearest, unknown_option
-from sftmix.config.parser import component_bases, is_flag, list_options, option_groups, option_hints
+from sftmix.config.parser import component_bases, is_flag, list_options, option_hints
 from sftmix.errors import ConfigError
 
 RECIPE = "recipe:"
@@ -108,8 +108,8 @@ def _rank(key: str, keys: Iterable[str]) -> int:
 def _check_key(key: str) -> None:
     """ConfigError unless the option exists; options of components are left to their constructor."""
     name = key.rstrip("+")
-    if name in option_groups():
-        keys = ", ".join(f"--{k}" for k in option_hints() if k.startswith(f"{name}."))
+    if inside := [k for k in option_hints() if k.startswith(f"{name}.")]:
+        keys = ", ".join(f"--{k}" for k in inside)
         raise ConfigError(f"--{name} is a group of options, not an option; there are {keys}")
     if key != name and name not in list_options():
         raise ConfigError(f"--{key}: {name} takes one value; only {', '.join(sorted(list_options()))} can be added to")

@@ -187,18 +187,22 @@ def _export(argv: Sequence[str]) -> None:
     about = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
 
   sftmix export runs/first --to my-model
-  sftmix export runs/first --to my-model-at-200 --step 200 --dtype bfloat16"""
+  sftmix export runs/first --to my-model-at-200 --step 200 --dtype bfloat16
+  sftmix export runs/lora --to my-model --merge
+
+Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model."""
     parser = _Parser("export", about)
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
     dtypes = ("auto", "float32", "bfloat16", "float16")
-    what = "dtype of the weights; auto: as the base model was stored [%(default)s]"
+    what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
     parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
+    parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
     given = parser.parse_args(argv)
     from sftmix.export import export_run
 
-    print(export_run(given.run, given.to, checkpoint=given.step, dtype=given.dtype))
+    print(export_run(given.run, given.to, checkpoint=given.step, dtype=given.dtype, merge=given.merge))
 
 
 def _status(argv: Sequence[str]) -> None:

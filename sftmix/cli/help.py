@@ -27,7 +27,7 @@ from sftmix.config.parser import (
 )
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_TYPES = {int: "N", float: "X", str: "TEXT"}
+_TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 _COLUMN = 30
 _NO_DEFAULT = (dataclasses.MISSING, inspect.Parameter.empty)
 
@@ -111,8 +111,18 @@ def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
     hints, docs = typing.get_type_hints(cls), _field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
+        if inner := group_in(hints[f.name]):
+            yield (f"--{key}...", docs.get(f.name, ""), "")
+            yield from _group(key, inner, inner())
+            continue
         more = f" More: --{key}+ {_NAMES.get(f.name, 'TEXT')}." if key in list_options() else ""
         yield _option(key, hints[f.name], docs.get(f.name, "") + more, getattr(default, f.name))
+
+
+def group_in(hint: Any) -> type | None:
+    """The dataclass that a type hint is, or offers beside null: a group of options."""
+    found = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
+    return typing.cast(type, found[0]) if found else None
 
 
 def _component(name: str, base: type[Component], default: Any) -> Iterator[Option]:
@@ -131,10 +141,9 @@ def component_lines(prefix: str, cls: type) -> Iterator[Option]:
     docs = component_docs(cls)
     for key, parameter in component_options(cls).items():
         full, hint = f"{prefix}.{key}", parameter.annotation
-        inner = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
-        if inner:
+        if inner := group_in(hint):
             yield (f"--{full}...", docs.get(key, ""), "")
-            yield from _group(full, typing.cast(type, inner[0]), typing.cast(type, inner[0])())
+            yield from _group(full, inner, inner())
         else:
             yield _option(full, hint, docs.get(key, ""), parameter.default)
 

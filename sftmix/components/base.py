@@ -106,6 +106,8 @@ class ConfidenceEstimator(Component, ABC):
 
     needs_response_alone: bool = False
     """True where the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
+    needs_before_training: bool = False
+    """True where the estimator needs checkpoint 0, before the reference is trained, and two later ones."""
 
     @abstractmethod
     def estimate(self, dynamics: TrainingDynamics) -> Float64:

@@ -98,6 +98,8 @@ class LearningPercentage(ConfidenceEstimator):
     whose perplexity did not fall by the end was never learned: -inf, which ranks it last.
     """
 
+    needs_before_training = True
+
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         steps = dynamics.steps.tolist()
         if not steps or steps[0] != 0 or len(steps) < 3:

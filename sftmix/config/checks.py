@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sftmix.components.callbacks import Evaluate
-from sftmix.options import ReferenceTraining
+from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 
 if TYPE_CHECKING:
     from sftmix.config import RunConfig
@@ -41,6 +43,12 @@ _DATA: tuple[Check, ...] = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
     ("limit", _at_least_1, "at least 1, or null"),
+)
+_LORA: tuple[Check, ...] = (
+    ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),
+    ("lora_alpha", _positive, "above 0"),
+    ("lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("target_modules", lambda v: len(v) > 0, "all-linear, names of modules [q_proj, v_proj], or a regular expression"),
 )
 _CHECKPOINT: tuple[Check, ...] = (
     ("every", lambda v: v >= 0, "a number of steps, 0 (none) or null (chosen)"),
@@ -109,6 +117,12 @@ def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
             f"confidence {type(config.confidence).__name__} compares each response with and without its instruction, "
             "but reference.response_alone is false; set it to true"
         )
+    places = getattr(reference, "checkpoints", [0, 0, 0])
+    if config.confidence.needs_before_training and not (isinstance(places, list) and 0 in places and len(places) > 2):
+        yield (
+            f"confidence {type(config.confidence).__name__} compares with the perplexity before training, but "
+            f"reference.checkpoints is {places}; give a list with 0 and two later places, such as [0, 0.33, 1]"
+        )
     if reference.single_run:
         name = type(reference).__name__
         if training.max_steps is None and training.epochs <= 1:
@@ -123,6 +137,45 @@ def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
             )
 
 
+def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
+    """Problems of one group of adapter options; `parallel` is training.parallel of the stage that has them."""
+    yield from _ranges(prefix, lora, _LORA)
+    if not lora.r:
+        default = LoraOptions()
+        names = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != getattr(default, f.name)]
+        rank = "null" if lora.r is None else lora.r
+        for name in names:
+            yield (
+                f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {rank}: "
+                f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
+            )
+    elif lora.quantize is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
+                "pip install bitsandbytes, or set it to null"
+            )
+        if parallel == "fsdp":
+            yield quantized_shards(lora, "training.parallel fsdp", prefix)
+
+
+def quantized_shards(lora: LoraOptions, parallel: str, prefix: str = "model.lora") -> str:
+    """The sentence that refuses QLoRA under FSDP; `parallel` names the option with its value."""
+    return (
+        f"{prefix}.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not "
+        "sharded. Use --training.parallel ddp, or set quantize to null"
+    )
+
+
+def _adapters(config: RunConfig) -> Iterator[str]:
+    yield from _lora("model.lora", config.model.lora, config.training.parallel)
+    model = getattr(config.reference, "model", None)
+    if isinstance(model, ReferenceModel) and model.lora is not None:
+        own = getattr(config.reference, "training", None)
+        parallel = (isinstance(own, ReferenceTraining) and own.parallel) or config.training.parallel
+        yield from _lora("reference.model.lora", model.lora, parallel)
+
+
 def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     """Every problem of the configuration, in the order of its options; an empty list when there is none.
 
@@ -130,6 +183,7 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     """
     found = [
         *_missing(config, needs_out),
+        *_adapters(config),
         *_held_out(config),
         *filter(None, [config.data.label_problem()]),
         *_ranges("data", config.data, _DATA),

@@ -69,11 +69,24 @@ def option_groups() -> dict[str, type]:
 @cache
 def option_hints() -> dict[str, Any]:
     """Full key -> type of every option that does not depend on the components chosen, in the order of the tree."""
-    found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(RunConfig).items():
-        nested = typing.get_type_hints(hint) if name in option_groups() else {}
-        found |= {f"{name}.{key}": inner for key, inner in nested.items()} or {name: hint}
-    return found
+    return dict(_hints_of(RunConfig, ""))
+
+
+def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The options of a group and of the groups inside it (`model.lora.r`)."""
+    for name, hint in typing.get_type_hints(group).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _hints_of(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _groups_in(group: type, prefix: str) -> Iterator[str]:
+    """The groups of options inside a group, outer ones first: model, model.lora, ..."""
+    for name, hint in typing.get_type_hints(group).items():
+        if dataclasses.is_dataclass(hint):
+            yield f"{prefix}{name}"
+            yield from _groups_in(typing.cast(type, hint), f"{prefix}{name}.")
 
 
 def list_options() -> set[str]:
@@ -143,9 +156,10 @@ def add_run_options(parser: jsonargparse.ArgumentParser) -> None:
 
 def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:
     """Build the components of a parsed namespace. A ValueError of a component's constructor is a ConfigError."""
-    for name in option_groups():
-        if not isinstance(parsed[name], jsonargparse.Namespace):
-            raise ConfigError(f"{name}: {parsed[name]!r} is not a group of options; write `{name}: {{option: value}}`")
+    for name in _groups_in(RunConfig, ""):
+        if not isinstance(value := parsed[name], jsonargparse.Namespace):
+            last = name.rpartition(".")[2]
+            raise ConfigError(f"{name}: {value!r} is not a group of options; write `{last}: {{option: value}}`")
     try:
         built = parser.instantiate(parsed)
         return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})

@@ -3,7 +3,8 @@
 `step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors, `state.json` with
 what the loop needs, and MANIFEST.json, written last, with the SHA-256 of every file. A directory is a checkpoint if and
 only if its manifest verifies, so neither clocks nor atomic renames are trusted. Being sharded by name, a checkpoint of
-two ranks loads on one and the other way round.
+two ranks loads on one and the other way round. Of a model with adapters only what is trained is stored (T15), the
+rest is the base model's.
 """
 
 from __future__ import annotations
@@ -123,24 +124,50 @@ class CheckpointStore:
         if problem := self.world.share(problem):
             raise CheckpointError(f"{self.path(step)}: {problem}")
         tensors = _tensors(wrapped, optimizer)
+        reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
+        self._refuse_if_missing(step, reader, tensors)
         with _quiet():
-            reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
             dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
         module = unwrap(wrapped)
         weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-        set_model_state_dict(module, _with_aliases(module, weights))
+        options = StateDictOptions(strict=not _has_frozen(module))
+        set_model_state_dict(module, _with_aliases(module, weights), options=options)
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
             state |= {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
             set_optimizer_state_dict(module, optimizer, state, options=_FLAT)
         return self.state(step)
 
+    def _refuse_if_missing(
+        self, step: int, reader: dcp.HuggingFaceStorageReader, tensors: dict[str, torch.Tensor]
+    ) -> None:
+        stored = reader.read_metadata().state_dict_metadata.keys()
+        if missing := sorted(tensors.keys() - stored):
+            raise CheckpointError(
+                f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
+                "is of another model or of other adapters"
+            )
+
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of the wrapped causal language model, gathered to the CPU of rank 0 (call it on every rank)."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(unwrap(wrapped), options=options)
-    return {name.removeprefix("model."): cast(torch.Tensor, tensor) for name, tensor in state.items()}
+    """The trained weights of the wrapped causal language model, gathered to the CPU of rank 0 (call it on every rank).
+
+    All weights, tied ones under each of their names; of a model with adapters those that are not frozen.
+    """
+    module = unwrap(wrapped)
+    frozen = _has_frozen(module)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen)
+    state = get_model_state_dict(module, options=options)
+    kept = _trained(module) if frozen else state.keys()
+    return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in kept if name in state}
+
+
+def _has_frozen(module: nn.Module) -> bool:
+    return not all(p.requires_grad for p in module.parameters())
+
+
+def _trained(module: nn.Module) -> list[str]:
+    return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
 def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
@@ -152,16 +179,17 @@ def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dic
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    unique = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    unique = set(_trained(module))
+    if not _has_frozen(module):
+        unique |= {name for name, _ in module.named_buffers()}
     return {k: cast(torch.Tensor, v) for k, v in get_model_state_dict(module).items() if k in unique}
 
 
 def _with_aliases(module: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Every key of the module's state, tied names included."""
+    """Each of the weights under all names of its tensor."""
     by_tensor = {id(p): name for name, p in module.named_parameters()}
-    names = dict(module.named_parameters(remove_duplicate=False))
-    aliases = {name: weights[by_tensor[id(p)]] for name, p in names.items() if name not in weights}
-    return weights | aliases
+    names = {name: by_tensor[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
+    return weights | {alias: weights[name] for alias, name in names.items() if name in weights}
 
 
 def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class TrainingLoop:
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = {"elapsed": 0.0, "tokens": 0.0, "ntp_tokens": 0.0, "mixup_tokens": 0.0, "mu_effective": 0.0}
-        self.totals |= {"ntp_count": 0.0, "mixup_count": 0.0, "skipped": 0.0}
+        self.totals |= {"ntp_count": 0.0, "mixup_count": 0.0, "mu_sum": 0.0, "skipped": 0.0}
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
         self.step, self.stopped = 0, False
@@ -156,7 +156,8 @@ class TrainingLoop:
         counts = {"tokens": tokens, "ntp_tokens": trained, "mixup_tokens": aligned}
         for key, value in {"elapsed": seconds, **counts, "ntp_count": ntp, "mixup_count": mixup}.items():
             self.totals[key] += value
-        self.totals["mu_effective"] = _mu_effective(plans[0], self.totals["ntp_count"], self.totals["mixup_count"])
+        self.totals["mu_sum"] += plans[0].mu * mixup
+        self.totals["mu_effective"] = self._mu_effective_so_far(plans[0])
         metrics = {
             "step": self.step,
             "time": time.time(),
@@ -164,7 +165,7 @@ class TrainingLoop:
             "loss": loss / self.world.size,
             "ntp": nll / ntp if ntp else 0.0,
             "mixup": mixed / mixup if mixup else 0.0,
-            "mu_effective": _mu_effective(plans[0], ntp, mixup),
+            "mu_effective": mu_effective(plans[0].mu, plans[0].mixup_mean, ntp, mixup),
             "learning_rate": lr,
             "grad_norm": norm,
             "ntp_tokens": int(trained),
@@ -181,6 +182,11 @@ class TrainingLoop:
             metrics |= self._call("on_epoch_end", metrics)
         # Asked after the callbacks: an evaluation may take longer than a scheduler's patience for one more step.
         return metrics, self.world.max(float(signal is not None and signal.received)) > 0
+
+    def _mu_effective_so_far(self, plan: Plan) -> float:
+        """Of all steps together, with the mean of mu over what was mixed (mu may follow a schedule)."""
+        ntp, mixup = self.totals["ntp_count"], self.totals["mixup_count"]
+        return mu_effective(self.totals["mu_sum"] / mixup if mixup else 0.0, plan.mixup_mean, ntp, mixup)
 
     def _window(self, units: Sequence[Unit]) -> list[Batch]:
         """All micro-batches of this rank in this step; their counts must be known before the first backward."""
@@ -279,8 +285,8 @@ def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:
     return options.every if options.every is not None else max(50, math.ceil(total_steps / 10))
 
 
-def _mu_effective(plan: Plan, ntp: float, mixup: float) -> float:
+def mu_effective(mu: float, mixup_mean: str, ntp: float, mixup: float) -> float:
     """mu N_ntp / N_mix: what mu would be if both terms were divided by the NTP count (method.md)."""
-    if not mixup or not plan.mu:
+    if not mixup or not mu:
         return 0.0
-    return plan.mu * ntp / mixup if plan.mixup_mean == "own" else plan.mu
+    return mu * ntp / mixup if mixup_mean == "own" else mu

@@ -69,9 +69,11 @@ def _flat(gathered: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[Sequence[n
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
     """f64[5] on the device: loss, weighted NLL, Mixup loss (mu left out), trained tokens, aligned token pairs."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
-    mixed, aligned = out.mixup.sum(), out.mixup.new_tensor(len(plan.pairs))
+    mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
     if plan.mixup_row_weight is not None:  # NTP losses in the place of Mixup's
-        mixed = mixed + (plan.mixup_row_weight * out.nll).sum() / plan.mu
+        mixed = mixed + (plan.mixup_row_weight * out.nll).sum()
         aligned = aligned.new_tensor(len(batch.pairs))
+    if plan.mu:
+        mixed = mixed / plan.mu
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])

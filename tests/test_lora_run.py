@@ -1,0 +1,142 @@
+"""Runs with adapters through the real command line: small checkpoints, what is refused, and both exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tests.tiny import metrics
+
+pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
+]
+
+LORA = ("--model.lora.r", "4", "--model.lora.target_modules", "[q_proj, down_proj, lm_head]")
+ONE = ("--training.max_steps", "4", "--checkpoint.every", "2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, finished):
+    """A whole run with adapters, the head among them, on the tiny model, whose head is tied."""
+    out = tmp_path_factory.mktemp("lora") / "run"
+    from sftmix.cli import main
+
+    words = ["run", *finished.tiny.options, *ONE]
+    assert main([*words, *LORA, "--with_baseline", "--out", str(out)]) == 0
+    return out, finished.tiny, words
+
+
+def logits(path: Path | str) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+def test_the_run_holds_adapters_only(run):
+    out, tiny, _ = run
+    for stage in ("train", "baseline"):
+        written = load_file(out / stage / "model" / "adapter_model.safetensors")
+        numbers = sum(x.numel() for x in written.values())
+        whole = sum(x.numel() for x in load_file(tiny.model / "model.safetensors").values())
+        assert numbers < whole / 3
+        assert not (out / stage / "model" / "model.safetensors").exists()
+        assert any("lm_head" in name for name in written)
+        config = json.loads((out / stage / "model" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(tiny.model)
+        stored = [x for f in (out / stage / "checkpoints").rglob("*.safetensors") for x in load_file(f).values()]
+        steps = len(list((out / stage / "checkpoints").iterdir()))
+        assert sum(x.numel() for x in stored if x.numel() > 1) == 3 * numbers * steps
+    tokenizer = AutoTokenizer.from_pretrained(out / "train" / "model")
+    assert tokenizer.chat_template
+    assert GenerationConfig.from_pretrained(out / "train" / "model").eos_token_id is not None
+
+
+def test_it_learns(run):
+    summary = json.loads((run[0] / "summary.json").read_text())
+    assert summary["eval_nll_after"] < summary["eval_nll_before"]
+    assert metrics(run[0])[-1]["mixup"] > 0
+
+
+def test_done_is_done_and_another_rank_is_refused(run, sftmix):
+    out, _, words = run
+    words = [*words, "--with_baseline", "--out", str(out)]
+    before = (out / "train" / "model" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert sftmix(*words, *LORA).code == 0
+    assert (out / "train" / "model" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    other = sftmix(*words, *LORA, "--model.lora.r", "8")
+    assert other.code == 2
+    assert "lora.r: 4 -> 8" in other.err
+    full = sftmix(*words)
+    assert full.code == 2
+    assert "lora: {'r': 4" in full.err
+
+
+def test_a_reference_of_its_own_keeps_the_stage_when_the_target_changes(run, sftmix, tmp_path):
+    """The reference's adapters are among its inputs, the target's only where it inherits them."""
+    words = ["reference", *run[2][1:], "--reference.model.lora.r", "0", "--out", str(tmp_path / "a")]
+    assert sftmix(*words, "--model.lora.r", "4").code == 0
+    assert json.loads((tmp_path / "a" / "reference" / "inputs.json").read_text())["lora"] is None
+    again = sftmix(*words, "--model.lora.r", "8")
+    assert again.code == 0, again.err
+    assert "adapters" not in again.out
+
+
+def test_both_exports(run, sftmix, tmp_path):
+    out, tiny, _ = run
+    expected = logits(out / "train" / "model")
+    assert float((expected - logits(tiny.model)).abs().max()) > 1e-3
+    adapters, merged = tmp_path / "adapters", tmp_path / "merged"
+    assert sftmix("export", str(out), "--to", str(adapters)).code == 0
+    assert sftmix("export", str(out), "--to", str(merged), "--merge").code == 0
+    assert torch.equal(logits(adapters), expected)
+    assert float((logits(merged) - expected).abs().max()) < 1e-5
+    assert not list(merged.glob("adapter*"))
+    left = load_file(adapters / "adapter_model.safetensors")
+    right = load_file(out / "train" / "model" / "adapter_model.safetensors")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_nothing_to_merge(finished, sftmix, tmp_path):
+    refused = sftmix("export", str(finished.path), "--to", str(tmp_path / "m"), "--merge")
+    assert refused.code == 2
+    assert "trained all weights" in refused.err
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, sftmix, tmp_path):
+    """Bit for bit, dropout of the adapters included."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = [*run[2], "--model.lora.r", "4", "--model.lora.lora_dropout", "0.2"]
+    assert sftmix(*words, "--out", str(whole)).code == 0
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "train" / "model")  # as if killed after step 3: the checkpoint of step 2 is the newest
+    shutil.rmtree(cut / "train" / "checkpoints" / "step-00000004")
+    for name in ("MANIFEST.json", "figures.json"):
+        (cut / "train" / name).unlink()
+    done = sftmix(*words, "--out", str(cut))
+    assert done.code == 0, done.err
+    assert "train: resuming after step 2 of 4" in done.out
+    left, right = (load_file(r / "train" / "model" / "adapter_model.safetensors") for r in (whole, cut))
+    assert all(torch.equal(left[k], right[k]) for k in left)
+    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
+
+
+def test_real_model(shared, sftmix, tmp_path):
+    """base-7m and Alpaca: the adapter directory and the merged model speak the same words."""
+    out = tmp_path / "run"
+    words = ["--model.path", str(shared / "models" / "base-7m"), "--out", str(out), "--model.lora.r", "8"]
+    words += ["--data.train", str(shared / "data" / "alpaca" / "alpaca_8k.json"), "--data.limit", "24"]
+    words += ["--data.max_length", "128", "--objective", "NTP", "--training.max_steps", "2"]
+    words += ["--training.global_batch_size", "8", "--training.learning_rate", "1e-3", "--data.eval_fraction", "0.001"]
+    done = sftmix("run", *words)
+    assert done.code == 0, done.err
+    assert sftmix("export", str(out), "--to", str(tmp_path / "merged"), "--merge").code == 0
+    expected, merged = logits(out / "train" / "model"), logits(tmp_path / "merged")
+    assert float((merged - expected).abs().max()) < 5e-6 * float(expected.abs().max())
