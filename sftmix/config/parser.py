@@ -7,7 +7,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import jsonargparse
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
+from sftmix.config.layers import Layer
 from sftmix.errors import ConfigError
 
 
@@ -137,11 +138,20 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from plain values, with defaults for what is not given."""
+    return from_layers([Layer("", values)])
+
+
+def from_layers(layers: Sequence[Layer]) -> RunConfig:
+    """Build a RunConfig from the layers of a file, each applied over those before it."""
     from sftmix.config.messages import explain
 
     parser = make_parser()
     add_run_options(parser)
-    try:
-        return instantiate(parser, parser.parse_object(dict(values)))
-    except jsonargparse.ArgumentError as error:
-        raise ConfigError(explain(str(error))) from error
+    parsed = None
+    for layer in layers:
+        try:
+            parsed = parser.parse_object(dict(layer.values), namespace=parsed)
+        except jsonargparse.ArgumentError as error:
+            where = f"{layer.name}: " if len(layers) > 1 else ""
+            raise ConfigError(where + explain(str(error))) from error
+    return instantiate(parser, parsed)
