@@ -6,6 +6,7 @@ and its inputs are unchanged. A stage runs only when something needs it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from sftmix.export import write_model
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
 from sftmix.options import TrainingOptions
-from sftmix.reference_run import ReferenceRun
+from sftmix.reference_run import ReferenceRun, training_of_reference
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_dynamics, read_split, write_confidence, write_dynamics, write_split
 from sftmix.summary import summarise
@@ -46,16 +47,26 @@ MAX_UNSCORED = 0.05
 LAYOUT_OPTIONS = ("micro_batch_size", "parallel", "activation_checkpointing", "length_groups", "chunk_size")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
+HELD_OUT_FILES = ("eval_before.json", "eval.parquet")
+"""What a training stage writes about the held-out rows, if there are any."""
 
-def run(config: RunConfig, *, until: StageName = "train") -> dict[str, Any]:
+
+def run(
+    config: RunConfig, *, until: StageName = "train", world: World | None = None, pool: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Do what is needed up to a stage, resuming what is there; returns the summary.
 
+    world  the ranks, where they have met already; None: as torchrun announces them
+    pool   other run directories; what they have finished from the same inputs is adopted, not made again
     Call it in every process of a torchrun. Raises the errors of `sftmix.errors`, which carry the exit codes.
     """
     config.validate()
     assert config.out is not None
-    with start_world() as world, RunDirectory(config.out, world) as directory:
-        return Run(config, world, directory).until(until)
+    with (
+        contextlib.nullcontext(world) if world else start_world() as ranks,
+        RunDirectory(config.out, ranks, pool=pool) as directory,
+    ):
+        return Run(config, ranks, directory).until(until)
 
 
 class Run:
@@ -121,14 +132,15 @@ class Run:
     def dynamics(self) -> TrainingDynamics:
         """Training dynamics of the reference, one row per example of the training set."""
         config = self.config
+        training, seed = training_of_reference(config)
         inputs = {
             "data": self._data(),
             "model": self.model_fingerprint,
             "reference": config.reference.spec(),
             "reference_files": self._contents(config.reference),
-            "training": self._what(),
+            "training": self._what(training),
             "callbacks": self._deciding_callbacks(),
-            "seed": config.seed,
+            "seed": seed,
         }
         path = self.directory.path / "confidence" / "dynamics.parquet"
         if not self._begin("reference", inputs):
@@ -225,7 +237,7 @@ class Run:
             "split": self._hash(self.directory.path / "split" / "split.parquet") if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
-            "training": self._what(),
+            "training": self._what(config.training),
             "callbacks": self._deciding_callbacks(),
             "seed": config.seed,
         }
@@ -255,7 +267,8 @@ class Run:
         result = train(stage, self.world)
         self._export(stage, result, directory / "model")
         figures = {**result.figures, "wall_seconds": time.time() - started}
-        self.directory.finish(name, ["model", "metrics.jsonl"], figures)
+        held_out_files = [file for file in HELD_OUT_FILES if (directory / file).exists()]
+        self.directory.finish(name, ["model", "metrics.jsonl", *held_out_files], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 
@@ -326,9 +339,8 @@ class Run:
     def _deciding_callbacks(self) -> list[dict[str, Any]]:
         return [c.spec() for c in self.config.callbacks if not c.observer]
 
-    def _what(self) -> dict[str, Any]:
+    def _what(self, options: TrainingOptions) -> dict[str, Any]:
         """The training options that decide the result."""
-        options = self.config.training
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 

@@ -16,6 +16,7 @@ from sftmix.training.loop import train
 from sftmix.types import TrainingDynamics
 
 if TYPE_CHECKING:
+    from sftmix.config import RunConfig
     from sftmix.pipeline import Run
 
 
@@ -72,6 +73,14 @@ class ReferenceRun:
         data = run.encode(encoder, path, model.max_length, key="reference.model.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
+
+
+def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
+    """Options and seed that the reference trains with; the run's own where it has none (`reference.training`)."""
+    own = getattr(config.reference, "training", None)
+    if not isinstance(own, ReferenceTraining):
+        return config.training, config.seed
+    return inherit(config.training, own), config.seed if own.seed is None else own.seed
 
 
 def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
