@@ -23,7 +23,6 @@ from sftmix.artefacts import MANIFEST, read_json, sha256_file, write_json
 from sftmix.errors import ConfigError, InUseError, NoSpaceError, SFTMixError
 from sftmix.training.distributed import World
 
-
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
 

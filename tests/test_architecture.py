@@ -23,6 +23,7 @@ LAYERS = (
     {"dynamics"},
     {"config"},
     {"pipeline", "reference_run", "rundir", "summary", "export", "quickstart"},
+    {"compare"},
     {"evaluation", "report", "integrations", "testing"},
     {"cli"},
 )

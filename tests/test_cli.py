@@ -229,7 +229,9 @@ def test_what_print_config_prints_is_that_configuration(
     assert configured("--config", str(path)) == configured(*argv)
 
 
-OF_RUN = [name for name in recipes() if all("variants" not in f.values for f in read_layers(config_file(f"recipe:{name}")))]
+OF_RUN = [
+    name for name in recipes() if all("variants" not in f.values for f in read_layers(config_file(f"recipe:{name}")))
+]
 
 
 @pytest.mark.parametrize("name", OF_RUN)

@@ -24,6 +24,7 @@ import pytest
 
 from sftmix import errors
 from sftmix.cli.commands import COMMANDS
+from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
 from sftmix.config.parser import component_bases, component_options, import_class, option_hints
 from sftmix.options import ReferenceModel, ReferenceTraining
@@ -116,6 +117,7 @@ def resolve(dotted: str) -> object:
 
 def known_options() -> set[str]:
     own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "help", "version", "callbacks+"}
+    own |= {"variants", "list", *(f.name for f in fields(TableOptions))}
     lists = {"data.train+", "data.eval+"}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in component_bases().items()}
@@ -193,12 +195,13 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from pathlib import Path
-import sftmix.cli.status, sftmix.export, sftmix.pipeline, sftmix.quickstart.run
+import sftmix.cli.compare, sftmix.cli.status, sftmix.export, sftmix.pipeline, sftmix.quickstart.run
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 sftmix.pipeline.run = lambda config, until: {}
 sftmix.pipeline.preview = sftmix.cli.status.report = lambda *args, **options: ""
+sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

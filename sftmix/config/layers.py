@@ -48,7 +48,9 @@ def config_file(name: str, *, where: str = "--config") -> str:
     there = recipes()
     if not name.startswith(RECIPE):
         if not os.path.isfile(name):
-            raise ConfigError(f"{where}: no file {name!r}; shipped recipes ({RECIPE}NAME): {', '.join(there) or 'none'}")
+            raise ConfigError(
+                f"{where}: no file {name!r}; shipped recipes ({RECIPE}NAME): {', '.join(there) or 'none'}"
+            )
         return name
     recipe = name.removeprefix(RECIPE)
     if recipe not in there:

@@ -147,11 +147,11 @@ def from_layers(layers: Sequence[Layer]) -> RunConfig:
 
     parser = make_parser()
     add_run_options(parser)
-    parsed = None
-    for layer in layers:
-        try:
+    parsed, current = parser.get_defaults(), ""
+    try:
+        for layer in layers:
+            current = f"{layer.name}: " if len(layers) > 1 else ""
             parsed = parser.parse_object(dict(layer.values), namespace=parsed)
-        except jsonargparse.ArgumentError as error:
-            where = f"{layer.name}: " if len(layers) > 1 else ""
-            raise ConfigError(where + explain(str(error))) from error
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(current + explain(str(error))) from error
     return instantiate(parser, parsed)
