@@ -16,6 +16,7 @@ from sftmix.cli.parsing import build_parser, parse, print_config
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
+from sftmix.config import RunConfig
 from sftmix.config.parser import component_bases, option_groups
 from sftmix.errors import ConfigError
 
@@ -100,7 +101,7 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _variant(
     parser: jsonargparse.ArgumentParser, given: Arguments, name: str, options: Mapping[str, Any]
-) -> tuple[Any, list[str]]:
+) -> tuple[RunConfig, list[str]]:
     """The configuration of one variant: its options over those of the files and the command line."""
     try:
         own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
@@ -131,7 +132,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _word(value: Any) -> str:
     """A value as the command line writes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=jsonargparse.Namespace.as_dict)
 
 
 def listing(comparison: Comparison) -> list[str]:
@@ -141,14 +142,14 @@ def listing(comparison: Comparison) -> list[str]:
     lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {comparison.out}"]
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
-    needing = [cell for cell in cells if _needs_reference(cell.config())]
+    needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]
     references = len({_reference_key(cell.plain) for cell in needing})
     lines.append(f"runs: {len(cells)}, of which {len(done)} are done; trainings of the target: {len(cells)} at most")
     lines.append(f"references: {references}, used by {len(needing)} runs")
     return lines
 
 
-def _needs_reference(config: Any) -> bool:
+def _needs_reference(config: RunConfig) -> bool:
     return config.resolved_pairing() is not None and config.splitter.needs_confidence
 
 

@@ -123,7 +123,7 @@ class Comparison:
         found = list(self._problems())
         if not found:
             for name, config in self.variants.items():
-                found += _problems_of(name, config, self._cell(name, config, self.options.seeds[0]))
+                found += _problems_of(name, config)
         if found:
             raise ConfigError(
                 found[0] if len(found) == 1 else "\n  - ".join([f"{len(found)} problems in the table", *found])
@@ -155,11 +155,11 @@ class Comparison:
                 )
 
 
-def _problems_of(name: str, config: RunConfig, cell: Cell) -> Iterator[str]:
+def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
     if config.with_baseline:
         yield f"variant {name}: with_baseline has no place in a table; add a variant with `objective: NTP` instead"
     try:
-        cell.config().validate()
+        config.validate(needs_out=False)
     except ConfigError as error:
         yield f"variant {name}: {error}"
 

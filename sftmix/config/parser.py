@@ -130,8 +130,9 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
         if not isinstance(parsed[name], jsonargparse.Namespace):
             raise ConfigError(f"{name}: {parsed[name]!r} is not a group of options; write `{name}: {{option: value}}`")
     try:
-        built = parser.instantiate(parsed)
-        return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})
+        names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
+        built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
+        return RunConfig(**{name: built[name] for name in names})
     except ValueError as error:
         raise ConfigError(f"a component refused its options: {error}") from error
 
