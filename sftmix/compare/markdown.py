@@ -33,21 +33,21 @@ def _s(values: Sequence[Any] | Mapping[str, Any]) -> str:
     return "s" * (len(values) != 1)
 
 
-def number(value: float | None) -> str:
-    """Four decimals for what is of the order of one, fewer for what is large, more for what is small."""
+def number(value: float | None, *, like: float | None = None) -> str:
+    """A number with the decimals that its size asks for, or the size of the number it stands beside."""
     if value is None:
         return "-"
-    size = abs(value)
-    if value == int(value) and size >= 100:
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if size >= 100 else f"{value:.4f}" if size >= 1e-2 or not size else f"{value:.2g}"
+    size = abs(value if like is None else like)
+    if size >= 100:
+        return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return f"{value:.4f}" if size >= 1e-2 or not size else f"{value:.2g}"
 
 
 def _mean(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "-"
-    spread = "" if figures["sd"] is None else f" ± {number(figures['sd'])}"
-    return f"{number(figures['mean'])}{spread}"
+    mean, sd = figures["mean"], figures["sd"]
+    return number(mean) if sd is None else f"{number(mean)} ± {number(sd, like=mean)}"
 
 
 def _main_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -58,7 +58,7 @@ def _main_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         off = "baseline" if name == baseline else "-"
         if figures and figures.get("difference") is not None:
             spread = figures["difference_sd"]
-            off = f"{figures['difference']:+.4f}" + ("" if spread is None else f" ± {number(spread)}")
+            off = f"{figures['difference']:+.4f}" + ("" if spread is None else f" ± {spread:.4f}")
         yield (name, str(len(variant["runs"])), _mean(figures), off)
 
 
@@ -88,7 +88,8 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
         )
     if seeds < MIN_SEEDS:
         needed = table["seeds_needed"]
-        yield f"**Nothing here is called significant: that takes {needed} seeds, and these are {seeds}.**"
+        what = f"with {len(contrasts)} contrasts " if len(contrasts) > 1 else ""
+        yield f"**Nothing here is called significant: {what}that takes {needed} seeds, and these are {seeds}.**"
     elif seeds < table["seeds_needed"]:
         yield (
             f"**With {len(contrasts)} contrasts no p can be below 0.05 after Holm: "

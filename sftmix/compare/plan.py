@@ -92,7 +92,7 @@ class Comparison:
         plain = config.plain()
         if self.options.fresh_reference:
             return plain
-        if plain["data"]["seed"] is None:
+        if plain["data"]["seed"] is None and plain["data"]["eval_fraction"] is not None:
             plain["data"]["seed"] = config.seed
         own = plain["reference"]["init_args"]
         if "training" in own and (own["training"] or {}).get("seed") is None:
