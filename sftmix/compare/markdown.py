@@ -98,7 +98,8 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
     over = {c["interval_over"] for c in contrasts} - {None}
     for kind in sorted(over):
         lacking = "" if "examples" in kind else " (the runs hold no per-example results of one set of held-out rows)"
-        yield f"95% interval: percentile bootstrap over {kind}{lacking}. It is not corrected for several contrasts."
+        narrow = "It is too narrow for so few seeds, and" if 1 < seeds < MIN_SEEDS else "It is"
+        yield f"95% interval: percentile bootstrap over {kind}{lacking}. {narrow} not corrected for several contrasts."
     if seeds > 1:
         yield (
             "detectable: the true difference that this many seeds would find four times in five (paired t-test, "
@@ -107,7 +108,8 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
     if table["options"]["fresh_reference"]:
         yield "Each seed has its own reference and held-out rows."
     else:
-        yield f"Reference and held-out rows: those of seed {table['seed']} in every run: the seeds vary the training."
+        shared = table["seed"]
+        yield f"Reference and held-out rows are those of seed {shared} in every run; the seeds vary the training."
 
 
 def _further_rows(table: Mapping[str, Any], names: Sequence[str]) -> Iterator[Sequence[str]]:
