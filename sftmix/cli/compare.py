@@ -12,7 +12,7 @@ import jsonargparse
 
 from sftmix.cli.arguments import Arguments, sort_arguments
 from sftmix.cli.commands import say
-from sftmix.cli.parsing import build_parser, parse, print_config
+from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
@@ -64,7 +64,7 @@ def comparison_of(given: Arguments) -> Comparison:
         say(f"note: {note}")
     variants = {}
     for name, changed in _variants(parsed.variants):
-        variants[name], changes = _variant(parser, given, name, changed)
+        variants[name], changes = _variant(parser, given, name, changed, parsed)
         for note in changes:
             say(f"note: variant {name}: {note}")
     if given.print_config is not None:
@@ -100,23 +100,21 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _variant(
-    parser: jsonargparse.ArgumentParser, given: Arguments, name: str, options: Mapping[str, Any]
+    parser: jsonargparse.ArgumentParser,
+    given: Arguments,
+    name: str,
+    options: Mapping[str, Any],
+    base: jsonargparse.Namespace,
 ) -> tuple[RunConfig, list[str]]:
     """The configuration of one variant: its options over those of the files and the command line."""
     try:
         own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
-        refused = [option.split("=")[0][2:] for option in own.options if option.split("=")[0][2:] in OF_THE_TABLE]
+        refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
         if refused or own.configs:
             raise ConfigError(f"{(refused or ['config'])[0]} is not an option of a variant: it is the table's")
-        words = Arguments(configs=given.configs, options=[*_of_run(given.options), *own.options])
-        config, _, notes = parse(parser, words)
+        return parse_variant(parser, given, own.options, base)
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
-    return config, [note for note in notes if "the command line" in note]
-
-
-def _of_run(options: Sequence[str]) -> list[str]:
-    return [option for option in options if option.partition("=")[0][2:].rstrip("+") not in (*_OWN, "variants")]
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,15 @@ def parse(parser: jsonargparse.ArgumentParser, given: Arguments) -> tuple[RunCon
     return instantiate(parser, parsed), parsed, notes
 
 
+def parse_variant(
+    parser: jsonargparse.ArgumentParser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
+) -> tuple[RunConfig, list[str]]:
+    """The configuration of a command line with more options applied last, and what they changed in `base`."""
+    configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
+    parsed = _parse(parser, [*configs, *given.options, *options])
+    return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
+
+
 def print_config(parser: jsonargparse.ArgumentParser, given: Arguments) -> None:
     """Print the whole configuration as YAML that --config takes back, and raise SystemExit(0)."""
     configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
