@@ -38,6 +38,7 @@ Every option of `run`, `reference`, `confidence`, `split`, `train` and `preview`
 defaults are the paper's where it names one. `out`, `model.path` and `data.train` have to be given.
 
 - `--config FILE` or `--config recipe:NAME` is read first, wherever it stands; options on the command line win over it.
+- A file may name others, `base: [FILE, recipe:NAME]`, which are applied before it: see [compare](compare.md).
 - `--print_config` prints the whole configuration as YAML, and loads nothing. `config.yaml` of a run is the same.
 - A list takes one value at a time: `--data.train a.json --data.train+ b.json`.
 - A component is chosen by its short name or by an import path, and then takes its own options:

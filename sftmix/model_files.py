@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from sftmix.artefacts import sha256_file, sha256_json
@@ -16,9 +17,20 @@ def context_length(path: str) -> int | None:
 def fingerprint(path: str) -> str:
     """Identity of a file's content, or of a model's weights: the commit of a hub model, or a directory's hash."""
     if Path(path).is_file():
-        return sha256_file(Path(path))
+        return _hash(Path(path))
     commit = getattr(model_config(path), "_commit_hash", None)
     if commit:
         return f"{path}@{commit}"
     files = sorted(p for p in Path(path).expanduser().iterdir() if p.suffix in (".json", ".safetensors"))
-    return sha256_json({p.name: sha256_file(p) for p in files})
+    return sha256_json({p.name: _hash(p) for p in files})
+
+
+def _hash(path: Path) -> str:
+    """Hash of a file, read once per process as long as its size and time stay the same: weights take seconds."""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    return sha256_file(path)

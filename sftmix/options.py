@@ -57,6 +57,8 @@ class DataOptions:
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
     """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval."""
+    seed: int | None = None
+    """Decides which rows data.eval_fraction holds out; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row."""
     template: str | None = None

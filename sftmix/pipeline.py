@@ -6,7 +6,9 @@ and its inputs are unchanged. A stage runs only when something needs it.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from sftmix.export import write_model
 from sftmix.measurement import Measurement
 from sftmix.models import load_tokenizer
 from sftmix.options import LoraOptions, reference_lora
-from sftmix.reference_run import ReferenceRun
+from sftmix.reference_run import ReferenceRun, training_of_reference
 from sftmix.run_context import RunContext, resolve_max_length
 from sftmix.rundir import RunDirectory
 from sftmix.store import (
@@ -36,7 +38,7 @@ from sftmix.store import (
 )
 from sftmix.summary import summarise
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.distributed import start_world
+from sftmix.training.distributed import World, start_world
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
 from sftmix.training.order import TrainingOrder
@@ -48,16 +50,26 @@ StageName = Literal["reference", "confidence", "split", "train"]
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
+EARLY_FILES = ("eval_before.json", "sample_before.parquet", "online")
+"""What a training stage may have written before its end."""
 
-def run(config: RunConfig, *, until: StageName = "train") -> dict[str, Any]:
+
+def run(
+    config: RunConfig, *, until: StageName = "train", world: World | None = None, pool: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Do what is needed up to a stage, resuming what is there; returns the summary.
 
+    world  the ranks, where they have met already; None: as torchrun announces them
+    pool   other run directories; what they have finished from the same inputs is adopted, not made again
     Call it in every process of a torchrun. Raises the errors of `sftmix.errors`, which carry the exit codes.
     """
     config.validate()
     assert config.out is not None
-    with start_world() as world, RunDirectory(config.out, world) as directory:
-        return Run(config, world, directory).until(until)
+    with (
+        contextlib.nullcontext(world) if world else start_world() as ranks,
+        RunDirectory(config.out, ranks, pool=pool) as directory,
+    ):
+        return Run(config, ranks, directory).until(until)
 
 
 class Run(RunContext):
@@ -97,12 +109,9 @@ class Run(RunContext):
         inputs = {
             "data": self.data_identity(),
             "model": self.model_fingerprint,
-            "lora": self._lora_of_reference(),
             "reference": config.reference.spec(),
             "reference_files": self.contents(config.reference),
-            "training": self.training_identity(),
-            "callbacks": self.deciding_callbacks(),
-            "seed": config.seed,
+            **(self._training_of_reference() if config.reference.trains else {}),
         }
         if not self.begin("reference", inputs):
             started = time.time()
@@ -115,11 +124,16 @@ class Run(RunContext):
             self.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
         return read_dynamics(path).of(self.data.train.ids)
 
-    def _lora_of_reference(self) -> dict[str, Any] | None:
-        reference = self.config.reference
-        if not hasattr(reference, "model"):  # it trains none
-            return None
-        return lora_inputs(reference_lora(self.config.model, reference.model))
+    def _training_of_reference(self) -> dict[str, Any]:
+        """What else decides a reference that is trained here."""
+        model = getattr(self.config.reference, "model", None)
+        training, seed = training_of_reference(self.config)
+        return {
+            "lora": lora_inputs(reference_lora(self.config.model, model)),
+            "training": self.training_identity(training),
+            "callbacks": self.deciding_callbacks(),
+            "seed": seed,
+        }
 
     def _refuse_if_unscored(self, dynamics: TrainingDynamics) -> None:
         missing = [i for i, ok in zip(dynamics.ids, dynamics.scored, strict=True) if not ok]
@@ -195,7 +209,7 @@ class Run(RunContext):
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
             "perturbation": plain(config.perturbation),
-            "training": self.training_identity(),
+            "training": self.training_identity(config.training),
             "callbacks": self.deciding_callbacks(),
             "seed": config.seed,
         }
@@ -228,8 +242,8 @@ class Run(RunContext):
         measured = measurement.after(stage, result.module, steps=int(result.figures["steps"]))
         self._export(stage, result, directory / "model")
         figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
-        online = ["online"] if (directory / "online").exists() else []
-        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *online], figures)
+        early = [file for file in EARLY_FILES if (directory / file).exists()]
+        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 

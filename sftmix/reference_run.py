@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 from sftmix.components.objectives import NTP
+from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, make_encoder
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
 from sftmix.errors import ConfigError
@@ -106,6 +107,14 @@ class ReferenceRun:
         data = run.encode(encoder, path, model.max_length, key=f"{option}.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
+
+
+def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
+    """Options and seed that the reference trains with; the run's own where it has none (`reference.training`)."""
+    own = getattr(config.reference, "training", None)
+    if not isinstance(own, ReferenceTraining):
+        return config.training, config.seed
+    return inherit(config.training, own), config.seed if own.seed is None else own.seed
 
 
 def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:

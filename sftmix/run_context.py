@@ -230,9 +230,8 @@ class RunContext:
     def deciding_callbacks(self) -> list[dict[str, Any]]:
         return [c.spec() for c in self.config.callbacks if not c.observer]
 
-    def training_identity(self) -> dict[str, Any]:
+    def training_identity(self, options: TrainingOptions) -> dict[str, Any]:
         """The training options that decide the result."""
-        options = self.config.training
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 

@@ -2,31 +2,41 @@
 
 A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
-and refuses both when the inputs differ: nothing is ever recomputed over other work.
+and refuses both when the inputs differ: nothing is ever recomputed over other work. Where several runs stand side by
+side, a stage that a sibling has finished from the same inputs is adopted instead of being made again.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from sftmix.artefacts import MANIFEST, read_json, sha256_file, write_json
-from sftmix.errors import ConfigError, InUseError, SFTMixError
+from sftmix.errors import ConfigError, InUseError, NoSpaceError, SFTMixError
 from sftmix.training.distributed import World
+
+ADOPTED = "adopted.json"
+"""In a stage that was made by another run: where that is, relative to the stage directory."""
 
 
 class RunDirectory:
-    """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes)."""
+    """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes).
 
-    def __init__(self, path: str | os.PathLike[str], world: World) -> None:
+    pool  sibling run directories whose finished stages are adopted where their inputs are the same
+    """
+
+    def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
         self.path = Path(path)
         self.world = world
+        self.pool = [Path(sibling) for sibling in pool]
         self._lock: IO[str] | None = None
         self._status: dict[str, Any] = {}
         self._written = 0.0
@@ -78,7 +88,7 @@ class RunDirectory:
     # ----------------------------------------------------------------------------------------- stages
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Enter a stage made from `inputs`; True if it is already done and valid.
+        """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and where an
         output was changed since.
@@ -90,6 +100,7 @@ class RunDirectory:
             if problem is None and not done:
                 write_json(directory / "inputs.json", inputs)
                 self.status(stage=stage, step=0, total_steps=0)
+                done = self._adopt(stage, inputs)
         problem, done = self.world.share((problem, done))
         if problem:
             raise ConfigError(f"{directory}: {problem}")
@@ -108,11 +119,28 @@ class RunDirectory:
             return f"was made with other inputs: {listed}. Use another --out, or the old settings", False
         if not (directory / MANIFEST).exists():
             return None, False
-        for name, expected in read_json(directory / MANIFEST)["files"].items():
-            file = directory / name
-            if not file.is_file() or sha256_file(file) != expected:
-                return f"{name} is not the file this stage wrote; restore it, or move {directory} away", False
+        changed = _changed(directory)
+        if changed:
+            return f"{changed} is not the file this stage wrote; restore it, or move {directory} away", False
         return None, True
+
+    def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Take over the stage from the first run of the pool that finished it from the same inputs.
+
+        Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
+        comes last, so that an adoption which was interrupted is done again.
+        """
+        directory = self.path / stage
+        for sibling in self.pool:
+            source = sibling / stage
+            finished = source != directory and (source / MANIFEST).exists()
+            if finished and not differences(read_json(source / "inputs.json"), inputs) and not _changed(source):
+                for name in read_json(source / MANIFEST)["files"]:
+                    _link(source / name, directory / name)
+                write_json(directory / ADOPTED, {"from": os.path.relpath(source, directory)})
+                _link(source / MANIFEST, directory / MANIFEST)
+                return True
+        return False
 
     def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
@@ -128,6 +156,34 @@ class RunDirectory:
 def _untouched(directory: Path) -> bool:
     """Nothing was made there yet: a first attempt with other inputs may be corrected."""
     return all(p.name == "inputs.json" or (p.is_file() and not p.stat().st_size) for p in directory.iterdir())
+
+
+def _changed(directory: Path) -> str | None:
+    """The first output of a finished stage that is missing or not as it was written; None if all are."""
+    for name, expected in read_json(directory / MANIFEST)["files"].items():
+        file = directory / name
+        if not file.is_file() or sha256_file(file) != expected:
+            return str(name)
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a file at `target` in one step: the same file, or a copy where it cannot be linked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".tmp-{target.name}.{os.getpid()}")
+    staging.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, staging)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(source, staging)
+        os.replace(staging, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"no space left to write {target}; free some and run again") from error
+        raise
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _files(path: Path) -> list[Path]:

@@ -24,6 +24,7 @@ import pytest
 
 from sftmix import errors
 from sftmix.cli.commands import COMMANDS
+from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
 from sftmix.config.parser import (
     component_bases,
@@ -123,6 +124,7 @@ def resolve(dotted: str) -> object:
 
 def known_options() -> set[str]:
     own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "merge", "help", "version"}
+    own |= {"variants", "list", *(f.name for f in fields(TableOptions))}
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
@@ -200,12 +202,13 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from pathlib import Path
-import sftmix.cli.status, sftmix.export, sftmix.pipeline, sftmix.quickstart.run
+import sftmix.cli.compare, sftmix.cli.status, sftmix.export, sftmix.pipeline, sftmix.quickstart.run
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 sftmix.pipeline.run = lambda config, until: {}
 sftmix.pipeline.preview = sftmix.cli.status.report = lambda *args, **options: ""
+sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +155,70 @@ def test_other_ranks_write_nothing(tmp_path):
     with follower:
         follower.status(stage="train")
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------ adoption
+
+
+@pytest.fixture
+def sibling(directory):
+    """A second run directory beside the first, which it may adopt from."""
+    path = directory.path.with_name("sibling")
+    with RunDirectory(path, ALONE, pool=[path, directory.path]) as opened:
+        yield opened
+
+
+def test_a_stage_that_a_sibling_finished_from_the_same_inputs_is_adopted_with_all_its_files(directory, sibling):
+    make(directory, "split", {"data": "x"})
+    theirs, ours = directory.path / "split", sibling.path / "split"
+    assert sibling.begin("split", {"data": "x"}) is True
+    assert read_json(ours / "adopted.json") == {"from": os.path.relpath(theirs, ours)}
+    made = {p.relative_to(theirs) for p in theirs.rglob("*") if p.is_file()}
+    assert {p.relative_to(ours) for p in ours.rglob("*") if p.is_file()} == made | {Path("adopted.json")}
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in made)
+    assert os.path.samefile(ours / "out" / "b", theirs / "out" / "b")
+    assert sibling.begin("split", {"data": "x"}) is True  # and it is found done from now on, by its own manifest
+    (ours / "out" / "b").unlink()
+    with pytest.raises(ConfigError, match="out/b is not the file"):
+        sibling.begin("split", {"data": "x"})
+
+
+def test_outputs_beside_the_stage_directory_come_along(directory, sibling):
+    assert directory.begin("reference", {}) is False
+    (directory.path / "confidence").mkdir()
+    (directory.path / "confidence" / "dynamics.parquet").write_text("dynamics")
+    directory.finish("reference", ["../confidence/dynamics.parquet"], {})
+    assert sibling.begin("reference", {}) is True
+    assert (sibling.path / "confidence" / "dynamics.parquet").read_text() == "dynamics"
+
+
+def test_nothing_is_adopted_from_other_inputs_unfinished_or_damaged_stages(directory, sibling):
+    directory.begin("train", {"data": "x"})
+    assert sibling.begin("train", {"data": "x"}) is False
+    make(directory, "split", {"data": "x"})
+    assert sibling.begin("split", {"data": "y"}) is False
+    assert not (sibling.path / "split" / "adopted.json").exists()
+    make(directory, "confidence", {"data": "x"})
+    (directory.path / "confidence" / "a").write_text("edited")
+    assert sibling.begin("confidence", {"data": "x"}) is False
+    assert sorted(p.name for p in (sibling.path / "confidence").iterdir()) == ["inputs.json"]
+
+
+def test_an_adoption_without_links_is_a_copy(directory, sibling, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    make(directory, "split", {"data": "x"})
+    assert sibling.begin("split", {"data": "x"}) is True
+    assert (sibling.path / "split" / "a").read_text() == "a"
+    assert not os.path.samefile(sibling.path / "split" / "a", directory.path / "split" / "a")
+
+
+def test_an_interrupted_adoption_is_done_again(directory, sibling):
+    make(directory, "split", {"data": "x"})
+    assert sibling.begin("split", {"data": "x"}) is True
+    (sibling.path / "split" / "MANIFEST.json").unlink()
+    (sibling.path / "split" / "out" / "b").unlink()
+    assert sibling.begin("split", {"data": "x"}) is True
+    assert (sibling.path / "split" / "out" / "b").read_text() == "out/b"

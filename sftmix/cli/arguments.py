@@ -6,17 +6,14 @@ file after `--objective NTP` would silently win, and a class after `--objective.
 
 from __future__ import annotations
 
-import importlib.resources
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sftmix.config.messages import nearest, unknown_option
+from sftmix.config.layers import config_file
+from sftmix.config.messages import unknown_option
 from sftmix.config.parser import component_bases, is_flag, list_options, option_hints
 from sftmix.errors import ConfigError
-
-RECIPE = "recipe:"
 
 
 @dataclass
@@ -115,22 +112,3 @@ def _check_key(key: str) -> None:
         raise ConfigError(f"--{key}: {name} takes one value; only {', '.join(sorted(list_options()))} can be added to")
     if name not in option_hints() and not ("." in name and name.partition(".")[0] in component_bases()):
         raise ConfigError(unknown_option(name, [*option_hints(), "config", "print_config"]))
-
-
-def recipes() -> list[str]:
-    """Names of the shipped recipes."""
-    directory = importlib.resources.files("sftmix") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in directory.iterdir() if f.name.endswith(".yaml"))
-
-
-def config_file(name: str) -> str:
-    """Path of a --config file; `recipe:NAME` is a file of sftmix/recipes."""
-    there = ", ".join(recipes()) or "none"
-    if not name.startswith(RECIPE):
-        if not os.path.isfile(name):
-            raise ConfigError(f"--config: no file {name!r}; shipped recipes ({RECIPE}NAME): {there}")
-        return name
-    recipe = name.removeprefix(RECIPE)
-    if recipe not in recipes():
-        raise ConfigError(f"--config: no recipe {recipe!r}; there are {there}.{nearest(recipe, recipes())}")
-    return str(importlib.resources.files("sftmix") / "recipes" / f"{recipe}.yaml")

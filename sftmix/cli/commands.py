@@ -106,6 +106,12 @@ def _preview(argv: Sequence[str]) -> None:
     print(pipeline.preview(config, parsed.rows, color=color))
 
 
+def _compare(argv: Sequence[str]) -> None:
+    from sftmix.cli.compare import main
+
+    main(argv)
+
+
 def _configuration(
     name: str,
     about: str,
@@ -239,6 +245,7 @@ COMMANDS = {
     "confidence": Command("only up to the confidence of every example", partial(_stage, "confidence")),
     "split": Command("only up to the split", partial(_stage, "split")),
     "train": Command("train the target, with the stages it needs", partial(_stage, "train")),
+    "compare": Command("run a table: variants x seeds, with the statistics of their differences", _compare),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
     "status": Command("show how far runs are", _status),

@@ -37,7 +37,7 @@ Option = tuple[str, str, str]
 
 def run_help(usage: str, description: str, own: Sequence[Option] = ()) -> str:
     """The whole help text of a command; `own` are its options beside those of RunConfig."""
-    default, docs = RunConfig(), _field_docs(RunConfig)
+    default, docs = RunConfig(), field_docs(RunConfig)
     scalars = [k for k in option_hints() if "." not in k and k not in component_bases()]
     run = [
         *own,
@@ -108,7 +108,7 @@ def _metavar(key: str, hint: Any) -> str:
 
 
 def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
-    hints, docs = typing.get_type_hints(cls), _field_docs(cls)
+    hints, docs = typing.get_type_hints(cls), field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
         if inner := group_in(hints[f.name]):
@@ -156,7 +156,7 @@ def component_docs(cls: Any) -> dict[str, str]:
     return {name: " ".join(doc.split()) for name, doc in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def _field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """Field -> the docstring that stands below it."""
     parsed = docstring_parser.parse_from_object(cls)
     return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}

@@ -9,6 +9,7 @@ import jsonargparse
 
 from sftmix.cli.arguments import Arguments
 from sftmix.config import RunConfig
+from sftmix.config.layers import OF_COMPARE, read_layers, refuse_table
 from sftmix.config.messages import explain
 from sftmix.config.parser import (
     add_run_options,
@@ -34,10 +35,10 @@ def parse(parser: jsonargparse.ArgumentParser, given: Arguments) -> tuple[RunCon
     """Return the configuration, everything parsed, and notes. With --print_config it prints and exits 0."""
     notes = list(given.notes)
     before, args = None, list[str]()
-    for config in given.configs:
-        args.append(f"--config={config}")
-        parsed = _parse(parser, args, f"{config}: ")
-        notes += _changes(before, parsed, f"--config {config}")
+    for name, text in _layers(parser, given.configs):
+        args.append(f"--config={text}")
+        parsed = _parse(parser, args, f"{name}: ")
+        notes += _changes(before, parsed, f"--config {name}")
         before = parsed
     args += given.options
     parsed = _parse(parser, args)
@@ -45,10 +46,28 @@ def parse(parser: jsonargparse.ArgumentParser, given: Arguments) -> tuple[RunCon
     return instantiate(parser, parsed), parsed, notes
 
 
+def parse_variant(
+    parser: jsonargparse.ArgumentParser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
+) -> tuple[RunConfig, list[str]]:
+    """The configuration of a command line with more options applied last, and what they changed in `base`."""
+    configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
+    parsed = _parse(parser, [*configs, *given.options, *options])
+    return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
+
+
 def print_config(parser: jsonargparse.ArgumentParser, given: Arguments) -> None:
     """Print the whole configuration as YAML that --config takes back, and raise SystemExit(0)."""
-    configs = [f"--config={config}" for config in given.configs]
+    configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
     _parse(parser, [*configs, *given.options, f"--print_config={given.print_config}"])
+
+
+def _layers(parser: jsonargparse.ArgumentParser, configs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, YAML text) of every layer of the files, in the order in which they apply."""
+    for config in configs:
+        layers = read_layers(config)
+        if OF_COMPARE not in parser.get_defaults():
+            refuse_table(layers)
+        yield from ((layer.name, layer.yaml()) for layer in layers)
 
 
 def _parse(parser: jsonargparse.ArgumentParser, args: Sequence[str], where: str = "") -> jsonargparse.Namespace:

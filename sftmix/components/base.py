@@ -95,6 +95,8 @@ class Reference(Component, ABC):
 
     single_run: bool = False
     """True where there is no reference run: the target's own losses of one epoch split the data for the next."""
+    trains: bool = True
+    """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
 
     @abstractmethod
     def collect(self, context: ReferenceContext) -> TrainingDynamics:

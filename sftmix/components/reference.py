@@ -74,6 +74,8 @@ class FromCheckpoints(Reference):
     Any fine-tuning of any trainer will do, for instance the `checkpoint-*` directories of a Trainer's run.
     """
 
+    trains = False
+
     def __init__(
         self,
         *,
@@ -129,6 +131,8 @@ class Online(Reference):
 
 class FromFile(Reference):
     """Dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
+
+    trains = False
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
         """path: the dynamics file; examples that it does not hold count as not scored, others in it are left aside."""

@@ -109,13 +109,10 @@ class RunConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> RunConfig:
-        """Read a config.yaml or a recipe; unknown keys and classes are a ConfigError."""
-        import yaml
+        """Read a config.yaml or a recipe with its bases; unknown keys and classes are a ConfigError."""
+        from sftmix.config.layers import read_layers, refuse_table
+        from sftmix.config.parser import from_layers
 
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
-        return cls.from_plain(values)
+        layers = read_layers(path)
+        refuse_table(layers)
+        return from_layers(layers)

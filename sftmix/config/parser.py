@@ -8,7 +8,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import jsonargparse
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
+from sftmix.config.layers import Layer
 from sftmix.errors import ConfigError
 
 
@@ -161,8 +162,9 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
             last = name.rpartition(".")[2]
             raise ConfigError(f"{name}: {value!r} is not a group of options; write `{last}: {{option: value}}`")
     try:
-        built = parser.instantiate(parsed)
-        return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})
+        names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
+        built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
+        return RunConfig(**{name: built[name] for name in names})
     except ValueError as error:
         # Where a type allows several forms, jsonargparse lists why each was refused; ours says more than "Expected".
         reasons = re.findall(r"^ +- (?!Expected an? )(.+)", str(error), re.M)
@@ -171,11 +173,20 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from plain values, with defaults for what is not given."""
+    return from_layers([Layer("", values)])
+
+
+def from_layers(layers: Sequence[Layer]) -> RunConfig:
+    """Build a RunConfig from the layers of a file, each applied over those before it."""
     from sftmix.config.messages import explain
 
     parser = make_parser()
     add_run_options(parser)
+    parsed, current = parser.get_defaults(), ""
     try:
-        return instantiate(parser, parser.parse_object(dict(values)))
+        for layer in layers:
+            current = f"{layer.name}: " if len(layers) > 1 else ""
+            parsed = parser.parse_object(dict(layer.values), namespace=parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(explain(str(error))) from error
+        raise ConfigError(current + explain(str(error))) from error
+    return instantiate(parser, parsed)

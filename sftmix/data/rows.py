@@ -61,7 +61,7 @@ class Prepared:
 
 
 def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
-    """Read, check and number all rows, and decide which are held out.
+    """Read, check and number all rows, and decide which are held out (by data.seed, or else by `seed`).
 
     Raises ConfigError for options that cannot be, DataError listing `file:line: reason` for the first bad rows and
     their number (unless data.skip_bad), or naming the file that cannot be read.
@@ -74,7 +74,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         held_out, more = _conversations(as_list(options.eval), "data.eval", options, root, progress)
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        chosen = _held_out(rows, options.eval_fraction, seed)
+        chosen = _held_out(rows, options.eval_fraction, seed if options.seed is None else options.seed)
         train = np.setdiff1d(train, chosen, assume_unique=True)
         held_out = _select(rows, chosen)
     train_side = _select(rows, train[: options.limit])

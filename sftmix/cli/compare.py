@@ -1,0 +1,175 @@
+"""`compare`: variants and seeds from YAML and the command line -> Comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jsonargparse
+
+from sftmix.cli.arguments import Arguments, sort_arguments
+from sftmix.cli.commands import say
+from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
+from sftmix.compare import Comparison, TableOptions, compare
+from sftmix.compare.markdown import markdown, shown_options
+from sftmix.compare.plan import OF_THE_TABLE
+from sftmix.config import RunConfig
+from sftmix.config.parser import component_bases, option_groups
+from sftmix.errors import ConfigError
+
+ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
+The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
+Stages of equal inputs are made once (the reference is trained and scored once); the same command continues a table.
+
+  sftmix compare --config recipe:table5-role --out runs/table5
+  sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
+  torchrun --nproc_per_node 8 cli.py compare --config recipe:table5-role --out runs/table5"""
+
+_OWN = {f.name: f for f in dataclasses.fields(TableOptions)}
+_FLAG_LIST = "--list=true"
+_METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
+_METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse and check every run, then run the table, or only show it (--list, --print_config, --help)."""
+    given = sort_arguments(argv, (*_names(), "variants", "list?"))
+    if given.wants_help:
+        _help()
+        return
+    only_list = _FLAG_LIST in given.options
+    given.options = [option for option in given.options if not option.startswith("--list=")]
+    comparison = comparison_of(given)
+    comparison.validate()
+    if only_list:
+        print("\n".join(listing(comparison)))
+        return
+    run_table(comparison)
+
+
+def run_table(comparison: Comparison) -> None:
+    """Run the table and print it."""
+    say("\n" + markdown(compare(comparison)), sys.stdout)
+    say(f"see table.md, table.csv, cells.csv and table.json in {comparison.out}", sys.stdout)
+
+
+def comparison_of(given: Arguments) -> Comparison:
+    """The table of a command line; --print_config ends here."""
+    parser = _parser()
+    base, parsed, notes = parse(parser, given)
+    for note in notes:
+        say(f"note: {note}")
+    variants = {}
+    for name, changed in _variants(parsed.variants):
+        variants[name], changes = _variant(parser, given, name, changed, parsed)
+        for note in changes:
+            say(f"note: variant {name}: {note}")
+    if given.print_config is not None:
+        print_config(parser, given)
+    options = TableOptions(**{name: parsed[name] for name in _OWN})
+    return Comparison(out=base.out, variants=variants, options=options)
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = build_parser("sftmix compare")
+    parser.add_argument("--variants", type=dict[str, Any], default={})
+    parser.add_class_arguments(TableOptions, as_group=False)
+    return parser
+
+
+def _names() -> Iterator[str]:
+    yield from (f"{name}?" if f.type == "bool" else name for name, f in _OWN.items())
+
+
+def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not given:
+        raise ConfigError(
+            "variants is missing: `compare` runs named variants of a configuration, for example "
+            "`variants: {NTP: {objective: NTP}, SFTMix: {}}` in a file of --config; `run` makes a single run"
+        )
+    for name, options in given.items():
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"variant {name}: {options!r} is not a mapping of options; write `{name}: {{option: value}}`"
+            )
+        yield str(name), options
+
+
+def _variant(
+    parser: jsonargparse.ArgumentParser,
+    given: Arguments,
+    name: str,
+    options: Mapping[str, Any],
+    base: jsonargparse.Namespace,
+) -> tuple[RunConfig, list[str]]:
+    """The configuration of one variant: its options over those of the files and the command line."""
+    try:
+        own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
+        refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
+        if refused or own.configs:
+            raise ConfigError(f"{(refused or ['config'])[0]} is not an option of a variant: it is the table's")
+        return parse_variant(parser, given, own.options, base)
+    except ConfigError as error:
+        raise ConfigError(f"variant {name}: {error}") from error
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) as the command line names them; a component with its class and options stays whole."""
+    for name, value in options.items():
+        key = f"{prefix}{name}"
+        nested = isinstance(value, Mapping) and "class_path" not in value
+        if nested and (key in option_groups() or key.partition(".")[0] in component_bases()):
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _word(value: Any) -> str:
+    """A value as the command line writes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=jsonargparse.Namespace.as_dict)
+
+
+def listing(comparison: Comparison) -> list[str]:
+    """What would be run, without loading anything: the variants, their options, the runs and what they share."""
+    cells = comparison.cells
+    done = [cell for cell in cells if (cell.path / "train" / "MANIFEST.json").exists()]
+    lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {comparison.out}"]
+    width = max(map(len, comparison.variants))
+    lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
+    needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]
+    references = len({_reference_key(cell.plain) for cell in needing})
+    lines.append(f"runs: {len(cells)}, of which {len(done)} are done; trainings of the target: {len(cells)} at most")
+    lines.append(f"references: {references}, used by {len(needing)} runs")
+    return lines
+
+
+def _needs_reference(config: RunConfig) -> bool:
+    uses_confidence = config.resolved_pairing() is not None and config.splitter.needs_confidence
+    return uses_confidence and not config.reference.single_run
+
+
+def _reference_key(plain: Mapping[str, Any]) -> str:
+    """What decides the reference, as far as it can be told without reading anything."""
+    own = (plain["reference"].get("init_args") or {}).get("training") or {}
+    training = {**plain["training"], **{k: v for k, v in own.items() if v is not None}}
+    seed = plain["seed"] if own.get("seed") is None else own["seed"]
+    rows = {**plain["data"], "seed": plain["data"]["seed"] if plain["data"]["seed"] is not None else plain["seed"]}
+    parts = (rows, plain["model"]["path"], plain["reference"], training, plain["selector"], seed)
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _help() -> None:
+    from sftmix.cli.help import Option, field_docs, run_help
+
+    docs, default = field_docs(TableOptions), TableOptions()
+    own: list[Option] = [("--variants {NAME: {...}, ...}", "Option: value of each variant; usually in a file.", "")]
+    for name in _OWN:
+        value = getattr(default, name)
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        own.append((f"--{name} {_METAVARS[name]}".rstrip(), docs[name], shown))
+    own.append(("--list", "Show what would be run and what is shared, and exit.", ""))
+    print(run_help("sftmix compare --config FILE --out DIR [options]", ABOUT, own), end="")

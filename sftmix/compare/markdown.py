@@ -1,0 +1,152 @@
+"""The table as people read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sftmix.compare.statistics import MIN_SEEDS, smallest_p
+
+_LOWER_IS_BETTER = ("eval_nll_after", "eval_nll_best", "eval_nll_before")
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """table.md: the metric, the contrasts, further figures, and what all of it can and cannot say."""
+    variants = table["variants"]
+    seeds = table["options"]["seeds"]
+    parts = [f"# {len(variants)} variant{_s(variants)} x {len(seeds)} seed{_s(seeds)}"]
+    if not table["complete"]:
+        parts.append(
+            f"**INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done.** Intervals come at the end."
+        )
+    parts += [_grid(_main_rows(table)), f"## Contrasts on {table['metric']}", _grid(_contrast_rows(table))]
+    parts.append("\n".join(f"- {note}" for note in _notes(table)))
+    further = [name for name in table["shown"] if name != table["metric"]]
+    if further:
+        parts += ["## Further figures", "Mean ± standard deviation over seeds.", _grid(_further_rows(table, further))]
+    parts += ["## Variants", _grid(_variant_rows(table)), _versions(table)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _s(values: Sequence[Any] | Mapping[str, Any]) -> str:
+    return "s" * (len(values) != 1)
+
+
+def number(value: float | None, *, like: float | None = None) -> str:
+    """A number with the decimals that its size asks for, or the size of the number it stands beside."""
+    if value is None:
+        return "-"
+    size = abs(value if like is None else like)
+    if size >= 100:
+        return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return f"{value:.4f}" if size >= 1e-2 or not size else f"{value:.2g}"
+
+
+def _mean(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return "-"
+    mean, sd = figures["mean"], figures["sd"]
+    return number(mean) if sd is None else f"{number(mean)} ± {number(sd, like=mean)}"
+
+
+def _main_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    metric, baseline = table["metric"], table["baseline"]
+    yield ("variant", "seeds", f"{metric}, mean ± sd", f"minus {baseline}, paired by seed")
+    for name, variant in table["variants"].items():
+        figures = variant["metrics"].get(metric)
+        off = "baseline" if name == baseline else "-"
+        if figures and figures.get("difference") is not None:
+            spread = figures["difference_sd"]
+            off = f"{figures['difference']:+.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+        yield (name, str(len(variant["runs"])), _mean(figures), off)
+
+
+def _contrast_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    if table["contrasts"]:
+        yield ("contrast", "seeds", "difference", "95% interval", "p", "p (Holm)", "detectable", "result")
+    for c in table["contrasts"]:
+        interval = "-" if c["interval"] is None else f"[{c['interval'][0]:+.4f}, {c['interval'][1]:+.4f}]"
+        off = "-" if c["mean"] is None else f"{c['mean']:+.4f}"
+        p_values = (number(c["p"]), number(c["p_holm"]))
+        name = f"{c['ours']} − {c['theirs']}"
+        yield (name, str(len(c["seeds"])), off, interval, *p_values, number(c["smallest_effect"]), c["verdict"])
+
+
+def _notes(table: Mapping[str, Any]) -> Iterator[str]:
+    seeds, contrasts = len(table["options"]["seeds"]), table["contrasts"]
+    if table["metric"] in _LOWER_IS_BETTER:
+        yield f"{table['metric']}: nats per response token of the held-out rows; lower is better."
+    if not contrasts:
+        return
+    if seeds == 1:
+        yield "One seed: there is no standard deviation, and nothing is tested."
+    else:
+        yield (
+            f"p: exact two-sided sign-flip test over the seeds; {seeds} seeds can give no p below "
+            f"{smallest_p(seeds):.2g}. Holm over the {len(contrasts)} contrast{_s(contrasts)}."
+        )
+    if seeds < MIN_SEEDS:
+        needed = table["seeds_needed"]
+        what = f"with {len(contrasts)} contrasts " if len(contrasts) > 1 else ""
+        yield f"**Nothing here is called significant: {what}that takes {needed} seeds, and these are {seeds}.**"
+    elif seeds < table["seeds_needed"]:
+        yield (
+            f"**With {len(contrasts)} contrasts no p can be below 0.05 after Holm: "
+            f"that takes {table['seeds_needed']} seeds, and these are {seeds}.**"
+        )
+    over = {c["interval_over"] for c in contrasts} - {None}
+    for kind in sorted(over):
+        lacking = "" if "examples" in kind else " (the runs hold no per-example results of one set of held-out rows)"
+        narrow = "It is too narrow for so few seeds, and" if 1 < seeds < MIN_SEEDS else "It is"
+        yield f"95% interval: percentile bootstrap over {kind}{lacking}. {narrow} not corrected for several contrasts."
+    if seeds > 1:
+        yield (
+            "detectable: the true difference that this many seeds would find four times in five (paired t-test, "
+            "two-sided 0.05, uncorrected), given the spread seen here."
+        )
+    if table["options"]["fresh_reference"]:
+        yield "Each seed has its own reference and held-out rows."
+    else:
+        shared = table["seed"]
+        yield f"Reference and held-out rows are those of seed {shared} in every run; the seeds vary the training."
+
+
+def _further_rows(table: Mapping[str, Any], names: Sequence[str]) -> Iterator[Sequence[str]]:
+    variants = table["variants"]
+    yield ("figure", *variants)
+    for name in names:
+        yield (name, *(_mean(variant["metrics"].get(name)) for variant in variants.values()))
+
+
+def _variant_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    yield ("variant", "options that are not the same in all")
+    for name, variant in table["variants"].items():
+        yield (name, shown_options(variant["options"]))
+
+
+def shown_options(options: Mapping[str, Any]) -> str:
+    """Options as `key: value; ...`."""
+    return "; ".join(f"{key}: {_value(value)}" for key, value in options.items()) or "(none)"
+
+
+def _value(value: Any) -> str:
+    """A plain value; a component by its class and options."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        args = ", ".join(f"{k}={_value(v)}" for k, v in (value.get("init_args") or {}).items())
+        return f"{value['class_path'].rpartition('.')[2]}({args})"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _versions(table: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in table["versions"].items() if version) + "."
+
+
+def _grid(rows: Iterator[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned for those who read the text."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    if not lines:
+        return ""
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    shown = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in lines]
+    return "\n".join([shown[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *shown[1:]])

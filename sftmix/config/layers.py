@@ -1,0 +1,120 @@
+"""Configuration files: where they are, and the layers that one is made of.
+
+A file may name others under `base:`; they are applied before it, in order, and may have bases of their own. A recipe is
+then only what sets it apart from another.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.errors import ConfigError
+
+RECIPE = "recipe:"
+BASE = "base"
+OF_COMPARE = "variants"
+"""The option that every table has and no single run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The options of one file, without its `base`; `name` is what the file is called in messages."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def yaml(self) -> str:
+        """The options as text that --config takes in place of a file."""
+        import yaml
+
+        return yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
+
+
+def recipes() -> list[str]:
+    """Names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
+    root = _recipe_directory()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def config_file(name: str, *, where: str = "--config") -> str:
+    """Path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if there is none."""
+    from sftmix.config.messages import nearest
+
+    there = recipes()
+    if not name.startswith(RECIPE):
+        if not os.path.isfile(name):
+            raise ConfigError(
+                f"{where}: no file {name!r}; shipped recipes ({RECIPE}NAME): {', '.join(there) or 'none'}"
+            )
+        return name
+    recipe = name.removeprefix(RECIPE)
+    if recipe not in there:
+        listed = ", ".join(there) or "none"
+        raise ConfigError(f"{where}: no recipe {recipe!r}; there are {listed}.{nearest(recipe, there)}")
+    return str(_recipe_directory() / f"{recipe}.yaml")
+
+
+def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
+    """The layers of a file, the first applied first; ConfigError for a file that is none, and for a cycle of bases."""
+    return _layers(Path(path), ())
+
+
+def refuse_table(layers: list[Layer]) -> None:
+    """ConfigError if the layers are a table of variants: one run cannot be made from it."""
+    for layer in layers:
+        if OF_COMPARE in layer.values:
+            raise ConfigError(
+                f"{layer.name} describes a table of runs (it has `{OF_COMPARE}`), not one run; "
+                f"run it with `compare --config {layer.name} --out DIR`"
+            )
+
+
+def _layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    place = path.resolve()
+    if place in above:
+        names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
+        raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
+    values = _read(path)
+    found: list[Layer] = []
+    for name in _bases(values.pop(BASE, None), path):
+        file = name if name.startswith(RECIPE) else str(path.parent / name)
+        found += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place))
+    return [*found, Layer(_shown(path), values)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
+    return values
+
+
+def _bases(given: Any, path: Path) -> list[str]:
+    names = [given] if isinstance(given, str) else given
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: {BASE} is {given!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+    return names
+
+
+def _shown(path: Path) -> str:
+    root = _recipe_directory().resolve()
+    place = path.resolve()
+    if place.is_relative_to(root):
+        return RECIPE + place.relative_to(root).with_suffix("").as_posix()
+    return str(path)
+
+
+def _recipe_directory() -> Path:
+    return Path(str(importlib.resources.files("sftmix") / "recipes"))

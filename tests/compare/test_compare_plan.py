@@ -1,0 +1,175 @@
+"""Variants x seeds from YAML: every run is checked before the first starts, and what they share does not vary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.compare import comparison_of, listing
+from sftmix.compare import Comparison, TableOptions
+from sftmix.components.objectives import NTP, SFTMix
+from sftmix.components.reference import FromFile, TrainedReference
+from sftmix.config import RunConfig
+from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.errors import ConfigError
+from sftmix.options import DataOptions, ModelOptions, ReferenceTraining
+
+OF_COMPARE = [n for n in recipes() if any("variants" in f.values for f in read_layers(config_file(f"recipe:{n}")))]
+COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
+Table = Callable[..., Comparison]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    """The comparison of a configuration file that holds these keys, and of more words."""
+
+    def make(*words: str, **keys: object) -> Comparison:
+        path = tmp_path / "table.yaml"
+        path.write_text(yaml.safe_dump({**COMPLETE, **keys}, sort_keys=False))
+        return comparison_of(sort_arguments(["--config", str(path), *words], list(vars(TableOptions()))))
+
+    return make
+
+
+def test_a_variant_is_its_options_over_those_of_all(table: Table) -> None:
+    made = table(
+        "--objective.mu",
+        "0.3",
+        "--training.epochs",
+        "2",
+        variants={
+            "NTP": {"objective": "NTP"},
+            "base": None,
+            "mu": {"objective.mu": 0.4, "training": {"epochs": 5}},
+            "whole": {"splitter": {"class_path": "RandomSplit"}, "pairing": None, "objective": {"class_path": "NTP"}},
+        },
+    )
+    ntp, base, mu, whole = made.variants.values()
+    assert isinstance(ntp.objective, NTP)
+    assert base.objective.spec()["init_args"]["mu"] == 0.3
+    assert (mu.objective.spec()["init_args"]["mu"], mu.training.epochs) == (0.4, 5.0)
+    assert (type(whole.splitter).__name__, whole.pairing, whole.training.epochs) == ("RandomSplit", None, 2.0)
+    assert made.baseline == "NTP"
+    assert made.contrasts == [("base", "NTP"), ("mu", "NTP"), ("whole", "NTP")]
+    assert made.options_of("mu")["training.epochs"] == 5.0
+    assert "training.epochs" in made.options_of("NTP")
+
+
+def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> None:
+    made = table(variants={"a": {}, "b": {"objective.mu": 1}})
+    configs = [cell.config() for cell in made.cells]
+    assert [(c.variant, c.seed) for c in made.cells] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert [c.seed for c in configs] == [1, 1, 2, 2]
+    assert [c.out for c in configs] == ["o/a/seed-1", "o/b/seed-1", "o/a/seed-2", "o/b/seed-2"]
+    assert {c.data.seed for c in configs} == {42}
+    assert {c.reference.training.seed for c in configs if isinstance(c.reference, TrainedReference)} == {42}
+
+
+def test_a_given_seed_of_the_split_or_the_reference_stays(table: Table) -> None:
+    made = table("--data.seed", "7", "--reference.training.seed", "8", variants={"a": {}})
+    config = made.cells[0].config()
+    assert isinstance(config.reference, TrainedReference)
+    assert isinstance(config.reference.training, ReferenceTraining)
+    assert (config.data.seed, config.reference.training.seed) == (7, 8)
+
+
+def test_fresh_references_follow_the_seed(table: Table) -> None:
+    config = table("--fresh_reference", "true", variants={"a": {}}).cells[0].config()
+    assert config.data.seed is None
+    assert isinstance(config.reference, TrainedReference)
+    assert config.reference.training is None
+
+
+def test_a_reference_without_training_is_left_alone(table: Table) -> None:
+    made = table(variants={"a": {"reference": {"class_path": "FromFile", "init_args": {"path": "d.parquet"}}}})
+    assert isinstance(made.cells[0].config().reference, FromFile)
+
+
+def test_cells_share_no_component(table: Table) -> None:
+    cell = table(variants={"a": {}}).cells[0]
+    assert cell.config().callbacks[0] is not cell.config().callbacks[0]
+
+
+def test_the_hash_is_that_of_the_configuration_wherever_it_is_run(table: Table) -> None:
+    here, there = table(variants={"a": {}, "b": {"objective.mu": 1}}), table("--out", "elsewhere", variants={"a": {}})
+    assert here.hash_of(here.cells[0]) == there.hash_of(there.cells[0])
+    assert len({here.hash_of(cell) for cell in here.cells}) == 4
+
+
+def test_what_a_table_writes_down_is_read_back_equal(table: Table, tmp_path: Path) -> None:
+    made = table(variants={"NTP": {"objective": "NTP"}, "mu": {"objective.mu": 0.4, "data.limit": 5}}, metrics=["x"])
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
+    again = comparison_of(sort_arguments(["--config", str(path), "--out", "o"], list(vars(TableOptions()))))
+    assert again.options == made.options
+    assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
+
+
+def test_the_listing_counts_what_is_shared(table: Table) -> None:
+    variants = {"NTP": {"objective": "NTP"}, "a": {}, "b": {"training.epochs": 9}, "c": {"splitter": "RandomSplit"}}
+    lines = listing(table(variants=variants))
+    assert lines[0] == "4 variants x 2 seeds in o"
+    assert re.search(r"b +training.epochs: 9.0; objective: SFTMix", lines[3])
+    assert lines[-1] == "references: 2, used by 4 runs"  # b trains its own: the reference inherits the epochs
+    shared = listing(table("--reference.training.epochs", "3", variants=variants))
+    assert shared[-1] == "references: 1, used by 4 runs"
+    fresh = listing(table("--fresh_reference", "true", variants={"a": {}, "b": {"objective.mu": 1}}))
+    assert fresh[-1] == "references: 2, used by 4 runs"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "expected"),
+    [
+        ({}, [], ["variants is missing", "`run`"]),
+        ({"variants": {"a": {"objective.mo": 1}}}, [], ["variant a", "objective.mo", "Did you mean mu?"]),
+        ({"variants": {"a": {}, "b": {"trainng.epochs": 1}}}, [], ["variant b", "Did you mean training.epochs?"]),
+        ({"variants": {"a": {"objective": "NTPP"}}}, [], ["variant a", "objective", "Did you mean NTP?"]),
+        ({"variants": {"a": {"seed": 3}}}, [], ["variant a", "seed is not an option of a variant"]),
+        ({"variants": {"a": {"out": "x"}}}, [], ["variant a", "out is not an option of a variant"]),
+        ({"variants": {"a": {"config": "x.yaml"}}}, [], ["variant a"]),
+        ({"variants": {"a": 3}}, [], ["variant a", "3 is not a mapping"]),
+        ({"variants": {"a": {"objective.mu": -1}}}, [], ["variant a", "mu is -1"]),
+        ({"variants": {"a": {"training": {"epochs": -1}}, "b": {"pairing": None}}}, [], ["2 problems", "a:", "b:"]),
+        ({"variants": {"a/b": {}}}, [], ["'a/b'", "directory's name"]),
+        ({"variants": {"table.md": {}}}, [], ["'table.md'"]),
+        ({"variants": {"a": {}}}, ["--with_baseline"], ["with_baseline", "objective: NTP"]),
+        ({"variants": {"a": {}}, "seeds": [1, 1]}, [], ["seeds is [1, 1]"]),
+        ({"variants": {"a": {}}, "seeds": []}, [], ["seeds is []"]),
+        ({"variants": {"a": {}}, "baseline": "b"}, [], ["baseline is 'b'", "variants a"]),
+        ({"variants": {"a": {}, "b": {}}, "contrasts": [["a", "c"]]}, [], ["contrasts: ['a', 'c']", "a, b"]),
+        ({"variants": {"a": {}}, "out": None}, [], ["out is missing"]),
+        ({"variants": {"a": {}}, "data": {"train": ["a"]}}, [], ["eval_nll_after needs held-out rows"]),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_starts(
+    table: Table, keys: dict[str, object], words: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        table(*words, **keys).validate()
+    for word in expected:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", OF_COMPARE)
+def test_a_recipe_needs_nothing_but_a_directory(name: str) -> None:
+    given = sort_arguments(["--config", f"recipe:{name}", "--out", "o"], list(vars(TableOptions())))
+    comparison_of(given).validate()
+
+
+def test_a_table_works_without_yaml() -> None:
+    def config(**changes: object) -> RunConfig:
+        data = DataOptions(train=["a.json"], eval=["b.json"])
+        return RunConfig(model=ModelOptions(path="m"), data=data, **changes)  # type: ignore[arg-type]
+
+    variants = {"NTP": config(objective=NTP()), "mu": config(objective=SFTMix(mu=0.4))}
+    made = Comparison(out="o", variants=variants, options=TableOptions(seeds=[1, 2]))
+    made.validate()
+    assert len(made.cells) == 4
+    mixed = Comparison(out="o", variants={**variants, "odd": config(seed=3)})
+    with pytest.raises(ConfigError, match="different seeds"):
+        mixed.validate()

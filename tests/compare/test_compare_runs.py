@@ -1,0 +1,226 @@
+"""A whole table on the tiny model through the command line: what is made once, resuming, failing, and the files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from sftmix.artefacts import read_json
+from sftmix.cli import main
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.compare import comparison_of
+from sftmix.compare import TableOptions
+from sftmix.compare.results import build_table, flatten, result_of
+from sftmix.compare.statistics import Counts, bootstrap_two_level, sign_flip
+from tests.conftest import Finished
+from tests.tiny import ROOT, metrics, status
+from tests.tiny import sftmix as launch
+
+Call = Callable[..., SimpleNamespace]
+VARIANTS = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
+SMALL = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", "[1, 2]")
+
+
+def words(finished: Finished, directory: Path, variants: object = VARIANTS, more: tuple[str, ...] = SMALL) -> list[str]:
+    """`compare` on the tiny model into directory/table; pairs in every variant, so that all of them need the split."""
+    file = directory / "variants.yaml"
+    file.write_text(yaml.safe_dump({"variants": variants, "pairing": "RandomPairs"}, sort_keys=False))
+    return ["compare", *finished.tiny.options, "--config", str(file), "--out", str(directory / "table"), *more]
+
+
+@pytest.fixture(scope="module")
+def ran(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished table; copy it before you change it."""
+    directory = tmp_path_factory.mktemp("compare")
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert main(words(finished, directory)) == 0
+    return SimpleNamespace(out=directory / "table", printed=printed.getvalue(), errors=errors.getvalue())
+
+
+CELLS = ("NTP/seed-1", "SFTMix/seed-1", "NTP/seed-2", "SFTMix/seed-2")
+
+
+def test_the_reference_is_trained_once_and_the_target_in_every_run(ran: SimpleNamespace) -> None:
+    adopted = {name: sorted(p.parent.name for p in (ran.out / name).glob("*/adopted.json")) for name in CELLS}
+    assert adopted["NTP/seed-1"] == []
+    assert adopted["SFTMix/seed-1"] == ["confidence", "reference", "split"]
+    assert adopted["NTP/seed-2"] == adopted["SFTMix/seed-2"][:2] == ["confidence", "reference"]  # a split has a seed
+    assert [(ran.out / name / "reference" / "metrics.jsonl").exists() for name in CELLS] == [True, False, False, False]
+    sources = {name: read_json(ran.out / name / "reference" / "adopted.json")["from"] for name in CELLS[1:]}
+    for name, source in sources.items():
+        assert (ran.out / name / "reference" / source).resolve() == (ran.out / "NTP/seed-1/reference").resolve()
+    assert len({(ran.out / name / "confidence" / "dynamics.parquet").stat().st_ino for name in CELLS}) == 1
+    assert [len(metrics(ran.out / name)) for name in CELLS] == [3] * 4
+
+
+def test_the_table_holds_what_the_runs_say(ran: SimpleNamespace) -> None:
+    table = read_json(ran.out / "table.json")
+    values = {name: read_json(ran.out / name / "summary.json")["eval_nll_after"] for name in CELLS}
+    assert (table["complete"], table["runs_done"], table["baseline"]) == (True, 4, "NTP")
+    for variant in VARIANTS:
+        own = [values[f"{variant}/seed-{seed}"] for seed in (1, 2)]
+        figures = table["variants"][variant]["metrics"]["eval_nll_after"]
+        assert (figures["mean"], figures["sd"]) == pytest.approx((np.mean(own), np.std(own, ddof=1)))
+    off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
+    contrast = table["contrasts"][0]
+    assert contrast["differences"] == pytest.approx(off)
+    assert contrast["p"] == contrast["p_holm"] == sign_flip(off)
+    assert "not tested" in contrast["verdict"]
+
+
+def test_the_files_say_the_same_and_are_printed(ran: SimpleNamespace) -> None:
+    assert {p.name for p in ran.out.iterdir()} == {
+        *("table.md", "table.csv", "table.json", "cells.csv", "compare.yaml", "STATUS.json", ".lock"),
+        *VARIANTS,
+    }
+    text = (ran.out / "table.md").read_text()
+    assert text in ran.printed
+    assert "INCOMPLETE" not in text
+    assert "Nothing here is called significant: that takes 6 seeds, and these are 2." in text
+    with (ran.out / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert sorted(row["run"] for row in cells) == sorted(CELLS)
+    with (ran.out / "table.csv").open() as file:
+        rows = {(row["variant"], row["metric"]): row for row in csv.DictReader(file)}
+    own = [float(row["eval_nll_after"]) for row in cells if row["variant"] == "SFTMix"]
+    assert float(rows["SFTMix", "eval_nll_after"]["mean"]) == pytest.approx(np.mean(own))
+    assert rows["NTP", "eval_nll_after"]["difference"] == ""
+    assert status(ran.out)["exit_code"] == 0
+    assert "table:" in ran.errors.replace("\r", "\n")
+
+
+def test_the_same_command_reads_what_is_there(
+    ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
+) -> None:
+    shutil.copytree(ran.out, tmp_path / "table")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "table").glob("*/*/train/model/model.safetensors")}
+    assert sftmix(*words(finished, tmp_path)).code == 0
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert (tmp_path / "table" / "table.md").read_text() == (ran.out / "table.md").read_text()
+    changed = sftmix(*words(finished, tmp_path), "--training.learning_rate", "0.02")
+    assert changed.code == 2
+    assert "variant NTP, seed 1" in changed.err
+    assert "training.learning_rate: 0.01 -> 0.02" in changed.err
+
+
+def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+    shutil.copytree(ran.out, tmp_path / "table")
+    again = {**VARIANTS, "again": {}, "control": {"splitter": "RandomSplit"}}
+    assert sftmix(*words(finished, tmp_path, again)).code == 0
+    table = read_json(tmp_path / "table" / "table.json")
+    assert (table["runs"], len(table["contrasts"])) == (8, 3)
+    assert [set(run["adopted"]) >= {"train"} for run in table["variants"]["again"]["runs"]] == [True, True]
+    assert [set(run["adopted"]) for run in table["variants"]["control"]["runs"]] == [set(), set()]
+    ours, theirs = (table["variants"][name]["metrics"]["eval_nll_after"]["mean"] for name in ("again", "SFTMix"))
+    assert ours == theirs
+
+
+def test_a_wrong_variant_is_found_before_anything_starts(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+    done = sftmix(*words(finished, tmp_path, {**VARIANTS, "last": {"training.epochs": -1}}))
+    assert done.code == 2
+    assert "variant last: training.epochs is -1" in done.err
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_directory_of_something_else_is_left_alone(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "table.md").write_text("my notes")
+    done = sftmix(*words(finished, tmp_path))
+    assert (done.code, "holds table.md, which no table wrote" in done.err) == (2, True)
+    assert [p.name for p in (tmp_path / "table").iterdir()] == ["table.md"]
+
+
+def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
+    finished: Finished, sftmix: Call, tmp_path: Path
+) -> None:
+    lacking = {
+        "NTP": {"objective": "NTP"},
+        "late": {"data.label_field": None, "data.template": str(tmp_path / "no.j2")},
+    }
+    done = sftmix(*words(finished, tmp_path, lacking))
+    assert done.code in (2, 3)
+    assert "error: variant late, seed 1: " in done.err
+    state = status(tmp_path / "table")
+    assert (state["stage"], state["exit_code"], state["step"]) == ("late/seed-1", done.code, 1)
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "INCOMPLETE: 1 of 4 runs are done." in text
+
+
+@pytest.mark.slow
+def test_a_killed_table_continues(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "cli.py"), *words(finished, tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    second = tmp_path / "table" / CELLS[1] / "train" / "inputs.json"
+    deadline = time.monotonic() + 200
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = tmp_path / "table" / CELLS[0] / "train" / "model" / "model.safetensors"
+    made = first.stat().st_mtime_ns
+    assert not (tmp_path / "table" / CELLS[3]).exists()
+    assert sftmix(*words(finished, tmp_path)).code == 0
+    assert first.stat().st_mtime_ns == made
+    ours, theirs = (read_json(out / "table.json")["contrasts"][0] for out in (tmp_path / "table", ran.out))
+    assert ours["differences"] == theirs["differences"]
+
+
+def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    shutil.copytree(ran.out, out)
+    given = sort_arguments(["--config", str(out / "compare.yaml"), "--out", str(out)], list(vars(TableOptions())))
+    comparison = comparison_of(given)
+    rng, sums = np.random.default_rng(0), {}
+    for cell in comparison.cells:
+        nll = rng.gamma(2, 5, 11)
+        columns = {
+            "id": [str(i) for i in range(11)],
+            "nll_sum": nll,
+            "n_tokens": np.arange(3, 14),
+            "n_correct": [1] * 11,
+        }
+        order = rng.permutation(11)  # files need not agree in their order
+        pq.write_table(pa.table(columns).take(order), cell.path / "train" / "eval.parquet")
+        sums.setdefault(cell.variant, []).append(nll)
+    results = [result_of(cell, read_json(cell.path / "summary.json")) for cell in comparison.cells]
+    contrast = build_table(comparison, results)["contrasts"][0]
+    tokens = np.tile(np.arange(3.0, 14.0), (2, 1))
+    order = np.argsort([str(i) for i in range(11)])
+    ours, theirs = (Counts(np.array(sums[n])[:, order], tokens[:, order]) for n in ("SFTMix", "NTP"))
+    assert contrast["interval"] == bootstrap_two_level(ours, theirs)
+    assert contrast["interval_over"] == "seeds and examples"
+    (comparison.cells[0].path / "train" / "eval.parquet").unlink()
+    contrast = build_table(comparison, results)["contrasts"][0]
+    assert contrast["interval_over"] == "seeds"
+
+
+def test_numbers_of_a_summary_get_dotted_names() -> None:
+    summary = {"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True, "h": None, "i": float("nan"), "j": [1]}
+    assert dict(flatten(summary)) == {"a": 1.0, "b.c": 2.5, "b.d.e": 3.0}
+
+
+@pytest.mark.slow
+def test_all_ranks_agree_on_what_is_adopted(finished: Finished, tmp_path: Path) -> None:
+    done = launch(*words(finished, tmp_path, more=(*SMALL[:-1], "[1]")), ranks=2)
+    assert done.returncode == 0, done.stderr
+    table = read_json(tmp_path / "table" / "table.json")
+    assert set(table["variants"]["SFTMix"]["runs"][0]["adopted"]) == {"reference", "confidence", "split"}
+    assert [run["run"] for variant in table["variants"].values() for run in variant["runs"]] == list(CELLS[:2])

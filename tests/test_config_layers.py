@@ -1,0 +1,118 @@
+"""`base:` in configuration files: what is applied over what, on the command line and in Python, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.parsing import build_parser, parse
+from sftmix.config import RunConfig
+from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.data.rows import prepare
+from sftmix.errors import ConfigError
+from sftmix.options import DataOptions
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def on_the_command_line(*argv: str) -> tuple[RunConfig, list[str]]:
+    config, _, notes = parse(build_parser("sftmix run"), sort_arguments(argv))
+    return config, notes
+
+
+def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
+    write("first.yaml", "seed: 1\ntraining: {epochs: 1, learning_rate: 1e-4, eps: 1.0e-6}\n")
+    write("deep/second.yaml", "base: ../first.yaml\nseed: 2\ntraining: {epochs: 2}\n")
+    last = write("last.yaml", "base: [deep/second.yaml]\ntraining: {epochs: 3}\n")
+    expected = RunConfig(seed=2)
+    expected.training.epochs, expected.training.learning_rate, expected.training.eps = 3.0, 1e-4, 1e-6
+    assert RunConfig.read(last) == expected
+    assert on_the_command_line("--config", str(last)) == (expected, [])
+    assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
+
+
+def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped_with_a_note(write: Write) -> None:
+    write("a.yaml", "objective: {class_path: SFTMix, init_args: {mu: 0.4, alpha: 2}}\n")
+    same = write("same.yaml", "base: a.yaml\nobjective: {class_path: SFTMix, init_args: {mu: 0.1}}\n")
+    config, notes = on_the_command_line("--config", str(same))
+    assert config.objective.spec()["init_args"]["mu"] == 0.1
+    assert config.objective.spec()["init_args"]["alpha"] == 2.0
+    assert RunConfig.read(same) == config
+    assert notes == []
+    other = write("other.yaml", "base: a.yaml\nobjective: NTP\n")
+    config, notes = on_the_command_line("--config", str(other))
+    assert RunConfig.read(other) == config
+    assert len(notes) == 1
+    assert "puts NTP in place of SFTMix; dropped mu=0.4, alpha=2" in notes[0]
+
+
+def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
+    mine = write("mine.yaml", "base: recipe:quickstart\ntraining: {epochs: 1}\n")
+    whole = RunConfig.read(config_file("recipe:quickstart"))
+    whole.training.epochs = 1.0
+    assert RunConfig.read(mine) == whole
+    assert read_layers(mine)[0].name == "recipe:quickstart"
+
+
+def test_a_written_configuration_has_no_base(write: Write) -> None:
+    write("a.yaml", "seed: 3\n")
+    text = RunConfig.read(write("b.yaml", "base: a.yaml\n")).yaml()
+    assert "\nbase:" not in f"\n{text}"
+    assert RunConfig.read(write("c.yaml", text)).seed == 3
+
+
+def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
+    assert "quickstart" in recipes()
+    assert "small/table5-role" in recipes()
+    assert Path(config_file("recipe:small/table5-role")).parts[-2:] == ("small", "table5-role.yaml")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.yaml": "base: a.yaml"}, ["a.yaml -> ", "made from each other"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "base: [c.yaml]", "c.yaml": "base: b.yaml"}, ["b.yaml -> ", "c.yaml"]),
+        ({"a.yaml": "base: missing.yaml"}, ["a.yaml: base: no file", "missing.yaml"]),
+        ({"a.yaml": "base: recipe:table5-rol"}, ["a.yaml: base: no recipe", "Did you mean table5-role?"]),
+        ({"a.yaml": "base: {b: 1}"}, ["base is {'b': 1}", "allowed"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "training: {epoch: 1}"}, ["b.yaml: unknown option", "training.epochs?"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "- 1"}, ["b.yaml is not a configuration"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "{"}, ["cannot read the configuration", "b.yaml"]),
+        ({"a.yaml": "variants: {x: {}}"}, ["a.yaml", "`variants`", "compare --config"]),
+        ({"a.yaml": "base: recipe:table5-role"}, ["recipe:table5-role", "`variants`", "compare --config"]),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(write: Write, files: dict[str, str], words: Sequence[str]) -> None:
+    paths = [write(name, text) for name, text in files.items()]
+    for read in (RunConfig.read, lambda path: on_the_command_line("--config", str(path))):
+        with pytest.raises(ConfigError) as error:
+            read(paths[0])
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write) -> None:
+    rows = write("rows.jsonl", "".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(40)))
+
+    def held_out(seed: int, data_seed: int | None) -> str:
+        options = DataOptions(train=[str(rows)], eval_fraction=0.25, seed=data_seed)
+        selection = prepare(options, seed, progress=False).eval
+        assert selection is not None
+        return selection.fingerprint
+
+    assert held_out(1, None) != held_out(2, None)
+    assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
