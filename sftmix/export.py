@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sftmix.config import RunConfig
-from sftmix.data import Encoder, make_encoder
+from sftmix.data import Encoder, encoder_for
 from sftmix.errors import ConfigError
 from sftmix.models import export_model, load_model, load_tokenizer, stored_dtype
 from sftmix.training.checkpoint import CheckpointStore, full_weights
@@ -33,7 +33,7 @@ def export_run(run: str | Path, to: str | Path, *, checkpoint: int | None = None
     step = store.newest_valid() if checkpoint is None else checkpoint
     if step is None or step not in store.steps():
         raise ConfigError(f"{store.directory} has no checkpoint {'' if step is None else step}; it has {store.steps()}")
-    encoder = make_encoder(load_tokenizer(config.model.path), config.data.template)
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
     module = TrainingModule(load_model(config.model.path))
     store.load(step, module, None)
     kind = config.model.dtype if dtype == "auto" else dtype

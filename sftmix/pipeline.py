@@ -16,11 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.artefacts import sha256_file, write_text
+from sftmix.attention import check_packing
 from sftmix.components.base import Component, Objective, check_confidence, check_pairs, check_split, plain
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare, render_preview
+from sftmix.config.text import resolve_text
+from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.dynamics import described, score_rows
 from sftmix.errors import ConfigError, DataError
 from sftmix.export import write_model
@@ -67,6 +69,7 @@ class Run:
         self.prepared: Prepared = world.main_first(
             lambda: prepare(config.data, config.seed, progress=world.is_main),
         )
+        self.config = config = resolve_text(config, self.prepared)
         self.pairing = config.resolved_pairing()
 
     def say(self, text: str) -> None:
@@ -91,7 +94,7 @@ class Run:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return make_encoder(load_tokenizer(self.config.model.path), self.config.data.template)
+        return encoder_for(load_tokenizer(self.config.model.path), self.config.data)
 
     @cached_property
     def data(self) -> LoadedData:
@@ -265,6 +268,8 @@ class Run:
         model = load_model(model_path, attention=self.config.model.attention)
         check_head(model)
         check_vocabulary(model, encoder.tokenizer)
+        if any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))):
+            check_packing(model)
         pairs_of, seed = rest.pop("pairs_of"), rest["seed"]
         precision = resolve_precision(options.precision, self.world.device)
         scorer = partial(score_rows, world=self.world, precision=precision, progress=f"{name}: scoring")
@@ -317,7 +322,7 @@ class Run:
         """Identity of the training rows, and the options that people change, so that a refusal can name them."""
         data = self.config.data
         return {
-            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format")},
+            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing")},
             "max_length": self.data.report.max_length,
             "template": self.encoder.name,
             "fingerprint": self.data.train.fingerprint,
@@ -337,7 +342,8 @@ def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """The first rows as the model will see them, and those that will be dropped; nothing is written."""
     config.validate(needs_out=False)
     prepared = prepare(config.data, config.seed)
-    encoder = make_encoder(load_tokenizer(config.model.path), config.data.template)
+    config = resolve_text(config, prepared)
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
     length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
     data = encode(prepared, encoder, max_length=length)
     return render_preview(data, encoder, range(min(rows, len(data.train))), color=color)

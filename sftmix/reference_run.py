@@ -7,7 +7,8 @@ from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sftmix.components.objectives import NTP
-from sftmix.data import EncodedDataset, Encoder, make_encoder
+from sftmix.config.text import check_same_windows
+from sftmix.data import EncodedDataset, Encoder, encoder_for
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps
 from sftmix.models import load_tokenizer
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -67,7 +68,9 @@ class ReferenceRun:
             return config.model.path, run.encoder, run.data.train
         path = model.path or config.model.path
         template = model.template if model.path else model.template or config.data.template
-        encoder = make_encoder(load_tokenizer(path), template)
+        encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+        if run.prepared.text:
+            check_same_windows(model, encoder, run.encoder, run.data.report.max_length)
         ids = run.data.train.ids  # what the target dropped is not the reference's, either
         data = run.encode(encoder, path, model.max_length, key="reference.model.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "sftmix"
 LAYERS = (
     {"__init__", "types", "options", "errors", "rng", "artefacts", "store"},
     {"functional", "_fused"},
-    {"components", "data", "models", "model_files"},
+    {"components", "data", "models", "model_files", "attention"},
     {"training"},
     {"dynamics"},
     {"config"},

@@ -1,4 +1,4 @@
-"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, directories of them, and Hugging Face hub ids."""
+"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from sftmix.artefacts import sha256_file
 from sftmix.data.jsonrows import MAX_ROW_BYTES, Row, foreign_encoding, is_array, iter_array, iter_lines
 from sftmix.errors import DataError
+
+TEXT_SUFFIX = ".txt"
 
 HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
 
@@ -29,6 +31,11 @@ class Source:
     digest: str
     dataset: Any = None
 
+    @property
+    def is_text(self) -> bool:
+        """A .txt file: one document, which has no rows."""
+        return self.dataset is None and Path(self.name).suffix.lower() == TEXT_SUFFIX
+
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
         if self.dataset is not None:
@@ -37,8 +44,11 @@ class Source:
         return _READERS[path.suffix.lower()](path, self.name)
 
 
-def expand(names: Sequence[str], option: str) -> list[Source]:
+def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
+
+    Text files of a directory are its documents where `form` (data.format) is text, or auto and it holds nothing else;
+    beside files of rows they are taken for notes about them.
 
     Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
     the option, for the message.
@@ -48,10 +58,10 @@ def expand(names: Sequence[str], option: str) -> list[Source]:
         path = Path(name).expanduser()
         try:
             if path.is_dir():
-                sources += [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option)]
+                sources += [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
             elif path.exists():
                 sources.append(_file(path, name))
-            elif HUB_ID.match(name) and path.suffix.lower() not in _READERS:
+            elif HUB_ID.match(name) and path.suffix.lower() not in _SUFFIXES:
                 sources.append(_hub(name, option))
             else:
                 raise DataError(f"{option}: {name}: no such file or directory")
@@ -60,19 +70,22 @@ def expand(names: Sequence[str], option: str) -> list[Source]:
     return sources
 
 
-def _children(path: Path, name: str, option: str) -> list[Path]:
-    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
+def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
+    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _SUFFIXES)
+    rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
+    if form != "text" and (rows or form != "auto"):
+        found = rows
     if not found:
         raise DataError(f"{option}: {name}: no file ending in {_supported()} in this directory")
     return found
 
 
 def _supported() -> str:
-    return ", ".join(sorted(_READERS))
+    return ", ".join(sorted(_SUFFIXES))
 
 
 def _file(path: Path, name: str) -> Source:
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in _SUFFIXES:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
@@ -151,3 +164,4 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 _READERS = {".json": _json_rows, ".jsonl": iter_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+_SUFFIXES = {*_READERS, TEXT_SUFFIX}

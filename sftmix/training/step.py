@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.models import Head, head_of
-from sftmix.types import Batch, Plan
+from sftmix.types import Batch, Plan, Segment
 
 
 class TrainingModule(nn.Module):
@@ -31,7 +31,7 @@ class TrainingModule(nn.Module):
         decoder = self.model.get_decoder()
         parts, order = [], []
         for segment in batch.segments:
-            out = decoder(input_ids=segment.input_ids, attention_mask=segment.attention_mask, use_cache=False)
+            out = decoder(input_ids=segment.input_ids, use_cache=False, **attention_inputs(segment))
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
@@ -54,6 +54,16 @@ class TrainingModule(nn.Module):
             stats=stats,
             row_scale=plan.row_scale,
         )
+
+
+def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
+    """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.
+
+    transformers keeps documents apart by their positions only where it is given no mask (T12).
+    """
+    if segment.position_ids is None:
+        return {"attention_mask": segment.attention_mask}
+    return {"attention_mask": None, "position_ids": segment.position_ids}
 
 
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
