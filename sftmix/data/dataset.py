@@ -20,7 +20,8 @@ from sftmix.data.conversations import Conversations
 from sftmix.data.formats import TEXT
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, Selection, prepare
+from sftmix.data.rows import Prepared, prepare
+from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, limited
 from sftmix.errors import ConfigError, DataError

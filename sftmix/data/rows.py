@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,30 +17,14 @@ from sftmix.data.documents import Documents, DocumentWriter, holds_text, read_do
 from sftmix.data.formats import TEXT, BadRow, convert, recognise
 from sftmix.data.jsonrows import BadText, Row
 from sftmix.data.report import DataReport
+from sftmix.data.sides import Selection, divide, limited, report_overlap
 from sftmix.data.sources import Source, expand
 from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions, as_list
-from sftmix.rng import stable_hash
 from sftmix.types import Rows
 
 SHOWN = 20
 """Bad rows that an error message lists; the others are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The conversations of one side: records i64[n] of `conversations`, in file order.
-
-    fingerprint  hash of the rows' content, whatever the files are called
-    cache_key    the same with the files' names, which the records cite as their source
-    extents      of text: i64[n, 2], the characters [start, end) of each document that belong to this side; else None
-    """
-
-    conversations: Conversations
-    records: Rows
-    fingerprint: str
-    cache_key: str
-    extents: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +70,11 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        train, held_out = _divide(train, options.eval_fraction, seed, report)
+        train, held_out = divide(train, options.eval_fraction, seed, report)
     if not text:
-        train = _limited(train, options.limit, report)
+        train = limited(train, options.limit, report)
     if held_out is not None:
-        _report_overlap(train, held_out, report)
+        report_overlap(train, held_out, report)
     whole, packed = options.multi_turn == "whole", text and options.packing is not False
     limit = options.limit if text else None
     return Prepared(train, held_out, whole, options.skip_bad, root, report, text, packed, limit)
@@ -278,68 +261,3 @@ class BadRows:
             report.add("bad_row", line)
         if self.count:
             report.counts["bad_row"] = self.count
-
-
-# --------------------------------------------------------------------------------------- the held-out split
-
-
-def _select(side: Selection, records: Rows, extents: Rows | None = None) -> Selection:
-    """Some of the records; of text, `extents` says which part of each (None: as they were)."""
-    if extents is None and len(records) == len(side.records):
-        return side
-    numbers = [records] if extents is None else [records, extents.reshape(-1)]
-    chosen = hashlib.sha256(np.concatenate(numbers).astype("<i8").tobytes()).hexdigest()
-    if extents is None and side.extents is not None:
-        extents = side.extents[np.searchsorted(side.records, records)]
-    keys = key_of(side.fingerprint, chosen), key_of(side.cache_key, chosen)
-    return Selection(side.conversations, records, *keys, extents)
-
-
-def _limited(train: Selection, limit: int | None, report: DataReport) -> Selection:
-    if limit is None or len(train.records) <= limit:
-        return train
-    report.notes.append(f"{len(train.records) - limit:,} training rows left out (data.limit)")
-    return _select(train, train.records[:limit])
-
-
-def _divide(rows: Selection, fraction: float, seed: int, report: DataReport) -> tuple[Selection, Selection]:
-    """(training side, held-out side): whole rows by hash; of few documents the last part of each."""
-    if rows.extents is not None and len(rows.records) * fraction < 2:
-        return _tails(rows, fraction, report)
-    chosen = _held_out(rows, fraction, seed)
-    return _select(rows, np.setdiff1d(rows.records, chosen, assume_unique=True)), _select(rows, chosen)
-
-
-def _tails(rows: Selection, fraction: float, report: DataReport) -> tuple[Selection, Selection]:
-    documents, extents = rows.conversations, rows.extents
-    assert isinstance(documents, Documents)
-    assert extents is not None
-    cuts = np.array([documents.tail(record, fraction) for record in rows.records.tolist()], dtype=np.int64)
-    if (cuts == 0).any() or (cuts == extents[:, 1]).any():
-        raise ConfigError(f"data.eval_fraction = {fraction} leaves one side of a document without text")
-    report.notes.append(
-        f"{len(cuts):,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held out "
-        "(it goes on where training stops, so its loss says little about other texts)"
-    )
-    ends = np.stack([np.zeros_like(cuts), cuts, extents[:, 1]], axis=1)
-    return _select(rows, rows.records, ends[:, :2]), _select(rows, rows.records, ends[:, 1:])
-
-
-def _held_out(side: Selection, fraction: float, seed: int) -> Rows:
-    """round(fraction * N) conversations, at least one: those whose hash of (seed, id) is smallest."""
-    total = len(side.records)
-    count = max(1, round(fraction * total))
-    if count >= total:
-        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
-    ids = (side.conversations.id(record) for record in side.records.tolist())
-    hashes = np.fromiter((stable_hash(seed, "held out", i) & (2**64 - 1) for i in ids), dtype=np.uint64, count=total)
-    return np.sort(side.records[np.argsort(hashes, kind="stable")[:count]])
-
-
-def _report_overlap(train: Selection, held_out: Selection, report: DataReport) -> None:
-    if train.extents is not None and train.records is held_out.records:
-        return  # two parts of each document
-    seen = np.isin(held_out.conversations.content[held_out.records], train.conversations.content[train.records])
-    for record in held_out.records[seen].tolist():
-        name = held_out.conversations.id(record)
-        report.add("eval_in_train", f"{name} ({held_out.conversations.source(record)})")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Selection
+from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder, writes_bos
 from sftmix.errors import DataError
 from sftmix.types import Rows
