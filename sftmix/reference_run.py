@@ -69,10 +69,12 @@ class ReferenceRun:
         path = model.path or config.model.path
         template = model.template if model.path else model.template or config.data.template
         encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+        length = model.max_length
         if run.prepared.text:
-            check_same_windows(model, encoder, run.encoder, run.data.report.max_length)
+            length = run.data.report.max_length
+            check_same_windows(model, encoder, run.encoder, length)
         ids = run.data.train.ids  # what the target dropped is not the reference's, either
-        data = run.encode(encoder, path, model.max_length, key="reference.model.max_length", keep=ids)
+        data = run.encode(encoder, path, length, key="reference.model.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
 

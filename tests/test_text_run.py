@@ -59,12 +59,12 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     config = RunConfig.read(out / "config.yaml")
     assert config.data.format == "text"
 
-    # Every window is scored, split and paired by its id; all but the first target of each document are mixed.
+    # Every window is scored, split and paired by its id; each of two mixed tokens is one NTP token.
     confidence, split = table(out / "confidence" / "confidence.parquet"), groups(out)
     assert confidence["id"] == list(split)
     n = len(split)
     assert sorted(split.values()).count("confident") == n // 2
-    assert summary["mixup_tokens"] > 0.7 * summary["ntp_tokens"]
+    assert 0.4 * summary["ntp_tokens"] < summary["mixup_tokens"] <= 0.5 * summary["ntp_tokens"]
     assert len(metrics(out)) == 2 * math.ceil(n / 4)
 
     # The held-out NLL before training is that of each document of each window alone under the base model.
@@ -156,9 +156,8 @@ def test_recipes_of_text_are_configurations(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])
-def test_the_base_model_knows_something_of_novels(seed, shared: Path):
-    """models/base-7m on the last tenth of three novels: about 3.7 nats per token before any training."""
+def test_the_base_model_knows_something_of_novels(shared: Path):
+    """models/base-7m on the last tenth of three novels, before any training: 3.86 to 3.97 nats per token each."""
     from sftmix.data import encode, encoder_for
     from sftmix.dynamics import score_rows
     from sftmix.models import load_model, load_tokenizer
@@ -167,9 +166,9 @@ def test_the_base_model_knows_something_of_novels(seed, shared: Path):
 
     path = str(shared / "models/base-7m")
     options = DataOptions(train=str(shared / "data/text"), eval_fraction=0.1)
-    prepared = prepare(options, seed, progress=False)
+    prepared = prepare(options, 0, progress=False)
     options.format = "text"
     data = encode(prepared, encoder_for(load_tokenizer(path), options), max_length=224)
     assert data.eval is not None
     scores = score_rows(TrainingModule(load_model(path)), data.eval, world=World())
-    assert float(scores.nll_sum.sum() / scores.n_tokens.sum()) == pytest.approx(3.7, abs=0.1)
+    assert float(scores.nll_sum.sum() / scores.n_tokens.sum()) == pytest.approx(3.91, abs=0.03)
