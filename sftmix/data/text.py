@@ -26,7 +26,7 @@ from sftmix.data.templates import Encoder, writes_bos
 from sftmix.errors import DataError
 from sftmix.types import Rows
 
-STRETCH = 1 << 20
+STRETCH = 1 << 18
 """Characters tokenised in one call."""
 
 MARGIN = 4096
@@ -259,7 +259,7 @@ def encode_windows(
                 continue
             yield {
                 "id": ids.of(window),
-                "input_ids": window.input_ids,
+                "input_ids": np.asarray(window.input_ids, dtype=np.int32),
                 "spans": spans.reshape(-1).astype(np.int32),
                 "truncated": False,
                 "n_targets": len(window.input_ids) - len(window.starts),
