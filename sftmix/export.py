@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sftmix.adapters import adapter_config, add_adapters, merge_adapters
 from sftmix.config import RunConfig
-from sftmix.data import Encoder, make_encoder
+from sftmix.data import Encoder, encoder_for
 from sftmix.errors import ConfigError
 from sftmix.models import export_model, load_model, load_tokenizer, stored_dtype
 from sftmix.training.checkpoint import CheckpointStore, full_weights
@@ -41,7 +41,7 @@ def export_run(
     step = store.newest_valid() if checkpoint is None else checkpoint
     if step is None or step not in store.steps():
         raise ConfigError(f"{store.directory} has no checkpoint {'' if step is None else step}; it has {store.steps()}")
-    encoder = make_encoder(load_tokenizer(config.model.path), config.data.template)
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
     model = load_model(config.model.path)
     if lora.r:
         add_adapters(model, lora, seed=0)  # whose values the checkpoint has

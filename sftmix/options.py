@@ -52,15 +52,20 @@ class ModelOptions:
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
-    """Training rows: files (.json .jsonl .parquet .csv), directories or hub ids; several are concatenated."""
+    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids; several are concatenated."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. Of text with fewer
+    than 2 / eval_fraction documents: the last part of each."""
     seed: int | None = None
     """Decides which rows data.eval_fraction holds out; null: the run's seed."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history"] = "auto"
-    """Format of the rows; auto recognises it from the fields of each file's first row."""
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
+    """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
+    (.txt files, or rows with a field `text`), every token trained."""
+    packing: bool | None = None
+    """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
+    false: each example is a piece of one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca where it has none; alpaca; chatml; or a Jinja file."""
     max_length: int | None = None
@@ -75,7 +80,7 @@ class DataOptions:
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
     limit: int | None = None
-    """Use only the first so many training rows (after the held-out split)."""
+    """Use only the first so many training rows (after the held-out split); of text, windows."""
     cache_dir: str | None = None
     """Where tokenised rows are cached. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 

@@ -17,8 +17,9 @@ from sftmix.components.base import Objective, check_confidence, check_split, pla
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.config.text import resolve_text
 from sftmix.confounds import write_confounds
-from sftmix.data import encode, make_encoder, prepare, render_preview
+from sftmix.data import encode, encoder_for, prepare, render_preview
 from sftmix.dynamics import described
 from sftmix.epoch_pairs import EpochPairs, FromOnlineLosses, fixed, unpaired
 from sftmix.errors import ConfigError, DataError
@@ -305,7 +306,8 @@ def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """The first rows as the model will see them, and those that will be dropped; nothing is written."""
     config.validate(needs_out=False)
     prepared = prepare(config.data, config.seed)
-    encoder = make_encoder(load_tokenizer(config.model.path), config.data.template)
+    config = resolve_text(config, prepared)
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
     length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
     data = encode(prepared, encoder, max_length=length)
     return render_preview(data, encoder, range(min(rows, len(data.train))), color=color)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder, make_encoder
+from sftmix.config.text import check_same_windows
+from sftmix.data import EncodedDataset, Encoder, encoder_for
 from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
 from sftmix.errors import ConfigError
 from sftmix.models import load_tokenizer
@@ -102,9 +103,13 @@ class ReferenceRun:
             return config.model.path, run.encoder, run.data.train
         path = model.path or config.model.path
         template = model.template if model.path else model.template or config.data.template
-        encoder = make_encoder(load_tokenizer(path), template)
+        encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+        length = model.max_length
+        if run.prepared.text:
+            length = run.data.report.max_length
+            check_same_windows(model, encoder, run.encoder, length)
         ids = run.data.train.ids  # what the target dropped is not the reference's, either
-        data = run.encode(encoder, path, model.max_length, key=f"{option}.max_length", keep=ids)
+        data = run.encode(encoder, path, length, key=f"{option}.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
 

@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 
 from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
+from sftmix.attention import check_packing
 from sftmix.components.base import Component, check_selection, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import quantized_shards
-from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, make_encoder, prepare
+from sftmix.config.text import resolve_text
+from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
 from sftmix.model_files import context_length, fingerprint
@@ -45,6 +47,7 @@ class RunContext:
         self.prepared: Prepared = world.main_first(
             lambda: prepare(config.data, config.seed, progress=world.is_main),
         )
+        self.config = config = resolve_text(config, self.prepared)
         self.pairing = config.resolved_pairing()
 
     def say(self, text: str) -> None:
@@ -55,7 +58,7 @@ class RunContext:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return make_encoder(load_tokenizer(self.config.model.path), self.config.data.template)
+        return encoder_for(load_tokenizer(self.config.model.path), self.config.data)
 
     @cached_property
     def data(self) -> LoadedData:
@@ -178,6 +181,8 @@ class RunContext:
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
         model = self.model(model_path, encoder, options, lora, seed=rest["seed"])
+        if any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))):
+            check_packing(model)
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
@@ -221,7 +226,7 @@ class RunContext:
         """Identity of the training rows, and the options that people change, so that a refusal can name them."""
         data = self.config.data
         return {
-            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "labels")},
+            **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels")},
             "max_length": self.data.report.max_length,
             "template": self.encoder.name,
             "fingerprint": self.data.train.fingerprint,

@@ -32,7 +32,10 @@ Tensor: TypeAlias = "torch.Tensor"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is system, user or assistant; `trained` marks an assistant turn that carries loss."""
+    """One turn. `role` is system, user or assistant; `trained` marks an assistant turn that carries loss.
+
+    A window of plain text is one trained message of the role text.
+    """
 
     role: str
     content: str
@@ -65,6 +68,8 @@ class Encoded:
     target      bool[length], True where the token is a response token (end-of-turn token included): the token
                 itself, unshifted; the position that predicts it is the one before it
     truncated   the response was cut at max_length, so it has no end-of-turn token
+    starts      None, or i64[S], where each of the documents packed into this example begins (the first at 0): tokens of
+                different documents must not attend to each other, and positions count from each start
     """
 
     row: int
@@ -72,6 +77,7 @@ class Encoded:
     input_ids: Rows
     target: npt.NDArray[np.bool_]
     truncated: bool = False
+    starts: Rows | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -251,6 +257,8 @@ class Segment:
     input_ids, attention_mask  i64[b, l]
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) each of them is
+    position_ids None, or i64[b, l], counted from the beginning of each packed document: the model is then given these
+                 in place of the attention mask, and must keep the documents apart (`sftmix.attention`)
     """
 
     slots: torch.Tensor
@@ -258,6 +266,7 @@ class Segment:
     attention_mask: torch.Tensor
     index: torch.Tensor
     order: torch.Tensor
+    position_ids: torch.Tensor | None = None
 
 
 RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]

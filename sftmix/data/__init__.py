@@ -1,4 +1,4 @@
-"""Rows -> conversations -> token ids with a mask of the response tokens.
+"""Rows -> conversations -> token ids with a mask of the response tokens; or documents -> packed windows.
 
 `prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
 """
@@ -9,7 +9,7 @@ from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data
 from sftmix.data.preview import render_preview
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.templates import Encoder, make_encoder
+from sftmix.data.templates import Encoder, encoder_for, make_encoder
 
 __all__ = [
     "DataReport",
@@ -18,6 +18,7 @@ __all__ = [
     "LoadedData",
     "Prepared",
     "encode",
+    "encoder_for",
     "load_data",
     "make_encoder",
     "prepare",

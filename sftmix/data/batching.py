@@ -196,7 +196,7 @@ def collate(
     rows = np.array([s.row for s in slots], dtype=np.int64)
     group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
     segments = tuple(
-        _segment(members, [(encoded[i].input_ids, targets[i], int(offsets[i])) for i in members], pad_id)
+        _segment(members, [(encoded[i], targets[i], int(offsets[i])) for i in members], pad_id)
         for members in length_groups([len(e.input_ids) for e in encoded], n_segments)
     )
     return Batch(
@@ -226,14 +226,15 @@ def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Ro
     return slot_pairs, pairs.astype(np.int64), pair_index.astype(np.int64)
 
 
-def _segment(slots: Sequence[int], members: Sequence[tuple[Rows, Rows, int]], pad_id: int) -> Segment:
+def _segment(slots: Sequence[int], members: Sequence[tuple[Encoded, Rows, int]], pad_id: int) -> Segment:
     import torch
 
-    width = max(len(ids) for ids, _, _ in members)
+    width = max(len(encoded.input_ids) for encoded, _, _ in members)
     input_ids = np.full((len(members), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(members), width), dtype=np.int64)
     index, order = [], []
-    for b, (ids, targets, offset) in enumerate(members):
+    for b, (encoded, targets, offset) in enumerate(members):
+        ids = encoded.input_ids
         input_ids[b, : len(ids)] = ids
         mask[b, : len(ids)] = 1
         index.append(b * width + targets - 1)
@@ -244,7 +245,25 @@ def _segment(slots: Sequence[int], members: Sequence[tuple[Rows, Rows, int]], pa
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(index)),
         torch.from_numpy(np.concatenate(order)),
+        _position_ids([encoded for encoded, _, _ in members], width),
     )
+
+
+def _position_ids(members: Sequence[Encoded], width: int) -> torch.Tensor | None:
+    """i64[b, width], counted from the beginning of each packed document; None where no example holds two of them.
+
+    Padding is one more document: what it attends to is nobody's business, and nothing attends to what follows it.
+    """
+    import torch
+
+    if all(encoded.starts is None or len(encoded.starts) == 1 for encoded in members):
+        return None
+    positions = np.empty((len(members), width), dtype=np.int64)
+    for b, encoded in enumerate(members):
+        inner = [0] if encoded.starts is None else encoded.starts.tolist()
+        for start, end in itertools.pairwise([*inner, len(encoded.input_ids), width]):
+            positions[b, start:end] = np.arange(end - start)
+    return torch.from_numpy(positions)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -51,9 +51,13 @@ class ConversationWriter:
     def __exit__(self, *error: Any) -> None:
         self._rows.__exit__(*error)
 
-    def add(self, conversation: Conversation, source: str, turns: list[int]) -> None:
-        """`turns`: places of the assistant turns to train on, at least one."""
-        content = conversation.content_hash()
+    def add(self, conversation: Conversation, source: str, turns: list[int], content: str | None = None) -> None:
+        """Write one record.
+
+        turns    places of the assistant turns to train on, at least one (none for a document, which has no turns)
+        content  16 hex digits of a hash of the content; None: the hash of the turns
+        """
+        content = content or conversation.content_hash()
         own = conversation.id if conversation.id is not None else content
         self._hashes.append(stable_hash(own) & (2**64 - 1))
         self._explicit.append(conversation.id is not None)

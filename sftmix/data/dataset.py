@@ -17,13 +17,16 @@ from tqdm import tqdm
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.cache import get_or_build, key_of
 from sftmix.data.conversations import Conversations
+from sftmix.data.formats import TEXT
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, Selection, prepare
+from sftmix.data.rows import Prepared, prepare
+from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder
+from sftmix.data.text import encode_windows, limited
 from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions
-from sftmix.types import Encoded, Example, Rows
+from sftmix.types import Encoded, Example, Message, Rows
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn")
 MAX_TEMPLATE_LOSS = 0.05
@@ -45,6 +48,28 @@ SCHEMA = pa.schema(
 )
 
 
+WINDOW_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        ("text", pa.string()),
+        ("offset", pa.int64()),
+        ("starts", pa.list_(pa.int32())),
+        ("records", pa.list_(pa.int64())),
+    ]
+)
+"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` and
+`records` say where which documents begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A document, or a piece of one, within a window: where it begins there, and its id and source."""
+
+    start: int
+    id: str
+    source: str
+
+
 class EncodedDataset(Sequence[Encoded]):
     """N tokenised examples in file order; `dataset[row]` reads one of them from the Arrow file.
 
@@ -56,6 +81,7 @@ class EncodedDataset(Sequence[Encoded]):
         self._file = RowFile(path)
         self._conversations = conversations
         self.fingerprint = fingerprint
+        self.is_text = "starts" in self._file.schema.names
 
     def __len__(self) -> int:
         return len(self._file)
@@ -72,7 +98,8 @@ class EncodedDataset(Sequence[Encoded]):
         for start, end in self._numbers(number, "spans").reshape(-1, 2):
             target[start:end] = True
         name = self._file.cell(number, "id").as_py()
-        return Encoded(number, name, ids, target, self._file.cell(number, "truncated").as_py())
+        starts = self._numbers(number, "starts") if self.is_text else None
+        return Encoded(number, name, ids, target, self._file.cell(number, "truncated").as_py(), starts)
 
     def _numbers(self, row: int, column: str) -> Rows:
         return self._file.cell(row, column).values.to_numpy().astype(np.int64)
@@ -107,9 +134,18 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
+        if self.packed:
+            return {}  # a window may hold documents with different values
         rows = [self._conversations.columns(record) for record in self._records]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
+
+    @cached_property
+    def packed(self) -> bool:
+        """Some example holds several documents, which must not attend to each other."""
+        if not self.is_text:
+            return False
+        return any(len(chunk.values) > len(chunk) for chunk in self._file.column("starts").chunks)
 
     @cached_property
     def _records(self) -> list[int]:
@@ -118,7 +154,24 @@ class EncodedDataset(Sequence[Encoded]):
     def example(self, row: int) -> Example:
         """The text of one row: its messages, source, label and columns."""
         record, turn = self._file.cell(row, "record").as_py(), self._file.cell(row, "turn").as_py()
+        if self.is_text:
+            return self._window(row, record)
         return self._conversations.example(record, turn)
+
+    def _window(self, row: int, record: int) -> Example:
+        about, offset = self._conversations, self._file.cell(row, "offset").as_py()
+        message = Message(TEXT, self._file.cell(row, "text").as_py(), trained=True)
+        columns = {} if self.packed else about.columns(record)
+        source = f"{about.source(record)}, from token {offset}"
+        return Example(self._file.cell(row, "id").as_py(), (message,), source, about.label(record), columns)
+
+    def pieces(self, row: int) -> list[Piece]:
+        """The documents in a window of text; none, of a conversation."""
+        if not self.is_text:
+            return []
+        about, records = self._conversations, self._numbers(row, "records").tolist()
+        starts = self._numbers(row, "starts").tolist()
+        return [Piece(s, about.id(r), about.source(r)) for s, r in zip(starts, records, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +219,8 @@ def encode(
         reports.append(second)
     report = prepared.report.merge(reports)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
+    if prepared.text:
+        report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 
@@ -191,18 +246,22 @@ def _side(
     options: tuple[str, str],
 ) -> tuple[EncodedDataset, DataReport]:
     settings = [encoder.fingerprint, max_length, prepared.whole, None if keep is None else key_of(sorted(keep))]
+    limit = prepared.limit if side is prepared.train else None
+    if prepared.text:
+        settings += [prepared.packed, limit]
 
     def build(directory: Path) -> dict[str, Any]:
         kept = None if keep is None else frozenset(keep)
         report = DataReport(max_length=max_length)
-        with RowWriter(directory / "tokens.arrow", SCHEMA) as writer:
-            for record, turn, example, outcome in _outcomes(prepared, side, encoder, max_length, progress):
-                if kept is not None and example.id not in kept:
-                    continue
-                _count(report, example, outcome)
-                if outcome.tokens is not None:
-                    writer.add(_stored(record, turn, example, outcome))
-                    report.train += 1
+        if prepared.text:
+            found = encode_windows(encoder, side, max_length, prepared.packed, report, progress)
+            rows = limited((row for row in found if kept is None or row["id"] in kept), limit, report)
+        else:
+            rows = _rows(prepared, side, encoder, max_length, kept, report, progress)
+        with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
+            for row in rows:
+                writer.add(row)
+                report.train += 1
         if not report.train:
             lines = "\n".join(report.lines()[1:])
             raise DataError(f"{options[0]}: no example is left with {options[1]} = {max_length}:\n{lines}")
@@ -212,6 +271,23 @@ def _side(
     directory, summary = get_or_build(prepared.root, f"tokens-{key}", build)
     fingerprint = key_of("tokens", side.fingerprint, settings)
     return EncodedDataset(directory / "tokens.arrow", side.conversations, fingerprint), DataReport(**summary)
+
+
+def _rows(
+    prepared: Prepared,
+    side: Selection,
+    encoder: Encoder,
+    max_length: int,
+    kept: frozenset[str] | None,
+    report: DataReport,
+    progress: bool,
+) -> Iterator[dict[str, Any]]:
+    """What is stored of each conversation; what becomes of those among `kept` is counted."""
+    for record, turn, example, outcome in _outcomes(prepared, side, encoder, max_length, progress):
+        if kept is None or example.id in kept:
+            _count(report, example, outcome)
+            if outcome.tokens is not None:
+                yield _stored(record, turn, example, outcome)
 
 
 def _outcomes(

@@ -36,6 +36,10 @@ class Conversation:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+TEXT = "text"
+"""The format of documents: rows whose one field that any format reads is `text`, and text files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """Fields that a row must have to be recognised, all fields the format reads, and the conversion."""
@@ -50,9 +54,11 @@ def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
     for name, form in FORMATS.items():
         if all(need in row for need in form.needs):
             return name
+    if TEXT in row and not any(field in row for form in FORMATS.values() for field in form.reads):
+        return TEXT
     if usual is not None:
         return usual  # it will say which field is missing
-    known = "; ".join(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items())
+    known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
     fields = ", ".join(map(repr, row)) or "none"
     raise BadRow(f"format not recognised from the fields {fields} (known are {known}); name one with data.format")
 
@@ -60,11 +66,22 @@ def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
 def convert(row: Any, name: str, label_field: str | None = None) -> Conversation:
     """Read one row as format `name`. Raises BadRow."""
     _object(row)
+    if name == TEXT:
+        raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
     form = FORMATS[name]
     messages = _checked(_with_system(form.convert(row), row))
     used = {*form.reads, "id", "system", label_field}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     return Conversation(messages, _own_id(row), _label(row, label_field), columns)
+
+
+def document(row: Any, label_field: str | None = None) -> tuple[str, Conversation]:
+    """Read one row of plain text: the text, and a conversation without turns for what stands beside it."""
+    _object(row)
+    text = _text(_field(row, TEXT), TEXT)
+    used = {TEXT, "id", label_field}
+    columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
+    return text, Conversation((), _own_id(row), _label(row, label_field), columns)
 
 
 def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ class Row(NamedTuple):
     source: str
     value: Any
     problem: str | None = None
+
+
+class BadText(ValueError):
+    """Where a text file cannot be read (`file:line`), and why."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source, self.reason = source, reason
 
 
 class StrictDecoder:
@@ -63,6 +72,32 @@ class StrictDecoder:
             return None, "not valid JSON: nested too deeply"
         except ValueError as error:
             return None, f"not valid JSON: {error}"
+
+
+def iter_text(path: Path, name: str) -> Iterator[str]:
+    """The text of a file in pieces of at most 64 Ki characters; CRLF and CR become LF, a byte order mark goes.
+
+    Raises BadText, whose text is `file:line: reason`, where the file is not UTF-8 text.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    line = 1
+    with open(path, "rb") as file:
+        if problem := foreign_encoding(file.read(4)):
+            raise BadText(f"{name}:1", problem)
+        file.seek(0)
+        while True:
+            raw = file.read(1 << 16)
+            try:
+                yield decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                place = line + error.object[: error.start].count(b"\n")
+                raise BadText(f"{name}:{place}", f"not valid UTF-8: byte 0x{error.object[error.start]:02x}") from error
+            if (zero := raw.find(b"\0")) >= 0:
+                place = line + raw[:zero].count(b"\n")
+                raise BadText(f"{name}:{place}", "contains a NUL character")
+            line += raw.count(b"\n")
+            if not raw:
+                return
 
 
 def foreign_encoding(head: bytes) -> str | None:

@@ -22,12 +22,18 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
     The response (what carries loss, end-of-turn token included) is green; without colour it stands in [[ ]].
     """
     paint = _Paint(color)
-    parts = [f"Template: {encoder.name}; a response ends with {_end_of_turn(encoder)}; stop ids {encoder.stop_ids}"]
+    parts = [_first_line(data, encoder)]
     parts += [_text(data.train, encoder, row, paint) for row in rows]
     if len(rows):
         parts.append(_table(data.train[rows[0]], encoder, paint))
     parts.append("\n".join([paint(_BOLD, "Rows"), *data.report.lines()]))
     return "\n\n".join(parts)
+
+
+def _first_line(data: LoadedData, encoder: Encoder) -> str:
+    if data.train.is_text:
+        return f"Plain text: a document ends with {_end_of_turn(encoder)}; the first token of each piece is not trained"
+    return f"Template: {encoder.name}; a response ends with {_end_of_turn(encoder)}; stop ids {encoder.stop_ids}"
 
 
 class _Paint:
@@ -60,7 +66,10 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
     facts += [f"label {example.label}"] if example.label is not None else []
     facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
     body, done = "", ""
-    for _, end, trained in runs(encoded):
+    begins = {piece.start: f"--- {piece.id} ({piece.source}) ---" for piece in dataset.pieces(row)}
+    for start, end, trained in runs(encoded):
+        if start in begins:
+            body += ("\n" if body else "") + paint(_DIM, begins[start]) + "\n"
         # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
         so_far = encoder.tokenizer.decode(encoded.input_ids[:end], clean_up_tokenization_spaces=False)
         piece = printable(str(so_far)[len(done) :])

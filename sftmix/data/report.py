@@ -10,8 +10,10 @@ NAMED = 5
 
 REASONS = {
     "bad_row": "bad rows skipped (data.skip_bad)",
-    "duplicate": "rows with the same conversation as an earlier row (kept; their ids end in #k)",
+    "duplicate": "rows with the same content as an earlier row (kept; their ids end in #k)",
     "empty_response": "empty responses dropped",
+    "empty_document": "empty documents dropped",
+    "no_target": "windows dropped: they hold no token that one before it predicts",
     "no_response_token": "examples dropped: no response token left within data.max_length",
     "template_refused": "examples dropped: the chat template refuses the conversation",
     "prefix_mismatch": "examples dropped: the prompt's tokens are not where the example's tokens begin",
@@ -20,7 +22,7 @@ REASONS = {
     "boundary": "examples whose response was tokenised apart from the prompt (a token would span both)",
     "composed": "examples whose response was appended to the prompt (the template rewrites earlier turns)",
     "split_turns": "conversations trained as one example per turn (the template rewrites earlier turns)",
-    "eval_in_train": "held-out rows whose conversation also occurs in the training rows",
+    "eval_in_train": "held-out rows whose content also occurs in the training rows",
 }
 """Every reason that is counted, and how it reads in the report."""
 
@@ -29,12 +31,13 @@ REASONS = {
 class DataReport:
     """Counts of one loading of the data.
 
-    rows          rows read from all files, bad ones included
-    train, eval   examples of either side (a row of k assistant turns gives up to k)
+    rows          rows read from all files, bad ones included; documents, of text
+    train, eval   examples of either side (a row of k assistant turns gives up to k); windows, of text
     counts        reason (a key of REASONS) -> how many
     first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
     notes         remarks, such as which template is used
     max_length    tokens per example
+    tokens        None, or of text: the tokens of both sides
     """
 
     rows: int = 0
@@ -44,6 +47,7 @@ class DataReport:
     first: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     max_length: int | None = None
+    tokens: tuple[int, int] | None = None
 
     def add(self, reason: str, name: str) -> None:
         """Count one case of `reason`."""
@@ -72,7 +76,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report for people, one line per fact."""
         out = list(self.notes)
-        out.append(f"{self.rows:,} rows read: {self.train:,} training and {self.eval:,} held-out examples")
+        out.append(self._totals())
         for reason, text in REASONS.items():
             if count := self.counts.get(reason):
                 if self.max_length is not None:
@@ -81,3 +85,11 @@ class DataReport:
                 more = ", ..." if count > len(names) else ""
                 out.append(f"{count:,} {text}: {', '.join(names)}{more}")
         return out
+
+    def _totals(self) -> str:
+        if self.tokens is None:
+            return f"{self.rows:,} rows read: {self.train:,} training and {self.eval:,} held-out examples"
+        return (
+            f"{self.rows:,} documents read: {self.train:,} training and {self.eval:,} held-out windows of at most "
+            f"{self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
+        )

@@ -1,8 +1,7 @@
-"""Rows -> checked conversations with ids and a held-out split. No tokenizer and no model is needed for it."""
+"""Rows -> checked conversations (or documents) with ids and a held-out split, without any tokenizer or model."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +13,14 @@ from tqdm import tqdm
 
 from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations, ConversationWriter
-from sftmix.data.formats import BadRow, convert, recognise
-from sftmix.data.jsonrows import Row
+from sftmix.data.documents import Documents, DocumentWriter, holds_text, read_documents
+from sftmix.data.formats import TEXT, BadRow, convert, recognise
+from sftmix.data.jsonrows import BadText, Row
 from sftmix.data.report import DataReport
+from sftmix.data.sides import Selection, divide, limited, report_overlap
 from sftmix.data.sources import Source, expand
 from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions, as_list
-from sftmix.rng import stable_hash
 from sftmix.types import Rows
 
 SHOWN = 20
@@ -28,24 +28,13 @@ SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The conversations of one side: records i64[n] of `conversations`, in file order.
-
-    fingerprint  hash of the rows' content, whatever the files are called
-    cache_key    the same with the files' names, which the records cite as their source
-    """
-
-    conversations: Conversations
-    records: Rows
-    fingerprint: str
-    cache_key: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """Checked rows, ready to be tokenised any number of times by `sftmix.data.masks`.
 
     train, eval  the two sides; eval is None without held-out rows
+    text         the rows are documents of plain text
+    packed       windows may hold several documents (data.packing)
+    limit        windows to train on at most, of text (data.limit: of conversations it has done its work already)
     whole        a conversation is one example (data.multi_turn: whole), else one per assistant turn
     skip_bad     what cannot be used is dropped and counted, however much it is (data.skip_bad)
     root         the cache directory
@@ -58,6 +47,9 @@ class Prepared:
     skip_bad: bool
     root: Path
     report: DataReport
+    text: bool = False
+    packed: bool = False
+    limit: int | None = None
 
 
 def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
@@ -68,21 +60,24 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     _check_options(options)
     root = cache_root(options.cache_dir)
-    rows, report = _conversations(as_list(options.train), "data.train", options, root, progress)
-    train, held_out = rows.records, None
+    train, report = _read(as_list(options.train), "data.train", options, root, progress)
+    text, held_out = train.extents is not None, None
+    check_text_options(options, text)
     if options.eval is not None:
-        held_out, more = _conversations(as_list(options.eval), "data.eval", options, root, progress)
+        held_out, more = _read(as_list(options.eval), "data.eval", options, root, progress)
+        if text != (held_out.extents is not None):
+            kinds = ("plain text", "conversations") if text else ("conversations", "plain text")
+            raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        chosen = _held_out(rows, options.eval_fraction, seed if options.seed is None else options.seed)
-        train = np.setdiff1d(train, chosen, assume_unique=True)
-        held_out = _select(rows, chosen)
-    train_side = _select(rows, train[: options.limit])
-    if options.limit is not None and len(train) > options.limit:
-        report.notes.append(f"{len(train) - options.limit:,} training rows left out (data.limit)")
+        train, held_out = divide(train, options.eval_fraction, seed if options.seed is None else options.seed, report)
+    if not text:
+        train = limited(train, options.limit, report)
     if held_out is not None:
-        _report_overlap(train_side, held_out, report)
-    return Prepared(train_side, held_out, options.multi_turn == "whole", options.skip_bad, root, report)
+        report_overlap(train, held_out, report)
+    whole, packed = options.multi_turn == "whole", text and options.packing is not False
+    limit = options.limit if text else None
+    return Prepared(train, held_out, whole, options.skip_bad, root, report, text, packed, limit)
 
 
 def _check_options(options: DataOptions) -> None:
@@ -100,40 +95,97 @@ def _check_options(options: DataOptions) -> None:
         raise ConfigError(f"data.limit must be at least 1, not {options.limit}")
 
 
+def check_text_options(options: DataOptions, text: bool) -> None:
+    """ConfigError for an option that has no meaning for plain text, or only for plain text; both are named."""
+    if not text:
+        if options.packing:
+            raise ConfigError(
+                f"data.packing is true, but data.format {options.format} gives conversations, which are never packed; "
+                "set data.packing to null"
+            )
+        return
+    if options.template is not None:
+        raise ConfigError(
+            f"data.template ({options.template}) and data.format text exclude each other: plain text has no turns; "
+            "set data.template to null (the exported model keeps the template of its tokenizer)"
+        )
+    if options.multi_turn != "per_turn":
+        raise ConfigError(
+            f"data.multi_turn ({options.multi_turn}) and data.format text exclude each other: plain text has no turns"
+        )
+    if options.label_field is not None and options.packing is not False:
+        raise ConfigError(
+            f"data.label_field ({options.label_field}) and packed text exclude each other: a window holds several "
+            "documents; set data.packing to false"
+        )
+
+
 # ------------------------------------------------------------------------------------------ reading rows
 
 
-def _conversations(
+def _read(
     names: list[str], option: str, options: DataOptions, root: Path, progress: bool
 ) -> tuple[Selection, DataReport]:
-    """Checked conversations of one side, from the cache when the files and options are the same."""
+    """Checked rows of one side, from the cache when the files and options are the same."""
     label_field, labels = options.label_field, options.labels
     if option != "data.train":
         label_field = labels = None  # held-out rows need no quality label
-    sources = expand(names, option, None if labels is None else as_list(labels))
+    sources = expand(names, option, options.format, None if labels is None else as_list(labels))
+    text = holds_text(sources, options.format, option)
     marks = label_field if labels is None else [source.label for source in sources]
-    content = [[source.digest for source in sources], options.format, marks]
+    content = [[source.digest for source in sources], TEXT if text else options.format, marks]
     key = key_of("rows", content, [source.name for source in sources], options.skip_bad)
+    form = TEXT if text else options.format
 
     def build(directory: Path) -> dict[str, Any]:
-        return _write(directory, sources, option, options, label_field, progress).to_dict()
+        return _write(directory, sources, option, form, label_field, options.skip_bad, progress).to_dict()
 
     directory, summary = get_or_build(root, f"rows-{key}", build)
-    found = Conversations(directory)
-    return Selection(found, found.valid, key_of("rows", content), key), DataReport(**summary)
+    fingerprint, report = key_of("rows", content), DataReport(**summary)
+    if not text:
+        found = Conversations(directory)
+        return Selection(found, found.valid, fingerprint, key), report
+    documents = Documents(directory)
+    extents = np.array([(0, documents.characters(record)) for record in documents.valid.tolist()], dtype=np.int64)
+    return Selection(documents, documents.valid, fingerprint, key, extents), report
 
 
 def _write(
     directory: Path,
     sources: list[Source],
     option: str,
-    options: DataOptions,
+    form: str,
     label_field: str | None,
+    skip_bad: bool,
     progress: bool,
 ) -> DataReport:
     report, bad = DataReport(), BadRows()
+    if form == TEXT:
+        taken, repeated = _write_documents(directory, sources, label_field, progress, report, bad)
+    else:
+        taken, repeated = _write_conversations(directory, sources, form, label_field, progress, report, bad)
+    stored = Conversations(directory)
+    for record in taken.tolist():
+        bad.add(stored.source(record), f"the id {stored.id_as_written(record)!r} is taken by an earlier row")
+    for record in repeated.tolist():
+        report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
+    bad.settle(report, skip_bad)
+    if not len(stored.valid):
+        raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
+    return report
+
+
+def _write_conversations(
+    directory: Path,
+    sources: list[Source],
+    form: str,
+    label_field: str | None,
+    progress: bool,
+    report: DataReport,
+    bad: BadRows,
+) -> tuple[Rows, Rows]:
     with ConversationWriter(directory) as writer:
-        for row, found in _checked_rows(sources, options.format, label_field, progress):
+        for row, found in _checked_rows(sources, form, label_field, progress):
             report.rows += 1
             if isinstance(found, BadRow):
                 bad.add(row.source, str(found))
@@ -143,16 +195,27 @@ def _write(
                 report.add("empty_response", row.source)
             if turns:
                 writer.add(found, row.source, turns)
-    taken, repeated = writer.finish()
-    stored = Conversations(directory)
-    for record in taken.tolist():
-        bad.add(stored.source(record), f"the id {stored.id_as_written(record)!r} is taken by an earlier row")
-    for record in repeated.tolist():
-        report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
-    bad.settle(report, options.skip_bad)
-    if not len(stored.valid):
-        raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
-    return report
+    return writer.finish()
+
+
+def _write_documents(
+    directory: Path, sources: list[Source], label_field: str | None, progress: bool, report: DataReport, bad: BadRows
+) -> tuple[Rows, Rows]:
+    name = ""
+    try:
+        with DocumentWriter(directory) as writer:
+            for name, about, pieces in read_documents(sources, label_field, progress):
+                report.rows += 1
+                try:
+                    if isinstance(about, BadRow):
+                        bad.add(name, str(about))
+                    elif not writer.add(about, pieces, name):
+                        report.add("empty_document", name)
+                except BadText as problem:
+                    bad.add(problem.source, problem.reason)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    return writer.finish()
 
 
 def _checked_rows(
@@ -204,31 +267,3 @@ class BadRows:
             report.add("bad_row", line)
         if self.count:
             report.counts["bad_row"] = self.count
-
-
-# --------------------------------------------------------------------------------------- the held-out split
-
-
-def _select(side: Selection, records: Rows) -> Selection:
-    if len(records) == len(side.records):
-        return side
-    chosen = hashlib.sha256(records.astype("<i8").tobytes()).hexdigest()
-    return Selection(side.conversations, records, key_of(side.fingerprint, chosen), key_of(side.cache_key, chosen))
-
-
-def _held_out(side: Selection, fraction: float, seed: int) -> Rows:
-    """round(fraction * N) conversations, at least one: those whose hash of (seed, id) is smallest."""
-    total = len(side.records)
-    count = max(1, round(fraction * total))
-    if count >= total:
-        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
-    ids = (side.conversations.id(record) for record in side.records.tolist())
-    hashes = np.fromiter((stable_hash(seed, "held out", i) & (2**64 - 1) for i in ids), dtype=np.uint64, count=total)
-    return np.sort(side.records[np.argsort(hashes, kind="stable")[:count]])
-
-
-def _report_overlap(train: Selection, held_out: Selection, report: DataReport) -> None:
-    seen = np.isin(held_out.conversations.content[held_out.records], train.conversations.content[train.records])
-    for record in held_out.records[seen].tolist():
-        name = held_out.conversations.id(record)
-        report.add("eval_in_train", f"{name} ({held_out.conversations.source(record)})")

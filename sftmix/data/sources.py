@@ -1,4 +1,4 @@
-"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, directories of them, and Hugging Face hub ids."""
+"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from sftmix.artefacts import sha256_file
 from sftmix.data.jsonrows import MAX_ROW_BYTES, Row, foreign_encoding, is_array, iter_array, iter_lines
 from sftmix.errors import DataError
+
+TEXT_SUFFIX = ".txt"
 
 HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
 
@@ -31,6 +33,11 @@ class Source:
     dataset: Any = None
     label: str | None = None
 
+    @property
+    def is_text(self) -> bool:
+        """A .txt file: one document, which has no rows."""
+        return self.dataset is None and Path(self.name).suffix.lower() == TEXT_SUFFIX
+
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
         if self.dataset is not None:
@@ -39,21 +46,25 @@ class Source:
         return _READERS[path.suffix.lower()](path, self.name)
 
 
-def expand(names: Sequence[str], option: str, labels: Sequence[str] | None = None) -> list[Source]:
+def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    `labels` holds one label for each name. Raises DataError naming the path that is missing, unreadable, empty or of
-    another kind. `option` is the name of the option, for the message.
+    Text files of a directory are its documents where `form` (data.format) is text, or auto and it holds nothing else;
+    beside files of rows they are taken for notes about them. A hub id may name a split: `HuggingFaceH4/x@train_sft`,
+    `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
+
+    Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
+    the option, for the message.
     """
     sources: list[Source] = []
     for place, name in enumerate(names):
         path = Path(name).expanduser()
         try:
             if path.is_dir():
-                found = [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option)]
+                found = [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
             elif path.exists():
                 found = [_file(path, name)]
-            elif HUB_ID.match(name) and path.suffix.lower() not in _READERS:
+            elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _SUFFIXES:
                 found = [_hub(name, option)]
             else:
                 raise DataError(f"{option}: {name}: no such file or directory")
@@ -63,19 +74,22 @@ def expand(names: Sequence[str], option: str, labels: Sequence[str] | None = Non
     return sources
 
 
-def _children(path: Path, name: str, option: str) -> list[Path]:
-    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
+def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
+    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _SUFFIXES)
+    rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
+    if form != "text" and (rows or form != "auto"):
+        found = rows
     if not found:
         raise DataError(f"{option}: {name}: no file ending in {_supported()} in this directory")
     return found
 
 
 def _supported() -> str:
-    return ", ".join(sorted(_READERS))
+    return ", ".join(sorted(_SUFFIXES))
 
 
 def _file(path: Path, name: str) -> Source:
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in _SUFFIXES:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
@@ -86,7 +100,8 @@ def _hub(name: str, option: str) -> Source:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(name, split="train")
+        path, _, split = name.partition("@")
+        dataset = datasets.load_dataset(path, split=split or "train")
     except Exception as error:  # the hub client raises errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -154,3 +169,4 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 _READERS = {".json": _json_rows, ".jsonl": iter_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+_SUFFIXES = {*_READERS, TEXT_SUFFIX}

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from sftmix.data.formats import TEXT
 from sftmix.errors import ConfigError
+from sftmix.options import DataOptions
 from sftmix.types import Message, Rows
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ class TemplateRefusal(ValueError):
 class Encoder:
     """A tokenizer with the chat template it is used with; made by `make_encoder`.
 
-    name            alpaca, chatml, the Jinja file's path, or "tokenizer" for the tokenizer's own
-    chat_template   the Jinja source in use: export it with the model
+    name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
+    chat_template   the Jinja source in use: export it with the model; None: plain text, the tokenizer keeps its own
     end_of_turn_id  the token that ends a response, trained; the template writes it unless `appends_end`
     appends_end     the template writes none: eos is put after the response
     ending          text between a response's content and the end of its turn, end-of-turn token included
@@ -72,7 +74,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     name: str
-    chat_template: str
+    chat_template: str | None
     end_of_turn_id: int
     appends_end: bool
     ending: str
@@ -105,6 +107,7 @@ class Encoder:
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
         """Text of each conversation; `prompt` adds what comes before a response. Raises TemplateRefusal."""
+        assert self.chat_template is not None, "plain text has no turns to render"
         return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -162,6 +165,21 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
 # ---------------------------------------------------------------------------------- choosing a template
 
 
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
+    """The encoder of rows under these options: with a chat template, or without one where data.format is text."""
+    return text_encoder(tokenizer) if options.format == TEXT else make_encoder(tokenizer, options.template)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder of plain text: documents end with eos, there are no turns. ConfigError without an eos token."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
+    eos = int(tokenizer.eos_token_id)
+    return Encoder(
+        tokenizer, TEXT, None, end_of_turn_id=eos, appends_end=False, ending="", trailer="", lead="", notices=()
+    )
+
+
 def make_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> Encoder:
     """Choose the template, probe it, and return the encoder.
 
@@ -200,9 +218,13 @@ def _plain(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
     source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
     if "eos_token" in source and tokenizer.eos_token is None:
         raise ConfigError("data.template: this tokenizer has no eos token, with which this template ends a response")
+    return ("{{ bos_token }}" if writes_bos(tokenizer) else "") + source
+
+
+def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer, asked to add special tokens, begins plain text with BOS."""
     bos = tokenizer.bos_token_id
-    begins = bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
-    return ("{{ bos_token }}" if begins else "") + source
+    return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
 
 
 # ------------------------------------------------------------------------------------------- the probe

@@ -45,7 +45,7 @@ class TrainingModule(nn.Module):
             inputs = {"input_ids": segment.input_ids}
             if perturb is not None:
                 inputs = {"inputs_embeds": self._perturbed(batch, segment, perturb)}
-            out = decoder(**inputs, attention_mask=segment.attention_mask, use_cache=False)
+            out = decoder(**inputs, **attention_inputs(segment), use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
@@ -81,6 +81,16 @@ class TrainingModule(nn.Module):
     def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
         """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
         return function(self.hidden_states(batch), self.head, batch.labels)
+
+
+def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
+    """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.
+
+    transformers keeps documents apart by their positions only where it is given no mask (T12).
+    """
+    if segment.position_ids is None:
+        return {"attention_mask": segment.attention_mask}
+    return {"attention_mask": None, "position_ids": segment.position_ids}
 
 
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:

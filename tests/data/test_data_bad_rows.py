@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_are_named(write, options, tmp_path: Path):
         ("a\0b", "no such file"),
         (write("empty.jsonl", b""), "empty"),
         (write("rows.jsonl.gz", GOOD), "'.gz' are not read"),
-        (write("rows.txt", GOOD), "are not read"),
+        (write("rows.md", GOOD), "are not read"),
         (write("blank.jsonl", b"\n\n"), "no usable row"),
         (write("noarray.json", "[]"), "no usable row"),
         (write("rows.parquet", b"PAR1 nothing"), "not a readable Parquet file"),

@@ -1,0 +1,137 @@
+"""Packed documents do not see each other: hidden states and gradients are those of every document alone (T12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sftmix.attention import check_packing
+from sftmix.data.batching import Slot, collate
+from sftmix.errors import ConfigError
+from sftmix.training.step import TrainingModule
+from sftmix.types import Encoded
+from tests.test_models import TINY
+from tests.toy import ToyRows
+
+SLIDING = {"sliding_window": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "llama": ("Llama", TINY, ("sdpa", "eager")),
+    "qwen2": ("Qwen2", TINY, ("sdpa", "eager")),
+    "qwen3": ("Qwen3", TINY, ("sdpa", "eager")),
+    "mistral, sliding": ("Mistral", TINY | SLIDING, ("sdpa", "eager")),
+    "gemma2, sliding": ("Gemma2", TINY | SLIDING, ("eager",)),
+    "gemma3, sliding": (
+        "Gemma3Text",
+        TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]},
+        ("sdpa", "eager"),
+    ),
+}
+LEAKY = {
+    "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
+"""Lengths of the documents of each window: full ones, and the short last of a data set."""
+
+
+def build(config: Any, attention: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def rows() -> ToyRows:
+    rng = np.random.default_rng(3)
+    encoded = []
+    for row, lengths in enumerate(WINDOWS):
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        target = np.ones(sum(lengths), dtype=bool)
+        target[starts] = False
+        encoded.append(Encoded(row, f"w{row}", rng.integers(3, 61, sum(lengths)), target, starts=starts))
+    return ToyRows(encoded)
+
+
+def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
+    """Hidden states that predict the targets, from one forward pass for each document."""
+    parts = []
+    for window, lengths in zip(data.rows, WINDOWS, strict=True):
+        for document in np.split(window.input_ids, np.cumsum(lengths)[:-1]):
+            ids = torch.from_numpy(document)[None]
+            parts.append(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
+    return torch.cat(parts)
+
+
+def gradients(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weights = torch.sin(torch.arange(hidden.numel(), dtype=torch.float32)).view_as(hidden)
+    (hidden * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("n_segments", [1, 3])
+@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, n_segments):
+    name, options, _ = FAMILIES[family]
+    model, data = build(getattr(transformers, f"{name}Config")(**options), attention), rows()
+    batch = collate([(Slot(row),) for row in range(len(data))], data, n_segments=n_segments)
+    ours, expected = TrainingModule(model).hidden_states(batch), alone(model, data)
+    assert ours.shape == expected.shape == (sum(sum(w) - len(w) for w in WINDOWS), 32)
+    assert (ours - expected).abs().max() < 1e-5
+    got, right = gradients(model, ours), gradients(model, expected)
+    assert got.keys() == right.keys()
+    assert max(float((got[k] - right[k]).abs().max() / (1 + right[k].abs().max())) for k in got) < 1e-5
+    check_packing(model)
+
+
+def test_a_mask_would_let_them_leak():
+    """Without the position ids the same batch gives other states: the test above can fail."""
+    model, data = build(transformers.LlamaConfig(**TINY), "sdpa"), rows()
+    (segment,) = collate([(Slot(row),) for row in range(len(data))], data).segments
+    masked = model.get_decoder()(input_ids=segment.input_ids, attention_mask=segment.attention_mask)
+    states = masked.last_hidden_state.flatten(0, 1)[segment.index]
+    assert (states - alone(model, data)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", LEAKY)
+def test_models_that_let_documents_leak_are_refused(family):
+    config = transformers.AutoConfig.for_model(family, **LEAKY[family])
+    with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
+        check_packing(build(config, "eager"))
+
+
+def test_attention_without_masks_of_its_own_is_refused():
+    """An attention that transformers builds no mask for sees no positions either."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("unmasked", sdpa_attention_forward)
+    with pytest.raises(ConfigError, match="attention unmasked"):
+        check_packing(build(transformers.LlamaConfig(**TINY), "unmasked"))
+
+
+def test_position_ids_are_there_only_where_documents_are_packed():
+    data = rows()
+    mixed, single = (collate([(Slot(row),) for row in some], data).segments for some in ((0, 4), (1, 4)))
+    assert single[0].position_ids is None
+    positions = mixed[0].position_ids
+    assert positions is not None
+    long, short = (mixed[0].slots.tolist().index(row) for row in (0, 1))
+    assert positions[long].tolist() == [*range(9), *range(6), *range(8)]
+    assert positions[short].tolist() == [*range(4), *range(19)]

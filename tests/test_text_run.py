@@ -1,0 +1,174 @@
+"""Plain text through the whole recipe and the command line: NTP, SFTMix, what is exported, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.components.confidence import Perplexity
+from sftmix.config import RunConfig
+from sftmix.config.text import resolve_text
+from sftmix.data import prepare
+from sftmix.errors import ConfigError
+from sftmix.options import DataOptions, ModelOptions
+from tests.tiny import ROOT, groups, metrics, table, weights
+
+LENGTH = 24
+
+
+@pytest.fixture
+def words(tiny, tmp_path) -> list[str]:
+    """Options of a run on 30 documents of rows that the tiny tokenizer knows."""
+    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    texts = [{"text": f"{row['instruction']} {row.get('input', '')} {row['output']}"} for row in rows]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    return [
+        *("--model.path", str(tiny.model), "--data.train", str(path), "--data.max_length", str(LENGTH)),
+        *("--data.eval_fraction", "0.2", "--training.learning_rate", "0.01", "--training.epochs", "2"),
+        *("--training.global_batch_size", "4", "--training.micro_batch_size", "4", "--reference.checkpoints", "2"),
+    ]
+
+
+def alone(model, tokens: list[list[int]]) -> tuple[float, int]:
+    """Sum of the NLL of every token that has one before it in its document, and their number."""
+    total, count = 0.0, 0
+    for ids in tokens:
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        total -= float(torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].sum())
+        count += len(ids) - 1
+    return total, count
+
+
+def documents_of(window) -> list[list[int]]:
+    return [part.tolist() for part in np.split(window.input_ids, window.starts[1:])]
+
+
+def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
+    out = tmp_path / "run"
+    done = sftmix("run", *words, "--with_baseline", "--out", str(out))
+    assert done.code == 0, done.err
+    assert "29 documents read" in done.out
+    summary = json.loads((out / "summary.json").read_text())
+    config = RunConfig.read(out / "config.yaml")
+    assert config.data.format == "text"
+
+    # Every window is scored, split and paired by its id; each of two mixed tokens is one NTP token.
+    confidence, split = table(out / "confidence" / "confidence.parquet"), groups(out)
+    assert confidence["id"] == list(split)
+    n = len(split)
+    assert sorted(split.values()).count("confident") == n // 2
+    assert 0.4 * summary["ntp_tokens"] < summary["mixup_tokens"] <= 0.5 * summary["ntp_tokens"]
+    assert len(metrics(out)) == 2 * math.ceil(n / 4)
+
+    # The held-out NLL before training is that of each document of each window alone under the base model.
+    from sftmix.data import encode, encoder_for
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
+    prepared = prepare(config.data, config.seed, progress=False)
+    data = encode(prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH)
+    assert data.eval is not None
+    assert data.train.packed
+    with torch.no_grad():
+        total, count = alone(model, [d for window in data.eval for d in documents_of(window)])
+    assert summary["eval_nll_before"] == pytest.approx(total / count, rel=1e-5)
+    assert summary["eval_nll_after"] < summary["eval_nll_before"]
+
+    # The base's tokenizer is exported as it was, and the same command changes nothing.
+    own, exported = (AutoTokenizer.from_pretrained(path) for path in (tiny.model, out / "train" / "model"))
+    assert exported.chat_template == own.chat_template
+    assert sftmix("run", *words, "--with_baseline", "--out", str(out)).code == 0
+    assert sftmix("export", str(out), "--to", str(tmp_path / "again")).code == 0
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.chat_template == own.chat_template
+    resolved = sftmix("run", "--config", str(out / "config.yaml"))
+    assert resolved.code == 0, resolved.err
+
+
+def test_pieces_of_one_document_need_no_packing(sftmix, words, tmp_path):
+    """Packed or not, a model is trained on the same tokens; without packing none stands beside another document."""
+    out = tmp_path / "run"
+    extra = ("--objective", "NTP", "--data.packing", "false", "--training.max_steps", "2", "--out", str(out))
+    assert sftmix("run", *words, *extra).code == 0
+    assert weights(out)
+
+
+def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words, tiny, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny.model, other)
+    extra = ("--reference.model.path", str(other), "--training.max_steps", "2", "--out", str(tmp_path / "run"))
+    assert sftmix("reference", *words, *extra).code == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) and data.format text"),
+        (["--reference.model.max_length", "16"], "reference.model.max_length is 16 and data.max_length 24"),
+        (["--data.template", "chatml"], "data.template (chatml) and data.format text"),
+        (["--data.multi_turn", "whole"], "data.multi_turn (whole) and data.format text"),
+    ],
+)
+def test_what_has_no_meaning_for_text_is_refused(extra, message, sftmix, words, tmp_path):
+    done = sftmix("run", *words, *extra, "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_path):
+    """Its windows would be others, so that no confidence could be joined to the target's."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny.model, other)
+    backend = json.loads((other / "tokenizer.json").read_text())
+    backend["model"]["merges"] = backend["model"]["merges"][:-40]
+    (other / "tokenizer.json").write_text(json.dumps(backend))
+    done = sftmix("run", *words, "--reference.model.path", str(other), "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert "has another tokenizer than model.path" in done.err
+
+
+def test_an_estimator_that_needs_instructions_is_refused(words, tmp_path):
+    class Alone(Perplexity):
+        needs_response_alone = True
+
+    data = DataOptions(train=words[3])
+    config = RunConfig(out="o", model=ModelOptions(path="m"), data=data, confidence=Alone())
+    with pytest.raises(ConfigError, match=r"confidence Alone .* data.format text has no instructions"):
+        resolve_text(config, prepare(data, 0, progress=False))
+
+
+@pytest.mark.parametrize("name", ["pretrain-text", "small/pretrain-text", "small/pretrain-mixup"])
+def test_recipes_of_text_are_configurations(name):
+    config = RunConfig.read(ROOT / "sftmix" / "recipes" / f"{name}.yaml")
+    config.out = "o"
+    config.validate()
+    assert config.data.format == "text"
+
+
+@pytest.mark.slow
+def test_the_base_model_knows_something_of_novels(shared: Path):
+    """models/base-7m on the last tenth of three novels, before any training: 3.86 to 3.97 nats per token each."""
+    from sftmix.data import encode, encoder_for
+    from sftmix.dynamics import score_rows
+    from sftmix.models import load_model, load_tokenizer
+    from sftmix.training.distributed import World
+    from sftmix.training.step import TrainingModule
+
+    path = str(shared / "models/base-7m")
+    options = DataOptions(train=str(shared / "data/text"), eval_fraction=0.1)
+    prepared = prepare(options, 0, progress=False)
+    options.format = "text"
+    data = encode(prepared, encoder_for(load_tokenizer(path), options), max_length=224)
+    assert data.eval is not None
+    scores = score_rows(TrainingModule(load_model(path)), data.eval, world=World())
+    assert float(scores.nll_sum.sum() / scores.n_tokens.sum()) == pytest.approx(3.91, abs=0.03)
