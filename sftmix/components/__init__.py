@@ -44,6 +44,8 @@ _PUBLIC = {
     "RandomPairs": "pairing",
     "SameGroupPairs": "pairing",
     "NEFTune": "perturbations",
+    "FromCheckpoints": "reference",
+    "Online": "reference",
     "TrainedReference": "reference",
     "DFT": "reweighting",
     "IRDRO": "reweighting",
