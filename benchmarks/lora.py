@@ -27,8 +27,9 @@ from sftmix.adapters import add_adapters, trained_numbers  # noqa: E402
 from sftmix.components.objectives import SFTMix  # noqa: E402
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
-from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
+from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.order import TrainingOrder  # noqa: E402
+from sftmix.training.stage import Stage  # noqa: E402
 from tests.toy import toy_rows  # noqa: E402
 
 ARMS = ("full", "lora")

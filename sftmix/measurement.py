@@ -25,7 +25,8 @@ from sftmix.dynamics import merge, one_checkpoint
 from sftmix.rng import stable_hash
 from sftmix.store import read_dynamics, write_dynamics, write_eval
 from sftmix.training.distributed import World, resolve_precision
-from sftmix.training.loop import Stage, held_out_metrics
+from sftmix.training.loop import held_out_metrics
+from sftmix.training.stage import Stage
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000

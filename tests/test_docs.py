@@ -239,6 +239,7 @@ def workspace(tmp_path_factory) -> Workspace:
     found = Workspace(path, make_tiny(path / "tiny"))
     rows = [json.loads(line) for line in found.tiny.train.read_text(encoding="utf-8").splitlines()]
     labelled = [{**row, "quality": "good" if row["kind"] == "deterministic" else "poor"} for row in rows]
+    shutil.copytree(ROOT / "docs" / "examples" / "confidence_lab" / "confidence_lab", path / "confidence_lab")
     (path / "rows.json").write_text("\n".join(map(json.dumps, labelled)), encoding="utf-8")
     for block in chain.from_iterable(blocks(page, "python") for page in PAGES):
         if module := re.match(r"# (\w+\.py)\n", block):

@@ -17,7 +17,7 @@ from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.config import RunConfig
-from sftmix.config.parser import component_bases, option_groups
+from sftmix.config.parser import component_bases, is_group
 from sftmix.errors import ConfigError
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
@@ -122,7 +122,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for name, value in options.items():
         key = f"{prefix}{name}"
         nested = isinstance(value, Mapping) and "class_path" not in value
-        if nested and (key in option_groups() or key.partition(".")[0] in component_bases()):
+        if nested and (is_group(key) or key.partition(".")[0] in component_bases()):
             yield from _flat(value, f"{key}.")
         else:
             yield key, value

@@ -53,8 +53,8 @@ def nested_bases() -> dict[str, type[Component]]:
     """An option of a shipped component that takes a component (`objective.mu`) -> its base class; one for each base."""
     found: dict[type[Component], str] = {}
     for field, base in component_bases().items():
-        for cls in known_components(base).values():
-            for name, option in component_options(cls).items():
+        for shipped in dict(catalogue())[base.__name__]:
+            for name, option in component_options(import_class(shipped.path)).items():
                 for nested in component_classes(option.annotation):
                     found.setdefault(nested, f"{field}.{name}")
     return {place: base for base, place in found.items()}
@@ -71,6 +71,11 @@ def option_groups() -> dict[str, type]:
 def option_hints() -> dict[str, Any]:
     """Full key -> type of every option that does not depend on the components chosen, in the order of the tree."""
     return dict(_hints_of(RunConfig, ""))
+
+
+def is_group(key: str) -> bool:
+    """Whether options lie under the key: `data`, `model.lora`."""
+    return any(option.startswith(f"{key}.") for option in option_hints())
 
 
 def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
