@@ -131,10 +131,11 @@ def shown_options(options: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A plain value; a component by its class and options."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        args = ", ".join(f"{k}={_value(v)}" for k, v in (value.get("init_args") or {}).items())
-        return f"{value['class_path'].rpartition('.')[2]}({args})"
+    """A plain value; a component by its class and options, a group by what is set in it."""
+    if isinstance(value, Mapping):
+        args = value.get("init_args") or {} if "class_path" in value else value
+        listed = ", ".join(f"{k}={_value(v)}" for k, v in args.items() if v is not None)
+        return f"{value.get('class_path', '').rpartition('.')[2]}({listed})"
     return value if isinstance(value, str) else json.dumps(value)
 
 
