@@ -13,6 +13,7 @@ from sftmix.config import RunConfig
 from sftmix.data import Encoder, encoder_for
 from sftmix.errors import ConfigError
 from sftmix.models import export_model, load_model, load_tokenizer, stored_dtype
+from sftmix.rundir import origin
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.distributed import World
 from sftmix.training.step import TrainingModule
@@ -37,7 +38,7 @@ def export_run(
     lora = config.model.lora
     if merge and not lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
-    store = CheckpointStore(run / "train" / "checkpoints", keep=1, world=World())
+    store = CheckpointStore(origin(run / "train") / "checkpoints", keep=1, world=World())
     step = store.newest_valid() if checkpoint is None else checkpoint
     if step is None or step not in store.steps():
         raise ConfigError(f"{store.directory} has no checkpoint {'' if step is None else step}; it has {store.steps()}")

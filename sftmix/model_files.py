@@ -8,6 +8,9 @@ from pathlib import Path
 from sftmix.artefacts import sha256_file, sha256_json
 from sftmix.models import model_config
 
+MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""What decides weights, tokenizer and chat template of a model directory."""
+
 
 def context_length(path: str) -> int | None:
     """Positions the model was made for; None where its config does not say."""
@@ -15,13 +18,13 @@ def context_length(path: str) -> int | None:
 
 
 def fingerprint(path: str) -> str:
-    """Identity of a file's content, or of a model's weights: the commit of a hub model, or a directory's hash."""
+    """Identity of a file's content, or of a model and its tokenizer: a hub model's commit, or a directory's hash."""
     if Path(path).is_file():
         return _hash(Path(path))
     commit = getattr(model_config(path), "_commit_hash", None)
     if commit:
         return f"{path}@{commit}"
-    files = sorted(p for p in Path(path).expanduser().iterdir() if p.suffix in (".json", ".safetensors"))
+    files = sorted(p for p in Path(path).expanduser().iterdir() if p.suffix in MODEL_FILES)
     return sha256_json({p.name: _hash(p) for p in files})
 
 

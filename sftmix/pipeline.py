@@ -112,6 +112,7 @@ class Run(RunContext):
             "model": self.model_fingerprint,
             "reference": config.reference.spec(),
             "reference_files": self.contents(config.reference),
+            "computed": self.computed(),
             **(self._training_of_reference() if config.reference.trains else {}),
         }
         if not self.begin("reference", inputs):
@@ -155,7 +156,11 @@ class Run(RunContext):
         dynamics = self.dynamics()
         path = self.directory.path / "confidence" / "confidence.parquet"
         dynamics_file = self.directory.path / "confidence" / "dynamics.parquet"
-        inputs = {"dynamics": self.hash_of(dynamics_file), "confidence": self.config.confidence.spec()}
+        inputs = {
+            "dynamics": self.hash_of(dynamics_file),
+            "confidence": self.config.confidence.spec(),
+            "confidence_files": self.contents(self.config.confidence),
+        }
         if not self.begin("confidence", inputs):
             started = time.time()
             self.world.on_main(lambda: self._write_confidence(path, dynamics))
@@ -207,9 +212,12 @@ class Run(RunContext):
             "dtype": config.model.dtype,
             "lora": lora_inputs(config.model.lora),
             "split": self.hash_of(self.directory.path / "split" / "split.parquet") if split else None,
+            "confidence": self._confidence_of_pairs() if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
             "perturbation": plain(config.perturbation),
+            "files": self.contents(self.pairing, objective, config.perturbation, *self.deciding()),
+            "computed": self.computed(),
             "training": self.training_identity(config.training),
             "callbacks": self.deciding_callbacks(),
             "seed": config.seed,
@@ -247,6 +255,11 @@ class Run(RunContext):
         self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
+
+    def _confidence_of_pairs(self) -> str | None:
+        """Pair samplers see the confidence as well as the groups."""
+        known = self.config.splitter.needs_confidence
+        return self.hash_of(self.directory.path / "confidence" / "confidence.parquet") if known else None
 
     @property
     def single_run(self) -> bool:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
 from sftmix.attention import check_packing
-from sftmix.components.base import Component, check_selection, plain
+from sftmix.components.base import Callback, Component, check_selection, files_of, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import quantized_shards
@@ -203,15 +203,16 @@ class RunContext:
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Enter a stage; True if it is done. config.yaml follows what was accepted, never what was refused."""
         done = self.directory.begin(stage, inputs)
-        if not done and self.world.is_main:
-            write_text(self.directory.path / "config.yaml", self.config.yaml())
+        file = self.directory.path / "config.yaml"
+        if self.world.is_main and not (done and file.exists()):
+            write_text(file, self.config.yaml())
         return done
 
     def hash_of(self, path: Path) -> str:
         return self.world.share(sha256_file(path) if self.world.is_main else None)
 
-    def contents(self, component: Component) -> dict[str, str | None]:
-        """Fingerprints of what a component depends on; None for a mistake, which its reader will explain."""
+    def contents(self, *components: Component | None) -> dict[str, str | None]:
+        """Fingerprints of what components depend on; None for a mistake, which its reader will explain."""
 
         def known(name: str) -> str | None:
             try:
@@ -219,8 +220,14 @@ class RunContext:
             except ConfigError:
                 return None
 
-        names = component.files()  # on every rank: what it raises is everybody's error
+        # On every rank: what it raises is everybody's error.
+        names = [name for component in components if component is not None for name in files_of(component)]
         return self.world.share({name: known(name) for name in names} if self.world.is_main else None)
+
+    def computed(self) -> dict[str, Any]:
+        """How a model is computed, as far as it decides numbers."""
+        precision = resolve_precision(self.config.training.precision, self.world.device)
+        return {"precision": precision, "attention": self.config.model.attention}
 
     def data_identity(self) -> dict[str, Any]:
         """Identity of the training rows, and the options that people change, so that a refusal can name them."""
@@ -232,8 +239,12 @@ class RunContext:
             "fingerprint": self.data.train.fingerprint,
         }
 
+    def deciding(self) -> list[Callback]:
+        """The callbacks that may change the course of a training."""
+        return [c for c in self.config.callbacks if not c.observer]
+
     def deciding_callbacks(self) -> list[dict[str, Any]]:
-        return [c.spec() for c in self.config.callbacks if not c.observer]
+        return [c.spec() for c in self.deciding()]
 
     def training_identity(self, options: TrainingOptions) -> dict[str, Any]:
         """The training options that decide the result."""

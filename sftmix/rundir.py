@@ -158,6 +158,13 @@ def _untouched(directory: Path) -> bool:
     return all(p.name == "inputs.json" or (p.is_file() and not p.stat().st_size) for p in directory.iterdir())
 
 
+def origin(directory: Path) -> Path:
+    """The directory of the stage that this one was adopted from; itself where it was made here."""
+    while (directory / ADOPTED).exists():
+        directory = Path(os.path.normpath(directory / read_json(directory / ADOPTED)["from"]))
+    return directory
+
+
 def _changed(directory: Path) -> str | None:
     """The first output of a finished stage that is missing or not as it was written; None if all are."""
     for name, expected in read_json(directory / MANIFEST)["files"].items():

@@ -50,6 +50,12 @@ class Component:
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
 
 
+def files_of(component: Component) -> list[str]:
+    """`files()` of a component and of the components among its options."""
+    inner = [value for value in getattr(component, "_init_args", {}).values() if isinstance(value, Component)]
+    return [*component.files(), *(name for part in inner for name in files_of(part))]
+
+
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: components as their spec, dataclasses as dictionaries."""
     if isinstance(value, Component):

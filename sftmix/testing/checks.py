@@ -259,9 +259,12 @@ def check_callback(callback: Callback, *, metrics: dict[str, float] | None = Non
     assert_is(callback, Callback)
     copy_of(callback)
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0} | (metrics or {})
-    scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
+
+    def score(rows: Rows | None = None, *, alone: bool = False) -> RowScores:
+        return RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
+
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, {"loss": 1.0, **held_out}, lambda *rows: scores, evaluate)
+        state = StageState("train", 1, 4, 0, {"loss": 1.0, **held_out}, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             result = getattr(callback, hook)(state)
             assert result is None or isinstance(result, CallbackResult), f"{hook} returned {type(result).__name__}"

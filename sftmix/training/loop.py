@@ -68,7 +68,7 @@ class TrainingLoop:
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = {"elapsed": 0.0, "tokens": 0.0, "ntp_tokens": 0.0, "mixup_tokens": 0.0, "mu_effective": 0.0}
-        self.totals |= {"ntp_count": 0.0, "mixup_count": 0.0, "mu_sum": 0.0, "skipped": 0.0}
+        self.totals |= {"ntp_count": 0.0, "mixup_count": 0.0, "mu_own": 0.0, "mu_ntp": 0.0, "skipped": 0.0}
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
         self.step, self.stopped = 0, False
@@ -156,8 +156,8 @@ class TrainingLoop:
         counts = {"tokens": tokens, "ntp_tokens": trained, "mixup_tokens": aligned}
         for key, value in {"elapsed": seconds, **counts, "ntp_count": ntp, "mixup_count": mixup}.items():
             self.totals[key] += value
-        self.totals["mu_sum"] += plans[0].mu * mixup
-        self.totals["mu_effective"] = self._mu_effective_so_far(plans[0])
+        self.totals[f"mu_{plans[0].mixup_mean}"] += plans[0].mu * mixup
+        self.totals["mu_effective"] = self._mu_effective_so_far()
         metrics = {
             "step": self.step,
             "time": time.time(),
@@ -183,10 +183,11 @@ class TrainingLoop:
         # Asked after the callbacks: an evaluation may take longer than a scheduler's patience for one more step.
         return metrics, self.world.max(float(signal is not None and signal.received)) > 0
 
-    def _mu_effective_so_far(self, plan: Plan) -> float:
+    def _mu_effective_so_far(self) -> float:
         """Of all steps together, with the mean of mu over what was mixed (mu may follow a schedule)."""
         ntp, mixup = self.totals["ntp_count"], self.totals["mixup_count"]
-        return mu_effective(self.totals["mu_sum"] / mixup if mixup else 0.0, plan.mixup_mean, ntp, mixup)
+        own, direct = (self.totals[key] / mixup if mixup else 0.0 for key in ("mu_own", "mu_ntp"))
+        return mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)
 
     def _window(self, units: Sequence[Unit]) -> list[Batch]:
         """All micro-batches of this rank in this step; their counts must be known before the first backward."""

@@ -167,6 +167,17 @@ class StopsQuietly(base.Callback):
         return base.CallbackResult(stop=True)
 
 
+class Alone(base.Callback):
+    """Legal: scores a few rows without their instructions."""
+
+    def on_epoch_end(self, state):
+        return base.CallbackResult({"alone": float(state.score(np.arange(2), alone=True).nll_sum.sum())})
+
+
+def test_a_callback_may_score_rows_and_responses_alone():
+    testing.check_callback(Alone())
+
+
 class Positional(base.Selector):
     def __init__(self, k=2):
         self.k = k
