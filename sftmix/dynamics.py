@@ -241,18 +241,19 @@ def one_checkpoint(
 
 
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
-    """Dynamics of the same examples at several checkpoints, side by side."""
+    """Dynamics of the same examples at several checkpoints, side by side; scored is what is scored at all of them."""
     first = parts[0]
     tokens = None
     if first.token_nll is not None:
         tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
     columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
     alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
+    scored = np.all([p.scored for p in parts], axis=0)
     return TrainingDynamics(
         ids=first.ids,
         steps=np.concatenate([p.steps for p in parts]),
         nll_sum=np.concatenate([p.nll_sum for p in parts], axis=1),
-        n_tokens=first.n_tokens,
+        n_tokens=np.where(scored, first.n_tokens, 0),
         n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
         token_nll=tokens,
         alone_nll_sum=alone,

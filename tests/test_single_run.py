@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sftmix.components.base import Callback, CallbackResult, Perturbation
 from tests.tiny import Tiny, metrics, table, weights
 
 
@@ -23,6 +24,11 @@ def single(finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("single") / "run"
     assert main(["run", *options(finished.tiny), "--with_baseline", "--checkpoint.every", "3", "--out", str(out)]) == 0
     return out
+
+
+def confidence_of(run) -> dict[str, float]:
+    found = table(run / "confidence" / "confidence.parquet")
+    return dict(zip(found["id"], found["confidence"], strict=True))
 
 
 def by_epoch(run, key: str, stage: str = "train") -> list[int]:
@@ -135,3 +141,28 @@ def test_online_confidence_of_a_reference_needs_no_scoring(finished, tmp_path, s
         total = sum(n for n, c in zip(dynamics["nll_sum"], dynamics["checkpoint"], strict=True) if c == epoch)
         steps = [m for m in metrics(out, "reference") if m["epoch"] == epoch]
         assert total == pytest.approx(sum(m["ntp"] * m["ntp_tokens"] for m in steps), rel=1e-6)
+
+
+class BreakOnce(Perturbation):
+    """The second step (of 4 in an epoch) has one example whose loss is not a number."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        factor = [float("nan") if step == 1 and i == min(ids) else 1.0 for i in ids]
+        return e * torch.tensor(factor)[:, None, None]
+
+
+@pytest.mark.parametrize("window", ["1", "null"])
+def test_a_loss_that_is_not_finite_leaves_its_example_unpaired(finished, tmp_path, sftmix, window):
+    out = tmp_path / "run"
+    words = options(finished.tiny, "--training.micro_batch_size", "8", "--training.length_groups", "1")
+    words += ["--reference.window", window, "--perturbation", f"{__name__}.BreakOnce"]
+    done = sftmix("run", *words, "--out", str(out))
+    assert done.code == 0, done.err
+    assert "step 2 skipped" in done.out
+    assert "epoch 1: 1 of 29 examples had no finite loss" in done.out
+    first, second = (table(out / "train" / "online" / f"epoch-00{e}.parquet") for e in (0, 1))
+    lost = [i for i, n in zip(first["id"], first["n_tokens"], strict=True) if n == 0]
+    assert len(lost) == 1
+    assert 0 not in second["n_tokens"]
+    scored = {i for i, c in confidence_of(out).items() if np.isfinite(c)}
+    assert len(scored) == (29 if window == "1" else 28)  # null: the first epoch counts, too
