@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.components.base import Callback, CallbackResult, Perturbation
+from sftmix.components.base import Perturbation
 from tests.tiny import Tiny, metrics, table, weights
 
 
