@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from sftmix.components.base import Perturbation
+from sftmix.components.base import Callback, CallbackResult, Perturbation
 from tests.tiny import Tiny, metrics, table, weights
 
 
@@ -166,3 +167,50 @@ def test_a_loss_that_is_not_finite_leaves_its_example_unpaired(finished, tmp_pat
     assert 0 not in second["n_tokens"]
     scored = {i for i, c in confidence_of(out).items() if np.isfinite(c)}
     assert len(scored) == (29 if window == "1" else 28)  # null: the first epoch counts, too
+
+
+class StopAt(Callback):
+    """Asks to stop after so many steps of one stage."""
+
+    def __init__(self, *, step: int, stage: str = "train"):
+        self.step, self.stage = step, stage
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=state.step == self.step and state.stage == self.stage)
+
+
+def stopping(step: int) -> list[str]:
+    return ["--callbacks+", f"{__name__}.StopAt", "--callbacks.step", str(step)]
+
+
+@pytest.mark.parametrize(("step", "decided_by"), [(3, None), (4, None), (5, 0), (8, 0), (9, 1)])
+def test_a_callback_may_stop_a_single_run(finished, single, tmp_path, sftmix, step, decided_by):
+    """In an epoch (4 steps each) or at its end: the split that is shown is that of the last epoch begun, if any.
+
+    The baseline, which nothing stops, sees the batches of the target where there were such.
+    """
+    out = tmp_path / "run"
+    words = ["run", *options(finished.tiny), "--with_baseline", *stopping(step), "--out", str(out)]
+    done = sftmix(*words)
+    assert done.code == 0, done.err
+    assert [len(metrics(out, stage)) for stage in ("train", "baseline")] == [step, 12]
+    assert [m["loss"] for m in metrics(out)] == [m["loss"] for m in metrics(single)][:step]
+    begun = (step - 1) // 4 + 1
+    for key in ("tokens", "ntp_tokens"):
+        ours, whole = ([m[key] for m in metrics(run, "baseline")] for run in (out, single))
+        assert ours[: 4 * begun] == whole[: 4 * begun]
+        assert sum(ours) == sum(whole)  # each example once in every epoch
+    summary = json.loads((out / "summary.json").read_text())
+    if decided_by is None:
+        assert "stopped in the first epoch" in done.out
+        assert not (out / "split").exists()
+        assert "confidence" not in summary
+    else:
+        kept = table(out / "train" / "online" / f"epoch-{decided_by:03d}.parquet")
+        expected = -np.exp(np.array(kept["nll_sum"]) / np.array(kept["n_tokens"]))
+        found = confidence_of(out)
+        np.testing.assert_allclose([found[i] for i in kept["id"]], expected, rtol=1e-12)
+        assert summary["confidence"]["confident"]["examples"] == 14
+    again = sftmix(*words)
+    assert again.code == 0, again.err
+    assert json.loads((out / "summary.json").read_text()) == summary

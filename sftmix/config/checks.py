@@ -155,11 +155,12 @@ def _as_set(reference: Reference, *options: str) -> str:
 
 def _reference_epochs(config: RunConfig) -> float | None:
     """How long the reference is trained; None where that is given in steps."""
-    own = getattr(config.reference, "training", None)
-    given = [config.training, *([own] if isinstance(own, ReferenceTraining) else [])]
-    if any(options.max_steps is not None for options in given):
+    training, own = config.training, getattr(config.reference, "training", None)
+    if not isinstance(own, ReferenceTraining):
+        own = ReferenceTraining()
+    if own.max_steps is not None or training.max_steps is not None:
         return None
-    return next(options.epochs for options in reversed(given) if options.epochs is not None)
+    return training.epochs if own.epochs is None else own.epochs
 
 
 def _single_run(config: RunConfig) -> Iterator[str]:
