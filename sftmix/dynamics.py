@@ -175,6 +175,8 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 class ScoreAtCheckpoints(Callback):
     """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
 
+    Training beyond the last of them would change nothing: it stops there.
+
     alone  the responses without their instructions are scored, too
     """
 
@@ -192,17 +194,20 @@ class ScoreAtCheckpoints(Callback):
         self.seconds = 0.0
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        return self._score_if_due(state)
+        return self._score_and_stop(state)
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return self._score_if_due(state)
+        return self._score_and_stop(state)
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08d}.parquet"
 
-    def _score_if_due(self, state: StageState) -> CallbackResult | None:
+    def _score_and_stop(self, state: StageState) -> CallbackResult:
+        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
+
+    def _score_if_due(self, state: StageState) -> dict[str, float]:
         if state.step not in self._steps or self._world.share(self._path(state.step).exists()):
-            return None
+            return {}
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
@@ -211,7 +216,7 @@ class ScoreAtCheckpoints(Callback):
             write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
         self._world.barrier()
         self.seconds += time.perf_counter() - started
-        return CallbackResult({"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))})
+        return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
 
     def dynamics(self) -> TrainingDynamics:
         """All checkpoints together, in order."""
