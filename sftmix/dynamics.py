@@ -175,6 +175,8 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 class ScoreAtCheckpoints(Callback):
     """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
 
+    Training beyond the last of them would change nothing: it stops there.
+
     alone  the responses without their instructions are scored, too
     """
 
@@ -192,17 +194,20 @@ class ScoreAtCheckpoints(Callback):
         self.seconds = 0.0
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        return self._score_if_due(state)
+        return self._score_and_stop(state)
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return self._score_if_due(state)
+        return self._score_and_stop(state)
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08d}.parquet"
 
-    def _score_if_due(self, state: StageState) -> CallbackResult | None:
+    def _score_and_stop(self, state: StageState) -> CallbackResult:
+        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
+
+    def _score_if_due(self, state: StageState) -> dict[str, float]:
         if state.step not in self._steps or self._world.share(self._path(state.step).exists()):
-            return None
+            return {}
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
@@ -211,7 +216,7 @@ class ScoreAtCheckpoints(Callback):
             write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
         self._world.barrier()
         self.seconds += time.perf_counter() - started
-        return CallbackResult({"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))})
+        return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
 
     def dynamics(self) -> TrainingDynamics:
         """All checkpoints together, in order."""
@@ -241,18 +246,19 @@ def one_checkpoint(
 
 
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
-    """Dynamics of the same examples at several checkpoints, side by side."""
+    """Dynamics of the same examples at several checkpoints, side by side; scored is what is scored at all of them."""
     first = parts[0]
     tokens = None
     if first.token_nll is not None:
         tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
     columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
     alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
+    scored = np.all([p.scored for p in parts], axis=0)
     return TrainingDynamics(
         ids=first.ids,
         steps=np.concatenate([p.steps for p in parts]),
         nll_sum=np.concatenate([p.nll_sum for p in parts], axis=1),
-        n_tokens=first.n_tokens,
+        n_tokens=np.where(scored, first.n_tokens, 0),
         n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
         token_nll=tokens,
         alone_nll_sum=alone,

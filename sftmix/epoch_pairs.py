@@ -69,7 +69,16 @@ class FromOnlineLosses:
         first = 0 if self.window is None else max(0, epoch - self.window)
         return merge([self.losses.read(e) for e in range(first, epoch)])
 
-    def pairs(self) -> EpochPairs:
+    def pairs(self, *, begun: int | None = None) -> EpochPairs:
+        """Pairs and groups of each epoch.
+
+        begun  None, or how many epochs the losses' own stage began: those after them are shuffled singles, for an arm
+               that trains on where that one was stopped
+        """
+
+        def alone(epoch: int) -> bool:
+            return epoch == 0 or (begun is not None and epoch >= begun)
+
         @lru_cache(maxsize=2)
         def made(epoch: int) -> tuple[Split, Scores]:
             dynamics = self.dynamics(epoch)
@@ -78,9 +87,9 @@ class FromOnlineLosses:
             return check_split(self.splitter.split(scores, seed=self.seed), scores), scores
 
         def pairs_of(epoch: int) -> Rows | None:
-            if epoch == 0:
+            if alone(epoch):
                 return None
             split, scores = made(epoch)
             return check_pairs(self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed), len(scores))
 
-        return EpochPairs(lambda epoch: made(epoch)[0] if epoch else None, pairs_of, known=False)
+        return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)

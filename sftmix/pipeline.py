@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from sftmix.artefacts import read_json
 from sftmix.components.base import Objective, check_confidence, check_split, plain
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
@@ -91,8 +92,10 @@ class Run(RunContext):
             _ = self.split
         else:
             self.train("train", self.config.objective)
-            if self.single_run:
+            if self.single_run and self._epochs_begun > 1:
                 _ = self.split  # the last epoch's, for people to look at
+            elif self.single_run:
+                self.say("train: stopped in the first epoch, before there was a split")
             if self.config.with_baseline:
                 self.train("baseline", NTP())
         return summarise(self)
@@ -104,7 +107,7 @@ class Run(RunContext):
         config = self.config
         path = self.directory.path / "confidence" / "dynamics.parquet"
         if self.single_run:  # what decided the last epoch
-            last = self._online().dynamics(max(1, len(self._order_of_training().ends) - 1))
+            last = self._online().dynamics(self._epochs_begun - 1)
             self.world.on_main(lambda: write_dynamics(path, last))
             return last
         inputs = {
@@ -230,6 +233,7 @@ class Run(RunContext):
         started = time.time()
         directory = self.directory.path / name
 
+        pairs = self._epoch_pairs if name == "train" else self._pairs_of_baseline
         measurement = Measurement(directory, self.world, ids=data.train.ids, n_tokens=data.train.n_targets)
         stage = self.stage(
             name,
@@ -241,8 +245,8 @@ class Run(RunContext):
             objective=objective,
             perturbation=config.perturbation,
             options=config.training,
-            order=self._order_of_training(),
-            split_of=self._epoch_pairs.split_of,
+            order=self._order_of_training(pairs),
+            split_of=pairs.split_of,
             online=self._online().losses if self.single_run and name == "train" else None,
             seed=config.seed,
             callbacks=[measurement, *config.callbacks],
@@ -277,6 +281,17 @@ class Run(RunContext):
             else fixed(self.split, self.scores, self.pairing, self.config.seed)
         )
 
+    @property
+    def _pairs_of_baseline(self) -> EpochPairs:
+        """The target's. A callback may stop a single run in an epoch that the baseline trains beyond."""
+        return self._online().pairs(begun=self._epochs_begun) if self.single_run else self._epoch_pairs
+
+    @cached_property
+    def _epochs_begun(self) -> int:
+        """Epochs that the target took a step in, once it is trained; at least 1."""
+        steps = int(read_json(self.directory.path / "train" / "figures.json")["steps"])
+        return self._order_of_training(self._epoch_pairs).epoch_of(steps - 1) + 1
+
     def _online(self) -> FromOnlineLosses:
         config, data = self.config, self.data.train
         assert self.pairing is not None
@@ -290,8 +305,8 @@ class Run(RunContext):
             seed=config.seed,
         )
 
-    def _order_of_training(self) -> TrainingOrder:
-        pairs, options = self._epoch_pairs, self.config.training
+    def _order_of_training(self, pairs: EpochPairs) -> TrainingOrder:
+        options = self.config.training
         order = TrainingOrder(
             len(self.data.train), pairs.pairs_of, options=options, seed=self.config.seed, known=pairs.known
         )

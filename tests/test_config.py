@@ -7,12 +7,13 @@ import json
 import pytest
 import yaml
 
+from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.confidence import IFD, LogPerplexity, Perplexity
-from sftmix.components.objectives import NTP, SFTMix
+from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
+from sftmix.components.objectives import NTP, MixupOnly, SFTMix
 from sftmix.components.pairing import LengthMatchedPairs, LevelPairs, RandomPairs
 from sftmix.components.perturbations import NEFTune
-from sftmix.components.reference import FromFile, TrainedReference
+from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.schedules import AfterFraction, Linear
 from sftmix.components.selection import ScoreAtLeast
@@ -176,6 +177,103 @@ def test_a_problem_is_named_with_its_options(changes: dict[str, object], words: 
     assert "problems" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+class OwnReference(Reference):
+    """Says nothing of what its dynamics hold."""
+
+    def collect(self, context):
+        raise AssertionError
+
+
+ALONE, BEFORE, CORRECT = "does not score responses alone", "does not score there", "number of correct tokens"
+ESTIMATORS = (Perplexity, LogPerplexity, Correctness, LowVariability, IFD, LearningPercentage)
+
+
+def refused_confidences(reference: Reference, **options: object) -> dict[str, str]:
+    """The estimators that cannot go with a reference, by name, with the message of each."""
+    given = {"reference": reference, **training(**options)}
+    found = {kind.__name__: refusal(confidence=kind(), **given) for kind in ESTIMATORS}
+    return {name: message for name, message in found.items() if message}
+
+
+def refusal(**changes: object) -> str:
+    try:
+        complete(**changes).validate()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "refused"),
+    [
+        (TrainedReference(), {"IFD": ALONE, "LearningPercentage": BEFORE}),
+        (
+            TrainedReference(checkpoints=[0], response_alone=True),
+            {"LearningPercentage": "3 checkpoints, but", "LowVariability": "needs 2"},
+        ),
+        (TrainedReference(checkpoints=[0, 0.3, 1], response_alone=True), {}),
+        (TrainedReference(checkpoints=1), {"IFD": ALONE, "LearningPercentage": BEFORE, "LowVariability": "needs 2"}),
+        (
+            TrainedReference(checkpoints="online"),
+            {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT},
+        ),
+        (
+            FromCheckpoints(paths=["a"]),
+            {"IFD": ALONE, "LearningPercentage": BEFORE, "LowVariability": "has 1"},
+        ),
+        (FromCheckpoints(paths=["a", "b", "c"]), {"IFD": ALONE, "LearningPercentage": BEFORE}),
+        (FromFile(path="dynamics.parquet"), {}),
+        (OwnReference(), {}),
+        *(
+            (
+                Online(window=window),
+                {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT, "LowVariability": "has 1"},
+            )
+            for window in (1, None)
+        ),
+    ],
+)
+def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference, refused) -> None:
+    """Before any work: each would be found out only when the dynamics are there."""
+    found = refused_confidences(reference)
+    assert set(found) == set(refused)
+    for name, words in refused.items():
+        assert words in found[name]
+        assert f"confidence {name} " in found[name]
+        assert f"reference {type(reference).__name__}" in found[name]
+        assert "another --confidence" in found[name]
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "refused"),
+    [
+        (None, {"epochs": 1.9}, True),
+        (None, {"epochs": 2}, False),
+        (ReferenceTraining(epochs=1), {"epochs": 3}, True),
+        (ReferenceTraining(epochs=2), {"epochs": 1}, False),
+        (ReferenceTraining(max_steps=9), {"epochs": 1}, False),
+        (None, {"epochs": 1, "max_steps": 9}, False),
+    ],
+)
+def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused) -> None:
+    reference = TrainedReference(checkpoints="online", training=own)
+    assert ("LowVariability" in refused_confidences(reference, **options)) == refused
+
+
+def test_a_confidence_that_is_not_used_is_not_checked() -> None:
+    complete(confidence=IFD(), splitter=RandomSplit()).validate()
+    complete(confidence=IFD(), objective=NTP(), pairing=None).validate()
+
+
+def test_a_single_run_needs_an_objective_that_trains_without_pairs() -> None:
+    with pytest.raises(
+        ConfigError, match="no pairs in the first epoch, in which objective MixupOnly would train nothing"
+    ):
+        complete(reference=Online(), objective=MixupOnly()).validate()
+    complete(reference=Online()).validate()
+    complete(objective=MixupOnly()).validate()
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -211,3 +211,46 @@ def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
     found = table(run / "confidence" / "dynamics.parquet")
     assert min(found["alone_nll_sum"]) > 0
     assert found["alone_nll_sum"] != found["nll_sum"]
+
+
+@pytest.mark.parametrize(("places", "steps"), [("[0]", 0), ("[0, 0.5]", 6), ("[3]", 3)])
+def test_a_reference_stops_after_its_last_scoring(finished, tiny, tmp_path, sftmix, places, steps):
+    """The schedule is that of the whole run, so what is scored is what a reference trained to its end has there."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    words = ["split", *words, "--checkpoint.every", "2", "--reference.checkpoints"]
+    done = sftmix(*words, places, "--out", str(run))
+    assert done.code == 0, done.err
+    lines = (run / "reference" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == steps
+    figures = json.loads((run / "reference" / "figures.json").read_text())
+    assert figures["steps"] == steps
+    assert (figures["tokens"] > 0) == (steps > 0)
+    assert json.loads((run / "summary.json").read_text())["stages"]["reference"]["steps"] == steps
+    assert sftmix(*words, f"[{steps}, 12]", "--out", str(whole)).code == 0
+    found, expected = (table(r / "confidence" / "dynamics.parquet") for r in (run, whole))
+    at = [k for k, step in enumerate(expected["step"]) if step == steps]
+    last = [k for k, step in enumerate(found["step"]) if step == steps]
+    assert [found["id"][k] for k in last] == [expected["id"][k] for k in at]
+    assert [found["nll_sum"][k] for k in last] == [expected["nll_sum"][k] for k in at]
+
+
+def test_a_stopped_reference_is_continued_where_it_stopped(tiny, tmp_path, sftmix):
+    """With and without a checkpoint at its last step: it is trained up to its last scoring and no further."""
+    run = tmp_path / "run"
+    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    words = ["reference", *words, "--checkpoint.every", "2", "--checkpoint.keep", "9", "--reference.checkpoints"]
+    words += ["[0, 3]", "--out", str(run)]
+    assert sftmix(*words).code == 0
+    first = table(run / "confidence" / "dynamics.parquet")
+    for newest in (3, 2):
+        (run / "reference" / "MANIFEST.json").unlink()
+        (run / "confidence" / "dynamics.parquet").unlink()
+        if newest == 2:
+            shutil.rmtree(run / "reference" / "checkpoints" / "step-00000003")
+        done = sftmix(*words)
+        assert done.code == 0, done.err
+        assert f"resuming after step {newest} of 12" in done.out
+        assert json.loads((run / "reference" / "figures.json").read_text())["steps"] == 3
+        assert len((run / "reference" / "metrics.jsonl").read_text().splitlines()) == 3
+        assert table(run / "confidence" / "dynamics.parquet") == first

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from sftmix.components.base import Callback, CallbackResult, Perturbation
 from tests.tiny import Tiny, metrics, table, weights
 
 
@@ -23,6 +25,11 @@ def single(finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("single") / "run"
     assert main(["run", *options(finished.tiny), "--with_baseline", "--checkpoint.every", "3", "--out", str(out)]) == 0
     return out
+
+
+def confidence_of(run) -> dict[str, float]:
+    found = table(run / "confidence" / "confidence.parquet")
+    return dict(zip(found["id"], found["confidence"], strict=True))
 
 
 def by_epoch(run, key: str, stage: str = "train") -> list[int]:
@@ -135,3 +142,75 @@ def test_online_confidence_of_a_reference_needs_no_scoring(finished, tmp_path, s
         total = sum(n for n, c in zip(dynamics["nll_sum"], dynamics["checkpoint"], strict=True) if c == epoch)
         steps = [m for m in metrics(out, "reference") if m["epoch"] == epoch]
         assert total == pytest.approx(sum(m["ntp"] * m["ntp_tokens"] for m in steps), rel=1e-6)
+
+
+class BreakOnce(Perturbation):
+    """The second step (of 4 in an epoch) has one example whose loss is not a number."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        factor = [float("nan") if step == 1 and i == min(ids) else 1.0 for i in ids]
+        return e * torch.tensor(factor)[:, None, None]
+
+
+@pytest.mark.parametrize("window", ["1", "null"])
+def test_a_loss_that_is_not_finite_leaves_its_example_unpaired(finished, tmp_path, sftmix, window):
+    out = tmp_path / "run"
+    words = options(finished.tiny, "--training.micro_batch_size", "8", "--training.length_groups", "1")
+    words += ["--reference.window", window, "--perturbation", f"{__name__}.BreakOnce"]
+    done = sftmix("run", *words, "--out", str(out))
+    assert done.code == 0, done.err
+    assert "step 2 skipped" in done.out
+    assert "epoch 1: 1 of 29 examples had no finite loss" in done.out
+    first, second = (table(out / "train" / "online" / f"epoch-00{e}.parquet") for e in (0, 1))
+    lost = [i for i, n in zip(first["id"], first["n_tokens"], strict=True) if n == 0]
+    assert len(lost) == 1
+    assert 0 not in second["n_tokens"]
+    scored = {i for i, c in confidence_of(out).items() if np.isfinite(c)}
+    assert len(scored) == (29 if window == "1" else 28)  # null: the first epoch counts, too
+
+
+class StopAt(Callback):
+    """Asks to stop after so many steps of one stage."""
+
+    def __init__(self, *, step: int, stage: str = "train"):
+        self.step, self.stage = step, stage
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=state.step == self.step and state.stage == self.stage)
+
+
+def stopping(step: int) -> list[str]:
+    return ["--callbacks+", f"{__name__}.StopAt", "--callbacks.step", str(step)]
+
+
+@pytest.mark.parametrize(("step", "decided_by"), [(3, None), (4, None), (5, 0), (8, 0), (9, 1)])
+def test_a_callback_may_stop_a_single_run(finished, single, tmp_path, sftmix, step, decided_by):
+    """In an epoch (4 steps each) or at its end: the split that is shown is that of the last epoch begun, if any.
+
+    The baseline, which nothing stops, sees the batches of the target where there were such.
+    """
+    out = tmp_path / "run"
+    words = ["run", *options(finished.tiny), "--with_baseline", *stopping(step), "--out", str(out)]
+    done = sftmix(*words)
+    assert done.code == 0, done.err
+    assert [len(metrics(out, stage)) for stage in ("train", "baseline")] == [step, 12]
+    assert [m["loss"] for m in metrics(out)] == [m["loss"] for m in metrics(single)][:step]
+    begun = (step - 1) // 4 + 1
+    for key in ("tokens", "ntp_tokens"):
+        ours, whole = ([m[key] for m in metrics(run, "baseline")] for run in (out, single))
+        assert ours[: 4 * begun] == whole[: 4 * begun]
+        assert sum(ours) == sum(whole)  # each example once in every epoch
+    summary = json.loads((out / "summary.json").read_text())
+    if decided_by is None:
+        assert "stopped in the first epoch" in done.out
+        assert not (out / "split").exists()
+        assert "confidence" not in summary
+    else:
+        kept = table(out / "train" / "online" / f"epoch-{decided_by:03d}.parquet")
+        expected = -np.exp(np.array(kept["nll_sum"]) / np.array(kept["n_tokens"]))
+        found = confidence_of(out)
+        np.testing.assert_allclose([found[i] for i in kept["id"]], expected, rtol=1e-12)
+        assert summary["confidence"]["confident"]["examples"] == 14
+    again = sftmix(*words)
+    assert again.code == 0, again.err
+    assert json.loads((out / "summary.json").read_text()) == summary

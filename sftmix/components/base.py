@@ -103,6 +103,19 @@ class Reference(Component, ABC):
     """True where there is no reference run: the target's own losses of one epoch split the data for the next."""
     trains: bool = True
     """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
+    gives_response_alone: bool = True
+    """False where the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
+    gives_correct: bool = True
+    """False where the dynamics do not count correct tokens."""
+    gives_before_training: bool = True
+    """False where no checkpoint is of the model before training (step 0)."""
+
+    def most_checkpoints(self, epochs: float | None) -> int | None:
+        """Return how many checkpoints the dynamics have at most; None where that is not known beforehand.
+
+        epochs  the length of a reference run; None where it is given in steps
+        """
+        return None
 
     @abstractmethod
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
@@ -115,7 +128,11 @@ class ConfidenceEstimator(Component, ABC):
     needs_response_alone: bool = False
     """True where the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
     needs_before_training: bool = False
-    """True where the estimator needs checkpoint 0, before the reference is trained, and two later ones."""
+    """True where the first checkpoint must be of the model before training."""
+    needs_correct: bool = False
+    """True where the estimator reads `dynamics.n_correct`, which online losses do not have."""
+    needs_checkpoints: int = 1
+    """The smallest number of checkpoints that the estimator works with."""
 
     @abstractmethod
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
@@ -237,6 +254,8 @@ class Objective(Component, ABC):
 
     mixes: bool = False
     """True where the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
+    trains_unpaired: bool = True
+    """False where examples in no pair add nothing to the loss: an epoch without pairs would train nothing."""
     needs_batch_nll: bool = False
     """True where `batch.batch_nll` must be there: a pass without gradients over the global batch before each step."""
 

@@ -38,6 +38,8 @@ class Correctness(ConfidenceEstimator):
     Dataset Cartography's correctness (arXiv 2009.10795), its share of correct predictions taken over tokens.
     """
 
+    needs_correct = True
+
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         if (dynamics.n_correct == NOT_COUNTED).any():
             raise ConfigError(
@@ -52,6 +54,8 @@ class LowVariability(ConfidenceEstimator):
 
     Dataset Cartography's variability (arXiv 2009.10795) in the place of its confidence; it needs 2 checkpoints.
     """
+
+    needs_checkpoints = 2
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         if len(dynamics.steps) < 2:
@@ -99,6 +103,7 @@ class LearningPercentage(ConfidenceEstimator):
     """
 
     needs_before_training = True
+    needs_checkpoints = 3
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         steps = dynamics.steps.tolist()

@@ -129,6 +129,8 @@ class SFTMix(Objective):
 class MixupOnly(SFTMix):
     """Mixup without NTP (section 5.3): SFTMix's Mixup term alone, with weight 1, over its own count."""
 
+    trains_unpaired = False
+
     def __init__(self, *, alpha: float | Schedule = 0.5, lambda_per: LambdaPer = "pair", mean: Mean = "token") -> None:
         """
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.

@@ -51,6 +51,16 @@ class TrainedReference(Reference):
         self.token_nll = token_nll
         self.response_alone = response_alone
         self.training = training
+        self.gives_response_alone = response_alone
+        self.gives_correct = checkpoints != "online"
+        self.gives_before_training = isinstance(checkpoints, list) and 0 in checkpoints
+
+    def most_checkpoints(self, epochs: float | None) -> int | None:
+        if isinstance(self.checkpoints, list):
+            return len(set(self.checkpoints))
+        if isinstance(self.checkpoints, int):
+            return self.checkpoints
+        return None if epochs is None else int(epochs)  # online: one for each whole epoch
 
     def files(self) -> Sequence[str]:
         if self.model is None:
@@ -75,6 +85,8 @@ class FromCheckpoints(Reference):
     """
 
     trains = False
+    gives_response_alone = False
+    gives_before_training = False
 
     def __init__(
         self,
@@ -98,6 +110,9 @@ class FromCheckpoints(Reference):
         self.max_length = max_length
         self.token_nll = token_nll
 
+    def most_checkpoints(self, epochs: float | None) -> int | None:
+        return len(self.paths)
+
     def files(self) -> Sequence[str]:
         template = self.template or ""
         return [*self.paths, *([template] if os.path.isfile(template) else [])]
@@ -118,12 +133,18 @@ class Online(Reference):
     """
 
     single_run = True
+    gives_response_alone = False
+    gives_correct = False
+    gives_before_training = False
 
     def __init__(self, *, window: int | None = 1) -> None:
         """window: how many of the last epochs count as checkpoints, at least 1; null: all so far."""
         if window is not None and window < 1:
             raise ConfigError(f"reference.window is {window}; allowed: 1 and above, or null for all epochs")
         self.window = window
+
+    def most_checkpoints(self, epochs: float | None) -> int | None:
+        return 1  # whatever the window: the second epoch is split by the first alone
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         raise ConfigError("reference Online has no run of its own: its losses come to be while the target is trained")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from sftmix.components.base import Reference, plain
 from sftmix.components.callbacks import Evaluate
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 
@@ -109,32 +110,77 @@ def _pairs(config: RunConfig, pairs: bool) -> Iterator[str]:
 
 
 def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
-    reference, training = config.reference, config.training
-    if not (pairs and config.splitter.needs_confidence):
-        return
-    if config.confidence.needs_response_alone and not getattr(reference, "response_alone", True):
+    if pairs and config.splitter.needs_confidence:
+        yield from _confidence(config)
+        if config.reference.single_run:
+            yield from _single_run(config)
+
+
+def _confidence(config: RunConfig) -> Iterator[str]:
+    """What the confidence reads in the dynamics, and the reference does not put there."""
+    reference, confidence = config.reference, f"confidence {type(config.confidence).__name__}"
+    if config.confidence.needs_response_alone and not reference.gives_response_alone:
         yield (
-            f"confidence {type(config.confidence).__name__} compares each response with and without its instruction, "
-            "but reference.response_alone is false; set it to true"
+            f"{confidence} compares each response with and without its instruction, but "
+            f"{_as_set(reference, 'response_alone', 'checkpoints')} does not score responses alone; use --reference "
+            "TrainedReference with reference.response_alone true and a number or list of reference.checkpoints, or "
+            "another --confidence"
         )
-    places = getattr(reference, "checkpoints", [0, 0, 0])
-    if config.confidence.needs_before_training and not (isinstance(places, list) and 0 in places and len(places) > 2):
+    if config.confidence.needs_correct and not reference.gives_correct:
         yield (
-            f"confidence {type(config.confidence).__name__} compares with the perplexity before training, but "
-            f"reference.checkpoints is {places}; give a list with 0 and two later places, such as [0, 0.33, 1]"
+            f"{confidence} needs the number of correct tokens, which the online losses of "
+            f"{_as_set(reference, 'checkpoints')} do not have; use --reference TrainedReference with a number of "
+            "reference.checkpoints, or another --confidence"
         )
-    if reference.single_run:
-        name = type(reference).__name__
-        if training.max_steps is None and training.epochs <= 1:
-            yield (
-                f"reference {name} splits each epoch by the losses of the one before, but training.epochs is "
-                f"{training.epochs:g}; allowed: above 1"
-            )
-        if getattr(config.objective, "ntp_on", "all") != "all":
-            yield (
-                f"reference {name} has no split in the first epoch, so objective.ntp_on must be all, not "
-                f"{config.objective.ntp_on!r}"  # type: ignore[attr-defined]
-            )
+    if config.confidence.needs_before_training and not reference.gives_before_training:
+        yield (
+            f"{confidence} compares with the perplexity before training, but "
+            f"{_as_set(reference, 'checkpoints')} does not score there; use --reference TrainedReference and a list of "
+            "reference.checkpoints with 0 and two later places, such as [0, 0.33, 1], or another --confidence"
+        )
+    most, needed = reference.most_checkpoints(_reference_epochs(config)), config.confidence.needs_checkpoints
+    if most is not None and most < needed:
+        yield (
+            f"{confidence} needs {needed} checkpoint{'s' * (needed > 1)}, but {_as_set(reference, 'checkpoints')} has "
+            f"{most}; use --reference TrainedReference with more reference.checkpoints (online: more epochs), or "
+            "another --confidence"
+        )
+
+
+def _as_set(reference: Reference, *options: str) -> str:
+    """The reference with those of the options that it has."""
+    found = [f"reference.{name} {plain(getattr(reference, name))}" for name in options if hasattr(reference, name)]
+    return f"reference {type(reference).__name__}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _reference_epochs(config: RunConfig) -> float | None:
+    """How long the reference is trained; None where that is given in steps."""
+    training, own = config.training, getattr(config.reference, "training", None)
+    if not isinstance(own, ReferenceTraining):
+        own = ReferenceTraining()
+    if own.max_steps is not None or training.max_steps is not None:
+        return None
+    return training.epochs if own.epochs is None else own.epochs
+
+
+def _single_run(config: RunConfig) -> Iterator[str]:
+    """What a run needs whose first epoch has neither pairs nor groups."""
+    name, objective, training = type(config.reference).__name__, config.objective, config.training
+    if training.max_steps is None and training.epochs <= 1:
+        yield (
+            f"reference {name} splits each epoch by the losses of the one before, but training.epochs is "
+            f"{training.epochs:g}; allowed: above 1"
+        )
+    if getattr(objective, "ntp_on", "all") != "all":
+        yield (
+            f"reference {name} has no split in the first epoch, so objective.ntp_on must be all, not "
+            f"{objective.ntp_on!r}"  # type: ignore[attr-defined]
+        )
+    if not objective.trains_unpaired:
+        yield (
+            f"reference {name} has no pairs in the first epoch, in which objective {type(objective).__name__} would "
+            "train nothing; use --objective SFTMix, or --reference TrainedReference"
+        )
 
 
 def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:

@@ -55,19 +55,33 @@ class OnlineLosses:
         self._parts = [(part[0], part[1], part[2])] if part else []
 
     def end_epoch(self, epoch: int, step: int) -> None:
-        """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next."""
+        """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
+
+        An example whose loss was not finite (its step was skipped) counts as not scored.
+        """
         found = self.gathered()
         if found and len(found["row"]) == len(self._ids) and self._world.is_main:
-            write_dynamics(self.path(epoch), self._dynamics(found, step))
+            dynamics = self._dynamics(found, step)
+            write_dynamics(self.path(epoch), dynamics)
+            lost = np.flatnonzero(~dynamics.scored)
+            if len(lost):
+                names = [self._ids[row] for row in lost[:5]]
+                print(
+                    f"epoch {epoch + 1}: {len(lost)} of {len(self._ids)} examples had no finite loss and count as not "
+                    f"scored: {names}",
+                    flush=True,
+                )
         self._parts = []
         self._world.barrier()
 
     def _dynamics(self, found: Mapping[str, torch.Tensor], step: int) -> TrainingDynamics:
-        count = found["n_tokens"].numpy()
+        nll_sum = found["nll_sum"].numpy()
+        finite = np.isfinite(nll_sum)
+        count = np.where(finite, found["n_tokens"].numpy(), 0)
         return TrainingDynamics(
             ids=self._ids,
             steps=np.array([step], dtype=np.int64),
-            nll_sum=found["nll_sum"].numpy()[:, None],
+            nll_sum=np.where(finite, nll_sum, 0.0)[:, None],
             n_tokens=count,
             n_correct=np.full((len(count), 1), NOT_COUNTED, dtype=np.int64),
         )
