@@ -15,11 +15,9 @@ from sftmix.compare import Comparison, TableOptions
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.config.layers import config_file, read_layers, recipes
 from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining
 
-OF_COMPARE = [n for n in recipes() if any("variants" in f.values for f in read_layers(config_file(f"recipe:{n}")))]
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
 Table = Callable[..., Comparison]
 
@@ -174,12 +172,6 @@ def test_what_cannot_be_run_is_said_before_anything_starts(
         table(*words, **keys).validate()
     for word in expected:
         assert word in str(error.value)
-
-
-@pytest.mark.parametrize("name", OF_COMPARE)
-def test_a_recipe_needs_nothing_but_a_directory(name: str) -> None:
-    given = sort_arguments(["--config", f"recipe:{name}", "--out", "o"], list(vars(TableOptions())))
-    comparison_of(given).validate()
 
 
 def test_a_table_works_without_yaml() -> None:
