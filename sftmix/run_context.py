@@ -73,8 +73,7 @@ class RunContext:
         if kept is None:
             return whole
         data = encode(kept)
-        name = type(config.selector).__name__
-        data.report.notes.append(f"{len(kept):,} of {len(whole.train):,} examples selected by {name}")
+        data.report.notes.append(selected_note(config, data.train, whole.train))
         return data
 
     def _selected(self, rows: EncodedDataset) -> list[str]:
@@ -114,7 +113,8 @@ class RunContext:
     def model_fingerprint(self) -> str:
         return self.world.share(fingerprint(self.config.model.path) if self.world.is_main else None)
 
-    def table(self, data: EncodedDataset, path: Path | None) -> Scores:
+    @staticmethod
+    def table(data: EncodedDataset, path: Path | None) -> Scores:
         nothing = np.full(len(data), np.nan)
         confidence, spread = (nothing, nothing) if path is None else read_confidence(path)[1:]
         return Scores(
@@ -258,3 +258,8 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
     if requested is not None and context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
     return requested or min(2048, context or 2048)
+
+
+def selected_note(config: RunConfig, kept: EncodedDataset, whole: EncodedDataset) -> str:
+    """What the report says of the selector."""
+    return f"{len(kept):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"

@@ -16,9 +16,11 @@ from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
+from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.parser import component_bases, is_group
 from sftmix.errors import ConfigError
+from sftmix.options import reference_lora
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     if only_list:
         print("\n".join(listing(comparison)))
         return
+    for warning in comparison.warnings():
+        say(warning)
     run_table(comparison)
 
 
@@ -141,9 +145,13 @@ def listing(comparison: Comparison) -> list[str]:
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]
-    references = len({_reference_key(cell.plain) for cell in needing})
+    references = len({_reference_key(comparison.variants[cell.variant], cell.plain) for cell in needing})
+    # A selector may draw by the seed or not, which only its rows can tell.
+    selected = any(not isinstance(comparison.variants[cell.variant].selector, All) for cell in needing)
+    most = " at most" if selected else ""
+    lines += comparison.warnings()
     lines.append(f"runs: {len(cells)}, of which {len(done)} are done; trainings of the target: {len(cells)} at most")
-    lines.append(f"references: {references}, used by {len(needing)} runs")
+    lines.append(f"references: {references}{most}, used by {len(needing)} runs")
     return lines
 
 
@@ -152,13 +160,17 @@ def _needs_reference(config: RunConfig) -> bool:
     return uses_confidence and not config.reference.single_run
 
 
-def _reference_key(plain: Mapping[str, Any]) -> str:
-    """What decides the reference, as far as it can be told without reading anything."""
-    own = (plain["reference"].get("init_args") or {}).get("training") or {}
-    training = {**plain["training"], **{k: v for k, v in own.items() if v is not None}}
-    seed = plain["seed"] if own.get("seed") is None else own["seed"]
-    rows = {**plain["data"], "seed": plain["data"]["seed"] if plain["data"]["seed"] is not None else plain["seed"]}
-    parts = (rows, plain["model"]["path"], plain["reference"], training, plain["selector"], seed)
+def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
+    """What decides the reference of a cell, as far as it can be told without reading anything."""
+    seed = plain["seed"]
+    rows = {**plain["data"], "seed": seed if plain["data"]["seed"] is None else plain["data"]["seed"]}
+    parts = [rows, plain["model"]["path"], plain["reference"]]
+    if not isinstance(config.selector, All):
+        parts += [plain["selector"], seed]
+    if config.reference.trains:
+        own = {k: v for k, v in (plain["reference"]["init_args"].get("training") or {}).items() if v is not None}
+        lora = dataclasses.asdict(reference_lora(config.model, getattr(config.reference, "model", None)))
+        parts += [{**plain["training"], **own}, own.get("seed", seed), lora if lora["r"] else None]
     return json.dumps(parts, sort_keys=True, default=str)
 
 

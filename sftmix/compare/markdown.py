@@ -43,6 +43,11 @@ def number(value: float | None, *, like: float | None = None) -> str:
     return f"{value:.4f}" if size >= 1e-2 or not size else f"{value:.2g}"
 
 
+def _count(found: int, runs: int) -> str:
+    """How many seeds a figure is over, and of how many where some lack it."""
+    return str(found) if found == runs else f"{found} of {runs}"
+
+
 def _mean(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "-"
@@ -59,7 +64,8 @@ def _main_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         if figures and figures.get("difference") is not None:
             spread = figures["difference_sd"]
             off = f"{figures['difference']:+.4f}" + ("" if spread is None else f" ± {spread:.4f}")
-        yield (name, str(len(variant["runs"])), _mean(figures), off)
+        runs = len(variant["runs"])
+        yield (name, _count((figures or {"seeds": 0})["seeds"], runs), _mean(figures), off)
 
 
 def _contrast_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -70,13 +76,15 @@ def _contrast_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         off = "-" if c["mean"] is None else f"{c['mean']:+.4f}"
         p_values = (number(c["p"]), number(c["p_holm"]))
         name = f"{c['ours']} − {c['theirs']}"
-        yield (name, str(len(c["seeds"])), off, interval, *p_values, number(c["smallest_effect"]), c["verdict"])
+        seeds = _count(len(c["seeds"]), min(len(table["variants"][c[side]]["runs"]) for side in ("ours", "theirs")))
+        yield (name, seeds, off, interval, *p_values, number(c["smallest_effect"]), c["verdict"])
 
 
 def _notes(table: Mapping[str, Any]) -> Iterator[str]:
     seeds, contrasts = len(table["options"]["seeds"]), table["contrasts"]
     if table["metric"] in _LOWER_IS_BETTER:
         yield f"{table['metric']}: nats per response token of the held-out rows; lower is better."
+    yield from _without_value(table)
     if not contrasts:
         return
     if seeds == 1:
@@ -105,18 +113,44 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
             "detectable: the true difference that this many seeds would find four times in five (paired t-test, "
             "two-sided 0.05, uncorrected), given the spread seen here."
         )
+    yield _what_seeds_share(table)
+
+
+def _without_value(table: Mapping[str, Any]) -> Iterator[str]:
+    for name, variant in table["variants"].items():
+        if variant["no_value"]:
+            which = f"seed{_s(variant['no_value'])} {', '.join(map(str, variant['no_value']))}"
+            yield (
+                f"**{name}: no finite {table['metric']} at {which}. Such runs (diverged, or not measured) are in no "
+                "mean and no contrast here, which flatters a variant that diverges.**"
+            )
+
+
+def _what_seeds_share(table: Mapping[str, Any]) -> str:
     if table["options"]["fresh_reference"]:
-        yield "Each seed has its own reference and held-out rows."
-    else:
-        shared = table["seed"]
-        yield f"Reference and held-out rows are those of seed {shared} in every run; the seeds vary the training."
+        return "Each seed has its own reference and held-out rows."
+    own: dict[str, list[str]] = {"data": [], "eval": [], "reference": []}
+    for name, variant in table["variants"].items():
+        for key in (key for key, same in variant["same_at_all_seeds"].items() if not same):
+            own[key].append(name)
+    if not any(own.values()):
+        return "Reference and held-out rows are the same at all seeds; the seeds vary the training."
+    words = {"data": "training rows", "eval": "held-out rows", "reference": "a reference"}
+    parts = [f"{words[key]} ({', '.join(names)})" for key, names in own.items() if names]
+    return f"Each seed has its own {' and '.join(parts)}; what else is not trained is the same at all seeds."
 
 
 def _further_rows(table: Mapping[str, Any], names: Sequence[str]) -> Iterator[Sequence[str]]:
     variants = table["variants"]
     yield ("figure", *variants)
     for name in names:
-        yield (name, *(_mean(variant["metrics"].get(name)) for variant in variants.values()))
+        yield (name, *(_further(variant, name) for variant in variants.values()))
+
+
+def _further(variant: Mapping[str, Any], name: str) -> str:
+    figures, runs = variant["metrics"].get(name), len(variant["runs"])
+    lacking = figures is not None and figures["seeds"] < runs
+    return _mean(figures) + (f" ({_count(figures['seeds'], runs)} seeds)" if figures and lacking else "")
 
 
 def _variant_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artefacts import sha256_json
+from sftmix.compare.statistics import seeds_needed
 from sftmix.config import RunConfig
 from sftmix.errors import ConfigError
 
@@ -115,6 +116,18 @@ class Comparison:
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
         seed = self.variants[self.baseline].seed
         return {"seed": seed, **asdict(self.options), "variants": own}
+
+    def warnings(self) -> list[str]:
+        """What the table will not be able to show, whatever comes out."""
+        contrasts, seeds = len(self.contrasts), len(self.options.seeds)
+        needed = seeds_needed(contrasts) if contrasts else 0
+        if seeds >= needed:
+            return []
+        what = "contrast needs" if contrasts == 1 else "contrasts need"
+        return [
+            f"note: {contrasts} {what} {needed} seeds before any can be called significant (sign-flip test, Holm), and "
+            f"there {'is' if seeds == 1 else 'are'} {seeds}: give more seeds, or plan fewer contrasts"
+        ]
 
     # ----------------------------------------------------------------------------------------- checks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,8 @@ from sftmix.compare.statistics import (
     smallest_effect,
     smallest_p,
 )
+from sftmix.config.messages import nearest
+from sftmix.errors import ConfigError
 
 SHOWN = (
     *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
@@ -35,7 +37,7 @@ SHOWN = (
 )
 """The figures and groups of figures that are shown unless `metrics` names others; those not there are left out."""
 
-RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct"}
+RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 
 _VERSIONS = ("torch", "transformers", "numpy", "scipy")
@@ -45,13 +47,17 @@ _VERSIONS = ("torch", "transformers", "numpy", "scipy")
 class CellResult:
     """What a finished cell has to say.
 
-    metrics  every number of its summary.json, nested ones with dots
-    adopted  stage -> directory of the stage it was taken from, relative to the cell's stage
+    metrics   every finite number of its summary.json, nested ones with dots
+    no_value  names of its figures that are null or not finite
+    adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
+    same      what runs of a variant may have in common: rows, eval and reference, as their stages' inputs tell it
     """
 
     cell: Cell
     metrics: Mapping[str, float]
+    no_value: Sequence[str]
     adopted: Mapping[str, str]
+    same: Mapping[str, Any]
 
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
@@ -60,16 +66,47 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     from sftmix.rundir import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
-    return CellResult(cell, dict(flatten(summary)), adopted)
+    figures = dict(flatten(summary))
+    metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
+    inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
+    same = {key: inputs.get("train", {}).get(key) for key in ("data", "eval")}
+    return CellResult(
+        cell, metrics, [n for n in figures if n not in metrics], adopted, same | {"reference": inputs.get("reference")}
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted name, number) of every finite number in nested mappings."""
+    """(dotted name, number) of every number in nested mappings; NaN where the value is null."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
+        elif value is None:
+            yield f"{prefix}{key}", float("nan")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", float(value)
+
+
+_ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "stages")
+"""Groups of figures that runs without a split lack in part: the first of several variants does not decide on these."""
+
+
+def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]) -> None:
+    """ConfigError for a name in `metric` or `metrics` that is no figure of the runs, as soon as that can be told.
+
+    That is after the first run; for figures of the split after the first run of every variant.
+    """
+    options = comparison.options
+    there = list(dict.fromkeys(name for r in results for name in (*r.metrics, *r.no_value)))
+    for key, name in [("metric", options.metric), *(("metrics", name) for name in options.metrics or ())]:
+        known = name in there or (key == "metrics" and any(m.startswith(f"{name}.") for m in there))
+        early = len(results) < len(comparison.variants) and name.partition(".")[0] in _ONLY_WITH_PAIRS
+        if not known and not early:
+            siblings = [m for m in there if m.rpartition(".")[0] == name.rpartition(".")[0]]
+            guess = nearest(name, siblings) or nearest(name, there)
+            raise ConfigError(
+                f"{key} names {name!r}, which is no figure of a run's summary.json ({results[-1].cell.path})."
+                f"{guess} Figures there: {', '.join(siblings or there)}"
+            )
 
 
 # -------------------------------------------------------------------------------------------- the table
@@ -85,7 +122,7 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
     for contrast, adjusted in zip(tested, holm([c["p"] for c in tested]), strict=True):
         contrast["p_holm"] = adjusted
     for contrast in contrasts:
-        contrast["verdict"] = _verdict(contrast)
+        contrast["verdict"] = _verdict(contrast, complete)
     return {
         "complete": complete,
         "runs_done": len(results),
@@ -124,7 +161,16 @@ def _variant(
         }
         for r in own
     ]
-    return {"options": comparison.options_of(name), "metrics": figures, "runs": runs}
+    return {
+        "options": comparison.options_of(name),
+        "metrics": figures,
+        "no_value": [r.cell.seed for r in own if comparison.options.metric not in r.metrics],
+        "same_at_all_seeds": {key: all(r.same[key] == own[0].same[key] for r in own) for key in _SAME if own},
+        "runs": runs,
+    }
+
+
+_SAME = ("data", "eval", "reference")
 
 
 def _differences(ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str) -> dict[int, float]:
@@ -150,7 +196,7 @@ def _contrast(
     if sd is not None:
         found |= {"p": sign_flip(values), "smallest_effect": smallest_effect(sd, n)}
     if complete:
-        counts = _counts(ours, theirs, metric)
+        counts = _counts(ours, theirs, metric, set(differences))
         if counts is not None:
             over = "seeds and examples" if n > 1 else "examples"
             found |= {"interval": bootstrap_two_level(*counts), "interval_over": over}
@@ -159,45 +205,48 @@ def _contrast(
     return found
 
 
-def _verdict(contrast: Mapping[str, Any]) -> str:
+def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
     n = len(contrast["seeds"])
+    if not n:
+        return "not measured" if complete else "nothing to compare yet"
     if n < 2:
-        return "one seed: no spread, no test" if n else "nothing to compare yet"
+        return "one seed: no spread, no test"
     if n < MIN_SEEDS:
         return f"not tested: with {n} seeds no p is below {smallest_p(n):.2g}"
     return "different" if contrast["p_holm"] <= 0.05 else "no difference shown"
 
 
-def _counts(ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str) -> tuple[Counts, Counts] | None:
-    """The metric's sums per example on both sides; None without per-example files of the same held-out rows."""
+def _counts(
+    ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str, seeds: Container[int]
+) -> tuple[Counts, Counts] | None:
+    """The metric's sums per example on both sides; None without per-example files of the same held-out rows.
+
+    seeds  those that have the metric on both sides
+    """
     if metric not in RATIOS:
         return None
-    shared = {r.cell.seed for r in ours} & {r.cell.seed for r in theirs}
     sides, rows = [], None
     for side in (ours, theirs):
-        tables = [_held_out(r.cell.path / "train" / "eval.parquet") for r in side if r.cell.seed in shared]
+        paths = [r.cell.path / "train" / "eval.parquet" for r in side if r.cell.seed in seeds]
+        tables = [_held_out(path, RATIOS[metric]) for path in paths]
         for found in tables:
             if found is None or (rows is not None and set(found) != rows):
                 return None
             rows = set(found)
         columns = [[found[i] for i in sorted(found)] for found in tables if found]
-        values = np.array(columns, dtype=np.float64)  # [S, N, 3]
-        at = list(_COLUMNS).index(RATIOS[metric])
-        sides.append(Counts(numerator=values[:, :, at], denominator=values[:, :, _COLUMNS.index("n_tokens")]))
+        values = np.array(columns, dtype=np.float64)  # [S, N, 2]
+        sides.append(Counts(numerator=values[:, :, 0], denominator=values[:, :, 1]))
     return sides[0], sides[1]
 
 
-_COLUMNS = ("nll_sum", "n_tokens", "n_correct")
-
-
-def _held_out(path: Path) -> dict[str, tuple[float, ...]] | None:
-    """Example id -> its nll_sum, n_tokens, n_correct; None where the run wrote no such file."""
+def _held_out(path: Path, numerator: str) -> dict[str, tuple[float, ...]] | None:
+    """Example id -> that column and n_tokens; None where the run wrote no such file."""
     if not path.exists():
         return None
     import pyarrow.parquet as pq
 
-    found = pq.read_table(path, columns=["id", *_COLUMNS]).to_pydict()
-    return dict(zip(found["id"], zip(*(found[c] for c in _COLUMNS), strict=True), strict=True))
+    found = pq.read_table(path, columns=["id", numerator, "n_tokens"]).to_pydict()
+    return dict(zip(found["id"], zip(found[numerator], found["n_tokens"], strict=True), strict=True))
 
 
 def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
-from sftmix.compare.results import CellResult, build_table, result_of, write_tables
+from sftmix.compare.results import CellResult, build_table, refuse_unknown_metrics, result_of, write_tables
 from sftmix.errors import ConfigError, SFTMixError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
             bar.set_postfix_str(cell.name)
             directory.status(stage=cell.name, step=done, total_steps=len(cells))
             results.append(_run_cell(cell, cells, world))
+            if len(results) <= len(comparison.variants):
+                world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             if len(results) < len(cells):  # the last word needs every run
                 world.on_main(lambda: write_tables(directory.path, build_table(comparison, results), results))
             bar.update()

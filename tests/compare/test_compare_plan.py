@@ -15,11 +15,9 @@ from sftmix.compare import Comparison, TableOptions
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.config.layers import config_file, read_layers, recipes
 from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining
 
-OF_COMPARE = [n for n in recipes() if any("variants" in f.values for f in read_layers(config_file(f"recipe:{n}")))]
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
 Table = Callable[..., Comparison]
 
@@ -118,8 +116,29 @@ def test_the_listing_counts_what_is_shared(table: Table) -> None:
     assert lines[-1] == "references: 2, used by 4 runs"  # b trains its own: the reference inherits the epochs
     shared = listing(table("--reference.training.epochs", "3", variants=variants))
     assert shared[-1] == "references: 1, used by 4 runs"
+    random = {"NTP": {"objective": "NTP"}, "drawn": {"selector": "Random", "selector.k": 5}}
+    assert listing(table(variants=random))[-1] == "references: 2 at most, used by 2 runs"  # one for each seed's rows
+    stored = {"a": {"reference": {"class_path": "FromFile", "init_args": {"path": "d.parquet"}}}}
+    assert listing(table(variants=stored))[-1] == "references: 1, used by 2 runs"  # nothing of it depends on a seed
+    adapters = {"all": {}, "lora": {"model.lora.r": 4}}
+    assert listing(table(variants=adapters))[-1] == "references: 2, used by 4 runs"
     fresh = listing(table("--fresh_reference", "true", variants={"a": {}, "b": {"objective.mu": 1}}))
     assert fresh[-1] == "references: 2, used by 4 runs"
+
+
+@pytest.mark.parametrize(("seeds", "contrasts", "needed"), [(5, 1, 6), (6, 3, 7), (8, 7, 9)])
+def test_too_few_seeds_for_the_planned_contrasts_are_announced(
+    table: Table, seeds: int, contrasts: int, needed: int
+) -> None:
+    variants = {f"v{i}": {"objective.mu": i / 10} for i in range(contrasts + 1)}
+    few = table("--seeds", str(list(range(seeds))), variants=variants)
+    assert [f"{needed} seeds" in line and f"there are {seeds}" in line for line in few.warnings()] == [True]
+    assert few.warnings()[0] in listing(few)
+    assert table("--seeds", str(list(range(needed))), variants=variants).warnings() == []
+
+
+def test_nothing_is_announced_where_nothing_is_tested(table: Table) -> None:
+    assert table(variants={"a": {}}).warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -153,12 +172,6 @@ def test_what_cannot_be_run_is_said_before_anything_starts(
         table(*words, **keys).validate()
     for word in expected:
         assert word in str(error.value)
-
-
-@pytest.mark.parametrize("name", OF_COMPARE)
-def test_a_recipe_needs_nothing_but_a_directory(name: str) -> None:
-    given = sort_arguments(["--config", f"recipe:{name}", "--out", "o"], list(vars(TableOptions())))
-    comparison_of(given).validate()
 
 
 def test_a_table_works_without_yaml() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +27,11 @@ from sftmix.artefacts import read_json
 from sftmix.cli import main
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
-from sftmix.compare import TableOptions
-from sftmix.compare.results import build_table, flatten, result_of
+from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.markdown import markdown
+from sftmix.compare.results import CellResult, build_table, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.statistics import Counts, bootstrap_two_level, sign_flip
+from sftmix.errors import ConfigError
 from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
@@ -212,9 +216,103 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespa
     assert contrast["interval_over"] == "seeds"
 
 
+def results_of(out: Path, *words: str) -> tuple[Comparison, list[CellResult]]:
+    """A table that was run, with more words: its comparison and what its runs say."""
+    given = sort_arguments(["--config", str(out / "compare.yaml"), "--out", str(out), *words], [*vars(TableOptions())])
+    comparison = comparison_of(given)
+    return comparison, [result_of(cell, read_json(cell.path / "summary.json")) for cell in comparison.cells]
+
+
+def test_the_brier_score_has_an_interval_over_examples(ran: SimpleNamespace) -> None:
+    comparison, results = results_of(ran.out, "--metric", "calibration.brier")
+    contrast = build_table(comparison, results)["contrasts"][0]
+    sides = []
+    for variant in ("SFTMix", "NTP"):
+        files = [pq.read_table(ran.out / variant / f"seed-{seed}/train/eval.parquet").sort_by("id") for seed in (1, 2)]
+        sides.append(Counts(*(np.array([f[c].to_numpy() for f in files], float) for c in ("brier_sum", "n_tokens"))))
+    assert contrast["interval_over"] == "seeds and examples"
+    assert contrast["interval"] == pytest.approx(bootstrap_two_level(*sides), rel=1e-9)
+    for name, side in zip(("SFTMix", "NTP"), sides, strict=True):
+        own = [r.metrics["calibration.brier"] for r in results if r.cell.variant == name]
+        assert side.numerator.sum(1) / side.denominator.sum(1) == pytest.approx(own, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+def test_a_run_that_diverged_is_counted_and_named(ran: SimpleNamespace, value: float | None) -> None:
+    comparison, results = results_of(ran.out)
+    cell = next(r.cell for r in results if r.cell.name == "SFTMix/seed-2")
+    broken = {**read_json(cell.path / "summary.json"), "eval_nll_after": value, "eval_accuracy": value}
+    table = build_table(comparison, [result_of(cell, broken) if r.cell is cell else r for r in results])
+    text = markdown(table)
+    assert table["variants"]["SFTMix"]["no_value"] == [2]
+    assert re.search(r"^\| SFTMix +\| 1 of 2 ", text, re.M)
+    assert re.search(r"^\| NTP +\| 2 ", text, re.M)
+    assert re.search(r"^\| SFTMix − NTP +\| 1 of 2 ", text, re.M)
+    assert "SFTMix: no finite eval_nll_after at seed 2." in text
+    assert re.search(r"^\| eval_accuracy .*\(1 of 2 seeds\)", text, re.M)
+    assert np.isfinite(table["contrasts"][0]["interval"]).all()  # over the seed that both have
+
+
+def test_a_contrast_that_no_run_measured_says_so(ran: SimpleNamespace) -> None:
+    comparison, results = results_of(ran.out)
+    broken = [result_of(r.cell, {**read_json(r.cell.path / "summary.json"), "eval_nll_after": None}) for r in results]
+    assert build_table(comparison, broken)["contrasts"][0]["verdict"] == "not measured"
+    assert build_table(comparison, broken[:1])["contrasts"][0]["verdict"] == "nothing to compare yet"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--metric", "calibration.eec"), ["metric names 'calibration.eec'", "Did you mean calibration.ece?"]),
+        (("--metric", "eval_nll_afer"), ["metric names 'eval_nll_afer'", "Did you mean eval_nll_after?"]),
+        (("--metric", "calibration"), ["metric names 'calibration'"]),  # a group cannot be tested
+        (("--metrics", "[calibration,calibratoin]"), ["metrics names 'calibratoin'"]),
+        (("--metrics", "[calibration.eec]"), ["metrics names 'calibration.eec'"]),
+    ],
+)
+def test_a_misspelt_metric_is_refused_after_the_first_run(
+    ran: SimpleNamespace, words: tuple[str, ...], expected: list[str]
+) -> None:
+    comparison, results = results_of(ran.out, *words)
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown_metrics(comparison, results[:1])
+    assert all(word in str(error.value) for word in expected)
+
+
+def test_figures_of_the_split_may_be_missing_from_the_first_variant(ran: SimpleNamespace) -> None:
+    comparison, results = results_of(ran.out, "--metric", "confounds.nothing", "--metrics", "[confounds, calibration]")
+    refuse_unknown_metrics(comparison, results[:1])
+    with pytest.raises(ConfigError, match=r"metric names 'confounds\.nothing'"):
+        refuse_unknown_metrics(comparison, results[:2])
+    refuse_unknown_metrics(*results_of(ran.out, "--metric", "spearman_confidence_length"))
+
+
+def test_a_table_with_a_misspelt_metric_ends_at_its_first_run(
+    ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
+) -> None:
+    shutil.copytree(ran.out, tmp_path / "table")
+    done = sftmix(*words(finished, tmp_path), "--metric", "calibration.eec")
+    assert (done.code, status(tmp_path / "table")["step"]) == (2, 0)
+    assert "Did you mean calibration.ece?" in done.err
+
+
+def test_the_note_on_what_seeds_share_is_true(
+    ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
+) -> None:
+    assert "Reference and held-out rows are the same at all seeds" in (ran.out / "table.md").read_text()
+    shutil.copytree(ran.out, tmp_path / "table")
+    drawn = {**VARIANTS, "drawn": {"selector": "Random", "selector.k": 20}}
+    assert sftmix(*words(finished, tmp_path, drawn)).code == 0
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "Each seed has its own training rows (drawn) and a reference (drawn);" in text
+    table = read_json(tmp_path / "table" / "table.json")
+    assert table["variants"]["drawn"]["same_at_all_seeds"] == {"data": False, "eval": True, "reference": False}
+    assert table["variants"]["NTP"]["same_at_all_seeds"] == {"data": True, "eval": True, "reference": True}
+
+
 def test_numbers_of_a_summary_get_dotted_names() -> None:
-    summary = {"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True, "h": None, "i": float("nan"), "j": [1]}
-    assert dict(flatten(summary)) == {"a": 1.0, "b.c": 2.5, "b.d.e": 3.0}
+    summary = {"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True, "h": None, "i": float("inf"), "j": [1]}
+    assert str(dict(flatten(summary))) == str({"a": 1.0, "b.c": 2.5, "b.d.e": 3.0, "h": math.nan, "i": math.inf})
 
 
 @pytest.mark.slow

@@ -1,0 +1,62 @@
+"""The shipped recipes: each is a valid configuration without any file beside the checkout, and has a small twin."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.compare import comparison_of
+from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.statistics import seeds_needed
+from sftmix.config import RunConfig
+from sftmix.config.layers import config_file, read_layers, recipes
+
+TABLES = [n for n in recipes() if any("variants" in layer.values for layer in read_layers(config_file(f"recipe:{n}")))]
+RUNS = [n for n in recipes() if n not in TABLES]
+SMALL = "small/"
+WITHOUT_TWIN = {"quickstart"}  # small itself
+
+
+def table(name: str) -> Comparison:
+    return comparison_of(sort_arguments(["--config", f"recipe:{name}", "--out", "o"], list(vars(TableOptions()))))
+
+
+def test_every_recipe_has_a_small_twin_that_is_made_from_it() -> None:
+    mine = {n for n in recipes() if not n.startswith(SMALL)} - WITHOUT_TWIN
+    assert not [n for n in mine if f"{SMALL}{n}" not in recipes()]
+    for name in mine:
+        layers = [layer.name for layer in read_layers(config_file(f"recipe:{SMALL}{name}"))]
+        assert f"recipe:{name}" in layers, f"{SMALL}{name} repeats what recipe:{name} says"
+
+
+@pytest.mark.parametrize("name", [n for n in RUNS if n not in WITHOUT_TWIN])
+def test_a_run_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.read(config_file(f"recipe:{name}"))
+    config.validate(needs_out=False)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = table(name)
+    made.validate()
+    if name.startswith(SMALL):
+        twin = {
+            k: v
+            for layer in read_layers(config_file(f"recipe:{name.removeprefix(SMALL)}"))
+            for k, v in layer.values.items()
+            if k in ("variants", "contrasts")
+        }
+        assert len(made.variants) == len(twin["variants"])
+        assert made.options.contrasts == twin.get("contrasts")
+    else:
+        assert len(made.options.seeds) >= seeds_needed(len(made.contrasts)), "no contrast could be significant"
+
+
+@pytest.mark.parametrize("name", ["baselines", "small/baselines"])
+def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(name: str) -> None:
+    """Epochs of the reference and the target, and a third of an epoch (a forward alone) for each scoring."""
+    variants = table(name).variants
+    epochs, scorings = variants["SFTMix"].training.epochs, variants["SFTMix"].reference.checkpoints
+    assert variants["NTP-equal-compute"].training.epochs == pytest.approx(2 * epochs + scorings / 3, abs=0.01)
