@@ -161,7 +161,7 @@ def best_evaluation(lines: Iterable[Mapping[str, Any]], last: float | None) -> d
     """
     if last is None:
         return {}
-    lines = list(lines)
+    lines = list(lines) or [{"step": 0, "epoch": 0}]  # stopped before the first step
     found = [(line["eval_nll"], line["step"], line["epoch"]) for line in lines[:-1] if line.get("eval_nll") is not None]
     nll, step, epoch = min([*found, (last, lines[-1]["step"], lines[-1]["epoch"])])
     return {"eval_nll_best": nll, "eval_nll_best_step": step, "eval_nll_best_epoch": epoch}
