@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.artefacts import read_json
-from sftmix.components.base import Objective, check_confidence, check_selection, check_split, plain
+from sftmix.components.base import Objective, check_confidence, check_split, plain
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
@@ -30,7 +30,7 @@ from sftmix.measurement import Measurement
 from sftmix.models import load_tokenizer
 from sftmix.options import LoraOptions, reference_lora
 from sftmix.reference_run import ReferenceRun, training_of_reference
-from sftmix.run_context import RunContext, resolve_max_length, selected_note
+from sftmix.run_context import RunContext, resolve_max_length, select_ids, selected_note
 from sftmix.rundir import RunDirectory
 from sftmix.store import (
     read_dynamics,
@@ -340,9 +340,7 @@ def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
     data = encode(prepared, encoder, max_length=length)
     if not isinstance(config.selector, All):
-        rows_there = data.train
-        chosen = config.selector.select(RunContext.table(rows_there, None), seed=config.seed)
-        kept = [rows_there.ids[row] for row in check_selection(chosen, len(rows_there))]
-        data = encode(prepared, encoder, max_length=length, keep=kept)
-        data.report.notes.append(selected_note(config, data.train, rows_there))
+        whole = data.train
+        data = encode(prepared, encoder, max_length=length, keep=select_ids(config, whole))
+        data.report.notes.append(selected_note(config, data.train, whole))
     return render_preview(data, encoder, range(min(rows, len(data.train))), color=color)

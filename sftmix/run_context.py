@@ -86,12 +86,7 @@ class RunContext:
             "seed": self.config.seed,
         }
         if not self.begin("selection", inputs):
-
-            def select() -> None:
-                chosen = selector.select(self.table(rows, None), seed=self.config.seed)
-                write_ids(path, [rows.ids[row] for row in check_selection(chosen, len(rows))])
-
-            self.world.on_main(select)
+            self.world.on_main(lambda: write_ids(path, select_ids(self.config, rows)))
             self.directory.finish("selection", ["selected.parquet"], {})
         return read_ids(path)
 
@@ -258,6 +253,12 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
     if requested is not None and context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
     return requested or min(2048, context or 2048)
+
+
+def select_ids(config: RunConfig, rows: EncodedDataset) -> list[str]:
+    """The ids that the selector keeps, in file order."""
+    chosen = config.selector.select(RunContext.table(rows, None), seed=config.seed)
+    return [rows.ids[row] for row in check_selection(chosen, len(rows))]
 
 
 def selected_note(config: RunConfig, kept: EncodedDataset, whole: EncodedDataset) -> str:
