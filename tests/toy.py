@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.data.batching import Unit
+from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.distributed import start_world
-from sftmix.types import Encoded
 
 VOCABULARY = 61
+_ASKED = itertools.count()
 
 
-@dataclass(frozen=True)
-class ToyRows(Sequence[Encoded]):
-    """Tokenised rows in memory, as `sftmix.data.EncodedDataset` gives them."""
-
-    rows: list[Encoded]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row):
-        return self.rows[row]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(e.input_ids) for e in self.rows], dtype=np.int64)
-
-    @property
-    def ids(self) -> list[str]:
-        return [e.id for e in self.rows]
-
-
-def toy_rows(lengths: Sequence[tuple[int, int]], *, seed: int = 0) -> ToyRows:
-    """One row per (prompt tokens, response tokens), of random tokens."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for row, (prompt, response) in enumerate(lengths):
-        target = np.zeros(prompt + response, dtype=bool)
-        target[prompt:] = True
-        rows.append(Encoded(row, f"example-{row}", rng.integers(3, VOCABULARY, prompt + response), target))
-    return ToyRows(rows)
+ToyRows, toy_rows = RowsInMemory, rows_in_memory
 
 
 def toy_model(*, dtype: torch.dtype = torch.float64, tied: bool = False, dropout: float = 0.0, seed: int = 0):
@@ -100,9 +73,7 @@ def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sftmix.pipeline", "transformers.models.gpt2.modeling_gpt2"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     target = (work.__module__, work.__name__)
     processes = [context.Process(target=_rank, args=(r, ranks, port, target, words)) for r in range(ranks)]
     for process in processes:
@@ -113,6 +84,20 @@ def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     for process in processes:
         process.kill()  # a rank whose peer failed may wait for it
     assert codes == [0] * ranks, f"exit codes of the ranks: {codes} (their tracebacks are on stderr)"
+
+
+def _free_port() -> int:
+    """A port that nobody else takes in the moment before the ranks listen on it.
+
+    Below the range from which the system hands out ports, and another stretch of it for each worker of pytest-xdist.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
+    start = 20_000 + 500 * worker
+    for port in range(start + next(_ASKED) % 400, start + 500):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
+    raise RuntimeError(f"no free port in {start}..{start + 499}")
 
 
 def _rank(rank: int, ranks: int, port: int, target: tuple[str, str], words: Sequence[object]) -> None:
