@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,7 @@ def _shown(run: Run, scores: Scores, row: int) -> dict[str, Any]:
     }
 
 
+@cache
 def git_revision() -> str | None:
     """Revision of the source tree this package runs from, `+` if it was changed; None outside a checkout."""
     here = Path(__file__).resolve().parent.parent

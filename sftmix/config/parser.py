@@ -176,6 +176,14 @@ def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namesp
         raise ConfigError(f"a component refused its options: {'; '.join(reasons) or error}") from error
 
 
+@cache
+def _run_parser() -> jsonargparse.ArgumentParser:
+    """One for all files: making it takes as long as reading with it, and a table reads one configuration a run."""
+    parser = make_parser()
+    add_run_options(parser)
+    return parser
+
+
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from plain values, with defaults for what is not given."""
     return from_layers([Layer("", values)])
@@ -185,8 +193,7 @@ def from_layers(layers: Sequence[Layer]) -> RunConfig:
     """Build a RunConfig from the layers of a file, each applied over those before it."""
     from sftmix.config.messages import explain
 
-    parser = make_parser()
-    add_run_options(parser)
+    parser = _run_parser()
     parsed, current = parser.get_defaults(), ""
     try:
         for layer in layers:
