@@ -1,11 +1,14 @@
-"""Time and peak memory of the fused loss against the naive formula and torch's own head + cross entropy.
+"""Time and peak memory of the fused loss against the naive formula and the fused heads of others.
 
-    python benchmarks/loss.py                                                    2,048 rows, D 576, V 49,152, float32
-    python benchmarks/loss.py --rows 8192 --width 4096 --vocabulary 128256 --dtype bfloat16 --device cuda
+    python benchmarks/loss.py                                                    2,048 rows of SmolLM2-135M's head, fp32
+    python benchmarks/loss.py --head llama-3.2-1b --rows 1024
+    python benchmarks/loss.py --head llama-3.1-8b --rows 8192 --dtype bfloat16 --device cuda
 
-Forward and backward of the mean loss to hidden states and head. The variants take turns, round after round, so that a
-busy machine disturbs them alike; each variant's memory is measured in a process of its own, above what it held before.
-Prints one JSON object and writes it to benchmarks/results/<date>-loss-<device>.json.
+Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
+a busy machine disturbs them alike; each one's memory is measured in a process of its own, above what it held before.
+TRL's and Liger's heads take part where they are installed and run. `gemm` is the three matmuls alone that every head
+needs (logits, their way back to hidden states and head) at our chunk size: what no loss can be faster than.
+Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,59 +30,118 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import parser, publish  # noqa: E402
+from sftmix._fused import default_chunk_size  # noqa: E402
 from sftmix.functional import reference_sft_loss, sft_loss  # noqa: E402
 
-VARIANTS = ("naive_sftmix", "torch_ntp", "fused_ntp", "fused_sftmix")
+HEADS = {  # hidden size, vocabulary (from the configurations of the models on the hub)
+    "smollm2-135m": (576, 49_152),
+    "qwen2.5-0.5b": (896, 151_936),
+    "llama-3.2-1b": (2048, 128_256),
+    "llama-3.1-8b": (4096, 128_256),
+}
+VARIANTS = ("gemm", "naive_sftmix", "torch_ntp", "trl_ntp", "liger_ntp", "fused_ntp", "fused_sftmix")
+TRL_TILE = 32_768
+"""Vocabulary columns of a tile, as TRL 1.16's trainers ask for."""
 
 
-def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """torch's own, with default options; where this torch has none, the two operations it stands for."""
-    if hasattr(F, "linear_cross_entropy"):
-        return F.linear_cross_entropy(hidden, weight, labels)
-    return F.cross_entropy(F.linear(hidden, weight), labels)
+class Inputs(NamedTuple):
+    """hidden [T, D] and weight [V, D] that want gradients, labels [T], pairs [M, 2] of the rows that have a partner."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    labels: torch.Tensor
+    pairs: torch.Tensor
+    lam: torch.Tensor
 
 
-def make_variants(args: argparse.Namespace, rows: int | None = None) -> dict[str, Callable[[], None]]:
-    """Functions that run forward and backward once, all on the same inputs."""
-    rows = rows or args.rows
+def make_inputs(args: argparse.Namespace, rows: int) -> Inputs:
     torch.manual_seed(0)
     kind = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    hidden = torch.randn(rows, args.width, **kind).requires_grad_()
-    weight = (torch.randn(args.vocabulary, args.width, **kind) / args.width**0.5).requires_grad_()
-    labels = torch.randint(0, args.vocabulary, (rows,), device=args.device)
+    width, vocabulary = HEADS[args.head]
+    hidden = torch.randn(rows, width, **kind).requires_grad_()
+    weight = (torch.randn(vocabulary, width, **kind) / width**0.5).requires_grad_()
+    labels = torch.randint(0, vocabulary, (rows,), device=args.device)
     many = int(rows * args.paired / 2)
     pairs = torch.randperm(rows, device=args.device)[: 2 * many].view(2, many).T.contiguous()
-    lam = torch.rand(many, device=args.device)
-    ones = torch.ones(rows, device=args.device)
-    mu = torch.full((many,), 0.2, device=args.device)
+    return Inputs(hidden, weight, labels, pairs, torch.rand(many, device=args.device))
 
-    def ours(function: Callable, m: int) -> Callable[[], torch.Tensor]:
-        chunk = {"row_weight": ones, "pair_weight": mu[:m], "chunk_size": args.chunk_size}
-        return lambda: function(hidden, weight, labels, pairs[:m], lam[:m], **chunk).loss / rows
 
+def torch_ntp(given: Inputs) -> torch.Tensor:
+    """torch's own, with default options; where this torch has none, the two operations it stands for."""
+    if hasattr(F, "linear_cross_entropy"):
+        return F.linear_cross_entropy(given.hidden, given.weight, given.labels)
+    return F.cross_entropy(F.linear(given.hidden, given.weight), given.labels)
+
+
+def trl_ntp(given: Inputs) -> torch.Tensor:
+    from trl.kernels import ChunkedLogProbFunction
+
+    hidden, weight, labels = given[:3]
+    return -ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, TRL_TILE, None, 1.0, ())[0].mean()
+
+
+def liger_ntp(given: Inputs) -> torch.Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss()(given.weight, given.hidden, given.labels)
+
+
+def ours(function: Callable, given: Inputs, chunk_size: int | None, *, mixed: bool) -> torch.Tensor:
+    many, rows = len(given.pairs) if mixed else 0, len(given.labels)
+    ones = torch.ones(rows, device=given.labels.device)
+    weights = {"row_weight": ones, "pair_weight": 0.2 * ones[:many], "chunk_size": chunk_size}
+    return function(*given[:3], given.pairs[:many], given.lam[:many], **weights).loss / rows
+
+
+def gemm(given: Inputs, chunk_size: int | None) -> None:
+    """The matmuls of our fused head, and nothing else."""
+    hidden, weight = given.hidden.detach(), given.weight.detach()
+    size = min(len(hidden), chunk_size or default_chunk_size(len(weight), weight.device))
+    logits = weight.new_empty(size, len(weight))
+    dw = torch.zeros_like(weight)
+    for h in hidden.split(size):
+        torch.mm(h, weight.T, out=logits[: len(h)])
+        torch.mm(logits[: len(h)], weight)
+        dw.addmm_(logits[: len(h)].T, h)
+
+
+def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], None]]:
+    """Functions that run forward and backward once, all on the same inputs; those that can run here."""
+    given = make_inputs(args, rows)
     losses = {
-        "naive_sftmix": ours(reference_sft_loss, many),
-        "torch_ntp": lambda: linear_cross_entropy(hidden, weight, labels),
-        "fused_ntp": ours(sft_loss, 0),
-        "fused_sftmix": ours(sft_loss, many),
+        "naive_sftmix": lambda: ours(reference_sft_loss, given, None, mixed=True),
+        "torch_ntp": lambda: torch_ntp(given),
+        "trl_ntp": lambda: trl_ntp(given),
+        "liger_ntp": lambda: liger_ntp(given),
+        "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
+        "fused_sftmix": lambda: ours(sft_loss, given, args.chunk_size, mixed=True),
     }
+    missing = {"trl_ntp": not find_spec("trl"), "liger_ntp": not find_spec("liger_kernel") or args.device != "cuda"}
 
-    def step(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            hidden.grad = weight.grad = None
-            loss().backward()
+    def synchronised(run: Callable[[], None]) -> Callable[[], None]:
+        def timed() -> None:
+            run()
             if args.device == "cuda":
                 torch.cuda.synchronize()
 
+        return timed
+
+    def step(loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            given.hidden.grad = given.weight.grad = None
+            loss().backward()
+
         return run
 
-    return {name: step(loss) for name, loss in losses.items()}
+    made = {name: step(loss) for name, loss in losses.items() if not missing.get(name)}
+    return {name: synchronised(run) for name, run in {"gemm": lambda: gemm(given, args.chunk_size), **made}.items()}
 
 
 def measure_time(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Wall and CPU seconds of each variant: median, smallest and largest over the rounds."""
-    variants = make_variants(args)
-    variants["fused_sftmix"]()
+    variants = contestants(args, args.rows)
+    for run in variants.values():
+        run()
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(args.rounds):
@@ -99,8 +163,8 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def peak_memory(args: argparse.Namespace) -> float:
     """MiB that the one variant of this process needs at its peak, beyond its inputs."""
-    make_variants(args, rows=4)[args.memory_of]()  # libraries load and make their buffers now
-    run = make_variants(args)[args.memory_of]
+    contestants(args, 4)[args.memory_of]()  # libraries load and make their buffers now
+    run = contestants(args, args.rows)[args.memory_of]
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -124,9 +188,8 @@ def ratio(results: dict[str, dict[str, float]], a: str, b: str) -> dict[str, flo
 
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--head", choices=HEADS, default="smollm2-135m")
     options.add_argument("--rows", type=int, default=2048)
-    options.add_argument("--width", type=int, default=576)
-    options.add_argument("--vocabulary", type=int, default=49_152)
     options.add_argument("--paired", type=float, default=0.8, help="share of the rows that are in a pair")
     options.add_argument("--dtype", default="float32")
     options.add_argument("--chunk_size", type=int, default=None)
@@ -139,20 +202,14 @@ def main() -> None:
         return
 
     results = measure_time(args)
-    for name in VARIANTS:
+    for name in results:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[name]["peak_mib"] = round(float(output.split()[-1]), 1)
-    publish(
-        "loss",
-        args,
-        {
-            "results": results,
-            "fused_sftmix / fused_ntp": ratio(results, "fused_sftmix", "fused_ntp"),
-            "fused_sftmix / naive_sftmix": ratio(results, "fused_sftmix", "naive_sftmix"),
-            "fused_ntp / torch_ntp": ratio(results, "fused_ntp", "torch_ntp"),
-        },
-    )
+    compared = [("fused_sftmix", other) for other in results if other != "fused_sftmix"]
+    compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
+    figures = {"results": results, **{f"{a} / {b}": ratio(results, a, b) for a, b in compared}}
+    publish(f"loss-{args.head}-{args.dtype}", args, figures)
 
 
 if __name__ == "__main__":

@@ -169,6 +169,8 @@ class _Head:
             _add_rows(dh, rows, torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale))
         if dw is not None and d_KV.dtype == self.kind:
             dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
+        elif dw is not None and dw.is_cuda and self.scale == 1:  # added up in float32 by the matmul itself
+            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)
         elif dw is not None:  # each chunk's product has the autocast dtype, their sum does not
             dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
         if db is not None:
