@@ -82,6 +82,9 @@ class DataOptions:
     """Drop and count bad rows instead of stopping with exit code 3."""
     limit: int | None = None
     """Use only the first so many training rows (after the held-out split); of text, windows."""
+    num_proc: int | None = None
+    """Processes that tokenise conversations. null: one for each 10,000 of them, up to the number of cores (1 elsewhere
+    than on Linux)."""
     cache_dir: str | None = None
     """Where tokenised rows are cached. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 

@@ -44,6 +44,7 @@ _DATA: tuple[Check, ...] = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
     ("limit", _at_least_1, "at least 1, or null"),
+    ("num_proc", _at_least_1, "at least 1, or null"),
 )
 _LORA: tuple[Check, ...] = (
     ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),

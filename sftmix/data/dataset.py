@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tqdm import tqdm
 
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.cache import get_or_build, key_of
 from sftmix.data.conversations import Conversations
 from sftmix.data.formats import TEXT
-from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
 from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, limited
+from sftmix.data.tokenise import Tokenise, tokenised
 from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions
 from sftmix.types import Encoded, Example, Message, Rows
@@ -31,9 +29,6 @@ from sftmix.types import Encoded, Example, Message, Rows
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
-
-_AT_ONCE = 256
-"""Examples tokenised in one call: enough for the tokenizer's threads, little memory."""
 
 SCHEMA = pa.schema(
     [
@@ -257,7 +252,8 @@ def _side(
             found = encode_windows(encoder, side, max_length, prepared.packed, report, progress)
             rows = limited((row for row in found if kept is None or row["id"] in kept), limit, report)
         else:
-            rows = _rows(prepared, side, encoder, max_length, kept, report, progress)
+            work = Tokenise(side.conversations, prepared.whole, encoder, max_length, kept)
+            rows = tokenised(work, side.records, report, processes=prepared.num_proc, progress=progress)
         with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
             for row in rows:
                 writer.add(row)
@@ -271,62 +267,3 @@ def _side(
     directory, summary = get_or_build(prepared.root, f"tokens-{key}", build)
     fingerprint = key_of("tokens", side.fingerprint, settings)
     return EncodedDataset(directory / "tokens.arrow", side.conversations, fingerprint), DataReport(**summary)
-
-
-def _rows(
-    prepared: Prepared,
-    side: Selection,
-    encoder: Encoder,
-    max_length: int,
-    kept: frozenset[str] | None,
-    report: DataReport,
-    progress: bool,
-) -> Iterator[dict[str, Any]]:
-    """What is stored of each conversation; what becomes of those among `kept` is counted."""
-    for record, turn, example, outcome in _outcomes(prepared, side, encoder, max_length, progress):
-        if kept is None or example.id in kept:
-            _count(report, example, outcome)
-            if outcome.tokens is not None:
-                yield _stored(record, turn, example, outcome)
-
-
-def _outcomes(
-    prepared: Prepared, side: Selection, encoder: Encoder, max_length: int, progress: bool
-) -> Iterator[tuple[int, int, Example, Outcome]]:
-    """Every example with its outcome, in file order; conversations that must be split come as their turns."""
-    run = partial(encode_examples, encoder, max_length=max_length)
-    total = len(side.records)
-    with tqdm(desc="Tokenising", total=total, unit=" rows", delay=1, disable=not progress, file=sys.stderr) as bar:
-        for start in range(0, total, _AT_ONCE):
-            records = side.records[start : start + _AT_ONCE]
-            batch = list(side.conversations.examples(records, whole=prepared.whole))
-            # Rows with many turns make long batches: the pieces keep memory bounded.
-            for at in range(0, len(batch), _AT_ONCE):
-                piece = batch[at : at + _AT_ONCE]
-                for (record, turn, example), outcome in zip(piece, run([e for _, _, e in piece]), strict=True):
-                    yield record, turn, example, outcome
-                    if outcome.split:
-                        one = list(side.conversations.examples(np.array([record]), whole=False))
-                        found = run([e for _, _, e in one])
-                        yield from ((r, t, e, o) for (r, t, e), o in zip(one, found, strict=True))
-            bar.update(len(records))
-
-
-def _count(report: DataReport, example: Example, outcome: Outcome) -> None:
-    for reason in outcome.reasons:
-        detail = f": {outcome.detail}" if outcome.detail else ""
-        report.add(reason, f"{example.id} ({example.source}){detail}")
-
-
-def _stored(record: int, turn: int, example: Example, outcome: Outcome) -> dict[str, Any]:
-    tokens = outcome.tokens
-    assert tokens is not None
-    return {
-        "id": example.id,
-        "input_ids": tokens.input_ids.astype(np.int32),
-        "spans": tokens.spans.reshape(-1).astype(np.int32),
-        "truncated": tokens.truncated,
-        "n_targets": int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
-        "record": record,
-        "turn": turn,
-    }

@@ -64,10 +64,14 @@ class DataReport:
         for other in others:
             total.rows += other.rows
             total.notes += [note for note in other.notes if note not in total.notes]
-            for reason, count in other.counts.items():
-                total.counts[reason] = total.counts.get(reason, 0) + count
-                total.first[reason] = (total.first.get(reason, []) + other.first.get(reason, []))[:NAMED]
+            total.take(other)
         return total
+
+    def take(self, other: DataReport) -> None:
+        """Add the counts of another."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.first[reason] = (self.first.get(reason, []) + other.first.get(reason, []))[:NAMED]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `DataReport(**d)` reads it back."""

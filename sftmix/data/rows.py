@@ -38,6 +38,7 @@ class Prepared:
     whole        a conversation is one example (data.multi_turn: whole), else one per assistant turn
     skip_bad     what cannot be used is dropped and counted, however much it is (data.skip_bad)
     root         the cache directory
+    num_proc     processes that tokenise; None: as many as there are cores and work for
     report       rows read, dropped and named so far
     """
 
@@ -50,6 +51,7 @@ class Prepared:
     text: bool = False
     packed: bool = False
     limit: int | None = None
+    num_proc: int | None = None
 
 
 def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
@@ -77,7 +79,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         report_overlap(train, held_out, report)
     whole, packed = options.multi_turn == "whole", text and options.packing is not False
     limit = options.limit if text else None
-    return Prepared(train, held_out, whole, options.skip_bad, root, report, text, packed, limit)
+    return Prepared(train, held_out, whole, options.skip_bad, root, report, text, packed, limit, options.num_proc)
 
 
 def _check_options(options: DataOptions) -> None:
@@ -91,8 +93,10 @@ def _check_options(options: DataOptions) -> None:
         raise ConfigError(f"data.eval_fraction must be above 0 and below 1, not {options.eval_fraction}")
     if problem := options.label_problem():
         raise ConfigError(problem)
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"data.limit must be at least 1, not {options.limit}")
+    for name in ("limit", "num_proc"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"data.{name} must be at least 1, not {value}")
 
 
 def check_text_options(options: DataOptions, text: bool) -> None:
@@ -108,6 +112,11 @@ def check_text_options(options: DataOptions, text: bool) -> None:
         raise ConfigError(
             f"data.template ({options.template}) and data.format text exclude each other: plain text has no turns; "
             "set data.template to null (the exported model keeps the template of its tokenizer)"
+        )
+    if options.num_proc not in (None, 1):
+        raise ConfigError(
+            f"data.num_proc ({options.num_proc}) and data.format text exclude each other: windows are cut from one "
+            "document after the other, by the tokenizer's own threads; set data.num_proc to null"
         )
     if options.multi_turn != "per_turn":
         raise ConfigError(

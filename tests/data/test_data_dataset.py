@@ -63,7 +63,7 @@ def test_more_rows_than_one_record_batch(write, options, encoder):
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
     first = load(options(path, eval_fraction=0.2), encoder)
-    monkeypatch.setattr("sftmix.data.dataset.encode_examples", None)  # would fail if anything were tokenised again
+    monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
     monkeypatch.setattr("sftmix.data.rows.convert", None)
     second = load(options(path, eval_fraction=0.2), encoder)
     assert second.report.lines() == first.report.lines()

@@ -1,0 +1,152 @@
+"""Conversations -> stored rows of tokens, in one process or several, with the same result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sftmix.data.conversations import Conversations
+from sftmix.data.masks import Outcome, encode_examples
+from sftmix.data.report import DataReport
+from sftmix.data.templates import Encoder
+from sftmix.types import Example, Rows
+
+AT_ONCE = 256
+"""Conversations of a part, and examples tokenised in one call: enough for the tokenizer's threads, little memory."""
+WORTH_A_PROCESS = 10_000
+"""Conversations for which one more process is started unasked."""
+_AHEAD = 4
+"""Parts per process that wait to be written at most."""
+
+Stored = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenise:
+    """records -> what is stored of their examples, and the report of what became of them.
+
+    kept  ids of the examples to keep, None for all: the others are neither stored nor counted
+    """
+
+    conversations: Conversations
+    whole: bool
+    encoder: Encoder
+    max_length: int
+    kept: frozenset[str] | None
+
+    def __call__(self, records: Rows) -> tuple[Stored, DataReport]:
+        stored, report = Stored(), DataReport()
+        for record, turn, example, outcome in self._outcomes(records):
+            if self.kept is None or example.id in self.kept:
+                _count(report, example, outcome)
+                if outcome.tokens is not None:
+                    stored.append(_stored(record, turn, example, outcome))
+        return stored, report
+
+    def _outcomes(self, records: Rows) -> Iterator[tuple[int, int, Example, Outcome]]:
+        """Every example with its outcome, in file order; conversations that must be split come as their turns."""
+        batch = list(self.conversations.examples(records, whole=self.whole))
+        # Rows with many turns make long batches: the pieces keep memory bounded.
+        for at in range(0, len(batch), AT_ONCE):
+            piece = batch[at : at + AT_ONCE]
+            outcomes = encode_examples(self.encoder, [e for _, _, e in piece], self.max_length)
+            for (record, turn, example), outcome in zip(piece, outcomes, strict=True):
+                yield record, turn, example, outcome
+                if outcome.split:
+                    one = list(self.conversations.examples(np.array([record]), whole=False))
+                    found = encode_examples(self.encoder, [e for _, _, e in one], self.max_length)
+                    yield from ((r, t, e, o) for (r, t, e), o in zip(one, found, strict=True))
+
+
+def tokenised(
+    work: Tokenise, records: Rows, report: DataReport, *, processes: int | None, progress: bool
+) -> Iterator[dict[str, Any]]:
+    """What is stored of the records, in their order; `report` is told what became of them.
+
+    processes  None: as many as there are cores and work for
+    """
+    parts = [records[start : start + AT_ONCE] for start in range(0, len(records), AT_ONCE)]
+    many = min(processes or default_processes(len(records)), max(len(parts), 1))
+    with tqdm(
+        desc="Tokenising", total=len(records), unit=" rows", delay=1, disable=not progress, file=sys.stderr
+    ) as bar:
+        for part, (stored, told) in zip(
+            parts, map(work, parts) if many == 1 else _parallel(work, parts, many), strict=True
+        ):
+            report.take(told)
+            yield from stored
+            bar.update(len(part))
+
+
+def default_processes(conversations: int) -> int:
+    """Cores of this process, or fewer where there is not enough to do; 1 where processes cannot be forked safely."""
+    if sys.platform != "linux":
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), conversations // WORTH_A_PROCESS))
+
+
+# -------------------------------------------------------------------------------------- several processes
+
+
+_work: Tokenise | None = None
+"""In a worker process: what it does with each part."""
+
+
+def _parallel(work: Tokenise, parts: list[Rows], processes: int) -> Iterator[tuple[Stored, DataReport]]:
+    """`map(work, parts)` by forked workers, which share the memory map and the tokenizer with this process."""
+    waiting: deque[Future[tuple[Stored, DataReport]]] = deque()
+    # Spawned workers would import the user's script again, and need seconds to import transformers.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, context, _begin, (work,)) as pool:
+        try:
+            for part in parts:
+                waiting.append(pool.submit(_do, part))
+                if len(waiting) > _AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(work: Tokenise) -> None:
+    global _work
+    _work = work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads do not exist here, and the cores are in use
+
+
+def _do(part: Rows) -> tuple[Stored, DataReport]:
+    assert _work is not None
+    return _work(part)
+
+
+# -------------------------------------------------------------------------------------------- details
+
+
+def _count(report: DataReport, example: Example, outcome: Outcome) -> None:
+    for reason in outcome.reasons:
+        detail = f": {outcome.detail}" if outcome.detail else ""
+        report.add(reason, f"{example.id} ({example.source}){detail}")
+
+
+def _stored(record: int, turn: int, example: Example, outcome: Outcome) -> dict[str, Any]:
+    tokens = outcome.tokens
+    assert tokens is not None
+    return {
+        "id": example.id,
+        "input_ids": tokens.input_ids.astype(np.int32),
+        "spans": tokens.spans.reshape(-1).astype(np.int32),
+        "truncated": tokens.truncated,
+        "n_targets": int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
+        "record": record,
+        "turn": turn,
+    }

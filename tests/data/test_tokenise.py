@@ -1,0 +1,76 @@
+"""Several processes tokenise like one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sftmix.data import encode, make_encoder, prepare, tokenise
+from sftmix.errors import ConfigError
+from tests.data.small_tokenizers import THINKING, chatml_tokenizer
+
+TURNS = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]
+
+
+@pytest.fixture
+def rows(write) -> str:
+    """More parts than processes, with rows that are dropped, cut, and (under THINKING) split into turns."""
+    found = []
+    for i in range(5 * tokenise.AT_ONCE + 7):
+        chat = [{**m, "content": f"{m['content']} of {i}"} for m in (TURNS if i % 100 == 0 else TURNS[:2])]
+        chat[-1]["content"] += " and on" * (90 if i % 50 == 3 else i % 4)
+        chat[0]["content"] += " and on" * (90 if i % 70 == 5 else 0)
+        found.append({"id": f"row{i}", "messages": chat})
+    return write("rows.jsonl", found)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    (tmp_path / "thinking.jinja").write_text(THINKING)
+    return make_encoder(chatml_tokenizer(), str(tmp_path / "thinking.jinja"))
+
+
+def tokenised(rows, options, encoder, place, monkeypatch, **more):
+    monkeypatch.setenv("SFTMIX_CACHE", str(place))
+    made = options(rows, multi_turn="whole", **more)
+    made.cache_dir = None
+    data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
+    (stored,) = place.glob("tokens-*/tokens.arrow")
+    return data, stored
+
+
+def test_several_processes_write_the_same_file_and_report(rows, options, encoder, tmp_path, monkeypatch):
+    one, alone = tokenised(rows, options, encoder, tmp_path / "one", monkeypatch, num_proc=1)
+    seen = set()
+    do = tokenise.ProcessPoolExecutor.submit
+    monkeypatch.setattr(tokenise.ProcessPoolExecutor, "submit", lambda *a: (seen.add(os.getpid()), do(*a))[1])
+    three, together = tokenised(rows, options, encoder, tmp_path / "three", monkeypatch, num_proc=3)
+    assert seen  # the workers were there
+    assert {"truncated", "no_response_token", "split_turns"} <= set(one.report.counts)
+    assert one.report == three.report
+    assert alone.parent.name == together.parent.name  # the number of processes is in no key
+    assert alone.read_bytes() == together.read_bytes()
+    assert one.train.fingerprint == three.train.fingerprint
+
+
+def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
+    with pytest.raises(ConfigError, match="refused by 3"):
+        tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
+    assert not list((tmp_path / "cache").glob("tokens-*"))
+
+
+def refuse(*_):
+    raise ConfigError("refused by 3")
+
+
+def test_more_processes_only_where_they_pay():
+    many = len(os.sched_getaffinity(0))
+    assert tokenise.default_processes(0) == tokenise.default_processes(2 * tokenise.WORTH_A_PROCESS - 1) == 1
+    assert tokenise.default_processes(10**9) == many
+
+
+def test_num_proc_is_at_least_one(rows, options):
+    with pytest.raises(ConfigError, match=r"data\.num_proc must be at least 1, not 0"):
+        prepare(options(rows, num_proc=0), 0, progress=False)
