@@ -138,7 +138,7 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
 
 @pytest.mark.parametrize("mean", ["own", "ntp"])
 def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_path, mean):
-    """The mean of mu over what was mixed; times N_ntp / N_mix where Mixup has a mean of its own."""
+    """The mean of mu over what was mixed; times N_ntp / N_mix of the steps that mixed where Mixup has its own mean."""
     made = config(finished.tiny, tmp_path / "run", objective=SFTMix(mu=Linear(start=0.4, end=0.0), mixup_mean=mean))
     summary = run(made)
     steps = metrics(tmp_path / "run")
@@ -147,6 +147,6 @@ def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_p
     assert mixed[-1] == 0
     expected = sum(mu * n for mu, n in zip(mus, mixed, strict=True)) / sum(mixed)
     if mean == "own":
-        expected *= sum(m["ntp_tokens"] for m in steps) / sum(mixed)
+        expected *= sum(m["ntp_tokens"] for m in steps if m["mixup_tokens"]) / sum(mixed)
     assert summary["mu_effective"] == pytest.approx(expected, rel=1e-6)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mu_effective"] == summary["mu_effective"]
