@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sftmix import RunConfig
-from sftmix.components import ConfidenceGapPairs, FromCheckpoints, Linear, PairSampler, RandomPairs, SFTMix
+from sftmix.components import NTP, ConfidenceGapPairs, FromCheckpoints, Linear, PairSampler, RandomPairs, SFTMix
 from sftmix.components.reference import FromFile
 from sftmix.errors import ConfigError
 from sftmix.export import export_run
@@ -123,6 +123,18 @@ def test_a_model_is_another_one_with_another_template(finished, tmp_path):
     template = model / "chat_template.jinja"
     template.write_text((template.read_text() if template.exists() else "") + " ")
     assert fingerprint(str(model)) != before
+
+
+def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path, monkeypatch):
+    """A finished run that is read back after an update, or on another number of ranks, was not made by that."""
+    made = config(finished.tiny, tmp_path / "run", objective=NTP())
+    first = run(made)
+    monkeypatch.setattr("sftmix.summary.git_revision", lambda: "a later revision")
+    again = run(made)
+    assert [again[key] for key in ("git_revision", "version", "world_size")] == [
+        first[key] for key in ("git_revision", "version", "world_size")
+    ]
+    assert again["git_revision"] != "a later revision"
 
 
 def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path):
