@@ -148,7 +148,7 @@ def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
 def mixing(figures: Mapping[str, Any]) -> dict[str, float | None]:
     """How much of a training was mixed, from the figures of its stage.
 
-    mixed_pairs_per_token  aligned token pairs / response tokens with NTP loss, the ratio that mu_effective is made of
+    mixed_pairs_per_token  aligned token pairs / response tokens with NTP loss, of all steps
     mixed_token_share      distinct response tokens mixed at least once in an epoch / response tokens of that epoch
     """
     trained = figures["ntp_tokens"]

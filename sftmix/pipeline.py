@@ -39,7 +39,7 @@ from sftmix.store import (
     write_dynamics,
     write_split,
 )
-from sftmix.summary import summarise
+from sftmix.summary import made_by, summarise
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.distributed import World, start_world
 from sftmix.training.loop import StageResult, train
@@ -256,6 +256,7 @@ class Run(RunContext):
         measured = measurement.after(stage, result.module, steps=int(result.figures["steps"]))
         self._export(stage, result, directory / "model")
         figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
+        figures["made_by"] = made_by(self.world.size)
         early = [file for file in EARLY_FILES if (directory / file).exists()]
         self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""

@@ -26,12 +26,13 @@ def summarise(run: Run) -> dict[str, Any]:
     """Write summary.json (rank 0) and return it."""
     root = run.directory.path
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
+    made = {**made_by(run.world.size), **stages.get("train", {}).get("made_by", {})}
     summary: dict[str, Any] = {
-        "version": sftmix.__version__,
-        "git_revision": git_revision(),
+        "version": made["version"],
+        "git_revision": made["git_revision"],
         "model": run.config.model.path,
         "seed": run.config.seed,
-        "world_size": run.world.size,
+        "world_size": made["world_size"],
         "data": run.data.report.to_dict(),
         "stages": {name: _stage(figures) for name, figures in stages.items()},
     }
@@ -44,6 +45,11 @@ def summarise(run: Run) -> dict[str, Any]:
         write_json(root / "summary.json", summary)
     run.world.barrier()
     return summary
+
+
+def made_by(world_size: int) -> dict[str, Any]:
+    """What runs now; a finished training keeps its own, whoever reads it back."""
+    return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
 
 
 def _stage(figures: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sftmix import RunConfig
-from sftmix.components import ConfidenceGapPairs, FromCheckpoints, Linear, PairSampler, RandomPairs, SFTMix
+from sftmix.components import NTP, ConfidenceGapPairs, FromCheckpoints, Linear, PairSampler, RandomPairs, SFTMix
 from sftmix.components.reference import FromFile
 from sftmix.errors import ConfigError
 from sftmix.export import export_run
@@ -125,6 +125,18 @@ def test_a_model_is_another_one_with_another_template(finished, tmp_path):
     assert fingerprint(str(model)) != before
 
 
+def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path, monkeypatch):
+    """A finished run that is read back after an update, or on another number of ranks, was not made by that."""
+    made = config(finished.tiny, tmp_path / "run", objective=NTP())
+    first = run(made)
+    monkeypatch.setattr("sftmix.summary.git_revision", lambda: "a later revision")
+    again = run(made)
+    assert [again[key] for key in ("git_revision", "version", "world_size")] == [
+        first[key] for key in ("git_revision", "version", "world_size")
+    ]
+    assert again["git_revision"] != "a later revision"
+
+
 def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path):
     """Equal runs side by side: the second makes nothing, and is a run directory all the same."""
     for name in ("first", "second"):
@@ -138,7 +150,7 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
 
 @pytest.mark.parametrize("mean", ["own", "ntp"])
 def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_path, mean):
-    """The mean of mu over what was mixed; times N_ntp / N_mix where Mixup has a mean of its own."""
+    """The mean of mu over what was mixed; times N_ntp / N_mix of the steps that mixed where Mixup has its own mean."""
     made = config(finished.tiny, tmp_path / "run", objective=SFTMix(mu=Linear(start=0.4, end=0.0), mixup_mean=mean))
     summary = run(made)
     steps = metrics(tmp_path / "run")
@@ -147,6 +159,6 @@ def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_p
     assert mixed[-1] == 0
     expected = sum(mu * n for mu, n in zip(mus, mixed, strict=True)) / sum(mixed)
     if mean == "own":
-        expected *= sum(m["ntp_tokens"] for m in steps) / sum(mixed)
+        expected *= sum(m["ntp_tokens"] for m in steps if m["mixup_tokens"]) / sum(mixed)
     assert summary["mu_effective"] == pytest.approx(expected, rel=1e-6)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mu_effective"] == summary["mu_effective"]

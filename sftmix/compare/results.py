@@ -118,10 +118,10 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
     by_variant = {name: [r for r in results if r.cell.variant == name] for name in comparison.variants}
     names = list(dict.fromkeys(name for r in results for name in r.metrics))
     contrasts = [_contrast(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
-    tested = [c for c in contrasts if c["p"] is not None]
-    for contrast, adjusted in zip(tested, holm([c["p"] for c in tested]), strict=True):
-        contrast["p_holm"] = adjusted
-    for contrast in contrasts:
+    # Over all that were planned: one that could not be measured makes the others no more significant.
+    adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
+    for contrast, p_holm in zip(contrasts, adjusted, strict=True):
+        contrast["p_holm"] = None if contrast["p"] is None else p_holm
         contrast["verdict"] = _verdict(contrast, complete)
     return {
         "complete": complete,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sftmix.artefacts import MANIFEST
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
 from sftmix.compare.results import CellResult, build_table, refuse_unknown_metrics, result_of, write_tables
 from sftmix.errors import ConfigError, SFTMixError
@@ -32,26 +34,49 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
-    from sftmix.artefacts import write_text
     from sftmix.training.log import progress_bar
 
     cells, results = comparison.cells, list[CellResult]()
-    if world.is_main:
-        write_text(directory.path / CONFIGURATION, _yaml(comparison))
+    if world.is_main and not (directory.path / CONFIGURATION).exists():
+        _write_configuration(comparison, directory)
     with progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar:
         for done, cell in enumerate(cells):
             bar.set_postfix_str(cell.name)
             directory.status(stage=cell.name, step=done, total_steps=len(cells))
+            new = world.share(_is_new(cell, directory) if world.is_main else None)
             results.append(_run_cell(cell, cells, world))
             if len(results) <= len(comparison.variants):
                 world.on_main(lambda: refuse_unknown_metrics(comparison, results))
-            if len(results) < len(cells):  # the last word needs every run
-                world.on_main(lambda: write_tables(directory.path, build_table(comparison, results), results))
+            # The last word needs every run. What is read back says nothing new, and another run may yet be refused.
+            if new and len(results) < len(cells):
+                world.on_main(lambda: _write(comparison, directory, build_table(comparison, results), results))
             bar.update()
     directory.status(stage="table", step=len(cells))
     table = world.on_main(lambda: build_table(comparison, results))
-    world.on_main(lambda: write_tables(directory.path, table or {}, results))
+    world.on_main(lambda: _write(comparison, directory, table or {}, results))
     return world.share(table)
+
+
+def _is_new(cell: Cell, directory: RunDirectory) -> bool:
+    """Whether the cell is still to be run, or no table was written yet."""
+    return not ((cell.path / "train" / MANIFEST).exists() and (directory.path / "table.json").exists())
+
+
+def _write(
+    comparison: Comparison, directory: RunDirectory, table: dict[str, Any], results: Sequence[CellResult]
+) -> None:
+    """The table's files, and compare.yaml beside them: it follows what was run, never what was refused."""
+    _write_configuration(comparison, directory)
+    write_tables(directory.path, table, results)
+
+
+def _write_configuration(comparison: Comparison, directory: RunDirectory) -> None:
+    import yaml
+
+    from sftmix.artefacts import write_text
+
+    text = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
+    write_text(directory.path / CONFIGURATION, text)
 
 
 def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
@@ -76,9 +101,3 @@ def _refuse_foreign(comparison: Comparison) -> None:
         foreign = sorted(p.name for p in out.iterdir() if p.name not in (".lock", "STATUS.json"))
         if foreign:
             raise ConfigError(f"{out} holds {foreign[0]}, which no table wrote; choose another --out")
-
-
-def _yaml(comparison: Comparison) -> str:
-    import yaml
-
-    return yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)

@@ -154,7 +154,8 @@ class TrainingLoop:
         self.step += 1
         seconds = time.perf_counter() - started
         counts = {"tokens": tokens, "ntp_tokens": trained, "mixup_tokens": aligned}
-        for key, value in {"elapsed": seconds, **counts, "ntp_count": ntp, "mixup_count": mixup}.items():
+        beside = {"ntp_count": ntp if mixup else 0.0, "mixup_count": mixup}  # for mu_effective: steps that mixed
+        for key, value in {"elapsed": seconds, **counts, **beside}.items():
             self.totals[key] += value
         self.totals[f"mu_{plans[0].mixup_mean}"] += plans[0].mu * mixup
         self.totals["mu_effective"] = self._mu_effective_so_far()
@@ -184,7 +185,7 @@ class TrainingLoop:
         return metrics, self.world.max(float(signal is not None and signal.received)) > 0
 
     def _mu_effective_so_far(self) -> float:
-        """Of all steps together, with the mean of mu over what was mixed (mu may follow a schedule)."""
+        """Of the steps that mixed together, with the mean of mu over what was mixed (mu may follow a schedule)."""
         ntp, mixup = self.totals["ntp_count"], self.totals["mixup_count"]
         own, direct = (self.totals[key] / mixup if mixup else 0.0 for key in ("mu_own", "mu_ntp"))
         return mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)

@@ -12,6 +12,7 @@ import yaml
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of, listing
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.results import CellResult, build_table
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
@@ -186,3 +187,18 @@ def test_a_table_works_without_yaml() -> None:
     mixed = Comparison(out="o", variants={**variants, "odd": config(seed=3)})
     with pytest.raises(ConfigError, match="different seeds"):
         mixed.validate()
+
+
+def test_holm_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
+    """Three planned, one without a value: the smallest p is multiplied by three all the same."""
+    names = ("A", "B", "C", "D")
+    variants = {name: RunConfig(model=ModelOptions(path="m"), objective=NTP()) for name in names}
+    options = TableOptions(seeds=list(range(1, 8)), metric="x")
+    comparison = Comparison(out=str(tmp_path), variants=variants, options=options)
+    value = {"A": 0.0, "B": 1.0, "C": 2.0}
+    same = dict.fromkeys(("data", "eval", "reference"))
+    figures = {c.name: {"x": value[c.variant] * c.seed} for c in comparison.cells if c.variant in value}
+    results = [CellResult(cell, figures.get(cell.name, {}), [], {}, same) for cell in comparison.cells]
+    found = build_table(comparison, results)["contrasts"]
+    assert [c["p"] for c in found] == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
+    assert [c["p_holm"] for c in found] == [pytest.approx(6 / 2**7), pytest.approx(6 / 2**7), None]

@@ -123,6 +123,18 @@ def test_the_same_command_reads_what_is_there(
     assert "training.learning_rate: 0.01 -> 0.02" in changed.err
 
 
+def test_a_refused_change_leaves_the_table_and_its_configuration(
+    ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
+) -> None:
+    """Also one of a later variant, before which the unchanged runs are read back."""
+    shutil.copytree(ran.out, tmp_path / "table")
+    refused = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
+    assert refused.code == 2
+    assert "variant SFTMix, seed 1" in refused.err
+    for name in ("compare.yaml", "table.md", "table.json", "table.csv", "cells.csv"):
+        assert (tmp_path / "table" / name).read_text() == (ran.out / name).read_text(), name
+
+
 def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
     shutil.copytree(ran.out, tmp_path / "table")
     again = {**VARIANTS, "again": {}, "control": {"splitter": "RandomSplit"}}
