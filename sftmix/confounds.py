@@ -59,17 +59,18 @@ def length_correlation(scores: Scores) -> float | None:
 # ------------------------------------------------------------------------------------------ duplicates
 
 
-def content_keys(data: EncodedDataset) -> tuple[list[int], list[int]]:
-    """Per example: hash of everything before the last turn, and of the whole; equal for equal text."""
-    prompts, contents = [], []
+def content_keys(data: EncodedDataset) -> tuple[list[int | None], list[int]]:
+    """Per example: hash of everything before the last turn (None where there is nothing: text), and of the whole."""
+    prompts, contents = list[int | None](), []
     for row in range(len(data)):
         *before, last = ((m.role, m.content) for m in data.example(row).messages)
-        prompts.append(stable_hash(*(part for turn in before for part in turn)))
-        contents.append(stable_hash(prompts[-1], *last))
+        prompt = stable_hash(*(part for turn in before for part in turn))
+        prompts.append(prompt if before else None)
+        contents.append(stable_hash(prompt, *last))
     return prompts, contents
 
 
-def duplicates(split: Split, prompts: Sequence[int], contents: Sequence[int]) -> dict[str, int]:
+def duplicates(split: Split, prompts: Sequence[int | None], contents: Sequence[int]) -> dict[str, int]:
     """What the first and the last group have in common.
 
     examples_in_both             examples of either whose whole content is in the other, too
@@ -77,9 +78,9 @@ def duplicates(split: Split, prompts: Sequence[int], contents: Sequence[int]) ->
     examples_with_prompt_in_both examples of either that have one of these
     """
 
-    def common(keys: Sequence[int]) -> tuple[int, int]:
+    def common(keys: Sequence[int | None]) -> tuple[int, int]:
         first, last = ({keys[row] for row in rows} for rows in (split.confident, split.unconfident))
-        both = first & last
+        both = (first & last) - {None}
         either = [*split.confident, *split.unconfident]
         return len(both), sum(keys[row] in both for row in either)
 

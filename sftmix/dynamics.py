@@ -20,9 +20,9 @@ from torch import nn
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.data.batching import Slot, TokenisedRows, collate, to_device
 from sftmix.errors import ConfigError, NonFiniteError
+from sftmix.progress import progress_bar
 from sftmix.store import read_dynamics, write_dynamics
 from sftmix.training.distributed import World, autocast, unwrap
-from sftmix.training.log import progress_bar
 from sftmix.training.step import per_slot, scoring_plan
 from sftmix.types import Batch, RowScores, TrainingDynamics
 

@@ -69,9 +69,13 @@ def _panel(name: str, series: Mapping[str, Sequence[int]], counted: Mapping[str,
         edge = counted["edges"][place]
         value = f"{edge:{',.0f' if 1000 <= abs(edge) < 1e7 else '.3g'}}".replace("-", "\N{MINUS SIGN}")
         parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{value}</text>')
-    note = " (logarithmic axis)" if counted["scale"] == "log" else ""
+    parts.append(
+        f'<text transform="translate(12 {_TOP + _PLOT_HEIGHT / 2}) rotate(-90)" text-anchor="middle">share</text>'
+    )
+    note = "confidence" + (", logarithmic axis" if counted["scale"] == "log" else "")
+    note += " (the end bins hold what lies beyond)"
     middle = _LEFT + _PLOT_WIDTH / 2
-    parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">confidence{note}</text>')
+    parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">{note}</text>')
     parts.append(f'<line x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="black"/>')
     for number, (label, share) in enumerate(shares.items()):
         colour = COLOURS[number % len(COLOURS)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.artefacts import read_json
-from sftmix.components.base import Objective, check_confidence, check_split, plain
+from sftmix.components.base import Objective, Perturbation, check_confidence, check_split, plain
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
@@ -92,13 +92,13 @@ class Run(RunContext):
         elif stage == "split":
             _ = self.split
         else:
-            self.train("train", self.config.objective)
+            self.train("train", self.config.objective, self.config.perturbation)
             if self.single_run and self._epochs_begun > 1:
                 _ = self.split  # the last epoch's, for people to look at
             elif self.single_run:
                 self.say("train: stopped in the first epoch, before there was a split")
             if self.config.with_baseline:
-                self.train("baseline", NTP())
+                self.train("baseline", NTP(), None)
         return summarise(self)
 
     # -------------------------------------------------------------------------- reference, confidence
@@ -205,8 +205,8 @@ class Run(RunContext):
 
     # --------------------------------------------------------------------------------------- training
 
-    def train(self, name: str, objective: Objective) -> None:
-        """Train the target (or the NTP baseline, in the same order) and export it."""
+    def train(self, name: str, objective: Objective, perturbation: Perturbation | None) -> None:
+        """Train the target (or the NTP baseline, plain and in the same order) and export it."""
         config, data = self.config, self.data
         split = None if self.pairing is None or self.single_run else self.split
         inputs = {
@@ -219,8 +219,8 @@ class Run(RunContext):
             "confidence": self._confidence_of_pairs() if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
-            "perturbation": plain(config.perturbation),
-            "files": self.contents(self.pairing, objective, config.perturbation, *self.deciding()),
+            "perturbation": plain(perturbation),
+            "files": self.contents(self.pairing, objective, perturbation, *self.deciding()),
             "computed": self.computed(),
             "training": self.training_identity(config.training),
             "callbacks": self.deciding_callbacks(),
@@ -244,7 +244,7 @@ class Run(RunContext):
             data=data.train,
             eval_data=data.eval,
             objective=objective,
-            perturbation=config.perturbation,
+            perturbation=perturbation,
             options=config.training,
             order=self._order_of_training(pairs),
             split_of=pairs.split_of,

@@ -74,7 +74,8 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
         **_trained(train),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
-        "mu_effective": train["mu_effective"],
+        # Without any NTP there is nothing that Mixup has a weight beside.
+        "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
     }
     if "baseline" in stages:
         found["baseline"] = _trained(stages["baseline"])

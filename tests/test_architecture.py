@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftmix"
 
 LAYERS = (
-    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store"},
+    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store", "progress"},
     {"functional", "_fused"},
     {"components", "data", "adapters", "models", "model_files", "attention"},
     {"training"},

@@ -67,6 +67,12 @@ def test_duplicates_across_the_groups_are_counted_between_first_and_last():
     }
 
 
+def test_text_has_no_prompts_to_share():
+    split = Split(np.array([0, 0, 1, 1], dtype=np.int8), ("a", "b"))
+    found = duplicates(split, [None, 7, None, 7], [1, 2, 1, 4])
+    assert found == {"examples_in_both": 2, "prompts_in_both": 1, "examples_with_prompt_in_both": 2}
+
+
 def test_unscored_and_infinite_confidences_have_no_rank():
     scores = scores_of([np.nan, -3.0, -2.0, -np.inf, -1.0])
     assert length_correlation(scores) == pytest.approx(1)

@@ -205,6 +205,20 @@ def test_a_split_without_confidence_needs_no_reference(tiny, tmp_path, sftmix):
     assert summary["mixup_tokens"] > 0
 
 
+def test_the_baseline_is_plain_ntp_whatever_the_target_is(tiny, tmp_path, sftmix):
+    """Neither perturbed nor weighted; and Mixup alone has no weight beside NTP that could be told."""
+    common = [*tiny.options, "--splitter", "RandomSplit", "--training.max_steps", "3"]
+    special = ["--perturbation", "NEFTune", "--objective", "MixupOnly", "--with_baseline"]
+    assert sftmix("run", *common, *special, "--out", str(tmp_path / "special")).code == 0
+    plain = ["--objective", "NTP", "--pairing", "RandomPairs"]
+    assert sftmix("run", *common, *plain, "--out", str(tmp_path / "plain")).code == 0
+    weights = [tmp_path / run / "model" / "model.safetensors" for run in ("special/baseline", "plain/train")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    summary = json.loads((tmp_path / "special" / "summary.json").read_text())
+    assert summary["mu_effective"] is None
+    assert summary["mixup_tokens"] > 0
+
+
 def test_the_stage_commands_stop_where_they_say(tiny, tmp_path, sftmix):
     run = tmp_path / "run"
     done: list[set[str]] = []

@@ -78,6 +78,8 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """One of run, reference, confidence, split, train."""
     config, _ = _configuration(name, _ABOUT[name][1], argv)
     config.validate()
+    for note in config.unused():
+        say(f"note: {note}")
     from sftmix import pipeline
     from sftmix.cli.results import results
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sftmix.compare.statistics import MIN_SEEDS, smallest_p
+from sftmix.compare.statistics import EXACT_UP_TO, MIN_SEEDS, smallest_p
 
 _LOWER_IS_BETTER = ("eval_nll_after", "eval_nll_best", "eval_nll_before")
 
@@ -24,7 +24,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     parts.append("\n".join(f"- {note}" for note in _notes(table)))
     further = [name for name in table["shown"] if name != table["metric"]]
     if further:
-        parts += ["## Further figures", "Mean ± standard deviation over seeds.", _grid(_further_rows(table, further))]
+        about = f"Mean ± standard deviation over seeds; percentages are to {table['baseline']}, paired by seed."
+        parts += ["## Further figures", about, _grid(_further_rows(table, further))]
     parts += ["## Variants", _grid(_variant_rows(table)), _versions(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -52,6 +53,8 @@ def _mean(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "-"
     mean, sd = figures["mean"], figures["sd"]
+    if mean == int(mean) and not sd:  # a count that is the same at all seeds
+        return f"{mean:,.0f}"
     return number(mean) if sd is None else f"{number(mean)} ± {number(sd, like=mean)}"
 
 
@@ -91,8 +94,9 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
         yield "One seed: there is no standard deviation, and nothing is tested."
     else:
         yield (
-            f"p: exact two-sided sign-flip test over the seeds; {seeds} seeds can give no p below "
-            f"{smallest_p(seeds):.2g}. Holm over the {len(contrasts)} contrast{_s(contrasts)}."
+            f"p: {'exact' if seeds <= EXACT_UP_TO else 'sampled'} two-sided sign-flip test over the seeds; "
+            f"{seeds} seeds can give no p below {smallest_p(seeds):.2g}. "
+            f"Holm over the {len(contrasts)} contrast{_s(contrasts)}."
         )
     if seeds < MIN_SEEDS:
         needed = table["seeds_needed"]
@@ -134,7 +138,10 @@ def _what_seeds_share(table: Mapping[str, Any]) -> str:
         for key in (key for key, same in variant["same_at_all_seeds"].items() if not same):
             own[key].append(name)
     if not any(own.values()):
-        return "Reference and held-out rows are the same at all seeds; the seeds vary the training."
+        return (
+            "Reference and held-out rows are the same at all seeds; the seeds vary the training, and the split where "
+            "it is drawn (RandomSplit, LengthMatched)."
+        )
     words = {"data": "training rows", "eval": "held-out rows", "reference": "a reference"}
     parts = [f"{words[key]} ({', '.join(names)})" for key, names in own.items() if names]
     return f"Each seed has its own {' and '.join(parts)}; what else is not trained is the same at all seeds."
@@ -149,8 +156,11 @@ def _further_rows(table: Mapping[str, Any], names: Sequence[str]) -> Iterator[Se
 
 def _further(variant: Mapping[str, Any], name: str) -> str:
     figures, runs = variant["metrics"].get(name), len(variant["runs"])
-    lacking = figures is not None and figures["seeds"] < runs
-    return _mean(figures) + (f" ({_count(figures['seeds'], runs)} seeds)" if figures and lacking else "")
+    if figures is None:
+        return _mean(None)
+    lacking = f" ({_count(figures['seeds'], runs)} seeds)" if figures["seeds"] < runs else ""
+    relative = f" ({figures['relative']:+.1%})" if figures.get("relative") is not None else ""
+    return _mean(figures) + lacking + relative
 
 
 def _variant_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -174,7 +184,8 @@ def _value(value: Any) -> str:
 
 
 def _versions(table: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in table["versions"].items() if version) + "."
+    own = ", ".join(f"{name} {version}" for name, version in table["versions"].items() if version)
+    return f"Trained by sftmix {', '.join(table['trained_by'])}. This table: {own}."
 
 
 def _grid(rows: Iterator[Sequence[str]]) -> str:

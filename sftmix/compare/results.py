@@ -40,6 +40,9 @@ SHOWN = (
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 
+RELATIVE = ("confidence_std.after", "confidence_std.log_after")
+"""Metrics whose ratio to the baseline's is shown: the paper reports that SFTMix narrows confidence by 7%."""
+
 _VERSIONS = ("torch", "transformers", "numpy", "scipy")
 
 
@@ -50,6 +53,7 @@ class CellResult:
     metrics   every finite number of its summary.json, nested ones with dots
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
+    revision  version and git revision that trained the target
     same      what runs of a variant may have in common: rows, eval and reference, as their stages' inputs tell it
     """
 
@@ -57,6 +61,7 @@ class CellResult:
     metrics: Mapping[str, float]
     no_value: Sequence[str]
     adopted: Mapping[str, str]
+    revision: str
     same: Mapping[str, Any]
 
 
@@ -70,9 +75,9 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
     inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
     same = {key: inputs.get("train", {}).get(key) for key in ("data", "eval")}
-    return CellResult(
-        cell, metrics, [n for n in figures if n not in metrics], adopted, same | {"reference": inputs.get("reference")}
-    )
+    same["reference"] = inputs.get("reference")
+    revision = " ".join(filter(None, (summary["version"], summary["git_revision"])))
+    return CellResult(cell, metrics, [n for n in figures if n not in metrics], adopted, revision, same)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -136,6 +141,7 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
         "options": asdict(comparison.options),
         "seed": comparison.variants[comparison.baseline].seed,
         "versions": _versions(),
+        "trained_by": sorted({r.revision for r in results}),
     }
 
 
@@ -151,6 +157,8 @@ def _variant(
         if differences and name != comparison.baseline:
             off, spread = mean_sd(list(differences.values()))
             figures[metric] |= {"difference": off, "difference_sd": spread}
+            if metric in RELATIVE:  # the mean of each seed's ratio, like the difference paired by seed
+                figures[metric]["relative"] = mean_sd(_relative(own, differences, metric))[0]
     runs = [
         {
             "seed": r.cell.seed,
@@ -177,6 +185,12 @@ def _differences(ours: Sequence[CellResult], theirs: Sequence[CellResult], metri
     """Seed -> ours - theirs, of the seeds that both have."""
     a, b = ({r.cell.seed: r.metrics[metric] for r in side if metric in r.metrics} for side in (ours, theirs))
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
+
+
+def _relative(ours: Sequence[CellResult], differences: Mapping[int, float], metric: str) -> list[float]:
+    """ours / theirs - 1 of each seed, of positive figures."""
+    values = {r.cell.seed: r.metrics[metric] for r in ours if r.cell.seed in differences}
+    return [values[seed] / (values[seed] - off) - 1 for seed, off in differences.items()]
 
 
 def _contrast(
@@ -213,6 +227,8 @@ def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
         return "one seed: no spread, no test"
     if n < MIN_SEEDS:
         return f"not tested: with {n} seeds no p is below {smallest_p(n):.2g}"
+    if not complete:
+        return "wait for the end"  # a verdict on a part of the seeds would be one of many looks
     return "different" if contrast["p_holm"] <= 0.05 else "no difference shown"
 
 
@@ -280,7 +296,7 @@ def write_tables(directory: Path, table: Mapping[str, Any], results: Sequence[Ce
 
 
 def _metric_rows(table: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    columns = ("seeds", "mean", "sd", "difference", "difference_sd")
+    columns = ("seeds", "mean", "sd", "difference", "difference_sd", "relative")
     yield ("variant", "metric", *columns)
     for name, variant in table["variants"].items():
         for metric, figures in variant["metrics"].items():

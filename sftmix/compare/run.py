@@ -34,7 +34,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
-    from sftmix.training.log import progress_bar
+    from sftmix.progress import progress_bar
 
     cells, results = comparison.cells, list[CellResult]()
     if world.is_main and not (directory.path / CONFIGURATION).exists():

@@ -44,7 +44,8 @@ class RunConfig:
     seed: int = 42
     """Decides order, pairs, lambdas and the held-out split."""
     with_baseline: bool = False
-    """Also train the NTP arm from the same base model, in the same order, and print one table."""
+    """Also train the NTP arm from the same base model, in the same order and without perturbation, and print one
+    table."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The model to fine-tune."""
     data: DataOptions = field(default_factory=DataOptions)
@@ -89,6 +90,21 @@ class RunConfig:
             raise ConfigError(found[0])
         if found:
             raise ConfigError("\n  - ".join([f"{len(found)} problems in the configuration", *found]))
+
+    def unused(self) -> list[str]:
+        """One sentence where components were chosen that this run has no use for."""
+        paired, default = self.resolved_pairing() is not None, RunConfig()
+        idle = ("reference", "confidence", *([] if paired else ["splitter"]))
+        chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
+        if not chosen or (paired and self.splitter.needs_confidence):
+            return []
+        named = ", ".join(f"{name} {type(getattr(self, name)).__name__}" for name in chosen)
+        reason = (
+            f"splitter {type(self.splitter).__name__} needs no confidence"
+            if paired
+            else "no examples are paired (pairing null, or an objective that does not mix)"
+        )
+        return [f"not used by this run: {named}; {reason}"]
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; components as {"class_path", "init_args"}."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.conversations import Conversations, ConversationWriter
@@ -20,6 +18,7 @@ from sftmix.data.formats import TEXT, BadRow, Conversation, document, recognise
 from sftmix.data.jsonrows import iter_text
 from sftmix.data.sources import Source
 from sftmix.errors import DataError
+from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 PIECE = 1 << 16
@@ -139,7 +138,7 @@ def read_documents(
 
     The pieces of a text file may raise BadText half-way.
     """
-    with tqdm(desc="Reading documents", unit=" documents", delay=1, disable=not progress, file=sys.stderr) as bar:
+    with progress_bar("Reading documents", unit=" documents", delay=1, enabled=progress) as bar:
         for source in sources:
             if source.is_text:
                 bar.update()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations, ConversationWriter
@@ -21,6 +19,7 @@ from sftmix.data.sides import Selection, divide, limited, report_overlap
 from sftmix.data.sources import Source, expand
 from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions, as_list
+from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 SHOWN = 20
@@ -231,7 +230,7 @@ def _checked_rows(
     sources: list[Source], form: str, label_field: str | None, progress: bool
 ) -> Iterator[tuple[Row, Any]]:
     """(row, its Conversation or the BadRow that says why not)."""
-    with tqdm(desc="Reading rows", unit=" rows", delay=1, disable=not progress, file=sys.stderr) as bar:
+    with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
         for source in sources:
             name = None if form == "auto" else form
             for row in _readable(source):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
@@ -24,6 +22,7 @@ from sftmix.data.report import DataReport
 from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder, writes_bos
 from sftmix.errors import DataError
+from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 STRETCH = 1 << 18
@@ -248,9 +247,7 @@ def encode_windows(
     parts = [Part(record, *extent) for record, extent in zip(side.records.tolist(), extents.tolist(), strict=True)]
     ids = WindowIds()
     total = sum(part.end - part.start for part in parts)
-    with tqdm(
-        desc="Tokenising", total=total, unit="B", unit_scale=True, delay=1, disable=not progress, file=sys.stderr
-    ) as bar:
+    with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
         tokens = document_tokens(encoder, documents, _counted(parts, bar.update))
         for window in windows(tokens, length, packed=packed):
             spans = window.spans

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sftmix.data.conversations import Conversations
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
 from sftmix.data.templates import Encoder
+from sftmix.progress import progress_bar
 from sftmix.types import Example, Rows
 
 AT_ONCE = 256
@@ -76,12 +76,9 @@ def tokenised(
     """
     parts = [records[start : start + AT_ONCE] for start in range(0, len(records), AT_ONCE)]
     many = min(processes or default_processes(len(records)), max(len(parts), 1))
-    with tqdm(
-        desc="Tokenising", total=len(records), unit=" rows", delay=1, disable=not progress, file=sys.stderr
-    ) as bar:
-        for part, (stored, told) in zip(
-            parts, map(work, parts) if many == 1 else _parallel(work, parts, many), strict=True
-        ):
+    done = map(work, parts) if many == 1 else _parallel(work, parts, many)
+    with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
+        for part, (stored, told) in zip(parts, done, strict=True):
             report.take(told)
             yield from stored
             bar.update(len(part))

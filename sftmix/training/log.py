@@ -1,4 +1,4 @@
-"""What a stage reports while it runs: metrics.jsonl, the progress bar, peak memory, and the wish to stop."""
+"""What a stage reports while it runs: metrics.jsonl, peak memory, and the wish to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from sftmix.artefacts import write_text
 
@@ -42,25 +40,6 @@ class MetricsLog:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def progress_bar(
-    name: str | None, *, total: int, unit: str, done: int = 0, enabled: bool = True, leave: bool = True
-) -> tqdm:
-    """A bar on stderr: lively on a terminal, one line every ten seconds in a log file, none without a name."""
-    pause = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=name,
-        unit=unit,
-        leave=leave,
-        delay=0 if leave else 1,
-        disable=not enabled or name is None,
-        dynamic_ncols=True,
-        mininterval=pause,
-        maxinterval=max(10.0, pause),
-    )
 
 
 class StopSignal:

@@ -24,10 +24,11 @@ from sftmix.data.alone import ResponsesAlone
 from sftmix.data.batching import RowSubset, TokenisedRows, Unit
 from sftmix.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.options import CheckpointOptions
+from sftmix.progress import progress_bar
 from sftmix.rng import stable_hash
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.distributed import World, autocast, gradient_sync, resolve_parallel, resolve_precision, wrap
-from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, progress_bar
+from sftmix.training.log import MetricsLog, PeakMemory, StopSignal
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.stage import Stage
 from sftmix.training.step import Perturb, TrainingModule, normalise

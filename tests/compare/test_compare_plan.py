@@ -12,6 +12,7 @@ import yaml
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of, listing
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.markdown import markdown
 from sftmix.compare.results import CellResult, build_table
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
@@ -189,16 +190,45 @@ def test_a_table_works_without_yaml() -> None:
         mixed.validate()
 
 
+def results_on(comparison: Comparison, figures: dict[str, dict[str, float]]) -> list[CellResult]:
+    """Finished cells with these figures, by the cell's name."""
+    same = dict.fromkeys(("data", "eval", "reference"))
+    return [CellResult(c, figures[c.name], [], {}, "0.1 abc", same) for c in comparison.cells if c.name in figures]
+
+
+def table_of(directory: Path, names: str, seeds: int, **options: object) -> Comparison:
+    variants = {name: RunConfig(model=ModelOptions(path="m"), objective=NTP()) for name in names}
+    table = TableOptions(seeds=list(range(1, seeds + 1)), **options)
+    return Comparison(out=str(directory), variants=variants, options=table)
+
+
 def test_holm_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
     """Three planned, one without a value: the smallest p is multiplied by three all the same."""
-    names = ("A", "B", "C", "D")
-    variants = {name: RunConfig(model=ModelOptions(path="m"), objective=NTP()) for name in names}
-    options = TableOptions(seeds=list(range(1, 8)), metric="x")
-    comparison = Comparison(out=str(tmp_path), variants=variants, options=options)
+    comparison = table_of(tmp_path, "ABCD", 7, metric="x")
     value = {"A": 0.0, "B": 1.0, "C": 2.0}
-    same = dict.fromkeys(("data", "eval", "reference"))
-    figures = {c.name: {"x": value[c.variant] * c.seed} for c in comparison.cells if c.variant in value}
-    results = [CellResult(cell, figures.get(cell.name, {}), [], {}, same) for cell in comparison.cells]
-    found = build_table(comparison, results)["contrasts"]
+    figures = {c.name: {"x": value[c.variant] * c.seed} if c.variant in value else {} for c in comparison.cells}
+    found = build_table(comparison, results_on(comparison, figures))["contrasts"]
     assert [c["p"] for c in found] == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
     assert [c["p_holm"] for c in found] == [pytest.approx(6 / 2**7), pytest.approx(6 / 2**7), None]
+
+
+def test_a_part_of_the_seeds_gives_no_verdict(tmp_path: Path) -> None:
+    comparison = table_of(tmp_path, "AB", 8, metric="x")
+    figures = {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells}
+    whole = build_table(comparison, results_on(comparison, figures))["contrasts"][0]
+    part = build_table(comparison, results_on(comparison, figures)[:-2])["contrasts"][0]
+    assert (whole["verdict"], whole["p"]) == ("different", 2 / 2**8)
+    assert (part["verdict"], part["p"]) == ("wait for the end", 2 / 2**7)
+
+
+def test_the_spread_of_confidence_is_shown_relative_to_the_baseline(tmp_path: Path) -> None:
+    comparison = table_of(tmp_path, "AB", 2, metric="x")
+    name, spread = "confidence_std.log_after", {"A": {1: 2.0, 2: 4.0}, "B": {1: 1.9, 2: 3.6}}
+    figures = {c.name: {"x": 12.0, name: spread[c.variant][c.seed]} for c in comparison.cells}
+    table = build_table(comparison, results_on(comparison, figures))
+    assert table["variants"]["B"]["metrics"][name]["relative"] == pytest.approx((1.9 / 2 + 3.6 / 4) / 2 - 1)
+    assert "relative" not in table["variants"]["A"]["metrics"][name]
+    text = markdown(table)
+    assert "± 1.2021 (-7.5%)" in text
+    assert "Trained by sftmix 0.1 abc." in text
+    assert "| A       | 2     | 12 " in text  # a count without decimals
