@@ -43,7 +43,7 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
-        path, encoder, data = self._data(model)
+        path, encoder, data = self.rows_of(model)
         seed = config.seed if training is None or training.seed is None else training.seed
         options, seed = inherit(config.training, training), stable_hash(seed, "reference") % 2**62
         stage = run.stage(
@@ -87,7 +87,7 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, started = self._run, time.perf_counter()
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
-        _, encoder, data = self._data(model, option="reference")
+        _, encoder, data = self.rows_of(model, option="reference")
         parts = []
         for number, name in enumerate(paths, start=1):
             run.say(f"reference: {name} scores {len(data):,} examples")
@@ -96,7 +96,7 @@ class ReferenceRun:
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 
-    def _data(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
+    def rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
         """Model path, encoder and rows of the reference: the target's own, or its own tokenizer's."""
         run, config = self._run, self._run.config
         if not (model.path or model.template or model.max_length):

@@ -24,7 +24,7 @@ LAYERS = (
     {"config"},
     {"pipeline", "epoch_pairs", "run_context", "reference_run", "rundir", "summary", "export", "quickstart"}
     | {"measurement", "confounds", "histogram"},
-    {"compare"},
+    {"compare", "estimate"},
     {"evaluation", "report", "integrations", "testing"},
     {"cli"},
 )

@@ -76,7 +76,7 @@ Nothing is trained or written; no --out is needed.
 
 def _stage(name: str, argv: Sequence[str]) -> None:
     """One of run, reference, confidence, split, train."""
-    config, _ = _configuration(name, _ABOUT[name][1], argv)
+    config, _ = configuration(name, _ABOUT[name][1], argv)
     config.validate()
     for note in config.unused():
         say(f"note: {note}")
@@ -98,7 +98,7 @@ def _preview(argv: Sequence[str]) -> None:
         parser.add_argument("--rows", type=int, default=3)
         parser.add_argument("--no_color", type=bool, default=False)
 
-    config, parsed = _configuration("preview", _PREVIEW, argv, own=own, names=("rows", "no_color?"), add=add)
+    config, parsed = configuration("preview", _PREVIEW, argv, own=own, names=("rows", "no_color?"), add=add)
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
     config.validate(needs_out=False)
@@ -114,7 +114,13 @@ def _compare(argv: Sequence[str]) -> None:
     main(argv)
 
 
-def _configuration(
+def _estimate(argv: Sequence[str]) -> None:
+    from sftmix.cli.estimate import main
+
+    main(argv)
+
+
+def configuration(
     name: str,
     about: str,
     argv: Sequence[str],
@@ -248,6 +254,7 @@ COMMANDS = {
     "split": Command("only up to the split", partial(_stage, "split")),
     "train": Command("train the target, with the stages it needs", partial(_stage, "train")),
     "compare": Command("run a table: variants x seeds, with the statistics of their differences", _compare),
+    "estimate": Command("say what a run will need: memory and hours, before it is started", _estimate),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
     "status": Command("show how far runs are", _status),

@@ -1,0 +1,45 @@
+"""`estimate`: a run's configuration and a machine -> memory and hours, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sftmix.cli.commands import configuration
+
+ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
+Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
+
+  sftmix estimate --config recipe:alpaca-llama3.1-8b --gpu H100 --gpus 8
+  sftmix estimate --model.path NAME --data.train rows.json --gpu cpu --tflops 0.2
+
+Hours are FLOPs / (peak x MFU): --mfu is a guess until a run of yours on such a machine has been measured."""
+
+_OWN = [
+    ("--gpu NAME", "The device: B200, H200, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu.", "H100"),
+    ("--gpus N", "How many of them.", "8"),
+    ("--mfu X", "Share of the peak that real tokens reach, in (0, 1].", "0.4"),
+    ("--tflops X", "Peak of one device in TFLOP/s, in place of the known one.", "null"),
+    ("--json", "Print JSON instead of a table.", "false"),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, estimate, print."""
+
+    def add(parser: Any) -> None:
+        parser.add_argument("--gpu", type=str, default="H100")
+        parser.add_argument("--gpus", type=int, default=8)
+        parser.add_argument("--mfu", type=float, default=0.4)
+        parser.add_argument("--tflops", type=float | None, default=None)
+        parser.add_argument("--json", type=bool, default=False)
+
+    names = ("gpu", "gpus", "mfu", "tflops", "json?")
+    config, parsed = configuration("estimate", ABOUT, argv, own=_OWN, names=names, add=add)
+    config.validate(needs_out=False)
+    from sftmix.estimate import estimate, make_machine
+    from sftmix.estimate.text import described, plain
+
+    found = estimate(config, make_machine(parsed.gpu, parsed.gpus, mfu=parsed.mfu, tflops=parsed.tflops))
+    print(json.dumps(plain(found), indent=1) if parsed.json else described(found))

@@ -1,0 +1,60 @@
+"""What a run is to be made on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sftmix.errors import ConfigError
+
+TERA, GIB = 1e12, 2**30
+
+GPUS: dict[str, tuple[float, float]] = {
+    "B200": (2250, 180),
+    "H200": (989, 141),
+    "H100": (989, 80),
+    "A100-80GB": (312, 80),
+    "A100-40GB": (312, 40),
+    "L40S": (362, 48),
+    "RTX-4090": (165, 24),
+}
+"""Dense bf16 peak in TFLOP/s and memory in GB, from the makers' data sheets."""
+CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`count` devices of one kind.
+
+    flops    peak of one device, FLOP/s; None: unknown, and with it the hours
+    memory   bytes of one device; None: unknown
+    mfu      share of the peak that the FLOPs of real tokens reach, padding and all overheads included
+    """
+
+    name: str
+    count: int
+    flops: float | None
+    memory: float | None
+    mfu: float
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == CPU
+
+    def hours(self, flops: float) -> float | None:
+        """Device-hours for so many FLOPs."""
+        return None if self.flops is None else flops / (self.flops * self.mfu) / 3600
+
+
+def make_machine(name: str, count: int, *, mfu: float, tflops: float | None) -> Machine:
+    """A machine of the table, or `cpu`; `tflops` takes the place of the table's peak. ConfigError for anything else."""
+    if name not in (*GPUS, CPU):
+        raise ConfigError(f"gpu is {name!r}; there are {', '.join(GPUS)} and {CPU} (--tflops gives another peak)")
+    if count < 1:
+        raise ConfigError(f"gpus is {count}; allowed: at least 1")
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"mfu is {mfu}; allowed: above 0 and at most 1")
+    if tflops is not None and not tflops > 0:
+        raise ConfigError(f"tflops is {tflops}; allowed: above 0")
+    peak, gigabytes = GPUS.get(name, (None, None))
+    peak = tflops or peak
+    return Machine(name, count, peak and peak * TERA, gigabytes and gigabytes * 1e9, mfu)

@@ -1,0 +1,200 @@
+"""What `estimate` says, against the real model, the real stages and torch's own count of FLOPs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sftmix.components.reference import FromFile, Online, TrainedReference
+from sftmix.config import RunConfig
+from sftmix.errors import ConfigError
+from sftmix.estimate import estimate, make_machine
+from sftmix.estimate.cost import forward_flops, training_flops
+from sftmix.estimate.model import FakeModel
+from sftmix.estimate.work import Tokens
+from sftmix.models import load_model
+from sftmix.options import DataOptions, LoraOptions, ModelOptions, ReferenceModel, TrainingOptions
+from tests.tiny import metrics
+
+CPU = make_machine("cpu", 1, mfu=0.5, tflops=0.1)
+NO_LORA = LoraOptions()
+
+
+@pytest.fixture(scope="module")
+def model(finished) -> str:
+    return str(finished.tiny.model)
+
+
+def config(tiny, **changes) -> RunConfig:
+    return RunConfig(
+        model=ModelOptions(path=str(tiny.model)),
+        data=DataOptions(train=[str(tiny.train)], eval=[str(tiny.eval)]),
+        training=TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32"),
+        **changes,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+def test_numbers_are_those_of_the_real_model(model):
+    real = load_model(model)
+    fake = FakeModel(model, None, NO_LORA)
+    assert fake.numbers == fake.trained == sum(p.numel() for p in real.parameters())
+    assert fake.is_tied
+    assert fake.head_shape == tuple(real.get_output_embeddings().weight.shape)
+    matrices = [p for layer in real.model.layers for p in layer.parameters() if p.dim() == 2]
+    assert fake.per_token() == sum(p.numel() for p in matrices)
+    adapted = FakeModel(model, None, LoraOptions(r=4, target_modules=["q_proj"]))
+    q = real.model.layers[0].self_attn.q_proj.weight
+    assert adapted.trained == 2 * 4 * sum(q.shape)
+    assert adapted.numbers == fake.numbers + adapted.trained
+    assert not adapted.head_is_trained
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("shapes", [[(3, 20)], [(2, 7), (1, 33)]])
+def test_saved_bytes_are_those_that_autograd_saves(model, attention, shapes):
+    real = load_model(model, attention=attention).train()
+    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
+    total = 0
+    for rows, width in shapes:
+        kept = {}
+
+        def keep(x, kept=kept):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return x
+
+        ids = torch.ones(rows, width, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = real.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        total += sum(storage.nbytes() for storage in kept.values())
+        del out
+    assert FakeModel(model, attention, NO_LORA).saved(shapes, bf16=False, recompute=False) == total
+
+
+def test_recomputation_saves_all_but_the_inputs_of_the_layers(model):
+    fake = FakeModel(model, None, NO_LORA)
+    whole = fake.saved([(4, 64)], bf16=False, recompute=False)
+    inputs = 4 * 64 * 32 * 4 * 2
+    assert fake.saved([(4, 64)], bf16=False, recompute=True) == pytest.approx(inputs + whole / 2)
+
+
+def test_flops_are_those_that_torch_counts(model):
+    """torch counts whole attention matrices, of which a causal mask needs half; so the squares count twice here."""
+    fake, real, length = FakeModel(model, "sdpa", NO_LORA), load_model(model, attention="eager").eval(), 24
+    ids = torch.ones(1, length, dtype=torch.int64)
+    with FlopCounterMode(display=False) as forward:
+        loss = real(input_ids=ids).logits.sum()
+    tokens = Tokens(length, length, 2 * length**2)
+    assert forward_flops(fake, tokens) == forward.get_total_flops()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert training_flops(fake, tokens, recompute=False) == both
+
+
+# --------------------------------------------------------------------------------------------- stages
+
+
+def test_stages_steps_and_tokens_are_those_of_the_run(finished):
+    found = estimate(config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2)), CPU)
+    assert [stage.work.name for stage in found.stages] == ["reference", "train", "baseline"]
+    reference, train, baseline = found.stages
+    for stage in found.stages:
+        done = metrics(finished.path, stage.work.name)
+        assert stage.work.steps == len(done)
+        assert stage.work.trained.all == sum(line["tokens"] for line in done) == 3 * found.tokens
+    assert reference.work.read.all == 2 * found.tokens
+    assert train.flops == baseline.flops
+    hours = (reference.flops + 2 * train.flops) / (0.1e12 * 0.5) / 3600
+    assert found.hours == pytest.approx(hours)
+    assert found.times_plain == pytest.approx((reference.flops + 2 * train.flops) / train.training_flops)
+
+
+@pytest.mark.parametrize(
+    ("reference", "stages", "passes"),
+    [
+        (TrainedReference(checkpoints="online"), ["reference", "train"], 0),
+        (TrainedReference(checkpoints=[0, 0.5, 1]), ["reference", "train"], 3),
+        (Online(), ["train"], None),
+    ],
+)
+def test_the_reference_says_what_it_will_do(finished, reference, stages, passes):
+    found = estimate(config(finished.tiny, reference=reference), CPU)
+    assert [stage.work.name for stage in found.stages] == stages
+    if passes is not None:
+        assert found.stages[0].work.read.all == passes * found.tokens
+
+
+def test_a_file_costs_nothing_and_another_model_is_its_own(finished, tmp_path):
+    ready = finished.path / "confidence" / "dynamics.parquet"
+    found = estimate(config(finished.tiny, reference=FromFile(path=str(ready))), CPU)
+    assert [stage.work.name for stage in found.stages] == ["train"]
+    model = ReferenceModel(path=str(finished.tiny.model), lora=LoraOptions(r=4))
+    found = estimate(config(finished.tiny, reference=TrainedReference(model=model)), CPU)
+    reference, train = found.stages
+    assert reference.trained < train.trained
+    assert reference.training_flops < train.training_flops
+    assert reference.memory.optimizer < train.memory.optimizer
+
+
+def test_memory_is_divided_as_the_weights_are(finished):
+    one, four = (estimate(config(finished.tiny), make_machine("H100", n, mfu=0.4, tflops=None)) for n in (1, 4))
+    a, b = one.stages[-1].memory, four.stages[-1].memory
+    assert (b.weights, b.optimizer) == (a.weights / 4, a.optimizer / 4)
+    assert a.weights == 4 * one.stages[-1].numbers
+    assert a.process == 0
+    assert b.working > 0  # gathered layers
+
+
+# -------------------------------------------------------------------------------------------- command
+
+
+def test_the_command_prints_a_table_or_json(finished, sftmix):
+    words = ["estimate", *finished.tiny.options, "--gpu", "cpu", "--gpus", "1"]
+    done = sftmix(*words)
+    assert done.code == 0
+    assert "| reference |" in done.out
+    assert "Hours need the peak of the device: --tflops." in done.out
+    done = sftmix(*words, "--tflops", "0.1", "--json")
+    found = json.loads(done.out)
+    assert found["device_hours"] > 0
+    memory = found["stages"]["train"]["memory_bytes"]
+    assert memory["peak"] == sum(v for k, v in memory.items() if k != "peak")
+
+
+def test_what_does_not_fit_is_said(finished, sftmix, monkeypatch):
+    monkeypatch.setitem(__import__("sftmix.estimate.machine").estimate.machine.GPUS, "H100", (989, 1e-6))
+    done = sftmix("estimate", *finished.tiny.options)
+    assert "warning: train needs" in done.out
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "H1000"}, "gpu is 'H1000'; there are B200"),
+        ({"count": 0}, "gpus is 0"),
+        ({"mfu": 1.5}, "mfu is 1.5"),
+        ({"tflops": 0.0}, "tflops is 0.0"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(values, message):
+    given = {"name": "H100", "count": 1, "mfu": 0.4, "tflops": None} | values
+    with pytest.raises(ConfigError, match=message):
+        make_machine(given.pop("name"), given.pop("count"), **given)
+
+
+def test_the_largest_micro_batch_is_found(finished):
+    found = estimate(config(finished.tiny), CPU)
+    batch = found.stages[-1].work.batch
+    assert sum(rows for rows, _ in batch.segments) <= 4
+    assert batch.accumulated
+    assert batch.slots >= max(width for _, width in batch.segments)
+    assert np.isfinite(found.stages[-1].memory.peak)
