@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any], *, 
     hidden = ("out", "device", "memory_of", "quick", "profile")
     report = {
         "benchmark": name,
+        "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in sys.argv[1:])]),
         "date": today,
         "commit": commit.stdout.strip() or None,
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores",
@@ -82,5 +84,5 @@ def _shown(value: Any) -> Any:
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     """Median and the range of the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits)}

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
@@ -14,7 +15,7 @@ from sftmix.components.splitters import RandomSplit
 from sftmix.data import EncodedDataset, load_data, make_encoder
 from sftmix.data.batching import TokenisedRows
 from sftmix.dynamics import score_rows
-from sftmix.models import load_tokenizer
+from sftmix.models import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.distributed import World
 from sftmix.training.order import TrainingOrder
@@ -27,6 +28,32 @@ def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedD
     encoder = make_encoder(load_tokenizer(model))
     options = DataOptions(train=[rows], limit=limit)
     return load_data(options, encoder, max_length=max_length, seed=0, progress=False).train
+
+
+def random_llama(
+    source: str, place: Path, *, vocabulary: int | None = None, hidden_size: int = 256, num_hidden_layers: int = 8
+) -> str:
+    """Write a random Llama, base-7m's shape by default, that reads the tokenizer and the context of `source`.
+
+    hidden_size 128 and 2 layers make about an eighth of base-7m's parameters.
+    """
+    tokenizer = load_tokenizer(source)
+    config = LlamaConfig(
+        vocab_size=vocabulary or len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11 // 4,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 128,
+        max_position_embeddings=model_config(source).max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return str(place)
 
 
 def ntp_stage(

@@ -17,6 +17,7 @@ Speed is real tokens per second of whole epochs, so every contestant has done th
 from __future__ import annotations
 
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.contestants import OURS, TRL, contestant  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
+from benchmarks.stages import random_llama  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 64, "held_out": 16, "epochs": 1, "max_length": 128}
@@ -87,6 +89,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(SHARED / "models" / "base-7m"))
     options.add_argument("--rows", default=str(SHARED / "data" / "alpaca" / "alpaca_8k.json"))
+    options.add_argument("--vocabulary", type=int, help="train a random Llama with so many rows of the head instead")
     options.add_argument("--limit", type=int, default=480, help="training rows, a multiple of the global batch")
     options.add_argument("--held_out", type=int, default=160, help="rows after them, for the held-out NLL")
     options.add_argument("--max_length", type=int, default=512)
@@ -102,7 +105,9 @@ def main() -> None:
     args = parse(options, QUICK)
     if args.limit % args.global_batch_size:
         options.error(f"--limit {args.limit} is not a multiple of --global_batch_size {args.global_batch_size}")
-    steps, figures = race(args)
+    with tempfile.TemporaryDirectory() as directory:
+        wide = random_llama(args.model, Path(directory), vocabulary=args.vocabulary) if args.vocabulary else args.model
+        steps, figures = race(Namespace(**{**vars(args), "model": wide}))
     found = {name: summary(steps[name], figures[name], args.epochs) for name in args.contestants}
     pairs = [(ours, theirs) for ours in OURS for theirs in TRL if {ours, theirs} <= set(found)]
     ratios = {f"{ours} / {theirs}": against(ours, theirs, steps, found, args.epochs) for ours, theirs in pairs}
