@@ -52,10 +52,11 @@ which the plain run has, too."""
 _TRL = """\
 TRL's SFTTrainer on the same token ids and labels from the same weights, each in a process of its own, step by step in
 turns. `trl_default` keeps TRL's own choice of bf16 and gradient checkpointing, on CPU, too; the others have our
-precision and no checkpointing. `trl_grouped` sorts rows by length, which couples what is in a batch to its length;
-`trl_best` also takes smaller micro-batches. Ours draws batches and pairs at random and groups by length only inside a
-micro-batch. The order of the rows differs between them, and so, a little, do the NLLs; in the same order they are equal
-step by step to six digits (tests/test_ntp_equality.py).
+precision and no checkpointing. `trl_grouped` sorts up to 50 global batches of rows by length (a quarter of a small
+data set: the more rows, the less padding), which couples what is in a batch to its length; `trl_best` also takes
+smaller micro-batches. Ours draws batches and pairs at random and groups by length only inside a micro-batch. The order
+of the rows differs between them, and so, a little, do the NLLs; in the same order they are equal step by step to six
+digits (tests/test_ntp_equality.py).
 
 Where the difference comes from: padded slots (third column), and the head, which TRL computes on a CPU at every
 position, padded and prompt ones included, once more in the backward pass; ours is computed once, at response tokens
