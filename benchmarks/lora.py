@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import held  # noqa: E402
 from benchmarks.report import parser, publish, spread  # noqa: E402
 from sftmix.adapters import add_adapters, trained_numbers  # noqa: E402
 from sftmix.components.objectives import SFTMix  # noqa: E402
@@ -100,14 +101,6 @@ def peak_memory(args: argparse.Namespace, directory: Path) -> float:
     for _ in range(2):
         loop.advance()
     return (loop.memory.bytes() - before) / 2**20
-
-
-def held(device: str) -> int:
-    """Bytes of the device's allocator, or resident in this process."""
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 def main() -> None:

@@ -7,9 +7,12 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +31,45 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Print one JSON object and write it to <out>/<date>-<name>-<device>.json."""
+def parse(options: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
+    """The arguments; with --quick those of a small trial, which `publish` prints and does not keep."""
+    options.add_argument("--quick", action="store_true", help=f"a trial of a minute, not kept: {_as_options(quick)}")
+    if "--quick" in sys.argv[1:]:
+        options.set_defaults(**quick)
+    return options.parse_args()
+
+
+def _as_options(values: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items())
+
+
+def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any], *, packages: Sequence[str] = ()) -> None:
+    """Print one JSON object and write it to <out>/<date>-<name>-<device>.json.
+
+    packages  whose versions are noted, beside python's and torch's
+    """
     today = datetime.date.today().isoformat()
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     cuda = args.device == "cuda"
-    hidden = ("out", "device", "memory_of")
+    hidden = ("out", "device", "memory_of", "quick", "profile")
     report = {
         "benchmark": name,
+        "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in sys.argv[1:])]),
         "date": today,
         "commit": commit.stdout.strip() or None,
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{p: version(p) for p in packages},
+        },
         "setting": {k: _shown(v) for k, v in vars(args).items() if k not in hidden},
         **results,
     }
     print(json.dumps(report))
+    if getattr(args, "quick", False) or getattr(args, "profile", False):
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{today}-{name}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
 
@@ -59,5 +84,5 @@ def _shown(value: Any) -> Any:
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     """Median and the range of the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits)}

@@ -9,70 +9,29 @@ hold a real token, also without length groups. Then scoring against training, in
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import parser, publish, spread  # noqa: E402
-from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
-from sftmix.components.pairing import RandomPairs  # noqa: E402
-from sftmix.components.splitters import RandomSplit  # noqa: E402
-from sftmix.data import EncodedDataset, load_data, make_encoder  # noqa: E402
+from benchmarks.stages import load_rows, ntp_stage  # noqa: E402
+from sftmix.components.objectives import SFTMix  # noqa: E402
 from sftmix.data.batching import collate, micro_steps  # noqa: E402
-from sftmix.dynamics import score_rows  # noqa: E402
-from sftmix.models import load_model, load_tokenizer  # noqa: E402
-from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions  # noqa: E402
+from sftmix.models import load_model  # noqa: E402
+from sftmix.options import TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
-from sftmix.training.order import TrainingOrder  # noqa: E402
 from sftmix.training.stage import Stage  # noqa: E402
 from sftmix.training.window import default_length_groups  # noqa: E402
-from sftmix.types import Scores  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
-
-
-def make_stage(args: argparse.Namespace, data: EncodedDataset, world: World, directory: Path) -> Stage:
-    """The NTP stage; SFTMix's is the same with another objective and model."""
-    n = len(data)
-    nothing = np.full(n, np.nan)
-    scores = Scores(data.ids, np.arange(n), nothing, nothing, data.n_targets)
-    split = RandomSplit().split(scores, seed=0)
-    options = TrainingOptions(
-        global_batch_size=args.global_batch_size,
-        micro_batch_size=args.micro_batch_size,
-        precision=args.precision,
-        max_steps=args.steps + 2,
-        learning_rate=1e-4,
-    )
-    order = TrainingOrder(n, partial(pairs, split, scores), options=options, seed=0)
-    return Stage(
-        name="ntp",
-        model=load_model(args.model),
-        data=data,
-        order=order,
-        objective=NTP(),
-        options=options,
-        checkpoint=CheckpointOptions(every=0),
-        directory=directory,
-        seed=0,
-        split_of=lambda epoch: split,
-        scorer=partial(score_rows, world=world, precision=args.precision),
-    )
-
-
-def pairs(split, scores, epoch):
-    return RandomPairs().pairs(split, scores, epoch=epoch, seed=0)
 
 
 def alternate(loops: dict[str, TrainingLoop], steps: int) -> dict[str, list[dict]]:
@@ -113,12 +72,16 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     world = World(device=torch.device(args.device))
-    encoder = make_encoder(load_tokenizer(args.model))
-    data = load_data(
-        DataOptions(train=[args.rows], limit=args.limit), encoder, max_length=args.max_length, seed=0
-    ).train
+    data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
+    training = TrainingOptions(
+        global_batch_size=args.global_batch_size,
+        micro_batch_size=args.micro_batch_size,
+        precision=args.precision,
+        max_steps=args.steps + 2,
+        learning_rate=1e-4,
+    )
     with tempfile.TemporaryDirectory() as directory:
-        ntp = make_stage(args, data, world, Path(directory))
+        ntp = ntp_stage(load_model(args.model), data, training, world, Path(directory))
         mixed = replace(ntp, name="sftmix", model=load_model(args.model), objective=SFTMix())
         seen = alternate({"ntp": TrainingLoop(ntp, world), "sftmix": TrainingLoop(mixed, world)}, args.steps)
         scoring = TrainingLoop(replace(ntp, model=load_model(args.model)), world)

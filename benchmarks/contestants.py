@@ -1,0 +1,263 @@
+"""Trainers that take turns, step by step, each in a process of its own: TRL's SFTTrainer and ours.
+
+A contestant waits for the word before each of its steps, and reports what the step took: everything from the word to
+the end of the step, the making of its batches included. So a busy machine disturbs all alike, while the memory of each
+is that of its process. All train on the same token ids and labels from the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.measure import Clock, held
+from benchmarks.stages import load_rows, ntp_stage
+from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.objectives import SFTMix
+from sftmix.data.batching import RowSubset, TokenisedRows
+from sftmix.dynamics import score_rows
+from sftmix.models import load_model, load_tokenizer
+from sftmix.options import TrainingOptions
+from sftmix.training.distributed import World
+from sftmix.training.log import PeakMemory
+from sftmix.training.loop import train
+from sftmix.training.stage import Stage
+from sftmix.training.step import TrainingModule
+from sftmix.training.window import micro_batches
+from sftmix.types import Encoded
+
+TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
+OURS = ("ours_ntp", "ours_sftmix")
+
+CLIP, DECAY = 1.0, 0.1
+"""Largest gradient norm and weight decay of every contestant; the learning rate is constant, because the two count the
+steps of a warm-up from different ends."""
+
+
+@dataclass
+class Turns:
+    """The contestant's end of the line to `trl_compare.py`."""
+
+    line: Connection
+    clock: Clock
+
+    def wait(self) -> None:
+        self.line.recv()
+        self.clock.lap()
+
+    def done(self, *, again: bool) -> None:
+        """A step has ended; wait for the word to the next, if there is one."""
+        self.line.send(self.clock.lap())
+        if again:
+            self.wait()
+
+
+def contestant(name: str, line: Connection, args: Namespace) -> None:
+    """Train, in turns; then send memory, padding and NLLs as a last message."""
+    torch.set_num_threads(args.threads)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), tempfile.TemporaryDirectory() as place:
+        training, held_out = training_rows(args)
+        model = load_model(args.model, attention=attention(name, args)).to(args.device)
+        run = trl_run if name in TRL else our_run
+        turns = Turns(line, Clock())
+        with profiled() if args.profile else contextlib.nullcontext():
+            trained, figures = run(name, model, training, turns, args, Path(place))
+        line.send({**figures, **_losses(trained, {"train": training, "held_out": held_out}, args)})
+
+
+@contextlib.contextmanager
+def profiled() -> Iterator[None]:
+    """Prints which operations took the time of what runs inside."""
+    with torch.profiler.profile() as profile:
+        yield
+    found = sorted(profile.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    total = sum(each.self_cpu_time_total for each in found)
+    for each in found[:20]:
+        share, seconds = each.self_cpu_time_total / total, each.self_cpu_time_total / 1e6
+        print(f"{share:6.1%} {seconds:8.2f} s {each.count:8} calls  {each.key[:60]}", file=sys.stderr)
+
+
+def training_rows(args: Namespace) -> tuple[RowSubset, RowSubset]:
+    """The first --limit rows to train on, and the --held_out rows after them."""
+    both = load_rows(args.model, args.rows, limit=args.limit + args.held_out, max_length=args.max_length)
+    rows = torch.arange(len(both)).numpy()
+    return RowSubset(both, rows[: args.limit]), RowSubset(both, rows[args.limit :])
+
+
+def attention(name: str, args: Namespace) -> str | None:
+    """TRL computes padding-free batches apart by flash attention only."""
+    return "flash_attention_2" if name == "trl_best" and args.device == "cuda" else None
+
+
+def _losses(model: PreTrainedModel, sides: dict[str, RowSubset], args: Namespace) -> dict[str, float]:
+    """NLL per response token of each side under the trained model, by one and the same scorer, in float32."""
+    world, found = World(device=torch.device(args.device)), {}
+    for name, rows in sides.items():
+        scores = score_rows(TrainingModule(model.float()), rows, world=world)
+        found[f"{name}_nll"] = float(scores.nll_sum.sum() / scores.n_tokens.sum())
+    return found
+
+
+@contextlib.contextmanager
+def memory_above(model: PreTrainedModel, args: Namespace, figures: dict[str, Any]) -> Iterator[None]:
+    """Notes the peak of what runs inside, above the loaded model, and in all, in MiB."""
+    ids = torch.ones(1, 8, dtype=torch.int64, device=args.device)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()  # libraries make their buffers now
+    model.zero_grad(set_to_none=True)
+    before, peak = held(args.device), PeakMemory(torch.device(args.device))
+    yield
+    figures["peak_mib_above_the_loaded_model"] = (peak.bytes() - before) / 2**20
+    figures["peak_mib"] = peak.bytes() / 2**20
+
+
+# ---------------------------------------------------------------------------------------------- ours
+
+
+class Announce(Callback):
+    """Waits before each step and reports after it."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def on_stage_start(self, state: StageState) -> CallbackResult | None:
+        self._turns.wait()
+        return None
+
+    def on_step_end(self, state: StageState) -> CallbackResult | None:
+        self._turns.done(again=state.step < state.total_steps)
+        return None
+
+
+def our_run(
+    name: str, model: PreTrainedModel, data: RowSubset, turns: Turns, args: Namespace, directory: Path
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options = TrainingOptions(
+        global_batch_size=args.global_batch_size,
+        micro_batch_size=args.micro_batch_size,
+        precision=args.precision,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        weight_decay=DECAY,
+        schedule="constant",
+        warmup_ratio=0.0,
+        max_grad_norm=CLIP,
+    )
+    world, figures = World(device=torch.device(args.device)), {}
+    stage = replace(ntp_stage(model, data, options, world, directory), callbacks=[Announce(turns)])
+    if name == "ours_sftmix":
+        stage = replace(stage, objective=SFTMix())
+    with memory_above(model, args, figures):
+        train(stage, world)
+    return model, {**figures, **_padding(stage, world)}
+
+
+def _padding(stage: Stage, world: World) -> dict[str, int]:
+    """Real tokens and slots of the first epoch."""
+    tokens = slots = 0
+    for step in range(stage.order.ends[0]):
+        units = stage.order.batch(step)
+        for batch in micro_batches(units, stage.data, stage.options, world, split=None, pad_id=stage.pad_id):
+            tokens += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
+            slots += sum(segment.input_ids.numel() for segment in batch.segments)
+    return {"tokens": tokens, "slots": slots}
+
+
+# --------------------------------------------------------------------------------------------- TRL's
+
+
+def trl_options(name: str, args: Namespace) -> dict[str, Any]:
+    """What sets this contestant apart from the others of TRL."""
+    micro = args.trl_micro_batch_size
+    if name == "trl_default":
+        return {"per_device_train_batch_size": micro}
+    plain = {"gradient_checkpointing": False, "bf16": args.precision == "bf16", "per_device_train_batch_size": micro}
+    if name == "trl_random":
+        return plain
+    grouped = {**plain, "train_sampling_strategy": "group_by_length"}
+    if name == "trl_grouped":
+        return grouped
+    if args.device == "cuda":
+        whole = {"per_device_train_batch_size": args.trl_best_micro_batch_size}
+        return {**plain, **whole, "padding_free": True, "max_length": None}
+    return {**grouped, "per_device_train_batch_size": args.trl_best_micro_batch_size}
+
+
+def trl_run(
+    name: str, model: PreTrainedModel, data: RowSubset, turns: Turns, args: Namespace, directory: Path
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from datasets import Dataset, disable_progress_bars
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Announce(TrainerCallback):
+        def on_train_begin(self, arguments, state, control, **kwargs):
+            turns.wait()
+
+        def on_step_end(self, arguments, state, control, **kwargs):
+            turns.done(again=state.global_step < state.max_steps)
+
+    disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about names that TRL uses
+    own = {"max_length": args.max_length, **trl_options(name, args)}
+    arguments = SFTConfig(
+        output_dir=str(directory),
+        gradient_accumulation_steps=args.global_batch_size // own["per_device_train_batch_size"],
+        num_train_epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=DECAY,
+        max_grad_norm=CLIP,
+        use_cpu=args.device == "cpu",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+        **own,
+    )
+    figures: dict[str, Any] = {}
+    rows = Dataset.from_list([{"input_ids": e.input_ids.tolist(), "labels": labels_of(e)} for e in every(data)])
+    with memory_above(model, args, figures):
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=load_tokenizer(args.model),
+            callbacks=[Announce()],
+        )
+        counted = trainer.data_collator = Counted(trainer.data_collator)
+        trainer.train()
+    return model, {**figures, "tokens": counted.tokens // args.epochs, "slots": counted.slots // args.epochs}
+
+
+class Counted:
+    """A collator that counts real tokens and slots."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator, self.tokens, self.slots = collator, 0, 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        self.tokens += sum(len(row["input_ids"]) for row in rows)
+        batch = self._collator(rows)
+        self.slots += batch["input_ids"].numel()
+        return batch
+
+
+def every(data: TokenisedRows) -> Iterator[Encoded]:
+    return (data[row] for row in range(len(data)))
+
+
+def labels_of(encoded: Encoded) -> list[int]:
+    """Token ids with -100 where there is no loss."""
+    return [i if t else -100 for i, t in zip(encoded.input_ids.tolist(), encoded.target.tolist(), strict=True)]

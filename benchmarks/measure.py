@@ -1,0 +1,47 @@
+"""Clocks and memory that several benchmarks read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Wall and CPU seconds of this process (all of its threads) since the last `lap`."""
+
+    def __init__(self) -> None:
+        self.lap()
+
+    def lap(self) -> dict[str, float]:
+        now = time.perf_counter(), time.process_time()
+        found = (
+            {"seconds": now[0] - self._last[0], "cpu_seconds": now[1] - self._last[1]} if hasattr(self, "_last") else {}
+        )
+        self._last = now
+        return found
+
+
+def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What `work` returns, and what it took."""
+    clock = Clock()
+    result = work()
+    return result, clock.lap()
+
+
+def held(device: str) -> int:
+    """Bytes of the device's allocator, or resident in this process."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+def rounded(figures: dict[str, Any], digits: int = 4) -> dict[str, Any]:
+    """The figures with shorter floats, for a result file."""
+    return {k: round(v, digits) if isinstance(v, float) else v for k, v in figures.items()}

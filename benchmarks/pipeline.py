@@ -1,0 +1,239 @@
+"""What the whole recipe costs beside one plain fine-tuning run of the same epochs, by where its confidence comes from.
+
+    python benchmarks/pipeline.py                              base-7m, 640 Alpaca rows, 3 epochs, 3 rounds of six runs
+    python benchmarks/pipeline.py --quick
+
+    plain     NTP, without pairs
+    offline   a reference of the same size that scores all rows at five checkpoints
+    online    a reference of the same size whose losses are taken while it trains
+    weaker    a reference of about an eighth of the size, five checkpoints
+    single    no reference: the target's own losses decide from the second epoch on
+
+Every run is a process of its own and `sftmix.pipeline.run` from rows to exported model; they take turns, round after
+round. The tokenisation cache is filled before the first. `run` leaves the imports out, `process` has them in.
+`share_of_a_step` is measured in one more training: what taking the losses and saving checkpoints costs of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import json
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import timed  # noqa: E402
+from benchmarks.report import parse, parser, publish, spread  # noqa: E402
+from benchmarks.stages import load_rows, ntp_stage, random_llama  # noqa: E402
+from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
+from sftmix.components.reference import Online, TrainedReference  # noqa: E402
+from sftmix.config import RunConfig  # noqa: E402
+from sftmix.models import load_model  # noqa: E402
+from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, ReferenceModel, TrainingOptions  # noqa: E402
+from sftmix.pipeline import run  # noqa: E402
+from sftmix.training.checkpoint import CheckpointStore  # noqa: E402
+from sftmix.training.distributed import World  # noqa: E402
+from sftmix.training.loop import TrainingLoop  # noqa: E402
+from sftmix.training.online import OnlineLosses  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+QUICK = {"limit": 64, "max_length": 128, "rounds": 1}
+ARMS = ("plain", "offline", "online", "weaker", "single")
+SHORTEST_INTERVAL = 50
+"""Steps between checkpoints by default, at least."""
+
+
+def configuration(arm: str, args: argparse.Namespace, place: Path, out: Path) -> RunConfig:
+    config = RunConfig(
+        out=str(out),
+        model=ModelOptions(path=args.model),
+        data=DataOptions(train=args.rows, limit=args.limit, max_length=args.max_length),
+        training=training_options(args),
+    )
+    if arm == "plain":
+        config.objective, config.pairing = NTP(), None
+        return config
+    weaker = ReferenceModel(path=str(place / "weaker"))
+    references = {
+        "offline": TrainedReference(),
+        "online": TrainedReference(checkpoints="online"),
+        "weaker": TrainedReference(model=weaker),
+        "single": Online(),
+    }
+    config.objective, config.reference = SFTMix(), references[arm]
+    return config
+
+
+def training_options(args: argparse.Namespace) -> TrainingOptions:
+    return TrainingOptions(
+        epochs=args.epochs,
+        global_batch_size=args.global_batch_size,
+        micro_batch_size=args.micro_batch_size,
+        precision=args.precision,
+        learning_rate=args.learning_rate,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def one_run(args: argparse.Namespace) -> None:
+    """What a process of --arm does: the run, then its figures as the last line."""
+    torch.set_num_threads(args.threads)
+    config = configuration(args.arm, args, args.place, args.run)
+    profile = cProfile.Profile() if args.profile else None
+    with contextlib.redirect_stdout(sys.stderr):
+        _, took = timed(lambda: profile.runcall(run, config) if profile else run(config))
+    if profile:
+        pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(r"sftmix|torch/optim", 45)
+    stages = {path.parent.name: json.loads(path.read_text()) for path in args.run.glob("*/figures.json")}
+    kept = ("wall_seconds", "elapsed", "scoring_seconds", "calibration_seconds", "peak_memory_bytes")
+    print(json.dumps({**took, "stages": {s: {k: f[k] for k in kept if k in f} for s, f in stages.items()}}))
+
+
+def start(arm: str, args: argparse.Namespace, place: Path, out: Path) -> dict[str, Any]:
+    """One run in a process of its own: what it took, with and without imports, and the figures of its stages."""
+    hidden = ["--arm", arm, "--place", str(place), "--run", str(out)]
+    environment = {**os.environ, "SFTMIX_CACHE": str(place / "cache"), "OMP_NUM_THREADS": str(args.threads)}
+    started = time.perf_counter()
+    command = [sys.executable, __file__, *sys.argv[1:], *hidden]
+    done = subprocess.run(
+        command,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=None if args.profile else subprocess.DEVNULL,
+    )
+    return {"process_seconds": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Seconds of each arm, its stages, and its ratio to the plain run of the same round."""
+    results: dict[str, Any] = {}
+    for arm, runs in found.items():
+        made = {}
+        for name, key in (("run", "seconds"), ("cpu", "cpu_seconds"), ("process", "process_seconds")):
+            made[f"{name}_seconds"] = spread([one[key] for one in runs], 2)
+            ratios = [one[key] / plain[key] for one, plain in zip(runs, found.get("plain", []), strict=False)]
+            made |= {f"{name} / plain": spread(ratios, 3)} if ratios else {}
+        results[arm] = {**made, "stages": {stage: _medians(runs, stage) for stage in runs[0]["stages"]}}
+    return results
+
+
+def _medians(runs: list[dict[str, Any]], stage: str) -> dict[str, float]:
+    keys = runs[0]["stages"][stage]
+    return {key: round(spread([one["stages"][stage][key] for one in runs])["median"], 2) for key in keys}
+
+
+# ------------------------------------------------------------------------------------ share of a step
+
+
+class TimedLosses(OnlineLosses):
+    """Online losses that know what they cost."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.recording: list[float] = []
+        self.ending: list[float] = []
+
+    def record(self, *words: Any) -> None:
+        self.recording.append(_seconds(lambda: super(TimedLosses, self).record(*words)))
+
+    def end_epoch(self, *words: Any) -> None:
+        self.ending.append(_seconds(lambda: super(TimedLosses, self).end_epoch(*words)))
+
+
+class TimedStore(CheckpointStore):
+    """Checkpoints that know what they cost."""
+
+    saving: list[float]
+
+    def save(self, *words: Any) -> None:
+        self.saving.append(_seconds(lambda: super(TimedStore, self).save(*words)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    return timed(work)[1]["seconds"]
+
+
+def share_of_a_step(args: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Two epochs of training with both: online losses beside the steps, and checkpoints at the default interval."""
+    world = World(device=torch.device(args.device))
+    data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
+    options = replace(training_options(args), epochs=2)
+    stage = ntp_stage(load_model(args.model), data, options, world, place)
+    every = max(2, stage.order.total_steps // 4)
+    losses = TimedLosses(data.ids, place / "online", world)
+    stage = replace(stage, online=losses, checkpoint=CheckpointOptions(every=every))
+    loop = TrainingLoop(stage, world)
+    loop.store = store = TimedStore(place / "checkpoints", keep=2, world=world)
+    store.saving = []
+    figures = loop.run().figures
+    step = figures["elapsed"] / figures["steps"]
+    save = spread(store.saving)
+    return {
+        "step_seconds": round(step, 4),
+        "online": {
+            "record, share of the steps": round(sum(losses.recording) / figures["elapsed"], 6),
+            "end of an epoch, seconds": spread(losses.ending),
+            "both, share of the steps": round(sum(losses.recording + losses.ending) / figures["elapsed"], 6),
+        },
+        "checkpoint": {
+            "save_seconds": save,
+            "share at the default interval": round(save["median"] / (SHORTEST_INTERVAL * step), 5),
+        },
+    }
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", default=str(SHARED / "models" / "base-7m"))
+    options.add_argument("--rows", default=str(SHARED / "data" / "alpaca" / "alpaca_8k.json"))
+    options.add_argument("--limit", type=int, default=640)
+    options.add_argument("--max_length", type=int, default=512)
+    options.add_argument("--epochs", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--global_batch_size", type=int, default=32)
+    options.add_argument("--micro_batch_size", type=int, default=16)
+    options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    options.add_argument("--learning_rate", type=float, default=2e-4)
+    options.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    options.add_argument("--profile", action="store_true", help="also print which functions took the time of each run")
+    for name in ("--arm", "--place", "--run"):
+        options.add_argument(name, type=str if name == "--arm" else Path, help=argparse.SUPPRESS)
+    args = parse(options, QUICK)
+    if args.arm:
+        one_run(args)
+        return
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        random_llama(args.model, place / "weaker", hidden_size=128, num_hidden_layers=2)
+        os.environ["SFTMIX_CACHE"] = str(place / "cache")
+        load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
+        load_rows(str(place / "weaker"), args.rows, limit=args.limit, max_length=args.max_length)
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
+        for number in range(args.rounds):
+            for arm in args.arms:
+                found[arm].append(start(arm, args, place, place / f"{arm}-{number}"))
+        share = share_of_a_step(args, place / "share")
+    hidden = argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in ("arm", "place", "run")})
+    publish("pipeline", hidden, {"arms": summary(found), "share_of_a_step": share}, packages=("transformers",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""How time and memory grow: with the number of rows, the sequence length, the vocabulary, and from one rank to two.
+
+    python benchmarks/scale.py                              1,000 to 1,000,000 synthetic rows, some minutes
+    python benchmarks/scale.py --quick
+
+`rows`: everything that is done per row but training (reading, tokenising, tables, splits, pairs, the order of an
+epoch, batches), each size in a process of its own; seconds, MiB at the peak above what was held before, and the
+exponent of the growth from the size before: 1 is linear. `steps`: training steps of a random Llama by length and by
+vocabulary; `ranks`: the same global batch on one process and on two (gloo, one thread each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import held, rounded, timed  # noqa: E402
+from benchmarks.report import parse, parser, publish, spread  # noqa: E402
+from benchmarks.stages import ntp_stage  # noqa: E402
+from sftmix.components.base import check_confidence, check_pairs, check_split  # noqa: E402
+from sftmix.components.confidence import Perplexity, variability  # noqa: E402
+from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
+from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
+from sftmix.confounds import write_confounds  # noqa: E402
+from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
+from sftmix.measurement import sample_rows  # noqa: E402
+from sftmix.models import load_tokenizer  # noqa: E402
+from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
+from sftmix.rng import generator  # noqa: E402
+from sftmix.store import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
+from sftmix.testing import rows_in_memory  # noqa: E402
+from sftmix.training.distributed import World, start_world  # noqa: E402
+from sftmix.training.log import PeakMemory  # noqa: E402
+from sftmix.training.loop import TrainingLoop  # noqa: E402
+from sftmix.training.order import TrainingOrder  # noqa: E402
+from sftmix.training.window import micro_batches  # noqa: E402
+from sftmix.types import Scores, TrainingDynamics  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+QUICK = {"sizes": [300, 3000], "lengths": [32, 64], "vocabularies": [1000, 2000], "steps": 2}
+WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but"
+CHECKPOINTS, BATCHES, BATCH = 5, 16, 32
+
+
+class Log:
+    """Seconds, CPU seconds and memory of one piece of work after the other."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        before, peak = held("cpu"), PeakMemory(torch.device("cpu"))
+        result, took = timed(work)
+        self.found[name] = rounded({**took, "mib": (peak.bytes() - before) / 2**20}, 3)
+        return result
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Alpaca rows of common words; responses of 4 to 40 words."""
+    random = np.random.default_rng(0)
+    words = WORDS.split()
+    lengths = random.integers(4, 41, count)
+    drawn = iter(random.integers(0, len(words), int(lengths.sum()) + 6 * count, dtype=np.uint8))
+    with path.open("w", encoding="utf-8") as out:
+        for k, length in enumerate(lengths):
+            prompt, answer = (" ".join(words[next(drawn)] for _ in range(n)) for n in (6, length))
+            out.write(json.dumps({"instruction": f"{k}: {prompt}", "input": "", "output": answer}) + "\n")
+
+
+def made_up_dynamics(ids: list[str], n_tokens: np.ndarray) -> TrainingDynamics:
+    mean = generator(0, "scale").gamma(4.0, 0.5, (len(ids), CHECKPOINTS))
+    return TrainingDynamics(
+        ids=ids,
+        steps=np.arange(1, CHECKPOINTS + 1),
+        nll_sum=mean * n_tokens[:, None],
+        n_tokens=n_tokens,
+        n_correct=np.zeros((len(ids), CHECKPOINTS), dtype=np.int64),
+    )
+
+
+def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, float]]:
+    """Everything that a run does per row before and beside its steps."""
+    log, world = Log(), World()
+    write_rows(place / "rows.jsonl", args.size)
+    options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
+    encoder = make_encoder(load_tokenizer(args.model))
+    prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
+    log("tokenise", lambda: encode(prepared, encoder, max_length=256, progress=False))
+    load = partial(load_data, options, encoder, max_length=256, seed=0, progress=False)
+    data = log("load from the cache", load).train
+    log("ids, lengths, labels, columns", lambda: (data.ids, data.lengths, data.n_targets, data.labels, data.columns))
+    dynamics = made_up_dynamics(data.ids, data.n_targets)
+    log("write dynamics", lambda: write_dynamics(place / "dynamics.parquet", dynamics))
+    log("read dynamics, join by id", lambda: read_dynamics(place / "dynamics.parquet").of(data.ids))
+    confidence = log("confidence", lambda: check_confidence(Perplexity().estimate(dynamics), dynamics))
+    spread_N = variability(dynamics)
+    log("write confidence", lambda: write_confidence(place / "confidence.parquet", data.ids, confidence, spread_N))
+    scores = Scores(data.ids, np.arange(len(data)), confidence, spread_N, data.n_targets)
+    for splitter in (Quantile(levels=4), LengthMatched(), Median()):
+        name = type(splitter).__name__
+        split = log(f"split: {name}", lambda s=splitter: check_split(s.split(scores, seed=0), scores))
+    log("write split", lambda: write_split(place / "split.parquet", data.ids, split))
+    split = log("read split", lambda: read_split(place / "split.parquet")[1])
+    log("confounds of the split", lambda: write_confounds(place, scores, split, data))
+    for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
+        draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
+        pairs = log(f"pairs: {type(sampler).__name__}", lambda d=draw: check_pairs(d(), len(data)))
+    training = TrainingOptions(global_batch_size=BATCH, micro_batch_size=8)
+    order = log("order of three epochs", lambda: TrainingOrder(len(data), lambda _: pairs, options=training, seed=0))
+    units = log("first step's units", lambda: order.batch(0))
+    batch = partial(micro_batches, units, data, training, world, split=split, pad_id=0)
+    log(f"{BATCHES} batches", lambda: [batch() for _ in range(BATCHES)])
+    log("choose the sample that is measured", lambda: sample_rows(data.ids))
+    return log.found
+
+
+def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """By piece of work, then by size; with the exponent of each size from the one before."""
+    table: dict[str, Any] = {}
+    sizes = sorted(found)
+    for name in found[sizes[0]]:
+        table[name] = {str(size): dict(found[size][name]) for size in sizes}
+        for small, large in itertools.pairwise(sizes):
+            a, b = (max(found[size][name]["cpu_seconds"], 1e-3) for size in (small, large))
+            table[name][str(large)]["exponent"] = round(math.log(b / a) / math.log(large / small), 2)
+    return table
+
+
+# --------------------------------------------------------------------------------------------- steps
+
+
+def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str, Any]:
+    """Training steps of NTP on made-up rows: seconds of each, and MiB above the loaded model."""
+    config = LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max(args.length, 64),
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    tokens = 8192  # of every global batch, whatever the length
+    batch = max(4, tokens // args.length)
+    data = rows_in_memory([(args.length // 4, args.length - args.length // 4)] * batch)
+    options = TrainingOptions(global_batch_size=batch, micro_batch_size=max(2, batch // 4), max_steps=args.steps + 1)
+    before = held("cpu")
+    loop = TrainingLoop(ntp_stage(model, data, options, world, place), world)
+    loop.advance()
+    took = [timed(loop.advance)[1] for _ in range(args.steps)]
+    seconds = {key: spread([each[key] for each in took])["median"] for key in took[0]}
+    return {**seconds, "tokens": batch * args.length, "mib": round((loop.memory.bytes() - before) / 2**20, 1)}
+
+
+# ------------------------------------------------------------------------------------------ processes
+
+
+def child(args: argparse.Namespace, *words: object, ranks: int = 1) -> Any:
+    """What a process of this script (or so many ranks of it) prints as its last line."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, *sys.argv[1:], *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads if ranks == 1 else 1)}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work_of_child(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as directory, start_world() as world:
+        if args.size:
+            found: dict[str, Any] = grow_rows(args, Path(directory))
+        else:
+            found = one_setting(args, Path(directory), world)
+            found["mib"] = world.max(found["mib"])
+        if world.is_main:
+            print(json.dumps(found))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", default=str(SHARED / "models" / "base-7m"), help="whose tokenizer the rows get")
+    options.add_argument("--sizes", nargs="+", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
+    options.add_argument("--lengths", nargs="+", type=int, default=[128, 512, 2048])
+    options.add_argument("--vocabularies", nargs="+", type=int, default=[4_000, 32_000, 128_000])
+    options.add_argument("--steps", type=int, default=5, help="of each setting, after one of warm-up")
+    for name in ("--size", "--length", "--vocabulary"):
+        options.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
+    args = parse(options, QUICK)
+    if args.size or args.length:
+        work_of_child(args)
+        return
+    short, few = args.lengths[0], args.vocabularies[0]
+    rows = growth({size: child(args, "--size", size) for size in args.sizes})
+    steps = {
+        "by length": {str(n): child(args, "--length", n, "--vocabulary", few) for n in args.lengths},
+        "by vocabulary": {str(v): child(args, "--length", short, "--vocabulary", v) for v in args.vocabularies},
+    }
+    single = ["--length", short, "--vocabulary", few, "--threads", 1]
+    ranks = {"1": child(args, *single), "2": child(args, *single, ranks=2)}
+    shown = argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in ("size", "length", "vocabulary")})
+    publish("scale", shown, {"rows": rows, "steps": steps, "ranks": ranks}, packages=("datasets", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()

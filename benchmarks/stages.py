@@ -1,0 +1,86 @@
+"""Rows and training stages that the benchmarks of training steps share."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from sftmix.components.objectives import NTP
+from sftmix.components.pairing import RandomPairs
+from sftmix.components.splitters import RandomSplit
+from sftmix.data import EncodedDataset, load_data, make_encoder
+from sftmix.data.batching import TokenisedRows
+from sftmix.dynamics import score_rows
+from sftmix.models import load_tokenizer, model_config
+from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
+from sftmix.training.distributed import World
+from sftmix.training.order import TrainingOrder
+from sftmix.training.stage import Stage
+from sftmix.types import Rows, Scores, Split
+
+
+def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedDataset:
+    """The first `limit` rows of a file under the model's own tokenizer and template."""
+    encoder = make_encoder(load_tokenizer(model))
+    options = DataOptions(train=[rows], limit=limit)
+    return load_data(options, encoder, max_length=max_length, seed=0, progress=False).train
+
+
+def random_llama(
+    source: str, place: Path, *, vocabulary: int | None = None, hidden_size: int = 256, num_hidden_layers: int = 8
+) -> str:
+    """Write a random Llama, base-7m's shape by default, that reads the tokenizer and the context of `source`.
+
+    hidden_size 128 and 2 layers make about an eighth of base-7m's parameters.
+    """
+    tokenizer = load_tokenizer(source)
+    config = LlamaConfig(
+        vocab_size=vocabulary or len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11 // 4,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 128,
+        max_position_embeddings=model_config(source).max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return str(place)
+
+
+def ntp_stage(
+    model: PreTrainedModel, data: TokenisedRows, options: TrainingOptions, world: World, directory: Path
+) -> Stage:
+    """NTP in the order that pairs from random halves give: SFTMix's is the same with another objective (and model).
+
+    Which half an example is in changes nothing of what a step costs.
+    """
+    n = len(data)
+    nothing = np.full(n, np.nan)
+    scores = Scores([str(row) for row in range(n)], np.arange(n), nothing, nothing, np.asarray(data.lengths))
+    split = RandomSplit().split(scores, seed=0)
+    return Stage(
+        name="ntp",
+        model=model,
+        data=data,
+        order=TrainingOrder(n, partial(_pairs, split, scores), options=options, seed=0),
+        objective=NTP(),
+        options=options,
+        checkpoint=CheckpointOptions(every=0),
+        directory=directory,
+        seed=0,
+        split_of=lambda epoch: split,
+        scorer=partial(score_rows, world=world, precision=options.precision),
+    )
+
+
+def _pairs(split: Split, scores: Scores, epoch: int) -> Rows:
+    return RandomPairs().pairs(split, scores, epoch=epoch, seed=0)
