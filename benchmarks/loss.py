@@ -209,7 +209,7 @@ def main() -> None:
     compared = [("fused_sftmix", other) for other in results if other != "fused_sftmix"]
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
     figures = {"results": results, **{f"{a} / {b}": ratio(results, a, b) for a, b in compared}}
-    publish(f"loss-{args.head}-{args.dtype}", args, figures)
+    publish("loss", args, figures, variant=f"{args.head}-{args.dtype}")
 
 
 if __name__ == "__main__":

@@ -43,9 +43,12 @@ def _as_options(values: Mapping[str, Any]) -> str:
     return " ".join(f"--{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items())
 
 
-def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any], *, packages: Sequence[str] = ()) -> None:
-    """Print one JSON object and write it to <out>/<date>-<name>-<device>.json.
+def publish(
+    name: str, args: argparse.Namespace, results: Mapping[str, Any], *, variant: str = "", packages: Sequence[str] = ()
+) -> None:
+    """Print one JSON object and write it to <out>/<date>-<name>[-<variant>]-<device>.json.
 
+    variant   tells settings of one benchmark apart that are kept side by side
     packages  whose versions are noted, beside python's and torch's
     """
     today = datetime.date.today().isoformat()
@@ -54,6 +57,7 @@ def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any], *, 
     hidden = ("out", "device", "memory_of", "quick", "profile")
     report = {
         "benchmark": name,
+        **({"variant": variant} if variant else {}),
         "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in sys.argv[1:])]),
         "date": today,
         "commit": commit.stdout.strip() or None,
@@ -71,7 +75,8 @@ def publish(name: str, args: argparse.Namespace, results: Mapping[str, Any], *, 
     if getattr(args, "quick", False) or getattr(args, "profile", False):
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{today}-{name}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
+    label = f"{name}-{variant}" if variant else name
+    (args.out / f"{today}-{label}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _shown(value: Any) -> Any:

@@ -73,10 +73,16 @@ _LORA = "Same trainer, rows and pairs, in turns; memory above the loaded model, 
 _COMPARE = "A table of variants and seeds shares stages: wall time of the whole / of the stages that had to be made."
 
 
-def latest(name: str, device: str = "cpu") -> tuple[str, Result] | None:
-    """The newest result of a benchmark: file name and content."""
-    found = sorted(RESULTS.glob(f"????-??-??-{name}-{device}.json"))
-    return (found[-1].name, json.loads(found[-1].read_text(encoding="utf-8"))) if found else None
+def latest(name: str, device: str = "cpu") -> dict[str, tuple[str, Result]]:
+    """The newest result of a benchmark: file name and content, by its variant ("" where it has none)."""
+    found = {}
+    for path in sorted(RESULTS.glob(f"????-??-??-{name}*-{device}.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["benchmark"] == name:
+            found[result.get("variant", "")] = (path.name, result)
+    if len(found) > 1:
+        found.pop("", None)  # from before there were variants
+    return found
 
 
 def files() -> dict[Path, str]:
@@ -93,11 +99,11 @@ def files() -> dict[Path, str]:
     }
     parts, used, made = [_INTRO], [], {}
     for name, (title, section) in sections.items():
-        found = latest(name)
-        if found is None:
-            continue
-        parts.append("\n".join([f"## {title}", "", *section(found[1], made), f"[`{name}`](#files-and-commands)", ""]))
-        used.append((name, *found))
+        for variant, found in latest(name).items():
+            shown = f"{title}: {variant}" if variant else title
+            lines = section(found[1], made)
+            parts.append("\n".join([f"## {shown}", "", *lines, f"[`{name}`](#files-and-commands)", ""]))
+            used.append((f"{name} {variant}".strip(), *found))
     parts.append("\n".join(["## Files and commands", "", *_commands(used), ""]))
     return {DOCS / "performance.md": "\n".join(parts), **made}
 

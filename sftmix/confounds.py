@@ -62,8 +62,8 @@ def length_correlation(scores: Scores) -> float | None:
 def content_keys(data: EncodedDataset) -> tuple[list[int | None], list[int]]:
     """Per example: hash of everything before the last turn (None where there is nothing: text), and of the whole."""
     prompts, contents = list[int | None](), []
-    for row in range(len(data)):
-        *before, last = ((m.role, m.content) for m in data.example(row).messages)
+    for example in data.examples():
+        *before, last = ((m.role, m.content) for m in example.messages)
         prompt = stable_hash(*(part for turn in before for part in turn))
         prompts.append(prompt if before else None)
         contents.append(stable_hash(prompt, *last))

@@ -29,16 +29,19 @@ def test_the_page_and_its_pictures_are_current(maker):
 def test_every_newest_result_is_named_with_its_command(maker):
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     for name in ("step", "loss", "startup", "lora", "compare"):
-        file, result = maker["latest"](name)
-        assert file == max(path.name for path in RESULTS if path.name[11:] == f"{name}-cpu.json")
-        assert file in page
-        assert f"`{maker['command'](name, result)}`" in page
+        found = maker["latest"](name)
+        assert found
+        for variant, (file, result) in found.items():
+            label = f"{name}-{variant}" if variant else name
+            assert file == max(path.name for path in RESULTS if path.name[11:] == f"{label}-cpu.json")
+            assert file in page
+            assert f"`{maker['command'](name, result)}`" in page
 
 
 def test_commands_name_scripts_and_options_that_exist(maker):
     for name in ("step", "loss", "pipeline", "trl_compare", "startup", "scale", "lora", "compare"):
-        found = maker["latest"](name)
-        words = maker["command"](name, found[1]).split() if found else ["python", f"benchmarks/{name}.py"]
+        commands = [maker["command"](name, result) for _, result in maker["latest"](name).values()]
+        words = " ".join([f"python benchmarks/{name}.py", *commands]).split()
         script = (ROOT / words[1]).read_text(encoding="utf-8") + (ROOT / "benchmarks" / "report.py").read_text()
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in script, option

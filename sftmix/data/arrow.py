@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+
+from sftmix.types import Rows
 
 BATCH_ROWS = 1024
 
@@ -56,6 +60,13 @@ class RowFile:
         """One value; `row` counts from 0 and must be in range."""
         batch, index = divmod(row, BATCH_ROWS)
         return self._batches[batch].column(column)[index]
+
+    def rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """Whole rows in the given order; neighbours in one record batch are read together."""
+        batch = rows // BATCH_ROWS
+        cuts = np.flatnonzero(np.diff(batch)) + 1
+        for part in np.split(rows, cuts) if len(rows) else ():
+            yield from self._batches[part[0] // BATCH_ROWS].take(pa.array(part % BATCH_ROWS)).to_pylist()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column, still on disk."""

@@ -106,20 +106,17 @@ class Conversations:
         """u64[records]: hash of the content, equal for equal conversations."""
         return self._file.column("content").to_numpy()
 
-    def id(self, record: int, turn: int = WHOLE) -> str:
-        """The conversation's id, or that of the example of one of its assistant turns."""
+    def id(self, record: int) -> str:
+        """The conversation's id."""
+        return self._numbered(record, self.id_as_written(record))
+
+    def _numbered(self, record: int, base: str) -> str:
         number = int(self._ordinal[record])
-        base = self.id_as_written(record) + (f"#{number}" if number else "")
-        if turn == WHOLE or not self._file.cell(record, "several").as_py():
-            return base
-        return f"{base}@turn{turn // 2 if self._starts_with_user(record) else (turn - 1) // 2}"
+        return f"{base}#{number}" if number else base
 
     def id_as_written(self, record: int) -> str:
         """The row's own id or the hash of its content, without `#k`."""
         return str(self._file.cell(record, "id").as_py())
-
-    def _starts_with_user(self, record: int) -> bool:
-        return bool(self._file.cell(record, "messages")[0]["role"].as_py() == "user")
 
     def source(self, record: int) -> str:
         return str(self._file.cell(record, "source").as_py())
@@ -140,15 +137,29 @@ class Conversations:
 
         A whole conversation ends with its last trained turn: what follows teaches nothing.
         """
-        stored = self._file.cell(record, "messages").as_py()
-        trained = set(self.turns(record)) if turn == WHOLE else {turn}
-        messages = tuple(
-            Message(m["role"], m["content"], i in trained) for i, m in enumerate(stored[: max(trained) + 1])
-        )
-        return Example(self.id(record, turn), messages, self.source(record), self.label(record), self.columns(record))
+        return self._example(record, next(self._file.rows(np.array([record]))), turn)
 
     def examples(self, records: Rows, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
         """(record, turn, example) of the given records, in their order."""
-        for record in records.tolist():
-            for turn in (WHOLE,) if whole else self.turns(record):
-                yield record, turn, self.example(record, turn)
+        for record, stored in zip(records.tolist(), self._file.rows(records), strict=True):
+            for turn in (WHOLE,) if whole else stored["turns"]:
+                yield record, turn, self._example(record, stored, turn)
+
+    def examples_at(self, records: Rows, turns: Rows) -> Iterator[Example]:
+        """The example of each (record, turn), in their order."""
+        for record, turn, stored in zip(records.tolist(), turns.tolist(), self._file.rows(records), strict=True):
+            yield self._example(record, stored, turn)
+
+    def _example(self, record: int, stored: dict[str, Any], turn: int) -> Example:
+        trained = set(stored["turns"]) if turn == WHOLE else {turn}
+        found = enumerate(stored["messages"][: max(trained) + 1])
+        messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in found)
+        columns = json.loads(stored["columns"]) if stored["columns"] else {}
+        return Example(self._id(record, stored, turn), messages, stored["source"], stored["label"], columns)
+
+    def _id(self, record: int, stored: dict[str, Any], turn: int) -> str:
+        """The conversation's id, or that of the example of one of its assistant turns."""
+        base = self._numbered(record, stored["id"])
+        if turn == WHOLE or not stored["several"]:
+            return base
+        return f"{base}@turn{turn // 2 if stored['messages'][0]['role'] == 'user' else (turn - 1) // 2}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,6 +152,14 @@ class EncodedDataset(Sequence[Encoded]):
         if self.is_text:
             return self._window(row, record)
         return self._conversations.example(record, turn)
+
+    def examples(self) -> Iterator[Example]:
+        """The text of all rows, in file order."""
+        if self.is_text:
+            yield from map(self.example, range(len(self)))
+        else:
+            turns = self._file.column("turn").to_numpy().astype(np.int64)
+            yield from self._conversations.examples_at(np.asarray(self._records, dtype=np.int64), turns)
 
     def _window(self, row: int, record: int) -> Example:
         about, offset = self._conversations, self._file.cell(row, "offset").as_py()

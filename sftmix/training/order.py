@@ -6,6 +6,8 @@ import bisect
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from sftmix.data.batching import Unit, epoch_units, global_batches
 from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
@@ -42,12 +44,20 @@ class TrainingOrder:
         done, epoch = 0, 0
         while wanted > epoch and (options.max_steps is None or done < options.max_steps):
             share = min(1.0, wanted - epoch)
-            batches = len(self._epoch(epoch)) if self._known else math.ceil(self._n_rows / self._size)
+            batches = self._batches_in(epoch)
             done += math.ceil(share * batches)
             if options.max_steps is not None:
                 done = min(done, options.max_steps)
             self.ends.append(done)
             epoch += 1
+
+    def _batches_in(self, epoch: int) -> int:
+        """Global batches of an epoch, without building them where every example has one slot and batches are full."""
+        pairs = self._pairs_of(epoch) if self._known else None
+        once = pairs is None or len(np.unique(pairs)) == pairs.size
+        if once and (pairs is None or self._size % 2 == 0):
+            return math.ceil(self._n_rows / self._size)
+        return len(self._epoch(epoch))
 
     def _epoch(self, epoch: int) -> list[list[Unit]]:
         if self._cached[0] != epoch:

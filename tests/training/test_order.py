@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sftmix.data.batching import epoch_units, global_batches
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import checkpoint_interval
 from sftmix.training.optim import learning_rate
@@ -31,6 +34,18 @@ def order(n=10, **options):
 )
 def test_steps_of_epochs(options, ends):
     assert order(**options).ends == ends
+
+
+@given(st.integers(1, 40), st.integers(0, 30), st.integers(2, 9), st.integers(0, 2), st.integers(0, 2**16))
+def test_epochs_are_as_long_as_the_batches_in_them(n, couples, size, repeats, seed):
+    """Counted without laying an epoch out, where that can be told; a row may be in several pairs."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([rng.permutation(n), rng.integers(0, n, 2 * repeats)])
+    pairs = rows[len(rows) % 2 :].reshape(-1, 2)[:couples]
+    options = TrainingOptions(global_batch_size=size, epochs=2)
+    plan = TrainingOrder(n, lambda epoch: pairs, options=options, seed=1)
+    lengths = [len(global_batches(epoch_units(n, pairs, epoch=e, seed=1), size)) for e in range(2)]
+    assert plan.ends == [lengths[0], sum(lengths)]
 
 
 def test_every_epoch_sees_every_row_and_is_shuffled_anew():
