@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,22 @@ from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
+from sftmix.loading import empty_model, mapped_model, take_values
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
-from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
 from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
 from sftmix.training.stage import Scorer, Stage
 from sftmix.training.step import TrainingModule
+from sftmix.training.streamed import StreamedWeights
 from sftmix.types import RowScores, Scores
 
-LAYOUT_OPTIONS = ("micro_batch_size", "parallel", "activation_checkpointing", "length_groups", "chunk_size")
+LAYOUT_OPTIONS = (
+    *("micro_batch_size", "parallel", "shard_group_size", "activation_checkpointing", "length_groups", "chunk_size"),
+)
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 
@@ -125,21 +130,65 @@ class RunContext:
     # ------------------------------------------------------------------------------------------ models
 
     def model(
-        self, path: str, encoder: Encoder, options: TrainingOptions, lora: LoraOptions | None = None, *, seed: int = 0
-    ) -> PreTrainedModel:
-        """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained."""
+        self,
+        path: str,
+        encoder: Encoder,
+        options: TrainingOptions,
+        lora: LoraOptions | None = None,
+        *,
+        seed: int = 0,
+        packed: bool = False,
+    ) -> tuple[PreTrainedModel, StreamedWeights | None]:
+        """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained.
+
+        packed  whether it has to keep packed documents apart, too
+        Where ranks share the weights, the model is on the meta device and its values, which `wrap` asks for and
+        checks, are the second.
+        """
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
         lora = lora or LoraOptions()
-        if lora.quantize and resolve_parallel(options.parallel, self.world) == "fsdp":
+        sharded = resolve_parallel(options.parallel, self.world) in SHARDED
+        if lora.quantize and sharded:
             raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+        checks = (check_head, check_packing) if packed else (check_head,)
+        if sharded:
+            return self._model_of_shards(path, encoder, lora, seed, checks)
         precision = resolve_precision(options.precision, self.world.device)
         quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
         model = load_model(path, attention=self.config.model.attention, quantization=quantization)
         if lora.r:
-            add_adapters(model, lora, seed=stable_hash(seed, "adapters") % 2**63)
-        check_head(model)
+            add_adapters(model, lora, seed=_adapter_seed(seed))
+        for check in checks:
+            check(model)
         check_vocabulary(model, encoder.tokenizer)
-        return model
+        return model, None
+
+    def _model_of_shards(
+        self,
+        path: str,
+        encoder: Encoder,
+        lora: LoraOptions,
+        seed: int,
+        checks: tuple[Callable[[PreTrainedModel], object], ...],
+    ) -> tuple[PreTrainedModel, StreamedWeights]:
+        """Rank 0 opens the model, the others build one without values; so do all of them in the end."""
+        attention = self.config.model.attention
+
+        def opened() -> PreTrainedModel:
+            if not lora.r:
+                return mapped_model(path, attention=attention)
+            model = load_model(path, attention=attention)  # adapters may be made of its values
+            add_adapters(model, lora, seed=_adapter_seed(seed))
+            return model
+
+        model = self.world.on_main(opened)
+        values = None if model is None else take_values(model)
+        if model is None:
+            model = empty_model(path, attention=attention)
+            if lora.r:
+                add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
+        check_vocabulary(model, encoder.tokenizer)
+        return model, StreamedWeights(model, values, self.world, checks=checks)
 
     def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
         return partial(
@@ -155,11 +204,14 @@ class RunContext:
         """Every row under a model as it is."""
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
+        model, weights = self.model(path, encoder, options)
         module = wrap(
-            TrainingModule(self.model(path, encoder, options), chunk_size=options.chunk_size),
+            TrainingModule(model, chunk_size=options.chunk_size),
             parallel=resolve_parallel(options.parallel, self.world),
             precision=precision,
             world=self.world,
+            shard_group_size=options.shard_group_size,
+            weights=weights,
         )
         return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
 
@@ -175,14 +227,14 @@ class RunContext:
         **rest: Any,
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
-        model = self.model(model_path, encoder, options, lora, seed=rest["seed"])
-        if any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))):
-            check_packing(model)
+        packed = any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data")))
+        model, weights = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
             name=name,
             model=model,
+            weights=weights,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,
@@ -245,6 +297,10 @@ class RunContext:
         """The training options that decide the result."""
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+
+
+def _adapter_seed(seed: int) -> int:
+    return stable_hash(seed, "adapters") % 2**63
 
 
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:

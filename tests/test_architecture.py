@@ -18,7 +18,7 @@ PACKAGE = ROOT / "sftmix"
 LAYERS = (
     {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store"},
     {"functional", "_fused"},
-    {"components", "data", "adapters", "models", "model_files", "attention"},
+    {"components", "data", "adapters", "models", "loading", "model_files", "attention"},
     {"training"},
     {"dynamics", "calibration"},
     {"config"},

@@ -62,7 +62,14 @@ class TrainingLoop:
         if self.options.activation_checkpointing:
             stage.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = TrainingModule(stage.model, chunk_size=self.options.chunk_size)
-        self.module = wrap(module, parallel=parallel, precision=self.precision, world=world)
+        self.module = wrap(
+            module,
+            parallel=parallel,
+            precision=self.precision,
+            world=world,
+            shard_group_size=self.options.shard_group_size,
+            weights=stage.weights,
+        )
         self.optimizer = build_optimizer(self.module, self.options)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         self.total = stage.order.total_steps
