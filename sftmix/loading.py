@@ -1,8 +1,8 @@
-"""Loading for ranks that share the weights: a model without values on every rank, the values on rank 0 alone.
+"""Loading for ranks that share the weights: a model on the meta device, and its values apart from it.
 
-A rank then never holds more than its shards and the group that is being sharded (`training.distributed.wrap` asks for
-the values group by group). What rank 0 reads is mapped from the safetensors files, not copied, wherever their dtype
-allows it; names, conversions and missing weights are transformers' own business, as in a plain load.
+`training.values` puts them into the shards of each rank, which then never holds more than its shards and one tensor.
+The values are mapped from the safetensors files, not copied, where their dtype allows it. Names, conversions and
+missing weights are transformers' own business, as in a plain load.
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
     return model.eval()
 
 
-def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
-    """A model whose values are those of the files, for `take_values`, and whose buffers are float32 as in a plain load.
+def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
+    """The model with the values as they are in the files, for `take_values`; its buffers are those of a plain load.
 
-    Where all files have one dtype, the values keep it and are mapped from disk: they take no memory until they are
-    read, and the system takes it back when it needs it. Otherwise they are copies in float32.
+    They are mapped from disk: they take no memory before they are read, and the system takes it back when it needs it.
+    None where the tensors in the files have several dtypes, which the model could not keep.
     """
-    model = load_model(path, dtype=stored_dtype(path), attention=attention)
-    if _dtypes_of_files(path) != {stored_dtype(path)}:
-        return load_model(path, attention=attention)
+    stored = stored_dtype(path)
+    model = load_model(path, dtype=stored, attention=attention)
+    if _dtypes_of_files(path) != {stored}:
+        return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # in half precision they are rounded
-        owner, key = _place(model, name)
+        parent, _, key = name.rpartition(".")
+        owner = model.get_submodule(parent)
         setattr(owner, key, getattr(owner, key).to(buffer.dtype) if name in persistent else buffer)
     for config in (model.config, model.config.get_text_config()):
         config.dtype = torch.float32
@@ -91,8 +93,3 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
             made = nn.Parameter(shape, requires_grad=parameter.requires_grad)
             setattr(module, key, empty.setdefault(id(parameter), made))
     return values
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    parent, _, key = name.rpartition(".")
-    return model.get_submodule(parent), key

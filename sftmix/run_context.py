@@ -34,7 +34,7 @@ from sftmix.store import read_confidence, read_ids, write_ids
 from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
 from sftmix.training.stage import Scorer, Stage
 from sftmix.training.step import TrainingModule
-from sftmix.training.streamed import StreamedWeights
+from sftmix.training.values import Values
 from sftmix.types import RowScores, Scores
 
 LAYOUT_OPTIONS = (
@@ -138,12 +138,12 @@ class RunContext:
         *,
         seed: int = 0,
         packed: bool = False,
-    ) -> tuple[PreTrainedModel, StreamedWeights | None]:
+    ) -> tuple[PreTrainedModel, Values | None]:
         """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained.
 
         packed  whether it has to keep packed documents apart, too
-        Where ranks share the weights, the model is on the meta device and its values, which `wrap` asks for and
-        checks, are the second.
+        Where ranks share the weights, the model is on the meta device, and its values, with the checks that wait for
+        them, are the second.
         """
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
         lora = lora or LoraOptions()
@@ -170,25 +170,26 @@ class RunContext:
         lora: LoraOptions,
         seed: int,
         checks: tuple[Callable[[PreTrainedModel], object], ...],
-    ) -> tuple[PreTrainedModel, StreamedWeights]:
-        """Rank 0 opens the model, the others build one without values; so do all of them in the end."""
+    ) -> tuple[PreTrainedModel, Values]:
+        """Every rank maps the files, or rank 0 loads the model and sends what the others have only the form of."""
         attention = self.config.model.attention
+        if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
+            check_vocabulary(model, encoder.tokenizer)
+            return model, Values(model, take_values(model), self.world, from_main=False, checks=checks)
 
-        def opened() -> PreTrainedModel:
-            if not lora.r:
-                return mapped_model(path, attention=attention)
-            model = load_model(path, attention=attention)  # adapters may be made of its values
-            add_adapters(model, lora, seed=_adapter_seed(seed))
+        def whole() -> PreTrainedModel:
+            model = load_model(path, attention=attention)
+            if lora.r:
+                add_adapters(model, lora, seed=_adapter_seed(seed))  # some are made of the model's values
             return model
 
-        model = self.world.on_main(opened)
-        values = None if model is None else take_values(model)
-        if model is None:
-            model = empty_model(path, attention=attention)
-            if lora.r:
-                add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
+        loaded = self.world.on_main(whole)
+        model = loaded or empty_model(path, attention=attention)
+        if lora.r and loaded is None:
+            add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
         check_vocabulary(model, encoder.tokenizer)
-        return model, StreamedWeights(model, values, self.world, checks=checks)
+        values = take_values(model)
+        return model, Values(model, values if loaded else {}, self.world, from_main=True, checks=checks)
 
     def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
         return partial(
@@ -204,14 +205,14 @@ class RunContext:
         """Every row under a model as it is."""
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
-        model, weights = self.model(path, encoder, options)
+        model, values = self.model(path, encoder, options)
         module = wrap(
             TrainingModule(model, chunk_size=options.chunk_size),
             parallel=resolve_parallel(options.parallel, self.world),
             precision=precision,
             world=self.world,
             shard_group_size=options.shard_group_size,
-            weights=weights,
+            values=values,
         )
         return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
 
@@ -228,13 +229,13 @@ class RunContext:
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
         packed = any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data")))
-        model, weights = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
+        model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
             name=name,
             model=model,
-            weights=weights,
+            values=values,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,

@@ -22,7 +22,7 @@ from sftmix.errors import ConfigError, SFTMixError
 
 if TYPE_CHECKING:
     from sftmix.training.step import TrainingModule
-    from sftmix.training.streamed import StreamedWeights
+    from sftmix.training.values import Values
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -143,14 +143,13 @@ def wrap(
     precision: str,
     world: World,
     shard_group_size: int | None = None,
-    weights: StreamedWeights | None = None,
+    values: Values | None = None,
 ) -> nn.Module:
     """Wrap the module whose forward runs backbone, head and losses.
 
     fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
     forward and kept until the backward is done, so tied weights live in one group (T16). Each group is moved to the
-    device, or gets its values there (`weights`, for a model on the meta device), as it is sharded: no rank holds the
-    whole model.
+    device as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
     """
     if parallel == "none":
         return module.to(world.device)
@@ -163,16 +162,13 @@ def wrap(
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in decoder_layers(module.model):
-        if weights is not None:
-            weights.fill(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    if weights is not None:
-        weights.fill(module)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for name in ("read", "probe"):
         register_fsdp_forward_method(module, name)
-    if weights is not None:
-        for check in weights.checks:
+    if values is not None:
+        values.fill(module.model)
+        for check in values.checks:
             module.probe(check)
         cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module

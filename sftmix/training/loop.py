@@ -68,7 +68,7 @@ class TrainingLoop:
             precision=self.precision,
             world=world,
             shard_group_size=self.options.shard_group_size,
-            weights=stage.weights,
+            values=stage.values,
         )
         self.optimizer = build_optimizer(self.module, self.options)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)

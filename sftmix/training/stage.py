@@ -14,7 +14,7 @@ from sftmix.data.batching import TokenisedRows
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.online import OnlineLosses
 from sftmix.training.order import TrainingOrder
-from sftmix.training.streamed import StreamedWeights
+from sftmix.training.values import Values
 from sftmix.types import RowScores, Split
 
 Scorer = Callable[[nn.Module, TokenisedRows], RowScores]
@@ -35,8 +35,8 @@ class Stage:
     seed: int
     identity: str = ""
     """Hash of what the stage is made from; a checkpoint of another identity is refused."""
-    weights: StreamedWeights | None = None
-    """The values of a model on the meta device, where ranks share them."""
+    values: Values | None = None
+    """Those of a model on the meta device, where ranks share the weights."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""

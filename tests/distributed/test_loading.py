@@ -19,7 +19,6 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-import sftmix.loading
 from sftmix.adapters import add_adapters
 from sftmix.errors import ConfigError
 from sftmix.loading import empty_model, mapped_model, take_values
@@ -75,12 +74,12 @@ def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> Train
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
     encoder: Any = SimpleNamespace(tokenizer=range(61))
-    model, weights = RunContext.model(context(world), str(path), encoder, options, lora, seed=3)
-    assert weights is not None
+    model, values = RunContext.model(context(world), str(path), encoder, options, lora, seed=3)
+    assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
     wrapped = wrap(
-        TrainingModule(model), parallel=parallel, precision="fp32", world=world, shard_group_size=size, weights=weights
+        TrainingModule(model), parallel=parallel, precision="fp32", world=world, shard_group_size=size, values=values
     )
     assert isinstance(wrapped, TrainingModule)
     return wrapped
@@ -112,16 +111,14 @@ def compare(module: TrainingModule, path: Path, lora: LoraOptions) -> None:
     for name, buffer in expected.named_buffers():
         assert torch.equal(buffers[name], buffer), f"{path.name} {name}"
         assert buffers[name].dtype == buffer.dtype
-    assert found.generation_config.to_dict() == expected.generation_config.to_dict() or torch.distributed.get_rank()
+    if torch.distributed.get_rank() == 0 or not lora.r:
+        assert found.generation_config.to_dict() == expected.generation_config.to_dict()
     assert found.config.dtype == expected.config.dtype
 
 
 def ranks_start_from_the_same(world: World, root: str, parallel: str) -> None:
-    opened = []
-    sftmix.loading.load_model, real = lambda *a, **k: opened.append(a) or real(*a, **k), sftmix.loading.load_model
     for path in sorted(p for p in Path(root).iterdir() if p.is_dir() and p.name != "broken"):
         compare(sharded(world, path, LoraOptions(), parallel), path, LoraOptions())
-    assert bool(opened) is world.is_main  # the others read no weights
     for name in ("tied", "half"):
         path = Path(root) / name
         compare(sharded(world, path, LORA, parallel), path, LORA)
@@ -154,6 +151,7 @@ def test_what_is_exported_is_what_was_loaded(models, tmp_path):
     """`mapped_model` keeps what saving needs beside the values."""
     for name in ("tied", "backbone", "half"):
         model = mapped_model(models / name)
+        assert model is not None
         values = take_values(model)
         model.save_pretrained(tmp_path / name, state_dict=values)
         again, first = load_model(tmp_path / name).state_dict(), load_model(models / name).state_dict()
@@ -162,8 +160,10 @@ def test_what_is_exported_is_what_was_loaded(models, tmp_path):
 
 
 def test_values_keep_the_dtype_of_the_files_where_all_have_one(models):
-    assert {v.dtype for v in take_values(mapped_model(models / "half")).values()} == {torch.bfloat16}
-    assert {v.dtype for v in take_values(mapped_model(models / "mixed")).values()} == {torch.float32}
+    model = mapped_model(models / "half")
+    assert model is not None
+    assert {v.dtype for v in take_values(model).values()} == {torch.bfloat16}
+    assert mapped_model(models / "mixed") is None
 
 
 def test_a_model_without_values_is_tied_where_the_model_is(models):
