@@ -115,7 +115,9 @@ class Run(RunContext):
             "data": self.data_identity(),
             "model": self.model_fingerprint,
             "reference": config.reference.spec(),
-            "reference_files": self.contents(config.reference),
+            "reference_files": self.contents(
+                config.reference, *([config.optimizer] if config.reference.trains else [])
+            ),
             "computed": self.computed(),
             **(self._training_of_reference() if config.reference.trains else {}),
         }
@@ -136,6 +138,7 @@ class Run(RunContext):
         training, seed = training_of_reference(self.config)
         return {
             "lora": lora_inputs(reference_lora(self.config.model, model)),
+            "optimizer": self.config.optimizer.spec(),
             "training": self.training_identity(training),
             "callbacks": self.deciding_callbacks(),
             "seed": seed,
@@ -219,8 +222,9 @@ class Run(RunContext):
             "confidence": self._confidence_of_pairs() if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
+            "optimizer": config.optimizer.spec(),
             "perturbation": plain(config.perturbation),
-            "files": self.contents(self.pairing, objective, config.perturbation, *self.deciding()),
+            "files": self.contents(self.pairing, objective, config.optimizer, config.perturbation, *self.deciding()),
             "computed": self.computed(),
             "training": self.training_identity(config.training),
             "callbacks": self.deciding_callbacks(),

@@ -19,7 +19,7 @@ from sftmix.attention import check_packing
 from sftmix.components.base import Callback, Component, check_selection, files_of, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.checks import quantized_shards
+from sftmix.config.checks import quantized_shards, sharded_optimizer
 from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.dynamics import score_rows
@@ -228,6 +228,9 @@ class RunContext:
         **rest: Any,
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
+        optimizer, parallel = self.config.optimizer, resolve_parallel(options.parallel, self.world)
+        if parallel in SHARDED and not optimizer.shards:
+            raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
         packed = any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data")))
         model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
         if lora.r:
@@ -236,6 +239,7 @@ class RunContext:
             name=name,
             model=model,
             values=values,
+            optimizer=optimizer,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,

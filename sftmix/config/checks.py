@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from sftmix.components.base import Reference, plain
+from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
 from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining
 
@@ -223,6 +223,30 @@ def _adapters(config: RunConfig) -> Iterator[str]:
         yield from _lora("reference.model.lora", model.lora, parallel)
 
 
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    optimizer, own = config.optimizer, getattr(config.reference, "training", None)
+    if optimizer.package is not None and importlib.util.find_spec(optimizer.package) is None:
+        yield (
+            f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
+            f"pip install {optimizer.package}, or use --optimizer AdamW"
+        )
+    if not optimizer.shards:
+        parallels = {"training": config.training.parallel}
+        if isinstance(own, ReferenceTraining) and own.parallel is not None:
+            parallels["reference.training"] = own.parallel
+        for prefix, parallel in parallels.items():
+            if parallel in SHARDED:
+                yield sharded_optimizer(optimizer, f"{prefix}.parallel {parallel}")
+
+
+def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
+    """The sentence that refuses an optimizer under fsdp or hsdp; `parallel` names the option with its value."""
+    return (
+        f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that ranks "
+        "share. Use parallel ddp, or --optimizer AdamW"
+    )
+
+
 def _shard_groups(config: RunConfig) -> Iterator[str]:
     parallel, own = config.training.parallel, getattr(config.reference, "training", None)
     stages: list[tuple[str, Any, str]] = [("training", config.training, parallel)]
@@ -249,6 +273,7 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
         *_ranges("data", config.data, _DATA),
         *_ranges("training", config.training, _TRAINING),
         *_shard_groups(config),
+        *_optimizer(config),
         *_pairs(config, pairs),
         *_reference(config, pairs),
         *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),

@@ -70,7 +70,7 @@ class TrainingLoop:
             shard_group_size=self.options.shard_group_size,
             values=stage.values,
         )
-        self.optimizer = build_optimizer(self.module, self.options)
+        self.optimizer = build_optimizer(stage.model, self.options, stage.optimizer)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.components.base import Callback, Objective, Perturbation
+from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
+from sftmix.components.optimizers import AdamW
 from sftmix.data.batching import TokenisedRows
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.online import OnlineLosses
@@ -40,6 +41,7 @@ class Stage:
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""
+    optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
     online: OnlineLosses | None = None
     """Keeps the losses of the epoch that is being trained on."""
