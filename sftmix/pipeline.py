@@ -128,7 +128,7 @@ class Run(RunContext):
             self._refuse_if_unscored(dynamics)
             self.world.on_main(lambda: write_dynamics(path, dynamics))
             figures = {**context.figures, "wall_seconds": time.time() - started, "checkpoints": dynamics.steps.tolist()}
-            self.directory.finish("reference", ["../confidence/dynamics.parquet"], figures)
+            self.finish("reference", ["../confidence/dynamics.parquet"], figures)
             self.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
         return read_dynamics(path).of(self.data.train.ids)
 
@@ -171,7 +171,7 @@ class Run(RunContext):
         if not self.begin("confidence", inputs):
             started = time.time()
             self.world.on_main(lambda: self._write_confidence(path, dynamics))
-            self.directory.finish("confidence", ["confidence.parquet"], {"wall_seconds": time.time() - started})
+            self.finish("confidence", ["confidence.parquet"], {"wall_seconds": time.time() - started})
         return self.table(data, path)
 
     def _write_confidence(self, path: Path, dynamics: TrainingDynamics) -> None:
@@ -202,7 +202,7 @@ class Run(RunContext):
             made = read_split(path)[1]
             files = self.world.on_main(lambda: write_confounds(self.directory.path, scores, made, self.data.train))
             figures = {"wall_seconds": time.time() - started}
-            self.directory.finish("split", ["split.parquet", *(files or [])], figures)
+            self.finish("split", ["split.parquet", *(files or [])], figures)
             self.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
         return read_split(path)[1]
 
@@ -261,7 +261,7 @@ class Run(RunContext):
         self._export(stage, result, directory / "model")
         figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
         early = [file for file in EARLY_FILES if (directory / file).exists()]
-        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
+        self.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
 from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
+from sftmix.training.log import PeakMemory
 from sftmix.training.stage import Scorer, Stage
 from sftmix.training.step import TrainingModule
 from sftmix.training.values import Values
@@ -54,6 +55,8 @@ class RunContext:
         )
         self.config = config = resolve_text(config, self.prepared)
         self.pairing = config.resolved_pairing()
+        self.memory = PeakMemory(world.device)
+        """Of the stage that was begun last."""
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -92,7 +95,7 @@ class RunContext:
         }
         if not self.begin("selection", inputs):
             self.world.on_main(lambda: write_ids(path, select_ids(self.config, rows)))
-            self.directory.finish("selection", ["selected.parquet"], {})
+            self.finish("selection", ["selected.parquet"], {})
         return read_ids(path)
 
     def encode(
@@ -240,6 +243,7 @@ class RunContext:
             model=model,
             values=values,
             optimizer=optimizer,
+            memory=self.memory,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,
@@ -255,10 +259,16 @@ class RunContext:
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Enter a stage; True if it is done. config.yaml follows what was accepted, never what was refused."""
         done = self.directory.begin(stage, inputs)
+        self.memory = PeakMemory(self.world.device)
         file = self.directory.path / "config.yaml"
         if self.world.is_main and not (done and file.exists()):
             write_text(file, self.config.yaml())
         return done
+
+    def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
+        """Leave a stage, with its files and figures, and the most memory that a rank held in it."""
+        peak = self.world.max(self.memory.bytes())
+        self.directory.finish(stage, outputs, {**figures, "peak_memory_bytes": peak})
 
     def hash_of(self, path: Path) -> str:
         return self.world.share(sha256_file(path) if self.world.is_main else None)

@@ -56,7 +56,7 @@ class TrainingLoop:
 
     def __init__(self, stage: Stage, world: World) -> None:
         self.stage, self.world, self.options = stage, world, stage.options
-        self.memory = PeakMemory(world.device)
+        self.memory = stage.memory or PeakMemory(world.device)
         self.precision = resolve_precision(self.options.precision, world.device)
         parallel = resolve_parallel(self.options.parallel, world)
         if self.options.activation_checkpointing:

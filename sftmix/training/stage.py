@@ -13,6 +13,7 @@ from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
 from sftmix.components.optimizers import AdamW
 from sftmix.data.batching import TokenisedRows
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.log import PeakMemory
 from sftmix.training.online import OnlineLosses
 from sftmix.training.order import TrainingOrder
 from sftmix.training.values import Values
@@ -38,6 +39,8 @@ class Stage:
     """Hash of what the stage is made from; a checkpoint of another identity is refused."""
     values: Values | None = None
     """Those of a model on the meta device, where ranks share the weights."""
+    memory: PeakMemory | None = None
+    """What measures the stage since it began; None: the loop measures itself."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""
