@@ -143,9 +143,12 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The model's LM head with its scale and soft-cap, from its config; by `check_head` where that is ambiguous."""
+    """The model's LM head with its scale and soft-cap, from its config; by `check_head` where that is ambiguous.
+
+    A model on the meta device has no logits to decide by: there it is the first reading, until `check_head` can.
+    """
     candidates = _candidates(model)
-    return candidates[0] if len(candidates) == 1 else check_head(model)
+    return candidates[0] if len(candidates) == 1 or model.device.type == "meta" else check_head(model)
 
 
 @torch.no_grad()

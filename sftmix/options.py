@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+SHARDED = ("fsdp", "hsdp")
+"""The values of training.parallel under which ranks share the weights."""
+
 
 @dataclass(kw_only=True)
 class LoraOptions:
@@ -143,8 +146,11 @@ class TrainingOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast (FSDP: bf16 parameters in compute), weights and optimizer stay float32. auto: bf16 on a GPU
     that has it, else fp32."""
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How ranks share the work under torchrun. auto: ddp on CPU, fsdp on several GPUs."""
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """How ranks share the work under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
+    shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""
+    shard_group_size: int | None = None
+    """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward: less memory, about a third more compute."""
     length_groups: int | None = None
@@ -205,8 +211,10 @@ class ReferenceTraining:
     """Stop after so many optimizer steps."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """Precision of the computation."""
-    parallel: Literal["auto", "ddp", "fsdp"] | None = None
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None
     """How ranks share the work."""
+    shard_group_size: int | None = None
+    """hsdp only: ranks that share one copy of the weights."""
     activation_checkpointing: bool | None = None
     """Recompute each decoder layer in the backward."""
     length_groups: int | None = None

@@ -115,7 +115,9 @@ class Run(RunContext):
             "data": self.data_identity(),
             "model": self.model_fingerprint,
             "reference": config.reference.spec(),
-            "reference_files": self.contents(config.reference),
+            "reference_files": self.contents(
+                config.reference, *([config.optimizer] if config.reference.trains else [])
+            ),
             "computed": self.computed(),
             **(self._training_of_reference() if config.reference.trains else {}),
         }
@@ -126,7 +128,7 @@ class Run(RunContext):
             self._refuse_if_unscored(dynamics)
             self.world.on_main(lambda: write_dynamics(path, dynamics))
             figures = {**context.figures, "wall_seconds": time.time() - started, "checkpoints": dynamics.steps.tolist()}
-            self.directory.finish("reference", ["../confidence/dynamics.parquet"], figures)
+            self.finish("reference", ["../confidence/dynamics.parquet"], figures)
             self.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
         return read_dynamics(path).of(self.data.train.ids)
 
@@ -136,6 +138,7 @@ class Run(RunContext):
         training, seed = training_of_reference(self.config)
         return {
             "lora": lora_inputs(reference_lora(self.config.model, model)),
+            "optimizer": self.config.optimizer.spec(),
             "training": self.training_identity(training),
             "callbacks": self.deciding_callbacks(),
             "seed": seed,
@@ -168,7 +171,7 @@ class Run(RunContext):
         if not self.begin("confidence", inputs):
             started = time.time()
             self.world.on_main(lambda: self._write_confidence(path, dynamics))
-            self.directory.finish("confidence", ["confidence.parquet"], {"wall_seconds": time.time() - started})
+            self.finish("confidence", ["confidence.parquet"], {"wall_seconds": time.time() - started})
         return self.table(data, path)
 
     def _write_confidence(self, path: Path, dynamics: TrainingDynamics) -> None:
@@ -199,7 +202,7 @@ class Run(RunContext):
             made = read_split(path)[1]
             files = self.world.on_main(lambda: write_confounds(self.directory.path, scores, made, self.data.train))
             figures = {"wall_seconds": time.time() - started}
-            self.directory.finish("split", ["split.parquet", *(files or [])], figures)
+            self.finish("split", ["split.parquet", *(files or [])], figures)
             self.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
         return read_split(path)[1]
 
@@ -219,8 +222,9 @@ class Run(RunContext):
             "confidence": self._confidence_of_pairs() if split else None,
             "pairing": plain(self.pairing),
             "objective": objective.spec(),
+            "optimizer": config.optimizer.spec(),
             "perturbation": plain(perturbation),
-            "files": self.contents(self.pairing, objective, perturbation, *self.deciding()),
+            "files": self.contents(self.pairing, objective, config.optimizer, perturbation, *self.deciding()),
             "computed": self.computed(),
             "training": self.training_identity(config.training),
             "callbacks": self.deciding_callbacks(),
@@ -258,7 +262,7 @@ class Run(RunContext):
         figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
         figures["made_by"] = made_by(self.world.size)
         early = [file for file in EARLY_FILES if (directory / file).exists()]
-        self.directory.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
+        self.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
 

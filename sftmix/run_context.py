@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,28 @@ from sftmix.attention import check_packing
 from sftmix.components.base import Callback, Component, check_selection, files_of, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.checks import quantized_shards
+from sftmix.config.checks import quantized_shards, sharded_optimizer
 from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
+from sftmix.loading import empty_model, mapped_model, take_values
 from sftmix.model_files import context_length, fingerprint
 from sftmix.models import check_head, check_vocabulary, load_model, load_tokenizer
-from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
 from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
+from sftmix.training.log import PeakMemory
 from sftmix.training.stage import Scorer, Stage
 from sftmix.training.step import TrainingModule
+from sftmix.training.values import Values
 from sftmix.types import RowScores, Scores
 
-LAYOUT_OPTIONS = ("micro_batch_size", "parallel", "activation_checkpointing", "length_groups", "chunk_size")
+LAYOUT_OPTIONS = (
+    *("micro_batch_size", "parallel", "shard_group_size", "activation_checkpointing", "length_groups", "chunk_size"),
+)
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 
@@ -49,6 +55,8 @@ class RunContext:
         )
         self.config = config = resolve_text(config, self.prepared)
         self.pairing = config.resolved_pairing()
+        self.memory = PeakMemory(world.device)
+        """Of the stage that was begun last."""
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -87,7 +95,7 @@ class RunContext:
         }
         if not self.begin("selection", inputs):
             self.world.on_main(lambda: write_ids(path, select_ids(self.config, rows)))
-            self.directory.finish("selection", ["selected.parquet"], {})
+            self.finish("selection", ["selected.parquet"], {})
         return read_ids(path)
 
     def encode(
@@ -125,21 +133,66 @@ class RunContext:
     # ------------------------------------------------------------------------------------------ models
 
     def model(
-        self, path: str, encoder: Encoder, options: TrainingOptions, lora: LoraOptions | None = None, *, seed: int = 0
-    ) -> PreTrainedModel:
-        """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained."""
+        self,
+        path: str,
+        encoder: Encoder,
+        options: TrainingOptions,
+        lora: LoraOptions | None = None,
+        *,
+        seed: int = 0,
+        packed: bool = False,
+    ) -> tuple[PreTrainedModel, Values | None]:
+        """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained.
+
+        packed  whether it has to keep packed documents apart, too
+        Where ranks share the weights, the model is on the meta device, and its values, with the checks that wait for
+        them, are the second.
+        """
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
         lora = lora or LoraOptions()
-        if lora.quantize and resolve_parallel(options.parallel, self.world) == "fsdp":
+        sharded = resolve_parallel(options.parallel, self.world) in SHARDED
+        if lora.quantize and sharded:
             raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+        checks = (check_head, check_packing) if packed else (check_head,)
+        if sharded:
+            return self._model_of_shards(path, encoder, lora, seed, checks)
         precision = resolve_precision(options.precision, self.world.device)
         quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
         model = load_model(path, attention=self.config.model.attention, quantization=quantization)
         if lora.r:
-            add_adapters(model, lora, seed=stable_hash(seed, "adapters") % 2**63)
-        check_head(model)
+            add_adapters(model, lora, seed=_adapter_seed(seed))
+        for check in checks:
+            check(model)
         check_vocabulary(model, encoder.tokenizer)
-        return model
+        return model, None
+
+    def _model_of_shards(
+        self,
+        path: str,
+        encoder: Encoder,
+        lora: LoraOptions,
+        seed: int,
+        checks: tuple[Callable[[PreTrainedModel], object], ...],
+    ) -> tuple[PreTrainedModel, Values]:
+        """Every rank maps the files, or rank 0 loads the model and sends what the others have only the form of."""
+        attention = self.config.model.attention
+        if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
+            check_vocabulary(model, encoder.tokenizer)
+            return model, Values(model, take_values(model), self.world, from_main=False, checks=checks)
+
+        def whole() -> PreTrainedModel:
+            model = load_model(path, attention=attention)
+            if lora.r:
+                add_adapters(model, lora, seed=_adapter_seed(seed))  # some are made of the model's values
+            return model
+
+        loaded = self.world.on_main(whole)
+        model = loaded or empty_model(path, attention=attention)
+        if lora.r and loaded is None:
+            add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
+        check_vocabulary(model, encoder.tokenizer)
+        values = take_values(model)
+        return model, Values(model, values if loaded else {}, self.world, from_main=True, checks=checks)
 
     def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
         return partial(
@@ -155,11 +208,14 @@ class RunContext:
         """Every row under a model as it is."""
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
+        model, values = self.model(path, encoder, options)
         module = wrap(
-            TrainingModule(self.model(path, encoder, options), chunk_size=options.chunk_size),
+            TrainingModule(model, chunk_size=options.chunk_size),
             parallel=resolve_parallel(options.parallel, self.world),
             precision=precision,
             world=self.world,
+            shard_group_size=options.shard_group_size,
+            values=values,
         )
         return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
 
@@ -175,14 +231,19 @@ class RunContext:
         **rest: Any,
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
-        model = self.model(model_path, encoder, options, lora, seed=rest["seed"])
-        if any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))):
-            check_packing(model)
+        optimizer, parallel = self.config.optimizer, resolve_parallel(options.parallel, self.world)
+        if parallel in SHARDED and not optimizer.shards:
+            raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
+        packed = any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data")))
+        model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
             name=name,
             model=model,
+            values=values,
+            optimizer=optimizer,
+            memory=self.memory,
             options=options,
             checkpoint=self.config.checkpoint,
             directory=self.directory.path / name,
@@ -198,10 +259,16 @@ class RunContext:
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Enter a stage; True if it is done. config.yaml follows what was accepted, never what was refused."""
         done = self.directory.begin(stage, inputs)
+        self.memory = PeakMemory(self.world.device)
         file = self.directory.path / "config.yaml"
         if self.world.is_main and not (done and file.exists()):
             write_text(file, self.config.yaml())
         return done
+
+    def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
+        """Leave a stage, with its files and figures, and the most memory that a rank held in it."""
+        peak = self.world.max(self.memory.bytes())
+        self.directory.finish(stage, outputs, {**figures, "peak_memory_bytes": peak})
 
     def hash_of(self, path: Path) -> str:
         return self.world.share(sha256_file(path) if self.world.is_main else None)
@@ -245,6 +312,10 @@ class RunContext:
         """The training options that decide the result."""
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+
+
+def _adapter_seed(seed: int) -> int:
+    return stable_hash(seed, "adapters") % 2**63
 
 
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:

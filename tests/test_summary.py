@@ -86,6 +86,7 @@ def test_stages_tell_time_tokens_and_memory(summary):
         assert stage["tokens"] > 0
         assert stage["peak_memory_bytes"] > 1e6
         assert stage["skipped"] == 0
+    assert all(stage["peak_memory_bytes"] > 1e6 for stage in summary["stages"].values())
     assert summary["version"] == sftmix.__version__
     assert summary["git_revision"] is None or len(summary["git_revision"]) >= 7
     assert (summary["seed"], summary["world_size"]) == (42, 1)

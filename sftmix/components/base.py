@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from sftmix.errors import ConfigError
-from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
 
 
@@ -291,6 +291,31 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
     plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
     return replace(plan, ntp_count=float(weight_B.sum()))
+
+
+class Optimizer(Component, ABC):
+    """The update rule of a step, in every training stage."""
+
+    package: str | None = None
+    """What has to be installed beside torch."""
+    shards: bool = True
+    """False where it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
+
+    @abstractmethod
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+        """Return a torch.optim.Optimizer of exactly these parameters, which sets no learning rate by itself.
+
+        parameters  what is trained, float32, by its name in the model; DTensors where ranks share the weights
+        training    learning_rate is the peak: before each step the loop sets `lr` of every group
+        Its state must be tensors and numbers, which is what a checkpoint holds.
+        """
+
+
+def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which matrices decay, and vectors (biases, norms) do not."""
+    matrices, vectors = ([p for p in parameters.values() if (p.ndim >= 2) is matrix] for matrix in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
     Objective,
+    Optimizer,
     PairSampler,
     Perturbation,
     Reference,
@@ -26,6 +27,7 @@ from sftmix.components.base import (
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
+from sftmix.components.optimizers import AdamW
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import TrainedReference
 from sftmix.components.selection import All
@@ -51,7 +53,7 @@ class RunConfig:
     data: DataOptions = field(default_factory=DataOptions)
     """Training and held-out rows."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
-    """Optimizer, batches, precision and ranks."""
+    """Learning rate, batches, precision and ranks."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     """What a rerun resumes from."""
     reference: Reference = field(default_factory=TrainedReference)
@@ -66,6 +68,8 @@ class RunConfig:
     """Which examples are mixed. auto: RandomPairs when the objective mixes, else none; null: none."""
     objective: Objective = field(default_factory=SFTMix)
     """What each optimizer step minimises."""
+    optimizer: Optimizer = field(default_factory=AdamW)
+    """The update rule, in every training stage."""
     perturbation: Perturbation | None = None
     """What is done to the input embeddings in the target's training steps; null: nothing."""
     callbacks: list[Callback] = field(default_factory=lambda: [Evaluate()])

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from sftmix.components.base import Reference, plain
+from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
-from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
+from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining
 
 if TYPE_CHECKING:
     from sftmix.config import RunConfig
@@ -37,6 +37,7 @@ _TRAINING: tuple[Check, ...] = (
     ("max_grad_norm", lambda v: math.isfinite(v) and v >= 0, "0 (no clipping) or more"),
     ("epochs", _positive, "above 0"),
     ("max_steps", _at_least_1, "at least 1, or null"),
+    ("shard_group_size", _at_least_1, "at least 1, or null (the ranks of a node)"),
     ("length_groups", _at_least_1, "at least 1, or null"),
     ("chunk_size", _at_least_1, "at least 1, or null"),
 )
@@ -202,8 +203,8 @@ def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
                 f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
                 "pip install bitsandbytes, or set it to null"
             )
-        if parallel == "fsdp":
-            yield quantized_shards(lora, "training.parallel fsdp", prefix)
+        if parallel in SHARDED:
+            yield quantized_shards(lora, f"training.parallel {parallel}", prefix)
 
 
 def quantized_shards(lora: LoraOptions, parallel: str, prefix: str = "model.lora") -> str:
@@ -223,6 +224,43 @@ def _adapters(config: RunConfig) -> Iterator[str]:
         yield from _lora("reference.model.lora", model.lora, parallel)
 
 
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    optimizer, own = config.optimizer, getattr(config.reference, "training", None)
+    if optimizer.package is not None and importlib.util.find_spec(optimizer.package) is None:
+        yield (
+            f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
+            f"pip install {optimizer.package}, or use --optimizer AdamW"
+        )
+    if not optimizer.shards:
+        parallels = {"training": config.training.parallel}
+        if isinstance(own, ReferenceTraining) and own.parallel is not None:
+            parallels["reference.training"] = own.parallel
+        for prefix, parallel in parallels.items():
+            if parallel in SHARDED:
+                yield sharded_optimizer(optimizer, f"{prefix}.parallel {parallel}")
+
+
+def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
+    """The sentence that refuses an optimizer under fsdp or hsdp; `parallel` names the option with its value."""
+    return (
+        f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that ranks "
+        "share. Use parallel ddp, or --optimizer AdamW"
+    )
+
+
+def _shard_groups(config: RunConfig) -> Iterator[str]:
+    parallel, own = config.training.parallel, getattr(config.reference, "training", None)
+    stages: list[tuple[str, Any, str]] = [("training", config.training, parallel)]
+    if isinstance(own, ReferenceTraining):
+        stages.append(("reference.training", own, own.parallel or parallel))
+    for prefix, options, effective in stages:
+        if options.shard_group_size is not None and effective != "hsdp":
+            yield (
+                f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
+                f"stage has parallel {effective}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
+            )
+
+
 def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     """Every problem of the configuration, in the order of its options; an empty list when there is none.
 
@@ -235,6 +273,8 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
         *filter(None, [config.data.label_problem()]),
         *_ranges("data", config.data, _DATA),
         *_ranges("training", config.training, _TRAINING),
+        *_shard_groups(config),
+        *_optimizer(config),
         *_pairs(config, pairs),
         *_reference(config, pairs),
         *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),

@@ -1,15 +1,19 @@
-"""Conformance checks of the components that work on tensors: objectives and perturbations."""
+"""Conformance checks of the components that work on tensors: objectives, optimizers and perturbations."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from sftmix.components.base import Objective, Perturbation
+from sftmix.components.base import Objective, Optimizer, Perturbation
 from sftmix.data.batching import Slot, Unit, collate
+from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
 from sftmix.training.step import normalise
@@ -129,3 +133,37 @@ def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) ->
     for row, length in enumerate(lengths):
         alone = run([row], length)[0]
         torch.testing.assert_close(alone, found[row, :length], rtol=tolerance, atol=tolerance)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """It trains exactly the parameters it is given, at the rate of its groups, and its state fits into a checkpoint."""
+    assert_is(optimizer, Optimizer)
+    training = TrainingOptions(learning_rate=0.01)
+
+    def trained(component: Optimizer, *, steps: int, rate: float | None = None) -> tuple[list[torch.Tensor], Any]:
+        shapes = {"wte.weight": (6, 4), "layer.weight": (4, 4), "layer.bias": (4,)}
+        parameters = {n: nn.Parameter(torch.linspace(-1, 1, math.prod(s)).view(s)) for n, s in shapes.items()}
+        built = component.build(parameters, training=training)
+        taken = [id(p) for group in built.param_groups for p in group["params"]]
+        assert sorted(taken) == sorted(map(id, parameters.values())), "each parameter must be in one group, once"
+        for step in range(steps):
+            for group in built.param_groups:
+                group["lr"] = training.learning_rate if rate is None else rate
+            for parameter in parameters.values():
+                parameter.grad = torch.cos(parameter.detach() * (step + 1))
+            built.step()
+        return [p.detach() for p in parameters.values()], built
+
+    with untouched():
+        moved, built = trained(optimizer, steps=2)
+    start, again = trained(optimizer, steps=0)[0], trained(copy_of(optimizer), steps=2)[0]
+    for before, after, other in zip(start, moved, again, strict=True):
+        assert not torch.equal(before, after), "a step changed nothing"
+        assert torch.equal(after, other), "a copy moves the parameters elsewhere: draw nothing at random"
+    still = trained(optimizer, steps=2, rate=0.0)[0]
+    assert all(torch.equal(a, b) for a, b in zip(start, still, strict=True)), "it moves although the rate is 0"
+    for state in built.state.values():
+        for name, value in state.items():
+            assert isinstance(value, (torch.Tensor, int, float)), (
+                f"state {name} is a {type(value).__name__}; a checkpoint holds tensors and numbers"
+            )

@@ -1,10 +1,10 @@
 """Atomic, verified checkpoints of model and optimizer: safetensors and JSON only.
 
-`step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors, `state.json` with
-what the loop needs, and MANIFEST.json, written last, with the SHA-256 of every file. A directory is a checkpoint if and
-only if its manifest verifies, so neither clocks nor atomic renames are trusted. Being sharded by name, a checkpoint of
-two ranks loads on one and the other way round. Of a model with adapters only what is trained is stored (T15), the
-rest is the base model's.
+`step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors, `optimizer.json`
+with what the optimizer keeps beside tensors, `state.json` with what the loop needs, and MANIFEST.json, written last,
+with the SHA-256 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor
+atomic renames are trusted. Being sharded by name, a checkpoint of two ranks loads on one and the other way round. Of a
+model with adapters only what is trained is stored (T15), the rest is the base model's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sftmix.errors import CheckpointError
 from sftmix.training.distributed import World, unwrap
 
 _NAME = re.compile(r"step-(\d{8})")
+_NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Not *.safetensors: torch's reader takes every file of that name for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -79,9 +80,11 @@ class CheckpointStore:
         writer = dcp.HuggingFaceStorageWriter(staging, save_distributed=True)
         with _quiet():
             dcp.save(_tensors(wrapped, optimizer), storage_writer=writer, no_dist=self.world.size == 1)
+        numbers = _numbers(_optimizer_state(unwrap(wrapped), optimizer))
         self.world.barrier()
         if self.world.is_main:
             (Path(staging) / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+            (Path(staging) / _NUMBERS).write_text(json.dumps(numbers, indent=1))
             if arrays:
                 save_file(dict(arrays), Path(staging) / _ARRAYS)
             commit_directory(Path(staging), self.path(step), about={"step": step, "world_size": self.world.size})
@@ -134,6 +137,7 @@ class CheckpointStore:
         set_model_state_dict(module, _with_aliases(module, weights), options=options)
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
+            state |= json.loads((self.path(step) / _NUMBERS).read_text())
             state |= {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
             set_optimizer_state_dict(module, optimizer, state, options=_FLAT)
         return self.state(step)
@@ -194,6 +198,11 @@ def _with_aliases(module: nn.Module, weights: dict[str, torch.Tensor]) -> dict[s
 
 def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return get_optimizer_state_dict(module, optimizer, options=_FLAT)
+
+
+def _numbers(optimizer_state: Mapping[str, Any]) -> dict[str, int | float]:
+    """What an optimizer keeps beside tensors: counters of single parameters, and what it adapts in its groups."""
+    return {k: v for k, v in optimizer_state.items() if type(v) in (int, float)}
 
 
 @contextmanager

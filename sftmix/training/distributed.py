@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from sftmix.errors import ConfigError, SFTMixError
 
 if TYPE_CHECKING:
     from sftmix.training.step import TrainingModule
+    from sftmix.training.values import Values
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -35,6 +36,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = _CPU
+    local_size: int = 1
+    """Ranks on this node."""
 
     @property
     def is_main(self) -> bool:
@@ -111,7 +114,7 @@ def start_world() -> Iterator[World]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, local, device)
+        yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # a rank that leaves early can abort the others at exit
     finally:
         dist.destroy_process_group()
@@ -133,12 +136,20 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def wrap(module: TrainingModule, *, parallel: str, precision: str, world: World) -> nn.Module:
+def wrap(
+    module: TrainingModule,
+    *,
+    parallel: str,
+    precision: str,
+    world: World,
+    shard_group_size: int | None = None,
+    values: Values | None = None,
+) -> nn.Module:
     """Wrap the module whose forward runs backbone, head and losses.
 
-    fsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per forward
-    and kept until the backward is done, so tied weights live in one group (T16). Each group is moved to the device as
-    it is sharded: no rank holds the whole model there.
+    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
+    forward and kept until the backward is done, so tied weights live in one group (T16). Each group is moved to the
+    device as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
     """
     if parallel == "none":
         return module.to(world.device)
@@ -146,17 +157,37 @@ def wrap(module: TrainingModule, *, parallel: str, precision: str, world: World)
         module.to(world.device)
         ids = [world.device.index] if world.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
-    if not dist.is_initialized():
-        raise ConfigError("training.parallel fsdp needs torchrun (torchrun --nproc_per_node N cli.py ...)")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = _mesh(parallel, shard_group_size, world)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    register_fsdp_forward_method(module, "read")
+    for name in ("read", "probe"):
+        register_fsdp_forward_method(module, name)
+    if values is not None:
+        values.fill(module.model)
+        for check in values.checks:
+            module.probe(check)
+        cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module
+
+
+def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
+    """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
+    if not dist.is_initialized():
+        raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
+    if parallel == "fsdp":
+        return init_device_mesh(world.device.type, (world.size,))
+    group = shard_group_size or world.local_size
+    if world.size % group:
+        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
+        given = f"training.shard_group_size is {shard_group_size}"
+        if shard_group_size is None:
+            given = f"training.shard_group_size is null, which means the {group} ranks of this node"
+        raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
+    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -64,14 +64,18 @@ class StopSignal:
 
 
 class PeakMemory:
-    """Peak bytes since construction: of the GPU's allocator, or resident memory of this process on CPU."""
+    """Peak bytes since construction: of the GPU's allocator, or resident memory of this process on CPU.
+
+    What was resident at construction counts, files that are mapped and were read as well. Only one at a time: another
+    one starts the count anew. Where the system cannot do that (not Linux), it is the peak since the process started.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            with contextlib.suppress(OSError):  # not Linux: the peak since the process started
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
@@ -81,4 +85,5 @@ class PeakMemory:
             status = Path("/proc/self/status").read_text()
             return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
         except (OSError, StopIteration):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

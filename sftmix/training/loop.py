@@ -57,14 +57,21 @@ class TrainingLoop:
 
     def __init__(self, stage: Stage, world: World) -> None:
         self.stage, self.world, self.options = stage, world, stage.options
-        self.memory = PeakMemory(world.device)
+        self.memory = stage.memory or PeakMemory(world.device)
         self.precision = resolve_precision(self.options.precision, world.device)
         parallel = resolve_parallel(self.options.parallel, world)
         if self.options.activation_checkpointing:
             stage.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = TrainingModule(stage.model, chunk_size=self.options.chunk_size)
-        self.module = wrap(module, parallel=parallel, precision=self.precision, world=world)
-        self.optimizer = build_optimizer(self.module, self.options)
+        self.module = wrap(
+            module,
+            parallel=parallel,
+            precision=self.precision,
+            world=world,
+            shard_group_size=self.options.shard_group_size,
+            values=stage.values,
+        )
+        self.optimizer = build_optimizer(stage.model, self.options, stage.optimizer)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)

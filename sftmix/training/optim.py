@@ -1,4 +1,4 @@
-"""AdamW, the learning rate as a pure function of the step, and clipping."""
+"""The optimizer of a stage, the learning rate as a pure function of the step, and clipping."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ import math
 import torch
 from torch import nn
 
+from sftmix.components.base import Optimizer
+from sftmix.components.optimizers import AdamW
+from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
 
 
-def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    beta1, beta2 = options.betas
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(beta1, beta2), eps=options.eps)
+def build_optimizer(
+    model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer (None: AdamW) over the trainable parameters of `model`.
+
+    ConfigError where it takes other parameters than those, or some twice.
+    """
+    chosen = AdamW() if optimizer is None else optimizer
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    built = chosen.build(trainable, training=options)
+    taken = [id(p) for group in built.param_groups for p in group["params"]]
+    if sorted(taken) != sorted(map(id, trainable.values())):
+        left = [name for name, p in trainable.items() if id(p) not in taken]
+        raise ConfigError(
+            f"optimizer {type(chosen).__name__} must take each of {len(trainable)} parameters once; it has "
+            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+        )
+    return built
 
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:

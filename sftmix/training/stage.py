@@ -9,11 +9,14 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.components.base import Callback, Objective, Perturbation
+from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
+from sftmix.components.optimizers import AdamW
 from sftmix.data.batching import TokenisedRows
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.log import PeakMemory
 from sftmix.training.online import OnlineLosses
 from sftmix.training.order import TrainingOrder
+from sftmix.training.values import Values
 from sftmix.types import RowScores, Split
 
 Scorer = Callable[[nn.Module, TokenisedRows], RowScores]
@@ -34,9 +37,14 @@ class Stage:
     seed: int
     identity: str = ""
     """Hash of what the stage is made from; a checkpoint of another identity is refused."""
+    values: Values | None = None
+    """Those of a model on the meta device, where ranks share the weights."""
+    memory: PeakMemory | None = None
+    """What measures the stage since it began; None: the loop measures itself."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""
+    optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
     online: OnlineLosses | None = None
     """Keeps the losses of the epoch that is being trained on."""

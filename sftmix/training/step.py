@@ -82,6 +82,13 @@ class TrainingModule(nn.Module):
         """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
         return function(self.hidden_states(batch), self.head, batch.labels)
 
+    def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
+        """`function(model)` inside a forward, as `read`; a head that it finds is taken."""
+        found = function(self.model)
+        if isinstance(found, Head):
+            self.head = found
+        return found
+
 
 def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
     """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.

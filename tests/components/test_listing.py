@@ -38,6 +38,7 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
         "Callback": ["Evaluate"],
         "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
         "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
+        "Optimizer": ["AdamW", "AdamW8bit"],
         "Perturbation": ["NEFTune"],
     }
 

@@ -23,6 +23,7 @@ CHECKS = {
     "Objective": testing.check_objective,
     "Selector": testing.check_selector,
     "Schedule": testing.check_schedule,
+    "Optimizer": testing.check_optimizer,
     "Perturbation": testing.check_perturbation,
     "Callback": testing.check_callback,
     "Reference": testing.check_reference,
@@ -47,6 +48,7 @@ MORE = {
     "sftmix.components.pairing.LevelPairs": {"groups": 4},
 }
 OUTSIDE = {
+    "sftmix.components.optimizers.AdamW8bit": "needs bitsandbytes and a GPU; tests/components/test_optimizers.py",
     "sftmix.components.reference.FromFile": "reads a file; tests/components/test_reference.py",
     "sftmix.components.reference.Online": "has no dynamics before training; tests/test_single_run.py",
     "sftmix.components.splitters.FromFile": "reads a file; tests/components/test_splitters.py",

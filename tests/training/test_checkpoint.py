@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +96,35 @@ def test_two_fsdp_ranks_to_one(shards, tied):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_one_to_two_fsdp_ranks(shards, tied):
     assert_exact(everything(trained(tied=tied, steps=3)), load_file(shards / f"one-{tied}.safetensors"))
+
+
+def hsdp_ranks(world: World, path: str) -> None:
+    """Four ranks in two groups: save what they trained, write out what they load from one process and from fsdp."""
+    world = replace(world, local_size=2)
+    it = trained(tied=True, steps=2, world=world, parallel="hsdp")
+    weight = it.wrapped.model.transformer.h[0].mlp.c_fc.weight
+    assert weight.to_local().shape[0] * 2 == weight.shape[0]
+    CheckpointStore(Path(path) / "four", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
+    found = {"four": everything(it)}
+    for source, step in (("one-True", 3), ("two-True", 2)):
+        other = trained(tied=True, steps=1, seed=7, world=world, parallel="hsdp")
+        CheckpointStore(Path(path) / source, keep=1, world=world).load(step, other.wrapped, other.optimizer)
+        found[f"four-{source}"] = everything(other)
+    with pytest.raises(ConfigError, match=r"shard_group_size is null, which means the 3 ranks .* 4 ranks.*: 1, 2, 4"):
+        trained(tied=True, steps=0, world=replace(world, local_size=3), parallel="hsdp")
+    if world.is_main:
+        for name, tensors in found.items():
+            save_file(tensors, Path(path) / f"{name}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_ranks_and_one_and_two(shards):
+    on_ranks(hsdp_ranks, str(shards), ranks=4)
+    one = trained(tied=True, steps=1, seed=7)
+    CheckpointStore(shards / "four", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
+    assert_exact(everything(one), load_file(shards / "four.safetensors"))
+    assert_exact(everything(trained(tied=True, steps=3)), load_file(shards / "four-one-True.safetensors"))
+    assert_exact(load_file(shards / "two-True.safetensors"), load_file(shards / "four-two-True.safetensors"))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

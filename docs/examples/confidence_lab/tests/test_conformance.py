@@ -4,6 +4,7 @@ import numpy as np
 from confidence_lab.callback import WatchMixup
 from confidence_lab.confidence import WorstToken
 from confidence_lab.objective import FadingMixup
+from confidence_lab.optimizer import Lion
 from confidence_lab.pairing import NearestInLength
 from confidence_lab.perturbation import TokenDropout
 from confidence_lab.reference import LateReference
@@ -47,6 +48,10 @@ def test_schedule():
 
 def test_objective():
     testing.check_objective(FadingMixup(mu=Pulse(period=2)))
+
+
+def test_optimizer():
+    testing.check_optimizer(Lion())
 
 
 def test_perturbation():

@@ -1,0 +1,51 @@
+"""Optimizers: the update rule of a step. Learning rate, betas, epsilon and weight decay are options of `training`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sftmix.components.base import Optimizer, decay_groups
+from sftmix.errors import ConfigError
+from sftmix.options import TrainingOptions
+from sftmix.types import Tensor
+
+
+class AdamW(Optimizer):
+    """AdamW (arXiv 1711.05101), the paper's, with float32 state: eight bytes per trained parameter."""
+
+    def __init__(self, *, fused: bool = False) -> None:
+        """fused: the whole update in one pass over the memory, where the device has it; other rounding, same rule."""
+        self.fused = fused
+
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+        import torch
+
+        groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
+        try:
+            return torch.optim.AdamW(
+                groups,
+                lr=training.learning_rate,
+                betas=(beta1, beta2),
+                eps=training.eps,
+                fused=self.fused or None,
+            )
+        except RuntimeError as error:  # fused, on a device that does not have it
+            raise ConfigError(f"optimizer.fused is {self.fused}: {error}; set it to false") from error
+
+
+class AdamW8bit(Optimizer):
+    """AdamW with blockwise 8-bit state by bitsandbytes (arXiv 2110.02861): two bytes per trained parameter, on a GPU.
+
+    Parameters of fewer than 4,096 numbers keep float32 state. Ranks cannot share the weights: blocks of the state do
+    not follow the shards.
+    """
+
+    package = "bitsandbytes"
+    shards = False
+
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+        from bitsandbytes.optim import AdamW8bit as Blockwise  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        groups = decay_groups(parameters, training.weight_decay)
+        return Blockwise(groups, lr=training.learning_rate, betas=tuple(training.betas), eps=training.eps)

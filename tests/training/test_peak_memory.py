@@ -1,0 +1,53 @@
+"""Peak memory: of a stage, not of the process, and the most of all ranks."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sftmix.run_context import RunContext
+from sftmix.training.distributed import World
+from sftmix.training.log import PeakMemory
+from tests.toy import on_ranks
+
+MB = 2**20
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
+
+
+def hold(megabytes: int) -> torch.Tensor:
+    return torch.ones(megabytes * MB, dtype=torch.uint8)
+
+
+def test_it_holds_what_was_freed_and_forgets_the_stage_before():
+    before = PeakMemory(torch.device("cpu"))
+    start = before.bytes()
+    hold(120)
+    assert 110 * MB < before.bytes() - start < 140 * MB
+    after = PeakMemory(torch.device("cpu"))
+    assert after.bytes() - start < 30 * MB
+    kept = hold(50)
+    assert 40 * MB < after.bytes() - start < 80 * MB
+    assert kept.numel()
+
+
+def finished(world: World) -> None:
+    """Rank 1 holds more than rank 0 for a while; both write the same, and it is rank 1's."""
+    written: list[Any] = []
+    directory = SimpleNamespace(finish=lambda stage, outputs, figures: written.append(figures))
+    run: Any = SimpleNamespace(world=world, directory=directory, memory=PeakMemory(world.device))
+    start = run.memory.bytes()
+    hold(20 + 150 * world.rank)
+    own = run.memory.bytes()
+    RunContext.finish(run, "split", [], {"wall_seconds": 1.0})
+    assert written[0]["wall_seconds"] == 1.0
+    peak = written[0]["peak_memory_bytes"]
+    assert peak - start > 120 * MB
+    assert peak == max(world.gather(own))
+
+
+def test_it_is_the_most_of_all_ranks():
+    on_ranks(finished)
