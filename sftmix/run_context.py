@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
-from sftmix.attention import check_packing
 from sftmix.components.base import Callback, Component, check_selection, files_of, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -29,12 +28,13 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
-from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
+from sftmix.training.distributed import World, resolve_parallel, resolve_precision
 from sftmix.training.stage import Scorer, Stage
-from sftmix.training.step import TrainingModule
+from sftmix.training.window import too_long, training_module
 from sftmix.types import RowScores, Scores
 
-LAYOUT_OPTIONS = ("micro_batch_size", "parallel", "activation_checkpointing", "length_groups", "chunk_size")
+LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
+LAYOUT_OPTIONS += ("parallel", "activation_checkpointing", "chunk_size")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 
@@ -155,12 +155,8 @@ class RunContext:
         """Every row under a model as it is."""
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
-        module = wrap(
-            TrainingModule(self.model(path, encoder, options), chunk_size=options.chunk_size),
-            parallel=resolve_parallel(options.parallel, self.world),
-            precision=precision,
-            world=self.world,
-        )
+        model = self.model(path, encoder, options)
+        module = training_module(model, options, precision=precision, world=self.world, packed=data.packed)
         return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
 
     def stage(
@@ -176,8 +172,8 @@ class RunContext:
     ) -> Stage:
         """A stage of this run, with its model loaded and checked."""
         model = self.model(model_path, encoder, options, lora, seed=rest["seed"])
-        if any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))):
-            check_packing(model)
+        for line in too_long(rest["data"].lengths, options):
+            self.say(f"{name}: {line}")
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
@@ -188,6 +184,7 @@ class RunContext:
             directory=self.directory.path / name,
             identity=self.directory.identity(name),
             pad_id=encoder.pad_id,
+            packed=any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))),
             scorer=self.scorer(options, encoder, name=name, token_nll=token_nll),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
             **rest,

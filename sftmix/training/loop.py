@@ -26,12 +26,12 @@ from sftmix.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.options import CheckpointOptions
 from sftmix.rng import stable_hash
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World, autocast, gradient_sync, resolve_parallel, resolve_precision, wrap
+from sftmix.training.distributed import World, autocast, gradient_sync, resolve_precision
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, progress_bar
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.stage import Stage
-from sftmix.training.step import Perturb, TrainingModule, normalise
-from sftmix.training.window import micro_batches, step_sums, with_batch_nll
+from sftmix.training.step import Perturb, normalise
+from sftmix.training.window import micro_batches, step_sums, training_module, with_batch_nll
 from sftmix.types import Batch, Plan, Rows, RowScores
 
 MAX_SKIPPED = 3
@@ -58,11 +58,11 @@ class TrainingLoop:
         self.stage, self.world, self.options = stage, world, stage.options
         self.memory = PeakMemory(world.device)
         self.precision = resolve_precision(self.options.precision, world.device)
-        parallel = resolve_parallel(self.options.parallel, world)
         if self.options.activation_checkpointing:
             stage.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module = TrainingModule(stage.model, chunk_size=self.options.chunk_size)
-        self.module = wrap(module, parallel=parallel, precision=self.precision, world=world)
+        self.module = training_module(
+            stage.model, self.options, precision=self.precision, world=world, packed=stage.packed, trains=True
+        )
         self.optimizer = build_optimizer(self.module, self.options)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         self.total = stage.order.total_steps
@@ -193,7 +193,9 @@ class TrainingLoop:
         """All micro-batches of this rank in this step; their counts must be known before the first backward."""
         stage = self.stage
         split = stage.split_of(stage.order.epoch_of(self.step))
-        window = micro_batches(units, stage.data, self.options, self.world, split=split, pad_id=stage.pad_id)
+        window = micro_batches(
+            units, stage.data, self.options, self.world, self.module, split=split, pad_id=stage.pad_id
+        )
         if stage.objective.needs_batch_nll:
             window = with_batch_nll(window, self.module, self.world, self.precision)
         return window

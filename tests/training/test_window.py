@@ -38,7 +38,7 @@ def check_batch_nll(world: World, parallel: str) -> None:
     module = wrap(TrainingModule(model), parallel=parallel, precision="fp32", world=world)
     module.train()
     options = TrainingOptions(micro_batch_size=2, length_groups=1)
-    window = micro_batches(UNITS, DATA, options, world, split=None, pad_id=0)
+    window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
     found = with_batch_nll(window, module, world, "fp32")
     assert module.training
     plain = toy_model(dropout=0.2).eval()
