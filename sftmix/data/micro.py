@@ -169,8 +169,9 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
     ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
     bins = _cut(ordered, room, room.tokens)
     most = room.steps(bins) * room.ranks
-    low, high = sum(map(room.weight, units)) // most, max(map(room.cost, bins))
+    high = max(map(room.cost, bins))
     high = high if room.tokens is None else min(high, room.tokens)
+    low = min(high, sum(map(room.weight, units)) // most)
     full = room.examples is not None and sum(map(len, units)) == most * room.examples
     for _ in range(0 if full or room.ranks == 1 else BALANCE_STEPS):
         middle = (low + high) // 2

@@ -155,7 +155,7 @@ def wrap(module: TrainingModule, *, parallel: str, precision: str, world: World)
     for layer in decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for name in ("read", "check_packing"):
+    for name in ("read", "probe"):
         register_fsdp_forward_method(module, name)
     return module
 

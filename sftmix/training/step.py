@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.attention import check_packing
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.models import Head, head_of
@@ -33,7 +32,8 @@ T = TypeVar("T")
 class TrainingModule(nn.Module):
     """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
 
-    padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has called `check_packing`
+    padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has asked
+                  `sftmix.attention.check_packing`
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
@@ -95,9 +95,9 @@ class TrainingModule(nn.Module):
         """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
         return function(self.hidden_states(batch), self.head, batch.labels)
 
-    def check_packing(self, *, padding_free: bool) -> None:
-        """`sftmix.attention.check_packing` inside a forward, like `read`."""
-        check_packing(self.model, padding_free=padding_free)
+    def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
+        """`function(model)` inside a forward, as `read`."""
+        return function(self.model)
 
 
 def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:

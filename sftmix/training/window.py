@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from sftmix.attention import check_attention, skips_between_documents
+from sftmix.attention import check_attention, check_packing, skips_between_documents
 from sftmix.data.batching import TokenisedRows, Unit, collate, micro_steps, to_device
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
@@ -44,21 +45,22 @@ def training_module(
     module = wrap(
         TrainingModule(model, chunk_size=options.chunk_size), parallel=parallel, precision=precision, world=world
     )
-    target = unwrap(module)
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
         wanted = options.length_groups is None and skips_between_documents(model, world.device)
     if wanted or packed:
         try:
             with autocast(module, precision, world.device):
-                target.check_packing(padding_free=wanted)
+                unwrap(module).probe(partial(check_packing, padding_free=wanted))
         except ConfigError as error:
             if packed or not auto:
                 raise
             wanted = False
             if world.is_main:
                 print(f"micro-batches are padded, as training.padding_free is auto: {error}", flush=True)
-    target.padding_free = wanted
+    unwrap(module).padding_free = wanted
+    if isinstance(module, FSDPModule):
+        module.reshard()  # what the probe gathered: the optimizer is made of shards
     return module
 
 
