@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sftmix.data.epochs import Unit
 from sftmix.types import Rows
 
-WORTH_SORTING = 0.95
+WORTH_SORTING = 0.9
 """Micro-batches of similar length are made where they need at most this share of the slots of balanced ones: sorted,
 the longest examples meet in one micro-batch, whose memory is the peak."""
 
