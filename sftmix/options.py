@@ -155,7 +155,7 @@ class TrainingOptions:
     """Recompute each decoder layer in the backward: less memory, about a third more compute."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples on
-    CPU (16 with micro_batch_tokens), one on a GPU. Excludes padding_free true."""
+    CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch stand in one row without padding, kept apart by their positions; a model that
     does not do that is refused. auto: on a GPU with model.attention flash_attention_2, flash_attention_3 or

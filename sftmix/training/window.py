@@ -64,11 +64,9 @@ def training_module(
     return module
 
 
-def default_length_groups(micro_batch_size: int | None, device: torch.device) -> int:
-    """One group per two examples on CPU, or 16 where their number is not limited; one on a GPU: one large batch."""
-    if device.type != "cpu":
-        return 1
-    return MOST_GROUPS if micro_batch_size is None else min(MOST_GROUPS, max(1, micro_batch_size // 2))
+def default_length_groups(examples: int, device: torch.device) -> int:
+    """One group per two examples of a micro-batch on CPU; one on a GPU, which prefers one large batch."""
+    return min(MOST_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
 
 
 def micro_batch_limit(options: TrainingOptions) -> int | None:
@@ -89,13 +87,14 @@ def micro_batches(
 ) -> list[Batch]:
     """This rank's share of a global batch, as the (wrapped) module is fed."""
     limit, padding_free = micro_batch_limit(options), unwrap(module).padding_free
+    expected = limit or int((options.micro_batch_tokens or 0) // data.lengths.mean())  # examples of a micro-batch
     steps = micro_steps(
         units,
         data.lengths,
         world_size=world.size,
         micro_batch_size=limit,
         micro_batch_tokens=options.micro_batch_tokens,
-        max_segments=options.length_groups or default_length_groups(limit, world.device),
+        max_segments=options.length_groups or default_length_groups(expected, world.device),
         padding_free=padding_free,
     )
     made = []
