@@ -81,7 +81,8 @@ def forward_rows(
     with torch.no_grad(), autocast(module, precision, world.device):
         for rows, counted in _scoring_batches(data.lengths, world, progress):
             units = [(Slot(int(row), 0.0),) for row in rows]
-            columns = measure(target, to_device(collate(units, data, pad_id=pad_id), world.device))
+            batch = collate(units, data, padding_free=target.padding_free, pad_id=pad_id)
+            columns = measure(target, to_device(batch, world.device))
             if counted:
                 mine.append((rows, columns))
     target.train(was_training)

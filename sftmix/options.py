@@ -49,7 +49,8 @@ class ModelOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     """Train low-rank adapters instead of all weights."""
     attention: str | None = None
-    """Attention implementation handed to transformers (sdpa, eager, flash_attention_2); null: its default."""
+    """Attention implementation handed to transformers (sdpa, eager, flash_attention_2, flex_attention); null: its
+    default. flex_attention trains on a GPU only."""
 
 
 @dataclass(kw_only=True)
@@ -119,12 +120,20 @@ def as_list(value: list[str] | str) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+DEFAULT_MICRO_BATCH = 8
+"""Examples per forward and backward on one rank where neither their number nor that of their tokens is limited."""
+
+
 @dataclass(kw_only=True)
 class TrainingOptions:
     global_batch_size: int = 32
     """Examples per optimizer step, over all ranks and accumulation steps; even when examples are paired."""
-    micro_batch_size: int = 8
-    """Examples per forward and backward on one rank; even when examples are paired."""
+    micro_batch_size: int | None = None
+    """Examples per forward and backward on one rank, at most; even when examples are paired. null: 8, or as many as
+    training.micro_batch_tokens allows. Excludes it."""
+    micro_batch_tokens: int | None = None
+    """Token slots per forward and backward on one rank, at most, padding included: as many examples as fit. A pair, or
+    an example, that needs more gets a micro-batch of its own. Excludes training.micro_batch_size."""
     learning_rate: float = 2e-6
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
@@ -155,7 +164,11 @@ class TrainingOptions:
     """Recompute each decoder layer in the backward: less memory, about a third more compute."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples on
-    CPU, one on a GPU."""
+    CPU, one on a GPU. Excludes padding_free true."""
+    padding_free: bool | Literal["auto"] = "auto"
+    """true: the examples of a micro-batch stand in one row without padding, kept apart by their positions; a model that
+    does not do that is refused. auto: on a GPU with model.attention flash_attention_2, flash_attention_3 or
+    flex_attention, which skip what lies between examples."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
 
@@ -190,7 +203,9 @@ class ReferenceTraining:
     global_batch_size: int | None = None
     """Examples per optimizer step."""
     micro_batch_size: int | None = None
-    """Examples per forward and backward on one rank."""
+    """Examples per forward and backward on one rank. Replaces an inherited training.micro_batch_tokens."""
+    micro_batch_tokens: int | None = None
+    """Token slots per forward and backward on one rank. Replaces an inherited training.micro_batch_size."""
     learning_rate: float | None = None
     """Peak learning rate."""
     weight_decay: float | None = None
@@ -219,6 +234,8 @@ class ReferenceTraining:
     """Recompute each decoder layer in the backward."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded."""
+    padding_free: bool | Literal["auto"] | None = None
+    """Whether the examples of a micro-batch stand in one row without padding."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None

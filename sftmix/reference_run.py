@@ -123,7 +123,10 @@ def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
 
 
 def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
-    """The run's training options with what the reference sets itself."""
+    """The run's training options with what the reference sets itself; of two that exclude each other, only its own."""
     names = {f.name for f in fields(TrainingOptions)}
     given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
+    sizes = ("micro_batch_size", "micro_batch_tokens")
+    if any(name in given for name in sizes):
+        given = dict.fromkeys(sizes) | given
     return replace(training, **given)

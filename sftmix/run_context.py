@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from sftmix.adapters import add_adapters, described_adapters, quantization_config
 from sftmix.artefacts import sha256_file, write_text
-from sftmix.attention import check_packing
 from sftmix.components.base import Callback, Component, check_selection, files_of, plain
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -31,16 +30,15 @@ from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.rng import stable_hash
 from sftmix.rundir import RunDirectory
 from sftmix.store import read_confidence, read_ids, write_ids
-from sftmix.training.distributed import World, resolve_parallel, resolve_precision, wrap
+from sftmix.training.distributed import World, resolve_parallel, resolve_precision
 from sftmix.training.log import PeakMemory
 from sftmix.training.stage import Scorer, Stage
-from sftmix.training.step import TrainingModule
 from sftmix.training.values import Values
+from sftmix.training.window import too_long, training_module
 from sftmix.types import RowScores, Scores
 
-LAYOUT_OPTIONS = (
-    *("micro_batch_size", "parallel", "shard_group_size", "activation_checkpointing", "length_groups", "chunk_size"),
-)
+LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
+LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "chunk_size")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 
@@ -140,12 +138,10 @@ class RunContext:
         lora: LoraOptions | None = None,
         *,
         seed: int = 0,
-        packed: bool = False,
     ) -> tuple[PreTrainedModel, Values | None]:
         """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained.
 
-        packed  whether it has to keep packed documents apart, too
-        Where ranks share the weights, the model is on the meta device, and its values, with the checks that wait for
+        Where ranks share the weights, the model is on the meta device, and its values, with the check that waits for
         them, are the second.
         """
         gc.collect()  # the weights of the stage before, which modules keep alive in cycles
@@ -153,32 +149,25 @@ class RunContext:
         sharded = resolve_parallel(options.parallel, self.world) in SHARDED
         if lora.quantize and sharded:
             raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
-        checks = (check_head, check_packing) if packed else (check_head,)
         if sharded:
-            return self._model_of_shards(path, encoder, lora, seed, checks)
+            return self._model_of_shards(path, encoder, lora, seed)
         precision = resolve_precision(options.precision, self.world.device)
         quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
         model = load_model(path, attention=self.config.model.attention, quantization=quantization)
         if lora.r:
             add_adapters(model, lora, seed=_adapter_seed(seed))
-        for check in checks:
-            check(model)
+        check_head(model)
         check_vocabulary(model, encoder.tokenizer)
         return model, None
 
     def _model_of_shards(
-        self,
-        path: str,
-        encoder: Encoder,
-        lora: LoraOptions,
-        seed: int,
-        checks: tuple[Callable[[PreTrainedModel], object], ...],
+        self, path: str, encoder: Encoder, lora: LoraOptions, seed: int
     ) -> tuple[PreTrainedModel, Values]:
         """Every rank maps the files, or rank 0 loads the model and sends what the others have only the form of."""
         attention = self.config.model.attention
         if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
             check_vocabulary(model, encoder.tokenizer)
-            return model, Values(model, take_values(model), self.world, from_main=False, checks=checks)
+            return model, Values(model, take_values(model), self.world, from_main=False, checks=[check_head])
 
         def whole() -> PreTrainedModel:
             model = load_model(path, attention=attention)
@@ -192,7 +181,7 @@ class RunContext:
             add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
         check_vocabulary(model, encoder.tokenizer)
         values = take_values(model)
-        return model, Values(model, values if loaded else {}, self.world, from_main=True, checks=checks)
+        return model, Values(model, values if loaded else {}, self.world, from_main=True, checks=[check_head])
 
     def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
         return partial(
@@ -209,13 +198,8 @@ class RunContext:
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
         model, values = self.model(path, encoder, options)
-        module = wrap(
-            TrainingModule(model, chunk_size=options.chunk_size),
-            parallel=resolve_parallel(options.parallel, self.world),
-            precision=precision,
-            world=self.world,
-            shard_group_size=options.shard_group_size,
-            values=values,
+        module = training_module(
+            model, options, precision=precision, world=self.world, packed=data.packed, values=values
         )
         return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
 
@@ -234,8 +218,9 @@ class RunContext:
         optimizer, parallel = self.config.optimizer, resolve_parallel(options.parallel, self.world)
         if parallel in SHARDED and not optimizer.shards:
             raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
-        packed = any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data")))
-        model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"], packed=packed)
+        model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"])
+        for line in too_long(rest["data"].lengths, options):
+            self.say(f"{name}: {line}")
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(
@@ -249,6 +234,7 @@ class RunContext:
             directory=self.directory.path / name,
             identity=self.directory.identity(name),
             pad_id=encoder.pad_id,
+            packed=any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))),
             scorer=self.scorer(options, encoder, name=name, token_nll=token_nll),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
             **rest,

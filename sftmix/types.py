@@ -251,14 +251,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Slots of similar length, padded together on the right.
+    """Slots of similar length, padded together on the right; or slots one after the other in a single line.
 
-    slots        i64[b], the slot of the batch each line is
+    slots        i64[b], the slot of the batch each line is (padding-free: each of those in the line); an idle segment,
+                 one token that nobody reads, has none
     input_ids, attention_mask  i64[b, l]
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) each of them is
-    position_ids None, or i64[b, l], counted from the beginning of each packed document: the model is then given these
-                 in place of the attention mask, and must keep the documents apart (`sftmix.attention`)
+    position_ids None, or i64[b, l], counted from the beginning of each document where a line holds several: the model
+                 is then given these in place of the attention mask, and must keep them apart (`sftmix.attention`)
+    lengths      None, or the tokens of each of the slots that stand in the single line
     """
 
     slots: torch.Tensor
@@ -267,6 +269,7 @@ class Segment:
     index: torch.Tensor
     order: torch.Tensor
     position_ids: torch.Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]

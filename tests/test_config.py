@@ -123,6 +123,7 @@ def test_a_complete_configuration_is_valid() -> None:
     complete().validate()
     complete(out=None).validate(needs_out=False)
     complete(training=TrainingOptions(global_batch_size=4, micro_batch_size=8)).validate()
+    complete(training=TrainingOptions(micro_batch_tokens=4096, padding_free=True)).validate()
     complete(objective=NTP(), training=TrainingOptions(global_batch_size=3, micro_batch_size=1)).validate()
 
 
@@ -149,6 +150,19 @@ PROBLEMS = [
     (training(global_batch_size=31), ["training.global_batch_size is 31", "pairing", "even"]),
     (training(micro_batch_size=1), ["training.micro_batch_size is 1", "pairing", "even"]),
     (training(global_batch_size=0), ["training.global_batch_size is 0", "at least 1"]),
+    (training(micro_batch_tokens=0), ["training.micro_batch_tokens is 0", "at least 1"]),
+    (
+        training(micro_batch_size=4, micro_batch_tokens=512),
+        ["training.micro_batch_size (4)", "training.micro_batch_tokens (512)", "--training.micro_batch_size null"],
+    ),
+    (
+        training(length_groups=2, padding_free=True),
+        ["training.length_groups (2)", "training.padding_free true", "null"],
+    ),
+    (
+        {"reference": TrainedReference(training=ReferenceTraining(micro_batch_size=4, micro_batch_tokens=512))},
+        ["reference.training.micro_batch_size (4)", "reference.training.micro_batch_tokens (512)"],
+    ),
     (training(learning_rate=0.0), ["training.learning_rate is 0.0", "above 0"]),
     (training(learning_rate=float("nan")), ["training.learning_rate is nan", "above 0"]),
     (training(epochs=0), ["training.epochs is 0", "above 0"]),
@@ -359,3 +373,15 @@ def test_the_reference_inherits_every_training_option() -> None:
     own = {f.name for f in fields(ReferenceTraining)}
     assert own == {f.name for f in fields(TrainingOptions)} | {"seed"}
     assert all(getattr(ReferenceTraining(), name) is None for name in own)
+
+
+@pytest.mark.parametrize(
+    ("own", "limits"),
+    [({}, (8, None)), ({"micro_batch_size": 2}, (2, None)), ({"micro_batch_tokens": 900}, (None, 900))],
+)
+def test_a_limit_of_the_references_micro_batches_replaces_the_inherited(own, limits) -> None:
+    from sftmix.options import ReferenceTraining
+    from sftmix.reference_run import inherit
+
+    options = inherit(TrainingOptions(micro_batch_size=8), ReferenceTraining(**own))
+    assert (options.micro_batch_size, options.micro_batch_tokens) == limits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
-from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining
+from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions
 
 if TYPE_CHECKING:
     from sftmix.config import RunConfig
@@ -28,7 +28,8 @@ def _at_least_1(value: int) -> bool:
 
 _TRAINING: tuple[Check, ...] = (
     ("global_batch_size", _at_least_1, "at least 1"),
-    ("micro_batch_size", _at_least_1, "at least 1"),
+    ("micro_batch_size", _at_least_1, "at least 1, or null"),
+    ("micro_batch_tokens", _at_least_1, "at least 1, or null"),
     ("learning_rate", _positive, "above 0"),
     ("weight_decay", lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
@@ -65,6 +66,21 @@ def _ranges(prefix: str, options: object, checks: tuple[Check, ...]) -> Iterator
         value = getattr(options, name, None)
         if value is not None and not allowed(value):
             yield f"{prefix}.{name} is {value!r}; allowed: {words}"
+
+
+def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) -> Iterator[str]:
+    """Options of micro-batches that exclude each other."""
+    if options.micro_batch_size is not None and options.micro_batch_tokens is not None:
+        yield (
+            f"{prefix}.micro_batch_size ({options.micro_batch_size}) and {prefix}.micro_batch_tokens "
+            f"({options.micro_batch_tokens}) exclude each other: a micro-batch is limited by its examples or by its "
+            f"tokens; set --{prefix}.micro_batch_size null, or leave micro_batch_tokens out"
+        )
+    if options.length_groups is not None and options.padding_free is True:
+        yield (
+            f"{prefix}.length_groups ({options.length_groups}) and {prefix}.padding_free true exclude each other: "
+            "without padding there are no groups; set one of them to null"
+        )
 
 
 def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
@@ -104,7 +120,7 @@ def _pairs(config: RunConfig, pairs: bool) -> Iterator[str]:
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(config.training, name)
-            if size >= 1 and size % 2:
+            if size is not None and size >= 1 and size % 2:
                 yield (
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
@@ -275,6 +291,7 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
         *_ranges("training", config.training, _TRAINING),
         *_shard_groups(config),
         *_optimizer(config),
+        *_micro_batches("training", config.training),
         *_pairs(config, pairs),
         *_reference(config, pairs),
         *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),
@@ -282,4 +299,5 @@ def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
     own_training = getattr(config.reference, "training", None)
     if isinstance(own_training, ReferenceTraining):
         found += _ranges("reference.training", own_training, _TRAINING)
+        found += _micro_batches("reference.training", own_training)
     return found

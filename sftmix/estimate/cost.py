@@ -14,7 +14,7 @@ from sftmix._fused import BLOCK_CELLS, default_chunk_size
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import Tokens, Work
-from sftmix.options import TrainingOptions
+from sftmix.options import SHARDED, TrainingOptions
 from sftmix.training.distributed import World, resolve_parallel
 
 FLOAT, HALF = 4, 2
@@ -75,7 +75,7 @@ def training_memory(model: FakeModel, work: Work, machine: Machine, *, process: 
     bf16 = is_bf16(options, machine)
     device = torch.device("cpu" if machine.is_cpu else "cuda")
     parallel = resolve_parallel(options.parallel, World(size=machine.count, device=device))
-    shards = machine.count if parallel == "fsdp" else 1
+    shards = (options.shard_group_size or machine.count) if parallel in SHARDED else 1
     weights, trained = model.stored_bytes / shards, FLOAT * model.trained / shards
     fixed = {"process": process, "weights": weights, "optimizer": 2 * trained}
     traced = model.saved(batch.segments, bf16=bf16, recompute=options.activation_checkpointing)
@@ -104,10 +104,8 @@ def is_bf16(options: TrainingOptions, machine: Machine) -> bool:
 
 def _copies(model: FakeModel, parallel: str, bf16: bool) -> float:
     """FSDP: two gathered layers (one computes, one comes) and what lies outside the layers, with its gradient. Autocast
-    keeps a copy of each matrix, which the traced activations count."""
-    if parallel == "ddp":
-        return 0.0  # gradients are views of the buckets
-    if parallel != "fsdp":
+    keeps a copy of each matrix, which the traced activations count; DDP's gradients are views of its buckets."""
+    if parallel not in SHARDED:
         return 0.0
     size = HALF if bf16 else FLOAT
     return size * (2 * model.largest_layer + model.outside_layers) + FLOAT * model.largest_layer

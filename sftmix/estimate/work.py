@@ -20,7 +20,7 @@ from sftmix.reference_run import ReferenceRun, inherit
 from sftmix.rng import generator
 from sftmix.run_context import RunContext
 from sftmix.training.order import TrainingOrder
-from sftmix.training.window import default_length_groups
+from sftmix.training.window import default_length_groups, micro_batch_limit
 from sftmix.types import Rows, TrainingDynamics
 
 SAMPLED_STEPS = 100
@@ -166,23 +166,33 @@ def largest_micro_batch(
 ) -> MicroBatch:
     """Of some steps spread over the training: the one with the most token slots, which need the most memory."""
     device = torch.device("cpu" if machine.is_cpu else "cuda")
-    groups = options.length_groups or default_length_groups(options.micro_batch_size, device)
+    limit = micro_batch_limit(options)
+    expected = limit or int((options.micro_batch_tokens or 0) // data.lengths.mean())
+    groups = options.length_groups or default_length_groups(expected, device)
     found = []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         steps = micro_steps(
             order.batch(step),
             data.lengths,
             world_size=machine.count,
-            micro_batch_size=options.micro_batch_size,
+            micro_batch_size=limit,
+            micro_batch_tokens=options.micro_batch_tokens,
             max_segments=groups,
+            padding_free=options.padding_free is True,
         )
-        found += [_laid_out(rank, one.n_segments, data, len(steps) > 1) for one in steps for rank in one.ranks]
+        one_row = options.padding_free is True
+        found += [
+            _laid_out(rank, 0 if one_row else one.n_segments, data, len(steps) > 1)
+            for one in steps
+            for rank in one.ranks
+        ]
     return max(found, key=lambda batch: batch.slots)
 
 
 def _laid_out(units: Sequence[Unit], n_segments: int, data: EncodedDataset, accumulated: bool) -> MicroBatch:
+    """n_segments: 0 for all in one row."""
     rows = np.array([slot.row for unit in units for slot in unit])
     lengths = data.lengths[rows].tolist()
-    groups = length_groups(lengths, n_segments)
-    segments = tuple((len(group), max(lengths[i] for i in group)) for group in groups)
+    groups = length_groups(lengths, min(n_segments, len(lengths))) if n_segments else []
+    segments = tuple((len(group), max(lengths[i] for i in group)) for group in groups) or ((1, sum(lengths)),)
     return MicroBatch(segments, int(data.n_targets[rows].sum()), accumulated)

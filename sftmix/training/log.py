@@ -7,6 +7,7 @@ import json
 import math
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path

@@ -27,12 +27,12 @@ from sftmix.options import CheckpointOptions
 from sftmix.progress import progress_bar
 from sftmix.rng import stable_hash
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World, autocast, gradient_sync, resolve_parallel, resolve_precision, wrap
+from sftmix.training.distributed import World, autocast, gradient_sync, resolve_precision
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.stage import Stage
-from sftmix.training.step import Perturb, TrainingModule, normalise
-from sftmix.training.window import micro_batches, step_sums, with_batch_nll
+from sftmix.training.step import Perturb, normalise
+from sftmix.training.window import micro_batches, step_sums, training_module, with_batch_nll
 from sftmix.types import Batch, Plan, Rows, RowScores
 
 MAX_SKIPPED = 3
@@ -59,16 +59,15 @@ class TrainingLoop:
         self.stage, self.world, self.options = stage, world, stage.options
         self.memory = stage.memory or PeakMemory(world.device)
         self.precision = resolve_precision(self.options.precision, world.device)
-        parallel = resolve_parallel(self.options.parallel, world)
         if self.options.activation_checkpointing:
             stage.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module = TrainingModule(stage.model, chunk_size=self.options.chunk_size)
-        self.module = wrap(
-            module,
-            parallel=parallel,
+        self.module = training_module(
+            stage.model,
+            self.options,
             precision=self.precision,
             world=world,
-            shard_group_size=self.options.shard_group_size,
+            packed=stage.packed,
+            trains=True,
             values=stage.values,
         )
         self.optimizer = build_optimizer(stage.model, self.options, stage.optimizer)
@@ -202,7 +201,9 @@ class TrainingLoop:
         """All micro-batches of this rank in this step; their counts must be known before the first backward."""
         stage = self.stage
         split = stage.split_of(stage.order.epoch_of(self.step))
-        window = micro_batches(units, stage.data, self.options, self.world, split=split, pad_id=stage.pad_id)
+        window = micro_batches(
+            units, stage.data, self.options, self.world, self.module, split=split, pad_id=stage.pad_id
+        )
         if stage.objective.needs_batch_nll:
             window = with_batch_nll(window, self.module, self.world, self.precision)
         return window

@@ -49,6 +49,8 @@ class Stage:
     online: OnlineLosses | None = None
     """Keeps the losses of the epoch that is being trained on."""
     eval_data: TokenisedRows | None = None
+    packed: bool = False
+    """Some rows hold several documents, which must not attend to each other."""
     scorer: Scorer | None = None
     callbacks: Sequence[Callback] = ()
     on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)

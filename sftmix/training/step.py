@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from sftmix.errors import ConfigError
@@ -29,10 +30,15 @@ T = TypeVar("T")
 
 
 class TrainingModule(nn.Module):
-    """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch."""
+    """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
+
+    padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has asked
+                  `sftmix.attention.check_packing`
+    """
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
         super().__init__()
+        self.padding_free = False
         self.model: PreTrainedModel = model
         self.head: Head = head_of(model)
         self.chunk_size = chunk_size
@@ -53,7 +59,14 @@ class TrainingModule(nn.Module):
     def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb) -> torch.Tensor:
         embeddings = self.model.get_input_embeddings()(segment.input_ids)
         ids = [batch.ids[slot] for slot in segment.slots.tolist()]
-        return perturb(embeddings, segment.attention_mask, ids=ids)
+        if not ids:  # an idle segment
+            return embeddings
+        if segment.lengths is None:
+            return perturb(embeddings, segment.attention_mask, ids=ids)
+        examples = embeddings[0].split(segment.lengths)
+        padded = pad_sequence(examples, batch_first=True)
+        mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
+        return perturb(padded, mask, ids=ids)[mask.bool()][None]
 
     def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
         """The loss of `plan`, whose weights are already divided by the global counts.

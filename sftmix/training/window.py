@@ -4,22 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
+from sftmix.attention import check_attention, check_packing, skips_between_documents
 from sftmix.data.batching import TokenisedRows, Unit, collate, micro_steps, to_device
+from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
-from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World, autocast, unwrap
-from sftmix.training.step import per_slot, scoring_plan
-from sftmix.types import Batch, BatchNLL, Plan, Split
+from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
+from sftmix.training.distributed import World, autocast, resolve_parallel, unwrap, wrap
+from sftmix.training.step import TrainingModule, per_slot, scoring_plan
+from sftmix.training.values import Values
+from sftmix.types import Batch, BatchNLL, Plan, Rows, Split
+
+MOST_GROUPS = 16
+"""Length groups of a micro-batch on CPU, at most: what more of them save in padding, their passes cost."""
 
 
-def default_length_groups(micro_batch_size: int, device: torch.device) -> int:
-    """One group per two examples on CPU; one on a GPU, which prefers one large batch."""
-    return min(16, max(1, micro_batch_size // 2)) if device.type == "cpu" else 1
+def training_module(
+    model: PreTrainedModel,
+    options: TrainingOptions,
+    *,
+    precision: str,
+    world: World,
+    packed: bool = False,
+    trains: bool = False,
+    values: Values | None = None,
+) -> nn.Module:
+    """The wrapped module that trains or scores the model, which keeps apart what it is given in one row.
+
+    packed  some examples hold several documents
+    trains  gradients are wanted
+    values  those of a model on the meta device
+    Raises ConfigError where the attention cannot do that, on this device.
+    """
+    check_attention(model, world.device, trains=trains)
+    parallel = resolve_parallel(options.parallel, world)
+    module = wrap(
+        TrainingModule(model, chunk_size=options.chunk_size),
+        parallel=parallel,
+        precision=precision,
+        world=world,
+        shard_group_size=options.shard_group_size,
+        values=values,
+    )
+    auto, wanted = options.padding_free == "auto", options.padding_free is True
+    if auto:
+        wanted = options.length_groups is None and skips_between_documents(model, world.device)
+    if wanted or packed:
+        try:
+            with autocast(module, precision, world.device):
+                unwrap(module).probe(partial(check_packing, padding_free=wanted))
+        except ConfigError as error:
+            if packed or not auto:
+                raise
+            wanted = False
+            if world.is_main:
+                print(f"micro-batches are padded, as training.padding_free is auto: {error}", flush=True)
+    unwrap(module).padding_free = wanted
+    if isinstance(module, FSDPModule):
+        module.reshard()  # what the probe gathered: the optimizer is made of shards
+    return module
+
+
+def default_length_groups(examples: int, device: torch.device) -> int:
+    """One group per two examples of a micro-batch on CPU; one on a GPU, which prefers one large batch."""
+    return min(MOST_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
+
+
+def micro_batch_limit(options: TrainingOptions) -> int | None:
+    """Examples of a micro-batch, at most; None where only their tokens are limited."""
+    default = DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None
+    return default if options.micro_batch_size is None else options.micro_batch_size
 
 
 def micro_batches(
@@ -27,21 +88,45 @@ def micro_batches(
     data: TokenisedRows,
     options: TrainingOptions,
     world: World,
+    module: nn.Module,
     *,
     split: Split | None,
     pad_id: int,
 ) -> list[Batch]:
-    """This rank's share of a global batch."""
-    micro = options.micro_batch_size
+    """This rank's share of a global batch, as the (wrapped) module is fed."""
+    limit, padding_free = micro_batch_limit(options), unwrap(module).padding_free
+    expected = limit or int((options.micro_batch_tokens or 0) // data.lengths.mean())  # examples of a micro-batch
     steps = micro_steps(
         units,
         data.lengths,
         world_size=world.size,
-        micro_batch_size=micro,
-        max_segments=options.length_groups or default_length_groups(micro, world.device),
+        micro_batch_size=limit,
+        micro_batch_tokens=options.micro_batch_tokens,
+        max_segments=options.length_groups or default_length_groups(expected, world.device),
+        padding_free=padding_free,
     )
-    made = (collate(s.ranks[world.rank], data, n_segments=s.n_segments, split=split, pad_id=pad_id) for s in steps)
+    made = []
+    for step in steps:
+        share, n_segments = step.ranks[world.rank], step.n_segments
+        if not isinstance(module, FSDPModule):  # which alone gathers for each segment, on all ranks at once
+            n_segments = min(n_segments, sum(map(len, share)))
+        made.append(collate(share, data, n_segments=n_segments, padding_free=padding_free, split=split, pad_id=pad_id))
     return [to_device(batch, world.device) for batch in made]
+
+
+def too_long(lengths: Rows, options: TrainingOptions) -> list[str]:
+    """What to say of examples that exceed training.micro_batch_tokens: one sentence, or none."""
+    budget = options.micro_batch_tokens
+    if budget is None:
+        return []
+    longest, n_over = sorted(lengths.tolist())[-2:], int((lengths > budget).sum())
+    if sum(longest) <= budget:
+        return []
+    return [
+        f"{n_over:,} of {len(lengths):,} examples have more tokens than training.micro_batch_tokens ({budget:,}); such "
+        "an example, and a pair that has more together, gets a micro-batch of its own, of up to "
+        f"{longest[-1]:,} and {sum(longest):,} tokens"
+    ]
 
 
 def with_batch_nll(window: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:

@@ -97,10 +97,15 @@ def base(plain, tmp_path_factory) -> Path:
         pytest.param(("--training.parallel", "hsdp", "--training.shard_group_size", "2"), 4, marks=pytest.mark.slow),
         (("--training.micro_batch_size", "8"), 1),
         (("--training.micro_batch_size", "2", "--training.length_groups", "1"), 1),
+        (("--training.micro_batch_size", "null", "--training.micro_batch_tokens", "150"), 2),
+        (("--training.padding_free", "true"), 1),
         (("--training.activation_checkpointing", "true"), 1),
         (("--training.chunk_size", "5"), 1),
     ],
-    ids=["ddp", "fsdp", "hsdp", "one big batch", "accumulation", "recomputed activations", "small chunks"],
+    ids=[
+        *("ddp", "fsdp", "hsdp", "one big batch", "accumulation", "token budget", "padding-free"),
+        *("recomputed activations", "small chunks"),
+    ],
 )
 def test_same_run_computed_in_another_way(plain, base, tmp_path, words, ranks):
     out = tmp_path / "other"

@@ -49,11 +49,31 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return found
 
 
-def ours(model, objective: Objective, units: list[Unit], *, world: int = 1, micro: int = 4, segments: int = 2):
+def ours(
+    model,
+    objective: Objective,
+    units: list[Unit],
+    *,
+    world: int = 1,
+    micro: int | None = 4,
+    segments: int = 2,
+    tokens: int | None = None,
+    padding_free: bool = False,
+):
     """Loss and gradients, by the parts that the loop calls; ranks one after the other, averaged as by DDP."""
     module = TrainingModule(model)
-    steps = micro_steps(units, DATA.lengths, world_size=world, micro_batch_size=micro, max_segments=segments)
-    batches = [collate(rank, DATA, n_segments=s.n_segments) for s in steps for rank in s.ranks]
+    steps = micro_steps(
+        units,
+        DATA.lengths,
+        world_size=world,
+        micro_batch_size=micro,
+        micro_batch_tokens=tokens,
+        max_segments=segments,
+        padding_free=padding_free,
+    )
+    batches = [
+        collate(rank, DATA, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
+    ]
     plans = [objective.plan(b, step=STEP, total_steps=9, seed=5) for b in batches]
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     total = 0.0
@@ -119,6 +139,26 @@ def test_a_global_batch_cut_up_is_the_formula(model, world, micro, segments, mix
     objective = Exact(objective=SFTMix(mu=0.75, mixup_mean=mixup_mean, lambda_per=lambda_per), seen=lambdas)
     found = ours(model, objective, UNITS, world=world, micro=micro, segments=segments)
     assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
+
+
+@pytest.mark.parametrize(
+    ("world", "limit"),
+    [
+        (1, {"micro": None, "tokens": 30}),
+        (1, {"micro": None, "tokens": 1}),
+        (2, {"micro": None, "tokens": 40, "segments": 4}),
+        (3, {"micro": None, "tokens": 25, "padding_free": True}),
+        (1, {"micro": 12, "padding_free": True}),
+        (2, {"micro": 4, "padding_free": True}),
+    ],
+    ids=lambda x: " ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else str(x),
+)
+def test_token_budgets_and_rows_without_padding_are_the_formula(model, world, limit):
+    """The attention of the model sees positions that start again in place of padding."""
+    lambdas: dict = {}
+    objective = Exact(objective=SFTMix(mu=0.75), seen=lambdas)
+    found = ours(model, objective, UNITS, world=world, **limit)
+    assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own"))
 
 
 def test_a_short_last_window_divides_by_its_own_counts(model):

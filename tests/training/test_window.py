@@ -8,17 +8,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
-from sftmix.components import NTP
+from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
 from sftmix.data.alone import ResponsesAlone
-from sftmix.data.batching import Slot, collate
+from sftmix.data.batching import Slot, collate, micro_steps
 from sftmix.dynamics import score_rows
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World, wrap
+from sftmix.training.distributed import World, gradient_sync, unwrap, wrap
 from sftmix.training.step import TrainingModule, normalise
-from sftmix.training.window import micro_batches, with_batch_nll
+from sftmix.training.window import micro_batches, too_long, training_module, with_batch_nll
 from tests.toy import on_ranks, toy_model, toy_rows
+from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)]
@@ -38,7 +40,7 @@ def check_batch_nll(world: World, parallel: str) -> None:
     module = wrap(TrainingModule(model), parallel=parallel, precision="fp32", world=world)
     module.train()
     options = TrainingOptions(micro_batch_size=2, length_groups=1)
-    window = micro_batches(UNITS, DATA, options, world, split=None, pad_id=0)
+    window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
     found = with_batch_nll(window, module, world, "fp32")
     assert module.training
     plain = toy_model(dropout=0.2).eval()
@@ -59,13 +61,16 @@ def test_on_two_ranks_each_knows_all(parallel):
     on_ranks(check_batch_nll, parallel)
 
 
+FEATURE = torch.linspace(-1, 1, 16, dtype=torch.float64)
+
+
 class Shift(Perturbation):
-    """Adds a constant of each example's own to its real tokens."""
+    """Adds something of each example's own to its real tokens; not a constant, which the first norm takes away."""
 
     def embeddings(self, e, mask, *, ids, step, seed):
         assert len(ids) == len(e)
         own = torch.tensor([float(i.rpartition("-")[2]) + step for i in ids], dtype=e.dtype)
-        return e + own[:, None, None] * mask[:, :, None]
+        return e + own[:, None, None] * mask[:, :, None] * FEATURE
 
 
 def loss_of(model, units, segments: int, perturbation: Perturbation | None) -> torch.Tensor:
@@ -83,12 +88,66 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
     total = 0.0
     for row in range(6):
         ids = torch.from_numpy(DATA[row].input_ids)[None]
-        embedded = model.get_input_embeddings()(ids) + row + 3
+        embedded = model.get_input_embeddings()(ids) + (row + 3) * FEATURE
         logp = torch.log_softmax(model(inputs_embeds=embedded).logits[0], -1)
         total -= sum(float(logp[t - 1, ids[0, t]]) for t in np.flatnonzero(DATA[row].target))
     units = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4),), (Slot(5),)]
     for segments in (1, 3):
         assert float(loss_of(model, units, segments, Shift())) == pytest.approx(total / 29, rel=1e-10)
+
+
+def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
+    """The window of each rank, several segments or one row, against the formula one example after the other."""
+    module = training_module(toy_model(), replace(options, parallel=parallel), precision="fp32", world=world)
+    assert unwrap(module).padding_free is (options.padding_free is True)
+    window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
+    counts = [len(batch.segments) for batch in window]
+    assert len(set(world.gather(len(window)))) == 1
+    if parallel == "fsdp":
+        assert len({str(each) for each in world.gather(counts)}) == 1
+    lambdas: dict = {}
+    objective = Exact(objective=SFTMix(mu=0.75), seen=lambdas)
+    plans = [objective.plan(b, step=3, total_steps=9, seed=5) for b in window]
+    ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
+    for k, (batch, plan) in enumerate(zip(window, plans, strict=True)):
+        scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
+        with gradient_sync(module, k == len(window) - 1):
+            module(batch, scaled).loss.backward()
+    for others in world.gather(lambdas):
+        lambdas |= others
+    _, expected = naive(toy_model(), DATA, UNITS, lambdas, mu=0.75, mixup_mean="own")
+    for name, parameter in unwrap(module).model.named_parameters():
+        found = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-10)
+
+
+LAYOUTS = [
+    TrainingOptions(micro_batch_tokens=26, length_groups=4),  # a rank with fewer slots than groups has idle segments
+    TrainingOptions(micro_batch_tokens=26, padding_free=True),
+]
+
+
+@pytest.mark.parametrize("options", LAYOUTS, ids=["idle segments", "padding-free"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_with_unlike_shares_have_the_gradients_of_the_formula(parallel, options):
+    on_ranks(check_gradients, parallel, options)
+
+
+def test_a_rank_with_fewer_slots_than_segments_is_among_them():
+    """So that the test above means something."""
+    steps = micro_steps(UNITS, DATA.lengths, world_size=2, micro_batch_tokens=26, max_segments=4)
+    assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
+
+
+def test_examples_longer_than_the_budget_are_said():
+    lengths = np.array([10, 20, 30, 40])
+    assert too_long(lengths, TrainingOptions()) == too_long(lengths, TrainingOptions(micro_batch_tokens=70)) == []
+    (line,) = too_long(lengths, TrainingOptions(micro_batch_tokens=25))
+    assert "2 of 4 examples" in line
+    assert "training.micro_batch_tokens (25)" in line
+    assert "40 and 70 tokens" in line
+    (line,) = too_long(lengths, TrainingOptions(micro_batch_tokens=69))
+    assert line.startswith("0 of 4")
 
 
 class Nothing(Perturbation):

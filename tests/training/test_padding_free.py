@@ -1,0 +1,165 @@
+"""Examples in one row without padding are the examples one by one: losses, scores and gradients, in several families
+(T12); pairs that share the row are mixed as ever; and what cannot keep them apart is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from sftmix.attention import check_packing
+from sftmix.components import NTP, SFTMix
+from sftmix.components.base import Perturbation
+from sftmix.data.batching import Slot, Unit, collate
+from sftmix.dynamics import score_rows
+from sftmix.errors import ConfigError
+from sftmix.options import TrainingOptions
+from sftmix.training.distributed import World
+from sftmix.training.step import TrainingModule, normalise
+from sftmix.training.window import micro_batches, training_module
+from tests.test_attention import FAMILIES, LEAKY, build
+from tests.test_models import TINY
+from tests.toy import toy_model, toy_rows
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
+UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),), (Slot(6),)]
+CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
+
+
+def model_of(family: str, attention: str):
+    name, options, _ = FAMILIES[family]
+    return build(getattr(transformers, f"{name}Config")(**options), attention)
+
+
+def losses(model, **layout):
+    """Loss, NLL and Mixup of each token (pair), and gradients of one micro-batch."""
+    batch = collate(UNITS, DATA, **layout)
+    plan = SFTMix(mu=0.75).plan(batch, step=3, total_steps=9, seed=5)
+    model.zero_grad()
+    scaled = normalise(plan, batch, ntp_count=plan.ntp_count, mixup_count=plan.mixup_count, world_size=1)
+    out = TrainingModule(model)(batch, scaled)
+    out.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": out.loss.detach(), "nll": out.nll, "mixup": out.mixup} | grads
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_one_row_is_one_by_one(family, attention):
+    """A segment for each slot is one by one; float32, since some norms compute in it whatever the weights are."""
+    model = model_of(family, attention)
+    found, expected = losses(model, padding_free=True), losses(model, n_segments=8)
+    assert found.keys() == expected.keys()
+    assert len(found["mixup"]) == 2 + 4 + 1
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=3e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_scores_without_padding_are_those_with_it(family, attention):
+    module = TrainingModule(model_of(family, attention))
+    padded = score_rows(module, DATA, world=World(), token_nll=True)
+    module.padding_free = True
+    found = score_rows(module, DATA, world=World(), token_nll=True)
+    assert found.nll_sum == pytest.approx(padded.nll_sum, rel=1e-6)
+    assert (found.n_correct == padded.n_correct).all()
+    for one, other in zip(found.token_nll, padded.token_nll, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+class Scale(Perturbation):
+    """Like NEFTune, it looks at the example's own length and id."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        assert len(ids) == len(e) == len(mask)
+        own = torch.tensor([float(i.rpartition("-")[2]) + step for i in ids], dtype=e.dtype)
+        feature = torch.arange(e.shape[2])  # a constant would be gone after the first norm
+        return e + (own / mask.sum(1))[:, None, None] * mask[:, :, None] * feature
+
+
+def test_a_perturbation_sees_examples_as_if_padded():
+    model = toy_model()
+    found = []
+    for layout in ({"padding_free": True}, {"n_segments": 8}):
+        batch = collate(UNITS, DATA, **layout)
+        plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
+        plan = replace(plan, row_weight=plan.row_weight.double())
+
+        def perturb(e, mask, *, ids):
+            return Scale().embeddings(e, mask, ids=ids, step=3, seed=0)
+
+        found.append(TrainingModule(model)(batch, plan, perturb=perturb).nll)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+    assert (found[0] - TrainingModule(model)(batch, plan).nll).abs().max() > 0.1
+
+
+def fed(model, **options) -> TrainingModule:
+    module = training_module(model, TrainingOptions(**options), precision="fp32", world=World(), trains=True)
+    assert isinstance(module, TrainingModule)
+    return module
+
+
+def test_auto_pads_on_a_cpu():
+    model = toy_model()
+    assert not fed(model).padding_free
+    assert fed(model, padding_free=True).padding_free
+    for wanted in (False, True):
+        options = TrainingOptions(micro_batch_size=16, padding_free=wanted, length_groups=None if wanted else 2)
+        module = fed(model, padding_free=wanted)
+        (batch,) = micro_batches(UNITS, DATA, options, World(), module, split=None, pad_id=0)
+        assert [len(s.input_ids) for s in batch.segments] == [1] if wanted else len(batch.segments) == 2
+
+
+@pytest.mark.parametrize("family", LEAKY)
+def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
+    model = build(transformers.AutoConfig.for_model(family, **LEAKY[family]), "eager")
+    with pytest.raises(ConfigError, match=rf"\({family}, (.|\n)*training.padding_free to false"):
+        fed(model, padding_free=True)
+    assert not fed(model).padding_free
+
+
+def test_flex_attention_does_not_train_on_a_cpu():
+    model = build(transformers.LlamaConfig(**TINY), "flex_attention")
+    with pytest.raises(ConfigError, match=r"model.attention flex_attention does not train on a CPU; use sdpa or eager"):
+        fed(model)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch, on what they call and on the missing compiler
+def test_flex_attention_keeps_examples_apart():
+    """Its mask of blocks, from the positions; without the compiler, which takes minutes on a CPU."""
+    model = build(transformers.LlamaConfig(**TINY), "flex_attention")
+    plain = build(transformers.LlamaConfig(**TINY), "sdpa")
+    batch = collate(UNITS, DATA, padding_free=True)
+    with torch.compiler.set_stance("force_eager"):
+        found = TrainingModule(model).hidden_states(batch)
+        check_packing(model, padding_free=True)
+    expected = TrainingModule(plain).hidden_states(collate(UNITS, DATA, n_segments=8))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "sdpa"])
+def test_on_a_gpu(attention):
+    """bf16 under autocast; the probe is part of what is tested, and auto finds what needs no mask."""
+    if attention == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    model = build(transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64}), attention)
+    world, options = World(device=torch.device("cuda")), TrainingOptions()
+    module = training_module(model, options, precision="bf16", world=world, trains=True)
+    assert module.padding_free == (attention != "sdpa")
+    (one,) = micro_batches(UNITS, DATA, replace(options, micro_batch_size=16), world, module, split=None, pad_id=0)
+    plan = NTP().plan(one, step=0, total_steps=1, seed=0)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        out = module(one, plan)
+    out.loss.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
+    alone = build(transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64}), "eager")
+    expected = TrainingModule(alone)(
+        collate(UNITS, DATA, n_segments=8),
+        NTP().plan(collate(UNITS, DATA, n_segments=8), step=0, total_steps=1, seed=0),
+    ).nll
+    torch.testing.assert_close(out.nll.float().cpu(), expected.float(), rtol=0.05, atol=0.05)
