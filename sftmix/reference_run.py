@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
@@ -46,18 +47,19 @@ class ReferenceRun:
         path, encoder, data = self.rows_of(model)
         seed = config.seed if training is None or training.seed is None else training.seed
         options, seed = inherit(config.training, training), stable_hash(seed, "reference") % 2**62
-        stage = run.stage(
-            "reference",
-            model_path=path,
-            lora=reference_lora(config.model, model),
-            encoder=encoder,
-            data=data,
-            objective=NTP(),
-            options=options,
-            order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
-            seed=seed,
-            token_nll=token_nll,
-        )
+        with _named("reference.model.path" if model.path else "model.path"):
+            stage = run.stage(
+                "reference",
+                model_path=path,
+                lora=reference_lora(config.model, model),
+                encoder=encoder,
+                data=data,
+                objective=NTP(),
+                options=options,
+                order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
+                seed=seed,
+                token_nll=token_nll,
+            )
         if checkpoints == "online":
             return self._online(stage, data.ids)
         steps = checkpoint_steps(checkpoints, stage.order.total_steps)
@@ -87,11 +89,13 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, started = self._run, time.perf_counter()
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
-        _, encoder, data = self.rows_of(model, option="reference")
+        with _named("reference.paths"):
+            _, encoder, data = self.rows_of(model, option="reference")
         parts = []
         for number, name in enumerate(paths, start=1):
             run.say(f"reference: {name} scores {len(data):,} examples")
-            scores = run.score(name, encoder=encoder, data=data, token_nll=token_nll)
+            with _named("reference.paths"):
+                scores = run.score(name, encoder=encoder, data=data, token_nll=token_nll)
             parts.append(one_checkpoint(data.ids, number, scores))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
@@ -103,7 +107,8 @@ class ReferenceRun:
             return config.model.path, run.encoder, run.data.train
         path = model.path or config.model.path
         template = model.template if model.path else model.template or config.data.template
-        encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+        with _named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
+            encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
         length = model.max_length
         if run.prepared.text:
             length = run.data.report.max_length
@@ -112,6 +117,18 @@ class ReferenceRun:
         data = run.encode(encoder, path, length, key=f"{option}.max_length", keep=ids)
         run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
         return path, encoder, data.train
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """What is wrong with a model is said of the option that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        if option == "model.path" or not text.startswith("model.path:"):
+            raise
+        raise ConfigError(f"{option}{text.removeprefix('model.path')}") from error
 
 
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:

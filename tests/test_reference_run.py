@@ -126,6 +126,24 @@ def test_too_many_unscored_examples_stop_the_run(tiny, weak, tmp_path, sftmix):
     assert status(run)["exit_code"] == 3
 
 
+def test_a_model_that_cannot_be_loaded_is_named_by_its_option(finished, tiny, tmp_path, sftmix):
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    absent, adapters = str(tmp_path / "absent"), str(tmp_path / "adapters")
+    for words, expected in (
+        (["--reference.model.path", absent], f"reference.model.path: {absent} is not a directory"),
+        (["--reference", "FromCheckpoints", "--reference.paths", f"[{adapters}]"], "reference.paths: "),
+        (
+            ["--reference", "FromCheckpoints", "--reference.paths", f"[{finished.tiny.model}, {absent}]"],
+            f"reference.paths: {absent} is not a directory",
+        ),
+    ):
+        done = sftmix("run", *tiny.options[:6], *SHORT, *words, "--out", str(tmp_path / "run"))
+        assert done.code == 2
+        assert expected in done.err
+        assert "error: model.path" not in done.err
+
+
 def test_a_changed_reference_model_is_refused(tiny, weak, tmp_path, sftmix):
     words = [*with_reference(tiny, weak, "--reference.model.max_length", "110"), "--out", str(tmp_path / "run")]
     assert sftmix("split", *words).code == 0

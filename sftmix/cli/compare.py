@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     only_list = _FLAG_LIST in given.options
     given.options = [option for option in given.options if not option.startswith("--list=")]
     comparison = comparison_of(given)
-    comparison.validate()
+    comparison.validate(needs_out=not only_list)
     if only_list:
         print("\n".join(listing(comparison)))
         return
@@ -141,7 +141,8 @@ def listing(comparison: Comparison) -> list[str]:
     """What would be run, without loading anything: the variants, their options, the runs and what they share."""
     cells = comparison.cells
     done = [cell for cell in cells if (cell.path / "train" / "MANIFEST.json").exists()]
-    lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {comparison.out}"]
+    place = comparison.out or "(no --out yet)"
+    lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {place}"]
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]

@@ -131,9 +131,9 @@ class Comparison:
 
     # ----------------------------------------------------------------------------------------- checks
 
-    def validate(self) -> None:
+    def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        found = list(self._problems())
+        found = list(self._problems(needs_out))
         if not found:
             for name, config in self.variants.items():
                 found += _problems_of(name, config)
@@ -142,9 +142,9 @@ class Comparison:
                 found[0] if len(found) == 1 else "\n  - ".join([f"{len(found)} problems in the table", *found])
             )
 
-    def _problems(self) -> Iterator[str]:
+    def _problems(self, needs_out: bool) -> Iterator[str]:
         options, names = self.options, list(self.variants)
-        if not self.out:
+        if needs_out and not self.out:
             yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
             yield "variants is missing: name at least one, `variants: {NTP: {objective: NTP}, SFTMix: {}}`"

@@ -114,6 +114,9 @@ def test_the_listing_counts_what_is_shared(table: Table) -> None:
     variants = {"NTP": {"objective": "NTP"}, "a": {}, "b": {"training.epochs": 9}, "c": {"splitter": "RandomSplit"}}
     lines = listing(table(variants=variants))
     assert lines[0] == "4 variants x 2 seeds in o"
+    nowhere = table(variants=variants, out=None)
+    nowhere.validate(needs_out=False)
+    assert listing(nowhere) == ["4 variants x 2 seeds in (no --out yet)", *lines[1:]]
     assert re.search(r"b +training.epochs: 9.0; objective: SFTMix", lines[3])
     assert lines[-1] == "references: 2, used by 4 runs"  # b trains its own: the reference inherits the epochs
     shared = listing(table("--reference.training.epochs", "3", variants=variants))
