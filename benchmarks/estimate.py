@@ -1,0 +1,88 @@
+"""What `estimate` says beside what runs need: peak memory and FLOPs of the training stage, for several settings.
+
+    python benchmarks/estimate.py              a random Llama of 59M parameters, Alpaca rows, seven settings
+    python benchmarks/estimate.py --quick
+
+Each setting is estimated in one process and run in another (`--splitter RandomSplit`, a few steps without checkpoints),
+whose peak of resident memory from the beginning of the stage is compared. FLOPs over the time of the steps is the rate
+that `--tflops` and `--mfu` stand for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.report import parse, parser, publish  # noqa: E402
+from benchmarks.stages import random_llama  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+QUICK = {"hidden_size": 256, "layers": 2, "limit": 64, "steps": 2}
+SETTINGS = {
+    "as it is": [],
+    "one micro-batch": ["--training.global_batch_size", "8"],
+    "larger micro-batches": ["--training.micro_batch_size", "16"],
+    "recomputed activations": ["--training.activation_checkpointing", "true"],
+    "bf16": ["--training.precision", "bf16"],
+    "eager attention": ["--model.attention", "eager"],
+    "LoRA": ["--model.lora.r", "16"],
+}
+
+
+def cli(args: argparse.Namespace, *words: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    command = [sys.executable, str(ROOT / "cli.py"), *words]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def compared(args: argparse.Namespace, model: str, own: list[str], out: Path) -> dict[str, Any]:
+    """Estimated and measured peak of one setting, MiB, and the rate of its steps."""
+    words = ["--model.path", model, "--data.train", args.rows, "--data.limit", str(args.limit)]
+    words += ["--data.max_length", str(args.max_length), "--splitter", "RandomSplit"]
+    words += ["--training.max_steps", str(args.steps), "--training.global_batch_size", "16", "--checkpoint.every", "0"]
+    words += own
+    said = json.loads(cli(args, "estimate", *words, "--gpu", "cpu", "--gpus", "1", "--json"))["stages"]["train"]
+    cli(args, "run", *words, "--out", str(out))
+    figures = json.loads((out / "train" / "figures.json").read_text())
+    peaks = said["memory_bytes"]["peak"], figures["peak_memory_bytes"]
+    return {
+        "estimated_mib": round(peaks[0] / 2**20),
+        "measured_mib": round(peaks[1] / 2**20),
+        "estimated / measured": round(peaks[0] / peaks[1], 3),
+        "parts_mib": {name: round(size / 2**20) for name, size in said["memory_bytes"].items()},
+        "gflops_per_second": round(said["training_flops"] / figures["elapsed"] / 1e9, 1),
+    }
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--source", default=str(SHARED / "models" / "base-7m"), help="whose tokenizer is taken")
+    options.add_argument("--rows", default=str(SHARED / "data" / "alpaca" / "alpaca_8k.json"))
+    options.add_argument("--limit", type=int, default=400)
+    options.add_argument("--max_length", type=int, default=512)
+    options.add_argument("--hidden_size", type=int, default=768)
+    options.add_argument("--layers", type=int, default=8)
+    options.add_argument("--steps", type=int, default=6)
+    args = parse(options, QUICK)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        os.environ["SFTMIX_CACHE"] = str(place / "cache")
+        model = random_llama(args.source, place / "model", hidden_size=args.hidden_size, num_hidden_layers=args.layers)
+        found = {}
+        for number, (name, own) in enumerate(SETTINGS.items()):
+            found[name] = compared(args, model, own, place / str(number))
+            print(name, found[name], file=sys.stderr, flush=True)
+    publish("estimate", args, {"settings": found})
+
+
+if __name__ == "__main__":
+    main()
