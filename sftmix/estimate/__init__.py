@@ -68,10 +68,10 @@ class Estimate:
 def estimate(config: RunConfig, machine: Machine) -> Estimate:
     """What `run` with this configuration will need. Raises the errors of reading the rows and the configs."""
     config.validate(needs_out=False)
-    process = float(_resident()) if machine.is_cpu else 0.0
     with tempfile.TemporaryDirectory() as directory, RunDirectory(Path(directory), World()) as place:
         run = RunContext(config, World(), place)
         work = _plan(run, machine)
+        process = float(_resident()) if machine.is_cpu else 0.0  # with the rows and tokenizers that a run holds, too
         stages = [_estimated(run, one, machine, process) for one in work]
         return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
 

@@ -51,7 +51,7 @@ class Memory:
     gradients    of what is trained
     activations  what autograd keeps of the largest micro-batch
     loss         logits of a chunk and the gradients of head and hidden states
-    working      copies in the precision of the computation, gathered layers, temporaries of the optimizer's step
+    working      gathered layers, what the backward of a layer makes, temporaries of the optimizer's step
     """
 
     process: float
@@ -79,7 +79,7 @@ def training_memory(model: FakeModel, work: Work, machine: Machine, *, process: 
     weights, trained = model.stored_bytes / shards, FLOAT * model.trained / shards
     fixed = {"process": process, "weights": weights, "optimizer": 2 * trained}
     traced = model.saved(batch.segments, bf16=bf16, recompute=options.activation_checkpointing)
-    copies = _copies(model, parallel, bf16)
+    copies = _gathered(model, parallel, bf16) + model.saved_by_a_layer(batch.segments, bf16=bf16)
     step = 2 * FLOAT * model.largest_tensor if machine.is_cpu else trained
     forward, loss = _loss(model, batch.targets, options, machine, bf16)
     before = trained if batch.accumulated else 0.0
@@ -102,7 +102,7 @@ def is_bf16(options: TrainingOptions, machine: Machine) -> bool:
     return options.precision == "bf16" or (options.precision == "auto" and not machine.is_cpu)
 
 
-def _copies(model: FakeModel, parallel: str, bf16: bool) -> float:
+def _gathered(model: FakeModel, parallel: str, bf16: bool) -> float:
     """FSDP: two gathered layers (one computes, one comes) and what lies outside the layers, with its gradient. Autocast
     keeps a copy of each matrix, which the traced activations count; DDP's gradients are views of its buckets."""
     if parallel not in SHARDED:

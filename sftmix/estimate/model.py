@@ -139,12 +139,25 @@ class FakeModel:
         shapes     (rows, width) of its segments
         recompute  activation checkpointing: only the inputs of the layers, and all of one layer at a time
         """
-        traced = [self._trace(rows, width, bf16) for rows, width in shapes]
         if not recompute:
-            return sum(traced)
+            return sum(self._traces(tuple(shapes), bf16))
         slots = sum(rows * width for rows, width in shapes)
         inputs = slots * self.head_shape[1] * (2 if bf16 else 4) * len(self.layers)
-        return inputs + max(traced, default=0.0) / len(self.layers)
+        return inputs + self.saved_by_a_layer(shapes, bf16=bf16)
+
+    def saved_by_a_layer(self, shapes: Sequence[tuple[int, int]], *, bf16: bool) -> float:
+        """Bytes kept of one layer for its largest segment; the backward of the layer makes about as much again."""
+        return max(self._traces(tuple(shapes), bf16), default=0.0) / len(self.layers)
+
+    def _traces(self, shapes: tuple[tuple[int, int], ...], bf16: bool) -> list[float]:
+        key = (shapes, bf16)
+        if key not in self._traced:
+            self._traced[key] = [self._trace(rows, width, bf16) for rows, width in shapes]
+        return self._traced[key]
+
+    @cached_property
+    def _traced(self) -> dict[tuple[tuple[tuple[int, int], ...], bool], list[float]]:
+        return {}
 
     def _trace(self, rows: int, width: int, bf16: bool) -> float:
         kept: dict[int, tuple[float, Any]] = {}
