@@ -85,14 +85,14 @@ class Recording(Perturbation):
 
 
 def test_embeddings_are_perturbed_in_the_targets_training_steps_only(tiny, tmp_path):
-    """Not while scoring, not in evaluation, not in the reference's training."""
+    """Not while scoring, not in evaluation, not in the training of the reference or of the plain baseline."""
     SEEN.clear()
     run(config(tiny, tmp_path / "perturbed", perturbation=Recording(), with_baseline=True))
     run(config(tiny, tmp_path / "plain", with_baseline=True))
     steps = [step for step, seed in SEEN]
     assert set(steps) == {0, 1}
     assert {seed for _, seed in SEEN} == {42}
-    segments = 2 * 2 * 2 * 2  # two arms of two steps of two micro-batches in two length groups
+    segments = 2 * 2 * 2  # two steps of two micro-batches in two length groups
     assert len(steps) == segments
     for arm in ("train", "baseline"):
         losses = [[m["loss"] for m in metrics(tmp_path / name, arm)] for name in ("perturbed", "plain")]
