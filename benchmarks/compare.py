@@ -72,7 +72,7 @@ def main() -> None:
         "stages": {name: {"made": len(s), "seconds": round(sum(s), 1)} for name, s in distinct.items()},
         "again": round(again / wall, 3),
     }
-    publish("compare", args, results)
+    publish("compare", args, results, variant=f"{args.steps}-steps")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def _commands(used: Sequence[tuple[str, str, Result]]) -> Iterator[str]:
     for name, file, result in used:
         link = f"[{file}](../benchmarks/results/{file})"
         about = ", ".join([result["date"], str(result.get("commit")), str(result.get("load_average"))])
-        yield f"| {name} | {link} | {about} | {result['device']} | `{command(name, result)}` |"
+        typed = command(result["benchmark"], result)
+        yield f"| {name} | {link} | {about} | {result['device']} | `{typed}` |"
 
 
 def command(name: str, result: Result) -> str:
