@@ -58,7 +58,7 @@ def publish(
     report = {
         "benchmark": name,
         **({"variant": variant} if variant else {}),
-        "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in sys.argv[1:])]),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in _typed())]),
         "date": today,
         "commit": commit.stdout.strip() or None,
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores",
@@ -77,6 +77,13 @@ def publish(
     args.out.mkdir(parents=True, exist_ok=True)
     label = f"{name}-{variant}" if variant else name
     (args.out / f"{today}-{label}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _typed() -> list[str]:
+    """The words of the command line, without where the result is written."""
+    words = sys.argv[1:]
+    place = words.index("--out") if "--out" in words else len(words)
+    return [*words[:place], *words[place + 2 :]]
 
 
 def _shown(value: Any) -> Any:
