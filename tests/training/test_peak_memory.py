@@ -26,11 +26,13 @@ def test_it_holds_what_was_freed_and_forgets_the_stage_before():
     before = PeakMemory(torch.device("cpu"))
     start = before.bytes()
     hold(120)
-    assert 110 * MB < before.bytes() - start < 140 * MB
+    peak = before.bytes()
+    assert 110 * MB < peak - start < 140 * MB
     after = PeakMemory(torch.device("cpu"))
-    assert after.bytes() - start < 30 * MB
+    floor = after.bytes()  # what earlier tests freed may be gone by now, too
+    assert floor < peak - 80 * MB
     kept = hold(50)
-    assert 40 * MB < after.bytes() - start < 80 * MB
+    assert 40 * MB < after.bytes() - floor < 80 * MB
     assert kept.numel()
 
 
