@@ -17,6 +17,7 @@ from sftmix.data.batching import Slot, collate
 from sftmix.errors import ConfigError
 from sftmix.models import check_head, check_vocabulary, export_model, head_of, load_model
 from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.training.loop import recompute_activations
 from sftmix.training.optim import build_optimizer
 from sftmix.training.step import TrainingModule
 from tests.test_models import batch, build, compare_with_transformers, tokenizer
@@ -31,7 +32,6 @@ EMBEDDINGS = {"gpt2": "wte"}
 pytestmark = [
     # PEFT and transformers 5.23 ask each other for what has another name by now.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
     # Ours are silent about both (docs/lora.md); PEFT alone, which reads them back, is not.
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
@@ -150,7 +150,7 @@ def test_recomputed_activations_change_no_gradient(where: str) -> None:
     for recompute in (False, True):
         model = adapted("llama", where=where).train()
         if recompute:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         ids, mask, labels = batch(61)
         model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
         gradients.append({name: p.grad for name, p in trained(model).items()})
