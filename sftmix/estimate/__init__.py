@@ -21,6 +21,7 @@ from sftmix.estimate.work import PlannedReference, Work, target_work
 from sftmix.run_context import RunContext
 from sftmix.rundir import RunDirectory
 from sftmix.training.distributed import World
+from sftmix.training.log import PeakMemory
 
 __all__ = ["GPUS", "Estimate", "Machine", "Memory", "StageEstimate", "estimate", "make_machine"]
 
@@ -71,8 +72,10 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     with tempfile.TemporaryDirectory() as directory, RunDirectory(Path(directory), World()) as place:
         run = RunContext(config, World(), place)
         work = _plan(run, machine)
-        process = float(_resident()) if machine.is_cpu else 0.0  # with the rows and tokenizers that a run holds, too
-        stages = [_estimated(run, one, machine, process) for one in work]
+        # What is resident now: the libraries, and the rows and tokenizers that a run holds, too.
+        process = float(PeakMemory(machine.device).bytes()) if machine.is_cpu else 0.0
+        models = list[FakeModel]()
+        stages = [_estimated(_model_of(one, config, models), one, machine, process) for one in work]
         return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
 
 
@@ -86,8 +89,15 @@ def _plan(run: RunContext, machine: Machine) -> list[Work]:
     return found + target_work(run, machine, paired=run.pairing is not None)
 
 
-def _estimated(run: RunContext, work: Work, machine: Machine, process: float) -> StageEstimate:
-    model = FakeModel(work.model_path, run.config.model.attention, work.lora)
+def _model_of(work: Work, config: RunConfig, made: list[FakeModel]) -> FakeModel:
+    """The stage's model, which stages share: what it has traced takes seconds at 8B."""
+    model = FakeModel(work.model_path, config.model.attention, work.lora)
+    if model not in made:
+        made.append(model)
+    return made[made.index(model)]
+
+
+def _estimated(model: FakeModel, work: Work, machine: Machine, process: float) -> StageEstimate:
     reading, training = forward_flops(model, work.read), 0.0
     if work.options is None:
         memory = reading_memory(model, process=process)
@@ -97,11 +107,3 @@ def _estimated(run: RunContext, work: Work, machine: Machine, process: float) ->
         memory = training_memory(model, work, machine, process=process)
     hours = machine.hours(training + reading)
     return StageEstimate(work, model.numbers, model.trained, training, reading, hours, memory)
-
-
-def _resident() -> int:
-    """Bytes of this process, in which everything but a model is loaded."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")) * 1024

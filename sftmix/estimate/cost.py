@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
-
 from sftmix._fused import BLOCK_CELLS, default_chunk_size
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.model import FakeModel
@@ -68,25 +66,23 @@ class Memory:
 
 
 def training_memory(model: FakeModel, work: Work, machine: Machine, *, process: float) -> Memory:
-    """The largest of three moments: between forward and backward, the end of the backward, the optimizer's step."""
+    """The largest of three moments: the fused loss, the end of the backward, the optimizer's step."""
     assert work.options is not None
     assert work.batch is not None
     options, batch = work.options, work.batch
     bf16 = is_bf16(options, machine)
-    device = torch.device("cpu" if machine.is_cpu else "cuda")
-    parallel = resolve_parallel(options.parallel, World(size=machine.count, device=device))
+    parallel = resolve_parallel(options.parallel, World(size=machine.count, device=machine.device))
     shards = (options.shard_group_size or machine.count) if parallel in SHARDED else 1
     weights, trained = model.stored_bytes / shards, FLOAT * model.trained / shards
     fixed = {"process": process, "weights": weights, "optimizer": 2 * trained}
     traced = model.saved(batch.segments, bf16=bf16, recompute=options.activation_checkpointing)
     copies = _gathered(model, parallel, bf16) + model.saved_by_a_layer(batch.segments, bf16=bf16)
     step = 2 * FLOAT * model.largest_tensor if machine.is_cpu else trained
-    forward, loss = _loss(model, batch.targets, options, machine, bf16)
+    loss = _loss(model, batch.targets, options, machine, bf16)
     before = trained if batch.accumulated else 0.0
     tied = FLOAT * model.head.weight.numel() * (model.is_tied and model.head_is_trained)
     moments = [
         Memory(**fixed, gradients=before, activations=traced, loss=loss, working=copies),
-        Memory(**fixed, gradients=before, activations=traced, loss=forward, working=copies),
         Memory(**fixed, gradients=trained, activations=0.0, loss=0.0, working=copies + tied),
         Memory(**fixed, gradients=trained, activations=0.0, loss=0.0, working=step),
     ]
@@ -111,15 +107,11 @@ def _gathered(model: FakeModel, parallel: str, bf16: bool) -> float:
     return size * (2 * model.largest_layer + model.outside_layers) + FLOAT * model.largest_layer
 
 
-def _loss(
-    model: FakeModel, targets: int, options: TrainingOptions, machine: Machine, bf16: bool
-) -> tuple[float, float]:
-    """Bytes of the fused loss inside its forward, and of what it leaves for the backward."""
+def _loss(model: FakeModel, targets: int, options: TrainingOptions, machine: Machine, bf16: bool) -> float:
+    """Bytes of the fused loss inside its forward, where it needs the most."""
     vocabulary, width = model.head_shape
-    device = torch.device("cpu" if machine.is_cpu else "cuda")
     size = HALF if bf16 else FLOAT
-    chunk = min(targets, options.chunk_size or default_chunk_size(vocabulary, device))
+    chunk = min(targets, options.chunk_size or default_chunk_size(vocabulary, machine.device))
     block = min(chunk, max(1, BLOCK_CELLS[machine.is_cpu] // vocabulary)) * vocabulary * FLOAT
-    kept = FLOAT * vocabulary * width * model.head_is_trained + 2 * FLOAT * targets * width
-    inside = kept + size * chunk * vocabulary + block * (3 if bf16 else 1) + HALF * vocabulary * width * bf16
-    return inside, kept
+    gradients = FLOAT * vocabulary * width * model.head_is_trained + 2 * FLOAT * targets * width
+    return gradients + size * chunk * vocabulary + block * (3 if bf16 else 1) + HALF * vocabulary * width * bf16

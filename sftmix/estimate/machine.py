@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from sftmix.errors import ConfigError
 
 TERA, GIB = 1e12, 2**30
@@ -39,6 +41,10 @@ class Machine:
     @property
     def is_cpu(self) -> bool:
         return self.name == CPU
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.is_cpu else "cuda")
 
     def hours(self, flops: float) -> float | None:
         """Device-hours for so many FLOPs."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from sftmix.data import EncodedDataset
-from sftmix.data.batching import Unit, length_groups, micro_steps
+from sftmix.data.batching import Unit, length_groups
 from sftmix.dynamics import checkpoint_steps
 from sftmix.estimate.machine import Machine
 from sftmix.measurement import sample_rows
@@ -20,7 +19,7 @@ from sftmix.reference_run import ReferenceRun, inherit
 from sftmix.rng import generator
 from sftmix.run_context import RunContext
 from sftmix.training.order import TrainingOrder
-from sftmix.training.window import default_length_groups, micro_batch_limit
+from sftmix.training.window import deal
 from sftmix.types import Rows, TrainingDynamics
 
 SAMPLED_STEPS = 100
@@ -141,9 +140,9 @@ def target_work(run: RunContext, machine: Machine, *, paired: bool) -> list[Work
     read = Tokens.of(data, sample_rows(data.ids), times=2)
     if run.data.eval is not None:  # before, after each epoch, and once more for calibration
         read += Tokens.of(run.data.eval, times=2 + len(order.ends))
-    names = ["train", "baseline"] if config.with_baseline else ["train"]
     model = (config.model.path, config.model.lora)
-    return [training_work(name, model, data, order, config.training, machine, read) for name in names]
+    train = training_work("train", model, data, order, config.training, machine, read)
+    return [train, replace(train, name="baseline")] if config.with_baseline else [train]
 
 
 def training_work(
@@ -165,22 +164,10 @@ def largest_micro_batch(
     data: EncodedDataset, order: TrainingOrder, options: TrainingOptions, machine: Machine
 ) -> MicroBatch:
     """Of some steps spread over the training: the one with the most token slots, which need the most memory."""
-    device = torch.device("cpu" if machine.is_cpu else "cuda")
-    limit = micro_batch_limit(options)
-    expected = limit or int((options.micro_batch_tokens or 0) // data.lengths.mean())
-    groups = options.length_groups or default_length_groups(expected, device)
-    found = []
+    one_row, found = options.padding_free is True, []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
-        steps = micro_steps(
-            order.batch(step),
-            data.lengths,
-            world_size=machine.count,
-            micro_batch_size=limit,
-            micro_batch_tokens=options.micro_batch_tokens,
-            max_segments=groups,
-            padding_free=options.padding_free is True,
-        )
-        one_row = options.padding_free is True
+        batch, ranks, device = order.batch(step), machine.count, machine.device
+        steps = deal(batch, data.lengths, options, ranks=ranks, device=device, padding_free=one_row)
         found += [
             _laid_out(rank, 0 if one_row else one.n_segments, data, len(steps) > 1)
             for one in steps

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sftmix.attention import check_attention, check_packing, skips_between_documents
-from sftmix.data.batching import TokenisedRows, Unit, collate, micro_steps, to_device
+from sftmix.data.batching import MicroStep, TokenisedRows, Unit, collate, micro_steps, to_device
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
@@ -83,6 +83,32 @@ def micro_batch_limit(options: TrainingOptions) -> int | None:
     return default if options.micro_batch_size is None else options.micro_batch_size
 
 
+def deal(
+    units: Sequence[Unit],
+    lengths: Rows,
+    options: TrainingOptions,
+    *,
+    ranks: int,
+    device: torch.device,
+    padding_free: bool,
+) -> list[MicroStep]:
+    """A global batch as the options have it dealt to so many ranks with such a device.
+
+    lengths  i64[N], tokens of each row of the data set
+    """
+    limit = micro_batch_limit(options)
+    expected = limit or int((options.micro_batch_tokens or 0) // lengths.mean())  # examples of a micro-batch
+    return micro_steps(
+        units,
+        lengths,
+        world_size=ranks,
+        micro_batch_size=limit,
+        micro_batch_tokens=options.micro_batch_tokens,
+        max_segments=options.length_groups or default_length_groups(expected, device),
+        padding_free=padding_free,
+    )
+
+
 def micro_batches(
     units: Sequence[Unit],
     data: TokenisedRows,
@@ -94,19 +120,9 @@ def micro_batches(
     pad_id: int,
 ) -> list[Batch]:
     """This rank's share of a global batch, as the (wrapped) module is fed."""
-    limit, padding_free = micro_batch_limit(options), unwrap(module).padding_free
-    expected = limit or int((options.micro_batch_tokens or 0) // data.lengths.mean())  # examples of a micro-batch
-    steps = micro_steps(
-        units,
-        data.lengths,
-        world_size=world.size,
-        micro_batch_size=limit,
-        micro_batch_tokens=options.micro_batch_tokens,
-        max_segments=options.length_groups or default_length_groups(expected, world.device),
-        padding_free=padding_free,
-    )
+    padding_free = unwrap(module).padding_free
     made = []
-    for step in steps:
+    for step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=padding_free):
         share, n_segments = step.ranks[world.rank], step.n_segments
         if not isinstance(module, FSDPModule):  # which alone gathers for each segment, on all ranks at once
             n_segments = min(n_segments, sum(map(len, share)))
