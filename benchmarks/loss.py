@@ -29,9 +29,11 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import held  # noqa: E402
 from benchmarks.report import parser, publish  # noqa: E402
 from sftmix._fused import default_chunk_size  # noqa: E402
 from sftmix.functional import reference_sft_loss, sft_loss  # noqa: E402
+from sftmix.training.log import PeakMemory  # noqa: E402
 
 HEADS = {  # hidden size, vocabulary (from the configurations of the models on the hub)
     "smollm2-135m": (576, 49_152),
@@ -165,20 +167,9 @@ def peak_memory(args: argparse.Namespace) -> float:
     """MiB that the one variant of this process needs at its peak, beyond its inputs."""
     contestants(args, 4)[args.memory_of]()  # libraries load and make their buffers now
     run = contestants(args, args.rows)[args.memory_of]
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
-    before = status("VmRSS")
+    before, memory = held(args.device), PeakMemory(torch.device(args.device))
     run()
-    return status("VmHWM") - before
-
-
-def status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
+    return (memory.bytes() - before) / 2**20
 
 
 def ratio(results: dict[str, dict[str, float]], a: str, b: str) -> dict[str, float]:
