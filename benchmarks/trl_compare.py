@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,6 +85,12 @@ def against(ours: str, theirs: str, steps: dict, found: dict[str, dict[str, Any]
     return made
 
 
+def variant(options: ArgumentParser, args: Namespace) -> str:
+    """What of the setting is not the default, so that results of one day lie side by side."""
+    told = ("vocabulary", "trl_micro_batch_size", "micro_batch_size", "precision")
+    return "-".join(f"{k}-{getattr(args, k)}" for k in told if getattr(args, k) != options.get_default(k))
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(SHARED / "models" / "base-7m"))
@@ -111,7 +117,8 @@ def main() -> None:
     found = {name: summary(steps[name], figures[name], args.epochs) for name in args.contestants}
     pairs = [(ours, theirs) for ours in OURS for theirs in TRL if {ours, theirs} <= set(found)]
     ratios = {f"{ours} / {theirs}": against(ours, theirs, steps, found, args.epochs) for ours, theirs in pairs}
-    publish("trl_compare", args, {"contestants": found, "ratios": ratios}, packages=("transformers", "trl"))
+    results = {"contestants": found, "ratios": ratios}
+    publish("trl_compare", args, results, variant=variant(options, args), packages=("transformers", "trl"))
 
 
 if __name__ == "__main__":
