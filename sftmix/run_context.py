@@ -38,7 +38,7 @@ from sftmix.training.window import too_long, training_module
 from sftmix.types import RowScores, Scores
 
 LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
-LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "chunk_size")
+LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "compile", "chunk_size")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 

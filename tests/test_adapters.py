@@ -17,7 +17,7 @@ from sftmix.data.batching import Slot, collate
 from sftmix.errors import ConfigError
 from sftmix.models import check_head, check_vocabulary, export_model, head_of, load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.loop import recompute_activations
+from sftmix.training.layers import recompute_activations
 from sftmix.training.optim import build_optimizer
 from sftmix.training.step import TrainingModule
 from tests.test_models import batch, build, compare_with_transformers, tokenizer

@@ -21,7 +21,7 @@ from sftmix.adapters import add_adapters
 from sftmix.errors import ConfigError
 from sftmix.models import model_config
 from sftmix.options import LoraOptions
-from sftmix.training.distributed import decoder_layers
+from sftmix.training.layers import decoder_layers
 
 QUANTIZED_BYTES = 0.5625
 """Bytes per frozen number of a 4-bit base model: 4 bits and their scales."""

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from sftmix.errors import ConfigError, SFTMixError
+from sftmix.training.layers import decoder_layers
 
 if TYPE_CHECKING:
     from sftmix.training.step import TrainingModule
@@ -188,17 +189,6 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
             given = f"training.shard_group_size is null, which means the {group} ranks of this node"
         raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
     return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks that transformers itself never splits."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
-    if not layers:
-        raise ConfigError(
-            f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp"
-        )
-    return layers
 
 
 @contextlib.contextmanager

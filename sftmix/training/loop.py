@@ -59,8 +59,6 @@ class TrainingLoop:
         self.stage, self.world, self.options = stage, world, stage.options
         self.memory = stage.memory or PeakMemory(world.device)
         self.precision = resolve_precision(self.options.precision, world.device)
-        if self.options.activation_checkpointing:
-            recompute_activations(stage.model)
         self.module = training_module(
             stage.model,
             self.options,
@@ -289,15 +287,6 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
         "eval_accuracy": float(scores.n_correct.sum()) / tokens,
         "eval_exact_match": float((scores.n_correct == scores.n_tokens).sum()) / rows,
     }
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Checkpoint each decoder layer, by the name that this version of transformers has for it."""
-    own: Any = model
-    if hasattr(own, "activation_checkpointing_enable"):
-        own.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        own.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:

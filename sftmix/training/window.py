@@ -18,6 +18,7 @@ from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
 from sftmix.training.distributed import World, autocast, resolve_parallel, unwrap, wrap
+from sftmix.training.layers import compile_layers, recompute_activations
 from sftmix.training.step import TrainingModule, per_slot, scoring_plan
 from sftmix.training.values import Values
 from sftmix.types import Batch, BatchNLL, Plan, Rows, Split
@@ -44,6 +45,10 @@ def training_module(
     Raises ConfigError where the attention cannot do that, on this device.
     """
     check_attention(model, world.device, trains=trains)
+    if trains and options.activation_checkpointing:
+        recompute_activations(model)
+    if trains and options.compile:
+        compile_layers(model)
     parallel = resolve_parallel(options.parallel, world)
     module = wrap(
         TrainingModule(model, chunk_size=options.chunk_size),

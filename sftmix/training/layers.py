@@ -1,0 +1,43 @@
+"""What is done to each decoder layer before the model is wrapped: recomputation first, then compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sftmix.errors import ConfigError
+
+RECOMPILE_LIMIT = 32
+"""Variants of a layer that are compiled, at most: with and without mask, gradients, one example or several, ..."""
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks that transformers itself never splits."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
+            "--training.compile"
+        )
+    return layers
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Checkpoint each decoder layer, by the name that this version of transformers has for it."""
+    own: Any = model
+    if hasattr(own, "activation_checkpointing_enable"):
+        own.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        own.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer by itself, in place: layers of one kind share what was compiled, names stay.
+
+    Lengths differ from batch to batch, so they are symbols of what is compiled. After `recompute_activations`, before
+    the layers are sharded.
+    """
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True, recompile_limit=RECOMPILE_LIMIT)
