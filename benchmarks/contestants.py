@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
@@ -154,21 +155,22 @@ def our_run(
         warmup_ratio=0.0,
         max_grad_norm=CLIP,
     )
-    world, figures = World(device=torch.device(args.device)), {}
+    world = World(device=torch.device(args.device))
+    figures: dict[str, float] = {}
     stage = replace(ntp_stage(model, data, options, world, directory), callbacks=[Announce(turns)])
     if name == "ours_sftmix":
         stage = replace(stage, objective=SFTMix())
     with memory_above(model, args, figures):
-        train(stage, world)
-    return model, {**figures, **_padding(stage, world)}
+        module = train(stage, world).module
+    return model, {**figures, **_padding(stage, world, module)}
 
 
-def _padding(stage: Stage, world: World) -> dict[str, int]:
+def _padding(stage: Stage, world: World, module: nn.Module) -> dict[str, int]:
     """Real tokens and slots of the first epoch."""
     tokens = slots = 0
     for step in range(stage.order.ends[0]):
         units = stage.order.batch(step)
-        for batch in micro_batches(units, stage.data, stage.options, world, split=None, pad_id=stage.pad_id):
+        for batch in micro_batches(units, stage.data, stage.options, world, module, split=None, pad_id=stage.pad_id):
             tokens += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
             slots += sum(segment.input_ids.numel() for segment in batch.segments)
     return {"tokens": tokens, "slots": slots}
@@ -202,10 +204,10 @@ def trl_run(
     from trl import SFTConfig, SFTTrainer
 
     class Announce(TrainerCallback):
-        def on_train_begin(self, arguments, state, control, **kwargs):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             turns.wait()
 
-        def on_step_end(self, arguments, state, control, **kwargs):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             turns.done(again=state.global_step < state.max_steps)
 
     disable_progress_bars()

@@ -27,11 +27,11 @@ from benchmarks.report import parser, publish, spread  # noqa: E402
 from sftmix.adapters import add_adapters, trained_numbers  # noqa: E402
 from sftmix.components.objectives import SFTMix  # noqa: E402
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions  # noqa: E402
+from sftmix.testing import rows_in_memory  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.order import TrainingOrder  # noqa: E402
 from sftmix.training.stage import Stage  # noqa: E402
-from tests.toy import toy_rows  # noqa: E402
 
 ARMS = ("full", "lora")
 
@@ -62,7 +62,7 @@ def make_loop(arm: str, model: PreTrainedModel, args: argparse.Namespace, direct
         learning_rate=1e-4,
         activation_checkpointing=args.activation_checkpointing,
     )
-    data = toy_rows([(args.prompt, args.response)] * 2 * args.global_batch_size)
+    data = rows_in_memory([(args.prompt, args.response)] * 2 * args.global_batch_size)
     pairs = torch.arange(len(data)).view(2, -1).T.contiguous().numpy()
     stage = Stage(
         name=arm,

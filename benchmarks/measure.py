@@ -16,15 +16,12 @@ class Clock:
     """Wall and CPU seconds of this process (all of its threads) since the last `lap`."""
 
     def __init__(self) -> None:
-        self.lap()
+        self._last = time.perf_counter(), time.process_time()
 
     def lap(self) -> dict[str, float]:
-        now = time.perf_counter(), time.process_time()
-        found = (
-            {"seconds": now[0] - self._last[0], "cpu_seconds": now[1] - self._last[1]} if hasattr(self, "_last") else {}
-        )
+        before, now = self._last, (time.perf_counter(), time.process_time())
         self._last = now
-        return found
+        return {"seconds": now[0] - before[0], "cpu_seconds": now[1] - before[1]}
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:

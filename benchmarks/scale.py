@@ -41,7 +41,7 @@ from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa:
 from sftmix.confounds import write_confounds  # noqa: E402
 from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
 from sftmix.measurement import sample_rows  # noqa: E402
-from sftmix.models import load_tokenizer  # noqa: E402
+from sftmix.models import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.rng import generator  # noqa: E402
 from sftmix.store import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
@@ -50,6 +50,7 @@ from sftmix.training.distributed import World, start_world  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.order import TrainingOrder  # noqa: E402
+from sftmix.training.step import TrainingModule  # noqa: E402
 from sftmix.training.window import micro_batches  # noqa: E402
 from sftmix.types import Scores, TrainingDynamics  # noqa: E402
 
@@ -117,18 +118,19 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     log("write confidence", lambda: write_confidence(place / "confidence.parquet", data.ids, confidence, spread_N))
     scores = Scores(data.ids, np.arange(len(data)), confidence, spread_N, data.n_targets)
     for splitter in (Quantile(levels=4), LengthMatched(), Median()):
-        name = type(splitter).__name__
-        split = log(f"split: {name}", lambda s=splitter: check_split(s.split(scores, seed=0), scores))
+        split_rows = partial(splitter.split, scores, seed=0)
+        split = log(f"split: {type(splitter).__name__}", lambda: check_split(split_rows(), scores))  # noqa: B023
     log("write split", lambda: write_split(place / "split.parquet", data.ids, split))
     split = log("read split", lambda: read_split(place / "split.parquet")[1])
     log("confounds of the split", lambda: write_confounds(place, scores, split, data))
     for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
         draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
-        pairs = log(f"pairs: {type(sampler).__name__}", lambda d=draw: check_pairs(d(), len(data)))
+        pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(draw(), len(data)))  # noqa: B023
     training = TrainingOptions(global_batch_size=BATCH, micro_batch_size=8)
     order = log("order of three epochs", lambda: TrainingOrder(len(data), lambda _: pairs, options=training, seed=0))
     units = log("first step's units", lambda: order.batch(0))
-    batch = partial(micro_batches, units, data, training, world, split=split, pad_id=0)
+    module = TrainingModule(load_model(args.model))
+    batch = partial(micro_batches, units, data, training, world, module, split=split, pad_id=0)
     log(f"{BATCHES} batches", lambda: [batch() for _ in range(BATCHES)])
     log("choose the sample that is measured", lambda: sample_rows(data.ids))
     return log.found

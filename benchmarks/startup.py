@@ -39,7 +39,7 @@ print(round(time.perf_counter() - imported, 2), tokens, round(grown / 1024, 1))
 
 
 def write_rows(path: Path, sources: list[str], count: int) -> None:
-    rows = []
+    rows: list[dict] = []
     for source in sources:
         text = Path(source).read_text(encoding="utf-8")
         rows += json.loads(text) if text.lstrip().startswith("[") else map(json.loads, text.splitlines())

@@ -1,10 +1,15 @@
-"""A training step with Mixup against one without: same trainer, rows, order and global batch.
+"""A training step with Mixup against one without, and three ways to lay out a micro-batch.
 
     python benchmarks/step.py --model DIR --rows FILE
 
-Two training loops take turns, step by step, on the same batches: NTP paired as SFTMix pairs (so in the same order) and
-SFTMix. Reports seconds per step, their ratio step by step, real tokens per second, and the share of padded slots that
-hold a real token, also without length groups. Then scoring against training, in tokens per second.
+Six training loops take turns, step by step, on the same global batches: NTP and SFTMix, each with padded
+micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
+a GPU whose attention skips what lies between examples). NTP is paired as SFTMix pairs, so it has the same order. A
+seventh takes its turn: scoring a part of the rows.
+
+Reports seconds per step, ratios step by step, real tokens per second and per slot, and MFU: the FLOPs that the real
+tokens need (causal attention, head on response tokens) as a share of what the best matrix product reaches on this
+device, in this run.
 """
 
 from __future__ import annotations
@@ -12,51 +17,155 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report import parser, publish, spread  # noqa: E402
+from benchmarks.measure import timed  # noqa: E402
+from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import load_rows, ntp_stage  # noqa: E402
-from sftmix.components.objectives import SFTMix  # noqa: E402
-from sftmix.data.batching import collate, micro_steps  # noqa: E402
+from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
+from sftmix.data import EncodedDataset  # noqa: E402
+from sftmix.estimate.cost import training_flops  # noqa: E402
+from sftmix.estimate.model import FakeModel  # noqa: E402
+from sftmix.estimate.work import Tokens  # noqa: E402
 from sftmix.models import load_model  # noqa: E402
-from sftmix.options import TrainingOptions  # noqa: E402
+from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.stage import Stage  # noqa: E402
-from sftmix.training.window import default_length_groups  # noqa: E402
+from sftmix.training.window import micro_batches  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
+QUICK = {"limit": 160, "max_length": 128, "steps": 2}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {"length_groups": 1, "padding_free": False},
+    "length groups": {"padding_free": False},
+    "padding-free": {"padding_free": True},
+}
+OBJECTIVES = {"ntp": NTP, "sftmix": SFTMix}
+MATMULS = (1024, 2048, 4096)
+WARM_UP = 2
 
 
-def alternate(loops: dict[str, TrainingLoop], steps: int) -> dict[str, list[dict]]:
-    """Advance the loops in turns; two steps of warm-up are left out."""
-    seen: dict[str, list[dict]] = {name: [] for name in loops}
-    for step in range(steps + 2):
-        for name, loop in loops.items():
-            start = time.perf_counter()
-            metrics, _ = loop.advance()
-            if step >= 2:
-                seen[name].append({**metrics, "seconds": time.perf_counter() - start})
+def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds, CPU seconds and tokens of each contestant's turn, round after round; the first rounds are left out."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    for number in range(rounds + WARM_UP):
+        for name, run in contestants.items():
+            tokens, took = timed(run)
+            if number >= WARM_UP:
+                seen[name].append({**took, "tokens": tokens})
     return seen
 
 
-def fill(stage: Stage, micro: int, segments: int) -> float:
-    """Share of the padded slots of the stage's batches that hold a real token."""
-    real = padded = 0
-    for step in range(min(40, stage.order.total_steps)):
-        units = stage.order.batch(step)
-        steps = micro_steps(units, stage.data.lengths, world_size=1, micro_batch_size=micro, max_segments=segments)
-        for each in steps:
-            batch = collate(each.ranks[0], stage.data, n_segments=each.n_segments)
-            real += sum(int(s.attention_mask.sum()) for s in batch.segments)
-            padded += sum(s.attention_mask.numel() for s in batch.segments)
-    return round(real / padded, 4)
+def step_of(loop: TrainingLoop) -> Callable[[], float]:
+    return lambda: loop.advance()[0]["tokens"]
+
+
+def scoring_of(stage: Stage, world: World, parts: int) -> Callable[[], float]:
+    """Scores another part of the rows at each turn, and begins again after the last."""
+    loop, turns = TrainingLoop(stage, world), cycle(np.array_split(np.arange(len(stage.data)), parts))
+
+    def run() -> float:
+        rows = next(turns)
+        loop._score(rows)
+        return float(stage.data.lengths[rows].sum())
+
+    return run
+
+
+def fill(loop: TrainingLoop) -> float:
+    """Share of the slots of the loop's micro-batches that hold a real token, over up to 40 steps."""
+    stage, real, slots = loop.stage, 0, 0
+    for number in range(min(40, loop.total)):
+        units = stage.order.batch(number)
+        for batch in micro_batches(units, stage.data, stage.options, loop.world, loop.module, split=None, pad_id=0):
+            real += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
+            slots += sum(segment.attention_mask.numel() for segment in batch.segments)
+    return round(real / slots, 4)
+
+
+def flops_of(loop: TrainingLoop, args: Namespace) -> float:
+    """What the real tokens of the steps that were timed need."""
+    model, total = FakeModel(args.model, None, LoraOptions()), 0.0
+    for number in range(WARM_UP, args.steps + WARM_UP):
+        rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
+        total += training_flops(model, Tokens.of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
+    return total
+
+
+def best_matmul(args: Namespace) -> float:
+    """FLOP/s of the fastest of some square matrix products in the precision of the run."""
+    kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    best = 0.0
+    for size in MATMULS:
+        a, b = (torch.randn(size, size, device=args.device, dtype=kind) for _ in range(2))
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ b
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, TrainingLoop]:
+    """One for each objective and layout, all with the same weights and global batches."""
+    data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
+    shared: dict[str, Any] = {
+        "global_batch_size": args.global_batch_size,
+        "micro_batch_size": args.micro_batch_size,
+        "precision": args.precision,
+        "max_steps": args.steps + WARM_UP,
+        "learning_rate": 1e-4,
+    }
+    loops = {}
+    for layout in args.layouts:
+        options = TrainingOptions(**shared, **LAYOUTS[layout])
+        for name, objective in OBJECTIVES.items():
+            stage = ntp_stage(load_model(args.model), data, options, world, directory)
+            loops[f"{name}, {layout}"] = TrainingLoop(replace(stage, name=name, objective=objective()), world)
+    return loops
+
+
+def results(seen: dict[str, list[dict[str, float]]], loops: dict[str, TrainingLoop], args: Namespace) -> dict:
+    def each(name: str, key: str) -> list[float]:
+        return [turn[key] for turn in seen[name]]
+
+    def ratio(a: str, b: str, key: str = "seconds") -> dict[str, float]:
+        return spread([x / y for x, y in zip(each(a, key), each(b, key), strict=True)])
+
+    def speed(name: str) -> float:
+        return sum(each(name, "tokens")) / sum(each(name, "seconds"))
+
+    layouts, peak = args.layouts, best_matmul(args)
+    pairs = {layout: (f"sftmix, {layout}", f"ntp, {layout}") for layout in layouts}
+    first = f"ntp, {layouts[0]}"
+    return {
+        "seconds_per_step": {name: spread(each(name, "seconds")) for name in loops},
+        "sftmix / ntp, step by step": {layout: ratio(*pair) for layout, pair in pairs.items()},
+        "sftmix / ntp, CPU time": {layout: ratio(*pair, "cpu_seconds") for layout, pair in pairs.items()},
+        f"{layouts[0]} / other layouts, step by step": {k: ratio(first, f"ntp, {k}") for k in layouts[1:]},
+        "real_tokens_per_second": {name: round(speed(name), 1) for name in seen},
+        "scoring / training tokens per second": {
+            layout: round(speed("scoring") / speed(ntp), 3) for layout, (_, ntp) in pairs.items()
+        },
+        "real tokens / slots": {layout: fill(loops[ntp]) for layout, (_, ntp) in pairs.items()},
+        "best_matmul_gflops": round(peak / 1e9, 1),
+        "mfu": {
+            name: round(flops_of(loop, args) / sum(each(name, "seconds")) / peak, 4) for name, loop in loops.items()
+        },
+    }
 
 
 def main() -> None:
@@ -67,48 +176,19 @@ def main() -> None:
     options.add_argument("--max_length", type=int, default=512)
     options.add_argument("--global_batch_size", type=int, default=32)
     options.add_argument("--micro_batch_size", type=int, default=16)
-    options.add_argument("--precision", default="fp32")
-    options.add_argument("--steps", type=int, default=12)
-    args = options.parse_args()
+    options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    options.add_argument("--steps", type=int, default=12, help="that are timed, of each contestant")
+    options.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    args = parse(options, QUICK)
     torch.set_num_threads(args.threads)
     world = World(device=torch.device(args.device))
-    data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
-    training = TrainingOptions(
-        global_batch_size=args.global_batch_size,
-        micro_batch_size=args.micro_batch_size,
-        precision=args.precision,
-        max_steps=args.steps + 2,
-        learning_rate=1e-4,
-    )
     with tempfile.TemporaryDirectory() as directory:
-        ntp = ntp_stage(load_model(args.model), data, training, world, Path(directory))
-        mixed = replace(ntp, name="sftmix", model=load_model(args.model), objective=SFTMix())
-        seen = alternate({"ntp": TrainingLoop(ntp, world), "sftmix": TrainingLoop(mixed, world)}, args.steps)
-        scoring = TrainingLoop(replace(ntp, model=load_model(args.model)), world)
-        start = time.perf_counter()
-        scoring._score()
-        scored = int(data.lengths.sum()) / (time.perf_counter() - start)
-
-    seconds = {name: [m["seconds"] for m in rows] for name, rows in seen.items()}
-    trained = {name: sum(m["tokens"] for m in seen[name]) / sum(seconds[name]) for name in seen}
-    groups = default_length_groups(args.micro_batch_size, world.device)
-    publish(
-        "step",
-        args,
-        {
-            "seconds_per_step": {name: spread(values) for name, values in seconds.items()},
-            "sftmix / ntp, step by step": spread(
-                [b / a for a, b in zip(seconds["ntp"], seconds["sftmix"], strict=True)]
-            ),
-            "real_tokens_per_second": {name: round(value, 1) for name, value in trained.items()},
-            "scoring_tokens_per_second": round(scored, 1),
-            "scoring / training tokens per second": round(scored / trained["ntp"], 3),
-            "real tokens / slots": {
-                f"{groups} length groups": fill(ntp, args.micro_batch_size, groups),
-                "one group": fill(ntp, args.micro_batch_size, 1),
-            },
-        },
-    )
+        loops = make_loops(args, world, Path(directory))
+        stage = next(iter(loops.values())).stage
+        contestants = {name: step_of(loop) for name, loop in loops.items()}
+        contestants["scoring"] = scoring_of(replace(stage, model=load_model(args.model)), world, args.steps)
+        found = results(alternate(contestants, args.steps), loops, args)
+    publish("step", args, found, packages=("transformers",))
 
 
 if __name__ == "__main__":

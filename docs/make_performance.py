@@ -37,7 +37,10 @@ Where two figures follow the median in brackets, they are the quartiles.
 
 _STEP = """\
 Both train on the same batches, in turns. Mixup needs no forward pass and no matrix product of its own: the head is
-linear, so the mixed logits are mixtures of logits that are there anyway."""
+linear, so the mixed logits are mixtures of logits that are there anyway. Length groups are the default on a CPU;
+without padding, all examples of a micro-batch stand in one row, and attention on a CPU pays for the whole square. MFU
+is the share of the device's best matrix product in the same run. Scoring is a forward pass over rows sorted by
+length."""
 
 _LOSS = """\
 Forward and backward of head and loss alone. The naive loss writes the formula down as the paper has it; ours never
@@ -133,11 +136,25 @@ def command(name: str, result: Result) -> str:
 
 def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from (_STEP, "")
-    rows = [("a step of SFTMix / a step of NTP", spread(result["sftmix / ntp, step by step"]))]
-    rows += [(f"real tokens per second, {k}", f"{v:,.0f}") for k, v in result["real_tokens_per_second"].items()]
-    rows += [("scoring / training, tokens per second", result["scoring / training tokens per second"])]
-    rows += [(f"real tokens / slots, {name}", value) for name, value in result["real tokens / slots"].items()]
-    yield from table(("what", "measured"), rows)
+    ratios = [result[f"sftmix / ntp, {how}"] for how in ("step by step", "CPU time")]
+    others = next(found for name, found in result.items() if name.endswith(" / other layouts, step by step"))
+    speed, mfu = result["real_tokens_per_second"], result["mfu"]
+    rows = [
+        (
+            layout,
+            *(spread(found[layout]) for found in ratios),
+            spread(others[layout], 2) if layout in others else 1,
+            *(f"{speed[f'{name}, {layout}']:,.0f}" for name in ("ntp", "sftmix")),
+            slots,
+            *(f"{mfu[f'{name}, {layout}']:.2f}" for name in ("ntp", "sftmix")),
+            result["scoring / training tokens per second"][layout],
+        )
+        for layout, slots in result["real tokens / slots"].items()
+    ]
+    head = ("micro-batches", "a step of SFTMix / of NTP", "by CPU time", "speed of NTP beside the first row")
+    head += ("real tokens/s, NTP", "SFTMix", "real tokens / slots", "MFU, NTP", "SFTMix", "scoring / training speed")
+    yield from table(head, rows)
+    yield from picture("performance-step", "real tokens per second of a step", speed, made)
 
 
 def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
@@ -185,7 +202,8 @@ def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
     head = ("trainer", "real tokens/s", "per CPU second", "real tokens / slots", "peak MiB above the model")
     yield from table((*head, "peak MiB in all", "NLL, training rows", "NLL, held out"), rows)
     bars = {name: found["real_tokens_per_second"]["median"] for name, found in result["contestants"].items()}
-    yield from picture("performance-trl", "real tokens per second", bars, made)
+    name = "-".join(["performance-trl", *filter(None, [result.get("variant")])])
+    yield from picture(name, "real tokens per second", bars, made)
     rows = []
     for name, found in result["ratios"].items():
         speeds = [spread(found[f"speed by {key}"], 2) for key in ("seconds", "cpu_seconds")]
