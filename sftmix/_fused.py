@@ -226,11 +226,11 @@ def _pair_block(x_KV: Tensor, slots: Rows, i: slice, j: slice, mixed: _Mixed, sp
     xi, xj = spare.load("a", x_KV[i]), spare.load("b", x_KV[j])
     lam = mixed.lam[:, None]
     mix = torch.lerp(xj, xi, lam, out=spare("mix", len(lam)))
-    _mixup(mix, slots.label[i], slots.label[j], mixed, spec, spare)
+    scale = _mixup(mix, slots.label[i], slots.label[j], mixed, spec, spare)[:, None]
     for x, at, share in ((xi, i, lam), (xj, j, 1 - lam)):
         _ntp(x, slots.part(at), spec, spare)
         if any(spec.need):
-            x.addcmul_(mix, share)
+            x.addcmul_(mix, share * scale)
         _store(x, x_KV[at], spec)
 
 
@@ -269,8 +269,9 @@ def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
             x.mul_(slope)
 
 
-def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spec, spare: _Spare) -> None:
-    """Mixed logits x [R, V] -> d (pair_weight mixup) / dx in place; fills mixup."""
+def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spec, spare: _Spare) -> Tensor:
+    """Mixed logits x [R, V] -> d (pair_weight mixup) / dx in place, but for a factor of each row [R], which is returned
+    (a pass less); fills mixup."""
     slope = _cap(x, spec, spare)
     _shift(x)
     targets = ((label_i[:, None], mixed.lam), (label_j[:, None], 1 - mixed.lam))
@@ -278,11 +279,11 @@ def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spe
     total = x.exp_().sum(1)
     mixed.loss.copy_(total.log() - at_labels)
     if any(spec.need):
-        x.mul_((mixed.weight / total)[:, None])
         for label, share in targets:
-            x.scatter_add_(1, label, -(mixed.weight * share)[:, None])
+            x.scatter_add_(1, label, -(total * share)[:, None])
         if slope is not None:
             x.mul_(slope)
+    return mixed.weight / total
 
 
 def _cap(x: Tensor, spec: Spec, spare: _Spare) -> Tensor | None:
