@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_CELLS = {True: 2**21, False: 2**26}  # logits of a block on CPU, on an accelerator
+BLOCK_CELLS = {True: 2**18, False: 2**26}  # logits of a block on CPU (1 MiB, of 2^16 to 2^21), on an accelerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class _Head:
         if dw is not None and d_KV.dtype == self.kind:
             dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
         elif dw is not None and dw.is_cuda and self.scale == 1:  # added up in float32 by the matmul itself
-            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)
+            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
         elif dw is not None:  # each chunk's product has the autocast dtype, their sum does not
             dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
         if db is not None:
