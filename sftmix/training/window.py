@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from sftmix.attention import check_attention, check_packing, skips_between_documents
+from sftmix.attention import check_attention, packing_problem, skips_between_documents
 from sftmix.data.batching import MicroStep, TokenisedRows, Unit, collate, micro_steps, to_device
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
@@ -62,19 +62,32 @@ def training_module(
     if auto:
         wanted = options.length_groups is None and skips_between_documents(model, world.device)
     if wanted or packed:
-        try:
-            with autocast(module, precision, world.device):
-                unwrap(module).probe(partial(check_packing, padding_free=wanted))
-        except ConfigError as error:
+        problem = _packing_problem(module, precision, world, padding_free=wanted)
+        if problem is not None:
             if packed or not auto:
-                raise
+                raise ConfigError(problem)
             wanted = False
             if world.is_main:
-                print(f"micro-batches are padded, as training.padding_free is auto: {error}", flush=True)
+                print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
     unwrap(module).padding_free = wanted
     if isinstance(module, FSDPModule):
         module.reshard()  # what the probe gathered: the optimizer is made of shards
     return module
+
+
+def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
+    """`sftmix.attention.packing_problem` of the wrapped module's model, also where the model fails.
+
+    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
+    would train what the optimizer does not have.
+    """
+    with autocast(module, precision, world.device):
+        try:
+            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
+        except ConfigError as error:
+            if isinstance(module, FSDPModule):
+                raise
+            return str(error)
 
 
 def default_length_groups(examples: int, device: torch.device) -> int:
