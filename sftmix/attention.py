@@ -34,11 +34,22 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
         )
 
 
-@torch.no_grad()
 def check_packing(model: PreTrainedModel, *, padding_free: bool = False) -> None:
     """ConfigError unless the backbone gives every packed document the hidden states it has alone.
 
     padding_free  in a batch of one row, else also in lines of packed documents and padding
+    """
+    problem = packing_problem(model, padding_free=padding_free)
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+@torch.no_grad()
+def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
+    """What `check_packing` has to say of hidden states that are not those of each document alone; None if all are.
+
+    A value, so that a forward which asks ends as any other: FSDP keeps gathered what an error goes through. ConfigError
+    where the backbone itself fails.
     """
     name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
     remedy = _ONE_ROW if padding_free else _LINES
@@ -51,11 +62,12 @@ def check_packing(model: PreTrainedModel, *, padding_free: bool = False) -> None
     finally:
         model.train(training)
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
-    if not difference <= limit:
-        raise ConfigError(
-            f"model.path: {name} does not keep packed documents apart: their hidden states differ by up to "
-            f"{difference:.3g} from those of each document alone (allowed: {limit:.3g}). {remedy}"
-        )
+    if difference <= limit:
+        return None
+    return (
+        f"model.path: {name} does not keep packed documents apart: their hidden states differ by up to "
+        f"{difference:.3g} from those of each document alone (allowed: {limit:.3g}). {remedy}"
+    )
 
 
 _LINES = (

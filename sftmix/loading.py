@@ -1,8 +1,9 @@
 """Loading for ranks that share the weights: a model on the meta device, and its values apart from it.
 
 `training.values` puts them into the shards of each rank, which then never holds more than its shards and one tensor.
-The values are mapped from the safetensors files, not copied, where their dtype allows it. Names, conversions and
-missing weights are transformers' own business, as in a plain load.
+Every rank maps the safetensors files, which copies nothing; where their dtypes or adapters do not allow it, rank 0
+loads the whole model and sends it tensor by tensor. Names, conversions and missing weights are transformers' own
+business, as in a plain load.
 """
 
 from __future__ import annotations

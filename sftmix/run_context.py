@@ -34,7 +34,7 @@ from sftmix.training.distributed import World, resolve_parallel, resolve_precisi
 from sftmix.training.log import PeakMemory
 from sftmix.training.stage import Scorer, Stage
 from sftmix.training.values import Values
-from sftmix.training.window import too_long, training_module
+from sftmix.training.window import training_module
 from sftmix.types import RowScores, Scores
 
 LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
@@ -219,8 +219,6 @@ class RunContext:
         if parallel in SHARDED and not optimizer.shards:
             raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
         model, values = self.model(model_path, encoder, options, lora, seed=rest["seed"])
-        for line in too_long(rest["data"].lengths, options):
-            self.say(f"{name}: {line}")
         if lora.r:
             self.say(f"{name}: {described_adapters(model)}")
         return Stage(

@@ -27,12 +27,12 @@ from sftmix.options import CheckpointOptions
 from sftmix.progress import progress_bar
 from sftmix.rng import stable_hash
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World, autocast, gradient_sync, resolve_precision
+from sftmix.training.distributed import World, autocast, gradient_sync, resolve_precision, unwrap
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.stage import Stage
 from sftmix.training.step import Perturb, normalise
-from sftmix.training.window import micro_batches, step_sums, training_module, with_batch_nll
+from sftmix.training.window import micro_batches, step_sums, too_long, training_module, with_batch_nll
 from sftmix.types import Batch, Plan, Rows, RowScores
 
 MAX_SKIPPED = 3
@@ -68,6 +68,10 @@ class TrainingLoop:
             trains=True,
             values=stage.values,
         )
+        padding_free = unwrap(self.module).padding_free
+        for line in too_long(stage.data.lengths, self.options, device=world.device, padding_free=padding_free):
+            if world.is_main:
+                print(f"{stage.name}: {line}", flush=True)
         self.optimizer = build_optimizer(stage.model, self.options, stage.optimizer)
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         self.total = stage.order.total_steps

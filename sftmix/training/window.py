@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from sftmix.attention import check_attention, check_packing, skips_between_documents
-from sftmix.data.batching import MicroStep, TokenisedRows, Unit, collate, micro_steps, to_device
+from sftmix.attention import check_attention, packing_problem, skips_between_documents
+from sftmix.data.batching import MicroStep, TokenisedRows, Unit, collate, micro_steps, to_device, token_slots
 from sftmix.errors import ConfigError
 from sftmix.functional import SFTLoss
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
@@ -62,19 +62,32 @@ def training_module(
     if auto:
         wanted = options.length_groups is None and skips_between_documents(model, world.device)
     if wanted or packed:
-        try:
-            with autocast(module, precision, world.device):
-                unwrap(module).probe(partial(check_packing, padding_free=wanted))
-        except ConfigError as error:
+        problem = _packing_problem(module, precision, world, padding_free=wanted)
+        if problem is not None:
             if packed or not auto:
-                raise
+                raise ConfigError(problem)
             wanted = False
             if world.is_main:
-                print(f"micro-batches are padded, as training.padding_free is auto: {error}", flush=True)
+                print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
     unwrap(module).padding_free = wanted
     if isinstance(module, FSDPModule):
         module.reshard()  # what the probe gathered: the optimizer is made of shards
     return module
+
+
+def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
+    """`sftmix.attention.packing_problem` of the wrapped module's model, also where the model fails.
+
+    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
+    would train what the optimizer does not have.
+    """
+    with autocast(module, precision, world.device):
+        try:
+            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
+        except ConfigError as error:
+            if isinstance(module, FSDPModule):
+                raise
+            return str(error)
 
 
 def default_length_groups(examples: int, device: torch.device) -> int:
@@ -101,17 +114,21 @@ def deal(
 
     lengths  i64[N], tokens of each row of the data set
     """
-    limit = micro_batch_limit(options)
-    expected = limit or int((options.micro_batch_tokens or 0) // lengths.mean())  # examples of a micro-batch
     return micro_steps(
         units,
         lengths,
         world_size=ranks,
-        micro_batch_size=limit,
+        micro_batch_size=micro_batch_limit(options),
         micro_batch_tokens=options.micro_batch_tokens,
-        max_segments=options.length_groups or default_length_groups(expected, device),
+        max_segments=_most_groups(lengths, options, device),
         padding_free=padding_free,
     )
+
+
+def _most_groups(lengths: Rows, options: TrainingOptions, device: torch.device) -> int:
+    """Length groups of a padded micro-batch, at most."""
+    expected = micro_batch_limit(options) or int((options.micro_batch_tokens or 0) // lengths.mean())  # its examples
+    return options.length_groups or default_length_groups(expected, device)
 
 
 def micro_batches(
@@ -135,18 +152,23 @@ def micro_batches(
     return [to_device(batch, world.device) for batch in made]
 
 
-def too_long(lengths: Rows, options: TrainingOptions) -> list[str]:
-    """What to say of examples that exceed training.micro_batch_tokens: one sentence, or none."""
+def too_long(lengths: Rows, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
+    """What to say of examples and pairs that exceed training.micro_batch_tokens: one sentence, or none.
+
+    lengths       i64[N], tokens of each row of the data set
+    padding_free  of the module that is trained; else a pair may be as wide as its longer member
+    """
     budget = options.micro_batch_tokens
     if budget is None:
         return []
     longest, n_over = sorted(lengths.tolist())[-2:], int((lengths > budget).sum())
-    if sum(longest) <= budget:
+    most = token_slots(longest, _most_groups(lengths, options, device), padding_free=padding_free)
+    if most <= budget:
         return []
     return [
         f"{n_over:,} of {len(lengths):,} examples have more tokens than training.micro_batch_tokens ({budget:,}); such "
-        "an example, and a pair that has more together, gets a micro-batch of its own, of up to "
-        f"{longest[-1]:,} and {sum(longest):,} tokens"
+        "an example, and a pair that needs more together (padding included), gets a micro-batch of its own, of up to "
+        f"{longest[-1]:,} and {most:,} tokens"
     ]
 
 

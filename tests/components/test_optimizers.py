@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -147,7 +149,31 @@ def config(**options) -> RunConfig:
     return RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train=["t"]), **options)
 
 
+def test_eight_bits_are_built_of_the_options(monkeypatch):
+    """What the class of bitsandbytes is given: each parameter once, decay on the matrix alone, all the options."""
+
+    class Recorded(torch.optim.SGD):
+        def __init__(self, groups, **options):
+            super().__init__(groups, lr=options["lr"])
+            self.options = options
+
+    package = ModuleType("bitsandbytes")
+    package.optim = ModuleType("bitsandbytes.optim")  # type: ignore[attr-defined]
+    package.optim.AdamW8bit = Recorded
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package.optim)
+    model = nn.Linear(3, 2)
+    training = TrainingOptions(learning_rate=0.01, weight_decay=0.2, betas=(0.8, 0.95), eps=1e-7)
+    built = build_optimizer(model, training, AdamW8bit())
+    assert isinstance(built, Recorded)
+    assert built.options == {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-7}
+    assert isinstance(built.options["betas"], tuple)
+    decay = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    assert decay == {id(model.weight): 0.2, id(model.bias): 0.0}
+
+
 def test_what_eight_bits_need_is_said_before_any_work(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"AdamW8bit needs the package bitsandbytes: pip install bitsandbytes"):
         config(optimizer=AdamW8bit()).validate()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())

@@ -1,4 +1,4 @@
-"""Ranks that share the weights start from exactly those of a plain load, and no rank but the first reads them."""
+"""Ranks that share the weights start from exactly those of a plain load: each maps the files, or rank 0 sends them."""
 
 from __future__ import annotations
 

@@ -32,18 +32,20 @@ COUNTED = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_sc
 
 
 class Collectives(TorchDispatchMode):
-    """How often each collective moves a (gathered) tensor of how many elements."""
+    """How often each collective moves a (gathered) tensor of how many elements, and in which dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
+        self.dtypes: dict[str, set[torch.dtype]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = COUNTED.get(func.__name__.split(".")[0]) if func.namespace == "c10d" else None
         if name:
             whole = args[1] if name == "reduce_scatter" else args[0]
-            size = whole.numel() if isinstance(whole, torch.Tensor) else sum(t.numel() for t in whole)
-            self.count[f"{name} {size}"] += 1
+            moved = [whole] if isinstance(whole, torch.Tensor) else whole
+            self.count[f"{name} {sum(t.numel() for t in moved)}"] += 1
+            self.dtypes.setdefault(name, set()).update(t.dtype for t in moved)
         return func(*args, **(kwargs or {}))
 
 

@@ -4,24 +4,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 import transformers
+from torch.distributed.tensor import DTensor
 
 from sftmix.attention import check_packing
 from sftmix.components import NTP, SFTMix
-from sftmix.components.base import Perturbation
+from sftmix.components.base import Optimizer, Perturbation
 from sftmix.data.batching import Slot, Unit, collate
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World
+from sftmix.training.distributed import World, unwrap
+from sftmix.training.optim import build_optimizer
 from sftmix.training.step import TrainingModule, normalise
 from sftmix.training.window import micro_batches, training_module
 from tests.test_attention import FAMILIES, LEAKY, build
 from tests.test_models import TINY
-from tests.toy import toy_model, toy_rows
+from tests.toy import on_ranks, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),), (Slot(6),)]
@@ -117,6 +120,73 @@ def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
     with pytest.raises(ConfigError, match=rf"\({family}, (.|\n)*training.padding_free to false"):
         fed(model, padding_free=True)
     assert not fed(model).padding_free
+
+
+NO_MASK = patch("sftmix.training.window.skips_between_documents", lambda model, device: True)
+"""On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
+
+
+def leaky(name: str = "opt"):
+    return build(transformers.AutoConfig.for_model(name, **LEAKY[name]), "eager")
+
+
+def failing():
+    """A model whose layers fail when they are given positions of documents that share a row."""
+
+    def refuse(layer, args, kwargs):
+        positions = kwargs["position_ids"]
+        if (positions.diff() < 0).any():
+            raise ValueError("no such positions")
+
+    model = model_of("llama", "sdpa")
+    model.model.layers[0].register_forward_pre_hook(refuse, with_kwargs=True)
+    return model
+
+
+def step_of(model, world: World, parallel: str) -> dict[str, torch.Tensor]:
+    """How far one step of SGD on padded examples moves each parameter."""
+    options = TrainingOptions(parallel=parallel)
+    with NO_MASK:
+        module = training_module(model, options, precision="fp32", world=world, trains=True)
+    assert not unwrap(module).padding_free
+    before = values(model)
+    optimizer = build_optimizer(model, options, Descent())
+    batch = collate(UNITS, DATA, n_segments=1)
+    module(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
+    optimizer.step()
+    return {name: value - before[name] for name, value in values(model).items()}
+
+
+def values(model) -> dict[str, torch.Tensor]:
+    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+    return {name: value.detach().clone() for name, value in whole.items()}
+
+
+class Descent(Optimizer):
+    def build(self, parameters, *, training):
+        return torch.optim.SGD(list(parameters.values()), lr=0.1)
+
+
+def a_refused_probe(world: World) -> None:
+    """Every parameter is trained as without shards; what a failing forward left gathered is not trained at all."""
+    found, expected = step_of(leaky(), world, "fsdp"), step_of(leaky(), world, "none")
+    assert min(float(expected[name].abs().max()) for name in expected if "k_proj.bias" not in name) > 1e-6
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    model = failing()
+    with pytest.raises(ConfigError, match=r"no such positions(.|\n)*Set training.padding_free to false"):
+        step_of(model, world, "fsdp")
+    with pytest.raises(AssertionError, match=r"model.embed_tokens.weight.* still gathered"):
+        build_optimizer(model, TrainingOptions())
+
+
+def test_shards_are_trained_after_a_refused_probe():
+    on_ranks(a_refused_probe, ranks=1)
+
+
+def test_auto_pads_where_the_model_fails_in_the_probe(capsys):
+    assert step_of(failing(), World(), "none")
+    assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
 
 
 def test_flex_attention_does_not_train_on_a_cpu():

@@ -1,0 +1,71 @@
+"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.options import LoraOptions
+from sftmix.training.distributed import World
+from tests.distributed.test_loading import LLAMA, sharded
+from tests.toy import on_ranks
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+MB = 10**6
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE: dict[str, Any] = LLAMA | {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 2300}
+LARGE |= {"num_hidden_layers": 12}
+
+
+def anonymous() -> int:
+    """Bytes that this process holds and that are in no file."""
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon:")]
+    return int(line.split()[1]) * 1024
+
+
+@contextlib.contextmanager
+def peak_of_anonymous() -> Iterator[list[int]]:
+    """The list that is given has the most that was held within, over what was held before."""
+    most, over, before = [0], threading.Event(), anonymous()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            most[0] = max(most[0], anonymous() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watcher.join()
+        most[0] = max(most[0], anonymous() - before)
+
+
+def loaded(world: World, root: str) -> None:
+    """With the values mapped on every rank, and sent by rank 0."""
+    mallopt = ctypes.CDLL(None).mallopt
+    assert mallopt(M_MMAP_THRESHOLD, 2**18), "or what is freed stays with the process"
+    for lora in (LoraOptions(), LoraOptions(r=2)):
+        sharded(world, Path(root) / "small", lora, "fsdp")  # imports, and what the first collectives take
+        with peak_of_anonymous() as peak:
+            module = sharded(world, Path(root) / "large", lora, "fsdp")
+        whole = sum(p.numel() * p.element_size() for p in module.model.parameters())
+        own = sum(p.to_local().nbytes for p in module.model.parameters())
+        assert own < 0.51 * whole
+        assert own < peak[0] < own + 40 * MB < whole, f"{peak[0] / MB:.0f} MB of {whole / MB:.0f}"
+
+
+def test_a_rank_never_holds_the_model(tmp_path):
+    """96 MB in float32, of which a layer has 8; a few of those are gathered while the head is checked."""
+    for name, options in (("small", LLAMA), ("large", LARGE)):
+        LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(tmp_path / name)
+    on_ranks(loaded, str(tmp_path))
