@@ -87,14 +87,15 @@ def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, to
     lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
     positions = torch.stack(lines).to(device)
     packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
-    difference, size = 0.0, 0.0
+    differences, sizes = [], []
     for line, lengths in enumerate(documents):
         start = 0
         for length in lengths:
             one = ids[line : line + 1, start : start + length]
             alone = decoder(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).last_hidden_state[0]
-            difference = max(difference, float((packed[line, start : start + length] - alone).abs().max()))
-            size = max(size, float(alone.abs().max()))
+            differences.append((packed[line, start : start + length] - alone).abs().max())
+            sizes.append(alone.abs().max())
             start += length
     cast = torch.is_autocast_enabled(device.type)
+    difference, size = (float(torch.stack(found).max()) for found in (differences, sizes))  # NaN stays NaN
     return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

@@ -135,3 +135,11 @@ def test_position_ids_are_there_only_where_documents_are_packed():
     long, short = (mixed[0].slots.tolist().index(row) for row in (0, 1))
     assert positions[long].tolist() == [*range(9), *range(6), *range(8)]
     assert positions[short].tolist() == [*range(4), *range(19)]
+
+
+def test_a_model_that_is_not_finite_is_refused():
+    model = build(transformers.LlamaConfig(**TINY), "sdpa")
+    with torch.no_grad():
+        model.get_decoder().norm.weight[0] = torch.nan
+    with pytest.raises(ConfigError, match="differ by up to nan"):
+        check_packing(model)

@@ -66,3 +66,5 @@ def test_bars_are_as_long_as_their_values(maker):
 def test_a_spread_is_its_median_with_the_quartiles(maker):
     assert maker["spread"]({"median": 2.0, "q1": 1.0, "q3": 3.0}, 1) == "2.0 (1.0 to 3.0)"
     assert maker["spread"]({"median": 2.0, "q1": 2.0, "q3": 2.0}) == "2.000"
+    assert maker["spread"]({"median": 2.0, "q1": 1.5, "q3": 2.5, "n": 2}, 1) == "2.0 (1.5 to 2.5; 2)"
+    assert maker["spread"]({"median": 2.0, "q1": 1.5, "q3": 2.5, "n": 4}, 1) == "2.0 (1.5 to 2.5)"

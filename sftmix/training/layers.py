@@ -39,5 +39,8 @@ def compile_layers(model: nn.Module) -> None:
     Lengths differ from batch to batch, so they are symbols of what is compiled. After `recompute_activations`, before
     the layers are sharded.
     """
+    from torch._dynamo import config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     for layer in decoder_layers(model):
-        layer.compile(dynamic=True, recompile_limit=RECOMPILE_LIMIT)
+        layer.compile(dynamic=True)
