@@ -14,13 +14,12 @@ Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<d
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import held  # noqa: E402
+from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parser, publish  # noqa: E402
 from sftmix._fused import default_chunk_size  # noqa: E402
 from sftmix.functional import reference_sft_loss, sft_loss  # noqa: E402
@@ -139,28 +138,23 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
     return {name: synchronised(run) for name, run in {"gemm": lambda: gemm(given, args.chunk_size), **made}.items()}
 
 
-def measure_time(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Wall and CPU seconds of each variant: median, smallest and largest over the rounds."""
+def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Wall and CPU seconds of each variant, round after round."""
     variants = contestants(args, args.rows)
     for run in variants.values():
         run()
-    wall: dict[str, list[float]] = {name: [] for name in variants}
-    cpu: dict[str, list[float]] = {name: [] for name in variants}
+    rounds: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
     for _ in range(args.rounds):
         for name, run in variants.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - start_cpu)
-    return {
-        name: {
-            "seconds": round(statistics.median(wall[name]), 4),
-            "seconds_min": round(min(wall[name]), 4),
-            "seconds_max": round(max(wall[name]), 4),
-            "cpu_seconds": round(statistics.median(cpu[name]), 4),
-        }
-        for name in variants
-    }
+            for key, value in timed(run)[1].items():
+                rounds[name][key].append(value)
+    return rounds
+
+
+def summary(rounds: dict[str, list[float]]) -> dict[str, float]:
+    seconds = rounds["seconds"]
+    found = {"seconds": median(seconds), "seconds_min": min(seconds), "seconds_max": max(seconds)}
+    return rounded({**found, "cpu_seconds": median(rounds["cpu_seconds"])})
 
 
 def peak_memory(args: argparse.Namespace) -> float:
@@ -172,9 +166,13 @@ def peak_memory(args: argparse.Namespace) -> float:
     return (memory.bytes() - before) / 2**20
 
 
-def ratio(results: dict[str, dict[str, float]], a: str, b: str) -> dict[str, float]:
-    keys = ("seconds", "seconds_min", "cpu_seconds", "peak_mib")
-    return {key: round(results[a][key] / results[b][key], 3) for key in keys}
+def ratio(rounds: dict[str, dict[str, list[float]]], peaks: dict[str, float], a: str, b: str) -> dict[str, float]:
+    """Medians of the ratios round by round; `seconds_min`: of the smallest times."""
+    made = {}
+    for key in ("seconds", "cpu_seconds"):
+        made[key] = median([x / y for x, y in zip(rounds[a][key], rounds[b][key], strict=True)])
+    made["seconds_min"] = min(rounds[a]["seconds"]) / min(rounds[b]["seconds"])
+    return rounded({**made, "peak_mib": peaks[a] / peaks[b]}, 3)
 
 
 def main() -> None:
@@ -192,14 +190,15 @@ def main() -> None:
         print(peak_memory(args))
         return
 
-    results = measure_time(args)
-    for name in results:
+    rounds, peaks = measure_time(args), {}
+    for name in rounds:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        results[name]["peak_mib"] = round(float(output.split()[-1]), 1)
+        peaks[name] = float(output.split()[-1])
+    results = {name: {**summary(rounds[name]), "peak_mib": round(peaks[name], 1)} for name in rounds}
     compared = [("fused_sftmix", other) for other in results if other != "fused_sftmix"]
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
-    figures = {"results": results, **{f"{a} / {b}": ratio(results, a, b) for a, b in compared}}
+    figures = {"results": results, **{f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared}}
     publish("loss", args, figures, variant=f"{args.head}-{args.dtype}")
 
 

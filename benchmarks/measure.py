@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,20 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Wall and CPU seconds of this process (all of its threads) since the last `lap`."""
+    """Wall and CPU seconds since the last `lap`: of this process's threads, and of processes of its that have ended."""
 
     def __init__(self) -> None:
-        self._last = time.perf_counter(), time.process_time()
+        self._last = time.perf_counter(), _cpu_seconds()
 
     def lap(self) -> dict[str, float]:
-        before, now = self._last, (time.perf_counter(), time.process_time())
+        before, now = self._last, (time.perf_counter(), _cpu_seconds())
         self._last = now
         return {"seconds": now[0] - before[0], "cpu_seconds": now[1] - before[1]}
+
+
+def _cpu_seconds() -> float:
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:

@@ -95,6 +95,6 @@ def _shown(value: Any) -> Any:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median and the range of the middle half."""
+    """Median, the quartiles, and of how many."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
-    return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits)}
+    return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits), "n": len(values)}

@@ -5,7 +5,8 @@
 Six training loops take turns, step by step, on the same global batches: NTP and SFTMix, each with padded
 micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
 a GPU whose attention skips what lies between examples). NTP is paired as SFTMix pairs, so it has the same order. A
-seventh takes its turn: scoring a part of the rows.
+seventh takes its turn: scoring a part of the rows. With `--layouts "length groups" "length groups, compiled"` the
+first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them.
 
 Reports seconds per step, ratios step by step, real tokens per second and per slot, and MFU: the FLOPs that the real
 tokens need (causal attention, head on response tokens) as a share of what the best matrix product reaches on this
@@ -51,19 +52,21 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"length_groups": 1, "padding_free": False},
     "length groups": {"padding_free": False},
     "padding-free": {"padding_free": True},
+    "length groups, compiled": {"padding_free": False, "compile": True},
 }
+DEFAULT = ["padded", "length groups", "padding-free"]
 OBJECTIVES = {"ntp": NTP, "sftmix": SFTMix}
+SCORED = 320
 MATMULS = (1024, 2048, 4096)
-WARM_UP = 2
 
 
-def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[dict[str, float]]]:
+def alternate(contestants: dict[str, Callable[[], float]], args: Namespace) -> dict[str, list[dict[str, float]]]:
     """Seconds, CPU seconds and tokens of each contestant's turn, round after round; the first rounds are left out."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for number in range(rounds + WARM_UP):
+    for number in range(args.steps + args.warm_up):
         for name, run in contestants.items():
             tokens, took = timed(run)
-            if number >= WARM_UP:
+            if number >= args.warm_up:
                 seen[name].append({**took, "tokens": tokens})
     return seen
 
@@ -72,9 +75,13 @@ def step_of(loop: TrainingLoop) -> Callable[[], float]:
     return lambda: loop.advance()[0]["tokens"]
 
 
-def scoring_of(stage: Stage, world: World, parts: int) -> Callable[[], float]:
-    """Scores another part of the rows at each turn, and begins again after the last."""
-    loop, turns = TrainingLoop(stage, world), cycle(np.array_split(np.arange(len(stage.data)), parts))
+def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
+    """Scores another part of the rows at each turn, and begins again after the last.
+
+    Rows are sorted by length before they are scored: parts of a few rows would be padded as they never are in a run.
+    """
+    rows = np.arange(len(stage.data))
+    loop, turns = TrainingLoop(stage, world), cycle(np.array_split(rows, max(1, len(rows) // SCORED)))
 
     def run() -> float:
         rows = next(turns)
@@ -98,7 +105,7 @@ def fill(loop: TrainingLoop) -> float:
 def flops_of(loop: TrainingLoop, args: Namespace) -> float:
     """What the real tokens of the steps that were timed need."""
     model, total = FakeModel(args.model, None, LoraOptions()), 0.0
-    for number in range(WARM_UP, args.steps + WARM_UP):
+    for number in range(args.warm_up, args.steps + args.warm_up):
         rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
         total += training_flops(model, Tokens.of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
     return total
@@ -126,7 +133,7 @@ def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, Trai
         "global_batch_size": args.global_batch_size,
         "micro_batch_size": args.micro_batch_size,
         "precision": args.precision,
-        "max_steps": args.steps + WARM_UP,
+        "max_steps": args.steps + args.warm_up,
         "learning_rate": 1e-4,
     }
     loops = {}
@@ -178,7 +185,8 @@ def main() -> None:
     options.add_argument("--micro_batch_size", type=int, default=16)
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options.add_argument("--steps", type=int, default=12, help="that are timed, of each contestant")
-    options.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    options.add_argument("--warm_up", type=int, default=2, help="rounds before them")
+    options.add_argument("--layouts", nargs="+", default=DEFAULT, choices=list(LAYOUTS))
     args = parse(options, QUICK)
     torch.set_num_threads(args.threads)
     world = World(device=torch.device(args.device))
@@ -186,9 +194,10 @@ def main() -> None:
         loops = make_loops(args, world, Path(directory))
         stage = next(iter(loops.values())).stage
         contestants = {name: step_of(loop) for name, loop in loops.items()}
-        contestants["scoring"] = scoring_of(replace(stage, model=load_model(args.model)), world, args.steps)
-        found = results(alternate(contestants, args.steps), loops, args)
-    publish("step", args, found, packages=("transformers",))
+        contestants["scoring"] = scoring_of(replace(stage, model=load_model(args.model)), world)
+        found = results(alternate(contestants, args), loops, args)
+    chosen = "" if args.layouts == DEFAULT else "-".join(args.layouts).replace(",", "").replace(" ", "-")
+    publish("step", args, found, variant=chosen, packages=("transformers",))
 
 
 if __name__ == "__main__":

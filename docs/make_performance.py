@@ -32,7 +32,8 @@ real one costs, small matrix products are nearly as fast as large ones, and noth
 for another device. What carries over is what is counted rather than timed: passes over the data, slots per real token,
 logits in memory. Ratios are of contestants that took turns on the same machine; single seconds depend on it.
 
-Where two figures follow the median in brackets, they are the quartiles.
+Where two figures follow the median in brackets, they are the quartiles; a third is the number of values where there
+were fewer than four.
 """
 
 _STEP = """\
@@ -66,8 +67,9 @@ position, padded and prompt ones included, once more in the backward pass; ours 
 only. Where those are a small share, as with a small vocabulary and rows sorted by length, so is the difference."""
 
 _SCALE = """\
-Everything a run does per row, but training. CPU seconds of synthetic rows of about 40 tokens; the exponent is that of
-the growth over the last factor of rows: 1 is linear."""
+Everything a run does per row, but training. CPU seconds of synthetic rows of about 40 tokens, with those of processes
+that tokenise beside it, whose memory is not in the last column; the exponent is that of the growth over the last factor
+of rows: 1 is linear."""
 
 _STARTUP = "Tokenising is cached by content: the second start reads it back."
 
@@ -83,8 +85,6 @@ def latest(name: str, device: str = "cpu") -> dict[str, tuple[str, Result]]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["benchmark"] == name:
             found[result.get("variant", "")] = (path.name, result)
-    if len(found) > 1:
-        found.pop("", None)  # from before there were variants
     return found
 
 
@@ -154,7 +154,8 @@ def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
     head = ("micro-batches", "a step of SFTMix / of NTP", "by CPU time", "speed of NTP beside the first row")
     head += ("real tokens/s, NTP", "SFTMix", "real tokens / slots", "MFU, NTP", "SFTMix", "scoring / training speed")
     yield from table(head, rows)
-    yield from picture("performance-step", "real tokens per second of a step", speed, made)
+    name = "-".join(["performance-step", *filter(None, [result.get("variant")])])
+    yield from picture(name, "real tokens per second of a step", speed, made)
 
 
 def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
@@ -262,9 +263,10 @@ def compare(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def spread(found: Mapping[str, float], digits: int = 3) -> str:
-    """Median and quartiles."""
+    """Median and quartiles, and how many values they are of where those are few."""
     low, middle, high = (f"{found[key]:,.{digits}f}" for key in ("q1", "median", "q3"))
-    return middle if low == middle == high else f"{middle} ({low} to {high})"
+    few = f"; {found['n']}" if found.get("n", 4) < 4 else ""
+    return middle if low == middle == high else f"{middle} ({low} to {high}{few})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
