@@ -91,21 +91,22 @@ def latest(name: str, device: str = "cpu") -> dict[str, tuple[str, Result]]:
 def files() -> dict[Path, str]:
     """Everything that this script writes, by its place."""
     sections = {
-        "step": ("A step", step),
-        "loss": ("Head and loss", loss),
-        "pipeline": ("The whole recipe", pipeline),
-        "trl_compare": ("Beside TRL", trl),
-        "startup": ("Start", startup),
-        "scale": ("Many rows, long rows, large vocabularies, two ranks", scale),
-        "lora": ("LoRA", lora),
-        "compare": ("Tables of many runs", compare),
+        "step": ("A step", _STEP, step),
+        "loss": ("Head and loss", _LOSS, loss),
+        "pipeline": ("The whole recipe", _PIPELINE, pipeline),
+        "trl_compare": ("Beside TRL", _TRL, trl),
+        "startup": ("Start", _STARTUP, startup),
+        "scale": ("Many rows, long rows, large vocabularies, two ranks", _SCALE, scale),
+        "lora": ("LoRA", _LORA, lora),
+        "compare": ("Tables of many runs", _COMPARE, compare),
     }
     parts, used, made = [_INTRO], [], {}
-    for name, (title, section) in sections.items():
-        for variant, found in latest(name).items():
-            shown = f"{title}: {variant}" if variant else title
-            lines = section(found[1], made)
-            parts.append("\n".join([f"## {shown}", "", *lines, f"[`{name}`](#files-and-commands)", ""]))
+    for name, (title, about, section) in sections.items():
+        results = latest(name)
+        parts += ["\n".join([f"## {title}", "", about, ""])] if results else []
+        for variant, found in results.items():
+            lines = [f"### {variant}", ""] if variant else []
+            parts.append("\n".join([*lines, *section(found[1], made), f"[`{name}`](#files-and-commands)", ""]))
             used.append((f"{name} {variant}".strip(), *found))
     parts.append("\n".join(["## Files and commands", "", *_commands(used), ""]))
     return {DOCS / "performance.md": "\n".join(parts), **made}
@@ -135,7 +136,6 @@ def command(name: str, result: Result) -> str:
 
 
 def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_STEP, "")
     ratios = [result[f"sftmix / ntp, {how}"] for how in ("step by step", "CPU time")]
     others = next(found for name, found in result.items() if name.endswith(" / other layouts, step by step"))
     speed, mfu = result["real_tokens_per_second"], result["mfu"]
@@ -159,7 +159,6 @@ def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_LOSS, "")
     columns = ("seconds", "cpu_seconds", "peak_mib")
     rows = [(f"`{name}`", *(found[c] for c in columns)) for name, found in result["results"].items()]
     yield from table(("loss", "seconds", "CPU seconds", "peak MiB"), rows)
@@ -169,7 +168,6 @@ def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_PIPELINE, "")
     rows, bars = [], {}
     for name, arm in result["arms"].items():
         stages = arm["stages"]
@@ -193,7 +191,6 @@ def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_TRL, "")
     rows = []
     for name, found in result["contestants"].items():
         speeds = [spread(found[f"real_tokens_per_{unit}second"], 0) for unit in ("", "cpu_")]
@@ -215,7 +212,6 @@ def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_STARTUP, "")
     steps = "start to first step, cached, seconds"
     rows = [(f"{name}: seconds; MiB", f"{result[name]['seconds']}; {result[name]['peak_growth_mib']}")
             for name in ("load, first time", "load, cached")]  # fmt: skip
@@ -224,7 +220,6 @@ def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_SCALE, "")
     sizes = list(next(iter(result["rows"].values())))
     rows = []
     for name, found in result["rows"].items():
@@ -245,7 +240,6 @@ def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def lora(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_LORA, "")
     trained, peaks = result["trained_numbers"], result["peak_mib_above_the_loaded_model"]
     rows = [(arm, f"{trained[arm]:,}", spread(result["seconds_per_step"][arm]), peaks[arm]) for arm in trained]
     ratio = spread(result["lora / full seconds, step by step"])
@@ -254,7 +248,6 @@ def lora(result: Result, made: dict[Path, str]) -> Iterator[str]:
 
 
 def compare(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    yield from (_COMPARE, "")
     rows = [("the whole / its stages", result["ratio"]), ("the same command again / the first", result["again"])]
     yield from table(("what", "ratio"), rows)
 
