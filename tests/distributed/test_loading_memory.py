@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memor
 MB = 10**6
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE: dict[str, Any] = LLAMA | {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 2300}
-LARGE |= {"num_hidden_layers": 12}
+LARGE |= {"num_hidden_layers": 20}
 
 
 def anonymous() -> int:
@@ -61,11 +61,11 @@ def loaded(world: World, root: str) -> None:
         whole = sum(p.numel() * p.element_size() for p in module.model.parameters())
         own = sum(p.to_local().nbytes for p in module.model.parameters())
         assert own < 0.51 * whole
-        assert own < peak[0] < own + 40 * MB < whole, f"{peak[0] / MB:.0f} MB of {whole / MB:.0f}"
+        assert own < peak[0] < own + 60 * MB < 0.9 * whole, f"{peak[0] / MB:.0f} MB of {whole / MB:.0f}"
 
 
 def test_a_rank_never_holds_the_model(tmp_path):
-    """96 MB in float32, of which a layer has 8; a few of those are gathered while the head is checked."""
+    """158 MB in float32, of which a layer has 8; a few of those are gathered while the head is checked."""
     for name, options in (("small", LLAMA), ("large", LARGE)):
         LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(tmp_path / name)
     on_ranks(loaded, str(tmp_path))
