@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,36 +53,6 @@ def test_numbers_are_those_of_the_real_model(model):
     assert adapted.trained == 2 * 4 * sum(q.shape)
     assert adapted.numbers == fake.numbers + adapted.trained
     assert not adapted.head_is_trained
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("shapes", [[(3, 20)], [(2, 7), (1, 33)]])
-def test_saved_bytes_are_those_that_autograd_saves(model, attention, shapes):
-    real = load_model(model, attention=attention).train()
-    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
-    total = 0
-    for rows, width in shapes:
-        kept = {}
-
-        def keep(x, kept=kept):
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage
-            return x
-
-        ids = torch.ones(rows, width, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            out = real.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        total += sum(storage.nbytes() for storage in kept.values())
-        del out
-    assert FakeModel(model, attention, NO_LORA).saved(shapes, bf16=False, recompute=False) == total
-
-
-def test_recomputation_saves_all_but_the_inputs_of_the_layers(model):
-    fake = FakeModel(model, None, NO_LORA)
-    whole = fake.saved([(4, 64)], bf16=False, recompute=False)
-    inputs = 4 * 64 * 32 * 4 * 2
-    assert fake.saved([(4, 64)], bf16=False, recompute=True) == pytest.approx(inputs + whole / 2)
 
 
 def test_flops_are_those_that_torch_counts(model):
@@ -145,15 +114,6 @@ def test_a_file_costs_nothing_and_another_model_is_its_own(finished, tmp_path):
     assert reference.memory.optimizer < train.memory.optimizer
 
 
-def test_memory_is_divided_as_the_weights_are(finished):
-    one, four = (estimate(config(finished.tiny), make_machine("H100", n, mfu=0.4, tflops=None)) for n in (1, 4))
-    a, b = one.stages[-1].memory, four.stages[-1].memory
-    assert (b.weights, b.optimizer) == (a.weights / 4, a.optimizer / 4)
-    assert a.weights == 4 * one.stages[-1].numbers
-    assert a.process == 0
-    assert b.working > 0  # gathered layers
-
-
 # -------------------------------------------------------------------------------------------- command
 
 
@@ -189,12 +149,3 @@ def test_a_machine_that_cannot_be_is_refused(values, message):
     given = {"name": "H100", "count": 1, "mfu": 0.4, "tflops": None} | values
     with pytest.raises(ConfigError, match=message):
         make_machine(given.pop("name"), given.pop("count"), **given)
-
-
-def test_the_largest_micro_batch_is_found(finished):
-    found = estimate(config(finished.tiny), CPU)
-    batch = found.stages[-1].work.batch
-    assert sum(rows for rows, _ in batch.segments) <= 4
-    assert batch.accumulated
-    assert batch.slots >= max(width for _, width in batch.segments)
-    assert np.isfinite(found.stages[-1].memory.peak)
