@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import FromFile, Online, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.errors import ConfigError
-from sftmix.estimate import estimate, make_machine
+from sftmix.estimate import GPUS, estimate, make_machine
 from sftmix.estimate.cost import forward_flops, training_flops
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import Tokens
@@ -131,7 +132,7 @@ def test_the_command_prints_a_table_or_json(finished, sftmix):
 
 
 def test_what_does_not_fit_is_said(finished, sftmix, monkeypatch):
-    monkeypatch.setitem(__import__("sftmix.estimate.machine").estimate.machine.GPUS, "H100", (989, 1e-6))
+    monkeypatch.setitem(GPUS, "H100", (989, 1e-6))
     done = sftmix("estimate", *finished.tiny.options)
     assert "warning: train needs" in done.out
 
@@ -143,9 +144,44 @@ def test_what_does_not_fit_is_said(finished, sftmix, monkeypatch):
         ({"count": 0}, "gpus is 0"),
         ({"mfu": 1.5}, "mfu is 1.5"),
         ({"tflops": 0.0}, "tflops is 0.0"),
+        ({"per_node": 0}, "gpus_per_node is 0"),
     ],
 )
 def test_a_machine_that_cannot_be_is_refused(values, message):
     given = {"name": "H100", "count": 1, "mfu": 0.4, "tflops": None} | values
     with pytest.raises(ConfigError, match=message):
         make_machine(given.pop("name"), given.pop("count"), **given)
+
+
+def test_what_to_do_about_it_depends_on_the_layout(finished, sftmix, monkeypatch):
+    """Under FSDP a smaller micro-batch helps only as long as a step has one."""
+    monkeypatch.setitem(GPUS, "H100", (989, 1e-6))
+    words = ["estimate", *finished.tiny.options, "--gpus"]
+    accumulated, shards, alone = (
+        sftmix(*words, *more).out
+        for more in (["1"], ["2", "--training.parallel", "fsdp"], ["2", "--training.parallel", "ddp"])
+    )
+    assert "a smaller training.micro_batch_size, training.activation" in accumulated
+    assert "a smaller training.micro_batch_size, training.activation" in alone
+    assert "as long as a step stays one micro-batch (else each GPU holds the whole gradient" in shards
+    several = sftmix(*words, "2", "--training.micro_batch_size", "2").out
+    assert "one micro-batch a step (a smaller training.global_batch_size), as each GPU holds" in several
+
+
+def test_an_optimizer_that_does_not_shard_is_refused_as_by_a_run(finished, sftmix, monkeypatch):
+    monkeypatch.setattr(AdamW, "shards", False)
+    words = ["estimate", *finished.tiny.options]
+    assert sftmix(*words, "--gpus", "1").code == 0
+    done = sftmix(*words, "--gpus", "8")
+    assert done.code == 2
+    assert "optimizer AdamW and training.parallel auto (here fsdp) exclude each other" in done.err
+
+
+def test_hsdp_takes_the_size_of_a_node(finished, sftmix):
+    words = ["estimate", *finished.tiny.options, "--gpus", "8", "--training.parallel", "hsdp", "--json"]
+    words += ["--splitter", "RandomSplit"]
+    weights = [
+        json.loads(sftmix(*words, *more).out)["stages"]["train"]["memory_bytes"]["weights"]
+        for more in ([], ["--gpus_per_node", "2"])
+    ]
+    assert weights[1] == 4 * weights[0]
