@@ -22,7 +22,12 @@ _SKIPPING = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether the attention computes the documents of a row apart, without a dense mask over all pairs of tokens."""
-    return device.type == "cuda" and model.config._attn_implementation in _SKIPPING
+    return is_skipping(model.config._attn_implementation, device)
+
+
+def is_skipping(attention: str | None, device: torch.device) -> bool:
+    """The same of an implementation by its name."""
+    return device.type == "cuda" and attention in _SKIPPING
 
 
 def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:

@@ -19,6 +19,7 @@ Hours are FLOPs / (peak x MFU): --mfu is a guess until a run of yours on such a 
 _OWN = [
     ("--gpu NAME", "The device: B200, H200, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu.", "H100"),
     ("--gpus N", "How many of them.", "8"),
+    ("--gpus_per_node N", "GPUs of a node, which share the weights under training.parallel hsdp.", "8"),
     ("--mfu X", "Share of the peak that real tokens reach, in (0, 1].", "0.4"),
     ("--tflops X", "Peak of one device in TFLOP/s, in place of the known one.", "null"),
     ("--json", "Print JSON instead of a table.", "false"),
@@ -31,15 +32,17 @@ def main(argv: Sequence[str]) -> None:
     def add(parser: Any) -> None:
         parser.add_argument("--gpu", type=str, default="H100")
         parser.add_argument("--gpus", type=int, default=8)
+        parser.add_argument("--gpus_per_node", type=int, default=8)
         parser.add_argument("--mfu", type=float, default=0.4)
         parser.add_argument("--tflops", type=float | None, default=None)
         parser.add_argument("--json", type=bool, default=False)
 
-    names = ("gpu", "gpus", "mfu", "tflops", "json?")
+    names = ("gpu", "gpus", "gpus_per_node", "mfu", "tflops", "json?")
     config, parsed = configuration("estimate", ABOUT, argv, own=_OWN, names=names, add=add)
     config.validate(needs_out=False)
     from sftmix.estimate import estimate, make_machine
     from sftmix.estimate.text import described, plain
 
-    found = estimate(config, make_machine(parsed.gpu, parsed.gpus, mfu=parsed.mfu, tflops=parsed.tflops))
+    machine = make_machine(parsed.gpu, parsed.gpus, mfu=parsed.mfu, tflops=parsed.tflops, per_node=parsed.gpus_per_node)
+    found = estimate(config, machine)
     print(json.dumps(plain(found), indent=1) if parsed.json else described(found))

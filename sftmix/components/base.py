@@ -300,6 +300,8 @@ class Optimizer(Component, ABC):
     """What has to be installed beside torch."""
     shards: bool = True
     """False where it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
+    state_bytes: float = 8
+    """Bytes of its state per trained number, by which `estimate` counts its memory; 8: two float32 moments."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:

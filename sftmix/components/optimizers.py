@@ -43,6 +43,7 @@ class AdamW8bit(Optimizer):
 
     package = "bitsandbytes"
     shards = False
+    state_bytes = 2
 
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
         from bitsandbytes.optim import AdamW8bit as Blockwise  # type: ignore[import-not-found, import-untyped, unused-ignore]

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sftmix.config import RunConfig
-from sftmix.estimate.cost import Memory, forward_flops, reading_memory, training_flops, training_memory
+from sftmix.estimate.cost import forward_flops, training_flops
+from sftmix.estimate.layout import Layout, check_sharded, make_layout
 from sftmix.estimate.machine import GPUS, Machine, make_machine
+from sftmix.estimate.memory import Memory, reading_memory, training_memory
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import PlannedReference, Work, target_work
 from sftmix.run_context import RunContext
@@ -32,6 +36,7 @@ class StageEstimate:
     device."""
 
     work: Work
+    layout: Layout
     numbers: int
     trained: int
     training_flops: float
@@ -72,11 +77,19 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     with tempfile.TemporaryDirectory() as directory, RunDirectory(Path(directory), World()) as place:
         run = RunContext(config, World(), place)
         work = _plan(run, machine)
-        # What is resident now: the libraries, and the rows and tokenizers that a run holds, too.
-        process = float(PeakMemory(machine.device).bytes()) if machine.is_cpu else 0.0
+        process = _resident(machine) if machine.is_cpu else 0.0
         models = list[FakeModel]()
-        stages = [_estimated(_model_of(one, config, models), one, machine, process) for one in work]
+        stages = [_estimated(_model_of(one, config, models), one, config, machine, process) for one in work]
         return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
+
+
+def _resident(machine: Machine) -> float:
+    """Bytes of this process: the libraries, the rows and tokenizers that a run holds, too, and what the first matrix
+    products and the first optimizer step load."""
+    layer = torch.nn.Linear(512, 512)
+    layer(torch.ones(512, 512)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
+    return float(PeakMemory(machine.device).bytes())
 
 
 def _plan(run: RunContext, machine: Machine) -> list[Work]:
@@ -86,7 +99,7 @@ def _plan(run: RunContext, machine: Machine) -> list[Work]:
         context = PlannedReference(run, machine)
         config.reference.collect(context)
         found += context.work
-    return found + target_work(run, machine, paired=run.pairing is not None)
+    return found + target_work(run, machine)
 
 
 def _model_of(work: Work, config: RunConfig, made: list[FakeModel]) -> FakeModel:
@@ -97,13 +110,14 @@ def _model_of(work: Work, config: RunConfig, made: list[FakeModel]) -> FakeModel
     return made[made.index(model)]
 
 
-def _estimated(model: FakeModel, work: Work, machine: Machine, process: float) -> StageEstimate:
+def _estimated(model: FakeModel, work: Work, config: RunConfig, machine: Machine, process: float) -> StageEstimate:
+    layout = make_layout(work.options, machine)
     reading, training = forward_flops(model, work.read), 0.0
-    if work.options is None:
-        memory = reading_memory(model, process=process)
+    if work.batch is None:
+        memory = reading_memory(model, layout, process=process)
     else:
-        recompute = work.options.activation_checkpointing
-        training = training_flops(model, work.trained, recompute=recompute)
-        memory = training_memory(model, work, machine, process=process)
+        check_sharded(layout, work.options, work.lora, config.optimizer)
+        training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
+        memory = training_memory(model, work.batch, work.options, config.optimizer, layout, machine, process=process)
     hours = machine.hours(training + reading)
-    return StageEstimate(work, model.numbers, model.trained, training, reading, hours, memory)
+    return StageEstimate(work, layout, model.numbers, model.trained, training, reading, hours, memory)

@@ -1,12 +1,12 @@
 """What must be known of a model to say what it costs, from its config alone: its weights are never read.
 
 The model is built of fake tensors, which have shapes and no storage, and a forward of one micro-batch is run on them:
-autograd then saves exactly what it would save of the real one, whatever the architecture.
+autograd then saves exactly what it would save of the real one, whatever the architecture (`sftmix.estimate.trace`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.adapters import add_adapters
 from sftmix.errors import ConfigError
+from sftmix.estimate.trace import Compute, Segment, on_cpu, saved_bytes
 from sftmix.models import model_config
 from sftmix.options import LoraOptions
 from sftmix.training.layers import decoder_layers
 
-QUANTIZED_BYTES = 0.5625
-"""Bytes per frozen number of a 4-bit base model: 4 bits and their scales."""
+QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale of each 64, a float32 one of each 256 of those."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class FakeModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         config = model_config(self.path)
-        # On these tensors the attention of GPUs cannot run; sdpa saves as much.
-        options = {} if self.attention is None else {"attn_implementation": _traceable(self.attention)}
+        # On these tensors the attention of GPUs cannot run; sdpa without a mask saves as much.
+        traced = {None: None, "eager": "eager"}.get(self.attention, "sdpa")
+        options = {} if traced is None else {"attn_implementation": traced}
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -56,7 +58,9 @@ class FakeModel:
         if self.lora.r:
             add_adapters(model, self.lora, seed=0)
         with self._mode:
-            _on_cpu(model)
+            on_cpu(model)
+        for layer in _quantizable(model) if self.lora.quantize else []:
+            layer.register_forward_hook(_to_dtype_of_input)
         return model
 
     # ------------------------------------------------------------------------------------------ counts
@@ -71,10 +75,15 @@ class FakeModel:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @cached_property
+    def quantized(self) -> list[nn.Linear]:
+        """The layers in 4 bits."""
+        return _quantizable(self.model) if self.lora.quantize else []
+
+    @cached_property
     def stored_bytes(self) -> float:
         """Bytes of the weights, float32 but for a quantised base."""
-        frozen = self.numbers - self.trained
-        return 4 * self.trained + frozen * (QUANTIZED_BYTES if self.lora.quantize else 4)
+        in_4_bits = sum(layer.weight.numel() for layer in self.quantized)
+        return 4 * (self.numbers - in_4_bits) + QUANTIZED_BYTES * in_4_bits
 
     @property
     def head(self) -> nn.Linear:
@@ -99,26 +108,35 @@ class FakeModel:
     def is_tied(self) -> bool:
         return self.head.weight is self.embedding
 
-    def per_token(self, *, trained: bool = False) -> int:
-        """Numbers of the backbone that each token is multiplied with: its matrices, all or those trained."""
-        embedding = self.embedding
-        found = [p for p in self.model.get_decoder().parameters() if p.dim() > 1 and p is not embedding]
-        return sum(p.numel() for p in found if p.requires_grad or not trained)
+    @cached_property
+    def matrices(self) -> list[nn.Parameter]:
+        """What tokens are multiplied with in the backbone; embeddings are looked up."""
+        modules = [one for one in self.model.get_decoder().modules() if not isinstance(one, nn.Embedding)]
+        found = {p: None for one in modules for p in one.parameters(recurse=False) if p.dim() > 1}
+        return [p for p in found if p is not self.embedding]
+
+    def per_token(self, *, trained: bool = False) -> float:
+        """Numbers of the backbone that each token is multiplied with: its matrices, all or those trained.
+
+        Of experts in one tensor [experts, ...] as many as a token is sent to.
+        """
+        chosen = getattr(self.model.config.get_text_config(), "num_experts_per_tok", None)
+        shares = [min(1.0, chosen / len(p)) if chosen and p.dim() == 3 else 1 for p in self.matrices]
+        counted = zip(self.matrices, shares, strict=True)
+        return sum(p.numel() * share for p, share in counted if p.requires_grad or not trained)
 
     @cached_property
     def layers(self) -> list[nn.Module]:
         return decoder_layers(self.model)
 
-    @cached_property
-    def largest_layer(self) -> int:
-        """Numbers of the largest decoder layer."""
-        return max(sum(p.numel() for p in layer.parameters()) for layer in self.layers)
+    def largest_layer(self, *, trained: bool = False) -> int:
+        """Numbers of the largest decoder layer, all or those trained."""
+        return max(_count(layer.parameters(), trained) for layer in self.layers)
 
-    @cached_property
-    def outside_layers(self) -> int:
-        """Numbers of embeddings, last norm and head."""
+    def outside_layers(self, *, trained: bool = False) -> int:
+        """Numbers of embeddings, last norm and head, all or those trained."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
-        return sum(p.numel() for p in self.model.parameters() if id(p) not in inside)
+        return _count((p for p in self.model.parameters() if id(p) not in inside), trained)
 
     @cached_property
     def largest_tensor(self) -> int:
@@ -133,67 +151,66 @@ class FakeModel:
 
     # ------------------------------------------------------------------------------------- activations
 
-    def saved(self, shapes: Sequence[tuple[int, int]], *, bf16: bool, recompute: bool) -> float:
+    def saved(self, segments: Sequence[Segment], compute: Compute, *, recompute: bool) -> float:
         """Bytes that autograd keeps of the backbone for the backward of one micro-batch.
 
-        shapes     (rows, width) of its segments
         recompute  activation checkpointing: only the inputs of the layers, and all of one layer at a time
         """
         if not recompute:
-            return sum(self._traces(tuple(shapes), bf16))
-        slots = sum(rows * width for rows, width in shapes)
-        inputs = slots * self.head_shape[1] * (2 if bf16 else 4) * len(self.layers)
-        return inputs + self.saved_by_a_layer(shapes, bf16=bf16)
+            return sum(self._traced(segments, compute))
+        size = 2 if compute == "bfloat16" else 4  # autocast leaves float32 between the layers
+        inputs = size * sum(one.slots for one in segments) * self.head_shape[1] * len(self.layers)
+        # What autocast made of the weights it keeps to the end of the forward, recomputed or not.
+        copies = 2 * sum(p.numel() for p in self.matrices if p.requires_grad) if compute == "autocast" else 0
+        return inputs + copies + self.saved_by_a_layer(segments, compute)
 
-    def saved_by_a_layer(self, shapes: Sequence[tuple[int, int]], *, bf16: bool) -> float:
+    def saved_by_a_layer(self, segments: Sequence[Segment], compute: Compute) -> float:
         """Bytes kept of one layer for its largest segment; the backward of the layer makes about as much again."""
-        return max(self._traces(tuple(shapes), bf16), default=0.0) / len(self.layers)
+        return max(self._traced(segments, compute), default=0.0) / len(self.layers)
 
-    def _traces(self, shapes: tuple[tuple[int, int], ...], bf16: bool) -> list[float]:
-        key = (shapes, bf16)
-        if key not in self._traced:
-            self._traced[key] = [self._trace(rows, width, bf16) for rows, width in shapes]
-        return self._traced[key]
+    def _traced(self, segments: Sequence[Segment], compute: Compute) -> list[float]:
+        """What each segment adds, the largest one first, which shares copies of the weights with the others."""
+        key = (tuple(sorted(segments, key=lambda one: -one.slots)), compute)
+        if key not in self._traces:
+            self._traces[key] = saved_bytes(
+                self.model,
+                key[0],
+                mode=self._mode,
+                autocast=compute == "autocast",
+                weights=self._weights(compute),
+                attention=self.attention or self.model.config._attn_implementation,
+            )
+        return self._traces[key]
 
     @cached_property
-    def _traced(self) -> dict[tuple[tuple[tuple[int, int], ...], bool], list[float]]:
+    def _traces(self) -> dict[tuple[tuple[Segment, ...], Compute], list[float]]:
         return {}
 
-    def _trace(self, rows: int, width: int, bf16: bool) -> float:
-        kept: dict[int, tuple[float, Any]] = {}
-        own = {p.untyped_storage()._cdata for p in self.model.parameters()}
-
-        def keep(x: torch.Tensor) -> torch.Tensor:
-            storage = x.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its place
-            return x
-
-        self.model.train()
-        with self._mode, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            ids = torch.zeros(rows, width, dtype=torch.int64)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                # held until it is counted: what is freed would be counted twice
-                out = self.model.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        del out
-        return sum(size for size, _ in kept.values())
+    def _weights(self, compute: Compute) -> dict[str, torch.Tensor]:
+        """Parameters of the backbone that are computed in bf16 without autocast: FSDP's all, or those in 4 bits."""
+        in_4_bits = {id(layer.weight) for layer in self.quantized}
+        named = self.model.get_decoder().named_parameters()
+        if compute == "float32":
+            return {}
+        with self._mode:
+            return {
+                name: nn.Parameter(torch.empty_like(p, dtype=torch.bfloat16), p.requires_grad)
+                for name, p in named
+                if compute == "bfloat16" or id(p) in in_4_bits
+            }
 
 
-def _on_cpu(model: nn.Module) -> None:
-    """Put tensors of the current (fake) mode in the place of those on the meta device: attention on the CPU chooses
-    the kernel that saves as little as those of GPUs, on the meta device it does not."""
-    moved: dict[torch.Tensor, torch.Tensor] = {}
-    for module in model.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is None:
-                continue
-            if tensor not in moved:  # a tied one stays one
-                empty = torch.empty_like(tensor, device="cpu")
-                trained = tensor.requires_grad
-                moved[tensor] = nn.Parameter(empty, trained) if isinstance(tensor, nn.Parameter) else empty
-            place = module._parameters if name in module._parameters else module._buffers
-            place[name] = moved[tensor]  # type: ignore[assignment]
+def _quantizable(model: PreTrainedModel) -> list[nn.Linear]:
+    """What bitsandbytes turns into 4 bits: frozen linear layers but the head. All else is loaded as float32."""
+    head: Any = model.get_output_embeddings()
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return [layer for layer in linear if not layer.weight.requires_grad and layer.weight is not head.weight]
 
 
-def _traceable(attention: str) -> str:
-    return attention if attention in ("sdpa", "eager") else "sdpa"
+def _count(parameters: Iterable[nn.Parameter], trained: bool) -> int:
+    return sum(p.numel() for p in parameters if p.requires_grad or not trained)
+
+
+def _to_dtype_of_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """A hook: what comes out of a 4-bit layer of bitsandbytes has the dtype of what went in."""
+    return output.to(inputs[0].dtype)

@@ -75,7 +75,7 @@ def _row(found: Estimate, stage: StageEstimate) -> str:
     cells = (
         work.name,
         f"{work.model_path} ({_count(stage.numbers)})",
-        _count(stage.trained) if work.options else "no",
+        _count(stage.trained) if work.batch else "no",
         f"{work.steps:,}",
         _count(work.trained.all),
         _count(work.read.all),
@@ -92,11 +92,25 @@ def _warnings(found: Estimate) -> list[str]:
         return []
     return [
         f"warning: {stage.work.name} needs {_gib(stage.memory.peak)} on each {machine.name}, which has "
-        f"{_gib(machine.memory)}: more --gpus, a smaller training.micro_batch_size, "
-        "training.activation_checkpointing true, or --model.lora.r 16"
+        f"{_gib(machine.memory)}: {_advice(stage)}"
         for stage in found.stages
         if stage.memory.peak > machine.memory
     ]
+
+
+def _advice(stage: StageEstimate) -> str:
+    """What makes a stage need less."""
+    work, ways = stage.work, ["more --gpus"]
+    if work.batch is None:
+        return ways[0]
+    held = f"each GPU holds the whole gradient, {_gib(4 * stage.trained)}, between the micro-batches of a step"
+    if stage.layout.is_sharded and work.batch.accumulated:
+        ways.append(f"one micro-batch a step (a smaller training.global_batch_size), as {held} under FSDP")
+    elif stage.layout.is_sharded:
+        ways.append(f"a smaller training.micro_batch_size, as long as a step stays one micro-batch (else {held})")
+    else:
+        ways.append("a smaller training.micro_batch_size")
+    return ", ".join([*ways, "training.activation_checkpointing true", "or --model.lora.r 16"])
 
 
 def _count(number: float) -> str:

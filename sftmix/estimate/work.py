@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from sftmix.components.base import Callback, check_split
+from sftmix.components.callbacks import Evaluate
 from sftmix.data import EncodedDataset
-from sftmix.data.batching import Unit, length_groups
 from sftmix.dynamics import checkpoint_steps
+from sftmix.epoch_pairs import fixed, unpaired
+from sftmix.estimate.batches import MicroBatch, largest_micro_batch
 from sftmix.estimate.machine import Machine
 from sftmix.measurement import sample_rows
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
@@ -19,13 +22,7 @@ from sftmix.reference_run import ReferenceRun, inherit
 from sftmix.rng import generator
 from sftmix.run_context import RunContext
 from sftmix.training.order import TrainingOrder
-from sftmix.training.window import deal
 from sftmix.types import Rows, TrainingDynamics
-
-SAMPLED_STEPS = 100
-"""Steps whose batches are laid out to find the largest micro-batch."""
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +50,11 @@ NOTHING = Tokens(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """The largest one: (rows, width) of its segments, its response tokens, whether others of its step precede it."""
-
-    segments: tuple[Shape, ...]
-    targets: int
-    accumulated: bool
-
-    @property
-    def slots(self) -> int:
-        return sum(rows * width for rows, width in self.segments)
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
     """One stage: a model with the tokens it is trained on and those it only reads.
 
-    options, batch  None where nothing is trained
+    options  those of its training, or of the run where it only reads
+    batch    the largest micro-batch; None where nothing is trained
     """
 
     name: str
@@ -78,7 +63,7 @@ class Work:
     trained: Tokens
     read: Tokens
     steps: int
-    options: TrainingOptions | None
+    options: TrainingOptions
     batch: MicroBatch | None
 
 
@@ -109,15 +94,17 @@ class PlannedReference(ReferenceRun):
         if response_alone:  # without its instruction
             alone = Tokens.of(data, times=len(steps))
             read += Tokens(alone.targets, alone.targets, alone.squares * (alone.targets / max(alone.all, 1)) ** 2)
-        lora = reference_lora(config.model, model)
-        self.work.append(training_work("reference", (path, lora), data, order, options, self._machine, read))
+        stage = ("reference", path, reference_lora(config.model, model))
+        last = max(steps, default=order.total_steps)  # what would be trained beyond it is not
+        self.work.append(training_work(stage, data, order, options, self._run, self._machine, read, steps=last))
         return self._nothing(max(len(steps), 1))
 
     def score_models(self, paths: Sequence[str], **options: Any) -> TrainingDynamics:
         model = ReferenceModel(path=paths[0], template=options["template"], max_length=options["max_length"])
         _, _, data = self.rows_of(model, option="reference")
         passes = Tokens.of(data, times=len(paths))
-        self.work.append(Work("reference", paths[0], LoraOptions(), NOTHING, passes, 0, None, None))
+        training = self._run.config.training
+        self.work.append(Work("reference", paths[0], LoraOptions(), NOTHING, passes, 0, training, None))
         return self._nothing(len(paths))
 
     def _nothing(self, checkpoints: int) -> TrainingDynamics:
@@ -126,60 +113,65 @@ class PlannedReference(ReferenceRun):
         return TrainingDynamics(self.ids, np.arange(checkpoints), zero, np.ones(n, np.int64), zero.astype(np.int64))
 
 
-def target_work(run: RunContext, machine: Machine, *, paired: bool) -> list[Work]:
+def target_work(run: RunContext, machine: Machine) -> list[Work]:
     """The target's stage, and the NTP baseline's where there is one."""
     config, data = run.config, run.data.train
-    rows = len(data)
-
-    def pairs_of(epoch: int) -> Rows | None:
-        """Some pairs: which ones makes no difference to the cost."""
-        order = generator(config.seed, "estimate", epoch).permutation(rows)
-        return order[: rows // 2 * 2].reshape(-1, 2).astype(np.int64) if paired else None
-
-    order = TrainingOrder(rows, pairs_of, options=config.training, seed=config.seed)
+    order = TrainingOrder(len(data), _pairs(run), options=config.training, seed=config.seed)
     read = Tokens.of(data, sample_rows(data.ids), times=2)
-    if run.data.eval is not None:  # before, after each epoch, and once more for calibration
-        read += Tokens.of(run.data.eval, times=2 + len(order.ends))
-    model = (config.model.path, config.model.lora)
-    train = training_work("train", model, data, order, config.training, machine, read)
-    return [train, replace(train, name="baseline")] if config.with_baseline else [train]
+    if run.data.eval is not None:
+        read += Tokens.of(run.data.eval, times=2 + _evaluations(config.callbacks, order))
+    stage = ("train", config.model.path, config.model.lora)
+    baseline = training_work(stage, data, order, config.training, run, machine, read)
+    train = baseline
+    if config.objective.needs_batch_nll:  # each batch is read before it is trained on
+        train = replace(baseline, read=baseline.read + baseline.trained)
+    return [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
+
+
+def _pairs(run: RunContext) -> Callable[[int], Rows | None]:
+    """Those of the run where they need no confidence; else some of equal halves."""
+    config, data = run.config, run.data.train
+    rows, pairing = len(data), run.pairing
+    if pairing is None:
+        return unpaired().pairs_of
+    if not config.splitter.needs_confidence:
+        scores = run.table(data, None)
+        split = check_split(config.splitter.split(scores, seed=config.seed), scores)
+        return fixed(split, scores, pairing, config.seed).pairs_of
+
+    def of_halves(epoch: int) -> Rows:
+        order = generator(config.seed, "estimate", epoch).permutation(rows)
+        return order[: rows // 2 * 2].reshape(-1, 2).astype(np.int64)
+
+    return of_halves
+
+
+def _evaluations(callbacks: Sequence[Callback], order: TrainingOrder) -> int:
+    """Held-out evaluations in the course of a training; beside them is one before and one after it.
+
+    What callbacks of one's own do is not known.
+    """
+    chosen = [one.every for one in callbacks if isinstance(one, Evaluate)]
+    return sum(len(order.ends) if every is None else order.total_steps // every for every in chosen)
 
 
 def training_work(
-    name: str,
-    model: tuple[str, LoraOptions],
+    stage: tuple[str, str, LoraOptions],
     data: EncodedDataset,
     order: TrainingOrder,
     options: TrainingOptions,
+    run: RunContext,
     machine: Machine,
     read: Tokens,
+    *,
+    steps: int | None = None,
 ) -> Work:
-    """The Work of one training stage."""
-    passes = order.total_steps / math.ceil(len(data) / options.global_batch_size)
-    batch = largest_micro_batch(data, order, options, machine)
-    return Work(name, *model, Tokens.of(data, times=passes), read, order.total_steps, options, batch)
+    """The Work of one training stage.
 
-
-def largest_micro_batch(
-    data: EncodedDataset, order: TrainingOrder, options: TrainingOptions, machine: Machine
-) -> MicroBatch:
-    """Of some steps spread over the training: the one with the most token slots, which need the most memory."""
-    one_row, found = options.padding_free is True, []
-    for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
-        batch, ranks, device = order.batch(step), machine.count, machine.device
-        steps = deal(batch, data.lengths, options, ranks=ranks, device=device, padding_free=one_row)
-        found += [
-            _laid_out(rank, 0 if one_row else one.n_segments, data, len(steps) > 1)
-            for one in steps
-            for rank in one.ranks
-        ]
-    return max(found, key=lambda batch: batch.slots)
-
-
-def _laid_out(units: Sequence[Unit], n_segments: int, data: EncodedDataset, accumulated: bool) -> MicroBatch:
-    """n_segments: 0 for all in one row."""
-    rows = np.array([slot.row for unit in units for slot in unit])
-    lengths = data.lengths[rows].tolist()
-    groups = length_groups(lengths, min(n_segments, len(lengths))) if n_segments else []
-    segments = tuple((len(group), max(lengths[i] for i in group)) for group in groups) or ((1, sum(lengths)),)
-    return MicroBatch(segments, int(data.n_targets[rows].sum()), accumulated)
+    stage  name, model path and adapters
+    steps  after so many of the order's it stops; None: after all
+    """
+    steps = order.total_steps if steps is None else steps
+    trained = Tokens.of(data, times=steps / math.ceil(len(data) / options.global_batch_size))
+    batch = largest_micro_batch(data, order, options, machine, run.config.model.attention) if steps else None
+    return Work(*stage, trained, read, steps, options, batch)

@@ -181,6 +181,12 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
         raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
     if parallel == "fsdp":
         return init_device_mesh(world.device.type, (world.size,))
+    group = shard_group(shard_group_size, world)
+    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_group(shard_group_size: int | None, world: World) -> int:
+    """Ranks that share one copy of the weights under hsdp; ConfigError where that does not divide their number."""
     group = shard_group_size or world.local_size
     if world.size % group:
         divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
@@ -188,7 +194,7 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
         if shard_group_size is None:
             given = f"training.shard_group_size is null, which means the {group} ranks of this node"
         raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
-    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+    return group
 
 
 @contextlib.contextmanager

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import FromFile, Online, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.errors import ConfigError
-from sftmix.estimate import estimate, make_machine
+from sftmix.estimate import GPUS, estimate, make_machine
 from sftmix.estimate.cost import forward_flops, training_flops
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import Tokens
@@ -54,36 +54,6 @@ def test_numbers_are_those_of_the_real_model(model):
     assert adapted.trained == 2 * 4 * sum(q.shape)
     assert adapted.numbers == fake.numbers + adapted.trained
     assert not adapted.head_is_trained
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("shapes", [[(3, 20)], [(2, 7), (1, 33)]])
-def test_saved_bytes_are_those_that_autograd_saves(model, attention, shapes):
-    real = load_model(model, attention=attention).train()
-    own = {p.untyped_storage().data_ptr() for p in real.parameters()}
-    total = 0
-    for rows, width in shapes:
-        kept = {}
-
-        def keep(x, kept=kept):
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage
-            return x
-
-        ids = torch.ones(rows, width, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            out = real.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        total += sum(storage.nbytes() for storage in kept.values())
-        del out
-    assert FakeModel(model, attention, NO_LORA).saved(shapes, bf16=False, recompute=False) == total
-
-
-def test_recomputation_saves_all_but_the_inputs_of_the_layers(model):
-    fake = FakeModel(model, None, NO_LORA)
-    whole = fake.saved([(4, 64)], bf16=False, recompute=False)
-    inputs = 4 * 64 * 32 * 4 * 2
-    assert fake.saved([(4, 64)], bf16=False, recompute=True) == pytest.approx(inputs + whole / 2)
 
 
 def test_flops_are_those_that_torch_counts(model):
@@ -145,15 +115,6 @@ def test_a_file_costs_nothing_and_another_model_is_its_own(finished, tmp_path):
     assert reference.memory.optimizer < train.memory.optimizer
 
 
-def test_memory_is_divided_as_the_weights_are(finished):
-    one, four = (estimate(config(finished.tiny), make_machine("H100", n, mfu=0.4, tflops=None)) for n in (1, 4))
-    a, b = one.stages[-1].memory, four.stages[-1].memory
-    assert (b.weights, b.optimizer) == (a.weights / 4, a.optimizer / 4)
-    assert a.weights == 4 * one.stages[-1].numbers
-    assert a.process == 0
-    assert b.working > 0  # gathered layers
-
-
 # -------------------------------------------------------------------------------------------- command
 
 
@@ -171,7 +132,7 @@ def test_the_command_prints_a_table_or_json(finished, sftmix):
 
 
 def test_what_does_not_fit_is_said(finished, sftmix, monkeypatch):
-    monkeypatch.setitem(__import__("sftmix.estimate.machine").estimate.machine.GPUS, "H100", (989, 1e-6))
+    monkeypatch.setitem(GPUS, "H100", (989, 1e-6))
     done = sftmix("estimate", *finished.tiny.options)
     assert "warning: train needs" in done.out
 
@@ -183,6 +144,7 @@ def test_what_does_not_fit_is_said(finished, sftmix, monkeypatch):
         ({"count": 0}, "gpus is 0"),
         ({"mfu": 1.5}, "mfu is 1.5"),
         ({"tflops": 0.0}, "tflops is 0.0"),
+        ({"per_node": 0}, "gpus_per_node is 0"),
     ],
 )
 def test_a_machine_that_cannot_be_is_refused(values, message):
@@ -191,10 +153,35 @@ def test_a_machine_that_cannot_be_is_refused(values, message):
         make_machine(given.pop("name"), given.pop("count"), **given)
 
 
-def test_the_largest_micro_batch_is_found(finished):
-    found = estimate(config(finished.tiny), CPU)
-    batch = found.stages[-1].work.batch
-    assert sum(rows for rows, _ in batch.segments) <= 4
-    assert batch.accumulated
-    assert batch.slots >= max(width for _, width in batch.segments)
-    assert np.isfinite(found.stages[-1].memory.peak)
+def test_what_to_do_about_it_depends_on_the_layout(finished, sftmix, monkeypatch):
+    """Under FSDP a smaller micro-batch helps only as long as a step has one."""
+    monkeypatch.setitem(GPUS, "H100", (989, 1e-6))
+    words = ["estimate", *finished.tiny.options, "--gpus"]
+    accumulated, shards, alone = (
+        sftmix(*words, *more).out
+        for more in (["1"], ["2", "--training.parallel", "fsdp"], ["2", "--training.parallel", "ddp"])
+    )
+    assert "a smaller training.micro_batch_size, training.activation" in accumulated
+    assert "a smaller training.micro_batch_size, training.activation" in alone
+    assert "as long as a step stays one micro-batch (else each GPU holds the whole gradient" in shards
+    several = sftmix(*words, "2", "--training.micro_batch_size", "2").out
+    assert "one micro-batch a step (a smaller training.global_batch_size), as each GPU holds" in several
+
+
+def test_an_optimizer_that_does_not_shard_is_refused_as_by_a_run(finished, sftmix, monkeypatch):
+    monkeypatch.setattr(AdamW, "shards", False)
+    words = ["estimate", *finished.tiny.options]
+    assert sftmix(*words, "--gpus", "1").code == 0
+    done = sftmix(*words, "--gpus", "8")
+    assert done.code == 2
+    assert "optimizer AdamW and training.parallel auto (here fsdp) exclude each other" in done.err
+
+
+def test_hsdp_takes_the_size_of_a_node(finished, sftmix):
+    words = ["estimate", *finished.tiny.options, "--gpus", "8", "--training.parallel", "hsdp", "--json"]
+    words += ["--splitter", "RandomSplit"]
+    weights = [
+        json.loads(sftmix(*words, *more).out)["stages"]["train"]["memory_bytes"]["weights"]
+        for more in ([], ["--gpus_per_node", "2"])
+    ]
+    assert weights[1] == 4 * weights[0]
