@@ -124,7 +124,17 @@ def resolve(dotted: str) -> object:
 
 def known_options() -> set[str]:
     own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "merge", "help", "version"}
-    own |= {"gpu", "gpus", "mfu", "tflops", "json", "variants", "list", *(f.name for f in fields(TableOptions))}
+    own |= {
+        "gpu",
+        "gpus",
+        "gpus_per_node",
+        "mfu",
+        "tflops",
+        "json",
+        "variants",
+        "list",
+        *(f.name for f in fields(TableOptions)),
+    }
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
