@@ -73,6 +73,9 @@ of rows: 1 is linear."""
 
 _STARTUP = "Tokenising is cached by content: the second start reads it back."
 
+_ESTIMATE = """\
+Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone."""
+
 _LORA = "Same trainer, rows and pairs, in turns; memory above the loaded model, in a process of its own."
 
 _COMPARE = "A table of variants and seeds shares stages: wall time of the whole / of the stages that had to be made."
@@ -97,6 +100,7 @@ def files() -> dict[Path, str]:
         "trl_compare": ("Beside TRL", _TRL, trl),
         "startup": ("Start", _STARTUP, startup),
         "scale": ("Many rows, long rows, large vocabularies, two ranks", _SCALE, scale),
+        "estimate": ("What `sftmix estimate` says, and what is needed", _ESTIMATE, estimate),
         "lora": ("LoRA", _LORA, lora),
         "compare": ("Tables of many runs", _COMPARE, compare),
     }
@@ -237,6 +241,12 @@ def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
     ]
     head = ("a step of training", "tokens", "seconds", "CPU seconds of rank 0", "MiB above the model, of one rank")
     yield from table(head, rows)
+
+
+def estimate(result: Result, made: dict[Path, str]) -> Iterator[str]:
+    keys = ("estimated_mib", "measured_mib", "estimated / measured", "gflops_per_second")
+    rows = [(name, *(found[key] for key in keys)) for name, found in result["settings"].items()]
+    yield from table(("setting", "estimated MiB", "measured MiB", "estimated / measured", "GFLOP/s"), rows)
 
 
 def lora(result: Result, made: dict[Path, str]) -> Iterator[str]:
