@@ -74,7 +74,8 @@ of rows: 1 is linear."""
 _STARTUP = "Tokenising is cached by content: the second start reads it back."
 
 _ESTIMATE = """\
-Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone."""
+Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone.
+The run gives freed memory back to the system, which glibc does not always do by itself."""
 
 _LORA = "Same trainer, rows and pairs, in turns; memory above the loaded model, in a process of its own."
 

@@ -163,8 +163,8 @@ class TrainingOptions:
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward: less memory, about a third more compute."""
     compile: bool = False
-    """Compile each decoder layer (torch.compile): minutes at the start, then faster on a GPU; results differ in
-    rounding. Needs a C++ compiler on CPU, Triton on a GPU."""
+    """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
+    rounding. Needs a C++ compiler on a CPU, Triton on a GPU."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples on
     CPU, one on a GPU. Excludes padding_free true."""
