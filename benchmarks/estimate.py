@@ -4,9 +4,9 @@
     python benchmarks/estimate.py --quick
 
 Each setting is estimated in one process and run in another (`--splitter RandomSplit`, a few steps without checkpoints),
-whose peak of resident memory from the beginning of the stage is compared. glibc keeps much of what is freed, depending
-on the order of sizes, which estimate does not foretell: the run gives it back (MALLOC_MMAP_THRESHOLD_), unless
---keep_freed. FLOPs over the time of the steps is the rate that `--tflops` and `--mfu` stand for.
+whose peak of resident memory from the beginning of the stage is compared. glibc keeps some of what is freed, depending
+on the order of sizes, which estimate does not foretell; with --give_back the run returns it to the system
+(MALLOC_MMAP_THRESHOLD_). FLOPs over the time of the steps is the rate that `--tflops` and `--mfu` stand for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SETTINGS = {
 
 def cli(args: argparse.Namespace, *words: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    if not args.keep_freed:
+    if args.give_back:
         environment["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
     command = [sys.executable, str(ROOT / "cli.py"), *words]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
@@ -75,17 +75,18 @@ def main() -> None:
     options.add_argument("--hidden_size", type=int, default=768)
     options.add_argument("--layers", type=int, default=8)
     options.add_argument("--steps", type=int, default=6)
-    options.add_argument("--keep_freed", action="store_true", help="leave it to glibc what freed memory it gives back")
+    options.add_argument("--give_back", action="store_true", help="freed memory is returned to the system at once")
+    options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     args = parse(options, QUICK)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         os.environ["SFTMIX_CACHE"] = str(place / "cache")
         model = random_llama(args.source, place / "model", hidden_size=args.hidden_size, num_hidden_layers=args.layers)
         found = {}
-        for number, (name, own) in enumerate(SETTINGS.items()):
+        for number, (name, own) in enumerate((name, SETTINGS[name]) for name in args.settings):
             found[name] = compared(args, model, own, place / str(number))
             print(name, found[name], file=sys.stderr, flush=True)
-    publish("estimate", args, {"settings": found}, variant="keep-freed" if args.keep_freed else "")
+    publish("estimate", args, {"settings": found}, variant="give-back" if args.give_back else "")
 
 
 if __name__ == "__main__":

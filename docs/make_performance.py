@@ -75,7 +75,7 @@ _STARTUP = "Tokenising is cached by content: the second start reads it back."
 
 _ESTIMATE = """\
 Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone.
-The run gives freed memory back to the system, which glibc does not always do by itself."""
+How much of what is freed glibc keeps is not estimated; `give-back` is a run that returns all of it."""
 
 _LORA = "Same trainer, rows and pairs, in turns; memory above the loaded model, in a process of its own."
 
