@@ -86,7 +86,9 @@ def main() -> None:
         for number, (name, own) in enumerate((name, SETTINGS[name]) for name in args.settings):
             found[name] = compared(args, model, own, place / str(number))
             print(name, found[name], file=sys.stderr, flush=True)
-    publish("estimate", args, {"settings": found}, variant="give-back" if args.give_back else "")
+    some = [] if args.settings == list(SETTINGS) else [name.replace(" ", "-") for name in args.settings]
+    variant = "-".join([*some, *(["give-back"] if args.give_back else [])])
+    publish("estimate", args, {"settings": found}, variant=variant)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""
+CPU_SCORING_TOKENS = 2048
+"""The same on a CPU, at most: larger batches leave its caches, and are padded more."""
 
 
 # -------------------------------------------------------------------------------------------- scoring
@@ -92,9 +94,10 @@ def forward_rows(
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
     """This rank's batches; a rank that has one fewer repeats its last, uncounted."""
     order = np.argsort(-lengths, kind="stable")  # longest first: memory is at its peak at once
+    budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
     cuts, start = [], 0
     while start < len(order):
-        size = max(1, SCORING_TOKENS // max(1, int(lengths[order[start]])))
+        size = max(1, budget // max(1, int(lengths[order[start]])))
         cuts.append(order[start : start + size])
         start += size
     rounds = math.ceil(len(cuts) / world.size)
