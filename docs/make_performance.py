@@ -71,7 +71,10 @@ Everything a run does per row, but training. CPU seconds of synthetic rows of ab
 that tokenise beside it, whose memory is not in the last column; the exponent is that of the growth over the last factor
 of rows: 1 is linear."""
 
-_STARTUP = "Tokenising is cached by content: the second start reads it back."
+_STARTUP = """\
+Tokenising is cached by content: the second start reads it back. Before the first step the base model scores a sample of
+rows (a twentieth, at most 1,000), whose confidence is compared with that after the training: on a CPU that takes the
+most of the time to the first step."""
 
 _ESTIMATE = """\
 Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone.
@@ -89,7 +92,7 @@ def latest(name: str, device: str = "cpu") -> dict[str, tuple[str, Result]]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["benchmark"] == name:
             found[result.get("variant", "")] = (path.name, result)
-    return found
+    return dict(sorted(found.items()))
 
 
 def files() -> dict[Path, str]:
@@ -220,7 +223,8 @@ def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
     steps = "start to first step, cached, seconds"
     rows = [(f"{name}: seconds; MiB", f"{result[name]['seconds']}; {result[name]['peak_growth_mib']}")
             for name in ("load, first time", "load, cached")]  # fmt: skip
-    rows.append((steps, ", ".join(map(str, result[steps]))))
+    sample = "of which the sample is scored, seconds"
+    rows += [(name, ", ".join(map(str, result[name]))) for name in (steps, sample) if name in result]
     yield from table((f"{result['setting']['count']:,} rows", "measured"), rows)
 
 
