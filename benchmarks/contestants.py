@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
-from benchmarks.stages import load_rows, ntp_stage
+from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
 from sftmix.data.batching import RowSubset, TokenisedRows
@@ -34,9 +33,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.distributed import World
 from sftmix.training.log import PeakMemory
 from sftmix.training.loop import train
-from sftmix.training.stage import Stage
 from sftmix.training.step import TrainingModule
-from sftmix.training.window import micro_batches
 from sftmix.types import Encoded
 
 TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
@@ -162,18 +159,8 @@ def our_run(
         stage = replace(stage, objective=SFTMix())
     with memory_above(model, args, figures):
         module = train(stage, world).module
-    return model, {**figures, **_padding(stage, world, module)}
-
-
-def _padding(stage: Stage, world: World, module: nn.Module) -> dict[str, int]:
-    """Real tokens and slots of the first epoch."""
-    tokens = slots = 0
-    for step in range(stage.order.ends[0]):
-        units = stage.order.batch(step)
-        for batch in micro_batches(units, stage.data, stage.options, world, module, split=None, pad_id=stage.pad_id):
-            tokens += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
-            slots += sum(segment.input_ids.numel() for segment in batch.segments)
-    return {"tokens": tokens, "slots": slots}
+    tokens, slots = tokens_and_slots(stage, world, module, stage.order.ends[0])  # of the first epoch
+    return model, {**figures, "tokens": tokens, "slots": slots}
 
 
 # --------------------------------------------------------------------------------------------- TRL's

@@ -83,8 +83,8 @@ def main() -> None:
         os.environ["SFTMIX_CACHE"] = str(place / "cache")
         model = random_llama(args.source, place / "model", hidden_size=args.hidden_size, num_hidden_layers=args.layers)
         found = {}
-        for number, (name, own) in enumerate((name, SETTINGS[name]) for name in args.settings):
-            found[name] = compared(args, model, own, place / str(number))
+        for number, name in enumerate(args.settings):
+            found[name] = compared(args, model, SETTINGS[name], place / str(number))
             print(name, found[name], file=sys.stderr, flush=True)
     some = [] if args.settings == list(SETTINGS) else [name.replace(" ", "-") for name in args.settings]
     variant = "-".join([*some, *(["give-back"] if args.give_back else [])])

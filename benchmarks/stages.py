@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sftmix.components.objectives import NTP
@@ -20,6 +21,7 @@ from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.distributed import World
 from sftmix.training.order import TrainingOrder
 from sftmix.training.stage import Stage
+from sftmix.training.window import micro_batches
 from sftmix.types import Rows, Scores, Split
 
 
@@ -80,6 +82,17 @@ def ntp_stage(
         split_of=lambda epoch: split,
         scorer=partial(score_rows, world=world, precision=options.precision),
     )
+
+
+def tokens_and_slots(stage: Stage, world: World, module: nn.Module, steps: int) -> tuple[int, int]:
+    """Real tokens, and token slots, of the micro-batches of the first steps as the (wrapped) module is fed."""
+    tokens = slots = 0
+    for step in range(steps):
+        units = stage.order.batch(step)
+        for batch in micro_batches(units, stage.data, stage.options, world, module, split=None, pad_id=stage.pad_id):
+            tokens += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
+            slots += sum(segment.input_ids.numel() for segment in batch.segments)
+    return tokens, slots
 
 
 def _pairs(split: Split, scores: Scores, epoch: int) -> Rows:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
-from benchmarks.stages import load_rows, ntp_stage  # noqa: E402
+from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
 from sftmix.estimate.cost import training_flops  # noqa: E402
@@ -44,7 +44,6 @@ from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.stage import Stage  # noqa: E402
-from sftmix.training.window import micro_batches  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}
@@ -93,13 +92,8 @@ def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
 
 def fill(loop: TrainingLoop) -> float:
     """Share of the slots of the loop's micro-batches that hold a real token, over up to 40 steps."""
-    stage, real, slots = loop.stage, 0, 0
-    for number in range(min(40, loop.total)):
-        units = stage.order.batch(number)
-        for batch in micro_batches(units, stage.data, stage.options, loop.world, loop.module, split=None, pad_id=0):
-            real += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
-            slots += sum(segment.attention_mask.numel() for segment in batch.segments)
-    return round(real / slots, 4)
+    tokens, slots = tokens_and_slots(loop.stage, loop.world, loop.module, min(40, loop.total))
+    return round(tokens / slots, 4)
 
 
 def flops_of(loop: TrainingLoop, args: Namespace) -> float:

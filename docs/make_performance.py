@@ -162,8 +162,7 @@ def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
     head = ("micro-batches", "a step of SFTMix / of NTP", "by CPU time", "speed of NTP beside the first row")
     head += ("real tokens/s, NTP", "SFTMix", "real tokens / slots", "MFU, NTP", "SFTMix", "scoring / training speed")
     yield from table(head, rows)
-    name = "-".join(["performance-step", *filter(None, [result.get("variant")])])
-    yield from picture(name, "real tokens per second of a step", speed, made)
+    yield from picture(_named("performance-step", result), "real tokens per second of a step", speed, made)
 
 
 def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
@@ -208,8 +207,7 @@ def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
     head = ("trainer", "real tokens/s", "per CPU second", "real tokens / slots", "peak MiB above the model")
     yield from table((*head, "peak MiB in all", "NLL, training rows", "NLL, held out"), rows)
     bars = {name: found["real_tokens_per_second"]["median"] for name, found in result["contestants"].items()}
-    name = "-".join(["performance-trl", *filter(None, [result.get("variant")])])
-    yield from picture(name, "real tokens per second", bars, made)
+    yield from picture(_named("performance-trl", result), "real tokens per second", bars, made)
     rows = []
     for name, found in result["ratios"].items():
         speeds = [spread(found[f"speed by {key}"], 2) for key in ("seconds", "cpu_seconds")]
@@ -282,6 +280,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
     yield "|" + "---|" * len(head)
     yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
     yield ""
+
+
+def _named(name: str, result: Result) -> str:
+    """Each variant of a benchmark has a picture of its own."""
+    return "-".join([name, *filter(None, [result.get("variant")])])
 
 
 def picture(name: str, title: str, bars: Mapping[str, float], made: dict[Path, str]) -> Iterator[str]:
