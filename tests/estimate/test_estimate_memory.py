@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from sftmix.estimate.trace import Segment
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.distributed import World, gradient_sync, wrap
 from sftmix.training.step import TrainingModule, scoring_plan
+from sftmix.types import Batch, Plan
 from tests.toy import on_ranks, toy_model, toy_rows
 
 VOCABULARY, WIDTH, INNER, LAYERS = 96, 32, 64, 3
@@ -99,9 +101,19 @@ class Made(TorchDispatchMode):
                 self.made[storage._cdata] = (StorageWeakRef(storage), x.dtype, storage.nbytes())
         return out
 
-    def bytes(self, dtype: torch.dtype) -> int:
+    def bytes(self, dtype: torch.dtype | None = None, *, without: Iterable[torch.Tensor] = ()) -> int:
+        """Of those that are held: of one dtype, or all; without the storages of some tensors."""
         gc.collect()
-        return sum(n for ref, kind, n in self.made.values() if kind == dtype and not ref.expired())
+        left_out = {x.untyped_storage()._cdata for x in without}
+        held = [(key, kind, n) for key, (ref, kind, n) in self.made.items() if not ref.expired()]
+        return sum(n for key, kind, n in held if dtype in (None, kind) and key not in left_out)
+
+
+def ntp_batch() -> tuple[Batch, Plan]:
+    batch = collate([(Slot(0),), (Slot(1),)], toy_rows([(3, 5), (7, 2)]))
+    plan = scoring_plan(batch)
+    plan.row_weight.fill_(1.0)
+    return batch, plan
 
 
 def accumulates(world: World) -> None:
@@ -109,9 +121,7 @@ def accumulates(world: World) -> None:
     model = toy_model(dtype=torch.float32)
     numbers = sum(p.numel() for p in model.parameters())
     module = wrap(TrainingModule(model), parallel="fsdp", precision="bf16", world=world)
-    batch = collate([(Slot(0),), (Slot(1),)], toy_rows([(3, 5), (7, 2)]))
-    plan = scoring_plan(batch)
-    plan.row_weight.fill_(1.0)
+    batch, plan = ntp_batch()
     with Made() as made, gradient_sync(module, enabled=False):
         module(batch, plan).loss.backward()
     assert numbers * 4 <= made.bytes(torch.float32) < numbers * 4.05
@@ -148,9 +158,7 @@ def test_ddp_keeps_its_buckets_and_one_process_nothing(paths):
 def ddp_buckets(world: World) -> None:
     """Whether the gradients' storage outlives zero_grad(set_to_none=True)."""
     module = wrap(TrainingModule(toy_model(dtype=torch.float32)), parallel="ddp", precision="fp32", world=world)
-    batch = collate([(Slot(0),), (Slot(1),)], toy_rows([(3, 5), (7, 2)]))
-    plan = scoring_plan(batch)
-    plan.row_weight.fill_(1.0)
+    batch, plan = ntp_batch()
     for _ in range(2):
         module(batch, plan).loss.backward()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]

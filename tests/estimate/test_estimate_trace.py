@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sftmix.adapters import add_adapters
@@ -22,6 +18,7 @@ from sftmix.estimate.trace import Segment
 from sftmix.models import load_model
 from sftmix.options import LoraOptions
 from sftmix.training.layers import recompute_activations
+from tests.estimate.test_estimate_memory import Made
 
 NO_LORA, LORA = LoraOptions(), LoraOptions(r=4)
 LAYERS = 6
@@ -73,27 +70,6 @@ def saved(model: PreTrainedModel, segments: Sequence[Segment], *, autocast: bool
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
                 outputs.append(model.get_decoder()(**inputs_of(segment)))
     return sum(storage.nbytes() for storage in kept.values())
-
-
-class Made(TorchDispatchMode):
-    """Every storage that an operation returns, as long as somebody holds it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return out
-
-    def bytes(self, model: nn.Module) -> int:
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-        gc.collect()
-        return sum(n for key, (ref, n) in self.made.items() if not ref.expired() and key not in own)
 
 
 # ------------------------------------------------------------------------------------------ saved bytes
@@ -152,7 +128,7 @@ def test_recomputation_holds_what_the_forward_leaves_and_one_layer(path, autocas
     recompute_activations(real)
     with Made() as made, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         outputs = [real.get_decoder()(**inputs_of(one)) for one in (Segment(4, 64), Segment(4, 64))]
-        held = made.bytes(real)
+        held = made.bytes(without=real.parameters())
     del outputs
     fake = FakeModel(path, "sdpa", NO_LORA).saved(FULL * 2, "autocast" if autocast else "float32", recompute=True)
     # Not in the estimate: outputs, final norm, cosines and sines.
