@@ -50,8 +50,8 @@ holds the logits of all rows."""
 _PIPELINE = """\
 Whole runs from rows to exported model, in turns. A reference of the same size doubles the training; each scoring is a
 forward pass over all rows. What is saved by losses taken on the way, by a smaller reference, or by none is said in
-[the README](../README.md), by arithmetic. `measuring` is the confidence of a sample of rows before and after training,
-which the plain run has, too."""
+[the README](../README.md), by arithmetic. `measuring` is the confidence of a sample of rows under the base model and
+after training, which the plain run has, too."""
 
 _TRL = """\
 TRL's SFTTrainer on the same token ids and labels from the same weights, each in a process of its own, step by step in
@@ -72,9 +72,9 @@ that tokenise beside it, whose memory is not in the last column; the exponent is
 of rows: 1 is linear."""
 
 _STARTUP = """\
-Tokenising is cached by content: the second start reads it back. Before the first step the base model scores a sample of
-rows (a twentieth, at most 1,000), whose confidence is compared with that after the training: on a CPU that takes the
-most of the time to the first step."""
+Tokenising is cached by content: the second start reads it back. The first step waits for the imports, the rows and the
+model; what is measured of the base model is measured after the training
+([decision 10](decisions/0010-the-base-model-is-measured-last.md))."""
 
 _ESTIMATE = """\
 Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone.
@@ -179,7 +179,8 @@ def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
     for name, arm in result["arms"].items():
         stages = arm["stages"]
         seconds = [stages.get(stage, {}).get("wall_seconds", 0) for stage in ("reference", "train")]
-        rest = (stages.get("reference", {}).get("scoring_seconds", 0), stages["train"].get("calibration_seconds", 0))
+        measuring = stages["train"].get("calibration_seconds", 0) + stages.get("base", {}).get("wall_seconds", 0)
+        rest = (stages.get("reference", {}).get("scoring_seconds", 0), measuring)
         ratios = [spread(arm[f"{key} / plain"]) if f"{key} / plain" in arm else "" for key in ("run", "cpu", "process")]
         rows.append((f"`{name}`", *ratios, *(f"{s:,.0f}" for s in (*seconds, *rest))))
         bars[name] = arm["run / plain"]["median"] if "run / plain" in arm else arm["run_seconds"]["median"]
@@ -221,8 +222,7 @@ def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
     steps = "start to first step, cached, seconds"
     rows = [(f"{name}: seconds; MiB", f"{result[name]['seconds']}; {result[name]['peak_growth_mib']}")
             for name in ("load, first time", "load, cached")]  # fmt: skip
-    sample = "of which the sample is scored, seconds"
-    rows += [(name, ", ".join(map(str, result[name]))) for name in (steps, sample) if name in result]
+    rows.append((steps, ", ".join(map(str, result[steps]))))
     yield from table((f"{result['setting']['count']:,} rows", "measured"), rows)
 
 

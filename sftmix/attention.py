@@ -39,19 +39,11 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
         )
 
 
-def check_packing(model: PreTrainedModel, *, padding_free: bool = False) -> None:
-    """ConfigError unless the backbone gives every packed document the hidden states it has alone.
-
-    padding_free  in a batch of one row, else also in lines of packed documents and padding
-    """
-    problem = packing_problem(model, padding_free=padding_free)
-    if problem is not None:
-        raise ConfigError(problem)
-
-
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
-    """What `check_packing` has to say of hidden states that are not those of each document alone; None if all are.
+    """What to tell of packed documents whose hidden states are not those that each has alone; None if all are.
+
+    padding_free  in a batch of one row, else also in lines of packed documents and padding
 
     A value, so that a forward which asks ends as any other: FSDP keeps gathered what an error goes through. ConfigError
     where the backbone itself fails.

@@ -1,8 +1,8 @@
 """What is measured of a target before and after its training, beside the steps themselves.
 
-Before: the held-out metrics, and the confidence of a sample of training rows under the base model. After: the same,
-token calibration, and which share of the response tokens was mixed. The NTP baseline is measured in the same way, on
-the same rows.
+Of the base model: the held-out metrics, and the confidence of a sample of training rows. Of the trained target: the
+same, token calibration, and which share of the response tokens was mixed. The NTP baseline is measured in the same way,
+on the same rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import nn
 
 from sftmix.artefacts import write_json
 from sftmix.calibration import calibrate, report
-from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.data.batching import RowSubset, Unit
-from sftmix.dynamics import merge, one_checkpoint
+from sftmix.data import EncodedDataset, LoadedData
+from sftmix.data.batching import RowSubset, TokenisedRows, Unit
+from sftmix.dynamics import one_checkpoint
 from sftmix.rng import stable_hash
 from sftmix.store import read_dynamics, write_dynamics, write_eval
 from sftmix.training.distributed import World, resolve_precision
@@ -29,12 +29,12 @@ from sftmix.training.loop import held_out_metrics
 from sftmix.training.stage import Stage
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
+SAMPLE = "sample.parquet"
+"""Of a stage: the sample under its model."""
+
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
 """Share of the training rows whose confidence is measured before and after training, and its bounds in rows: small
 beside the training itself, and never so few that a standard deviation says nothing."""
-
-_HELD_OUT_BEFORE = "eval_before.json"
-_SAMPLE_BEFORE = "sample_before.parquet"
 
 
 def sample_rows(ids: Sequence[str]) -> Rows:
@@ -44,60 +44,43 @@ def sample_rows(ids: Sequence[str]) -> Rows:
     return np.sort(np.asarray(ranked[:size], dtype=np.int64))
 
 
-class Measurement(Callback):
-    """As a callback of the loop: the figures before training, kept on disk, so that a resumed run has them. `after`
-    adds those of the trained model.
+class Measurement:
+    """Of one model: `base` of the untrained one, `trained` of one that a stage has trained, with all ranks together.
 
-    directory   of the stage
-    ids         of the N training rows; n_tokens: i64[N], their response tokens
+    directory  of the stage, which the files are written into
     """
 
-    def __init__(self, directory: Path, world: World, *, ids: Sequence[str], n_tokens: Rows) -> None:
-        self._directory, self._world, self._n_tokens = directory, world, n_tokens
-        self._sample = sample_rows(ids)
-        self._sample_ids = [ids[row] for row in self._sample]
-        self.seconds = 0.0
+    def __init__(self, directory: Path, world: World, data: LoadedData) -> None:
+        self._directory, self._world, self._data = directory, world, data
+        self._sample = RowSubset(data.train, sample_rows(data.train.ids))
 
-    def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        if state.step > 0:
-            return None
-        if state.evaluate is not None and not self._has(_HELD_OUT_BEFORE):
-            before = dict(state.evaluate())
-            self._world.on_main(lambda: write_json(self._directory / _HELD_OUT_BEFORE, before))
-        if not self._has(_SAMPLE_BEFORE):
-            assert state.score is not None
-            started = time.perf_counter()
-            self._keep(_SAMPLE_BEFORE, [self._one(0, state.score(self._sample))])
-            self.seconds += time.perf_counter() - started
-        return None
+    def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
+        """score: of rows under the untrained model."""
+        held_out = {} if self._data.eval is None else held_out_metrics(score(self._data.eval))
+        self._keep_sample(0, score(self._sample))
+        return Measured([SAMPLE], held_out)
 
-    def after(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
-        """Measure the trained module, together with all ranks, and write the files."""
+    def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
+        """The module that the stage has trained in so many steps."""
         started = time.perf_counter()
-        files = ["sample.parquet"]
-        figures: dict[str, Any] = {}
-        if stage.eval_data is not None:
+        files, figures = [SAMPLE], dict[str, Any]()
+        if self._data.eval is not None:
             files += ["eval.parquet", "calibration.json"]
-            figures |= self._held_out(stage, module)
+            figures |= self._held_out(stage, module, self._data.eval)
         assert stage.scorer is not None
-        trained = self._one(steps, stage.scorer(module, RowSubset(stage.data, self._sample)))
-        before = [read_dynamics(self._directory / _SAMPLE_BEFORE)] if self._has(_SAMPLE_BEFORE) else []
-        dynamics = [one.of(self._sample_ids) for one in before] + [trained]
-        self._keep("sample.parquet", dynamics)
-        figures["confidence_std"] = confidence_std(merge(dynamics))
+        self._keep_sample(steps, stage.scorer(module, self._sample))
         figures |= self._of_steps(stage, figures)
-        figures["calibration_seconds"] = self.seconds + time.perf_counter() - started
+        figures["calibration_seconds"] = time.perf_counter() - started
         return Measured(files, figures)
 
-    def _held_out(self, stage: Stage, module: nn.Module) -> dict[str, Any]:
-        data, world = stage.eval_data, self._world
-        assert data is not None
+    def _held_out(self, stage: Stage, module: nn.Module, data: EncodedDataset) -> dict[str, Any]:
+        world = self._world
         precision = resolve_precision(stage.options.precision, world.device)
         progress = f"{stage.name}: calibration"
         measured = calibrate(module, data, world=world, precision=precision, pad_id=stage.pad_id, progress=progress)
-        ids = [data[row].id for row in range(len(data))]
-        calibration = report(measured, ids)
-        world.on_main(lambda: write_eval(self._directory / "eval.parquet", ids, measured.scores, measured.brier_sum))
+        calibration = report(measured, data.ids)
+        file = self._directory / "eval.parquet"
+        world.on_main(lambda: write_eval(file, data.ids, measured.scores, measured.brier_sum))
         world.on_main(lambda: write_json(self._directory / "calibration.json", calibration))
         del calibration["reliability"]
         return {**held_out_metrics(measured.scores), "calibration": calibration}
@@ -105,7 +88,7 @@ class Measurement(Callback):
     def _of_steps(self, stage: Stage, figures: Mapping[str, Any]) -> dict[str, Any]:
         lines = self._world.share(self._lines() if self._world.is_main else None)
         mixed = [line["step"] - 1 for line in lines if line["mixup_tokens"]]
-        share = mixed_share(stage.order.batch, mixed, [line["step"] - 1 for line in lines], self._n_tokens)
+        share = mixed_share(stage.order.batch, mixed, [line["step"] - 1 for line in lines], self._data.train.n_targets)
         return {"mixed_token_share": share, **best_evaluation(lines, figures.get("eval_nll"))}
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -114,14 +97,9 @@ class Measurement(Callback):
         kept = ("step", "epoch", "mixup_tokens", "eval_nll")
         return [{k: line.get(k) for k in kept} for line in map(json.loads, text.splitlines())]
 
-    def _has(self, name: str) -> bool:
-        return bool(self._world.share((self._directory / name).exists()))
-
-    def _one(self, step: int, scores: RowScores) -> TrainingDynamics:
-        return one_checkpoint(self._sample_ids, step, scores)
-
-    def _keep(self, name: str, dynamics: Sequence[TrainingDynamics]) -> None:
-        self._world.on_main(lambda: write_dynamics(self._directory / name, merge(dynamics)))
+    def _keep_sample(self, step: int, scores: RowScores) -> None:
+        ids = [self._data.train.ids[row] for row in self._sample.rows]
+        self._world.on_main(lambda: write_dynamics(self._directory / SAMPLE, one_checkpoint(ids, step, scores)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +110,31 @@ class Measured:
     figures: dict[str, Any]
 
 
-def confidence_std(dynamics: TrainingDynamics) -> dict[str, Any]:
-    """Population standard deviation over the examples of minus the perplexity, at the first and the last checkpoint.
+def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
+    """Population standard deviation over the sample of minus the perplexity, of the base model and after training.
 
     Under `log_` that of minus the mean NLL per token, which single outliers do not decide. `change` is after / before
     - 1. A figure that is not finite, or whose before is not known, is None.
+
+    base, trained  directories of their stages
     """
-    found: dict[str, Any] = {"rows": len(dynamics.ids)}
-    nll_NC = dynamics.nll_sum / dynamics.n_tokens[:, None]
-    with np.errstate(over="ignore", invalid="ignore"):
-        for prefix, values_NC in (("", np.exp(nll_NC)), ("log_", nll_NC)):
-            spread = [_finite(float(s)) for s in values_NC.std(axis=0)]
-            before, after = (spread[0] if len(spread) > 1 else None), spread[-1]
-            change = None if not before or after is None else after / before - 1
-            found |= {f"{prefix}before": before, f"{prefix}after": after, f"{prefix}change": change}
+    after = read_dynamics(trained / SAMPLE)
+    found: dict[str, Any] = {"rows": len(after.ids)}
+    spread_after, spread_before = _spread(after), dict[str, float | None]()
+    if (base / SAMPLE).exists():
+        spread_before = _spread(read_dynamics(base / SAMPLE).of(after.ids))
+    for prefix in ("", "log_"):
+        old, new = spread_before.get(prefix), spread_after[prefix]
+        change = None if not old or new is None else new / old - 1
+        found |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
     return found
+
+
+def _spread(dynamics: TrainingDynamics) -> dict[str, float | None]:
+    """Standard deviation of the perplexity, and under `log_` of its logarithm."""
+    nll_N = dynamics.nll_sum[:, -1] / dynamics.n_tokens
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {prefix: _finite(float(values.std())) for prefix, values in (("", np.exp(nll_N)), ("log_", nll_N))}
 
 
 def _finite(value: float) -> float | None:

@@ -53,9 +53,6 @@ StageName = Literal["reference", "confidence", "split", "train"]
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
-EARLY_FILES = ("eval_before.json", "sample_before.parquet", "online")
-"""What a training stage may have written before its end."""
-
 
 def run(
     config: RunConfig, *, until: StageName = "train", world: World | None = None, pool: Sequence[Path] = ()
@@ -99,7 +96,11 @@ class Run(RunContext):
                 self.say("train: stopped in the first epoch, before there was a split")
             if self.config.with_baseline:
                 self.train("baseline", NTP(), None)
-        return summarise(self)
+            self.base()
+        summary = summarise(self)
+        steps = int(summary["stages"].get(stage, {}).get("steps", 0))
+        self.directory.status(stage=stage, step=steps, total_steps=steps)  # what was asked for, whatever came last
+        return summary
 
     # -------------------------------------------------------------------------- reference, confidence
 
@@ -239,7 +240,6 @@ class Run(RunContext):
         directory = self.directory.path / name
 
         pairs = self._epoch_pairs if name == "train" else self._pairs_of_baseline
-        measurement = Measurement(directory, self.world, ids=data.train.ids, n_tokens=data.train.n_targets)
         stage = self.stage(
             name,
             model_path=config.model.path,
@@ -254,17 +254,38 @@ class Run(RunContext):
             split_of=pairs.split_of,
             online=self._online().losses if self.single_run and name == "train" else None,
             seed=config.seed,
-            callbacks=[measurement, *config.callbacks],
+            callbacks=config.callbacks,
         )
         result = train(stage, self.world)
-        measured = measurement.after(stage, result.module, steps=int(result.figures["steps"]))
+        measurement = Measurement(directory, self.world, data)
+        measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
         self._export(stage, result, directory / "model")
         figures = {**result.figures, **measured.figures, "wall_seconds": time.time() - started}
         figures["made_by"] = made_by(self.world.size)
-        early = [file for file in EARLY_FILES if (directory / file).exists()]
-        self.finish(name, ["model", "metrics.jsonl", *measured.files, *early], figures)
+        online = ["online"] if (directory / "online").exists() else []
+        self.finish(name, ["model", "metrics.jsonl", *measured.files, *online], figures)
         held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
         self.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
+
+    def base(self) -> None:
+        """Measure the untrained model, once for all arms, after them: it holds up no first step (decision 10)."""
+        config, data = self.config, self.data
+        quantize = config.model.lora.quantize
+        inputs = {
+            "data": self.data_identity(),
+            "eval": data.eval.fingerprint if data.eval else None,
+            "model": self.model_fingerprint,
+            "quantize": quantize,
+            "computed": self.computed(),
+        }
+        if self.begin("base", inputs):
+            return
+        started = time.time()
+        packed = any(rows is not None and rows.packed for rows in (data.train, data.eval))
+        lora = LoraOptions(quantize=quantize)
+        score = self.scoring("base", config.model.path, encoder=self.encoder, packed=packed, lora=lora)
+        measured = Measurement(self.directory.path / "base", self.world, data).base(score)
+        self.finish("base", measured.files, {**measured.figures, "wall_seconds": time.time() - started})
 
     def _confidence_of_pairs(self) -> str | None:
         """Pair samplers see the confidence as well as the groups."""

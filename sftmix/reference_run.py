@@ -95,8 +95,9 @@ class ReferenceRun:
         for number, name in enumerate(paths, start=1):
             run.say(f"reference: {name} scores {len(data):,} examples")
             with _named("reference.paths"):
-                scores = run.score(name, encoder=encoder, data=data, token_nll=token_nll)
-            parts.append(one_checkpoint(data.ids, number, scores))
+                score = run.scoring("reference", name, encoder=encoder, packed=data.packed, token_nll=token_nll)
+            parts.append(one_checkpoint(data.ids, number, score(data)))
+            del score  # its model, before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 

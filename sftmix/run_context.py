@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import quantized_shards, sharded_optimizer
 from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
+from sftmix.data.batching import TokenisedRows
 from sftmix.dynamics import score_rows
 from sftmix.errors import ConfigError
 from sftmix.loading import empty_model, mapped_model, take_values
@@ -193,15 +194,22 @@ class RunContext:
             progress=f"{name}: scoring",
         )
 
-    def score(self, path: str, *, encoder: Encoder, data: EncodedDataset, token_nll: bool) -> RowScores:
-        """Every row under a model as it is."""
+    def scoring(
+        self,
+        name: str,
+        path: str,
+        *,
+        encoder: Encoder,
+        packed: bool,
+        lora: LoraOptions | None = None,
+        token_nll: bool = False,
+    ) -> Callable[[TokenisedRows], RowScores]:
+        """What scores rows under a model as it is, for the stage of that name."""
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
-        model, values = self.model(path, encoder, options)
-        module = training_module(
-            model, options, precision=precision, world=self.world, packed=data.packed, values=values
-        )
-        return self.scorer(options, encoder, name="reference", token_nll=token_nll)(module, data)
+        model, values = self.model(path, encoder, options, lora)
+        module = training_module(model, options, precision=precision, world=self.world, packed=packed, values=values)
+        return partial(self.scorer(options, encoder, name=name, token_nll=token_nll), module)
 
     def stage(
         self,

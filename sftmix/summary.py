@@ -13,6 +13,7 @@ import numpy as np
 import sftmix
 from sftmix.artefacts import read_json, write_json
 from sftmix.confounds import length_correlation, mixing
+from sftmix.measurement import confidence_std
 from sftmix.types import Scores
 
 if TYPE_CHECKING:
@@ -68,29 +69,29 @@ def _stage(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
     train = stages["train"]
-    before = root / "train" / "eval_before.json"
     found: dict[str, Any] = {
-        "eval_nll_before": read_json(before)["eval_nll"] if before.exists() else None,
-        **_trained(train),
+        "eval_nll_before": stages.get("base", {}).get("eval_nll"),
+        **_trained(root, "train", train),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
         # Without any NTP there is nothing that Mixup has a weight beside.
         "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
     }
     if "baseline" in stages:
-        found["baseline"] = _trained(stages["baseline"])
-        spread, plain = (arm.get("confidence_std") or {} for arm in (found, found["baseline"]))
+        found["baseline"] = _trained(root, "baseline", stages["baseline"])
+        spread, plain = (arm["confidence_std"] for arm in (found, found["baseline"]))
         for prefix in ("", "log_"):
             ours, theirs = spread.get(f"{prefix}after"), plain.get(f"{prefix}after")
             spread[f"{prefix}vs_baseline"] = ours / theirs - 1 if ours is not None and theirs else None
     return found
 
 
-def _trained(figures: dict[str, Any]) -> dict[str, Any]:
+def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     """What one arm came to."""
-    measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration", "confidence_std")
+    measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration")
     names = {"eval_nll": "eval_nll_after"} | {k: k for k in ("eval_accuracy", "eval_exact_match", *measured)}
-    return {name: figures.get(key) for key, name in names.items()}
+    found = {shown: figures.get(key) for key, shown in names.items()}
+    return {**found, "confidence_std": confidence_std(root / "base", root / name)}
 
 
 def _confidence(run: Run) -> dict[str, Any]:

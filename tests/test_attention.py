@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftmix.attention import check_packing
 from sftmix.data.batching import Slot, collate
 from sftmix.errors import ConfigError
+from sftmix.options import TrainingOptions
+from sftmix.training.distributed import World
 from sftmix.training.step import TrainingModule
+from sftmix.training.window import training_module
 from sftmix.types import Encoded
 from tests.test_models import TINY
 from tests.toy import ToyRows
@@ -85,6 +88,11 @@ def gradients(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, torch.T
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def packed(model) -> nn.Module:
+    """The module that a stage of packed documents trains."""
+    return training_module(model, TrainingOptions(), precision="fp32", world=World(), packed=True, trains=True)
+
+
 @pytest.mark.parametrize("n_segments", [1, 3])
 @pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
 def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, n_segments):
@@ -97,7 +105,7 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, 
     got, right = gradients(model, ours), gradients(model, expected)
     assert got.keys() == right.keys()
     assert max(float((got[k] - right[k]).abs().max() / (1 + right[k].abs().max())) for k in got) < 1e-5
-    check_packing(model)
+    packed(model)
 
 
 def test_a_mask_would_let_them_leak():
@@ -113,7 +121,7 @@ def test_a_mask_would_let_them_leak():
 def test_models_that_let_documents_leak_are_refused(family):
     config = transformers.AutoConfig.for_model(family, **LEAKY[family])
     with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
-        check_packing(build(config, "eager"))
+        packed(build(config, "eager"))
 
 
 def test_attention_without_masks_of_its_own_is_refused():
@@ -123,7 +131,7 @@ def test_attention_without_masks_of_its_own_is_refused():
 
     AttentionInterface.register("unmasked", sdpa_attention_forward)
     with pytest.raises(ConfigError, match="attention unmasked"):
-        check_packing(build(transformers.LlamaConfig(**TINY), "unmasked"))
+        packed(build(transformers.LlamaConfig(**TINY), "unmasked"))
 
 
 def test_position_ids_are_there_only_where_documents_are_packed():
@@ -142,4 +150,4 @@ def test_a_model_that_is_not_finite_is_refused():
     with torch.no_grad():
         model.get_decoder().norm.weight[0] = torch.nan
     with pytest.raises(ConfigError, match="differ by up to nan"):
-        check_packing(model)
+        packed(model)

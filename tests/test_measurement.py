@@ -16,7 +16,7 @@ from sftmix.data import load_data, make_encoder
 from sftmix.data.batching import RowSubset, Slot, epoch_units
 from sftmix.measurement import best_evaluation, confidence_std, mixed_share, sample_rows
 from sftmix.options import DataOptions
-from sftmix.store import read_eval
+from sftmix.store import read_dynamics, read_eval, write_dynamics
 from sftmix.types import TrainingDynamics
 from tests.tiny import SHORT, metrics
 from tests.toy import toy_rows
@@ -108,8 +108,25 @@ def test_the_measurements_are_outputs_of_their_stage(finished):
     assert [str(t) for t in columns.types] == ["string", "double", "int64", "int64", "double"]
 
 
+def test_the_base_model_is_measured_once_for_both_arms_and_after_them(finished, data):
+    """Its figures are those of the model that was given, and no step waited for them."""
+    assert sorted(read_json(finished.path / "base" / "MANIFEST.json")["files"]) == ["figures.json", "sample.parquet"]
+    figures = read_json(finished.path / "base" / "figures.json")
+    model = AutoModelForCausalLM.from_pretrained(finished.tiny.model).eval()
+    nll = [-log_softmax(z)[np.arange(len(y)), y] for z, y in token_logits(model, data.eval).values()]
+    assert figures["eval_nll"] == pytest.approx(np.concatenate(nll).mean(), rel=1e-6)
+    sample = read_dynamics(finished.path / "base" / "sample.parquet").of(data.train.ids)
+    nll = {i: -log_softmax(z)[np.arange(len(y)), y].sum() for i, (z, y) in token_logits(model, data.train).items()}
+    assert sample.steps.tolist() == [0]
+    assert sample.nll_sum[:, 0] == pytest.approx([nll[i] for i in data.train.ids], rel=1e-5)
+    last = metrics(finished.path, "baseline")[-1]["time"]
+    assert (finished.path / "base" / "inputs.json").stat().st_mtime > last
+    status = read_json(finished.path / "STATUS.json")
+    assert (status["stage"], status["step"], status["exit_code"]) == ("train", len(metrics(finished.path)), 0)
+
+
 def test_a_continued_run_knows_what_was_before(tiny, tmp_path, sftmix):
-    """Stopped after its last checkpoint: the base model is gone, its figures are not."""
+    """Stopped after its last checkpoint, before the model was written and measured."""
     run = tmp_path / "run"
     words = ["run", *tiny.options, *SHORT[:4], "--checkpoint.every", "2", "--objective", "NTP", "--out", str(run)]
     assert sftmix(*words).code == 0
@@ -117,6 +134,7 @@ def test_a_continued_run_knows_what_was_before(tiny, tmp_path, sftmix):
     for name in ("MANIFEST.json", "figures.json", "sample.parquet", "eval.parquet"):
         (run / "train" / name).unlink()
     shutil.rmtree(run / "train" / "model")
+    shutil.rmtree(run / "base")
     assert sftmix(*words).code == 0
     again = read_json(run / "summary.json")
     assert again["confidence_std"] == first["confidence_std"]
@@ -201,10 +219,15 @@ def test_with_the_papers_pairs_the_share_is_twice_the_ratio_of_pairs(finished):
     assert confounds["mixed_token_share"] == pytest.approx(2 * ratio)
 
 
-def test_the_spread_of_an_overflowing_perplexity_is_left_out():
-    nll = np.array([[1.0, 800.0], [2.0, 1.0]])
-    dynamics = TrainingDynamics(["a", "b"], np.array([0, 5]), nll, np.array([1, 1]), np.array([[0, 0], [0, 0]]))
-    found = confidence_std(dynamics)
+def test_the_spread_of_an_overflowing_perplexity_is_left_out(tmp_path):
+    for name, step, nll in (("base", 0, [1.0, 2.0]), ("train", 5, [800.0, 1.0])):
+        sums, one = np.array(nll)[:, None], np.array([1, 1])
+        dynamics = TrainingDynamics(["a", "b"], np.array([step]), sums, one, np.zeros((2, 1), np.int64))
+        write_dynamics(tmp_path / name / "sample.parquet", dynamics)
+    unknown = confidence_std(tmp_path / "not there", tmp_path / "train")
+    assert unknown["log_before"] is unknown["log_change"] is None
+    assert unknown["log_after"] == pytest.approx(399.5)
+    found = confidence_std(tmp_path / "base", tmp_path / "train")
     assert found["before"] == pytest.approx((np.exp(2) - np.exp(1)) / 2)
     assert found["after"] is found["change"] is None
     assert found["log_after"] == pytest.approx(399.5)

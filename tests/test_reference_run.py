@@ -188,7 +188,7 @@ def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sf
     found = table(run / "confidence" / "dynamics.parquet")
     assert sorted(set(found["step"])) == [1, 2]
     sums = {c: sum(n for n, k in zip(found["nll_sum"], found["checkpoint"], strict=True) if k == c) for c in (0, 1)}
-    base, after = (json.loads((finished.path / "train" / f).read_text()) for f in ("eval_before.json", "figures.json"))
+    base, after = (json.loads((finished.path / s / "figures.json").read_text()) for s in ("base", "train"))
     assert sums[1] < sums[0]  # its own training rows
     assert after["eval_nll"] < base["eval_nll"]
     last = table(finished.path / "confidence" / "dynamics.parquet")

@@ -79,7 +79,7 @@ def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
 
 
 def test_stages_tell_time_tokens_and_memory(summary):
-    assert set(summary["stages"]) == {"reference", "confidence", "split", "train", "baseline"}
+    assert set(summary["stages"]) == {"reference", "confidence", "split", "train", "baseline", "base"}
     for name in ("reference", "train", "baseline"):
         stage = summary["stages"][name]
         assert 0 < stage["elapsed"] <= stage["wall_seconds"] < 600

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STAGES = ("reference", "confidence", "split", "train", "baseline")
+STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 _FILES = {
     "reference": ("confidence/dynamics.parquet",),
     "confidence": ("confidence/confidence.parquet",),

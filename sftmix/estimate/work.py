@@ -114,18 +114,21 @@ class PlannedReference(ReferenceRun):
 
 
 def target_work(run: RunContext, machine: Machine) -> list[Work]:
-    """The target's stage, and the NTP baseline's where there is one."""
+    """The target's stage, the NTP baseline's where there is one, and that of the base model, which is only read."""
     config, data = run.config, run.data.train
     order = TrainingOrder(len(data), _pairs(run), options=config.training, seed=config.seed)
-    read = Tokens.of(data, sample_rows(data.ids), times=2)
+    untrained = read = Tokens.of(data, sample_rows(data.ids))
     if run.data.eval is not None:
-        read += Tokens.of(run.data.eval, times=2 + _evaluations(config.callbacks, order))
+        untrained += Tokens.of(run.data.eval)
+        read += Tokens.of(run.data.eval, times=1 + _evaluations(config.callbacks, order))
     stage = ("train", config.model.path, config.model.lora)
     baseline = training_work(stage, data, order, config.training, run, machine, read)
     train = baseline
     if config.objective.needs_batch_nll:  # each batch is read before it is trained on
         train = replace(baseline, read=baseline.read + baseline.trained)
-    return [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
+    arms = [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
+    lora = LoraOptions(quantize=config.model.lora.quantize)
+    return [*arms, Work("base", config.model.path, lora, NOTHING, untrained, 0, config.training, None)]
 
 
 def _pairs(run: RunContext) -> Callable[[int], Rows | None]:
@@ -147,7 +150,7 @@ def _pairs(run: RunContext) -> Callable[[int], Rows | None]:
 
 
 def _evaluations(callbacks: Sequence[Callback], order: TrainingOrder) -> int:
-    """Held-out evaluations in the course of a training; beside them is one before and one after it.
+    """Held-out evaluations in the course of a training; beside them is one after it.
 
     What callbacks of one's own do is not known.
     """

@@ -33,7 +33,7 @@ class TrainingModule(nn.Module):
     """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
 
     padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has asked
-                  `sftmix.attention.check_packing`
+                  `sftmix.attention.packing_problem`
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:

@@ -63,8 +63,9 @@ CELLS = ("NTP/seed-1", "SFTMix/seed-1", "NTP/seed-2", "SFTMix/seed-2")
 def test_the_reference_is_trained_once_and_the_target_in_every_run(ran: SimpleNamespace) -> None:
     adopted = {name: sorted(p.parent.name for p in (ran.out / name).glob("*/adopted.json")) for name in CELLS}
     assert adopted["NTP/seed-1"] == []
-    assert adopted["SFTMix/seed-1"] == ["confidence", "reference", "split"]
-    assert adopted["NTP/seed-2"] == adopted["SFTMix/seed-2"][:2] == ["confidence", "reference"]  # a split has a seed
+    assert adopted["SFTMix/seed-1"] == ["base", "confidence", "reference", "split"]
+    assert adopted["NTP/seed-2"] == ["base", "confidence", "reference"]  # a split has a seed
+    assert adopted["SFTMix/seed-2"] == adopted["SFTMix/seed-1"]
     assert [(ran.out / name / "reference" / "metrics.jsonl").exists() for name in CELLS] == [True, False, False, False]
     sources = {name: read_json(ran.out / name / "reference" / "adopted.json")["from"] for name in CELLS[1:]}
     for name, source in sources.items():
@@ -142,7 +143,7 @@ def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sft
     table = read_json(tmp_path / "table" / "table.json")
     assert (table["runs"], len(table["contrasts"])) == (8, 3)
     assert [set(run["adopted"]) >= {"train"} for run in table["variants"]["again"]["runs"]] == [True, True]
-    assert [set(run["adopted"]) for run in table["variants"]["control"]["runs"]] == [set(), set()]
+    assert [set(run["adopted"]) for run in table["variants"]["control"]["runs"]] == [{"base"}, {"base"}]
     ours, theirs = (table["variants"][name]["metrics"]["eval_nll_after"]["mean"] for name in ("again", "SFTMix"))
     assert ours == theirs
 
@@ -332,5 +333,5 @@ def test_all_ranks_agree_on_what_is_adopted(finished: Finished, tmp_path: Path) 
     done = launch(*words(finished, tmp_path, more=(*SMALL[:-1], "[1]")), ranks=2)
     assert done.returncode == 0, done.stderr
     table = read_json(tmp_path / "table" / "table.json")
-    assert set(table["variants"]["SFTMix"]["runs"][0]["adopted"]) == {"reference", "confidence", "split"}
+    assert set(table["variants"]["SFTMix"]["runs"][0]["adopted"]) == {"reference", "confidence", "split", "base"}
     assert [run["run"] for variant in table["variants"].values() for run in variant["runs"]] == list(CELLS[:2])

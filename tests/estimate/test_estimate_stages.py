@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import FromFile, Online, TrainedReference
-from sftmix.config import RunConfig
 from sftmix.errors import ConfigError
 from sftmix.estimate import GPUS, estimate, make_machine
 from sftmix.estimate.cost import forward_flops, training_flops
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import Tokens
 from sftmix.models import load_model
-from sftmix.options import DataOptions, LoraOptions, ModelOptions, ReferenceModel, TrainingOptions
+from sftmix.options import LoraOptions, ReferenceModel
+from tests.estimate.configs import config
 from tests.tiny import metrics
 
 CPU = make_machine("cpu", 1, mfu=0.5, tflops=0.1)
@@ -27,15 +27,6 @@ NO_LORA = LoraOptions()
 @pytest.fixture(scope="module")
 def model(finished) -> str:
     return str(finished.tiny.model)
-
-
-def config(tiny, **changes) -> RunConfig:
-    return RunConfig(
-        model=ModelOptions(path=str(tiny.model)),
-        data=DataOptions(train=[str(tiny.train)], eval=[str(tiny.eval)]),
-        training=TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32"),
-        **changes,
-    )
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -75,25 +66,27 @@ def test_flops_are_those_that_torch_counts(model):
 
 def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     found = estimate(config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2)), CPU)
-    assert [stage.work.name for stage in found.stages] == ["reference", "train", "baseline"]
-    reference, train, baseline = found.stages
-    for stage in found.stages:
+    assert [stage.work.name for stage in found.stages] == ["reference", "train", "baseline", "base"]
+    reference, train, baseline, base = found.stages
+    for stage in (reference, train, baseline):
         done = metrics(finished.path, stage.work.name)
         assert stage.work.steps == len(done)
         assert stage.work.trained.all == sum(line["tokens"] for line in done) == 3 * found.tokens
     assert reference.work.read.all == 2 * found.tokens
     assert train.flops == baseline.flops
-    hours = (reference.flops + 2 * train.flops) / (0.1e12 * 0.5) / 3600
-    assert found.hours == pytest.approx(hours)
-    assert found.times_plain == pytest.approx((reference.flops + 2 * train.flops) / train.training_flops)
+    assert (base.work.steps, base.work.trained.all, base.memory.optimizer) == (0, 0, 0)
+    assert 0 < base.flops < train.flops - train.training_flops  # as the arms, without an evaluation of each epoch
+    whole = reference.flops + 2 * train.flops + base.flops
+    assert found.hours == pytest.approx(whole / (0.1e12 * 0.5) / 3600)
+    assert found.times_plain == pytest.approx(whole / train.training_flops)
 
 
 @pytest.mark.parametrize(
     ("reference", "stages", "passes"),
     [
-        (TrainedReference(checkpoints="online"), ["reference", "train"], 0),
-        (TrainedReference(checkpoints=[0, 0.5, 1]), ["reference", "train"], 3),
-        (Online(), ["train"], None),
+        (TrainedReference(checkpoints="online"), ["reference", "train", "base"], 0),
+        (TrainedReference(checkpoints=[0, 0.5, 1]), ["reference", "train", "base"], 3),
+        (Online(), ["train", "base"], None),
     ],
 )
 def test_the_reference_says_what_it_will_do(finished, reference, stages, passes):
@@ -106,10 +99,10 @@ def test_the_reference_says_what_it_will_do(finished, reference, stages, passes)
 def test_a_file_costs_nothing_and_another_model_is_its_own(finished, tmp_path):
     ready = finished.path / "confidence" / "dynamics.parquet"
     found = estimate(config(finished.tiny, reference=FromFile(path=str(ready))), CPU)
-    assert [stage.work.name for stage in found.stages] == ["train"]
+    assert [stage.work.name for stage in found.stages] == ["train", "base"]
     model = ReferenceModel(path=str(finished.tiny.model), lora=LoraOptions(r=4))
     found = estimate(config(finished.tiny, reference=TrainedReference(model=model)), CPU)
-    reference, train = found.stages
+    reference, train, _ = found.stages
     assert reference.trained < train.trained
     assert reference.training_flops < train.training_flops
     assert reference.memory.optimizer < train.memory.optimizer

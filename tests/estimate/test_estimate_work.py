@@ -14,25 +14,18 @@ from sftmix.components.objectives import NTP
 from sftmix.components.reference import FromCheckpoints, TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import QualityLabel, RandomSplit
-from sftmix.config import RunConfig
 from sftmix.data.batching import token_slots
 from sftmix.estimate import estimate, make_machine
 from sftmix.estimate.batches import is_padding_free, largest_micro_batch
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
-from sftmix.options import DataOptions, LoraOptions, ModelOptions, TrainingOptions
+from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.training.order import TrainingOrder
 from sftmix.training.window import deal
+from tests.estimate.configs import config
 from tests.toy import toy_rows
 
 CPU, GPUS = make_machine("cpu", 1, mfu=0.5, tflops=0.1), make_machine("H100", 4, mfu=0.4, tflops=None)
-TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32")
-
-
-def config(tiny, **changes) -> RunConfig:
-    data = {"train": [str(tiny.train)], "eval": [str(tiny.eval)]} | changes.pop("data", {})
-    changes = {"training": TRAINING, "model": ModelOptions(path=str(tiny.model))} | changes
-    return RunConfig(data=DataOptions(**data), **changes)
 
 
 # ------------------------------------------------------------------------------------------- reference
@@ -67,7 +60,7 @@ def test_models_that_only_score_are_sharded_as_the_run_is(tiny):
 def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
     ways = {"objective": NTP(), "splitter": RandomSplit(), "with_baseline": True}
     plain = estimate(config(tiny, **ways), CPU).stages[0].work
-    train, baseline = (one.work for one in estimate(config(tiny, **ways | {"objective": IRDRO()}), CPU).stages)
+    train, baseline, _ = (one.work for one in estimate(config(tiny, **ways | {"objective": IRDRO()}), CPU).stages)
     assert train.read.all - plain.read.all == pytest.approx(train.trained.all)
     assert baseline.read == plain.read
 
@@ -85,7 +78,7 @@ def test_unequal_groups_take_the_steps_of_the_run(tiny):
     labelled(tiny)
     splitter = QualityLabel(high="high", low="low")
     found = estimate(config(tiny, splitter=splitter, data={"label_field": "quality"}), CPU)
-    assert [stage.work.steps for stage in found.stages] == [3 * 6]
+    assert [stage.work.steps for stage in found.stages] == [3 * 6, 0]
     equal = estimate(config(tiny, splitter=RandomSplit()), CPU)
     assert equal.stages[0].work.steps == 3 * 4
 
@@ -95,12 +88,18 @@ def test_unequal_groups_take_the_steps_of_the_run(tiny):
     [([Evaluate()], 3), ([], 0), ([Evaluate(every=5)], 2), ([Evaluate(), Evaluate(every=1)], 15)],
 )
 def test_evaluations_are_those_of_the_callbacks(tiny, callbacks, evaluations):
-    """12 steps in three epochs; one evaluation before and one after."""
+    """12 steps in three epochs; one evaluation after them, and one of the base model."""
     ways = {"objective": NTP(), "splitter": RandomSplit()}
-    without = estimate(config(tiny, **ways, data={"eval": None}, callbacks=[]), CPU).stages[0].work.read.all
-    with_rows = estimate(config(tiny, **ways, callbacks=callbacks), CPU).stages[0].work.read.all
-    held_out = estimate(config(tiny, **ways, callbacks=[]), CPU).stages[0].work.read.all - without
-    assert with_rows - without == pytest.approx(held_out / 2 * (2 + evaluations))
+
+    def read(**changes) -> list[float]:
+        return [stage.work.read.all for stage in estimate(config(tiny, **ways, **changes), CPU).stages]
+
+    sample, same_sample = read(data={"eval": None}, callbacks=[])
+    train, base = read(callbacks=callbacks)
+    assert sample == same_sample > 0
+    held_out = base - sample
+    assert held_out > 0
+    assert train - sample == pytest.approx(held_out * (1 + evaluations))
 
 
 # ----------------------------------------------------------------------------------------- micro-batch

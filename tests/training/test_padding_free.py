@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch.distributed.tensor import DTensor
 
-from sftmix.attention import check_packing
+from sftmix.attention import packing_problem
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Optimizer, Perturbation
 from sftmix.data.batching import Slot, Unit, collate
@@ -204,7 +204,7 @@ def test_flex_attention_keeps_examples_apart():
     batch = collate(UNITS, DATA, padding_free=True)
     with torch.compiler.set_stance("force_eager"):
         found = TrainingModule(model).hidden_states(batch)
-        check_packing(model, padding_free=True)
+        assert packing_problem(model, padding_free=True) is None
     expected = TrainingModule(plain).hidden_states(collate(UNITS, DATA, n_segments=8))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
