@@ -35,15 +35,13 @@ def sha256_json(value: Any) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file opened beside `path` that takes its place when the block ends, whole; NoSpaceError on a full disk."""
+def placing(path: Path) -> Iterator[Path]:
+    """A path beside `path`: the file made there takes its place when the block ends. NoSpaceError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+    staging.unlink(missing_ok=True)
     try:
-        with staging.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield staging
         os.replace(staging, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -51,6 +49,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file opened beside `path` that takes its place when the block ends, whole; NoSpaceError on a full disk."""
+    with placing(path) as staging, staging.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -19,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sftmix.artefacts import MANIFEST, read_json, sha256_file, write_json
-from sftmix.errors import ConfigError, InUseError, NoSpaceError, SFTMixError
+from sftmix.artefacts import MANIFEST, placing, read_json, sha256_file, write_json
+from sftmix.errors import ConfigError, InUseError, SFTMixError
 from sftmix.training.distributed import World
 
 ADOPTED = "adopted.json"
@@ -176,21 +175,11 @@ def _changed(directory: Path) -> str | None:
 
 def _link(source: Path, target: Path) -> None:
     """Put a file at `target` in one step: the same file, or a copy where it cannot be linked."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".tmp-{target.name}.{os.getpid()}")
-    staging.unlink(missing_ok=True)
-    try:
+    with placing(target) as staging:
         try:
             os.link(source, staging)
         except OSError:  # another file system, or one without links
             shutil.copy2(source, staging)
-        os.replace(staging, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"no space left to write {target}; free some and run again") from error
-        raise
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _files(path: Path) -> list[Path]:

@@ -192,14 +192,14 @@ def test_ntp_without_pairing_needs_no_split_and_no_reference(tiny, tmp_path, sft
     run = tmp_path / "run"
     assert sftmix("run", *tiny.options, *SHORT, "--objective", "NTP", "--out", str(run)).code == 0
     stages = {p.name for p in run.iterdir() if p.is_dir()}
-    assert stages == {"train"}
+    assert stages == {"train", "base"}
     assert "confidence" not in json.loads((run / "summary.json").read_text())
 
 
 def test_a_split_without_confidence_needs_no_reference(tiny, tmp_path, sftmix):
     run = tmp_path / "run"
     assert sftmix("run", *tiny.options, *SHORT, "--splitter", "RandomSplit", "--out", str(run)).code == 0
-    assert {p.name for p in run.iterdir() if p.is_dir()} == {"split", "train"}
+    assert {p.name for p in run.iterdir() if p.is_dir()} == {"split", "train", "base"}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["confidence"]["half_a"]["confidence_mean"] is None
     assert summary["mixup_tokens"] > 0
@@ -225,8 +225,10 @@ def test_the_stage_commands_stop_where_they_say(tiny, tmp_path, sftmix):
     for command in ("reference", "confidence", "split", "train"):
         assert sftmix(command, *tiny.options, *SHORT, "--out", str(run)).code == 0
         done.append({p.parent.name for p in run.glob("*/MANIFEST.json")})
-    names = ["reference", "confidence", "split", "train"]
-    assert done == [set(names[: k + 1]) for k in range(4)]
+        status = json.loads((run / "STATUS.json").read_text())
+        assert (status["stage"], status["exit_code"]) == (command, 0)
+    before = {"reference", "confidence", "split"}
+    assert done == [{"reference"}, before - {"split"}, before, before | {"train", "base"}]
 
 
 # ------------------------------------------------------------------------------------- lengths

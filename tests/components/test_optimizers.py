@@ -12,21 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
-from sftmix.components import NTP, AdamW, AdamW8bit, Optimizer, TrainedReference
+from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.data.batching import Slot, collate
 from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
-from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.distributed import World, unwrap, wrap
+from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.distributed import World
 from sftmix.training.optim import build_optimizer
-from sftmix.training.step import TrainingModule
-from tests.toy import on_ranks, toy_model, toy_rows
+from tests.toy import on_ranks, toy_model
+from tests.trained import Trained, assert_exact, assert_near
 
-DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
 TRAINING = TrainingOptions(learning_rate=0.01, weight_decay=0.2, betas=(0.8, 0.95))
 
 
@@ -53,31 +49,9 @@ class _Counting(torch.optim.Optimizer):
 OPTIMIZERS: dict[str, Optimizer] = {"fused": AdamW(fused=True), "numbers": Counting()}
 
 
-class Trained:
-    """A wrapped module and its optimizer after some steps on the same batch on every rank."""
-
-    def __init__(self, kind: str, *, steps: int, seed: int = 0, world: World | None = None, parallel: str = "none"):
-        module = TrainingModule(toy_model(dtype=torch.float32, tied=True, seed=seed))
-        self.wrapped = wrap(module, parallel=parallel, precision="fp32", world=world or World())
-        self.optimizer = build_optimizer(module.model, TRAINING, OPTIMIZERS[kind])
-        for _ in range(steps):
-            self.step()
-
-    def step(self) -> None:
-        batch = collate([(Slot(row),) for row in range(len(DATA))], DATA)
-        self.wrapped(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def everything(self) -> dict[str, torch.Tensor]:
-        """All weights and the whole state, numbers as tensors (on rank 0; call it on every rank)."""
-        state = get_optimizer_state_dict(unwrap(self.wrapped), self.optimizer, options=FULL)
-        numbers = {k: torch.as_tensor(v) for k, v in state.items() if isinstance(v, (int, float, torch.Tensor))}
-        return {k: v.clone().contiguous() for k, v in (full_weights(self.wrapped) | numbers).items()}
-
-
-def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+def trained(kind: str, *, seed: int = 0, **how) -> Trained:
+    model = toy_model(dtype=torch.float32, tied=True, seed=seed)
+    return Trained(model, optimizer=OPTIMIZERS[kind], options=TRAINING, **how)
 
 
 def test_adamw_is_the_rule_by_hand():
@@ -102,13 +76,13 @@ def test_adamw_is_the_rule_by_hand():
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_next_step_after_a_resume_is_the_same(tmp_path, kind):
-    it, other = Trained(kind, steps=2), Trained(kind, steps=1, seed=7)
+    it, other = trained(kind, steps=2), trained(kind, steps=1, seed=7)
     store = CheckpointStore(tmp_path, keep=1, world=World())
     store.save(2, it.wrapped, it.optimizer, {})
     store.load(2, other.wrapped, other.optimizer)
     for each in (it, other):
         each.step()
-    assert equal(it.everything(), other.everything())
+    assert_exact(it.everything(), other.everything())
     if kind == "numbers":
         numbers = json.loads((store.path(2) / "optimizer.json").read_text())
         assert {v for k, v in numbers.items() if k.endswith(".count")} == {2}
@@ -117,7 +91,7 @@ def test_the_next_step_after_a_resume_is_the_same(tmp_path, kind):
 
 def sharded(world: World, path: str) -> None:
     for kind in OPTIMIZERS:
-        it = Trained(kind, steps=2, world=world, parallel="fsdp")
+        it = trained(kind, steps=2, world=world, parallel="fsdp")
         CheckpointStore(Path(path) / kind, keep=1, world=world).save(2, it.wrapped, it.optimizer, {})
         found = it.everything()
         if world.is_main:
@@ -127,12 +101,11 @@ def sharded(world: World, path: str) -> None:
 def test_two_ranks_that_share_the_weights_train_what_one_trains_and_one_goes_on(tmp_path):
     on_ranks(sharded, str(tmp_path))
     for kind in OPTIMIZERS:
-        one, two = Trained(kind, steps=2).everything(), load_file(tmp_path / f"{kind}.safetensors")
-        assert one.keys() == two.keys()
-        assert max(float((one[k].double() - two[k].double()).abs().max()) for k in one) < 1e-6
-        loaded = Trained(kind, steps=1, seed=7)
+        one, two = trained(kind, steps=2), load_file(tmp_path / f"{kind}.safetensors")
+        assert_near(one.everything(), two, atol=1e-6)
+        loaded = trained(kind, steps=1, seed=7)
         CheckpointStore(tmp_path / kind, keep=1, world=World()).load(2, loaded.wrapped, loaded.optimizer)
-        assert equal(loaded.everything(), two)
+        assert_exact(loaded.everything(), two)
 
 
 class Forgetful(Optimizer):

@@ -7,55 +7,26 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
 from sftmix.components import NTP
-from sftmix.data.batching import Slot, collate
+from sftmix.data.batching import Slot
 from sftmix.dynamics import score_rows
 from sftmix.errors import CheckpointError, ConfigError
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.distributed import World, unwrap, wrap
+from sftmix.training.distributed import World
 from sftmix.training.loop import train
-from sftmix.training.optim import build_optimizer
 from sftmix.training.stage import Stage
-from sftmix.training.step import TrainingModule
-from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
-
-DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+from tests.toy import FixedOrder, on_ranks, toy_model
+from tests.trained import DATA, Trained, assert_exact
 
 
-def trained(*, tied: bool, steps: int, seed: int = 0, world: World | None = None, parallel: str = "none"):
-    """A wrapped module and its optimizer after some steps on the same batch on every rank."""
-    world = world or World()
-    module = TrainingModule(toy_model(dtype=torch.float32, tied=tied, seed=seed))
-    wrapped = wrap(module, parallel=parallel, precision="fp32", world=world)
-    optimizer = build_optimizer(wrapped, TrainingOptions(learning_rate=0.01))
-    batch = collate([(Slot(row),) for row in range(len(DATA))], DATA)
-    for _ in range(steps):
-        wrapped(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return SimpleNamespace(wrapped=wrapped, optimizer=optimizer)
-
-
-def everything(it) -> dict[str, torch.Tensor]:
-    """All weights and the whole optimizer state, gathered, by name (on rank 0; call it on every rank)."""
-    optimizer = get_optimizer_state_dict(unwrap(it.wrapped), it.optimizer, options=FULL)
-    tensors = {k: v for k, v in optimizer.items() if isinstance(v, torch.Tensor)}
-    found = full_weights(it.wrapped) | tensors
-    return {k: v.clone().contiguous() for k, v in found.items()}
-
-
-def assert_exact(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [k for k in left if not torch.equal(left[k], right[k])] == []
+def trained(*, tied: bool, seed: int = 0, **how) -> Trained:
+    return Trained(toy_model(dtype=torch.float32, tied=tied, seed=seed), **how)
 
 
 def fsdp_ranks(world: World, path: str) -> None:
@@ -64,11 +35,11 @@ def fsdp_ranks(world: World, path: str) -> None:
         it = trained(tied=tied, steps=2, world=world, parallel="fsdp")
         score_rows(it.wrapped, DATA, world=world)  # as a callback does; it leaves the head's group gathered
         CheckpointStore(Path(path) / f"two-{tied}", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
-        saved = everything(it)
+        saved = it.everything()
         other = trained(tied=tied, steps=1, seed=7, world=world, parallel="fsdp")
         state = CheckpointStore(Path(path) / f"one-{tied}", keep=1, world=world).load(3, other.wrapped, other.optimizer)
         assert state == {"b": 2, "step": 3}
-        loaded = everything(other)
+        loaded = other.everything()
         if world.is_main:
             save_file(saved, Path(path) / f"two-{tied}.safetensors")
             save_file(loaded, Path(path) / f"one-{tied}.safetensors")
@@ -90,12 +61,12 @@ def test_two_fsdp_ranks_to_one(shards, tied):
     one = trained(tied=tied, steps=1, seed=7)
     state = CheckpointStore(shards / f"two-{tied}", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
     assert state == {"a": 1, "step": 2}
-    assert_exact(everything(one), load_file(shards / f"two-{tied}.safetensors"))
+    assert_exact(one.everything(), load_file(shards / f"two-{tied}.safetensors"))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_one_to_two_fsdp_ranks(shards, tied):
-    assert_exact(everything(trained(tied=tied, steps=3)), load_file(shards / f"one-{tied}.safetensors"))
+    assert_exact(trained(tied=tied, steps=3).everything(), load_file(shards / f"one-{tied}.safetensors"))
 
 
 def hsdp_ranks(world: World, path: str) -> None:
@@ -105,11 +76,11 @@ def hsdp_ranks(world: World, path: str) -> None:
     weight = it.wrapped.model.transformer.h[0].mlp.c_fc.weight
     assert weight.to_local().shape[0] * 2 == weight.shape[0]
     CheckpointStore(Path(path) / "four", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
-    found = {"four": everything(it)}
+    found = {"four": it.everything()}
     for source, step in (("one-True", 3), ("two-True", 2)):
         other = trained(tied=True, steps=1, seed=7, world=world, parallel="hsdp")
         CheckpointStore(Path(path) / source, keep=1, world=world).load(step, other.wrapped, other.optimizer)
-        found[f"four-{source}"] = everything(other)
+        found[f"four-{source}"] = other.everything()
     with pytest.raises(ConfigError, match=r"shard_group_size is null, which means the 3 ranks .* 4 ranks.*: 1, 2, 4"):
         trained(tied=True, steps=0, world=replace(world, local_size=3), parallel="hsdp")
     if world.is_main:
@@ -122,8 +93,8 @@ def test_two_groups_of_two_ranks_and_one_and_two(shards):
     on_ranks(hsdp_ranks, str(shards), ranks=4)
     one = trained(tied=True, steps=1, seed=7)
     CheckpointStore(shards / "four", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
-    assert_exact(everything(one), load_file(shards / "four.safetensors"))
-    assert_exact(everything(trained(tied=True, steps=3)), load_file(shards / "four-one-True.safetensors"))
+    assert_exact(one.everything(), load_file(shards / "four.safetensors"))
+    assert_exact(trained(tied=True, steps=3).everything(), load_file(shards / "four-one-True.safetensors"))
     assert_exact(load_file(shards / "two-True.safetensors"), load_file(shards / "four-two-True.safetensors"))
 
 
@@ -135,11 +106,9 @@ def test_one_to_one_and_the_next_step_is_the_same(tmp_path, tied):
     store.load(2, other.wrapped, other.optimizer)
     model = other.wrapped.model
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied  # T16
-    batch = collate([(Slot(0),)], DATA)
     for each in (it, other):
-        each.wrapped(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
-        each.optimizer.step()
-    assert_exact(everything(it), everything(other))
+        each.step()
+    assert_exact(it.everything(), other.everything())
 
 
 def test_a_tied_head_is_stored_once(shards):
@@ -224,7 +193,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage: Calla
     with pytest.raises(CheckpointError, match="step-00000002"):
         store.load(2, it.wrapped, it.optimizer)
     assert store.load(1, it.wrapped, it.optimizer)["n"] == 1
-    assert_exact(everything(it), everything(trained(tied=False, steps=1)))
+    assert_exact(it.everything(), trained(tied=False, steps=1).everything())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
