@@ -21,6 +21,7 @@ from sftmix.errors import ConfigError
 from sftmix.estimate import make_machine
 from sftmix.estimate.batches import MicroBatch
 from sftmix.estimate.layout import Layout, check_sharded, make_layout
+from sftmix.estimate.machine import Machine
 from sftmix.estimate.memory import Memory, reading_memory, training_memory
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
@@ -65,22 +66,30 @@ class Case:
     lora: LoraOptions = field(default_factory=LoraOptions)
     optimizer: Any = AdamW
     precision: Any = "bf16"
+    segments: tuple[Segment, ...] = SEGMENTS
+    targets: int = 1
 
     @property
     def model(self) -> FakeModel:
         return FakeModel(self.path, None, self.lora)
 
     @property
+    def machine(self) -> Machine:
+        return make_machine("H100", self.gpus, mfu=0.4, tflops=None)
+
+    @property
+    def options(self) -> TrainingOptions:
+        return TrainingOptions(parallel=self.parallel, precision=self.precision)
+
+    @property
     def layout(self) -> Layout:
-        options = TrainingOptions(parallel=self.parallel, precision=self.precision)
-        return make_layout(options, make_machine("H100", self.gpus, mfu=0.4, tflops=None))
+        return make_layout(self.options, self.machine)
 
     @property
     def memory(self) -> Memory:
-        machine = make_machine("H100", self.gpus, mfu=0.4, tflops=None)
-        batch = MicroBatch(SEGMENTS, 1, self.accumulated)
-        options = TrainingOptions(parallel=self.parallel, precision=self.precision)
-        return training_memory(self.model, batch, options, self.optimizer(), self.layout, machine, process=0.0)
+        batch = MicroBatch(self.segments, self.targets, self.accumulated)
+        optimizer = self.optimizer()
+        return training_memory(self.model, batch, self.options, optimizer, self.layout, self.machine, process=0.0)
 
 
 # ---------------------------------------------------------------------------------------- gradients
@@ -143,11 +152,7 @@ def test_ddp_keeps_its_buckets_and_one_process_nothing(paths):
     """By the loss of a step's only micro-batch; more segments make that moment the peak."""
 
     def at_loss(parallel: str, gpus: int) -> float:
-        case = Case(paths[False], parallel=parallel, gpus=gpus)
-        batch = MicroBatch((Segment(8, 64),), 400, accumulated=False)
-        machine = make_machine("H100", gpus, mfu=0.4, tflops=None)
-        options = TrainingOptions(precision="bf16")
-        memory = training_memory(case.model, batch, options, AdamW(), case.layout, machine, process=0.0)
+        memory = Case(paths[False], parallel, gpus, segments=(Segment(8, 64),), targets=400).memory
         assert memory.loss > 0
         return memory.gradients
 
@@ -195,17 +200,15 @@ def model_gradients(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
 def test_so_does_the_estimate_of_several_segments(paths, precision, size):
-    case = Case(paths[False], gpus=1, precision=precision)
-    machine, options = make_machine("H100", 1, mfu=0.4, tflops=None), TrainingOptions(precision=precision)
+    numbers = Case(paths[False]).model.numbers
 
     def gradients(*segments: Segment) -> float:
-        batch = MicroBatch(segments, 400, accumulated=True)
-        memory = training_memory(case.model, batch, options, AdamW(), case.layout, machine, process=0.0)
-        assert memory.activations > 0
-        return memory.gradients
+        case = Case(paths[False], gpus=1, accumulated=True, precision=precision, segments=segments, targets=400)
+        assert case.memory.activations > 0
+        return case.memory.gradients
 
-    assert gradients(Segment(8, 64)) == 4 * case.model.numbers
-    assert gradients(Segment(4, 64), Segment(4, 60)) == (4 + size) * case.model.numbers
+    assert gradients(Segment(8, 64)) == 4 * numbers
+    assert gradients(Segment(4, 64), Segment(4, 60)) == (4 + size) * numbers
 
 
 # ---------------------------------------------------------------------------------------- shards
@@ -258,14 +261,8 @@ def test_a_model_that_only_scores_is_sharded_too(paths):
 def test_the_head_is_copied_by_autocast_alone(paths):
     """Logits of 20 tokens, their block and gradients are the same; FSDP has gathered the head in bf16."""
     assert default_chunk_size(VOCABULARY, torch.device("cuda")) > 20
-    batch = MicroBatch((Segment(8, 64),), 20, accumulated=True)
-    losses = {}
-    for parallel in ("ddp", "fsdp"):
-        case = Case(paths[False], parallel=parallel)
-        machine = make_machine("H100", 4, mfu=0.4, tflops=None)
-        options = TrainingOptions(parallel=parallel, precision="bf16")
-        memory = training_memory(case.model, batch, options, AdamW(), case.layout, machine, process=0.0)
-        losses[parallel] = memory.loss
+    long = {"accumulated": True, "segments": (Segment(8, 64),), "targets": 20}
+    losses = {parallel: Case(paths[False], parallel, **long).memory.loss for parallel in ("ddp", "fsdp")}
     assert losses["ddp"] - losses["fsdp"] == 2 * VOCABULARY * WIDTH
     logits, block, gradients = 2 * 20 * VOCABULARY, 3 * 4 * 20 * VOCABULARY, 4 * VOCABULARY * WIDTH + 8 * 20 * WIDTH
     assert losses["fsdp"] == logits + block + gradients
@@ -297,7 +294,7 @@ def test_adapters_have_state_and_gradients_alone(paths):
     ],
 )
 def test_what_a_run_refuses_under_fsdp_is_refused(paths, lora, optimizer, message):
-    options = TrainingOptions()
-    check_sharded(Case(paths[False], gpus=1).layout, options, lora, optimizer)
+    alone, four = Case(paths[False], gpus=1), Case(paths[False])
+    check_sharded(alone.layout, alone.options, lora, optimizer)
     with pytest.raises(ConfigError, match=message):
-        check_sharded(Case(paths[False]).layout, options, lora, optimizer)
+        check_sharded(four.layout, four.options, lora, optimizer)
