@@ -36,6 +36,7 @@ from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
+from sftmix.data.batching import RowSubset  # noqa: E402
 from sftmix.estimate.cost import training_flops  # noqa: E402
 from sftmix.estimate.model import FakeModel  # noqa: E402
 from sftmix.estimate.work import Tokens  # noqa: E402
@@ -44,6 +45,7 @@ from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.stage import Stage  # noqa: E402
+from sftmix.training.window import training_module  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}
@@ -79,13 +81,15 @@ def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
 
     Rows are sorted by length before they are scored: parts of a few rows would be padded as they never are in a run.
     """
-    rows = np.arange(len(stage.data))
-    loop, turns = TrainingLoop(stage, world), cycle(np.array_split(rows, max(1, len(rows) // SCORED)))
+    assert stage.scorer is not None
+    rows, score = np.arange(len(stage.data)), stage.scorer
+    turns = cycle(np.array_split(rows, max(1, len(rows) // SCORED)))
+    module = training_module(stage.model, stage.options, precision=stage.options.precision, world=world)
 
     def run() -> float:
-        rows = next(turns)
-        loop._score(rows)
-        return float(stage.data.lengths[rows].sum())
+        part = RowSubset(stage.data, next(turns))
+        score(module, part)
+        return float(part.lengths.sum())
 
     return run
 
