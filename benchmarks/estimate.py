@@ -1,7 +1,7 @@
 """What `estimate` says beside what runs need: peak memory and FLOPs of the training stage, for several settings.
 
     python benchmarks/estimate.py              a random Llama of 59M parameters, Alpaca rows, seven settings
-    python benchmarks/estimate.py --quick
+    python benchmarks/estimate.py --quick      a trial of a few minutes with one thread, not kept
 
 Each setting is estimated in one process and run in another (`--splitter RandomSplit`, a few steps without checkpoints),
 whose peak of resident memory from the beginning of the stage is compared. glibc keeps some of what is freed, depending

@@ -1,7 +1,7 @@
 """What the whole recipe costs beside one plain fine-tuning run of the same epochs, by where its confidence comes from.
 
-    python benchmarks/pipeline.py                              base-7m, 640 Alpaca rows, 3 epochs, 3 rounds of six runs
-    python benchmarks/pipeline.py --quick
+    python benchmarks/pipeline.py                              base-7m, 640 Alpaca rows, 3 epochs, 3 rounds of five runs
+    python benchmarks/pipeline.py --quick                      a trial of a few minutes with one thread, not kept
 
     plain     NTP, without pairs
     offline   a reference of the same size that scores all rows at five checkpoints

@@ -1,6 +1,7 @@
 """A training step with Mixup against one without, and three ways to lay out a micro-batch.
 
     python benchmarks/step.py --model DIR --rows FILE
+    python benchmarks/step.py --quick                a trial of a few minutes with one thread, not kept
 
 Six training loops take turns, step by step, on the same global batches: NTP and SFTMix, each with padded
 micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
