@@ -46,9 +46,10 @@ What SFTMix costs beside plain fine-tuning, and how fast this trainer is beside 
 [below](#files-and-commands).
 
 **To run them yourself:** by default the benchmarks take models and rows from a directory `shared` beside the checkout
-(`../shared`), which the repository does not have; `--model` (of `estimate.py`: `--source`) and `--rows` name others.
-`loss.py`, `lora.py` and `compare.py` need neither, and `scale.py` no rows. The rows of TRL in the tables need
-`pip install -e '.[bench]'`.
+(`../shared`), which the repository does not have. Others are named as in
+`python benchmarks/step.py --model DIR --rows FILE`; only `python benchmarks/estimate.py --source DIR --rows FILE` calls
+the model differently. `loss.py`, `lora.py` and `compare.py` need neither, and `scale.py` no rows. The rows of TRL in
+the tables need `pip install -e '.[bench]'`.
 
 **All of it was measured on a CPU, and CPU ratios do not carry over to a GPU.** On a CPU a padded slot costs what a
 real one costs, small matrix products are nearly as fast as large ones, and nothing waits for a kernel to be launched or
@@ -142,13 +143,14 @@ exponent is that of the growth over the last factor of rows: 1 is linear."""
 
 _ESTIMATE = """\
 Peak of resident memory of the training stage, of a random Llama on a CPU; the estimate knows the configuration alone.
-How much of what is freed glibc keeps is not estimated; with `--give_back` the run returns all of it. GFLOP/s are the
-FLOPs that are estimated for the training over the time that its steps took, the rate that `--tflops` times `--mfu`
-stand for: that of this CPU under its load, of few steps."""
+How much of what is freed glibc keeps is not estimated; where a heading says that freed memory is given back
+(`python benchmarks/estimate.py --give_back`), the run keeps none of it. GFLOP/s are the FLOPs that are estimated for
+the training over the time that its steps took, the rate that `--tflops` times `--mfu` stand for: that of this CPU
+under its load, of few steps."""
 
 _ESTIMATE_AGAIN = """\
-A run with `--give_back` says how good the estimate is. For what a run takes without it, trust the newer version of the
-code: from commit db41144 on, scoring on a CPU takes smaller batches, and less memory. The rest of the
+A run that gives freed memory back says how good the estimate is. For what other runs take, trust the newer version of
+the code: from commit db41144 on, scoring on a CPU takes smaller batches, and less memory. The rest of the
 difference is what glibc keeps, which depends on the order of sizes."""
 
 _LORA = "Same trainer, rows and pairs, in turns; memory above the loaded model, in a process of its own."
@@ -211,7 +213,7 @@ def _trl_heading(setting: Mapping) -> str:
 def _estimate_heading(setting: Mapping) -> str:
     chosen = setting["settings"]
     names = listed(chosen) if len(chosen) < 4 else counted(len(chosen), "settings")
-    return f"{names[0].upper()}{names[1:]}{', with `--give_back`' if setting['give_back'] else ''}"
+    return f"{names[0].upper()}{names[1:]}{', freed memory given back' if setting['give_back'] else ''}"
 
 
 def _compare_heading(setting: Mapping) -> str:
