@@ -33,7 +33,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def parse(options: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
     """The arguments; with --quick those of a small trial, which `publish` prints and does not keep."""
-    options.add_argument("--quick", action="store_true", help=f"a trial of a minute, not kept: {_as_options(quick)}")
+    options.add_argument(
+        "--quick", action="store_true", help=f"a trial of a few minutes, not kept: {_as_options(quick)}"
+    )
     if "--quick" in sys.argv[1:]:
         options.set_defaults(**quick)
     return options.parse_args()

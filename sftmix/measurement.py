@@ -1,4 +1,4 @@
-"""What is measured of a target before and after its training, beside the steps themselves.
+"""What is measured of the base model and of what was trained from it, beside the steps themselves.
 
 Of the base model: the held-out metrics, and the confidence of a sample of training rows. Of the trained target: the
 same, token calibration, and which share of the response tokens was mixed. The NTP baseline is measured in the same way,
@@ -33,8 +33,8 @@ SAMPLE = "sample.parquet"
 """Of a stage: the sample under its model."""
 
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
-"""Share of the training rows whose confidence is measured before and after training, and its bounds in rows: small
-beside the training itself, and never so few that a standard deviation says nothing."""
+"""Share of the training rows whose confidence is measured under the base model and the trained ones, and its bounds in
+rows: small beside the training itself, and never so few that a standard deviation says nothing."""
 
 
 def sample_rows(ids: Sequence[str]) -> Rows:
@@ -120,18 +120,17 @@ def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
     """
     after = read_dynamics(trained / SAMPLE)
     found: dict[str, Any] = {"rows": len(after.ids)}
-    spread_after, spread_before = _spread(after), dict[str, float | None]()
-    if (base / SAMPLE).exists():
-        spread_before = _spread(read_dynamics(base / SAMPLE).of(after.ids))
-    for prefix in ("", "log_"):
-        old, new = spread_before.get(prefix), spread_after[prefix]
+    spread = _spread(after)
+    before = _spread(read_dynamics(base / SAMPLE).of(after.ids)) if (base / SAMPLE).exists() else {}
+    for prefix, new in spread.items():
+        old = before.get(prefix)
         change = None if not old or new is None else new / old - 1
         found |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
     return found
 
 
 def _spread(dynamics: TrainingDynamics) -> dict[str, float | None]:
-    """Standard deviation of the perplexity, and under `log_` of its logarithm."""
+    """Standard deviation of the perplexity at the last checkpoint, and under `log_` of its logarithm."""
     nll_N = dynamics.nll_sum[:, -1] / dynamics.n_tokens
     with np.errstate(over="ignore", invalid="ignore"):
         return {prefix: _finite(float(values.std())) for prefix, values in (("", np.exp(nll_N)), ("log_", nll_N))}

@@ -38,6 +38,10 @@ class LoraOptions:
     quantize: Literal["4bit"] | None = None
     """4bit: QLoRA, the frozen weights as NF4 by bitsandbytes; with training.parallel ddp or one process."""
 
+    def without_adapters(self) -> LoraOptions:
+        """Those of the base model, stored as it is when adapters are trained on it."""
+        return LoraOptions(quantize=self.quantize)
+
 
 @dataclass(kw_only=True)
 class ModelOptions:

@@ -1,4 +1,5 @@
-"""The stages of a run: rows -> reference dynamics -> confidence -> split -> training -> Hugging Face model.
+"""The stages of a run: rows -> reference dynamics -> confidence -> split -> training -> Hugging Face model; then the
+base model is measured, beside which the trained one is held.
 
 Each stage reads what the one before it wrote, writes an artefact that a person can open, and is skipped when it is done
 and its inputs are unchanged. A stage runs only when something needs it.
@@ -30,7 +31,7 @@ from sftmix.measurement import Measurement
 from sftmix.models import load_tokenizer
 from sftmix.options import LoraOptions, reference_lora
 from sftmix.reference_run import ReferenceRun, training_of_reference
-from sftmix.run_context import RunContext, resolve_max_length, select_ids, selected_note
+from sftmix.run_context import RunContext, any_packed, resolve_max_length, select_ids, selected_note
 from sftmix.rundir import RunDirectory
 from sftmix.store import (
     read_dynamics,
@@ -42,6 +43,8 @@ from sftmix.store import (
 from sftmix.summary import made_by, summarise
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.distributed import World, start_world
+from sftmix.training.layers import check_compiler
+from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
 from sftmix.training.order import TrainingOrder
@@ -68,7 +71,10 @@ def run(
     with (
         contextlib.nullcontext(world) if world else start_world() as ranks,
         RunDirectory(config.out, ranks, pool=pool) as directory,
+        StopAtOnce(),
     ):
+        if config.training.compile:
+            check_compiler(ranks.device)
         return Run(config, ranks, directory).until(until)
 
 
@@ -98,8 +104,9 @@ class Run(RunContext):
                 self.train("baseline", NTP(), None)
             self.base()
         summary = summarise(self)
-        steps = int(summary["stages"].get(stage, {}).get("steps", 0))
-        self.directory.status(stage=stage, step=steps, total_steps=steps)  # what was asked for, whatever came last
+        done = summary["stages"].get(stage, {})  # what was asked for, whatever came last
+        step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
+        self.directory.status(stage=stage, step=step, total_steps=total)
         return summary
 
     # -------------------------------------------------------------------------- reference, confidence
@@ -270,22 +277,24 @@ class Run(RunContext):
     def base(self) -> None:
         """Measure the untrained model, once for all arms, after them: it holds up no first step (decision 10)."""
         config, data = self.config, self.data
-        quantize = config.model.lora.quantize
+        lora = config.model.lora.without_adapters()
         inputs = {
             "data": self.data_identity(),
             "eval": data.eval.fingerprint if data.eval else None,
             "model": self.model_fingerprint,
-            "quantize": quantize,
+            "quantize": lora.quantize,
             "computed": self.computed(),
         }
         if self.begin("base", inputs):
             return
         started = time.time()
-        packed = any(rows is not None and rows.packed for rows in (data.train, data.eval))
-        lora = LoraOptions(quantize=quantize)
+        packed = any_packed(data.train, data.eval)
         score = self.scoring("base", config.model.path, encoder=self.encoder, packed=packed, lora=lora)
         measured = Measurement(self.directory.path / "base", self.world, data).base(score)
-        self.finish("base", measured.files, {**measured.figures, "wall_seconds": time.time() - started})
+        figures = {**measured.figures, "wall_seconds": time.time() - started}
+        self.finish("base", measured.files, figures)
+        held_out = f"held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else "a sample scored"
+        self.say(f"base: {held_out} ({figures['wall_seconds']:.0f} s)")
 
     def _confidence_of_pairs(self) -> str | None:
         """Pair samplers see the confidence as well as the groups."""

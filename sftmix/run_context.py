@@ -204,7 +204,11 @@ class RunContext:
         lora: LoraOptions | None = None,
         token_nll: bool = False,
     ) -> Callable[[TokenisedRows], RowScores]:
-        """What scores rows under a model as it is, for the stage of that name."""
+        """What scores rows under a model as it is, for the stage of that name.
+
+        packed  some of the rows hold several documents
+        lora    says whether the model is stored in 4 bits, as one that adapters are trained on
+        """
         options = self.config.training
         precision = resolve_precision(options.precision, self.world.device)
         model, values = self.model(path, encoder, options, lora)
@@ -240,7 +244,7 @@ class RunContext:
             directory=self.directory.path / name,
             identity=self.directory.identity(name),
             pad_id=encoder.pad_id,
-            packed=any(rows is not None and rows.packed for rows in (rest["data"], rest.get("eval_data"))),
+            packed=any_packed(rest["data"], rest.get("eval_data")),
             scorer=self.scorer(options, encoder, name=name, token_nll=token_nll),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
             **rest,
@@ -304,6 +308,11 @@ class RunContext:
         """The training options that decide the result."""
         values = {**plain(options), "precision": resolve_precision(options.precision, self.world.device)}
         return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+
+
+def any_packed(*data: EncodedDataset | None) -> bool:
+    """Whether rows of some of these hold several documents."""
+    return any(rows is not None and rows.packed for rows in data)
 
 
 def _adapter_seed(seed: int) -> int:

@@ -60,6 +60,7 @@ def _stage(figures: dict[str, Any]) -> dict[str, Any]:
         "scoring_seconds",
         "calibration_seconds",
         "steps",
+        "total_steps",
         "tokens",
         "peak_memory_bytes",
         "skipped",

@@ -392,3 +392,4 @@ def test_components_lists_all_and_shows_one(run: Run) -> None:
     assert "--objective SFTMix" in shown
     assert "--objective.mu X" in shown
     assert "[0.2]" in shown
+    assert run("components", "sftmix.components.objectives.SFTMix")[1] == shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.artefacts import read_json
 from sftmix.data import load_data, make_encoder
 from sftmix.data.batching import RowSubset, Slot, epoch_units
-from sftmix.measurement import best_evaluation, confidence_std, mixed_share, sample_rows
+from sftmix.measurement import Measurement, best_evaluation, confidence_std, mixed_share, sample_rows
 from sftmix.options import DataOptions
 from sftmix.store import read_dynamics, read_eval, write_dynamics
-from sftmix.types import TrainingDynamics
+from sftmix.training.distributed import World
+from sftmix.types import RowScores, TrainingDynamics
 from tests.tiny import SHORT, metrics
 from tests.toy import toy_rows
 
@@ -168,6 +170,21 @@ def test_the_sample_depends_on_the_ids_only():
     assert {ids[order[row]] for row in again} == {ids[row] for row in chosen}
     assert [len(sample_rows(ids[:n])) for n in (3, 128, 2000)] == [3, 128, 128]
     assert len(sample_rows([str(k) for k in range(30_000)])) == 1000
+
+
+def test_the_sample_keeps_its_ids_apart(tmp_path):
+    """128 of 200 rows, whose NLL is their number: each is written beside its own id."""
+    train = SimpleNamespace(ids=[f"example-{row}" for row in range(200)])
+
+    def score(part) -> RowScores:
+        return RowScores(part.rows.astype(float), np.full(len(part), 3), np.zeros(len(part), np.int64))
+
+    data = SimpleNamespace(train=train, eval=None)
+    assert Measurement(tmp_path, World(), data).base(score).figures == {}  # type: ignore[arg-type]
+    found = read_dynamics(tmp_path / "sample.parquet")
+    assert len(found.ids) == 128
+    assert found.nll_sum[:, 0].tolist() == [float(i.removeprefix("example-")) for i in found.ids]
+    assert found.nll_sum[:, 0].tolist() != list(range(128))
 
 
 def test_the_best_evaluation_is_the_smallest_one_the_last_included():

@@ -11,15 +11,26 @@ import numpy as np
 import pytest
 
 from sftmix import RunConfig
-from sftmix.components import NTP, ConfidenceGapPairs, FromCheckpoints, Linear, PairSampler, RandomPairs, SFTMix
+from sftmix.components import (
+    NTP,
+    Callback,
+    ConfidenceGapPairs,
+    FromCheckpoints,
+    Linear,
+    PairSampler,
+    RandomPairs,
+    RandomSplit,
+    SFTMix,
+)
+from sftmix.components.base import CallbackResult
 from sftmix.components.reference import FromFile
 from sftmix.errors import ConfigError
 from sftmix.export import export_run
 from sftmix.model_files import fingerprint
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
+from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline import run
 from sftmix.store import read_dynamics, write_dynamics
-from tests.tiny import Tiny, groups, metrics, table
+from tests.tiny import Tiny, groups, metrics, sftmix, status, table
 
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
@@ -146,6 +157,84 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
     exported = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
     weights = [(path / "model.safetensors").read_bytes() for path in exported]
     assert weights[0] == weights[1]
+
+
+def test_the_base_model_is_measured_anew_where_its_figures_would_be_others(finished, tmp_path):
+    tiny = finished.tiny
+    plain = {"objective": NTP(), "pairing": None}
+
+    def other(name: str, **changes) -> set[str]:
+        """The stages that are adopted from the first run; a change is one of options, or options of the group."""
+        made = config(tiny, tmp_path / name, **plain)
+        for key, value in changes.items():
+            group = getattr(made, key)
+            setattr(made, key, replace(group, **value) if isinstance(value, dict) else value)
+        run(made, pool=[tmp_path / "first"])
+        return {file.parent.name for file in (tmp_path / name).glob("*/adopted.json")}
+
+    assert other("first") == set()
+    assert other("equal") == {"train", "base"}
+    for number, change in enumerate(
+        [
+            {"seed": 7},
+            {"training": {"learning_rate": 1e-3}},
+            {"model": {"lora": LoraOptions(r=2)}},
+            {"objective": NTP(), "pairing": RandomPairs(), "splitter": RandomSplit()},
+        ]
+    ):
+        assert other(f"same-{number}", **change) == {"base"}, change
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text("".join(line + "\n" for line in tiny.eval.read_text().splitlines()[:3]))
+    for number, change in enumerate(
+        [
+            {"training": {"precision": "bf16"}},
+            {"model": {"attention": "eager"}},
+            {"data": {"eval": [str(held_out)]}},
+            {"data": {"max_length": 40}},
+            {"data": {"limit": 20}},
+        ]
+    ):
+        assert other(f"other-{number}", **change) == set(), change
+
+
+class StopsAfter(Callback):
+    def __init__(self, *, step: int):
+        self.step = step
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=state.step == self.step)
+
+
+def test_the_status_of_a_run_that_a_callback_stopped_is_that_of_its_training(finished, tmp_path):
+    made = config(finished.tiny, tmp_path / "run", objective=NTP(), pairing=None, callbacks=[StopsAfter(step=3)])
+    assert run(made)["stages"]["train"]["total_steps"] == 4
+    told = status(tmp_path / "run")
+    assert [told[key] for key in ("stage", "step", "total_steps", "exit_code")] == ["train", 3, 4, 0]
+
+
+STOPS = """
+import os, signal
+from pathlib import Path
+from sftmix.components import RandomSplit
+
+class Stops(RandomSplit):
+    def split(self, scores, *, seed):
+        if not Path("stopped").exists():
+            Path("stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().split(scores, seed=seed)
+"""
+
+
+def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path):
+    (tmp_path / "stops.py").write_text(STOPS)
+    words = ["run", *finished.tiny.options, "--splitter", "stops.Stops", "--training.max_steps", "1", "--out", "run"]
+    done = sftmix(*words, cwd=tmp_path)
+    told = status(tmp_path / "run")
+    assert (done.returncode, told["exit_code"], told["stage"]) == (143, 143, "split")
+    assert "Traceback" not in done.stderr
+    assert "the same command continues" in done.stderr
+    assert sftmix(*words, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("mean", ["own", "ntp"])

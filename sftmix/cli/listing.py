@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from sftmix.cli.help import component_lines, option_lines
-from sftmix.components.listing import Shipped, catalogue
+from sftmix.components.listing import Shipped, catalogue, described
 from sftmix.config.messages import nearest
 from sftmix.config.parser import component_bases, import_class, nested_bases
 from sftmix.errors import ConfigError
@@ -28,11 +28,17 @@ def overview() -> str:
 
 
 def details(name: str) -> str:
-    """What a component does, where it lives, and its options; all that share the name, if several do."""
+    """What a component does, where it lives, and its options; all that share the name, if several do.
+
+    name  of a shipped one, or the import path of any
+    """
     every = [(option, component) for option, _, shipped in _by_option() for component in shipped]
     found = [_describe(option, component) for option, component in every if component.name == name]
+    if "." in name:
+        cls = import_class(name)
+        found = [_describe(option, described(cls)) for option, base, _ in _by_option() if issubclass(cls, base)]
     if not found:
-        names = [component.name for _, component in every]
+        names = list(dict.fromkeys(component.name for _, component in every))
         raise ConfigError(f"no component {name!r}; there are {', '.join(names)}.{nearest(name, names)}")
     return "\n\n".join(found) + "\n"
 

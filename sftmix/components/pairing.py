@@ -165,7 +165,10 @@ def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> 
     groups = {split.names[index]: split.rows(index) for index in (upper, lower)}
     empty = [name for name, rows in groups.items() if len(rows) == 0]
     if empty:
-        raise DataError(f"no example is in group {empty[0]!r}, so nothing can be paired; choose another splitter")
+        raise DataError(
+            f"no example is in group {empty[0]!r}, so nothing can be paired; choose other options of the splitter, or "
+            "another splitter"
+        )
     n_pairs = max(map(len, groups.values()))
     return np.stack([_repeat(rows, n_pairs, rng) for rows in groups.values()], axis=1)
 

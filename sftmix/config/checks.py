@@ -79,7 +79,7 @@ def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) ->
     if options.length_groups is not None and options.padding_free is True:
         yield (
             f"{prefix}.length_groups ({options.length_groups}) and {prefix}.padding_free true exclude each other: "
-            "without padding there are no groups; set one of them to null"
+            f"without padding there are no groups; set --{prefix}.length_groups null, or leave padding_free out"
         )
 
 

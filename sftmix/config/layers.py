@@ -66,11 +66,13 @@ def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
 
 def refuse_table(layers: list[Layer]) -> None:
     """ConfigError if the layers are a table of variants: one run cannot be made from it."""
+    given = layers[-1].name
     for layer in layers:
         if OF_COMPARE in layer.values:
+            whose = "" if layer.name == given else f" of {layer.name}"
             raise ConfigError(
-                f"{layer.name} describes a table of runs (it has `{OF_COMPARE}`), not one run; "
-                f"run it with `compare --config {layer.name} --out DIR`"
+                f"{given} describes a table of runs (it has the `{OF_COMPARE}`{whose}), not one run; "
+                f"run it with `compare --config {given} --out DIR`"
             )
 
 

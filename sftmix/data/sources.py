@@ -67,7 +67,8 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
             elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _SUFFIXES:
                 found = [_hub(name, option)]
             else:
-                raise DataError(f"{option}: {name}: no such file or directory")
+                seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
+                raise DataError(f"{option}: {name}: no such file or directory{seen}")
         except OSError as error:
             raise DataError(f"{option}: {name}: cannot be read: {error.strerror or error}") from error
         sources += found if labels is None else [replace(source, label=labels[place]) for source in found]

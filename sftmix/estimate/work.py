@@ -127,7 +127,7 @@ def target_work(run: RunContext, machine: Machine) -> list[Work]:
     if config.objective.needs_batch_nll:  # each batch is read before it is trained on
         train = replace(baseline, read=baseline.read + baseline.trained)
     arms = [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
-    lora = LoraOptions(quantize=config.model.lora.quantize)
+    lora = config.model.lora.without_adapters()
     return [*arms, Work("base", config.model.path, lora, NOTHING, untrained, 0, config.training, None)]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from sftmix.errors import ConfigError
@@ -31,6 +33,25 @@ def recompute_activations(model: nn.Module) -> None:
         own.activation_checkpointing_enable({"use_reentrant": False})
     else:
         own.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def check_compiler(device: torch.device) -> None:
+    """ConfigError where torch.compile has nothing to compile with, before anything is read."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ConfigError(
+                "training.compile true needs the package triton on a GPU: pip install triton, or leave it out"
+            )
+        return
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ConfigError(
+            "training.compile true needs a C++ compiler on a CPU, and there is none: install g++, name another one in "
+            "the variable CXX, or leave training.compile out"
+        ) from error
 
 
 def compile_layers(model: nn.Module) -> None:

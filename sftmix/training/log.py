@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sftmix.artefacts import write_text
+from sftmix.errors import Stopped
 
 
 class MetricsLog:
@@ -53,15 +54,22 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals are the caller's own business
             for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._remember)
+                self._previous[number] = signal.signal(number, self._arrived)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+
+
+class StopAtOnce(StopSignal):
+    """Outside the loop, where nothing is to be saved first: either signal raises Stopped where it arrives."""
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped by a signal; what was finished is kept, the same command continues")
 
 
 class PeakMemory:

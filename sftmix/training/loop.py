@@ -68,6 +68,8 @@ class TrainingLoop:
             trains=True,
             values=stage.values,
         )
+        if self.options.compile and world.is_main:
+            print(f"{stage.name}: layers are compiled in the first steps, which may take minutes", flush=True)
         padding_free = unwrap(self.module).padding_free
         for line in too_long(stage.data.lengths, self.options, device=world.device, padding_free=padding_free):
             if world.is_main:
@@ -103,7 +105,13 @@ class TrainingLoop:
         finally:
             bar.close()
             log.close()
-        figures = {**self.totals, "steps": self.step, "peak_memory_bytes": self._peak(), **last}
+        figures = {
+            **self.totals,
+            "steps": self.step,
+            "total_steps": self.total,
+            "peak_memory_bytes": self._peak(),
+            **last,
+        }
         return StageResult(self.module, figures)
 
     def _resume(self) -> None:

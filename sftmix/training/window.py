@@ -50,6 +50,9 @@ def training_module(
     if trains and options.compile:
         compile_layers(model)
     parallel = resolve_parallel(options.parallel, world)
+    if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
+        model.requires_grad_(False)
+        parallel = "none" if parallel == "ddp" else parallel
     module = wrap(
         TrainingModule(model, chunk_size=options.chunk_size),
         parallel=parallel,

@@ -100,7 +100,8 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
 
 def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
     """The window of each rank, several segments or one row, against the formula one example after the other."""
-    module = training_module(toy_model(), replace(options, parallel=parallel), precision="fp32", world=world)
+    own = replace(options, parallel=parallel)
+    module = training_module(toy_model(), own, precision="fp32", world=world, trains=True)
     assert unwrap(module).padding_free is (options.padding_free is True)
     window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
     counts = [len(batch.segments) for batch in window]
@@ -228,3 +229,11 @@ def test_responses_alone_are_the_first_token_and_the_response():
         expected = -sum(float(logp[t, ids[t + 1]]) for t in range(len(ids) - 1))
         assert found.nll_sum[row] == pytest.approx(expected, rel=1e-10)
         assert found.n_tokens[row] == len(response)
+
+
+def test_a_model_that_only_scores_is_frozen_and_has_no_buckets():
+    """One of two ranks, which never met: what ddp would need is not asked for."""
+    model = toy_model(dtype=torch.float32)
+    module = training_module(model, TrainingOptions(parallel="ddp"), precision="fp32", world=World(size=2))
+    assert type(module) is TrainingModule
+    assert not any(p.requires_grad for p in module.parameters())
