@@ -52,6 +52,6 @@ class NoSpaceError(SFTMixError):
 
 
 class Stopped(SFTMixError):
-    """SIGTERM or SIGUSR1 arrived; a checkpoint was saved."""
+    """SIGTERM or SIGUSR1 arrived; where a model was being trained, a checkpoint was saved."""
 
     exit_code = 143

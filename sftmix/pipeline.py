@@ -73,7 +73,7 @@ def run(
         RunDirectory(config.out, ranks, pool=pool) as directory,
         StopAtOnce(),
     ):
-        if config.training.compile:
+        if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
         return Run(config, ranks, directory).until(until)
 
