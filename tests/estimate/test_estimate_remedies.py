@@ -125,6 +125,16 @@ def test_the_least_change_that_fits_is_named(tiny, monkeypatch):
     assert re.search(r"  --training.activation_checkpointing true: [^,]* MiB$", text, re.M)
 
 
+def test_each_stage_is_told_the_least_change_for_itself(tiny, monkeypatch):
+    """With two GPUs the base model fits, the training with none of those that are tried."""
+    given = made(tiny)
+    one, two = (found(given, gpus).stages[-1].memory.peak for gpus in (1, 2))
+    monkeypatch.setitem(GPUS, "H100", GPUS["H100"]._replace(gigabytes=(one + two) / 2 / 1e9))
+    remedies = found(given).remedies
+    assert [remedy.options for remedy in remedies["base"]] == ["--gpus 2"]
+    assert "--gpus 8" in [remedy.options for remedy in remedies["train"]]
+
+
 def test_what_does_not_fit_is_said_in_text_and_json(finished, sftmix):
     words = ["estimate", *finished.tiny.options, "--gpus", "1"]
     assert "warning: train needs" in sftmix(*words).out

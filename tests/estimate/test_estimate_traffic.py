@@ -227,6 +227,9 @@ def test_hours_are_the_longer_of_computing_and_sending(tiny):
             expected = sum(4 * size / 1e3 for size in sent) if per_second else stage.flops / (989e12 * 0.4)
             assert stage.hours(one.machine) == pytest.approx(expected / 3600)
     assert slow.hours == pytest.approx(sum(stage.hours(slow.machine) for stage in slow.stages))
+    machine = gpus(bandwidth=1.0)  # both take long: what is sent takes half the time of the computation, or twice it
+    assert machine.hours(4 * 989e12 * 0.4 * 3600, 1e9 * 1800) == pytest.approx(4)
+    assert machine.hours(4 * 989e12 * 0.4 * 3600, 1e9 * 7200) == pytest.approx(8)
 
 
 def test_the_data_sheet_s_bandwidth_holds_within_a_node():
