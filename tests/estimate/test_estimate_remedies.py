@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,11 +81,14 @@ def test_what_is_on_or_does_not_help_is_not_offered(tiny):
     assert "--training.parallel fsdp" in named(made(tiny, parallel="ddp"), 2)
 
 
+def rewrite(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def test_the_optimizer_s_step_is_not_lowered_by_smaller_micro_batches(tiny):
     """Of a model so wide that weights, state and gradients are the peak."""
-    file, wide = tiny.model / "config.json", {"hidden_size": 1024, "intermediate_size": 2048, "head_dim": 64}
-    wide |= {"num_attention_heads": 16, "num_key_value_heads": 16}
-    file.write_text(json.dumps(json.loads(file.read_text()) | wide))
+    heads = {"head_dim": 64, "num_attention_heads": 16, "num_key_value_heads": 16}
+    rewrite(tiny.model / "config.json", hidden_size=1024, intermediate_size=2048, **heads)
     given = made(tiny, activation_checkpointing=True)
     stage = found(given).stages[0]
     assert (stage.memory.activations, stage.memory.loss) == (0, 0)
@@ -126,7 +130,8 @@ def test_the_least_change_that_fits_is_named(tiny, monkeypatch):
 
 
 def test_each_stage_is_told_the_least_change_for_itself(tiny, monkeypatch):
-    """With two GPUs the base model fits, the training with none of those that are tried."""
+    """With two GPUs the base model fits, of many layers, the training with none of those that are tried."""
+    rewrite(tiny.model / "config.json", num_hidden_layers=12, layer_types=None)
     given = made(tiny)
     one, two = (found(given, gpus).stages[-1].memory.peak for gpus in (1, 2))
     monkeypatch.setitem(GPUS, "H100", GPUS["H100"]._replace(gigabytes=(one + two) / 2 / 1e9))
