@@ -8,67 +8,33 @@ The rows are read and tokenised (which the run finds in the cache); of the model
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
+import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sftmix.config import RunConfig
+from sftmix.config.text import resolve_text
 from sftmix.estimate.cost import forward_flops, training_flops
-from sftmix.estimate.layout import Layout, check_sharded, make_layout
+from sftmix.estimate.layout import check_sharded, make_layout
 from sftmix.estimate.machine import GPUS, Machine, make_machine
 from sftmix.estimate.memory import Memory, reading_memory, training_memory
 from sftmix.estimate.model import FakeModel
+from sftmix.estimate.remedies import remedies
+from sftmix.estimate.result import Estimate, Remedy, StageEstimate
+from sftmix.estimate.traffic import Traffic, reading_traffic, step_traffic
 from sftmix.estimate.work import PlannedReference, Work, target_work
 from sftmix.run_context import RunContext
 from sftmix.rundir import RunDirectory
 from sftmix.training.distributed import World
 from sftmix.training.log import PeakMemory
 
-__all__ = ["GPUS", "Estimate", "Machine", "Memory", "StageEstimate", "estimate", "make_machine"]
-
-
-@dataclass(frozen=True, slots=True)
-class StageEstimate:
-    """One stage: what it does, FLOPs of training and of scoring, device-hours (None: peak unknown), memory of one
-    device."""
-
-    work: Work
-    layout: Layout
-    numbers: int
-    trained: int
-    training_flops: float
-    reading_flops: float
-    hours: float | None
-    memory: Memory
-
-    @property
-    def flops(self) -> float:
-        return self.training_flops + self.reading_flops
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """All stages of a run on a machine."""
-
-    machine: Machine
-    stages: Sequence[StageEstimate]
-    examples: int
-    tokens: float
-
-    @property
-    def hours(self) -> float | None:
-        """Device-hours of the whole."""
-        found = [stage.hours for stage in self.stages]
-        return None if None in found else sum(hours for hours in found if hours is not None)
-
-    @property
-    def times_plain(self) -> float:
-        """FLOPs of the whole in those of the target's training alone."""
-        (target,) = (stage for stage in self.stages if stage.work.name == "train")
-        return sum(stage.flops for stage in self.stages) / target.training_flops
+__all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "Traffic", "estimate", "make_machine"]
 
 
 def estimate(config: RunConfig, machine: Machine) -> Estimate:
@@ -76,11 +42,31 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     config.validate(needs_out=False)
     with tempfile.TemporaryDirectory() as directory, RunDirectory(Path(directory), World()) as place:
         run = RunContext(config, World(), place)
-        work = _plan(run, machine)
-        process = _resident(machine) if machine.is_cpu else 0.0
-        models = list[FakeModel]()
-        stages = [_estimated(_model_of(one, config, models), one, config, machine, process) for one in work]
-        return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
+        models, process = list[FakeModel](), _resident(machine) if machine.is_cpu else 0.0
+        with contextlib.redirect_stdout(sys.stderr):  # what is said of the reference's rows is not the result
+            found = _estimate(run, machine, models, process)
+
+        def again(config: RunConfig, machine: Machine) -> Estimate:
+            with contextlib.redirect_stdout(io.StringIO()):  # it has been said
+                return _estimate(_changed(run, config), machine, models, process)
+
+        return replace(found, remedies=remedies(found, config, again))
+
+
+def _changed(run: RunContext, config: RunConfig) -> RunContext:
+    """A run on the same rows with other options."""
+    other = copy.copy(run)
+    other.config = resolve_text(config, run.prepared)
+    other.pairing = other.config.resolved_pairing()
+    return other
+
+
+def _estimate(run: RunContext, machine: Machine, models: list[FakeModel], process: float) -> Estimate:
+    """models: those traced so far, which are added to; process: bytes."""
+    stages = [
+        _estimated(_model_of(one, run.config, models), one, run.config, machine, process) for one in _plan(run, machine)
+    ]
+    return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
 
 
 def _resident(machine: Machine) -> float:
@@ -112,12 +98,23 @@ def _model_of(work: Work, config: RunConfig, made: list[FakeModel]) -> FakeModel
 
 def _estimated(model: FakeModel, work: Work, config: RunConfig, machine: Machine, process: float) -> StageEstimate:
     layout = make_layout(work.options, machine)
-    reading, training = forward_flops(model, work.read), 0.0
-    if work.batch is None:
+    training, traffic = 0.0, Traffic(0.0, 0.0)
+    if work.batches is None:
         memory = reading_memory(model, layout, process=process)
     else:
         check_sharded(layout, work.options, work.lora, config.optimizer)
         training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
-        memory = training_memory(model, work.batch, work.options, config.optimizer, layout, machine, process=process)
-    hours = machine.hours(training + reading)
-    return StageEstimate(work, layout, model.numbers, model.trained, training, reading, hours, memory)
+        traffic = step_traffic(model, work.batches, layout, machine.count)
+        batch, optimizer = work.batches.largest, config.optimizer
+        memory = training_memory(model, batch, work.options, optimizer, layout, machine, process=process)
+    return StageEstimate(
+        work=work,
+        layout=layout,
+        numbers=model.numbers,
+        trained=model.trained,
+        training_flops=training,
+        reading_flops=forward_flops(model, work.read),
+        traffic=traffic,
+        reading_sent=reading_traffic(model, work.read.forwards, layout),
+        memory=memory,
+    )

@@ -1,4 +1,4 @@
-"""The largest micro-batch of a training, found by laying out some of its steps."""
+"""The micro-batches of a training, found by laying out some of its steps."""
 
 from __future__ import annotations
 
@@ -33,14 +33,29 @@ class MicroBatch:
         return sum(one.slots for one in self.segments)
 
 
-def largest_micro_batch(
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """What the steps of a training are made of.
+
+    largest        the micro-batch with the most token slots, which need the most memory
+    micro_batches  of each rank in a step, on average
+    passes         through the backbone in a step, on average: one for each segment of a micro-batch
+    """
+
+    largest: MicroBatch
+    micro_batches: float
+    passes: float
+
+
+def step_batches(
     data: EncodedDataset, order: TrainingOrder, options: TrainingOptions, machine: Machine, attention: str | None
-) -> MicroBatch:
-    """Of some steps spread over the training: the one with the most token slots, which need the most memory.
+) -> StepBatches:
+    """Of some steps spread over the training.
 
     attention  as model.attention
     """
     one_row, found = is_padding_free(options, machine, attention), list[MicroBatch]()
+    counts = list[tuple[int, int]]()
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         batch, ranks, device = order.batch(step), machine.count, machine.device
         steps = deal(batch, data.lengths, options, ranks=ranks, device=device, padding_free=one_row)
@@ -49,7 +64,9 @@ def largest_micro_batch(
             for one in steps
             for rank in one.ranks
         ]
-    return max(found, key=lambda batch: (batch.slots, batch.accumulated))
+        counts.append((len(steps), sum(one.n_segments for one in steps)))
+    micro_batches, passes = np.mean(counts, axis=0).tolist()
+    return StepBatches(max(found, key=lambda batch: (batch.slots, batch.accumulated)), micro_batches, passes)
 
 
 def is_padding_free(options: TrainingOptions, machine: Machine, attention: str | None) -> bool:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from sftmix.errors import ConfigError
 from sftmix.training.distributed import World
 
-TERA, GIB = 1e12, 2**30
+GIGA, TERA, GIB = 1e9, 1e12, 2**30
 
-GPUS: dict[str, tuple[float, float]] = {
-    "B200": (2250, 180),
-    "H200": (989, 141),
-    "H100": (989, 80),
-    "A100-80GB": (312, 80),
-    "A100-40GB": (312, 40),
-    "L40S": (362, 48),
-    "RTX-4090": (165, 24),
+
+class Gpu(NamedTuple):
+    """What the maker's data sheet says of a GPU.
+
+    tflops     dense bf16 peak, TFLOP/s
+    gigabytes  memory, GB
+    bandwidth  to the other GPUs of its node in one direction (sheets give the sum of both), GB/s: NVLink, or PCIe where
+               there is none
+    """
+
+    tflops: float
+    gigabytes: float
+    bandwidth: float
+
+
+GPUS = {
+    "B200": Gpu(2250, 180, 900),
+    "H200": Gpu(989, 141, 450),
+    "H100": Gpu(989, 80, 450),
+    "A100-80GB": Gpu(312, 80, 300),
+    "A100-40GB": Gpu(312, 40, 300),
+    "L40S": Gpu(362, 48, 32),
+    "RTX-4090": Gpu(165, 24, 32),
 }
-"""Dense bf16 peak in TFLOP/s and memory in GB, from the makers' data sheets."""
 CPU = "cpu"
 PER_NODE = 8
 """GPUs of a node where nothing else is said."""
@@ -30,10 +45,11 @@ PER_NODE = 8
 class Machine:
     """`count` devices of one kind.
 
-    flops    peak of one device, FLOP/s; None: unknown, and with it the hours
-    memory   bytes of one device; None: unknown
-    mfu      share of the peak that the FLOPs of real tokens reach, padding and all overheads included
-    per_node devices of one node
+    flops      peak of one device, FLOP/s; None: unknown, and with it the hours
+    memory     bytes of one device; None: unknown
+    mfu        share of the peak that the FLOPs of real tokens reach, padding and all overheads included
+    per_node   devices of one node
+    bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
     """
 
     name: str
@@ -42,6 +58,7 @@ class Machine:
     memory: float | None
     mfu: float
     per_node: int = PER_NODE
+    bandwidth: float | None = None
 
     @property
     def is_cpu(self) -> bool:
@@ -56,23 +73,57 @@ class Machine:
         """What a rank of a run on this machine sees of it."""
         return World(size=self.count, device=self.device, local_size=min(self.count, self.per_node))
 
-    def hours(self, flops: float) -> float | None:
-        """Device-hours for so many FLOPs."""
-        return None if self.flops is None else flops / (self.flops * self.mfu) / 3600
+    def computing(self, flops: float) -> float | None:
+        """Seconds on all devices for so many FLOPs."""
+        return None if self.flops is None else flops / (self.flops * self.mfu * self.count)
+
+    def communicating(self, sent: float) -> float | None:
+        """Seconds in which each device sends so many bytes and receives as many."""
+        return None if self.bandwidth is None else sent / self.bandwidth
+
+    def hours(self, flops: float, sent: float) -> float | None:
+        """Device-hours for so many FLOPs (of all devices) while each device sends so many bytes.
+
+        The longer of the two, not their sum: FSDP gathers a layer while the one before it computes, DDP sends gradients
+        while the backward goes on, and the MFU of a run that was measured has in it what could not be hidden. So it is
+        too little where they hide each other badly, by half at most.
+        """
+        computing, communicating = self.computing(flops), self.communicating(sent)
+        return None if computing is None else max(computing, communicating or 0.0) * self.count / 3600
 
 
-def make_machine(name: str, count: int, *, mfu: float, tflops: float | None, per_node: int = PER_NODE) -> Machine:
-    """A machine of the table, or `cpu`; `tflops` takes the place of the table's peak. ConfigError for anything else."""
+def make_machine(
+    name: str,
+    count: int | None,
+    *,
+    mfu: float,
+    tflops: float | None,
+    per_node: int = PER_NODE,
+    bandwidth: float | None = None,
+) -> Machine:
+    """A machine of the table, or `cpu`; ConfigError for anything else.
+
+    count      None: a node of GPUs, or one CPU
+    tflops     takes the place of the table's peak
+    bandwidth  GB/s in one direction, in place of the table's, which holds within a node
+    """
     if name not in (*GPUS, CPU):
         raise ConfigError(f"gpu is {name!r}; there are {', '.join(GPUS)} and {CPU} (--tflops gives another peak)")
-    if count < 1:
-        raise ConfigError(f"gpus is {count}; allowed: at least 1")
     if per_node < 1:
         raise ConfigError(f"gpus_per_node is {per_node}; allowed: at least 1")
+    if count is None:
+        count = 1 if name == CPU else per_node
+    if count < 1:
+        raise ConfigError(f"gpus is {count}; allowed: at least 1")
     if not 0 < mfu <= 1:
         raise ConfigError(f"mfu is {mfu}; allowed: above 0 and at most 1")
-    if tflops is not None and not tflops > 0:
-        raise ConfigError(f"tflops is {tflops}; allowed: above 0")
-    peak, gigabytes = GPUS.get(name, (None, None))
-    peak = tflops or peak
-    return Machine(name, count, peak and peak * TERA, gigabytes and gigabytes * 1e9, mfu, per_node)
+    for option, value in (("tflops", tflops), ("bandwidth", bandwidth)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{option} is {value}; allowed: above 0")
+    known = GPUS.get(name)
+    if known is None:
+        return Machine(name, count, tflops and tflops * TERA, None, mfu, per_node, bandwidth and bandwidth * GIGA)
+    if bandwidth is None and count <= per_node:
+        bandwidth = known.bandwidth
+    peak, memory = (tflops or known.tflops) * TERA, known.gigabytes * GIGA
+    return Machine(name, count, peak, memory, mfu, per_node, bandwidth and bandwidth * GIGA)

@@ -57,6 +57,8 @@ class FakeModel:
             raise ConfigError(f"model.path: cannot build the model of {self.path}: {error}") from error
         if self.lora.r:
             add_adapters(model, self.lora, seed=0)
+        elif self.lora.quantize:  # only read, all of it in 4 bits
+            model.requires_grad_(False)
         with self._mode:
             on_cpu(model)
         for layer in _quantizable(model) if self.lora.quantize else []:

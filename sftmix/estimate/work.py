@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 from sftmix.components.base import Callback, check_split
 from sftmix.components.callbacks import Evaluate
 from sftmix.data import EncodedDataset
-from sftmix.dynamics import checkpoint_steps
+from sftmix.dynamics import CPU_SCORING_TOKENS, SCORING_TOKENS, checkpoint_steps
 from sftmix.epoch_pairs import fixed, unpaired
-from sftmix.estimate.batches import MicroBatch, largest_micro_batch
+from sftmix.estimate.batches import StepBatches, step_batches
 from sftmix.estimate.machine import Machine
 from sftmix.measurement import sample_rows
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
@@ -27,11 +27,15 @@ from sftmix.types import Rows, TrainingDynamics
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """How much goes through a model: tokens, response tokens among them, and the sum of squared lengths."""
+    """How much goes through a model: tokens, response tokens among them, and the sum of squared lengths.
+
+    forwards  of each rank, where the tokens are only read
+    """
 
     all: float
     targets: float
     squares: float
+    forwards: float = 0.0
 
     @classmethod
     def of(cls, data: EncodedDataset, rows: Rows | None = None, times: float = 1.0) -> Tokens:
@@ -43,7 +47,18 @@ class Tokens:
         return cls(times * float(lengths.sum()), times * float(targets.sum()), times * float(squares))
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(self.all + other.all, self.targets + other.targets, self.squares + other.squares)
+        mine, theirs = (astuple(one) for one in (self, other))
+        return Tokens(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+def scored(data: EncodedDataset, machine: Machine, rows: Rows | None = None, times: float = 1.0) -> Tokens:
+    """Of a data set or some of its rows that all ranks score together, `times` over.
+
+    A batch is sorted by length and filled up to SCORING_TOKENS: that it may hold a few tokens less is not counted.
+    """
+    once, full = Tokens.of(data, rows), CPU_SCORING_TOKENS if machine.is_cpu else SCORING_TOKENS
+    forwards = math.ceil(once.all / (full * machine.count))
+    return replace(Tokens.of(data, rows, times), forwards=times * forwards)
 
 
 NOTHING = Tokens(0.0, 0.0, 0.0)
@@ -54,7 +69,7 @@ class Work:
     """One stage: a model with the tokens it is trained on and those it only reads.
 
     options  those of its training, or of the run where it only reads
-    batch    the largest micro-batch; None where nothing is trained
+    batches  of a step; None where nothing is trained
     """
 
     name: str
@@ -64,7 +79,7 @@ class Work:
     read: Tokens
     steps: int
     options: TrainingOptions
-    batch: MicroBatch | None
+    batches: StepBatches | None
 
 
 class PlannedReference(ReferenceRun):
@@ -90,10 +105,10 @@ class PlannedReference(ReferenceRun):
         options = inherit(config.training, training)
         order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
-        read = Tokens.of(data, times=len(steps))
+        read = scored(data, self._machine, times=len(steps))
         if response_alone:  # without its instruction
-            alone = Tokens.of(data, times=len(steps))
-            read += Tokens(alone.targets, alone.targets, alone.squares * (alone.targets / max(alone.all, 1)) ** 2)
+            share = read.targets / max(read.all, 1)
+            read += Tokens(read.targets, read.targets, read.squares * share**2, read.forwards * share)
         stage = ("reference", path, reference_lora(config.model, model))
         last = max(steps, default=order.total_steps)  # what would be trained beyond it is not
         self.work.append(training_work(stage, data, order, options, self._run, self._machine, read, steps=last))
@@ -102,7 +117,7 @@ class PlannedReference(ReferenceRun):
     def score_models(self, paths: Sequence[str], **options: Any) -> TrainingDynamics:
         model = ReferenceModel(path=paths[0], template=options["template"], max_length=options["max_length"])
         _, _, data = self.rows_of(model, option="reference")
-        passes = Tokens.of(data, times=len(paths))
+        passes = scored(data, self._machine, times=len(paths))
         training = self._run.config.training
         self.work.append(Work("reference", paths[0], LoraOptions(), NOTHING, passes, 0, training, None))
         return self._nothing(len(paths))
@@ -117,15 +132,16 @@ def target_work(run: RunContext, machine: Machine) -> list[Work]:
     """The target's stage, the NTP baseline's where there is one, and that of the base model, which is only read."""
     config, data = run.config, run.data.train
     order = TrainingOrder(len(data), _pairs(run), options=config.training, seed=config.seed)
-    untrained = read = Tokens.of(data, sample_rows(data.ids))
+    untrained = read = scored(data, machine, sample_rows(data.ids))
     if run.data.eval is not None:
-        untrained += Tokens.of(run.data.eval)
-        read += Tokens.of(run.data.eval, times=1 + _evaluations(config.callbacks, order))
+        untrained += scored(run.data.eval, machine)
+        read += scored(run.data.eval, machine, times=1 + _evaluations(config.callbacks, order))
     stage = ("train", config.model.path, config.model.lora)
     baseline = training_work(stage, data, order, config.training, run, machine, read)
     train = baseline
-    if config.objective.needs_batch_nll:  # each batch is read before it is trained on
-        train = replace(baseline, read=baseline.read + baseline.trained)
+    if config.objective.needs_batch_nll and baseline.batches is not None:  # each batch is read before it is trained on
+        forwards = baseline.batches.passes * baseline.steps
+        train = replace(baseline, read=baseline.read + replace(baseline.trained, forwards=forwards))
     arms = [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
     lora = config.model.lora.without_adapters()
     return [*arms, Work("base", config.model.path, lora, NOTHING, untrained, 0, config.training, None)]
@@ -176,5 +192,5 @@ def training_work(
     """
     steps = order.total_steps if steps is None else steps
     trained = Tokens.of(data, times=steps / math.ceil(len(data) / options.global_batch_size))
-    batch = largest_micro_batch(data, order, options, machine, run.config.model.attention) if steps else None
-    return Work(*stage, trained, read, steps, options, batch)
+    batches = step_batches(data, order, options, machine, run.config.model.attention) if steps else None
+    return Work(*stage, trained, read, steps, options, batches)

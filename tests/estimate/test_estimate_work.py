@@ -16,7 +16,7 @@ from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import QualityLabel, RandomSplit
 from sftmix.data.batching import token_slots
 from sftmix.estimate import estimate, make_machine
-from sftmix.estimate.batches import is_padding_free, largest_micro_batch
+from sftmix.estimate.batches import is_padding_free, step_batches
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
@@ -125,7 +125,7 @@ def test_the_largest_micro_batch_is_the_one_with_the_most_slots(groups):
         for micro in one_step:
             lengths = [int(rows.lengths[slot.row]) for unit in micro.ranks[0] for slot in unit]
             slots.append(token_slots(lengths, micro.n_segments))
-    batch = largest_micro_batch(rows, order, options, CPU, None)  # type: ignore[arg-type]
+    batch = step_batches(rows, order, options, CPU, None).largest  # type: ignore[arg-type]
     assert batch.slots == max(slots) > min(slots)
     assert batch.accumulated
     assert sum(one.rows for one in batch.segments) == 4
@@ -137,7 +137,7 @@ def test_what_is_in_a_segment_is_said():
 
     def content(rows: Rows, **changes) -> list[str]:
         own = replace(options, **changes)
-        batch = largest_micro_batch(rows, order, own, CPU, None)  # type: ignore[arg-type]
+        batch = step_batches(rows, order, own, CPU, None).largest  # type: ignore[arg-type]
         return [one.content for one in batch.segments]
 
     assert content(Rows()) == ["padded"]
@@ -162,7 +162,7 @@ def test_auto_is_padding_free_where_a_run_is():
 def test_flash_attention_has_one_row(tiny):
     model = ModelOptions(path=str(tiny.model), attention="flash_attention_2")
     found = estimate(config(tiny, model=model, splitter=RandomSplit()), GPUS)
-    (segment,) = found.stages[0].work.batch.segments
+    (segment,) = found.stages[0].work.batches.largest.segments
     assert (segment.rows, segment.content) == (1, "packed")
 
 
