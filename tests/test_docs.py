@@ -127,6 +127,7 @@ def known_options() -> set[str]:
     own |= {
         "gpu",
         "gpus",
+        "bandwidth",
         "gpus_per_node",
         "mfu",
         "tflops",
