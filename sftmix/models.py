@@ -58,7 +58,20 @@ def load_model(
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:5])
         raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
+    if quantization is not None:
+        _keep_the_backward(model)
     return model
+
+
+def _keep_the_backward(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as they are.
+
+    On a CPU with bf16 instructions bitsandbytes repacks them in the first forward in eval mode, for a kernel without a
+    gradient: scoring between two steps would end the training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010, of a class that is not imported here
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
