@@ -37,6 +37,11 @@ CPU_SCORING_TOKENS = 2048
 """The same on a CPU, at most: larger batches leave its caches, and are padded more."""
 
 
+def scoring_tokens(device: torch.device) -> int:
+    """Padded tokens per scoring batch on one rank, on that kind of device."""
+    return min(SCORING_TOKENS, CPU_SCORING_TOKENS) if device.type == "cpu" else SCORING_TOKENS
+
+
 # -------------------------------------------------------------------------------------------- scoring
 
 
@@ -94,7 +99,7 @@ def forward_rows(
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
     """This rank's batches; a rank that has one fewer repeats its last, uncounted."""
     order = np.argsort(-lengths, kind="stable")  # longest first: memory is at its peak at once
-    budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
+    budget = scoring_tokens(world.device)
     cuts, start = [], 0
     while start < len(order):
         size = max(1, budget // max(1, int(lengths[order[start]])))

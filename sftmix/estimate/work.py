@@ -12,7 +12,7 @@ import numpy as np
 from sftmix.components.base import Callback, check_split
 from sftmix.components.callbacks import Evaluate
 from sftmix.data import EncodedDataset
-from sftmix.dynamics import CPU_SCORING_TOKENS, SCORING_TOKENS, checkpoint_steps
+from sftmix.dynamics import checkpoint_steps, scoring_tokens
 from sftmix.epoch_pairs import fixed, unpaired
 from sftmix.estimate.batches import StepBatches, step_batches
 from sftmix.estimate.machine import Machine
@@ -54,10 +54,10 @@ class Tokens:
 def scored(data: EncodedDataset, machine: Machine, rows: Rows | None = None, times: float = 1.0) -> Tokens:
     """Of a data set or some of its rows that all ranks score together, `times` over.
 
-    A batch is sorted by length and filled up to SCORING_TOKENS: that it may hold a few tokens less is not counted.
+    A batch is sorted by length and filled up to `scoring_tokens`: that it may hold a few less is not counted.
     """
-    once, full = Tokens.of(data, rows), CPU_SCORING_TOKENS if machine.is_cpu else SCORING_TOKENS
-    forwards = math.ceil(once.all / (full * machine.count))
+    once = Tokens.of(data, rows)
+    forwards = math.ceil(once.all / (scoring_tokens(machine.device) * machine.count))
     return replace(Tokens.of(data, rows, times), forwards=times * forwards)
 
 
