@@ -12,7 +12,6 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix._fused import default_chunk_size
 from sftmix.components.optimizers import AdamW, AdamW8bit
@@ -29,9 +28,9 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.distributed import World, gradient_sync, wrap
 from sftmix.training.step import TrainingModule, scoring_plan
 from sftmix.types import Batch, Plan
+from tests.estimate.configs import INNER, LAYERS, VOCABULARY, WIDTH, small_llama
 from tests.toy import on_ranks, toy_model, toy_rows
 
-VOCABULARY, WIDTH, INNER, LAYERS = 96, 32, 64, 3
 LAYER = 4 * WIDTH**2 + 3 * WIDTH * INNER + 2 * WIDTH
 SEGMENTS = (Segment(1, 2),)
 
@@ -39,20 +38,7 @@ SEGMENTS = (Segment(1, 2),)
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory) -> dict[bool, str]:
     """By whether the embeddings are tied."""
-    made = {}
-    for tied in (False, True):
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=INNER,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=tied,
-        )
-        made[tied] = str(tmp_path_factory.mktemp("llama"))
-        LlamaForCausalLM(config).save_pretrained(made[tied])
-    return made
+    return {tied: small_llama(tmp_path_factory.mktemp("llama"), tied=tied) for tied in (False, True)}
 
 
 @dataclass

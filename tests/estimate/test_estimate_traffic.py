@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.adapters import add_adapters
 from sftmix.components.reference import TrainedReference
@@ -31,20 +30,15 @@ from sftmix.training.distributed import World, gradient_sync, wrap
 from sftmix.training.layers import recompute_activations
 from sftmix.training.step import TrainingModule, scoring_plan
 from tests.distributed.test_sharding import COUNTED
-from tests.estimate.configs import TRAINING, config
+from tests.estimate.configs import INNER, LAYERS, TRAINING, VOCABULARY, WIDTH, config, small_llama
 from tests.toy import on_ranks, toy_rows
 
-VOCABULARY, WIDTH, INNER, LAYERS = 96, 32, 64, 3
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> str:
-    """A Llama whose every dimension two and four ranks divide."""
-    sizes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
-    made = str(tmp_path_factory.mktemp("llama"))
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=4, **sizes)).save_pretrained(made)
-    return made
+    return small_llama(tmp_path_factory.mktemp("llama"))
 
 
 # --------------------------------------------------------------------------------------------- counted
