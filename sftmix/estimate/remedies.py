@@ -29,8 +29,11 @@ class Setting:
     machine: Machine
 
     def training(self, **options: Any) -> Setting:
-        named = " ".join(f"--training.{name} {str(value).lower()}" for name, value in options.items())
-        return replace(self, options=named, config=replace(self.config, training=self._training(**options)))
+        words = {name: "null" if value is None else str(value).lower() for name, value in options.items()}
+        named = " ".join(f"--training.{name} {word}" for name, word in words.items())
+        return replace(
+            self, options=named, config=replace(self.config, training=replace(self.config.training, **options))
+        )
 
     def lora(self, **options: Any) -> Setting:
         model = self.config.model
@@ -38,13 +41,10 @@ class Setting:
         changed = replace(model, lora=replace(model.lora, **options))
         return replace(self, options=named, config=replace(self.config, model=changed))
 
-    def _training(self, **options: Any) -> Any:
-        if options.get("parallel") == "fsdp":
-            options["shard_group_size"] = None
-        return replace(self.config.training, **options)
 
-
-def remedies(found: Estimate, config: RunConfig, again: Callable[[RunConfig, Machine], Estimate]) -> dict[str, Any]:
+def remedies(
+    found: Estimate, config: RunConfig, again: Callable[[RunConfig, Machine], Estimate]
+) -> dict[str, list[Remedy]]:
     """Of each stage that does not fit: what lowers its peak, each the least change with which it fits, or the best.
 
     again  the estimate of a changed configuration or machine
@@ -86,7 +86,8 @@ def _more_gpus(given: Setting, found: Estimate) -> Iterator[Setting]:
 
 def _sharing(given: Setting, found: Estimate) -> Iterator[Setting]:
     if any(stage.layout.shards < given.machine.count for stage in found.too_large):
-        yield given.training(parallel="fsdp")
+        grouped = given.config.training.shard_group_size is not None  # which a run refuses beside fsdp
+        yield given.training(parallel="fsdp", **({"shard_group_size": None} if grouped else {}))
 
 
 def _smaller_micro_batch(given: Setting, found: Estimate) -> Iterator[Setting]:

@@ -41,6 +41,13 @@ def named(given: RunConfig, gpus: int = 1) -> dict[str, float]:
     return {one.options: one.peak for one in found(given, gpus).remedies["train"]}
 
 
+def test_sharing_over_all_is_named_with_what_it_excludes(tiny):
+    """A run refuses the size of groups beside fsdp, so whoever takes the advice is told of both."""
+    told = named(made(tiny, parallel="hsdp", shard_group_size=1), 4)
+    assert told["--training.parallel fsdp --training.shard_group_size null"] == peak(made(tiny, parallel="fsdp"), 4)
+    assert "--training.parallel fsdp" in named(made(tiny, parallel="ddp"), 4)
+
+
 def test_each_leads_to_the_peak_that_is_said(tiny):
     given = made(tiny)
     told = named(given)
