@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftmix"
 
 LAYERS = (
-    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store", "progress"},
+    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store", "progress", "gpus"},
     {"functional", "_fused"},
     {"components", "data", "adapters", "models", "loading", "model_files", "attention"},
     {"training"},

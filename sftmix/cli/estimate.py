@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sftmix.cli.commands import configuration
+from sftmix.gpus import GPUS
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -19,16 +20,16 @@ Hours are FLOPs / (peak x MFU), or bytes / bandwidth where the GPUs send each ot
 nccl-tests says of your machine (busbw) is the figure to give."""
 
 _OWN = [
-    ("--gpu NAME", "The device: B200, H200, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu.", "H100"),
+    ("--gpu NAME", f"The device: {', '.join(GPUS)} or cpu.", "H100"),
     ("--gpus N", "How many of them; null: as many as a node has, 1 of cpu.", "null"),
     ("--gpus_per_node N", "GPUs of a node, which share the weights under training.parallel hsdp.", "8"),
     ("--mfu X", "Share of the peak that real tokens reach, in (0, 1].", "0.4"),
     ("--tflops X", "Peak of one device in TFLOP/s, in place of the known one.", "null"),
     (
         "--bandwidth X",
-        "GB/s from one GPU to the others, in one direction; null: within a node the data sheet's (B200 900, H200 and "
-        "H100 450, A100 300 by NVLink; L40S and RTX-4090 32 by PCIe), between nodes and for cpu none: communication is "
-        "not counted.",
+        "GB/s from one GPU to the others, in one direction; null: within a node the data sheet's, by NVLink or PCIe "
+        f"({', '.join(f'{name} {gpu.bandwidth}' for name, gpu in GPUS.items())}), between nodes and for cpu none: "
+        "communication is not counted.",
         "null",
     ),
     ("--json", "Print JSON instead of a table.", "false"),

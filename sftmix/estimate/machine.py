@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from sftmix.errors import ConfigError
+from sftmix.gpus import GPUS
 from sftmix.training.distributed import World
 
 GIGA, TERA, GIB = 1e9, 1e12, 2**30
 
 
-class Gpu(NamedTuple):
-    """What the maker's data sheet says of a GPU.
-
-    tflops     dense bf16 peak, TFLOP/s
-    gigabytes  memory, GB
-    bandwidth  to the other GPUs of its node in one direction (sheets give the sum of both), GB/s: NVLink, or PCIe where
-               there is none
-    """
-
-    tflops: float
-    gigabytes: float
-    bandwidth: float
-
-
-GPUS = {
-    "B200": Gpu(2250, 180, 900),
-    "H200": Gpu(989, 141, 450),
-    "H100": Gpu(989, 80, 450),
-    "A100-80GB": Gpu(312, 80, 300),
-    "A100-40GB": Gpu(312, 40, 300),
-    "L40S": Gpu(362, 48, 32),
-    "RTX-4090": Gpu(165, 24, 32),
-}
 CPU = "cpu"
 PER_NODE = 8
 """GPUs of a node where nothing else is said."""

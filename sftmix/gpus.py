@@ -1,0 +1,30 @@
+"""GPUs that `estimate` knows; apart from it, as the help of the command line needs no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Gpu(NamedTuple):
+    """What the maker's data sheet says of a GPU.
+
+    tflops     dense bf16 peak, TFLOP/s
+    gigabytes  memory, GB
+    bandwidth  to the other GPUs of its node in one direction (sheets give the sum of both), GB/s: NVLink, or PCIe where
+               there is none
+    """
+
+    tflops: float
+    gigabytes: float
+    bandwidth: float
+
+
+GPUS = {
+    "B200": Gpu(2250, 180, 900),
+    "H200": Gpu(989, 141, 450),
+    "H100": Gpu(989, 80, 450),
+    "A100-80GB": Gpu(312, 80, 300),
+    "A100-40GB": Gpu(312, 40, 300),
+    "L40S": Gpu(362, 48, 32),
+    "RTX-4090": Gpu(165, 24, 32),
+}
