@@ -166,12 +166,12 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     """Optimizer steps at which the reference is scored; 0 = before training.
 
     A number C: evenly spaced, the last at the end; with fewer steps than C each step is one. A list: shares of the run
-    if none is above 1 (0 before training, 1 its end), else optimizer steps.
+    if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
     """
     if isinstance(checkpoints, int):
         return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
     if max(checkpoints) <= 1:
-        return sorted({round(share * total_steps) for share in checkpoints})
+        return sorted({_step_of_share(share, total_steps) for share in checkpoints})
     for step in checkpoints:
         if step != int(step) or step > total_steps:
             raise ConfigError(
@@ -179,6 +179,31 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
                 "reference run, or only shares from 0 to 1"
             )
     return sorted({int(step) for step in checkpoints})
+
+
+def _step_of_share(share: float, total_steps: int) -> int:
+    """The nearest step, but never 0 for a share above 0: before training, perplexities are of another size."""
+    return max(round(share * total_steps), 1 if share > 0 else 0)
+
+
+def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
+    """What to say of `checkpoint_steps` where a short run cannot place the checkpoints as they were asked for."""
+    steps = checkpoint_steps(checkpoints, total_steps)
+    if isinstance(checkpoints, int):
+        fewer = len(steps) < checkpoints
+        return [f"{total_steps} steps are fewer than {checkpoints} checkpoints: each is one"] if fewer else []
+    if max(checkpoints) > 1:
+        return []
+    raised = [f"{share:g}" for share in checkpoints if share > 0 and round(share * total_steps) == 0]
+    notes = []
+    if raised:
+        notes.append(
+            f"checkpoint {', '.join(raised)} of {total_steps} steps is less than half a step: it is step 1, since step "
+            "0 is before training (give 0 for that)"
+        )
+    if len(steps) < len(set(checkpoints)):
+        notes.append(f"{len(set(checkpoints))} checkpoints fall on {len(steps)} of {total_steps} steps: {steps}")
+    return notes
 
 
 class ScoreAtCheckpoints(Callback):

@@ -12,7 +12,7 @@ from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.text import check_same_windows
 from sftmix.data import EncodedDataset, Encoder, encoder_for
-from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge, one_checkpoint
+from sftmix.dynamics import ScoreAtCheckpoints, checkpoint_notes, checkpoint_steps, merge, one_checkpoint
 from sftmix.errors import ConfigError
 from sftmix.models import load_tokenizer
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
@@ -63,8 +63,8 @@ class ReferenceRun:
         if checkpoints == "online":
             return self._online(stage, data.ids)
         steps = checkpoint_steps(checkpoints, stage.order.total_steps)
-        if isinstance(checkpoints, int) and len(steps) < checkpoints:
-            run.say(f"reference: {stage.order.total_steps} steps are fewer than {checkpoints} checkpoints: each is one")
+        for note in checkpoint_notes(checkpoints, stage.order.total_steps):
+            run.say(f"reference: {note}")
         scoring = ScoreAtCheckpoints(
             ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from sftmix.dynamics import checkpoint_steps, merge
+from sftmix.dynamics import checkpoint_notes, checkpoint_steps, merge
 from sftmix.errors import ConfigError
 from sftmix.types import TrainingDynamics
 
@@ -19,12 +21,32 @@ from sftmix.types import TrainingDynamics
         (1, 7, [7]),
         ([0, 0.5, 1], 10, [0, 5, 10]),
         ([0.0, 1.0], 10, [0, 10]),
+        ([0.01, 0.5, 1], 20, [1, 10, 20]),
+        ([0, 0.01, 0.02, 1], 20, [0, 1, 20]),
         ([0, 3, 7], 10, [0, 3, 7]),
         ([1, 2, 3], 10, [1, 2, 3]),
     ],
 )
 def test_checkpoint_steps(checkpoints, total, steps):
     assert checkpoint_steps(checkpoints, total) == steps
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "total", "notes"),
+    [
+        (5, 3, [r"3 steps are fewer than 5 checkpoints"]),
+        ([0.01, 0.5, 1], 20, [r"checkpoint 0\.01 of 20 steps .* it is step 1"]),
+        ([0.01, 0.02, 1], 20, [r"checkpoint 0\.01, 0\.02 of 20", r"3 checkpoints fall on 2 of 20 steps: \[1, 20\]"]),
+        ([0.4, 0.5, 1], 4, [r"3 checkpoints fall on 2 of 4 steps: \[2, 4\]"]),
+        (5, 5, []),
+        ([0, 0.5, 1], 10, []),
+        ([0, 3, 7], 10, []),
+    ],
+)
+def test_what_a_short_run_cannot_place_is_said(checkpoints, total, notes):
+    said = checkpoint_notes(checkpoints, total)
+    assert len(said) == len(notes)
+    assert all(re.search(pattern, note) for pattern, note in zip(notes, said, strict=True))
 
 
 @pytest.mark.parametrize("checkpoints", [[5, 11], [0.5, 3]])

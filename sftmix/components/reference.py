@@ -28,8 +28,9 @@ class TrainedReference(Reference):
         """
         model: another base model with its own tokenizer, template and length; null is the target's own base model.
         checkpoints: how many scorings, evenly spaced with the last at the end of training; or a list, whose values
-            are shares of the run if none is above 1 (0 before training, 1 its end), else optimizer steps; or `online`:
-            no scoring at all, each example's loss is taken while it is trained on, one checkpoint per full epoch.
+            are shares of the run if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1),
+            else optimizer steps; or `online`: no scoring at all, each example's loss is taken while it is trained on,
+            one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
         response_alone: also score each response without its instruction (IFD needs it), at twice the scoring.
         training: what differs from the run's `training` options; null inherits them all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -40,10 +41,10 @@ class TrainingOrder:
         self.total_steps = self.ends[-1]
 
     def _lay_out(self, options: TrainingOptions) -> None:
-        wanted = math.inf if options.max_steps is not None else options.epochs
+        wanted = math.inf if options.max_steps is not None else _decimal(options.epochs)
         done, epoch = 0, 0
         while wanted > epoch and (options.max_steps is None or done < options.max_steps):
-            share = min(1.0, wanted - epoch)
+            share = min(1, wanted - epoch)
             batches = self._batches_in(epoch)
             done += math.ceil(share * batches)
             if options.max_steps is not None:
@@ -84,3 +85,8 @@ class TrainingOrder:
 
     def ends_epoch(self, steps_done: int) -> bool:
         return steps_done in self.ends
+
+
+def _decimal(number: float) -> Fraction:
+    """The fraction that was written: 1.1 is 11/10, whose tenth of an epoch of 10 batches is 1 step and not 2."""
+    return Fraction(number).limit_denominator(1_000_000)

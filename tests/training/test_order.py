@@ -36,6 +36,20 @@ def test_steps_of_epochs(options, ends):
     assert order(**options).ends == ends
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps"),
+    [(1.1, 11), (1.6, 16), (2.2, 22), (2.3, 23), (0.1 + 0.2, 3), (1 / 3, 4), (2.0001, 21), (1e-6, 1)],
+)
+def test_an_epoch_cut_short_has_the_steps_of_the_number_as_it_is_written(epochs, steps):
+    """Ten batches: 1.1 - 1 is a little above 0.1 in floating point, which is no step more."""
+    assert order(40, epochs=epochs).total_steps == steps
+
+
+@given(st.integers(1, 60), st.integers(1, 400))
+def test_tenths_of_an_epoch_round_up(batches, tenths):
+    assert order(4 * batches, epochs=tenths / 10).total_steps == -(-tenths * batches // 10)
+
+
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(2, 9), st.integers(0, 2), st.integers(0, 2**16))
 def test_epochs_are_as_long_as_the_batches_in_them(n, couples, size, repeats, seed):
     """Counted without laying an epoch out, where that can be told; a row may be in several pairs."""
