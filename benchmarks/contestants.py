@@ -24,16 +24,16 @@ from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
+from sftmix.batches.collate import RowSubset, TokenisedRows
+from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
-from sftmix.data.batching import RowSubset, TokenisedRows
-from sftmix.dynamics import score_rows
-from sftmix.models import load_model, load_tokenizer
+from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World
 from sftmix.training.log import PeakMemory
 from sftmix.training.loop import train
-from sftmix.training.step import TrainingModule
+from sftmix.training.module import TrainingModule
+from sftmix.training.scoring import score_rows
 from sftmix.types import Encoded
 
 TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")

@@ -24,14 +24,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held  # noqa: E402
 from benchmarks.report import parser, publish, spread  # noqa: E402
-from sftmix.adapters import add_adapters, trained_numbers  # noqa: E402
+from sftmix.batches.order import TrainingOrder  # noqa: E402
+from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import SFTMix  # noqa: E402
+from sftmix.model.adapters import add_adapters, trained_numbers  # noqa: E402
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.testing import rows_in_memory  # noqa: E402
-from sftmix.training.distributed import World  # noqa: E402
-from sftmix.training.loop import TrainingLoop  # noqa: E402
-from sftmix.training.order import TrainingOrder  # noqa: E402
-from sftmix.training.stage import Stage  # noqa: E402
+from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 
 ARMS = ("full", "lora")
 

@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parser, publish  # noqa: E402
-from sftmix._fused import default_chunk_size  # noqa: E402
 from sftmix.functional import reference_sft_loss, sft_loss  # noqa: E402
+from sftmix.functional.fused import default_chunk_size  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 
 HEADS = {  # hidden size, vocabulary (from the configurations of the models on the hub)

@@ -9,8 +9,8 @@
     weaker    a reference of about an eighth of the size, five checkpoints
     single    no reference: the target's own losses decide from the second epoch on
 
-Every run is a process of its own and `sftmix.pipeline.run` from rows to exported model; they take turns, round after
-round. The tokenisation cache is filled before the first. `run` leaves the imports out, `process` has them in.
+Every run is a process of its own and `sftmix.pipeline.recipe.run` from rows to exported model; they take turns, round
+after round. The tokenisation cache is filled before the first. `run` leaves the imports out, `process` has them in.
 `share_of_a_step` is measured in one more training: what taking the losses and saving checkpoints costs of a step.
 """
 
@@ -39,14 +39,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import load_rows, ntp_stage, random_llama  # noqa: E402
+from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.components.reference import Online, TrainedReference  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
-from sftmix.models import load_model  # noqa: E402
+from sftmix.model.load import load_model  # noqa: E402
 from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, ReferenceModel, TrainingOptions  # noqa: E402
-from sftmix.pipeline import run  # noqa: E402
+from sftmix.pipeline.recipe import run  # noqa: E402
 from sftmix.training.checkpoint import CheckpointStore  # noqa: E402
-from sftmix.training.distributed import World  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.online import OnlineLosses  # noqa: E402
 

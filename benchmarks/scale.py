@@ -34,24 +34,24 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import ntp_stage  # noqa: E402
+from sftmix.batches.order import TrainingOrder  # noqa: E402
+from sftmix.batches.share import micro_batches  # noqa: E402
+from sftmix.common.rng import generator  # noqa: E402
+from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
+from sftmix.common.world import World, start_world  # noqa: E402
 from sftmix.components.base import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
-from sftmix.confounds import write_confounds  # noqa: E402
 from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
-from sftmix.measurement import sample_rows  # noqa: E402
-from sftmix.models import load_model, load_tokenizer  # noqa: E402
+from sftmix.measure.model import sample_rows  # noqa: E402
+from sftmix.measure.split import write_confounds  # noqa: E402
+from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
-from sftmix.rng import generator  # noqa: E402
-from sftmix.store import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
 from sftmix.testing import rows_in_memory  # noqa: E402
-from sftmix.training.distributed import World, start_world  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
-from sftmix.training.order import TrainingOrder  # noqa: E402
-from sftmix.training.step import TrainingModule  # noqa: E402
-from sftmix.training.window import micro_batches  # noqa: E402
+from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.types import Scores, TrainingDynamics  # noqa: E402
 
 SHARED = ROOT.parent / "shared"

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.order import TrainingOrder
+from sftmix.batches.share import micro_batches
+from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
 from sftmix.data import EncodedDataset, load_data, make_encoder
-from sftmix.data.batching import TokenisedRows
-from sftmix.dynamics import score_rows
-from sftmix.models import load_tokenizer, model_config
+from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
-from sftmix.training.distributed import World
-from sftmix.training.order import TrainingOrder
-from sftmix.training.stage import Stage
-from sftmix.training.window import micro_batches
+from sftmix.training.loop import Stage
+from sftmix.training.scoring import score_rows
 from sftmix.types import Rows, Scores, Split
 
 

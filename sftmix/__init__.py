@@ -21,7 +21,7 @@ _PUBLIC = {
     "Split": "sftmix.types",
     "TrainingDynamics": "sftmix.types",
     "RunConfig": "sftmix.config",
-    "run": "sftmix.pipeline",
+    "run": "sftmix.pipeline.recipe",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -259,7 +259,7 @@ class Segment:
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) each of them is
     position_ids None, or i64[b, l], counted from the beginning of each document where a line holds several: the model
-                 is then given these in place of the attention mask, and must keep them apart (`sftmix.attention`)
+                 is then given these in place of the attention mask, and must keep them apart (`sftmix.model.packing`)
     lengths      None, or the tokens of each of the slots that stand in the single line
     """
 

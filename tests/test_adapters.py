@@ -11,15 +11,18 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from sftmix.adapters import add_adapters, effective_weight, merge_adapters, trained_numbers, unties
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
 from sftmix.components import NTP
-from sftmix.data.batching import Slot, collate
-from sftmix.errors import ConfigError
-from sftmix.models import check_head, check_vocabulary, export_model, head_of, load_model
+from sftmix.model.adapters import add_adapters, effective_weight, merge_adapters, trained_numbers, unties
+from sftmix.model.export import export_model
+from sftmix.model.head import check_head, head_of
+from sftmix.model.load import check_vocabulary, load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.layers import recompute_activations
+from sftmix.training.module import TrainingModule
 from sftmix.training.optim import build_optimizer
-from sftmix.training.step import TrainingModule
+from sftmix.training.parallel import recompute_activations
 from tests.test_models import batch, build, compare_with_transformers, tokenizer
 from tests.toy import toy_rows
 

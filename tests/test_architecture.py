@@ -15,22 +15,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sftmix"
 
-LAYERS = (
-    {"__init__", "types", "options", "errors", "rng", "ranks", "artefacts", "store", "progress", "gpus"},
-    {"functional", "_fused"},
-    {"components", "data", "adapters", "models", "loading", "model_files", "attention"},
+LEVELS = (
+    {"types"},
+    {"common"},
+    {"options", "functional"},
+    {"components", "data", "model"},
+    {"batches", "config"},
     {"training"},
-    {"dynamics", "calibration"},
-    {"config"},
-    {"pipeline", "epoch_pairs", "run_context", "reference_run", "rundir", "summary", "export", "quickstart"}
-    | {"measurement", "confounds", "histogram"},
-    {"compare", "estimate"},
-    {"evaluation", "report", "integrations", "testing"},
+    {"measure", "testing"},
+    {"pipeline"},
+    {"compare", "estimate", "quickstart"},
     {"cli"},
 )
-"""A module imports from its own layer or an earlier one. A new part of the package has to be given a layer here."""
+"""The rooms of the package. A module imports from its own room or from levels before it: types and what a function
+imports when it runs are counted, too. A new room is given a level here, and a sentence in docs/architecture.md."""
 
-COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "errors", "rng", "store", "functional")}
+COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional")}
+COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "rng", "tables")}
 COMPONENTS_MAY_IMPORT |= {"sftmix.components.base", "numpy"}
 IN_METHODS = {"torch", "bitsandbytes"}
 """What component modules import where it is used, and nowhere else."""
@@ -84,9 +85,9 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def layer_of(part: str) -> int:
-    found = [level for level, parts in enumerate(LAYERS) if part in parts]
-    assert found, f"sftmix.{part} has no layer: add it to LAYERS in {name_of(Path(__file__))}, and to the design"
+def level_of(part: str) -> int:
+    found = [level for level, parts in enumerate(LEVELS) if part in parts]
+    assert found, f"sftmix.{part} has no level: add it to LEVELS in {name_of(Path(__file__))}"
     return found[0]
 
 
@@ -95,22 +96,31 @@ def module_of(path: Path) -> str:
     return dotted.removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_go_one_way(path):
-    own = layer_of(part_of(module_of(path)))
-    for name in imported(ast.walk(tree_of(path)), path):
-        if name.partition(".")[0] == "sftmix":
-            assert layer_of(part_of(name)) <= own, f"{name_of(path)} imports {name}, which lies above it"
+def ours(path: Path) -> set[str]:
+    """Modules of the package that a file imports, whenever and for whatever."""
+    return {name for name in imported(ast.walk(tree_of(path)), path) if name.startswith("sftmix.")}
 
 
-def test_parts_import_each_other_without_cycles():
-    graph: dict[str, set[str]] = {}
-    for path in SOURCES:
-        own = part_of(module_of(path))
-        names = imported(running(tree_of(path)), path)
-        parts = {part_of(name) for name in names if name.partition(".")[0] == "sftmix"}
-        graph.setdefault(own, set()).update(parts - {own, "__init__"})
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent != PACKAGE or p.stem != "__init__"], ids=name_of)
+def test_imports_go_down(path):
+    """Two rooms of one level do not know each other."""
+    own = part_of(module_of(path))
+    for name in ours(path):
+        part = part_of(name)
+        assert part == own or level_of(part) < level_of(own), f"{name_of(path)} imports {name}, which is not below it"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Inside a room, too."""
+    graph = {module_of(path): ours(path) - {module_of(path)} for path in SOURCES if path != PACKAGE / "__init__.py"}
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_every_room_has_a_level_and_few_modules_stand_alone():
+    parts = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
+    assert {path.stem for path in parts} - {"__init__"} == set().union(*LEVELS)
+    assert sum(len(level) for level in LEVELS) == len(set().union(*LEVELS))
+    assert len([path for path in parts if path.suffix == ".py" and path.stem != "__init__"]) <= 2
 
 
 @pytest.mark.parametrize("path", COMPONENT_FILES, ids=name_of)
@@ -123,12 +133,9 @@ def test_components_import_little_and_what_is_heavy_only_in_functions(path):
     assert not IN_METHODS & {name.partition(".")[0] for name in imported(at_import_time(tree), path)}
 
 
-@pytest.mark.parametrize("name", ["functional", "_fused"])
-def test_the_mathematics_need_torch_alone(name):
-    path = PACKAGE / f"{name}.py"
-    if not path.is_file():
-        pytest.skip(f"{name_of(path)} is not there")
-    modules = set(imported(ast.walk(tree_of(path)), path)) - {"sftmix._fused"}
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=name_of)
+def test_the_mathematics_need_torch_alone(path):
+    modules = set(imported(ast.walk(tree_of(path)), path)) - {"sftmix.functional.fused"}
     assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names | {"torch"}
 
 
@@ -165,7 +172,7 @@ def test_no_path_of_one_machine(path):
         "import sftmix",
         "import sftmix.components as c; [getattr(c, name) for name in c.__all__]; assert c.catalogue()",
         "import sftmix.quickstart",
-        "import sftmix.store",
+        "import sftmix.common.tables",
     ],
 )
 def test_importing_is_light(statement):

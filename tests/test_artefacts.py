@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from sftmix.artefacts import (
+from sftmix.common.files import (
     MANIFEST,
     commit_directory,
     fresh_directory,

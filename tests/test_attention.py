@@ -11,12 +11,12 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftmix.data.batching import Slot, collate
-from sftmix.errors import ConfigError
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World
-from sftmix.training.step import TrainingModule
-from sftmix.training.window import training_module
+from sftmix.training.module import TrainingModule, training_module
 from sftmix.types import Encoded
 from tests.test_models import TINY
 from tests.toy import ToyRows

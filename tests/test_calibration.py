@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sftmix import calibration, dynamics
-from sftmix.calibration import (
+from sftmix.common.errors import NonFiniteError
+from sftmix.common.rng import stable_hash
+from sftmix.common.world import World
+from sftmix.measure import calibration
+from sftmix.measure.calibration import (
     TAUS,
     best_temperature,
     calibrate,
@@ -21,12 +24,11 @@ from sftmix.calibration import (
     temperature_scaling,
     token_statistics,
 )
-from sftmix.dynamics import score_rows
-from sftmix.errors import NonFiniteError
-from sftmix.models import Head
-from sftmix.rng import stable_hash
-from sftmix.training.distributed import World, wrap
-from sftmix.training.step import TrainingModule
+from sftmix.model.head import Head
+from sftmix.training import dynamics
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import score_rows
 from tests.toy import VOCABULARY, on_ranks, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])

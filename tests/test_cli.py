@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from sftmix import __version__, errors
+from sftmix import __version__
 from sftmix.cli import main
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.commands import COMMANDS, Command
 from sftmix.cli.parsing import build_parser, parse
+from sftmix.common import errors
+from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import config_file, read_layers, recipes
-from sftmix.errors import ConfigError
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sftmix.cli.status import report
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 
 
 def lay(run: Path, *, status: dict[str, Any], done: tuple[str, ...] = (), steps: dict[str, int] | None = None) -> Path:

@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
@@ -20,7 +21,6 @@ from sftmix.components.selection import ScoreAtLeast
 from sftmix.components.splitters import FromFile as SplitFromFile
 from sftmix.components.splitters import Median, QualityLabel, Quantile, RandomSplit
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 from sftmix.options import (
     CheckpointOptions,
     DataOptions,
@@ -381,7 +381,7 @@ def test_the_reference_inherits_every_training_option() -> None:
 )
 def test_a_limit_of_the_references_micro_batches_replaces_the_inherited(own, limits) -> None:
     from sftmix.options import ReferenceTraining
-    from sftmix.reference_run import inherit
+    from sftmix.pipeline.reference import inherit
 
     options = inherit(TrainingOptions(micro_batch_size=8), ReferenceTraining(**own))
     assert (options.micro_batch_size, options.micro_batch_tokens) == limits

@@ -9,10 +9,10 @@ import pytest
 
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.parsing import build_parser, parse
+from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import config_file, read_layers, recipes
 from sftmix.data.rows import prepare
-from sftmix.errors import ConfigError
 from sftmix.options import DataOptions
 
 Write = Callable[[str, str], Path]

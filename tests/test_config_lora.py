@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 from sftmix.options import (
     DataOptions,
     LoraOptions,
@@ -20,8 +21,7 @@ from sftmix.options import (
     TrainingOptions,
     reference_lora,
 )
-from sftmix.run_context import RunContext
-from sftmix.training.distributed import World
+from sftmix.pipeline.context import RunContext
 
 
 def config(lora: LoraOptions, **more) -> RunConfig:

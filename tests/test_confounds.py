@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sftmix.artefacts import read_json
-from sftmix.confounds import by_label, duplicates, length_correlation, mixing, overlap
-from sftmix.histogram import BINS, histogram, svg
+from sftmix.common.files import read_json
+from sftmix.measure.histogram import BINS, histogram, svg
+from sftmix.measure.split import by_label, duplicates, length_correlation, mixing, overlap
 from sftmix.types import Scores, Split
 from tests.tiny import groups, table
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix import errors
 from sftmix.cli.commands import COMMANDS
+from sftmix.common import errors
 from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
 from sftmix.config.parser import (
@@ -219,11 +219,11 @@ import sftmix.export, sftmix.pipeline, sftmix.quickstart.run
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
-sftmix.pipeline.run = lambda config, until: {}
-sftmix.pipeline.preview = sftmix.cli.status.report = lambda *args, **options: ""
+sftmix.pipeline.recipe.run = lambda config, until: {}
+sftmix.pipeline.recipe.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None
-sftmix.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
+sftmix.pipeline.recipe.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

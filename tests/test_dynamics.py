@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sftmix.dynamics import checkpoint_notes, checkpoint_steps, merge
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
+from sftmix.training.dynamics import checkpoint_notes, checkpoint_steps, merge
 from sftmix.types import TrainingDynamics
 
 

@@ -10,8 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sftmix import _fused
-from sftmix.functional import default_chunk_size, reference_sft_loss, sft_loss
+from sftmix.functional import default_chunk_size, fused, reference_sft_loss, sft_loss
 from tests.loss_checks import Case, close, dft, make_case, same
 
 
@@ -269,7 +268,7 @@ def test_weight_gradient_is_summed_in_float32() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 64, 1000])
 def test_chunks_hold_every_slot_once_and_pairs_together(size: int) -> None:
     case = make_case(15, rows=50, pairs=30)
-    chunks = list(_fused._chunks(case.pairs, 50, size))
+    chunks = list(fused._chunks(case.pairs, 50, size))
     alone = sorted(set(range(50)) - set(case.pairs.flatten().tolist()))
     assert [m for c in chunks for m in c.pairs] == list(range(30))
     assert [int(t) for c in chunks for t in c.rows[2 * len(c.pairs) :]] == alone

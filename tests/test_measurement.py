@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.artefacts import read_json
+from sftmix.batches.collate import RowSubset
+from sftmix.batches.order import Slot, epoch_units
+from sftmix.common.files import read_json
+from sftmix.common.tables import read_dynamics, read_eval, write_dynamics
+from sftmix.common.world import World
 from sftmix.data import load_data, make_encoder
-from sftmix.data.batching import RowSubset, Slot, epoch_units
-from sftmix.measurement import Measurement, best_evaluation, confidence_std, mixed_share, sample_rows
+from sftmix.measure.model import Measurement, best_evaluation, confidence_std, mixed_share, sample_rows
 from sftmix.options import DataOptions
-from sftmix.store import read_dynamics, read_eval, write_dynamics
-from sftmix.training.distributed import World
 from sftmix.types import RowScores, TrainingDynamics
 from tests.tiny import SHORT, metrics
 from tests.toy import toy_rows

@@ -15,18 +15,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 from sftmix.functional import sft_loss
-from sftmix.models import (
-    check_head,
-    check_vocabulary,
-    export_model,
-    head_of,
-    hidden_states,
-    load_model,
-    load_tokenizer,
-    stored_dtype,
-)
+from sftmix.model.export import export_model
+from sftmix.model.head import check_head, head_of, hidden_states
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
 
 TINY: dict[str, Any] = {
     "vocab_size": 61,

@@ -13,14 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.data import load_data, make_encoder
-from sftmix.data.batching import Slot, TokenisedRows
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.distributed import World
-from sftmix.training.loop import train
-from sftmix.training.stage import Stage
+from sftmix.training.loop import Stage, train
 from tests.tiny import Tiny, make_tiny
 from tests.toy import FixedOrder
 

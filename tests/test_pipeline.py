@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.rundir import RunDirectory
-from sftmix.training.distributed import World
+from sftmix.pipeline.directory import RunDirectory
 from tests.tiny import SHORT, groups, metrics, status, table
 
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.adapters import add_adapters, quantization_config
-from sftmix.models import check_head, load_model
+from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.model.head import check_head
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
 
 pytest.importorskip("bitsandbytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sftmix.ranks import auc, equal_mass_bins, mean_ranks, spearman
+from sftmix.measure.ranks import auc, equal_mass_bins, mean_ranks, spearman
 
 
 def test_equal_values_share_the_mean_of_their_ranks():

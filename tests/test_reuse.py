@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from sftmix import RunConfig
+from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.components import (
     NTP,
     Callback,
@@ -24,12 +26,10 @@ from sftmix.components import (
 )
 from sftmix.components.base import CallbackResult
 from sftmix.components.reference import FromFile
-from sftmix.errors import ConfigError
-from sftmix.export import export_run
-from sftmix.model_files import fingerprint
+from sftmix.model.load import fingerprint
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline import run
-from sftmix.store import read_dynamics, write_dynamics
+from sftmix.pipeline.export import export_run
+from sftmix.pipeline.recipe import run
 from tests.tiny import Tiny, groups, metrics, sftmix, status, table
 
 
@@ -140,7 +140,7 @@ def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path
     """A finished run that is read back after an update, or on another number of ranks, was not made by that."""
     made = config(finished.tiny, tmp_path / "run", objective=NTP())
     first = run(made)
-    monkeypatch.setattr("sftmix.summary.git_revision", lambda: "a later revision")
+    monkeypatch.setattr("sftmix.measure.summary.git_revision", lambda: "a later revision")
     again = run(made)
     assert [again[key] for key in ("git_revision", "version", "world_size")] == [
         first[key] for key in ("git_revision", "version", "world_size")

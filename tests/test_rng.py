@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.rng import generator, stable_hash
+from sftmix.common.rng import generator, stable_hash
 
 KEY = (0, "lambda", 12, "id-c", "id-u")
 PARTS = st.lists(st.one_of(st.integers(), st.text(max_size=4)), max_size=4)
@@ -52,7 +52,7 @@ def test_no_state_is_shared():
 
 
 def test_another_process_draws_the_same_numbers():
-    code = f"from sftmix.rng import generator; print(generator(*{KEY!r}).random(3).tolist())"
+    code = f"from sftmix.common.rng import generator; print(generator(*{KEY!r}).random(3).tolist())"
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     done = subprocess.run(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artefacts import read_json
-from sftmix.errors import ConfigError, DataError, InUseError
-from sftmix.rundir import RunDirectory, differences
-from sftmix.training.distributed import World
+from sftmix.common.errors import ConfigError, DataError, InUseError
+from sftmix.common.files import read_json
+from sftmix.common.world import World
+from sftmix.pipeline.directory import RunDirectory, differences
 
 ALONE = World()
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftmix import dynamics
-from sftmix.dynamics import score_rows
-from sftmix.errors import NonFiniteError
-from sftmix.training.distributed import World, wrap
-from sftmix.training.step import TrainingModule
+from sftmix.common.errors import NonFiniteError
+from sftmix.common.world import World
+from sftmix.training import dynamics
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import score_rows
 from tests.toy import VOCABULARY, ToyRows, on_ranks, toy_model, toy_rows
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sftmix import RunConfig
+from sftmix.common.errors import ConfigError
 from sftmix.components import Perturbation, Selector
-from sftmix.errors import ConfigError
 from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline import run
+from sftmix.pipeline.recipe import run
 from tests.tiny import metrics, table
 
 

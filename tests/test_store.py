@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix import store
-from sftmix.errors import DataError, NoSpaceError
-from sftmix.store import read_eval, write_eval
+from sftmix.common import tables as store
+from sftmix.common.errors import DataError, NoSpaceError
+from sftmix.common.tables import read_eval, write_eval
 from sftmix.types import RowScores, Split, TrainingDynamics
 
 

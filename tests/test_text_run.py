@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.confidence import Perplexity
 from sftmix.config import RunConfig
 from sftmix.config.text import resolve_text
 from sftmix.data import prepare
-from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions
 from tests.tiny import ROOT, groups, metrics, table, weights
 
@@ -158,11 +158,11 @@ def test_recipes_of_text_are_configurations(name):
 @pytest.mark.slow
 def test_the_base_model_knows_something_of_novels(shared: Path):
     """models/base-7m on the last tenth of three novels, before any training: 3.86 to 3.97 nats per token each."""
+    from sftmix.common.world import World
     from sftmix.data import encode, encoder_for
-    from sftmix.dynamics import score_rows
-    from sftmix.models import load_model, load_tokenizer
-    from sftmix.training.distributed import World
-    from sftmix.training.step import TrainingModule
+    from sftmix.model.load import load_model, load_tokenizer
+    from sftmix.training.module import TrainingModule
+    from sftmix.training.scoring import score_rows
 
     path = str(shared / "models/base-7m")
     options = DataOptions(train=str(shared / "data/text"), eval_fraction=0.1)

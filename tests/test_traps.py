@@ -102,8 +102,8 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import DataError
 from sftmix.data.rows import prepare
-from sftmix.errors import DataError
 from sftmix.options import DataOptions
 
 TESTS = Path(__file__).parent

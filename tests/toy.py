@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sftmix.data.batching import Unit
+from sftmix.batches.order import Unit
+from sftmix.common.world import start_world
 from sftmix.testing import RowsInMemory, rows_in_memory
-from sftmix.training.distributed import start_world
 
 VOCABULARY = 61
 _ASKED = itertools.count()
@@ -48,7 +48,7 @@ def toy_model(*, dtype: torch.dtype = torch.float64, tied: bool = False, dropout
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Global batches in a given order, with the interface of `sftmix.training.order.TrainingOrder`."""
+    """Global batches in a given order, with the interface of `sftmix.batches.order.TrainingOrder`."""
 
     batches: list[list[Unit]]
 
@@ -72,7 +72,7 @@ def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     The ranks are forked from a server that has imported what takes long, once for all tests.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sftmix.pipeline", "transformers.models.gpt2.modeling_gpt2"])
+    context.set_forkserver_preload(["sftmix.pipeline.recipe", "transformers.models.gpt2.modeling_gpt2"])
     port = _free_port()
     target = (work.__module__, work.__name__)
     processes = [context.Process(target=_rank, args=(r, ranks, port, target, words)) for r in range(ranks)]

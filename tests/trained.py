@@ -6,13 +6,15 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from transformers import PreTrainedModel
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, Optimizer
-from sftmix.data.batching import Slot, collate
 from sftmix.options import TrainingOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.distributed import World, unwrap, wrap
+from sftmix.training.module import TrainingModule, unwrap
 from sftmix.training.optim import build_optimizer
-from sftmix.training.step import TrainingModule
+from sftmix.training.parallel import wrap
 from tests.toy import toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from sftmix import __version__
-from sftmix.errors import ConfigError, SFTMixError, Stopped
+from sftmix.common.errors import ConfigError, SFTMixError, Stopped
 
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (see `sftmix.errors`); unexpected exceptions keep their traceback."""
+    """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:

@@ -10,10 +10,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from sftmix.common.errors import ConfigError
 from sftmix.config.layers import config_file
 from sftmix.config.messages import unknown_option
 from sftmix.config.parser import component_bases, is_flag, list_options, option_hints
-from sftmix.errors import ConfigError
 
 
 @dataclass

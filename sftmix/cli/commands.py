@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 
 Until = Literal["reference", "confidence", "split", "train"]
 
@@ -80,8 +80,8 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     config.validate()
     for note in config.unused():
         say(f"note: {note}")
-    from sftmix import pipeline
     from sftmix.cli.results import results
+    from sftmix.pipeline import recipe as pipeline
 
     until = _ABOUT[name][0]
     summary = pipeline.run(config, until=until)
@@ -102,7 +102,7 @@ def _preview(argv: Sequence[str]) -> None:
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
     config.validate(needs_out=False)
-    from sftmix import pipeline
+    from sftmix.pipeline import recipe as pipeline
 
     color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
     print(pipeline.preview(config, parsed.rows, color=color))
@@ -214,7 +214,7 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
     parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
     given = parser.parse_args(argv)
-    from sftmix.export import export_run
+    from sftmix.pipeline.export import export_run
 
     print(export_run(given.run, given.to, checkpoint=given.step, dtype=given.dtype, merge=given.merge))
 

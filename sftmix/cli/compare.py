@@ -13,13 +13,13 @@ import jsonargparse
 from sftmix.cli.arguments import Arguments, sort_arguments
 from sftmix.cli.commands import say
 from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
+from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.parser import component_bases, is_group
-from sftmix.errors import ConfigError
 from sftmix.options import reference_lora
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 
 from sftmix.cli.help import component_lines, option_lines
+from sftmix.common.errors import ConfigError
 from sftmix.components.listing import Shipped, catalogue, described
 from sftmix.config.messages import nearest
 from sftmix.config.parser import component_bases, import_class, nested_bases
-from sftmix.errors import ConfigError
 
 
 def _by_option() -> list[tuple[str, type, list[Shipped]]]:

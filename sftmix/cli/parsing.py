@@ -8,6 +8,7 @@ from typing import Any
 import jsonargparse
 
 from sftmix.cli.arguments import Arguments
+from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import OF_COMPARE, read_layers, refuse_table
 from sftmix.config.messages import explain
@@ -20,7 +21,6 @@ from sftmix.config.parser import (
     list_options,
     make_parser,
 )
-from sftmix.errors import ConfigError
 
 
 def build_parser(prog: str) -> jsonargparse.ArgumentParser:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sftmix.artefacts import MANIFEST
 from sftmix.cli.results import STAGES, held_out
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import MANIFEST
 
 _TAIL_BYTES = 1 << 16
 

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sftmix.artefacts import sha256_json
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
 from sftmix.compare.statistics import seeds_needed
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that a variant cannot set: the table does."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import sftmix
+from sftmix.common.errors import ConfigError
 from sftmix.compare.plan import Cell, Comparison
 from sftmix.compare.statistics import (
     MIN_SEEDS,
@@ -28,7 +29,6 @@ from sftmix.compare.statistics import (
     smallest_p,
 )
 from sftmix.config.messages import nearest
-from sftmix.errors import ConfigError
 
 SHOWN = (
     *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
@@ -67,8 +67,8 @@ class CellResult:
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     """The result of a cell whose run returned `summary`."""
-    from sftmix.artefacts import read_json
-    from sftmix.rundir import ADOPTED
+    from sftmix.common.files import read_json
+    from sftmix.pipeline.directory import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
     figures = dict(flatten(summary))
@@ -275,7 +275,7 @@ def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) 
 
 
 def _versions() -> dict[str, str | None]:
-    from sftmix.summary import git_revision
+    from sftmix.measure.summary import git_revision
 
     found = {"sftmix": sftmix.__version__, "git_revision": git_revision(), "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in _VERSIONS}
@@ -286,7 +286,7 @@ def _versions() -> dict[str, str | None]:
 
 def write_tables(directory: Path, table: Mapping[str, Any], results: Sequence[CellResult]) -> None:
     """Write table.json, table.csv, cells.csv and table.md, each in one step."""
-    from sftmix.artefacts import write_json, write_text
+    from sftmix.common.files import write_json, write_text
     from sftmix.compare.markdown import markdown
 
     write_json(directory / "table.json", table)

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftmix.artefacts import MANIFEST
+from sftmix.common.errors import ConfigError, SFTMixError
+from sftmix.common.files import MANIFEST
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
 from sftmix.compare.results import CellResult, build_table, refuse_unknown_metrics, result_of, write_tables
-from sftmix.errors import ConfigError, SFTMixError
 
 if TYPE_CHECKING:
-    from sftmix.rundir import RunDirectory
-    from sftmix.training.distributed import World
+    from sftmix.common.world import World
+    from sftmix.pipeline.directory import RunDirectory
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
     """Run what is missing of a table and return it as table.json holds it.
 
     Call it in every process of a torchrun. Every run is checked before the first starts; the same call continues a
-    table that was interrupted, and one that has got more variants or seeds. Raises the errors of `sftmix.errors`;
-    those of a run name its cell.
+    table that was interrupted, and one that has got more variants or seeds. Raises the errors of
+    `sftmix.common.errors`; those of a run name its cell.
     """
     comparison.validate()
-    from sftmix.rundir import RunDirectory
-    from sftmix.training.distributed import start_world
+    from sftmix.common.world import start_world
+    from sftmix.pipeline.directory import RunDirectory
 
     assert comparison.out is not None
     with start_world() as world:
@@ -34,7 +34,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
-    from sftmix.progress import progress_bar
+    from sftmix.common.progress import progress_bar
 
     cells, results = comparison.cells, list[CellResult]()
     if world.is_main and not (directory.path / CONFIGURATION).exists():
@@ -73,14 +73,14 @@ def _write(
 def _write_configuration(comparison: Comparison, directory: RunDirectory) -> None:
     import yaml
 
-    from sftmix.artefacts import write_text
+    from sftmix.common.files import write_text
 
     text = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
     write_text(directory.path / CONFIGURATION, text)
 
 
 def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
-    from sftmix import pipeline
+    from sftmix.pipeline import recipe as pipeline
 
     if world.is_main:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)

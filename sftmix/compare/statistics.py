@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sftmix.rng import generator
+from sftmix.common.rng import generator
 from sftmix.types import Float64
 
 MIN_SEEDS = 6

@@ -2,7 +2,7 @@
 
 A component is a plain class whose keyword-only, typed __init__ is its whole schema. Model, tokenizer, seed and step
 arrive as method arguments, never through the constructor, so a component can be pickled and tested alone. Every random
-choice is drawn from `sftmix.rng.generator(seed, purpose, ...)`.
+choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`.
 
 Component modules import torch inside methods: building the command line must not pay for it.
 """
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
 

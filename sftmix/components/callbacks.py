@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.errors import ConfigError
 
 
 class Evaluate(Callback):

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import ConfidenceEstimator, check_choice
-from sftmix.errors import ConfigError
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]

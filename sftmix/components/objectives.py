@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
 from sftmix.components.base import Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
-from sftmix.errors import ConfigError
-from sftmix.rng import generator
 from sftmix.types import Batch, Float64, Plan, Tensor
 
 NtpOn = Literal["all", "confident", "unconfident"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Optimizer, decay_groups
-from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
 from sftmix.types import Tensor
 

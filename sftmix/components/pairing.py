@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler, check_choice
-from sftmix.errors import ConfigError, DataError
-from sftmix.rng import generator
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sftmix.common.rng import generator
 from sftmix.components.base import Perturbation, check_number
-from sftmix.rng import generator
 from sftmix.types import Tensor
 
 

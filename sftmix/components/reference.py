@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.components.base import Reference, ReferenceContext
-from sftmix.errors import ConfigError, DataError
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -166,7 +166,7 @@ class FromFile(Reference):
         return [os.fspath(self.path)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        from sftmix.store import read_dynamics
+        from sftmix.common.tables import read_dynamics
 
         dynamics = read_dynamics(self.path).of(context.ids)
         if len(context.ids) and not dynamics.scored.any():

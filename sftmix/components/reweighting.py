@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Objective, check_number, ntp_plan, sequence_plan
-from sftmix.errors import ConfigError
 from sftmix.types import Batch, Plan, Tensor
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Schedule, check_number
-from sftmix.errors import ConfigError
 
 
 class Constant(Schedule):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import stable_hash
 from sftmix.components.base import Selector, check_number
-from sftmix.errors import ConfigError
-from sftmix.rng import stable_hash
 from sftmix.types import Rows, Scores
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.rng import stable_hash
 from sftmix.components.base import Splitter
-from sftmix.errors import ConfigError, DataError
-from sftmix.rng import stable_hash
 from sftmix.types import UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
@@ -134,7 +134,7 @@ class FromFile(Splitter):
         return [os.fspath(self.path)]
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        from sftmix.store import read_split
+        from sftmix.common.tables import read_split
 
         ids, stored = read_split(self.path)
         group = dict(zip(ids, stored.group.tolist(), strict=True))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
@@ -33,7 +34,6 @@ from sftmix.components.reference import TrainedReference
 from sftmix.components.selection import All
 from sftmix.components.splitters import Median
 from sftmix.config.checks import problems
-from sftmix.errors import ConfigError
 from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 
 RECIPE = "recipe:"
 BASE = "base"

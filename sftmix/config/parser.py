@@ -14,11 +14,11 @@ from typing import Any
 
 import jsonargparse
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
-from sftmix.errors import ConfigError
 
 
 @cache

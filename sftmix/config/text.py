@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 from sftmix.options import ReferenceModel
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sftmix.errors import ConfigError, NoSpaceError
+from sftmix.common.errors import ConfigError, NoSpaceError
 
 CODE_VERSION = 1
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftmix.common.rng import stable_hash
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.formats import Conversation
-from sftmix.rng import stable_hash
 from sftmix.types import Example, Message, Rows
 
 WHOLE = -1

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.cache import get_or_build, key_of
 from sftmix.data.conversations import Conversations
@@ -22,7 +23,6 @@ from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, limited
 from sftmix.data.tokenise import Tokenise, tokenised
-from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions
 from sftmix.types import Encoded, Example, Message, Rows
 

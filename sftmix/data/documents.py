@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sftmix.common.errors import DataError
+from sftmix.common.progress import progress_bar
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.conversations import Conversations, ConversationWriter
 from sftmix.data.formats import TEXT, BadRow, Conversation, document, recognise
 from sftmix.data.jsonrows import iter_text
 from sftmix.data.sources import Source
-from sftmix.errors import DataError
-from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 PIECE = 1 << 16

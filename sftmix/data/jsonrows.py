@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from sftmix.errors import DataError
+from sftmix.common.errors import DataError
 
 MAX_ROW_BYTES = 16 << 20
 """A longer line (or array element) is a bad row, not memory."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.progress import progress_bar
 from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations, ConversationWriter
 from sftmix.data.documents import Documents, DocumentWriter, holds_text, read_documents
@@ -17,9 +19,7 @@ from sftmix.data.jsonrows import BadText, Row
 from sftmix.data.report import DataReport
 from sftmix.data.sides import Selection, divide, limited, report_overlap
 from sftmix.data.sources import Source, expand
-from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions, as_list
-from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 SHOWN = 20

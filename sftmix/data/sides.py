@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import stable_hash
 from sftmix.data.cache import key_of
 from sftmix.data.conversations import Conversations
 from sftmix.data.documents import Documents
 from sftmix.data.report import DataReport
-from sftmix.errors import ConfigError
-from sftmix.rng import stable_hash
 from sftmix.types import Rows
 
 

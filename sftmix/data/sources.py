@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.artefacts import sha256_file
+from sftmix.common.errors import DataError
+from sftmix.common.files import sha256_file
 from sftmix.data.jsonrows import MAX_ROW_BYTES, Row, foreign_encoding, is_array, iter_array, iter_lines
-from sftmix.errors import DataError
 
 TEXT_SUFFIX = ".txt"
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
-from sftmix.errors import ConfigError
 from sftmix.options import DataOptions
 from sftmix.types import Message, Rows
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.errors import DataError
+from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
 from sftmix.data.report import DataReport
 from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder, writes_bos
-from sftmix.errors import DataError
-from sftmix.progress import progress_bar
 from sftmix.types import Rows
 
 STRETCH = 1 << 18

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import Conversations
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
 from sftmix.data.templates import Encoder
-from sftmix.progress import progress_bar
 from sftmix.types import Example, Rows
 
 AT_ONCE = 256

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 
+from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.config.text import resolve_text
 from sftmix.estimate.cost import forward_flops, training_flops
+from sftmix.estimate.gpus import GPUS
 from sftmix.estimate.layout import check_sharded, make_layout
 from sftmix.estimate.machine import Machine, make_machine
 from sftmix.estimate.memory import Memory, reading_memory, training_memory
@@ -29,10 +31,8 @@ from sftmix.estimate.remedies import remedies
 from sftmix.estimate.result import Estimate, Remedy, StageEstimate
 from sftmix.estimate.traffic import Traffic, reading_traffic, step_traffic
 from sftmix.estimate.work import PlannedReference, Work, target_work
-from sftmix.gpus import GPUS
-from sftmix.run_context import RunContext
-from sftmix.rundir import RunDirectory
-from sftmix.training.distributed import World
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.directory import RunDirectory
 from sftmix.training.log import PeakMemory
 
 __all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "Traffic", "estimate", "make_machine"]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sftmix.attention import is_skipping
+from sftmix.batches.length_groups import length_groups
+from sftmix.batches.order import TrainingOrder, Unit
+from sftmix.batches.share import deal
 from sftmix.data import EncodedDataset
-from sftmix.data.batching import Unit, length_groups
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.trace import Segment
+from sftmix.model.packing import is_skipping
 from sftmix.options import TrainingOptions
-from sftmix.training.order import TrainingOrder
-from sftmix.training.window import deal
 
 SAMPLED_STEPS = 100
 """Steps whose batches are laid out."""

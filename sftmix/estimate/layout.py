@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Optimizer
 from sftmix.config.checks import quantized_shards, sharded_optimizer
-from sftmix.errors import ConfigError
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.trace import Compute
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
-from sftmix.training.distributed import resolve_parallel, shard_group
+from sftmix.training.parallel import resolve_parallel, shard_group
 
 FLOAT, HALF = 4, 2
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sftmix.errors import ConfigError
-from sftmix.gpus import GPUS
-from sftmix.training.distributed import World
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.estimate.gpus import GPUS
 
 GIGA, TERA, GIB = 1e9, 1e12, 2**30
 

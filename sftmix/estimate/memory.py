@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from sftmix._fused import BLOCK_CELLS, default_chunk_size
 from sftmix.components.base import Optimizer
 from sftmix.estimate.batches import MicroBatch
 from sftmix.estimate.layout import FLOAT, HALF, Layout
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.model import FakeModel
+from sftmix.functional.fused import BLOCK_CELLS, default_chunk_size
 from sftmix.options import TrainingOptions
 
 

@@ -17,12 +17,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftmix.adapters import add_adapters
-from sftmix.errors import ConfigError
+from sftmix.common.errors import ConfigError
 from sftmix.estimate.trace import Compute, Segment, on_cpu, saved_bytes
-from sftmix.models import model_config
+from sftmix.model.adapters import add_adapters
+from sftmix.model.load import model_config
 from sftmix.options import LoraOptions
-from sftmix.training.layers import decoder_layers
+from sftmix.training.parallel import decoder_layers
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale of each 64, a float32 one of each 256 of those."""

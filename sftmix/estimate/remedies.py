@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sftmix.batches.share import micro_batch_limit
+from sftmix.common.errors import ConfigError
 from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.result import Estimate, Remedy, StageEstimate
-from sftmix.training.window import micro_batch_limit
 
 WORTH = 0.99
 """A remedy leaves at most this share of the peak."""

@@ -1,4 +1,4 @@
-"""Bytes that ranks send each other, as `sftmix.training.distributed.wrap` has them work together.
+"""Bytes that ranks send each other, as `sftmix.training.parallel.wrap` has them work together.
 
 A ring of n ranks passes on (n - 1)/n of what is gathered or reduced, and twice that of what all of them are to have the
 sum of. Every rank sends so many bytes and receives as many at the same time.

@@ -9,19 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.batches.pairs import fixed, unpaired
+from sftmix.common.rng import generator
 from sftmix.components.base import Callback, check_split
 from sftmix.components.callbacks import Evaluate
 from sftmix.data import EncodedDataset
-from sftmix.dynamics import checkpoint_steps, scoring_tokens
-from sftmix.epoch_pairs import fixed, unpaired
 from sftmix.estimate.batches import StepBatches, step_batches
 from sftmix.estimate.machine import Machine
-from sftmix.measurement import sample_rows
+from sftmix.measure.model import sample_rows
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
-from sftmix.reference_run import ReferenceRun, inherit
-from sftmix.rng import generator
-from sftmix.run_context import RunContext
-from sftmix.training.order import TrainingOrder
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.reference import ReferenceRun, inherit
+from sftmix.training.dynamics import checkpoint_steps
+from sftmix.training.scoring import scoring_tokens
 from sftmix.types import Rows, TrainingDynamics
 
 

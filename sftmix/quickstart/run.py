@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.config import RunConfig
-from sftmix.pipeline import run
+from sftmix.pipeline.recipe import run
 from sftmix.quickstart import Materials, materialise
 
 

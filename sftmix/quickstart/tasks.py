@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sftmix.rng import generator
+from sftmix.common.rng import generator
 
 Row = dict[str, str]
 Task = Callable[[np.random.Generator], tuple[str, str, str]]

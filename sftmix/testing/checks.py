@@ -15,6 +15,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sftmix.common.errors import DataError, SFTMixError
 from sftmix.components import base
 from sftmix.components.base import (
     Callback,
@@ -27,7 +28,6 @@ from sftmix.components.base import (
     Splitter,
     StageState,
 )
-from sftmix.errors import DataError, SFTMixError
 from sftmix.testing.strategies import equal_groups, score_tables, training_dynamics
 from sftmix.types import Rows, RowScores, Scores, Split, TrainingDynamics
 
@@ -99,7 +99,7 @@ def untouched(*records: Any) -> Iterator[None]:
             np.testing.assert_equal(getattr(now, field.name), getattr(old, field.name), err_msg=changed)
     same = [states[0] == random.getstate(), states[1] == str(np.random.get_state())]
     same.append(torch.equal(states[2], torch.random.get_rng_state()))
-    assert all(same), "it drew from a global random state; draw from sftmix.rng.generator(seed, purpose, ...)"
+    assert all(same), "it drew from a global random state; draw from sftmix.common.rng.generator(seed, purpose, ...)"
 
 
 def permuted(record: Any, order: Rows) -> Any:

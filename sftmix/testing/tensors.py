@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot, Unit
 from sftmix.components.base import Objective, Optimizer, Perturbation
-from sftmix.data.batching import Slot, Unit, collate
 from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
@@ -95,7 +96,7 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
             plans = _plans(objective, whole, step, steps)
         expected = _weights(whole, plans)
         again = _weights(whole, _plans(copy_of(objective), whole, step, steps))
-        assert expected == again, "a second call, of a copy, gives other weights: keep no state, draw from sftmix.rng"
+        assert expected == again, "a second call, of a copy, gives other weights: keep no state, draw from common.rng"
         for cut in cuts:
             batches = _batches(cut, _DATA)
             found = _weights(batches, _plans(objective, batches, step, steps))

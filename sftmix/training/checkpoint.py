@@ -30,9 +30,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sftmix.artefacts import commit_directory, fresh_directory, verify_directory
-from sftmix.errors import CheckpointError
-from sftmix.training.distributed import World, unwrap
+from sftmix.common.errors import CheckpointError
+from sftmix.common.files import commit_directory, fresh_directory, verify_directory
+from sftmix.common.world import World
+from sftmix.training.module import unwrap
 
 _NAME = re.compile(r"step-(\d{8})")
 _NUMBERS = "optimizer.json"

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from sftmix.artefacts import write_text
-from sftmix.errors import Stopped
+from sftmix.common.errors import Stopped
+from sftmix.common.files import write_text
 
 
 class MetricsLog:

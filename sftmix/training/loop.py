@@ -1,7 +1,4 @@
-"""The training loop: plain PyTorch, one function per thing that happens.
-
-    units of the global batch -> micro-batches of this rank -> plans -> counts over all ranks
-    -> forward and backward of each -> clip -> step -> callbacks -> metrics -> checkpoint
+"""The training loop around the step: resume, log, hooks and checkpoints.
 
 Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step), so a resumed run is the
 uninterrupted run, bit for bit.
@@ -11,29 +8,73 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from sftmix.components.base import CallbackResult, StageState
-from sftmix.data.alone import ResponsesAlone
-from sftmix.data.batching import RowSubset, TokenisedRows, Unit
-from sftmix.errors import ConfigError, NonFiniteError, Stopped
-from sftmix.options import CheckpointOptions
-from sftmix.progress import progress_bar
-from sftmix.rng import stable_hash
+from sftmix.batches.collate import ResponsesAlone, RowSubset, TokenisedRows
+from sftmix.batches.order import TrainingOrder, Unit
+from sftmix.batches.share import micro_batches, too_long
+from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
+from sftmix.common.progress import progress_bar
+from sftmix.common.rng import stable_hash
+from sftmix.common.world import World
+from sftmix.components.base import Callback, CallbackResult, Objective, Optimizer, Perturbation, StageState
+from sftmix.components.optimizers import AdamW
+from sftmix.model.meta import Values
+from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World, autocast, gradient_sync, resolve_precision, unwrap
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal
+from sftmix.training.module import Perturb, training_module, unwrap
+from sftmix.training.online import OnlineLosses
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from sftmix.training.stage import Stage
-from sftmix.training.step import Perturb, normalise
-from sftmix.training.window import micro_batches, step_sums, too_long, training_module, with_batch_nll
-from sftmix.types import Batch, Plan, Rows, RowScores
+from sftmix.training.parallel import autocast, gradient_sync, resolve_precision
+from sftmix.training.scoring import with_batch_nll
+from sftmix.training.step import normalise, step_sums
+from sftmix.types import Batch, Plan, Rows, RowScores, Split
+
+Scorer = Callable[[nn.Module, TokenisedRows], RowScores]
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One training stage: what to train, on what, in which order, towards what."""
+
+    name: str
+    model: PreTrainedModel
+    data: TokenisedRows
+    order: TrainingOrder
+    objective: Objective
+    options: TrainingOptions
+    checkpoint: CheckpointOptions
+    directory: Path
+    seed: int
+    identity: str = ""
+    """Hash of what the stage is made from; a checkpoint of another identity is refused."""
+    values: Values | None = None
+    """Those of a model on the meta device, where ranks share the weights."""
+    memory: PeakMemory | None = None
+    """What measures the stage since it began; None: the loop measures itself."""
+    pad_id: int = 0
+    split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
+    """The groups in each epoch."""
+    optimizer: Optimizer = field(default_factory=AdamW)
+    perturbation: Perturbation | None = None
+    online: OnlineLosses | None = None
+    """Keeps the losses of the epoch that is being trained on."""
+    eval_data: TokenisedRows | None = None
+    packed: bool = False
+    """Some rows hold several documents, which must not attend to each other."""
+    scorer: Scorer | None = None
+    callbacks: Sequence[Callback] = ()
+    on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
+
 
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""

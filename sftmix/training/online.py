@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sftmix.errors import DataError
-from sftmix.store import read_dynamics, write_dynamics
-from sftmix.training.distributed import World
-from sftmix.training.step import per_slot
+from sftmix.common.errors import DataError
+from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.common.world import World
+from sftmix.training.scoring import per_slot
 from sftmix.types import NOT_COUNTED, Batch, TrainingDynamics
 
 

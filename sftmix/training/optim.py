@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Optimizer
 from sftmix.components.optimizers import AdamW
-from sftmix.errors import ConfigError
 from sftmix.options import TrainingOptions
 
 

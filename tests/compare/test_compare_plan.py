@@ -11,13 +11,13 @@ import yaml
 
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of, listing
+from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions
 from sftmix.compare.markdown import markdown
 from sftmix.compare.results import CellResult, build_table
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}

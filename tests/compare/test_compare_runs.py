@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from sftmix.artefacts import read_json
 from sftmix.cli import main
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
 from sftmix.compare import Comparison, TableOptions
 from sftmix.compare.markdown import markdown
 from sftmix.compare.results import CellResult, build_table, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.statistics import Counts, bootstrap_two_level, sign_flip
-from sftmix.errors import ConfigError
 from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch

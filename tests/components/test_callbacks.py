@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import Evaluate, StageState
-from sftmix.errors import ConfigError
 
 
 def run(callback, *, steps_per_epoch=4, epochs=2, held_out=True):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import (
     IFD,
     Correctness,
@@ -21,7 +22,6 @@ from sftmix.components import (
     Perplexity,
     variability,
 )
-from sftmix.errors import ConfigError
 from sftmix.types import NOT_COUNTED, TrainingDynamics
 
 

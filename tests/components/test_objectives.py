@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
 from sftmix.components import NTP, AfterFraction, Constant, DecomposedMixup, Linear, MixupOnly, SFTMix
 from sftmix.components.base import Schedule
-from sftmix.errors import ConfigError
-from sftmix.rng import generator
 from sftmix.types import Batch
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
 from sftmix.config import RunConfig
-from sftmix.errors import ConfigError
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World
 from sftmix.training.optim import build_optimizer
 from tests.toy import on_ranks, toy_model
 from tests.trained import Trained, assert_exact, assert_near

@@ -9,17 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.components import (
-    AnyPairs,
-    ConfidenceGapPairs,
-    LengthMatchedPairs,
-    LevelPairs,
-    RandomPairs,
-    SameGroupPairs,
-)
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.rng import generator
+from sftmix.components import AnyPairs, ConfidenceGapPairs, LengthMatchedPairs, LevelPairs, RandomPairs, SameGroupPairs
 from sftmix.components.pairing import _far_matching
-from sftmix.errors import ConfigError, DataError
-from sftmix.rng import generator
 from sftmix.types import Scores, Split
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]

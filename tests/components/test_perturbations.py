@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
 from sftmix.components import NEFTune
-from sftmix.errors import ConfigError
-from sftmix.rng import generator
 
 AT = {"step": 3, "seed": 7}
 

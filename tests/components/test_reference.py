@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.tables import write_dynamics
 from sftmix.components import TrainedReference
 from sftmix.components.reference import FromFile
-from sftmix.errors import ConfigError, DataError
 from sftmix.options import ReferenceModel, ReferenceTraining
-from sftmix.store import write_dynamics
 from sftmix.types import TrainingDynamics
 
 STORED = TrainingDynamics(

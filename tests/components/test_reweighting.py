@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import DFT, IRDRO, NTP, LabelSmoothing
-from sftmix.errors import ConfigError
 from sftmix.types import Batch, BatchNLL
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import AfterFraction, Constant, Cosine, Linear
-from sftmix.errors import ConfigError
 
 ENDS = st.floats(-10, 10)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import All, Longest, Random, ScoreAtLeast, WithLabel
 from sftmix.components.base import check_selection
-from sftmix.errors import ConfigError
 from sftmix.types import Scores
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.tables import write_split
 from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
 from sftmix.components.base import check_split
 from sftmix.components.splitters import FromFile
-from sftmix.errors import ConfigError, DataError
-from sftmix.store import write_split
 from sftmix.types import Scores, Split
 
 CONFIDENCES = st.lists(

@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.batching import Slot, collate, epoch_units, global_batches, length_groups, micro_steps
+from sftmix.batches.collate import collate
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.length_groups import length_groups
+from sftmix.batches.order import Slot, epoch_units, global_batches
 from sftmix.types import Encoded, Split
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import DataError
 from sftmix.data.jsonrows import MAX_ROW_BYTES
 from sftmix.data.rows import prepare
-from sftmix.errors import DataError
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
 

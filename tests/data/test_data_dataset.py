@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
 from sftmix.data.arrow import BATCH_ROWS
 from sftmix.data.cache import get_or_build
 from sftmix.data.preview import render_preview
-from sftmix.errors import ConfigError, DataError, NoSpaceError
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]

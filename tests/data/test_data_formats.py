@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, make_encoder
 from sftmix.data.formats import FORMATS, BadRow, convert, recognise
 from sftmix.data.rows import prepare
 from sftmix.data.sources import HUB_ID, Source
-from sftmix.errors import ConfigError, DataError
 from sftmix.types import Message
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.data.templates import make_encoder
-from sftmix.errors import ConfigError
 from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer
 
 CHAT = [

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.batching import Slot, collate, epoch_units, global_batches, micro_steps, token_slots
+from sftmix.batches.collate import collate
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.length_groups import token_slots
+from sftmix.batches.order import Slot, epoch_units, global_batches
 from tests.data.test_batching import Rows, an_epoch
 
 LIMITS = st.one_of(

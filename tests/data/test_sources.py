@@ -5,8 +5,8 @@ from __future__ import annotations
 import datasets
 import pytest
 
+from sftmix.common.errors import DataError
 from sftmix.data.sources import HUB_ID, expand
-from sftmix.errors import DataError
 
 
 @pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "HuggingFaceH4/ultrachat_200k", "squad", "a.b/c-d_e.f"])

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, prepare, render_preview
 from sftmix.data.jsonrows import iter_text
 from sftmix.data.templates import text_encoder
 from sftmix.data.text import WindowIds, stretches, windows
-from sftmix.errors import ConfigError, DataError
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import SMALL
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.data import encode, make_encoder, prepare, tokenise
-from sftmix.errors import ConfigError
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 TURNS = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]

@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.data.batching import Slot, Unit
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.distributed import World
-from sftmix.training.loop import TrainingLoop
-from sftmix.training.stage import Stage
+from sftmix.training.loop import Stage, TrainingLoop
 from tests.distributed.test_sharding import Collectives
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 

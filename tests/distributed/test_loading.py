@@ -19,14 +19,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from sftmix.adapters import add_adapters
-from sftmix.errors import ConfigError
-from sftmix.loading import empty_model, mapped_model, take_values
-from sftmix.models import check_head, load_model
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.model.adapters import add_adapters
+from sftmix.model.head import check_head
+from sftmix.model.load import load_model
+from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
-from sftmix.run_context import RunContext
-from sftmix.training.distributed import World, wrap
-from sftmix.training.step import TrainingModule
+from sftmix.pipeline.context import RunContext
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
 from tests.toy import on_ranks
 
 LLAMA: dict[str, Any] = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sftmix.common.world import World
 from sftmix.options import LoraOptions
-from sftmix.training.distributed import World
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.toy import on_ranks
 

@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.data.batching import Slot, Unit, collate
-from sftmix.training.distributed import World, gradient_sync, unwrap, wrap
-from sftmix.training.step import TrainingModule, normalise
+from sftmix.training.module import TrainingModule, unwrap
+from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.step import normalise
 from tests.toy import on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 

@@ -13,10 +13,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sftmix._fused import default_chunk_size
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.components.optimizers import AdamW, AdamW8bit
-from sftmix.data.batching import Slot, collate
-from sftmix.errors import ConfigError
 from sftmix.estimate import make_machine
 from sftmix.estimate.batches import MicroBatch
 from sftmix.estimate.layout import Layout, check_sharded, make_layout
@@ -24,9 +25,11 @@ from sftmix.estimate.machine import Machine
 from sftmix.estimate.memory import Memory, reading_memory, training_memory
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
+from sftmix.functional.fused import default_chunk_size
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.distributed import World, gradient_sync, wrap
-from sftmix.training.step import TrainingModule, scoring_plan
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.scoring import scoring_plan
 from sftmix.types import Batch, Plan
 from tests.estimate.configs import INNER, LAYERS, VOCABULARY, WIDTH, small_llama
 from tests.toy import on_ranks, toy_model, toy_rows

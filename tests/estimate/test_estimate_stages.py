@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import FromFile, Online, TrainedReference
-from sftmix.errors import ConfigError
 from sftmix.estimate import estimate, make_machine
 from sftmix.estimate.cost import forward_flops, training_flops
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.work import Tokens
-from sftmix.models import load_model
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ReferenceModel
 from tests.estimate.configs import config
 from tests.tiny import metrics

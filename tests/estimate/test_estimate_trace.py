@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sftmix.adapters import add_adapters
 from sftmix.estimate.model import QUANTIZED_BYTES, FakeModel
 from sftmix.estimate.trace import Segment
-from sftmix.models import load_model
+from sftmix.model.adapters import add_adapters
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
-from sftmix.training.layers import recompute_activations
+from sftmix.training.parallel import recompute_activations
 from tests.estimate.test_estimate_memory import Made
 
 NO_LORA, LORA = LoraOptions(), LoraOptions(r=4)
@@ -44,7 +44,7 @@ def real_model(path: Path, attention: str = "sdpa", lora: LoraOptions = NO_LORA)
 
 
 def inputs_of(segment: Segment) -> dict[str, Any]:
-    """What training feeds the backbone: `sftmix.data.collate` makes it of such lines."""
+    """What training feeds the backbone: `sftmix.batches.collate` makes it of such lines."""
     ids = torch.ones(segment.rows, segment.width, dtype=torch.int64)
     if segment.content == "packed":
         positions = torch.cat([torch.arange(segment.width - 9), torch.arange(9)])[None]

@@ -13,22 +13,23 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftmix.adapters import add_adapters
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
 from sftmix.components.reference import TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import RandomSplit
-from sftmix.data.batching import Slot, collate
-from sftmix.dynamics import CPU_SCORING_TOKENS, SCORING_TOKENS, score_rows
 from sftmix.estimate import estimate, make_machine
 from sftmix.estimate.batches import MicroBatch, StepBatches
 from sftmix.estimate.layout import make_layout
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.traffic import Traffic, reading_traffic, step_traffic
-from sftmix.models import load_model
+from sftmix.model.adapters import add_adapters
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.distributed import World, gradient_sync, wrap
-from sftmix.training.layers import recompute_activations
-from sftmix.training.step import TrainingModule, scoring_plan
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import gradient_sync, recompute_activations, wrap
+from sftmix.training.scoring import CPU_SCORING_TOKENS, SCORING_TOKENS, score_rows, scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.estimate.configs import INNER, LAYERS, TRAINING, VOCABULARY, WIDTH, config, small_llama
 from tests.toy import on_ranks, toy_rows

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sftmix.batches.length_groups import token_slots
+from sftmix.batches.order import TrainingOrder
+from sftmix.batches.share import deal
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import FromCheckpoints, TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import QualityLabel, RandomSplit
-from sftmix.data.batching import token_slots
 from sftmix.estimate import estimate, make_machine
 from sftmix.estimate.batches import is_padding_free, step_batches
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
-from sftmix.training.order import TrainingOrder
-from sftmix.training.window import deal
 from tests.estimate.configs import config
 from tests.toy import toy_rows
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sftmix import _fused
-from sftmix.functional import SFTLoss, sft_loss
+from sftmix.functional import SFTLoss, fused, sft_loss
 from tests.loss_checks import CHECKS, Case, Loss, make_case
 
 CHUNK = 4
@@ -58,11 +57,11 @@ def mean_of_chunk_means(hidden: Tensor, *args: Tensor, **kw: Any) -> SFTLoss:
 
 def patched(change: Callable[..., tuple[Any, ...]]) -> Loss:
     """The shipped loss with other labels or another lambda handed to the soft target, and to it alone."""
-    shipped = _fused._mixup
+    shipped = fused._mixup
 
     def run(*args: Any, **kw: Any) -> SFTLoss:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_fused, "_mixup", lambda x, i, j, mixed, *rest: shipped(x, *change(i, j, mixed), *rest))
+            patch.setattr(fused, "_mixup", lambda x, i, j, mixed, *rest: shipped(x, *change(i, j, mixed), *rest))
             return sft_loss(*args, **kw)
 
     return run

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftmix.adapters import add_adapters
-from sftmix.errors import CheckpointError
+from sftmix.common.errors import CheckpointError
+from sftmix.common.world import World
+from sftmix.model.adapters import add_adapters
 from sftmix.options import LoraOptions
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.distributed import World
 from tests.toy import on_ranks, toy_model
 from tests.trained import Trained, assert_exact, assert_near
 

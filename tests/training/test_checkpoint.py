@@ -12,15 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sftmix.batches.order import Slot
+from sftmix.common.errors import CheckpointError, ConfigError
+from sftmix.common.world import World
 from sftmix.components import NTP
-from sftmix.data.batching import Slot
-from sftmix.dynamics import score_rows
-from sftmix.errors import CheckpointError, ConfigError
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.distributed import World
-from sftmix.training.loop import train
-from sftmix.training.stage import Stage
+from sftmix.training.loop import Stage, train
+from sftmix.training.scoring import score_rows
 from tests.toy import FixedOrder, on_ranks, toy_model
 from tests.trained import DATA, Trained, assert_exact
 

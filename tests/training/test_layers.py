@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.data.batching import Slot, Unit, collate
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World
-from sftmix.training.layers import decoder_layers
+from sftmix.training.module import training_module
+from sftmix.training.parallel import decoder_layers
 from sftmix.training.step import normalise
-from sftmix.training.window import training_module
 from tests.tiny import sftmix
 from tests.toy import on_ranks, toy_model, toy_rows
 

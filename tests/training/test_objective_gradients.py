@@ -13,9 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sftmix.batches.collate import collate
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.order import Slot, Unit
 from sftmix.components import DFT, IRDRO, DecomposedMixup, LabelSmoothing, MixupOnly, SFTMix
 from sftmix.components.base import Objective
-from sftmix.data.batching import Slot, Unit, collate, micro_steps
 from sftmix.functional import sft_loss
 from sftmix.training.step import normalise
 from sftmix.types import Batch, BatchNLL, Plan

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.batching import epoch_units, global_batches
+from sftmix.batches.order import TrainingOrder, epoch_units, global_batches
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import checkpoint_interval
 from sftmix.training.optim import learning_rate
-from sftmix.training.order import TrainingOrder
 
 
 def order(n=10, **options):

@@ -11,17 +11,19 @@ import torch
 import transformers
 from torch.distributed.tensor import DTensor
 
-from sftmix.attention import packing_problem
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot, Unit
+from sftmix.batches.share import micro_batches
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Optimizer, Perturbation
-from sftmix.data.batching import Slot, Unit, collate
-from sftmix.dynamics import score_rows
-from sftmix.errors import ConfigError
+from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.distributed import World, unwrap
+from sftmix.training.module import TrainingModule, training_module, unwrap
 from sftmix.training.optim import build_optimizer
-from sftmix.training.step import TrainingModule, normalise
-from sftmix.training.window import micro_batches, training_module
+from sftmix.training.scoring import score_rows
+from sftmix.training.step import normalise
 from tests.test_attention import FAMILIES, LEAKY, build
 from tests.test_models import TINY
 from tests.toy import on_ranks, toy_model, toy_rows
@@ -122,7 +124,7 @@ def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
     assert not fed(model).padding_free
 
 
-NO_MASK = patch("sftmix.training.window.skips_between_documents", lambda model, device: True)
+NO_MASK = patch("sftmix.batches.share.skips_between_documents", lambda model, device: True)
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 

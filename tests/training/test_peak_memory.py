@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sftmix.run_context import RunContext
-from sftmix.training.distributed import World
+from sftmix.common.world import World
+from sftmix.pipeline.context import RunContext
 from sftmix.training.log import PeakMemory
 from tests.toy import on_ranks
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from sftmix.batches.collate import collate
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Objective
-from sftmix.data.batching import Slot, Unit, collate, global_batches, micro_steps
-from sftmix.training.step import TrainingModule, normalise
+from sftmix.training.module import TrainingModule
+from sftmix.training.step import normalise
 from sftmix.types import Plan
 from tests.toy import ToyRows, toy_model, toy_rows
 

@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from sftmix.batches.collate import ResponsesAlone, collate
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.order import Slot
+from sftmix.batches.share import micro_batches, too_long
+from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
-from sftmix.data.alone import ResponsesAlone
-from sftmix.data.batching import Slot, collate, micro_steps
-from sftmix.dynamics import score_rows
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.distributed import World, gradient_sync, unwrap, wrap
-from sftmix.training.loop import TrainingLoop
-from sftmix.training.stage import Stage
-from sftmix.training.step import TrainingModule, normalise
-from sftmix.training.window import micro_batches, too_long, training_module, with_batch_nll
+from sftmix.training.loop import Stage, TrainingLoop
+from sftmix.training.module import TrainingModule, training_module, unwrap
+from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.scoring import score_rows, with_batch_nll
+from sftmix.training.step import normalise
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 

@@ -1,7 +1,7 @@
 import numpy as np
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import ConfidenceEstimator
-from sftmix.errors import ConfigError
 from sftmix.types import Float64, TrainingDynamics
 
 

@@ -1,0 +1,211 @@
+"""The tensors of one micro-batch: padded or in one row without padding, and the pairs aligned by response token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from sftmix.batches.length_groups import length_groups
+from sftmix.batches.order import Unit
+from sftmix.types import Batch, Encoded, Rows, Segment, Split
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TokenisedRows(Protocol):
+    """What batching needs of a data set: its length, token counts per row, and rows."""
+
+    @property
+    def lengths(self) -> Rows: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Encoded: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowSubset:
+    """Some rows of a data set, in the given order, as a data set."""
+
+    data: TokenisedRows
+    rows: Rows
+
+    @property
+    def lengths(self) -> Rows:
+        return self.data.lengths[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        return self.data[int(self.rows[row])]
+
+
+def collate(
+    units: Sequence[Unit],
+    data: TokenisedRows,
+    *,
+    n_segments: int = 1,
+    padding_free: bool = False,
+    split: Split | None = None,
+    pad_id: int = 0,
+) -> Batch:
+    """Build the Batch of one rank: token rows of all slots in unit order, pairs aligned by response token.
+
+    n_segments    groups of similar length, each padded to its longest; beyond one for each slot they are idle
+    padding_free  instead, all slots one after the other in a single row, kept apart by their positions
+    """
+    import torch
+
+    slots = [slot for unit in units for slot in unit]
+    encoded = [data[slot.row] for slot in slots]
+    # The token at position t is predicted at t - 1; the first token of a sequence is predicted by nothing.
+    targets = [np.flatnonzero(e.target[1:]) + 1 for e in encoded]
+    counts = np.array([len(t) for t in targets], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
+    slot_pairs, pairs, pair_index = _align(units, counts, offsets)
+    rows = np.array([s.row for s in slots], dtype=np.int64)
+    group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
+    members = [_Member(i, e, t, int(o)) for i, (e, t, o) in enumerate(zip(encoded, targets, offsets[:-1], strict=True))]
+    if padding_free:
+        segments = [_segment([members], pad_id)]
+    else:
+        groups = length_groups([len(e.input_ids) for e in encoded], min(n_segments, len(slots)))
+        segments = [_segment([[members[i]] for i in group], pad_id) for group in groups]
+        segments += [_segment([[]], pad_id)] * (n_segments - len(groups))
+    return Batch(
+        ids=tuple(e.id for e in encoded),
+        rows=torch.from_numpy(rows),
+        ntp_weight=torch.tensor([s.ntp_weight for s in slots], dtype=torch.float32),
+        group=torch.from_numpy(group),
+        n_groups=0 if split is None else len(split.names),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        slot=torch.from_numpy(np.repeat(np.arange(len(slots)), counts)),
+        slot_pairs=torch.from_numpy(slot_pairs),
+        pairs=torch.from_numpy(pairs),
+        pair_index=torch.from_numpy(pair_index),
+        segments=tuple(segments),
+    )
+
+
+def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Rows, Rows]:
+    """n-th response token with n-th response token, n <= min(N_c, N_u), for every unit of two (T28)."""
+    firsts = np.cumsum([0] + [len(u) for u in units])[:-1]
+    slot_pairs = np.array([(f, f + 1) for f, u in zip(firsts, units, strict=True) if len(u) == 2], dtype=np.int64)
+    slot_pairs = slot_pairs.reshape(-1, 2)
+    depth = counts[slot_pairs].min(axis=1, initial=np.iinfo(np.int64).max)
+    n = np.concatenate([np.arange(d) for d in depth]) if len(depth) else np.zeros(0, dtype=np.int64)
+    pair_index = np.repeat(np.arange(len(slot_pairs)), depth)
+    pairs = offsets[slot_pairs[pair_index]] + n[:, None]
+    return slot_pairs, pairs.astype(np.int64), pair_index.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A slot of the batch, where the tokens of its example are predicted, and the first of its token rows."""
+
+    slot: int
+    example: Encoded
+    targets: Rows
+    offset: int
+
+    def __len__(self) -> int:
+        return len(self.example.input_ids)
+
+
+def _segment(lines: Sequence[Sequence[_Member]], pad_id: int) -> Segment:
+    """Lines of examples that stand one after the other, padded to the longest line; an idle segment is one token."""
+    import torch
+
+    width = max(1, *(sum(map(len, line)) for line in lines))
+    input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(lines), width), dtype=np.int64)
+    index, order = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for b, line in enumerate(lines):
+        start = 0
+        for member in line:
+            input_ids[b, start : start + len(member)] = member.example.input_ids
+            index.append(b * width + start + member.targets - 1)
+            order.append(member.offset + np.arange(len(member.targets)))
+            start += len(member)
+        mask[b, : max(1, start)] = 1
+    members = [member for line in lines for member in line]
+    return Segment(
+        torch.tensor([member.slot for member in members], dtype=torch.int64),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(mask),
+        torch.from_numpy(np.concatenate(index)),
+        torch.from_numpy(np.concatenate(order)),
+        _position_ids(lines, width),
+        tuple(map(len, members)) if len(members) > len(lines) else None,
+    )
+
+
+def _position_ids(lines: Sequence[Sequence[_Member]], width: int) -> torch.Tensor | None:
+    """i64[b, width], counted from the beginning of each document; None where no line holds two of them.
+
+    Padding is one more document: what it attends to is nobody's business, and nothing attends to what follows it.
+    """
+    import torch
+
+    starts = [_starts(line) for line in lines]
+    if all(len(inner) < 2 for inner in starts):
+        return None
+    positions = np.empty((len(lines), width), dtype=np.int64)
+    for b, (line, inner) in enumerate(zip(lines, starts, strict=True)):
+        for start, end in itertools.pairwise([*inner, sum(map(len, line)), width]):
+            positions[b, start:end] = np.arange(end - start)
+    return torch.from_numpy(positions)
+
+
+def _starts(line: Sequence[_Member]) -> list[int]:
+    """Where the documents of a line begin: its examples, and what is packed into each."""
+    starts, begin = [], 0
+    for member in line:
+        inner = [0] if member.example.starts is None else member.example.starts.tolist()
+        starts += [begin + place for place in inner]
+        begin += len(member)
+    return starts
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with every tensor on `device`."""
+    import torch
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, Segment):
+            return replace(value, **{name: move(getattr(value, name)) for name in Segment.__slots__})
+        return tuple(move(v) for v in value) if isinstance(value, tuple) else value
+
+    return replace(batch, **{name: move(getattr(batch, name)) for name in Batch.__slots__})
+
+
+class ResponsesAlone:
+    """The same rows, each cut down to the first token of its sequence and its response tokens.
+
+    The first token (BOS, or what the chat template begins with) has to stay: a model says nothing about a token with
+    nothing before it, and so the response keeps its number of tokens.
+    """
+
+    def __init__(self, rows: TokenisedRows) -> None:
+        self._rows = rows
+
+    @property
+    def lengths(self) -> Rows:
+        return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        whole = self._rows[row]
+        kept = np.flatnonzero(whole.target[1:]) + 1
+        target = np.ones(len(kept) + 1, dtype=np.bool_)
+        target[0] = False
+        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target)

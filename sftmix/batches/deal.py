@@ -1,0 +1,215 @@
+"""How a global batch is dealt out to ranks and accumulation steps.
+
+The loss is a sum over the global batch, so it does not care which micro-batch an example is in: units are dealt so that
+few token slots are padding and the ranks of a micro-step have about the same work. A unit is never cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sftmix.batches.length_groups import token_slots
+from sftmix.batches.order import Unit
+from sftmix.types import Rows
+
+WORTH_SORTING = 0.9
+"""Micro-batches of similar length are made where they need at most this share of the slots of balanced ones: sorted,
+the longest examples meet in one micro-batch, whose memory is the peak."""
+
+BALANCE_STEPS = 7
+"""Halvings of the interval in which the largest micro-batch is sought: to about 1% of it."""
+
+Deal = list[list[Unit]]
+"""The units of each micro-batch; W neighbours are one micro-step."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroStep:
+    """One forward and backward on every rank at once: units of each rank, and into how many segments each pads them.
+
+    A rank with fewer slots than segments has idle ones where FSDP gathers parameters once per segment.
+    """
+
+    ranks: tuple[tuple[Unit, ...], ...]
+    n_segments: int
+
+
+def micro_steps(
+    units: Sequence[Unit],
+    lengths: Rows,
+    *,
+    world_size: int,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
+    max_segments: int = 1,
+    padding_free: bool = False,
+) -> list[MicroStep]:
+    """Deal one global batch out to ranks and accumulation steps, in as few micro-steps as the limits allow.
+
+    micro_batch_size    slots of a micro-batch at most; even where there are pairs (ValueError)
+    micro_batch_tokens  token slots of a micro-batch at most, padding included; a unit that needs more gets a
+                        micro-batch of its own
+    max_segments        length groups into which a micro-batch is padded, at most
+    padding_free        all examples of a micro-batch stand in one row
+
+    A rank left without a unit repeats the shortest slot with NTP weight 0, so that it joins every collective.
+    """
+    if micro_batch_size is not None and micro_batch_size % 2 and any(len(unit) == 2 for unit in units):
+        raise ValueError(f"a pair does not fit: micro_batch_size {micro_batch_size} must be even")
+    segments = 1 if padding_free else max_segments
+    room = _Room(lengths, world_size, micro_batch_size, micro_batch_tokens, segments, padding_free)
+    bins = sorted(_deal(units, room), key=room.cost, reverse=True)
+    bins += [[] for _ in range(-len(bins) % world_size)]
+    shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
+    filler = (replace(shortest, ntp_weight=0.0),)
+    steps = []
+    for start in range(0, len(bins), world_size):
+        ranks = tuple(tuple(units) or (filler,) for units in bins[start : start + world_size])
+        most = max(sum(len(unit) for unit in rank) for rank in ranks)
+        steps.append(MicroStep(ranks, min(room.segments, most)))
+    return steps
+
+
+# ------------------------------------------------------------------------------------------- dealing
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """The limits of a micro-batch, and what a set of units takes of them."""
+
+    lengths: Rows
+    ranks: int
+    examples: int | None
+    tokens: int | None
+    segments: int
+    padding_free: bool
+
+    def weight(self, unit: Unit) -> int:
+        return sum(int(self.lengths[slot.row]) for slot in unit)
+
+    def cost(self, units: Sequence[Unit]) -> int:
+        """Token slots that the units are computed in, idle segments included."""
+        found = [int(self.lengths[slot.row]) for unit in units for slot in unit]
+        idle = max(0, self.segments - len(found)) if self.ranks > 1 else 0
+        return token_slots(found, self.segments, padding_free=self.padding_free) + idle
+
+    def holds(self, units: Sequence[Unit], tokens: int | None) -> bool:
+        """Whether the units make one micro-batch of so many tokens; a single unit always does."""
+        if len(units) < 2:
+            return True
+        if self.examples is not None and sum(len(unit) for unit in units) > self.examples:
+            return False
+        if tokens is None:
+            return True
+        return sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens
+
+    def fewest_steps(self, units: Sequence[Unit]) -> int:
+        """Micro-steps that the units take at least."""
+        bins = 1.0
+        if self.examples is not None:
+            bins = max(bins, sum(map(len, units)) / self.examples)
+        if self.tokens is not None:
+            bins = max(bins, sum(min(self.weight(unit), self.tokens) for unit in units) / self.tokens)
+        return math.ceil(bins / self.ranks)
+
+    def steps(self, bins: Deal) -> int:
+        return -(-len(bins) // self.ranks)
+
+    def total(self, bins: Deal) -> int:
+        """Token slots that the slowest rank of each micro-step computes, summed."""
+        costs = [self.cost(units) for units in bins]
+        return sum(max(costs[k : k + self.ranks]) for k in range(0, len(costs), self.ranks))
+
+
+def _deal(units: Sequence[Unit], room: _Room) -> Deal:
+    """The better of two deals: fewest micro-steps, then balanced ones unless similar lengths save slots."""
+    least = sum(map(room.weight, units))  # without any padding
+    fewest = room.fewest_steps(units)
+    balanced = _balanced(units, room, fewest, fewest)
+    if balanced is not None and least > WORTH_SORTING * room.ranks * room.total(balanced):
+        return balanced
+    similar = _by_length(units, room)
+    if balanced is None:
+        balanced = _balanced(units, room, fewest + 1, room.steps(similar))
+    if balanced is None:
+        return similar
+    fewer = room.steps(balanced) < room.steps(similar)
+    return balanced if fewer or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
+
+
+def _balanced(units: Sequence[Unit], room: _Room, first: int, last: int) -> Deal | None:
+    """Micro-batches of equally many tokens in the first number of micro-steps that the limits allow; None if none."""
+    for n_steps in range(first, last + 1):
+        bins = _spread_tokens(units, room, n_steps * room.ranks)
+        if bins is not None and all(room.holds(units, room.tokens) for units in bins):
+            return bins
+    return None
+
+
+def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | None:
+    """Heaviest first, each unit to the lightest of `n_bins` that has room for its examples."""
+    bins: Deal = [[] for _ in range(n_bins)]
+    tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples or len(units) * 2)
+    for unit in sorted(units, key=lambda u: (-len(u), -room.weight(u))):
+        best = int(np.argmin(np.where(free >= len(unit), tokens, np.inf)))
+        if free[best] < len(unit):
+            return None
+        bins[best].append(unit)
+        tokens[best] += room.weight(unit)
+        free[best] -= len(unit)
+    return bins
+
+
+def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
+    """Runs of the units in order of length, in as few micro-steps as that allows, the largest as small as possible."""
+    ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
+    bins = _cut(ordered, room, room.tokens)
+    most = room.steps(bins) * room.ranks
+    high = max(map(room.cost, bins))
+    high = high if room.tokens is None else min(high, room.tokens)
+    low = min(high, sum(map(room.weight, units)) // most)
+    full = room.examples is not None and sum(map(len, units)) == most * room.examples
+    for _ in range(0 if full or room.ranks == 1 else BALANCE_STEPS):
+        middle = (low + high) // 2
+        tried = _cut(ordered, room, middle)
+        if len(tried) <= most:
+            bins, high = tried, middle
+        else:
+            low = middle
+    steps = [bins[k : k + room.ranks] for k in range(0, len(bins), room.ranks)]
+    return [units for step in steps for units in _level(step, room)]
+
+
+def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
+    """Runs of units, each as long as a micro-batch of so many tokens holds."""
+    bins, start = [], 0
+    while start < len(ordered):
+        fits, over = 1, len(ordered) - start + 1  # what fits is found by bisection: with a unit more it costs no less
+        if room.examples is not None:
+            over = min(over, room.examples + 1)
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            if room.holds(ordered[start : start + middle], tokens):
+                fits = middle
+            else:
+                over = middle
+        bins.append(list(ordered[start : start + fits]))
+        start += fits
+    return bins
+
+
+def _level(step: Deal, room: _Room) -> Deal:
+    """The units of one micro-step, dealt among its ranks anew where that relieves the slowest."""
+    anew = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
+    if anew is None or not all(room.holds(units, room.tokens) for units in anew):
+        return step
+
+    def load(bins: Deal) -> tuple[int, int]:
+        costs = [room.cost(units) for units in bins]
+        return max(costs), sum(costs)
+
+    return min((step + [[] for _ in range(room.ranks - len(step))], anew), key=load)

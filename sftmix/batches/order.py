@@ -1,0 +1,156 @@
+"""Which examples are step s: a pure function of (pairs, seed, step), so that a resume needs only the step.
+
+A *unit* is what must stay in one micro-batch: a pair of slots, or a single slot.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
+from sftmix.options import TrainingOptions
+from sftmix.types import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place in a batch. A repeat of a row that already had its turn in this epoch has `ntp_weight` 0."""
+
+    row: int
+    ntp_weight: float = 1.0
+
+
+Unit = tuple[Slot, ...]
+
+
+def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> list[Unit]:
+    """Units of one epoch, in training order; every row carries NTP loss exactly once.
+
+    pairs: i64[P, 2] from the pair sampler, or None for an epoch of shuffled singles. Rows in no pair are shuffled and
+    spread evenly among the pairs, two at a time, so that every global batch but the last is full.
+    """
+    if pairs is None:
+        order = generator(seed, "order", epoch).permutation(n_rows)
+        return [(Slot(int(r)),) for r in order]
+    seen = np.zeros(n_rows, dtype=bool)
+    paired: list[Unit] = []
+    for couple in pairs.tolist():
+        slots = []
+        for row in couple:
+            slots.append(Slot(row, 0.0 if seen[row] else 1.0))
+            seen[row] = True
+        paired.append(tuple(slots))
+    singles = np.flatnonzero(~seen)
+    singles = singles[generator(seed, "singles", epoch).permutation(len(singles))]
+    return _spread(paired, [(Slot(int(r)),) for r in singles])
+
+
+def _spread(paired: list[Unit], singles: list[Unit]) -> list[Unit]:
+    """Merge single units evenly into the pairs, in neighbouring twos; an odd one comes last."""
+    odd = [singles.pop()] if len(singles) % 2 else []
+    twos = len(singles) // 2
+    total = len(paired) + twos
+    places = {int((k + 0.5) * total / twos) for k in range(twos)} if twos else set()
+    pair_iter, single_iter = iter(paired), iter(singles)
+    merged: list[Unit] = []
+    for place in range(total):
+        merged += itertools.islice(single_iter, 2) if place in places else itertools.islice(pair_iter, 1)
+    return merged + odd
+
+
+def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:
+    """Cut the epoch into global batches of `global_batch_size` slots; the last may be short."""
+    batches: list[list[Unit]] = [[]]
+    room = global_batch_size
+    for unit in units:
+        if len(unit) > room:
+            batches.append([])
+            room = global_batch_size
+        batches[-1].append(unit)
+        room -= len(unit)
+    return batches if batches[-1] else batches[:-1]
+
+
+class TrainingOrder:
+    """The global batches of a stage.
+
+    n_rows    rows of the training set
+    pairs_of  epoch -> i64[P, 2] pairs, or None for shuffled singles
+    known     False where an epoch's pairs come to be only when it begins: every example is then one slot of each epoch
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        pairs_of: Callable[[int], Rows | None],
+        *,
+        options: TrainingOptions,
+        seed: int,
+        known: bool = True,
+    ) -> None:
+        self._n_rows, self._pairs_of, self._seed, self._known = n_rows, pairs_of, seed, known
+        self._size = options.global_batch_size
+        self._cached: tuple[int, list[list[Unit]]] = (-1, [])
+        self.ends: list[int] = []
+        """Steps done at the end of each epoch; the last may be cut short by epochs or max_steps."""
+        self._lay_out(options)
+        self.total_steps = self.ends[-1]
+
+    def _lay_out(self, options: TrainingOptions) -> None:
+        wanted = math.inf if options.max_steps is not None else _decimal(options.epochs)
+        done, epoch = 0, 0
+        while wanted > epoch and (options.max_steps is None or done < options.max_steps):
+            share = min(1, wanted - epoch)
+            batches = self._batches_in(epoch)
+            done += math.ceil(share * batches)
+            if options.max_steps is not None:
+                done = min(done, options.max_steps)
+            self.ends.append(done)
+            epoch += 1
+
+    def _batches_in(self, epoch: int) -> int:
+        """Global batches of an epoch, without building them where every example has one slot and batches are full."""
+        pairs = self._pairs_of(epoch) if self._known else None
+        once = pairs is None or len(np.unique(pairs)) == pairs.size
+        if once and (pairs is None or self._size % 2 == 0):
+            return math.ceil(self._n_rows / self._size)
+        return len(self._epoch(epoch))
+
+    def _epoch(self, epoch: int) -> list[list[Unit]]:
+        if self._cached[0] != epoch:
+            units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
+            batches = global_batches(units, self._size)
+            expected = math.ceil(self._n_rows / self._size)
+            if not self._known and len(batches) != expected:
+                raise ConfigError(
+                    f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, "
+                    "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
+                    "each example once, or --reference TrainedReference"
+                )
+            self._cached = (epoch, batches)
+        return self._cached[1]
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch of step `step` (both from 0)."""
+        return bisect.bisect_right(self.ends, step)
+
+    def batch(self, step: int) -> list[Unit]:
+        """Units of the global batch of step `step`."""
+        epoch = self.epoch_of(step)
+        return self._epoch(epoch)[step - (self.ends[epoch - 1] if epoch else 0)]
+
+    def ends_epoch(self, steps_done: int) -> bool:
+        return steps_done in self.ends
+
+
+def _decimal(number: float) -> Fraction:
+    """The fraction that was written: 1.1 is 11/10, whose tenth of an epoch of 10 batches is 1 step and not 2."""
+    return Fraction(number).limit_denominator(1_000_000)

@@ -1,0 +1,122 @@
+"""Files and directories that appear whole or not at all, with a manifest of hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sftmix.common.errors import NoSpaceError
+
+MANIFEST = "MANIFEST.json"
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
+
+
+def _sha256(f: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := f.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def placing(path: Path) -> Iterator[Path]:
+    """A path beside `path`: the file made there takes its place when the block ends. NoSpaceError on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+    staging.unlink(missing_ok=True)
+    try:
+        yield staging
+        os.replace(staging, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"no space left to write {path}; free some and run again") from error
+        raise
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file opened beside `path` that takes its place when the block ends, whole; NoSpaceError on a full disk."""
+    with placing(path) as staging, staging.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fresh_directory(final: Path) -> Path:
+    """An empty staging directory beside `final`; leftovers of earlier attempts at it are removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".tmp-{final.name}.*"):
+        shutil.rmtree(leftover)
+    staging = final.parent / f".tmp-{final.name}.{os.getpid()}"
+    staging.mkdir()
+    return staging
+
+
+def commit_directory(staging: Path, final: Path, *, about: Mapping[str, Any]) -> None:
+    """Write the manifest last, sync, and rename `staging` to `final` (an invalid `final` is replaced)."""
+    files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
+    for path in files.values():
+        _fsync(path)
+    hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
+    write_json(staging / MANIFEST, {**about, "files": hashes})
+    _fsync(staging)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(staging, final)
+    _fsync(final.parent)
+
+
+def verify_directory(path: Path) -> str | None:
+    """None if the manifest is there and every file has its hash, else what is wrong."""
+    try:
+        files = read_json(path / MANIFEST)["files"]
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest is unreadable ({error})"
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or sha256_file(file) != digest:
+            return f"{name} does not have the hash it was written with"
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

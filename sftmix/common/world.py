@@ -1,0 +1,114 @@
+"""This process among its peers: rank, device, and the few things ranks say to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from sftmix.common.errors import SFTMixError
+
+if TYPE_CHECKING:
+    pass
+
+
+T = TypeVar("T")
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers. `rank` 0 writes; every rank computes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = _CPU
+    local_size: int = 1
+    """Ranks on this node."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over ranks, in float64."""
+        if self.size == 1:
+            return [float(v) for v in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(v) for v in total.tolist()]
+
+    def max(self, value: float) -> float:
+        """Largest value over ranks."""
+        if self.size == 1:
+            return value
+        top = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        return float(top)
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable object of every rank, on every rank (small ones: over the network only, never to a file)."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do `work` on rank 0 while the others wait; its error is everybody's error."""
+        error, result = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except SFTMixError as raised:
+                error = raised
+        error = self.share(error)
+        if error is not None:
+            error.everywhere = True
+            raise error
+        return result
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0, then on the others, which find its caches filled."""
+        result = self.on_main(work)
+        return cast(T, result) if self.is_main else work()
+
+
+@contextlib.contextmanager
+def start_world() -> Iterator[World]:
+    """Join the process group that torchrun announces, or be alone."""
+    size, rank, local = (
+        int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
+    device = _CPU
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:  # not torchrun
+        yield World(device=device)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        dist.barrier()  # a rank that leaves early can abort the others at exit
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,259 @@
+"""The SFTMix loss as pure functions on tensors: fused (`sft_loss`) and as its specification (`reference_sft_loss`).
+
+    logits   z_t = scale (W h_t + b),   p_t = softmax(cap(z_t)),   cap(z) = softcap tanh(z / softcap)
+    NTP      nll_t = -log p_t[y_t]
+    Mixup    z~_m = lam_m z_i + (1 - lam_m) z_j for the pair (i, j) = pairs[m],   p~ = softmax(cap(z~)),
+             mixup_m = -lam_m log p~[y_i] - (1 - lam_m) log p~[y_j]
+    loss     sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m
+
+(arXiv 2410.05248, section 3). The head is linear, so interpolating the logits is interpolating the hidden states: Mixup
+needs no head matmul of its own. Legend as in sftmix.types: T token rows, M pairs of them, D hidden, V vocabulary; the
+fused kernel is in sftmix.functional.fused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, statistics_dtype
+
+RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+class SFTLoss(NamedTuple):
+    """loss: scalar with a graph. The rest is detached, float32 (float64 for float64 inputs).
+
+    nll      [T], -log p of the label in nats, never smoothed
+    mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`
+    correct  bool[T], the label is the argmax (None unless stats)
+    entropy  [T], of the row's own prediction, nats (None unless stats)
+    """
+
+    loss: Tensor
+    nll: Tensor
+    mixup: Tensor
+    correct: Tensor | None
+    entropy: Tensor | None
+
+
+def sft_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    pairs: Tensor,
+    lam: Tensor,
+    *,
+    row_weight: RowWeight,
+    pair_weight: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    stats: bool = False,
+    row_scale: Tensor | None = None,
+) -> SFTLoss:
+    """NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
+
+    The gradients are computed together with the loss, chunk by chunk (three matmuls with the head, none for Mixup), so
+    backward only scales them. Without grad mode, or with nothing that requires grad, no gradient work is done; a frozen
+    weight costs no weight gradient. The weight's gradient is accumulated in float32 or better, and everything repeats
+    bit for bit on one device.
+
+    hidden [T, D], weight [V, D], bias [V]: one floating dtype, or any under autocast, whose dtype the matmuls then use.
+    labels i64[T] in [0, V), already shifted; no ignore value: drop such rows before.
+    pairs i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself. lam [M]: share of column 0.
+    row_weight: [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R of the rows at a time.
+    pair_weight [M]. label_smoothing in [0, 1) spreads that share of the NTP target evenly over V, in the loss only.
+    chunk_size: rows of logits alive at once, >= 1 (a pair needs two); None chooses from V.
+    stats: also return correct and entropy.
+    row_scale [T]: multiplies what a rule returns (0: the row carries no NTP loss); only with a rule.
+
+    Raises TypeError or ValueError for inputs that do not fit, RuntimeError on a second derivative.
+    """
+    _check(
+        hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
+    )
+    given = _given(row_weight, row_scale, labels)
+    inputs = (hidden, weight, bias)
+    # Read here: inside autograd.Function grad mode is always off, and needs_input_grad does not know of no_grad.
+    grad_mode = torch.is_grad_enabled()
+    need = [grad_mode and x is not None and x.requires_grad for x in inputs]
+    device = hidden.device.type
+    spec = Spec(
+        cast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        softcap=softcap,
+        scale=float(scale),
+        smoothing=float(label_smoothing),
+        chunk_size=chunk_size or default_chunk_size(len(weight), weight.device),
+        rule=row_weight if callable(row_weight) else None,
+        correct=stats,
+        entropy=stats or callable(row_weight),
+        need=(need[0], need[1], need[2]),
+    )
+    with torch.no_grad(), torch.autocast(device, enabled=False):  # it would take more than the matmuls down
+        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, spec)
+        loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
+    if any(need):
+        loss = _GradientsInForward.apply(loss, gradients, *inputs)
+    return SFTLoss(loss, rows.nll, mixup, rows.correct if stats else None, rows.entropy if stats else None)
+
+
+def reference_sft_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    pairs: Tensor,
+    lam: Tensor,
+    *,
+    row_weight: RowWeight,
+    pair_weight: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    stats: bool = False,
+    row_scale: Tensor | None = None,
+) -> SFTLoss:
+    """The formula written as the paper writes it, under plain autograd: what tests and benchmarks compare with.
+
+    Mixes hidden states, multiplies them with the head again, and takes dense soft labels. `chunk_size` has no effect.
+    """
+    _check(
+        hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
+    )
+    kind = statistics_dtype(hidden)
+
+    def log_softmax(h: Tensor) -> Tensor:
+        z = scale * F.linear(h, weight, bias).to(kind)
+        return torch.log_softmax(z if softcap is None else softcap * torch.tanh(z / softcap), dim=-1)
+
+    logp_TV = log_softmax(hidden)
+    nll_T = -logp_TV.gather(1, labels[:, None]).squeeze(1)
+    ntp_T = nll_T
+    if label_smoothing:
+        ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
+    entropy_T = None
+    if stats or callable(row_weight):
+        entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
+    w_T = _given(row_weight, row_scale, labels)
+    if not isinstance(row_weight, Tensor):
+        w_T = torch.where(w_T == 0, 0.0, w_T * row_weight(nll_T.detach(), entropy_T))  # type: ignore[arg-type]
+
+    (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
+    mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
+    soft_MV = logp_TV.new_zeros(len(pairs), len(weight))
+    soft_MV.scatter_add_(1, labels[i, None], lam_M1).scatter_add_(1, labels[j, None], 1 - lam_M1)
+    mixup_M = -(soft_MV * log_softmax(mixed_MD.to(hidden.dtype))).sum(-1)
+
+    loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
+    correct_T = logp_TV.argmax(-1) == labels if stats else None
+    return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if stats else None)
+
+
+def _check(
+    hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
+):
+    """Shapes, dtypes and ranges; a wrong index would otherwise read another row, or crash a GPU."""
+    for name, x, dim in (("hidden", hidden, 2), ("weight", weight, 2), ("labels", labels, 1), ("pairs", pairs, 2)):
+        if x.dim() != dim:
+            raise ValueError(f"{name} must have {dim} dimensions, not shape {tuple(x.shape)}.")
+    rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
+    shapes = {
+        "hidden": (hidden, (rows, width)),
+        "labels": (labels, (rows,)),
+        "pairs": (pairs, (many, 2)),
+        "lam": (lam, (many,)),
+        "pair_weight": (pair_weight, (many,)),
+        "bias": (bias, (vocabulary,)),
+        "row_weight": (None if callable(row_weight) else row_weight, (rows,)),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is not None and tuple(x.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; with these weight, labels and pairs it must be {shape}."
+            )
+    for name, x, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
+        if x.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, not {x.dtype}.")
+        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < limit):
+            raise ValueError(f"{name} must lie in [0, {limit}), got {int(x.min())} to {int(x.max())}.")
+    head = {"hidden": hidden.dtype, "weight": weight.dtype} | ({} if bias is None else {"bias": bias.dtype})
+    if not all(d.is_floating_point for d in head.values()):
+        raise TypeError(f"hidden, weight and bias must be floating point, not {head}.")
+    if len(set(head.values())) > 1 and (
+        not torch.is_autocast_enabled(hidden.device.type) or torch.float64 in head.values()
+    ):
+        raise TypeError(f"hidden, weight and bias must have one dtype outside autocast, not {head}.")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive or None, not {softcap}.")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, not {scale}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be an integer >= 1 or None, not {chunk_size!r}.")
+
+
+def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> Tensor:
+    """[T], the row weights, or what a rule's are multiplied with."""
+    if isinstance(row_weight, Tensor):
+        if row_scale is not None:
+            raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
+        return row_weight
+    if row_scale is None:
+        return torch.ones(len(labels), device=labels.device)
+    if row_scale.shape != labels.shape:
+        raise ValueError(f"row_scale has shape {tuple(row_scale.shape)}; it must be {tuple(labels.shape)}.")
+    return row_scale
+
+
+# ------------------------------------------------------------------------------------------------- autograd
+
+
+class _GradientsInForward(torch.autograd.Function):
+    """Gives a loss the gradients that were computed with it."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *inputs):
+        ctx.gradients = gradients
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        ctx.save_for_backward(*inputs)  # for double backward to find its way to them, and fail
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if ctx.gradients is None:
+            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
+        if keep := _graph_is_kept():
+            scaled = [None if g is None else g * upstream for g in ctx.gradients]
+        else:  # in place: a second [V, D] would be the peak of the memory
+            scaled = [None if g is None else g.mul_(upstream) for g in ctx.gradients]
+            ctx.gradients = None
+        if keep and torch.is_grad_enabled():  # create_graph: give the gradients a graph that says it is not one
+            inputs = [x for x in ctx.saved_tensors if x is not None]
+            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
+        return None, None, *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward retains its graph; where this torch cannot tell, it must be assumed."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()

@@ -1,0 +1,310 @@
+"""The fused pass of `sftmix.functional.sft_loss`: loss and gradients together, chunk by chunk.
+
+    for each chunk:  logits = one head matmul;  logits -> d loss / d logits, block by block, in place;
+                     two matmuls carry that to the hidden states and the head
+
+Three levels. A *slot* is one use of a token row: a row in several pairs has several, of which the first carries its NTP
+loss. A *chunk* of K slots shares one logits buffer and the matmuls; both slots of a pair are in one chunk, laid out as
+[column 0 of its pairs, column 1 of its pairs, unpaired rows]. A *block* of R rows goes through all pointwise passes
+before the next one starts, so that on CPU it stays in the caches; Mixup's own buffers are one block large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK_CELLS = {True: 2**18, False: 2**26}  # logits of a block on CPU (1 MiB, of 2^16 to 2^21), on an accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to compute. `cast`: the dtype of autocast; `need`: whether hidden, weight and bias get a gradient."""
+
+    cast: torch.dtype | None
+    softcap: float | None
+    scale: float
+    smoothing: float
+    chunk_size: int
+    rule: Callable[[Tensor, Tensor], Tensor] | None
+    correct: bool
+    entropy: bool
+    need: tuple[bool, bool, bool]
+
+
+class Rows(NamedTuple):
+    """What is known of each slot, and at the end of each row: all of one length."""
+
+    row: Tensor
+    label: Tensor
+    owner: Tensor  # bool: the slot that carries the row's NTP loss
+    weight: Tensor
+    nll: Tensor
+    ntp: Tensor  # nll with label smoothing
+    entropy: Tensor
+    correct: Tensor
+
+    def part(self, index: slice | Tensor) -> Rows:
+        return Rows(*(x[index] for x in self))
+
+
+def default_chunk_size(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits: 128 MiB of float32 on CPU, eight times that on an accelerator (fewer and larger matmuls)."""
+    cells = 2**25 if device.type == "cpu" else 2**28
+    return max(64, min(4096, cells // max(vocabulary, 1)))
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of softmax, losses and accumulated gradients: float32 or better."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def fused_loss(
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    labels: Tensor,
+    pairs: Tensor,
+    lam: Tensor,
+    row_weight: Tensor,
+    pair_weight: Tensor,
+    spec: Spec,
+) -> tuple[Rows, Tensor, list[Tensor | None]]:
+    """Rows of all T rows, mixup [M] and the gradients of hidden, weight, bias. Call without grad mode and autocast."""
+    head = _Head(*inputs, spec)
+    kind, vocabulary = head.kind, len(head.weight)
+    lam, pair_weight = lam.to(kind), pair_weight.to(kind)
+    chunks = list(_chunks(pairs, len(labels), spec.chunk_size))
+    slots, first = _slots(chunks, labels, row_weight.to(kind), kind)
+    mixup = lam.new_zeros(len(pairs))
+    logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
+    height = max(1, BLOCK_CELLS[logits.device.type == "cpu"] // max(vocabulary, 1))
+    spare = _Spare(min(height, len(logits)), vocabulary, kind, logits.device)
+
+    start = 0
+    for chunk in chunks:
+        x_KV = head.logits(chunk.rows, logits[: len(chunk.rows)])
+        here = slots.part(slice(start, start + len(chunk.rows)))
+        start += len(chunk.rows)
+        n = len(chunk.pairs)
+        for a in range(0, n, height):
+            b = min(a + height, n)
+            m = slice(chunk.pairs.start + a, chunk.pairs.start + b)
+            mixed = _Mixed(lam[m], pair_weight[m], mixup[m])
+            _pair_block(x_KV, here, slice(a, b), slice(n + a, n + b), mixed, spec, spare)
+        for a in range(2 * n, len(x_KV), height):
+            _row_block(x_KV, here, slice(a, min(a + height, len(x_KV))), spec, spare)
+        head.backward(chunk.rows, x_KV)
+    return slots.part(first), mixup, head.gradients
+
+
+# --------------------------------------------------------------------------------------- slots and chunks
+
+
+class _Chunk(NamedTuple):
+    pairs: range
+    rows: Tensor
+
+
+def _chunks(pairs: Tensor, rows: int, size: int) -> Iterator[_Chunk]:
+    """Pairs in their order, then the rows that are in no pair, in theirs; chunks of nearly equal size."""
+    alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
+    alone[pairs.flatten()] = False
+    singles = alone.nonzero().squeeze(1)
+    total = 2 * len(pairs) + len(singles)
+    # A small last chunk would cost a pass over the weight's gradient like any other.
+    size = min(size, -(-total // -(-total // size)) + 1) if total else size
+    p = s = 0
+    while p < len(pairs) or s < len(singles):
+        n = min(len(pairs) - p, max(1, size // 2))
+        k = min(len(singles) - s, max(0, size - 2 * n))
+        yield _Chunk(range(p, p + n), torch.cat([pairs[p : p + n].T.flatten(), singles[s : s + k]]))
+        p, s = p + n, s + k
+
+
+def _slots(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtype) -> tuple[Rows, Tensor]:
+    """The slots in the order of computation, and the first slot of every row."""
+    row = torch.cat([labels.new_empty(0), *(c.rows for c in chunks)])
+    place = torch.arange(len(row), device=row.device)
+    first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")
+    owner = first[row] == place
+    zero = torch.zeros(len(row), dtype=kind, device=row.device)
+    given = torch.where(owner, weight[row], zero)
+    nll, ntp, entropy = zero.clone(), zero.clone(), zero.clone()
+    return Rows(row, labels[row], owner, given, nll, ntp, entropy, torch.zeros_like(owner)), first
+
+
+# ------------------------------------------------------------------------------------------------ matmuls
+
+
+class _Head:
+    """The LM head: logits of some rows, and the gradients that come back from them."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> None:
+        self.hidden, self.weight = _autocast(hidden, spec.cast), _autocast(weight, spec.cast)
+        self.bias = None if bias is None else _autocast(bias, spec.cast)
+        self.scale = spec.scale
+        self.kind = statistics_dtype(self.hidden)
+        like = (hidden, weight, bias)
+        self.gradients = [
+            torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
+            if x is not None and need
+            else None
+            for x, need in zip(like, spec.need, strict=True)
+        ]
+
+    def logits(self, rows: Tensor, out: Tensor) -> Tensor:
+        """scale (hidden[rows] W^T + bias) into `out`."""
+        h, start, beta = self.hidden[rows], out, 0.0
+        if self.bias is not None:
+            start, beta = self.bias, self.scale
+        return torch.addmm(start, h, self.weight.T, beta=beta, alpha=self.scale, out=out)
+
+    def backward(self, rows: Tensor, d_KV: Tensor) -> None:
+        """Add what d loss / d logits of these rows means for hidden, weight and bias."""
+        dh, dw, db = self.gradients
+        if dh is not None:
+            _add_rows(dh, rows, torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale))
+        if dw is not None and d_KV.dtype == self.kind:
+            dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
+        elif dw is not None and dw.is_cuda and self.scale == 1:  # added up in float32 by the matmul itself
+            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
+        elif dw is not None:  # each chunk's product has the autocast dtype, their sum does not
+            dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
+        if db is not None:
+            db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.detach() if dtype is None or x.dtype == torch.float64 else x.detach().to(dtype)
+
+
+def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
+    """out[rows] += values; rows may repeat, so each device gets its operation with a fixed order."""
+    if out.is_cuda:
+        out.index_put_((rows,), values, accumulate=True)
+    else:
+        out.index_add_(0, rows, values)
+
+
+# ------------------------------------------------------------------------------------------ pointwise passes
+
+
+class _Spare:
+    """Named buffers of one block, made when first asked for and then reused."""
+
+    def __init__(self, height: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.make = lambda: torch.empty(height, vocabulary, dtype=dtype, device=device)
+        self.dtype = dtype
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, rows: int) -> Tensor:
+        if name not in self.buffers:
+            self.buffers[name] = self.make()
+        return self.buffers[name][:rows]
+
+    def load(self, name: str, x: Tensor) -> Tensor:
+        """x itself where softmax can work in place, else a float32 copy."""
+        return x if x.dtype == self.dtype else self(name, len(x)).copy_(x)
+
+
+class _Mixed(NamedTuple):
+    lam: Tensor
+    weight: Tensor
+    loss: Tensor
+
+
+def _row_block(x_KV: Tensor, slots: Rows, at: slice, spec: Spec, spare: _Spare) -> None:
+    x = spare.load("a", x_KV[at])
+    _ntp(x, slots.part(at), spec, spare)
+    _store(x, x_KV[at], spec)
+
+
+def _pair_block(x_KV: Tensor, slots: Rows, i: slice, j: slice, mixed: _Mixed, spec: Spec, spare: _Spare) -> None:
+    xi, xj = spare.load("a", x_KV[i]), spare.load("b", x_KV[j])
+    lam = mixed.lam[:, None]
+    mix = torch.lerp(xj, xi, lam, out=spare("mix", len(lam)))
+    scale = _mixup(mix, slots.label[i], slots.label[j], mixed, spec, spare)[:, None]
+    for x, at, share in ((xi, i, lam), (xj, j, 1 - lam)):
+        _ntp(x, slots.part(at), spec, spare)
+        if any(spec.need):
+            x.addcmul_(mix, share * scale)
+        _store(x, x_KV[at], spec)
+
+
+def _store(x: Tensor, place: Tensor, spec: Spec) -> None:
+    if x.dtype != place.dtype and any(spec.need):
+        place.copy_(x)
+
+
+def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
+    """Logits x [R, V] -> d (row_weight ntp) / dx in place; fills nll, ntp, entropy, correct and a rule's weight."""
+    slope = _cap(x, spec, spare)
+    label = slots.label[:, None]
+    at_label = _shift(x).gather(1, label).squeeze(1)
+    if spec.correct:  # the maximum is 0 now; argmax takes longer than all the rest, so only where it may be the label
+        hits = (at_label == 0).nonzero().squeeze(1)
+        slots.correct[hits] = x[hits].argmax(1) == slots.label[hits]
+    mean = x.mean(1) if spec.smoothing else None
+    log_p = spare("shifted", len(x)).copy_(x) if spec.entropy else None
+    total = x.exp_().sum(1)
+    torch.sub(total.log(), at_label, out=slots.nll)
+    slots.ntp.copy_(slots.nll)
+    if mean is not None:
+        slots.ntp.lerp_(total.log() - mean, spec.smoothing)
+    if log_p is not None:
+        slots.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
+    if spec.rule is not None:
+        scale = slots.weight.clone()  # 0 where the slot is not the row's first, whatever the rule makes of it
+        slots.weight.copy_(torch.where(scale == 0, 0.0, scale * _apply(spec.rule, slots)))
+    if any(spec.need):
+        w = slots.weight[:, None]
+        x.mul_(w / total[:, None])
+        if spec.smoothing:
+            x.sub_(w * (spec.smoothing / x.shape[1]))
+        x.scatter_add_(1, label, w * (spec.smoothing - 1))
+        if slope is not None:
+            x.mul_(slope)
+
+
+def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spec, spare: _Spare) -> Tensor:
+    """Mixed logits x [R, V] -> d (pair_weight mixup) / dx in place, but for a factor of each row [R], which is returned
+    (a pass less); fills mixup."""
+    slope = _cap(x, spec, spare)
+    _shift(x)
+    targets = ((label_i[:, None], mixed.lam), (label_j[:, None], 1 - mixed.lam))
+    at_labels = sum(share * x.gather(1, label).squeeze(1) for label, share in targets)
+    total = x.exp_().sum(1)
+    mixed.loss.copy_(total.log() - at_labels)
+    if any(spec.need):
+        for label, share in targets:
+            x.scatter_add_(1, label, -(total * share)[:, None])
+        if slope is not None:
+            x.mul_(slope)
+    return mixed.weight / total
+
+
+def _cap(x: Tensor, spec: Spec, spare: _Spare) -> Tensor | None:
+    """x -> softcap tanh(x / softcap) in place; the derivative of that, where it will be needed."""
+    if spec.softcap is None:
+        return None
+    x.div_(spec.softcap).tanh_()
+    slope = None
+    if any(spec.need):
+        slope = torch.mul(x, x, out=spare("slope", len(x))).neg_().add_(1)
+    x.mul_(spec.softcap)
+    return slope
+
+
+def _shift(x: Tensor) -> Tensor:
+    return x.sub_(x.amax(1, keepdim=True))
+
+
+def _apply(rule: Callable[[Tensor, Tensor], Tensor], slots: Rows) -> Tensor:
+    weight = rule(slots.nll.clone(), slots.entropy.clone())
+    if not isinstance(weight, Tensor) or weight.shape != slots.nll.shape:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"row_weight: the rule must return one weight per row, {tuple(slots.nll.shape)}, not {shape}.")
+    return weight.detach()

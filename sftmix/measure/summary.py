@@ -1,0 +1,158 @@
+"""summary.json: what a finished run has to say, gathered from the artefacts of its stages."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import sftmix
+from sftmix.common.files import read_json, write_json
+from sftmix.measure.model import confidence_std
+from sftmix.measure.split import length_correlation, mixing
+from sftmix.types import Scores
+
+if TYPE_CHECKING:
+    from sftmix.pipeline.recipe import Run
+
+
+EXTREMES = 5
+"""How many of the most and the least confident examples are shown."""
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Write summary.json (rank 0) and return it."""
+    root = run.directory.path
+    stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
+    made = {**made_by(run.world.size), **stages.get("train", {}).get("made_by", {})}
+    summary: dict[str, Any] = {
+        "version": made["version"],
+        "git_revision": made["git_revision"],
+        "model": run.config.model.path,
+        "seed": run.config.seed,
+        "world_size": made["world_size"],
+        "data": run.data.report.to_dict(),
+        "stages": {name: _stage(figures) for name, figures in stages.items()},
+    }
+    if "train" in stages:
+        summary |= _training(root, stages)
+    if "split" in stages:
+        summary |= _confidence(run)
+    summary["confounds"] = _confounds(root, stages)
+    if run.world.is_main:
+        write_json(root / "summary.json", summary)
+    run.world.barrier()
+    return summary
+
+
+def made_by(world_size: int) -> dict[str, Any]:
+    """What runs now; a finished training keeps its own, whoever reads it back."""
+    return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
+
+
+def _stage(figures: dict[str, Any]) -> dict[str, Any]:
+    kept = (
+        "wall_seconds",
+        "elapsed",
+        "scoring_seconds",
+        "calibration_seconds",
+        "steps",
+        "total_steps",
+        "tokens",
+        "peak_memory_bytes",
+        "skipped",
+    )
+    return {k: figures[k] for k in kept if k in figures}
+
+
+def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
+    train = stages["train"]
+    found: dict[str, Any] = {
+        "eval_nll_before": stages.get("base", {}).get("eval_nll"),
+        **_trained(root, "train", train),
+        "ntp_tokens": int(train["ntp_tokens"]),
+        "mixup_tokens": int(train["mixup_tokens"]),
+        # Without any NTP there is nothing that Mixup has a weight beside.
+        "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
+    }
+    if "baseline" in stages:
+        found["baseline"] = _trained(root, "baseline", stages["baseline"])
+        spread, plain = (arm["confidence_std"] for arm in (found, found["baseline"]))
+        for prefix in ("", "log_"):
+            ours, theirs = spread.get(f"{prefix}after"), plain.get(f"{prefix}after")
+            spread[f"{prefix}vs_baseline"] = ours / theirs - 1 if ours is not None and theirs else None
+    return found
+
+
+def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """What one arm came to."""
+    measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration")
+    names = {"eval_nll": "eval_nll_after"} | {k: k for k in ("eval_accuracy", "eval_exact_match", *measured)}
+    found = {shown: figures.get(key) for key, shown in names.items()}
+    return {**found, "confidence_std": confidence_std(root / "base", root / name)}
+
+
+def _confidence(run: Run) -> dict[str, Any]:
+    scores, split = run.scores, run.split
+    groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
+    groups["unpaired"] = {"examples": len(split.unpaired)}
+    scored = np.flatnonzero(np.isfinite(scores.confidence))
+    order = scored[np.argsort(scores.confidence[scored], kind="stable")]
+    return {
+        "confidence": groups,
+        "spearman_confidence_length": length_correlation(scores),
+        "least_confident": [_shown(run, scores, int(row)) for row in order[:EXTREMES]],
+        "most_confident": [_shown(run, scores, int(row)) for row in order[::-1][:EXTREMES]],
+    }
+
+
+def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
+    """Those of the split, and how much was mixed; empty where there is neither."""
+    path = root / "split" / "confounds.json"
+    of_split = read_json(path) if "split" in stages and path.exists() else {}
+    return {**of_split, **(mixing(stages["train"]) if "train" in stages else {})}
+
+
+def _group(scores: Scores, rows: np.ndarray) -> dict[str, Any]:
+    values = scores.confidence[rows]
+    values = values[np.isfinite(values)]
+    return {
+        "examples": len(rows),
+        "confidence_mean": float(values.mean()) if len(values) else None,
+        "confidence_std": float(values.std()) if len(values) else None,
+        "response_tokens_mean": float(scores.n_tokens[rows].mean()) if len(rows) else None,
+        "labels": _shares([scores.label[row] for row in rows]) if scores.label is not None else {},
+    }
+
+
+def _shares(labels: list[str | None]) -> dict[str, float]:
+    """Share of each label (data.label_field) among some examples."""
+    return {str(label): count / len(labels) for label, count in sorted(Counter(labels).items(), key=str)}
+
+
+def _shown(run: Run, scores: Scores, row: int) -> dict[str, Any]:
+    messages = run.data.train.example(row).messages
+    return {
+        "id": scores.id[row],
+        "confidence": float(scores.confidence[row]),
+        "response_tokens": int(scores.n_tokens[row]),
+        "prompt": messages[-2].content[:200] if len(messages) > 1 else "",
+        "response": messages[-1].content[:200],
+    }
+
+
+@cache
+def git_revision() -> str | None:
+    """Revision of the source tree this package runs from, `+` if it was changed; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        asked = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,255 @@
+"""Low-rank adapters by PEFT inside a transformers model: adding, the head's effective weight, saving, merging.
+
+The model stays the transformers model it was (`get_decoder()`, `get_output_embeddings()` and `model(...)` work): PEFT
+puts its layers in the place of the targeted ones, and everything else is frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sftmix.common.errors import ConfigError
+from sftmix.options import LoraOptions
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter that a model of ours has."""
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
+
+
+# --------------------------------------------------------------------------------------------------- adding
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> None:
+    """Put adapters into `model`, in place, and freeze what they leave untrained.
+
+    The initial values are a function of the seed alone, so they are the same on every rank. ConfigError where PEFT
+    cannot do what the options say; `models.check_head` refuses what the loss cannot follow on the LM head.
+    """
+    from peft import LoraConfig
+
+    options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "quantize"}
+    if not isinstance(lora.target_modules, str):
+        options["target_modules"] = _names(model, lora.target_modules)
+    _check_names(model, "target_modules", options["target_modules"])
+    _check_names(model, "modules_to_save", lora.modules_to_save or [])
+    try:
+        config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
+        with torch.random.fork_rng(devices=[]), _as_documented():
+            torch.manual_seed(seed)
+            model.add_adapter(config, ADAPTER)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
+
+
+def adapter_config(model: nn.Module) -> Any | None:
+    """The PEFT config of the model's adapters; None for a model without."""
+    return getattr(model, "peft_config", {}).get(ADAPTER)
+
+
+def described_adapters(model: PreTrainedModel) -> str:
+    """One line on what is trained."""
+    trained, others = trained_numbers(model), sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    adapted = sum(1 for module in model.modules() if hasattr(module, "base_layer"))
+    untied = "; embeddings and LM head are untied by their adapters" if unties(model) else ""
+    return f"adapters on {adapted} modules, {trained:,} trained and {others:,} frozen numbers{untied}"
+
+
+def trained_numbers(model: nn.Module) -> int:
+    """How many numbers of the model are trained (a tied weight counts once)."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The targets, with all-linear among other names opened: the head is not of it, and may stand beside it."""
+    if ALL_LINEAR not in targets:
+        return list(targets)
+    head = model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    return list(dict.fromkeys([*(n.rpartition(".")[2] for n in linear), *(t for t in targets if t != ALL_LINEAR)]))
+
+
+def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
+    """PEFT is content when one of the names fits; a name that fits nothing would be ignored."""
+    modules = [name for name, _ in model.named_modules()]
+    listed = [] if isinstance(names, str) else names
+    if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
+        last = dict.fromkeys(m.rpartition(".")[2] for m, part in model.named_modules() if _is_leaf(part))
+        raise ConfigError(
+            f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
+            f"there are {', '.join(last)}"
+        )
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+@contextmanager
+def _as_documented() -> Iterator[None]:
+    """PEFT warns of two things that are meant: Conv1D is transposed, and adapters untie a tied head (docs/lora.md)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        yield
+
+
+# -------------------------------------------------------------------------------------------- quantised base
+
+
+def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> Any | None:
+    """The transformers config that loads the base model as NF4 (QLoRA, arXiv 2305.14314); None without quantize.
+
+    compute  dtype of the matmuls with dequantised weights
+    """
+    if lora.quantize is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ effective head
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """[V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
+
+    With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
+    modules_to_save: its trained copy. Call it once per forward: [V, D] is written anew each time.
+    """
+    layer = _active(module)
+    if not hasattr(layer, "base_layer"):
+        return layer.weight
+    weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
+
+
+def effective_bias(module: nn.Module) -> Tensor | None:
+    """[V], the bias that goes with `effective_weight`; None where the layer has none."""
+    layer = _active(module)
+    return getattr(getattr(layer, "base_layer", layer), "bias", None)
+
+
+def check_adapted_head(head: nn.Module) -> None:
+    """Refuse an adapter on the LM head that is no constant sum of matrices: ConfigError with the remedy."""
+    layer = _active(head)
+    if not hasattr(layer, "base_layer"):
+        return
+    dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
+    if layer.use_dora[ADAPTER] or dropout:
+        option, neutral = ("use_dora", "false") if layer.use_dora[ADAPTER] else ("lora_dropout", "0")
+        raise ConfigError(
+            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head as "
+            f"one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or train "
+            "the head in full (model.lora.modules_to_save)."
+        )
+
+
+def _active(module: nn.Module) -> Any:
+    copies: Any = getattr(module, "modules_to_save", None)
+    return module if copies is None else copies[ADAPTER]
+
+
+# ------------------------------------------------------------------------------------------------------ saving
+
+
+def write_adapters(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], directory: Path, *, base: str, dtype: torch.dtype
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, PEFT's format, into an existing directory.
+
+    weights  the full (gathered) trainable weights, by their names in `model`
+    base     the model that the adapters belong to: hub id, or a directory, of which the absolute path is kept
+    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back (T15).
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+    # DoRA's magnitudes by their full name, which PEFT takes, too: transformers 5.23 loses the short one.
+    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
+    state = {f"base_model.model.{name}": x.detach().to(dtype).contiguous() for name, x in state.items()}
+    expected = trained_numbers(model)
+    written = sum(x.numel() for x in state.values())
+    if written != expected:
+        raise ConfigError(
+            f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
+        )
+    file = directory / "adapter_model.safetensors"
+    save_file(state, file, metadata={"format": "pt"})
+    back = load_file(file)
+    if back.keys() != state.keys() or not all(torch.equal(back[k], state[k]) for k in state):
+        raise ConfigError(f"{file} does not hold what was written to it; is the disk in order?")
+    config = copy.deepcopy(adapter_config(model))
+    assert config is not None
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
+    config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
+    config.save_pretrained(str(directory))
+
+
+# ----------------------------------------------------------------------------------------------------- merging
+
+
+@torch.no_grad()
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Turn an adapted model into a plain one with the same function, in place.
+
+    Where the adapters made input embeddings and LM head differ, a tied model is untied.
+    """
+    if unties(model):
+        _untie(model)
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "modules_to_save"):
+            _put(model, name, module.modules_to_save[ADAPTER])
+        elif hasattr(module, "base_layer"):
+            module.merge(safe_merge=True)
+            _put(model, name, module.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+
+
+def unties(model: PreTrainedModel) -> bool:
+    """Whether adapters on one end, or one on each, make the embeddings and the head of a tied model differ."""
+    return bool(model.config.get_text_config().tie_word_embeddings) and any(map(_is_adapted, _ends(model)))
+
+
+def _ends(model: PreTrainedModel) -> Sequence[nn.Module]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
+
+
+def _untie(model: PreTrainedModel) -> None:
+    head: Any = _active(model.get_output_embeddings())
+    layer = getattr(head, "base_layer", head)
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

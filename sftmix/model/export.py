@@ -1,0 +1,120 @@
+"""A trained model as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sftmix.model.adapters import adapter_config, write_adapters
+
+# -------------------------------------------------------------------------------------------------- export
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    state_dict: Mapping[str, Tensor] | None = None,
+    base: str = "",
+    stop_ids: Iterable[int] = (),
+    chat_template: str | None = None,
+) -> Path:
+    """Write a directory that AutoModelForCausalLM and AutoTokenizer load, and return it; complete or not there at all.
+
+    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once.
+    dtype          of the files and of the config
+    base           of a model with adapters: what they belong to; only they are written, as PEFT does it
+    stop_ids       end-of-turn ids, beside the eos ids of the tokenizer and of the model's generation_config
+    chat_template  the Jinja template the model was trained with; None: the tokenizer's own
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        generation = _generation_config(model, tokenizer, stop_ids)
+        if adapter_config(model) is None:
+            _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
+        else:
+            weights = model.state_dict() if state_dict is None else state_dict
+            write_adapters(model, weights, temporary, base=base, dtype=dtype)
+            generation.save_pretrained(temporary)
+        own = copy.deepcopy(tokenizer)
+        if chat_template is not None:
+            own.chat_template = chat_template
+        own.save_pretrained(temporary)
+        _replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _cast(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights to store: floats in `dtype`, of a tied group only the first name (gathering loses the aliasing)."""
+    names: dict[int, str] = {}
+    aliases = {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if names.setdefault(id(parameter), name) != name
+    }
+    state = model.state_dict() if state_dict is None else state_dict
+    return {
+        name: x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
+        for name, x in state.items()
+        if name not in aliases
+    }
+
+
+def _write_model(
+    model: PreTrainedModel, path: Path, state: dict[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
+) -> None:
+    before = model.config, model.generation_config
+    try:
+        model.config, model.generation_config = copy.deepcopy(model.config), generation
+        model.save_pretrained(path, state_dict=state)  # writes into the config
+        model.config.dtype = dtype
+        model.config.save_pretrained(path)
+    finally:
+        model.config, model.generation_config = before
+
+
+def _generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]
+) -> GenerationConfig:
+    config = copy.deepcopy(model.generation_config)
+    theirs = config.eos_token_id
+    ids = [tokenizer.eos_token_id, *(theirs if isinstance(theirs, list) else [theirs]), *stop_ids]
+    unique = list(dict.fromkeys(int(i) for i in ids if i is not None))
+    config.eos_token_id = unique[0] if len(unique) == 1 else unique or None
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True  # sampling options without it: common on the hub, and refused when written
+    return config
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put a finished directory in its place; what was there goes only when the new one stands."""
+    for file in source.rglob("*"):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    old = target.with_name(f".old-{target.name}.{os.getpid()}")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(source, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""Access to the LM head of a model.
+
+The loss multiplies hidden states with the head itself, so it must know everything the model does to them on the way to
+its logits: `check_head` compares both on a probe batch and refuses a model where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    PreTrainedModel,
+)
+
+from sftmix.common.errors import ConfigError
+from sftmix.model.adapters import check_adapted_head, effective_bias, effective_weight
+from sftmix.model.load import _embeddings
+
+# ---------------------------------------------------------------------------------------------------- head
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap where softcap is None.
+
+    Weight and bias are read from the module at each use: FSDP exchanges them. With an adapter on the head, W is the
+    effective weight, which each use of `weight` computes anew.
+    """
+
+    module: Any
+    softcap: float | None
+    scale: float
+
+    @property
+    def weight(self) -> Tensor:
+        return effective_weight(self.module)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return effective_bias(self.module)
+
+    def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """The formula above, for probes and measurements; what follows the matmul in `dtype` (None: its own)."""
+        z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """[B, L, D], what the LM head receives (after the final norm), by one pass of the backbone alone."""
+    decoder = model.get_decoder()
+    return decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The model's LM head with its scale and soft-cap, from its config; by `check_head` where that is ambiguous.
+
+    A model on the meta device has no logits to decide by: there it is the first reading, until `check_head` can.
+    """
+    candidates = _candidates(model)
+    return candidates[0] if len(candidates) == 1 or model.device.type == "meta" else check_head(model)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> Head:
+    """The head whose logits equal `model(...).logits` on a probe batch; ConfigError if the formula does not fit."""
+    candidates = _candidates(model)
+    name = f"{type(model).__name__} ({model.config.model_type})"
+    ids = (torch.arange(2 * 8, device=model.device) * 7919 % _embeddings(model)).view(2, 8)
+    mask = torch.ones_like(ids)
+    training = model.training
+    model.eval()
+    try:
+        hidden = hidden_states(model, ids, mask)
+        theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double()
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.path: {name} does not run as backbone and head: {error}") from error
+    finally:
+        model.train(training)
+    best, difference = _closest(candidates, hidden, theirs)
+    # The same matmul twice: only the rounding of a scale or cap may differ.
+    limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
+    if not difference <= limit:
+        raise ConfigError(
+            f"model.path: {name} is not supported: its logits differ from softcap(scale (hidden W^T + bias)) by up to "
+            f"{difference:.3g} on a probe batch (allowed: {limit:.3g}), so the loss would train another model."
+        )
+    return best
+
+
+def _closest(candidates: Sequence[Head], hidden: Tensor, theirs: Tensor) -> tuple[Head, float]:
+    best, smallest = candidates[0], float("inf")
+    for head in candidates:
+        ours = head.logits(hidden).double()
+        if ours.shape == theirs.shape and (difference := float((ours - theirs).abs().max())) < smallest:
+            best, smallest = head, difference
+    return best, smallest
+
+
+def _candidates(model: PreTrainedModel) -> list[Head]:
+    """Every reading of what the config says about the head; one, for a model without scale or cap."""
+    module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
+    if module is None or model.config.is_encoder_decoder:
+        raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
+    check_adapted_head(module)
+    config = model.config.get_text_config()
+    factors = (
+        _number(config, "logit_scale"),
+        _number(config, "lm_head_multiplier"),
+        _number(config, "output_multiplier"),
+    )
+    scales = [x for x in factors if x]
+    if scaling := _number(config, "logits_scaling"):
+        scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
+    caps = [x for x in (_number(config, "final_logit_softcapping"),) if x]
+    return [Head(module, cap, scale) for cap, scale in product(_or(caps, None), _or(scales, 1.0))]
+
+
+def _number(config: Any, key: str) -> float | None:
+    value = getattr(config, key, None)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _or(named: list[Any], neutral: Any) -> list[Any]:
+    """The named values without repeats, or the neutral one where there are none."""
+    return list(dict.fromkeys(named)) or [neutral]

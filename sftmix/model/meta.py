@@ -1,0 +1,170 @@
+"""Loading for ranks that share the weights: a model on the meta device, and its values apart from it.
+
+`training.values` puts them into the shards of each rank, which then never holds more than its shards and one tensor.
+Every rank maps the safetensors files, which copies nothing; where their dtypes or adapters do not allow it, rank 0
+loads the whole model and sends it tensor by tensor. Names, conversions and missing weights are transformers' own
+business, as in a plain load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from sftmix.model.load import load_model, model_config, stored_dtype
+
+if TYPE_CHECKING:
+    from sftmix.common.world import World
+
+
+_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
+    """The float32 model of a hub id or directory, its parameters on the meta device and its buffers on the CPU.
+
+    The buffers are those that the model computes of its config (rotary frequencies); tied weights are tied.
+    """
+    from accelerate import init_empty_weights
+
+    options = {} if attention is None else {"attn_implementation": attention}
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
+    model.tie_weights()  # each parameter was moved to the meta device by itself
+    return model.eval()
+
+
+def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
+    """The model with the values as they are in the files, for `take_values`; its buffers are those of a plain load.
+
+    They are mapped from disk: they take no memory before they are read, and the system takes it back when it needs it.
+    None where the tensors in the files have several dtypes, which the model could not keep.
+    """
+    stored = stored_dtype(path)
+    model = load_model(path, dtype=stored, attention=attention)
+    if _dtypes_of_files(path) != {stored}:
+        return None
+    persistent = model.state_dict().keys()
+    for name, buffer in empty_model(path, attention=attention).named_buffers():  # in half precision they are rounded
+        parent, _, key = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, key, getattr(owner, key).to(buffer.dtype) if name in persistent else buffer)
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = torch.float32
+    return model
+
+
+def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
+    """Dtypes of all tensors in the safetensors files of a model that was loaded before; empty where none are found."""
+    return {
+        _NAMES.get(file.get_slice(name).get_dtype())
+        for place in _files(path)
+        for file in [safe_open(place, framework="pt")]
+        for name in file.keys()  # noqa: SIM118 (not a dict)
+    }
+
+
+def _files(path: str | Path) -> Iterator[Path]:
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        try:
+            place = cached_file(str(Path(path).expanduser()), name, local_files_only=True)
+        except OSError:
+            continue
+        found = Path(str(place))
+        if name == SAFE_WEIGHTS_NAME:
+            yield found
+        else:
+            yield from {found.parent / file for file in json.loads(found.read_text())["weight_map"].values()}
+        return
+
+
+def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Move the values of all parameters out of the model, which keeps float32 parameters on the meta device.
+
+    Tied parameters stay tied and have one value, under the name that `named_parameters` gives them.
+    """
+    values = {name: parameter.data for name, parameter in model.named_parameters()}
+    empty: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            shape = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
+            made = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+            setattr(module, key, empty.setdefault(id(parameter), made))
+    return values
+
+
+class Values:
+    """What the parameters of a model on the meta device are to be.
+
+    values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
+    from_main  whether rank 0 alone has `values`, which it then sends tensor by tensor, and the buffers at once; without
+               it, every rank has all of them (mapped from a file: a rank reads what it keeps)
+    checks     what the model has to pass once it has its values; called on every rank, inside a forward
+    Create it on every rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        values: Mapping[str, Tensor],
+        world: World,
+        *,
+        from_main: bool,
+        checks: Sequence[Callable[[Any], object]] = (),
+    ) -> None:
+        self.checks = checks
+        self._values = dict(values)
+        self._world = world
+        self._sent: dict[str, torch.dtype] | None = None
+        if from_main and world.size > 1:
+            self._sent = world.share({name: value.dtype for name, value in self._values.items()})
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def fill(self, model: nn.Module) -> None:
+        """Put values in the place of the sharded parameters on the meta device, in the dtype of those.
+
+        The values are let go as they are used. A parameter with several names (tied) has one value and stays one.
+        """
+        made: dict[int, nn.Parameter] = {}
+        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+            if parameter.device.type == "meta":
+                if id(parameter) not in made:
+                    made[id(parameter)] = self._shard(name, parameter)
+                owner, _, key = name.rpartition(".")
+                setattr(model.get_submodule(owner), key, made[id(parameter)])
+
+    def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        """This rank's part, as `fully_shard` cuts it: along the first dimension, as torch.chunk does."""
+        like = cast(DTensor, parameter.data)
+        mesh, last = like.device_mesh, like.device_mesh.ndim - 1
+        value = self._whole(name, like)
+        parts, place = torch.chunk(value, mesh.size(last), dim=0), mesh.get_local_rank(last)
+        own = parts[place] if place < len(parts) else value[:0]
+        local = own.to(self._world.device, like.dtype, copy=True)
+        assert local.shape == like.to_local().shape, f"{name}: {local.shape}, not {like.to_local().shape}"
+        whole = DTensor.from_local(
+            local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return nn.Parameter(whole, requires_grad=parameter.requires_grad)
+
+    def _whole(self, name: str, like: Tensor) -> Tensor:
+        """The whole value: on this rank already, or sent by rank 0."""
+        if self._sent is None:
+            return self._values.pop(name)
+        if self._world.is_main:
+            value = self._values.pop(name).detach().to(self._world.device).contiguous()
+        else:
+            value = torch.empty(like.shape, dtype=self._sent[name], device=self._world.device)
+        dist.broadcast(value, src=0)
+        return value

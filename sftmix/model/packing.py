@@ -1,0 +1,99 @@
+"""Whether a model keeps documents in one row apart, measured on the model itself (T12).
+
+transformers builds block-diagonal causal masks from position ids that start again, where it is given no attention mask
+and the attention is one it builds masks for; flash attention is handed the places where they start again, of a batch of
+one row. What an architecture makes of it decides: a probe is compared with its documents one at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sftmix.common.errors import ConfigError
+
+_DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
+"""Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one."""
+
+_SKIPPING = ("flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether the attention computes the documents of a row apart, without a dense mask over all pairs of tokens."""
+    return is_skipping(model.config._attn_implementation, device)
+
+
+def is_skipping(attention: str | None, device: torch.device) -> bool:
+    """The same of an implementation by its name."""
+    return device.type == "cuda" and attention in _SKIPPING
+
+
+def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:
+    """ConfigError where the attention implementation does not exist on the device, or has no gradient there."""
+    name = model.config._attn_implementation
+    if device.type == "cpu" and name in _SKIPPING and (trains or name != "flex_attention"):
+        raise ConfigError(
+            f"model.attention {name} does not {'train' if trains else 'run'} on a CPU; use sdpa or eager there"
+        )
+
+
+@torch.no_grad()
+def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
+    """What to tell of packed documents whose hidden states are not those that each has alone; None if all are.
+
+    padding_free  in a batch of one row, else also in lines of packed documents and padding
+
+    A value, so that a forward which asks ends as any other: FSDP keeps gathered what an error goes through. ConfigError
+    where the backbone itself fails.
+    """
+    name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
+    remedy = _ONE_ROW if padding_free else _LINES
+    training = model.training
+    model.eval()
+    try:
+        difference, size, precision = _probe(model, padding_free)
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"model.path: {name} does not take packed documents: {error}. {remedy}") from error
+    finally:
+        model.train(training)
+    limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
+    if difference <= limit:
+        return None
+    return (
+        f"model.path: {name} does not keep packed documents apart: their hidden states differ by up to "
+        f"{difference:.3g} from those of each document alone (allowed: {limit:.3g}). {remedy}"
+    )
+
+
+_LINES = (
+    "Set data.packing to false (each example is a piece of one document), or another model.attention (sdpa, eager)."
+)
+
+_ONE_ROW = "Set training.padding_free to false (micro-batches are padded), or another model.attention (sdpa, eager)."
+
+
+def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, torch.dtype]:
+    """Largest difference of a hidden state, largest hidden state, of packed lines and their documents alone; dtype."""
+    decoder, device = model.get_decoder(), model.device
+    documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    width = max(map(sum, documents))
+    ids = (torch.arange(len(documents) * width, device=device) * 7919 % vocabulary).view(-1, width)
+    lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
+    positions = torch.stack(lines).to(device)
+    packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
+    differences, sizes = [], []
+    for line, lengths in enumerate(documents):
+        start = 0
+        for length in lengths:
+            one = ids[line : line + 1, start : start + length]
+            alone = decoder(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).last_hidden_state[0]
+            differences.append((packed[line, start : start + length] - alone).abs().max())
+            sizes.append(alone.abs().max())
+            start += length
+    cast = torch.is_autocast_enabled(device.type)
+    difference, size = (float(torch.stack(found).max()) for found in (differences, sizes))  # NaN stays NaN
+    return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

@@ -1,0 +1,200 @@
+"""The run directory: one process at a time, stages that are valid for their inputs or refused, and STATUS.json.
+
+A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
+with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
+and refuses both when the inputs differ: nothing is ever recomputed over other work. Where several runs stand side by
+side, a stage that a sibling has finished from the same inputs is adopted instead of being made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from sftmix.common.errors import ConfigError, InUseError, SFTMixError
+from sftmix.common.files import MANIFEST, placing, read_json, sha256_file, write_json
+from sftmix.common.world import World
+
+ADOPTED = "adopted.json"
+"""In a stage that was made by another run: where that is, relative to the stage directory."""
+
+
+class RunDirectory:
+    """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes).
+
+    pool  sibling run directories whose finished stages are adopted where their inputs are the same
+    """
+
+    def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
+        self.path = Path(path)
+        self.world = world
+        self.pool = [Path(sibling) for sibling in pool]
+        self._lock: IO[str] | None = None
+        self._status: dict[str, Any] = {}
+        self._written = 0.0
+
+    def __enter__(self) -> RunDirectory:
+        problem = self._take_lock() if self.world.is_main else None
+        problem = self.world.share(problem)
+        if problem is not None:
+            raise problem
+        if self.world.is_main:
+            started = time.time()
+            self._status = {"stage": "start", "step": 0, "total_steps": 0, "exit_code": None, "started": started}
+            self.status()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not self.world.is_main:
+            return
+        code = 0 if error is None else error.exit_code if isinstance(error, SFTMixError) else 1
+        self.status(exit_code=code, message="" if error is None else f"{kind.__name__ if kind else ''}: {error}")
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_lock(self) -> SFTMixError | None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            return ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return InUseError(f"another process is using {self.path}; wait for it, or choose another --out")
+        self._lock = lock
+        return None
+
+    # ----------------------------------------------------------------------------------------- status
+
+    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
+        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
+        if not self.world.is_main:
+            return
+        self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        if time.monotonic() - self._written >= throttle:
+            write_json(self.path / "STATUS.json", self._status)
+            self._written = time.monotonic()
+
+    # ----------------------------------------------------------------------------------------- stages
+
+    def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
+
+        Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and where an
+        output was changed since.
+        """
+        directory = self.path / stage
+        problem, done = None, False
+        if self.world.is_main:
+            problem, done = self._inspect(directory, inputs)
+            if problem is None and not done:
+                write_json(directory / "inputs.json", inputs)
+                self.status(stage=stage, step=0, total_steps=0)
+                done = self._adopt(stage, inputs)
+        problem, done = self.world.share((problem, done))
+        if problem:
+            raise ConfigError(f"{directory}: {problem}")
+        return done
+
+    def identity(self, stage: str) -> str:
+        """Hash of what a begun stage is made from."""
+        return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
+
+    def _inspect(self, directory: Path, inputs: Mapping[str, Any]) -> tuple[str | None, bool]:
+        if not (directory / "inputs.json").exists() or _untouched(directory):
+            return None, False
+        different = differences(read_json(directory / "inputs.json"), inputs)
+        if different:
+            listed = "; ".join(different[:8])
+            return f"was made with other inputs: {listed}. Use another --out, or the old settings", False
+        if not (directory / MANIFEST).exists():
+            return None, False
+        changed = _changed(directory)
+        if changed:
+            return f"{changed} is not the file this stage wrote; restore it, or move {directory} away", False
+        return None, True
+
+    def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Take over the stage from the first run of the pool that finished it from the same inputs.
+
+        Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
+        comes last, so that an adoption which was interrupted is done again.
+        """
+        directory = self.path / stage
+        for sibling in self.pool:
+            source = sibling / stage
+            finished = source != directory and (source / MANIFEST).exists()
+            if finished and not differences(read_json(source / "inputs.json"), inputs) and not _changed(source):
+                for name in read_json(source / MANIFEST)["files"]:
+                    _link(source / name, directory / name)
+                write_json(directory / ADOPTED, {"from": os.path.relpath(source, directory)})
+                _link(source / MANIFEST, directory / MANIFEST)
+                return True
+        return False
+
+    def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
+        """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
+        if self.world.is_main:
+            directory = self.path / stage
+            write_json(directory / "figures.json", figures)
+            files = [f for name in [*outputs, "figures.json"] for f in _files(directory / name)]
+            hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
+            write_json(directory / MANIFEST, {"files": hashes})
+        self.world.barrier()
+
+
+def _untouched(directory: Path) -> bool:
+    """Nothing was made there yet: a first attempt with other inputs may be corrected."""
+    return all(p.name == "inputs.json" or (p.is_file() and not p.stat().st_size) for p in directory.iterdir())
+
+
+def origin(directory: Path) -> Path:
+    """The directory of the stage that this one was adopted from; itself where it was made here."""
+    while (directory / ADOPTED).exists():
+        directory = Path(os.path.normpath(directory / read_json(directory / ADOPTED)["from"]))
+    return directory
+
+
+def _changed(directory: Path) -> str | None:
+    """The first output of a finished stage that is missing or not as it was written; None if all are."""
+    for name, expected in read_json(directory / MANIFEST)["files"].items():
+        file = directory / name
+        if not file.is_file() or sha256_file(file) != expected:
+            return str(name)
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a file at `target` in one step: the same file, or a copy where it cannot be linked."""
+    with placing(target) as staging:
+        try:
+            os.link(source, staging)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(source, staging)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Leaves in which two JSON-able values differ, as `key: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if old.get("class_path") != new.get("class_path"):  # another class: its options say nothing about the old one
+            return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]
+        found = []
+        for name in dict.fromkeys([*old, *new]):
+            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        return found
+    if isinstance(new, tuple):
+        new = list(new)
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

@@ -1,0 +1,171 @@
+"""Training dynamics: the scores of all examples at C checkpoints, put side by side.
+
+Perp_c(Y|X) = exp(nll_sum / n_tokens) at checkpoint c. What is stored are the sums and counts, so that any confidence
+can be computed from them afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.common.world import World
+from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.types import RowScores, TrainingDynamics
+
+if TYPE_CHECKING:
+    pass
+
+
+# ---------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> list[int]:
+    """Optimizer steps at which the reference is scored; 0 = before training.
+
+    A number C: evenly spaced, the last at the end; with fewer steps than C each step is one. A list: shares of the run
+    if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
+    """
+    if isinstance(checkpoints, int):
+        return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
+    if max(checkpoints) <= 1:
+        return sorted({_step_of_share(share, total_steps) for share in checkpoints})
+    for step in checkpoints:
+        if step != int(step) or step > total_steps:
+            raise ConfigError(
+                f"reference.checkpoints names step {step:g}: give whole steps up to {total_steps}, the length of the "
+                "reference run, or only shares from 0 to 1"
+            )
+    return sorted({int(step) for step in checkpoints})
+
+
+def _step_of_share(share: float, total_steps: int) -> int:
+    """The nearest step, but never 0 for a share above 0: before training, perplexities are of another size."""
+    return max(round(share * total_steps), 1 if share > 0 else 0)
+
+
+def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
+    """What to say of `checkpoint_steps` where a short run cannot place the checkpoints as they were asked for."""
+    steps = checkpoint_steps(checkpoints, total_steps)
+    if isinstance(checkpoints, int):
+        fewer = len(steps) < checkpoints
+        return [f"{total_steps} steps are fewer than {checkpoints} checkpoints: each is one"] if fewer else []
+    if max(checkpoints) > 1:
+        return []
+    raised = [f"{share:g}" for share in checkpoints if share > 0 and round(share * total_steps) == 0]
+    notes = []
+    if raised:
+        notes.append(
+            f"checkpoint {', '.join(raised)} of {total_steps} steps is less than half a step: it is step 1, since step "
+            "0 is before training (give 0 for that)"
+        )
+    if len(steps) < len(set(checkpoints)):
+        notes.append(f"{len(set(checkpoints))} checkpoints fall on {len(steps)} of {total_steps} steps: {steps}")
+    return notes
+
+
+class ScoreAtCheckpoints(Callback):
+    """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
+
+    Training beyond the last of them would change nothing: it stops there.
+
+    alone  the responses without their instructions are scored, too
+    """
+
+    def __init__(
+        self,
+        *,
+        ids: Sequence[str],
+        steps: Sequence[int],
+        directory: Path,
+        world: World,
+        alone: bool = False,
+    ) -> None:
+        self._ids, self._steps, self._directory, self._world = ids, list(steps), directory, world
+        self._alone = alone
+        self.seconds = 0.0
+
+    def on_stage_start(self, state: StageState) -> CallbackResult | None:
+        return self._score_and_stop(state)
+
+    def on_step_end(self, state: StageState) -> CallbackResult | None:
+        return self._score_and_stop(state)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:08d}.parquet"
+
+    def _score_and_stop(self, state: StageState) -> CallbackResult:
+        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
+
+    def _score_if_due(self, state: StageState) -> dict[str, float]:
+        if state.step not in self._steps or self._world.share(self._path(state.step).exists()):
+            return {}
+        assert state.score is not None
+        started = time.perf_counter()
+        scores = state.score()
+        alone = state.score(alone=True) if self._alone else None
+        if self._world.is_main:
+            write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
+        self._world.barrier()
+        self.seconds += time.perf_counter() - started
+        return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
+
+    def dynamics(self) -> TrainingDynamics:
+        """All checkpoints together, in order."""
+        missing = [step for step in self._steps if not self._path(step).exists()]
+        if missing:
+            raise ConfigError(
+                f"the reference was stopped by a callback before its checkpoints at steps {missing}: "
+                "name checkpoints that it reaches (reference.checkpoints), or take the callback away"
+            )
+        return merge([read_dynamics(self._path(step)) for step in self._steps])
+
+
+def one_checkpoint(
+    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
+) -> TrainingDynamics:
+    """One model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint."""
+    token_nll = None if scores.token_nll is None else [t[None, :] for t in scores.token_nll]
+    return TrainingDynamics(
+        ids=ids,
+        steps=np.array([step], dtype=np.int64),
+        nll_sum=scores.nll_sum[:, None],
+        n_tokens=scores.n_tokens,
+        n_correct=scores.n_correct[:, None],
+        token_nll=token_nll,
+        alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
+    )
+
+
+def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
+    """Dynamics of the same examples at several checkpoints, side by side; scored is what is scored at all of them."""
+    first = parts[0]
+    tokens = None
+    if first.token_nll is not None:
+        tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
+    columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
+    alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
+    scored = np.all([p.scored for p in parts], axis=0)
+    return TrainingDynamics(
+        ids=first.ids,
+        steps=np.concatenate([p.steps for p in parts]),
+        nll_sum=np.concatenate([p.nll_sum for p in parts], axis=1),
+        n_tokens=np.where(scored, first.n_tokens, 0),
+        n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
+        token_nll=tokens,
+        alone_nll_sum=alone,
+    )
+
+
+def described(dynamics: TrainingDynamics) -> str:
+    """One line on what a reference saw: where it scored, and how its NLL per token went."""
+    nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
+    course = " -> ".join(f"{value:.3f}" for value in nll)
+    steps = ", ".join(str(step) for step in dynamics.steps)
+    return f"{int(dynamics.scored.sum()):,} examples scored at steps {steps}; NLL per token {course}"

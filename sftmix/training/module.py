@@ -1,0 +1,197 @@
+"""Model and losses in one forward: the module that DDP and FSDP wrap.
+
+Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar, cast
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.functional import SFTLoss, sft_loss
+from sftmix.model.head import Head, head_of
+from sftmix.model.meta import Values
+from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
+from sftmix.options import TrainingOptions
+from sftmix.training.parallel import (
+    autocast,
+    compile_layers,
+    recompute_activations,
+    resolve_parallel,
+    wrap,
+)
+from sftmix.types import Batch, Plan, Segment
+
+
+class Perturb(Protocol):
+    """`Perturbation.embeddings` of one step: seed and step are given."""
+
+    def __call__(self, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor: ...
+
+
+T = TypeVar("T")
+
+
+class TrainingModule(nn.Module):
+    """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
+
+    padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has asked
+                  `sftmix.model.packing.packing_problem`
+    """
+
+    def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
+        super().__init__()
+        self.padding_free = False
+        self.model: PreTrainedModel = model
+        self.head: Head = head_of(model)
+        self.chunk_size = chunk_size
+
+    def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
+        """hidden[T, D]: what the LM head receives at the positions that predict the response tokens."""
+        decoder = self.model.get_decoder()
+        parts, order = [], []
+        for segment in batch.segments:
+            inputs = {"input_ids": segment.input_ids}
+            if perturb is not None:
+                inputs = {"inputs_embeds": self._perturbed(batch, segment, perturb)}
+            out = decoder(**inputs, **attention_inputs(segment), use_cache=False)
+            parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
+            order.append(segment.order)
+        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
+
+    def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb) -> torch.Tensor:
+        embeddings = self.model.get_input_embeddings()(segment.input_ids)
+        ids = [batch.ids[slot] for slot in segment.slots.tolist()]
+        if not ids:  # an idle segment
+            return embeddings
+        if segment.lengths is None:
+            return perturb(embeddings, segment.attention_mask, ids=ids)
+        examples = embeddings[0].split(segment.lengths)
+        padded = pad_sequence(examples, batch_first=True)
+        mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
+        return perturb(padded, mask, ids=ids)[mask.bool()][None]
+
+    def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
+        """The loss of `plan`, whose weights are already divided by the global counts.
+
+        stats    also count correct tokens and compute the entropy
+        perturb  what a training step does to the input embeddings; scoring leaves it out
+        """
+        return sft_loss(
+            self.hidden_states(batch, perturb),
+            self.head.weight,
+            batch.labels,
+            plan.pairs,
+            plan.lam,
+            row_weight=plan.row_weight,
+            pair_weight=plan.pair_weight,
+            bias=self.head.bias,
+            softcap=self.head.softcap,
+            scale=self.head.scale,
+            label_smoothing=plan.label_smoothing,
+            chunk_size=self.chunk_size,
+            stats=stats,
+            row_scale=plan.row_scale,
+        )
+
+    def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
+        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
+        return function(self.hidden_states(batch), self.head, batch.labels)
+
+    def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
+        """`function(model)` inside a forward, as `read`; a head that it finds is taken."""
+        found = function(self.model)
+        if isinstance(found, Head):
+            self.head = found
+        return found
+
+
+def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
+    """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.
+
+    transformers keeps documents apart by their positions only where it is given no mask (T12).
+    """
+    if segment.position_ids is None:
+        return {"attention_mask": segment.attention_mask}
+    return {"attention_mask": None, "position_ids": segment.position_ids}
+
+
+def training_module(
+    model: PreTrainedModel,
+    options: TrainingOptions,
+    *,
+    precision: str,
+    world: World,
+    packed: bool = False,
+    trains: bool = False,
+    values: Values | None = None,
+) -> nn.Module:
+    """The wrapped module that trains or scores the model, which keeps apart what it is given in one row.
+
+    packed  some examples hold several documents
+    trains  gradients are wanted
+    values  those of a model on the meta device
+    Raises ConfigError where the attention cannot do that, on this device.
+    """
+    check_attention(model, world.device, trains=trains)
+    if trains and options.activation_checkpointing:
+        recompute_activations(model)
+    if trains and options.compile:
+        compile_layers(model)
+    parallel = resolve_parallel(options.parallel, world)
+    if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
+        model.requires_grad_(False)
+        parallel = "none" if parallel == "ddp" else parallel
+    module = wrap(
+        TrainingModule(model, chunk_size=options.chunk_size),
+        parallel=parallel,
+        precision=precision,
+        world=world,
+        shard_group_size=options.shard_group_size,
+        values=values,
+    )
+    auto, wanted = options.padding_free == "auto", options.padding_free is True
+    if auto:
+        wanted = options.length_groups is None and skips_between_documents(model, world.device)
+    if wanted or packed:
+        problem = _packing_problem(module, precision, world, padding_free=wanted)
+        if problem is not None:
+            if packed or not auto:
+                raise ConfigError(problem)
+            wanted = False
+            if world.is_main:
+                print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
+    unwrap(module).padding_free = wanted
+    if isinstance(module, FSDPModule):
+        module.reshard()  # what the probe gathered: the optimizer is made of shards
+    return module
+
+
+def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
+    """`sftmix.model.packing.packing_problem` of the wrapped module's model, also where the model fails.
+
+    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
+    would train what the optimizer does not have.
+    """
+    with autocast(module, precision, world.device):
+        try:
+            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
+        except ConfigError as error:
+            if isinstance(module, FSDPModule):
+                raise
+            return str(error)
+
+
+def unwrap(wrapped: nn.Module) -> TrainingModule:
+    """The module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
+    module = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
+    return cast("TrainingModule", module)

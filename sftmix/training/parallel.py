@@ -1,0 +1,173 @@
+"""The wrappings of one training module: none, DDP, FSDP2, and what is done to its layers before.
+
+Gradients are averaged over ranks by both DDP and FSDP2, so the step multiplies its sums by the world size and divides
+by counts reduced over all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.model.meta import Values
+
+RECOMPILE_LIMIT = 32
+"""Variants of a layer that are compiled, at most: with and without mask, gradients, one example or several, ..."""
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks that transformers itself never splits."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
+            "--training.compile"
+        )
+    return layers
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Checkpoint each decoder layer, by the name that this version of transformers has for it."""
+    own: Any = model
+    if hasattr(own, "activation_checkpointing_enable"):
+        own.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        own.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def check_compiler(device: torch.device) -> None:
+    """ConfigError where torch.compile has nothing to compile with, before anything is read."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ConfigError(
+                "training.compile true needs the package triton on a GPU: pip install triton, or leave it out"
+            )
+        return
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ConfigError(
+            "training.compile true needs a C++ compiler on a CPU, and there is none: install g++, name another one in "
+            "the variable CXX, or leave training.compile out"
+        ) from error
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer by itself, in place: layers of one kind share what was compiled, names stay.
+
+    Lengths differ from batch to batch, so they are symbols of what is compiled. After `recompute_activations`, before
+    the layers are sharded.
+    """
+    from torch._dynamo import config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True)
+
+
+def resolve_parallel(requested: str, world: World) -> str:
+    """auto -> none, ddp or fsdp."""
+    if requested == "auto":
+        requested = "none" if world.size == 1 else "fsdp" if world.device.type == "cuda" else "ddp"
+    if requested == "ddp" and world.size == 1:
+        return "none"
+    return requested
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """auto -> bf16 on a GPU that has it, else fp32."""
+    if requested != "auto":
+        return requested
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    parallel: str,
+    precision: str,
+    world: World,
+    shard_group_size: int | None = None,
+    values: Values | None = None,
+) -> nn.Module:
+    """Wrap the `TrainingModule`, whose forward runs backbone, head and losses.
+
+    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
+    forward and kept until the backward is done, so tied weights live in one group (T16). Each group is moved to the
+    device as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
+    """
+    if parallel == "none":
+        return module.to(world.device)
+    if parallel == "ddp":
+        module.to(world.device)
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    mesh = _mesh(parallel, shard_group_size, world)
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    inside: Any = module
+    for layer in decoder_layers(inside.model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for name in ("read", "probe"):
+        register_fsdp_forward_method(module, name)
+    if values is not None:
+        values.fill(inside.model)
+        for check in values.checks:
+            inside.probe(check)
+        cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
+    return module
+
+
+def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
+    """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
+    if not dist.is_initialized():
+        raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
+    if parallel == "fsdp":
+        return init_device_mesh(world.device.type, (world.size,))
+    group = shard_group(shard_group_size, world)
+    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_group(shard_group_size: int | None, world: World) -> int:
+    """Ranks that share one copy of the weights under hsdp; ConfigError where that does not divide their number."""
+    group = shard_group_size or world.local_size
+    if world.size % group:
+        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
+        given = f"training.shard_group_size is {shard_group_size}"
+        if shard_group_size is None:
+            given = f"training.shard_group_size is null, which means the {group} ranks of this node"
+        raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
+    return group
+
+
+@contextlib.contextmanager
+def gradient_sync(wrapped: nn.Module, enabled: bool) -> Iterator[None]:
+    """Around forward and backward: reduce gradients over ranks only on the last accumulation step (T18)."""
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        with contextlib.nullcontext() if enabled else wrapped.no_sync():
+            yield
+        return
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(enabled)
+    yield
+
+
+def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast, except under FSDP, whose policy already computes in bf16."""
+    fsdp = isinstance(wrapped, FSDPModule)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" and not fsdp)
