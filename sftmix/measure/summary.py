@@ -6,46 +6,55 @@ import subprocess
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import sftmix
 from sftmix.common.files import read_json, write_json
+from sftmix.common.world import World
+from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.split import length_correlation, mixing
-from sftmix.types import Scores
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.recipe import Run
-
+from sftmix.types import Scores, Split
 
 EXTREMES = 5
 """How many of the most and the least confident examples are shown."""
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """Write summary.json (rank 0) and return it."""
-    root = run.directory.path
+def summarise(
+    root: Path,
+    world: World,
+    data: LoadedData,
+    scores: Scores | None,
+    split: Split | None,
+    *,
+    model: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Write summary.json of the run directory `root` (rank 0) and return it.
+
+    scores, split  None where the run has no split
+    """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
-    made = {**made_by(run.world.size), **stages.get("train", {}).get("made_by", {})}
+    made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
     summary: dict[str, Any] = {
         "version": made["version"],
         "git_revision": made["git_revision"],
-        "model": run.config.model.path,
-        "seed": run.config.seed,
+        "model": model,
+        "seed": seed,
         "world_size": made["world_size"],
-        "data": run.data.report.to_dict(),
+        "data": data.report.to_dict(),
         "stages": {name: _stage(figures) for name, figures in stages.items()},
     }
     if "train" in stages:
         summary |= _training(root, stages)
-    if "split" in stages:
-        summary |= _confidence(run)
+    if scores is not None and split is not None:
+        summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
-    if run.world.is_main:
+    if world.is_main:
         write_json(root / "summary.json", summary)
-    run.world.barrier()
+    world.barrier()
     return summary
 
 
@@ -96,8 +105,7 @@ def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {**found, "confidence_std": confidence_std(root / "base", root / name)}
 
 
-def _confidence(run: Run) -> dict[str, Any]:
-    scores, split = run.scores, run.split
+def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, Any]:
     groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
     groups["unpaired"] = {"examples": len(split.unpaired)}
     scored = np.flatnonzero(np.isfinite(scores.confidence))
@@ -105,8 +113,8 @@ def _confidence(run: Run) -> dict[str, Any]:
     return {
         "confidence": groups,
         "spearman_confidence_length": length_correlation(scores),
-        "least_confident": [_shown(run, scores, int(row)) for row in order[:EXTREMES]],
-        "most_confident": [_shown(run, scores, int(row)) for row in order[::-1][:EXTREMES]],
+        "least_confident": [_shown(rows, scores, int(row)) for row in order[:EXTREMES]],
+        "most_confident": [_shown(rows, scores, int(row)) for row in order[::-1][:EXTREMES]],
     }
 
 
@@ -134,8 +142,8 @@ def _shares(labels: list[str | None]) -> dict[str, float]:
     return {str(label): count / len(labels) for label, count in sorted(Counter(labels).items(), key=str)}
 
 
-def _shown(run: Run, scores: Scores, row: int) -> dict[str, Any]:
-    messages = run.data.train.example(row).messages
+def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, Any]:
+    messages = rows.example(row).messages
     return {
         "id": scores.id[row],
         "confidence": float(scores.confidence[row]),

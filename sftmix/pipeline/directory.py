@@ -105,6 +105,10 @@ class RunDirectory:
             raise ConfigError(f"{directory}: {problem}")
         return done
 
+    def has(self, stage: str) -> bool:
+        """Whether a stage was finished here, by this command or an earlier one."""
+        return self.world.share((self.path / stage / "figures.json").exists() if self.world.is_main else None)
+
     def identity(self, stage: str) -> str:
         """Hash of what a begun stage is made from."""
         return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)

@@ -1,4 +1,4 @@
-"""The run of the training loop that the pipeline lends to a Reference."""
+"""The stage of the reference: its training dynamics, by the run of the training loop that is lent to a Reference."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
+from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.text import check_same_windows
@@ -18,18 +20,89 @@ from sftmix.data import EncodedDataset, Encoder, encoder_for
 from sftmix.model.load import load_tokenizer
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
 from sftmix.pipeline.context import RunContext
-from sftmix.training.dynamics import ScoreAtCheckpoints, checkpoint_notes, checkpoint_steps, merge, one_checkpoint
+from sftmix.pipeline.identity import (
+    computation_identity,
+    data_identity,
+    deciding_callbacks,
+    files_identity,
+    lora_identity,
+    model_identity,
+    training_identity,
+)
+from sftmix.pipeline.models import scoring_model
+from sftmix.pipeline.rows import RunRows, encode_rows
+from sftmix.pipeline.target import training_stage
+from sftmix.training.dynamics import (
+    ScoreAtCheckpoints,
+    checkpoint_notes,
+    checkpoint_steps,
+    described,
+    merge,
+    one_checkpoint,
+)
 from sftmix.training.loop import Stage, train
 from sftmix.training.online import OnlineLosses
 from sftmix.types import TrainingDynamics
+
+MAX_UNSCORED = 0.05
+"""Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
+
+
+def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
+    """The stage of the reference: its training dynamics, one row per example of the training set."""
+    config, world, ids = run.config, run.world, rows.data.train.ids
+    path = run.directory.path / "confidence" / "dynamics.parquet"
+    if not run.begin("reference", _inputs(run, rows)):
+        context = ReferenceRun(run, rows)
+        dynamics = config.reference.collect(context).of(ids)
+        _refuse_if_unscored(run, dynamics)
+        world.on_main(lambda: write_dynamics(path, dynamics))
+        figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": dynamics.steps.tolist()}
+        run.finish("reference", ["../confidence/dynamics.parquet"], figures)
+        run.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
+    return read_dynamics(path).of(ids)
+
+
+def _inputs(run: RunContext, rows: RunRows) -> dict[str, Any]:
+    """What the dynamics are made from; of a reference that is not trained, no more than its files."""
+    config, world, reference = run.config, run.world, run.config.reference
+    inputs = {
+        "data": data_identity(config, rows),
+        "model": model_identity(config.model.path, world),
+        "reference": reference.spec(),
+        "reference_files": files_identity(world, reference, *([config.optimizer] if reference.trains else [])),
+        "computed": computation_identity(config, world),
+    }
+    if not reference.trains:
+        return inputs
+    training, seed = training_of_reference(config)
+    return {
+        **inputs,
+        "lora": lora_identity(reference_lora(config.model, getattr(reference, "model", None))),
+        "optimizer": config.optimizer.spec(),
+        "training": training_identity(training, world),
+        "callbacks": [callback.spec() for callback in deciding_callbacks(config)],
+        "seed": seed,
+    }
+
+
+def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
+    missing = [i for i, ok in zip(dynamics.ids, dynamics.scored, strict=True) if not ok]
+    if len(missing) > MAX_UNSCORED * len(dynamics.ids):
+        raise DataError(
+            f"the reference could not score {len(missing)} of {len(dynamics.ids)} examples (first: {missing[:5]}): "
+            "raise reference.model.max_length if no response token is left, or give a file that holds them"
+        )
+    if missing:
+        run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
 
 
 class ReferenceRun:
     """The ReferenceContext that the pipeline lends: one NTP run of the training loop with scoring."""
 
-    def __init__(self, run: RunContext) -> None:
-        self._run = run
-        self.ids = run.data.train.ids
+    def __init__(self, run: RunContext, rows: RunRows) -> None:
+        self._run, self._rows = run, rows
+        self.ids = rows.data.train.ids
         self.figures: dict[str, Any] = {}
 
     def train_and_score(
@@ -43,20 +116,21 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
-        path, encoder, data = self.rows_of(model)
+        path, encoder, data = self._rows_of(model)
         seed = config.seed if training is None or training.seed is None else training.seed
         options, seed = inherit(config.training, training), stable_hash(seed, "reference") % 2**62
         with _named("reference.model.path" if model.path else "model.path"):
-            stage = run.stage(
+            stage = training_stage(
+                run,
                 "reference",
+                encoder,
+                data,
                 model_path=path,
                 lora=reference_lora(config.model, model),
-                encoder=encoder,
-                data=data,
-                objective=NTP(),
                 options=options,
-                order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 seed=seed,
+                objective=NTP(),
+                order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 token_nll=token_nll,
             )
         if checkpoints == "online":
@@ -89,34 +163,46 @@ class ReferenceRun:
         run, started = self._run, time.perf_counter()
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
         with _named("reference.paths"):
-            _, encoder, data = self.rows_of(model, option="reference")
+            _, encoder, data = self._rows_of(model, option="reference")
         parts = []
         for number, name in enumerate(paths, start=1):
             run.say(f"reference: {name} scores {len(data):,} examples")
             with _named("reference.paths"):
-                score = run.scoring("reference", name, encoder=encoder, packed=data.packed, token_nll=token_nll)
+                score = scoring_model(
+                    run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
+                )
             parts.append(one_checkpoint(data.ids, number, score(data)))
             del score  # its model, before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 
-    def rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
-        """Model path, encoder and rows of the reference: the target's own, or its own tokenizer's."""
-        run, config = self._run, self._run.config
-        if not (model.path or model.template or model.max_length):
-            return config.model.path, run.encoder, run.data.train
-        path = model.path or config.model.path
-        template = model.template if model.path else model.template or config.data.template
-        with _named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
-            encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
-        length = model.max_length
-        if run.prepared.text:
-            length = run.data.report.max_length
-            check_same_windows(model, encoder, run.encoder, length)
-        ids = run.data.train.ids  # what the target dropped is not the reference's, either
-        data = run.encode(encoder, path, length, key=f"{option}.max_length", keep=ids)
-        run.say("\n".join(f"reference ({path}): {line}" for line in data.report.lines()))
-        return path, encoder, data.train
+    def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
+        path, encoder, data, notes = rows_of_reference(
+            self._run.config, self._rows, model, self._run.world, option=option
+        )
+        if notes:
+            self._run.say("\n".join(f"reference ({path}): {line}" for line in notes))
+        return path, encoder, data
+
+
+def rows_of_reference(
+    config: RunConfig, rows: RunRows, model: ReferenceModel, world: World, *, option: str = "reference.model"
+) -> tuple[str, Encoder, EncodedDataset, list[str]]:
+    """Model path, encoder and rows of a reference: the target's own, or its own tokenizer's with what to say of them."""
+    if not (model.path or model.template or model.max_length):
+        return config.model.path, rows.encoder, rows.data.train, []
+    path = model.path or config.model.path
+    template = model.template if model.path else model.template or config.data.template
+    with _named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
+        encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+    length = model.max_length
+    if rows.prepared.text:
+        length = rows.data.report.max_length
+        check_same_windows(model, encoder, rows.encoder, length)
+    ids = rows.data.train.ids  # what the target dropped is not the reference's, either
+    key = f"{option}.max_length"
+    data = encode_rows(rows.prepared, encoder, path, length, world, key=key, keep=ids, progress=world.is_main)
+    return path, encoder, data.train, data.report.lines()
 
 
 @contextmanager

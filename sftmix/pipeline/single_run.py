@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sftmix.batches.pairs import EpochPairs
+from sftmix.common.files import read_json
+from sftmix.common.tables import write_dynamics
 from sftmix.components.base import (
     ConfidenceEstimator,
     PairSampler,
@@ -15,6 +17,9 @@ from sftmix.components.base import (
     check_split,
 )
 from sftmix.components.confidence import variability
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.target import order_of_training
 from sftmix.training.dynamics import merge
 from sftmix.training.online import OnlineLosses
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
@@ -65,3 +70,43 @@ class FromOnlineLosses:
             return check_pairs(self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed), len(scores))
 
         return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)
+
+
+def is_single_run(run: RunContext) -> bool:
+    """Whether the target's own losses are its confidence: what other runs make before training is made meanwhile."""
+    uses_confidence = run.pairing is not None and run.config.splitter.needs_confidence
+    return uses_confidence and run.config.reference.single_run
+
+
+def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
+    """What divides the epochs of a single run; None for any other run."""
+    config, data = run.config, rows.data.train
+    if run.pairing is None or not is_single_run(run):
+        return None
+    return FromOnlineLosses(
+        losses=OnlineLosses(data.ids, run.directory.path / "train" / "online", run.world),
+        window=getattr(config.reference, "window", 1),
+        estimator=config.confidence,
+        splitter=config.splitter,
+        pairing=run.pairing,
+        table=rows.table(),
+        seed=config.seed,
+    )
+
+
+def after_single_run(
+    run: RunContext, rows: RunRows, online: FromOnlineLosses
+) -> tuple[EpochPairs, TrainingDynamics | None]:
+    """The pairs that the baseline trains on, and the dynamics that divided the last epoch, which are kept.
+
+    A callback may stop a single run in an epoch that the baseline trains beyond; None: it stopped in the first.
+    """
+    steps = int(read_json(run.directory.path / "train" / "figures.json")["steps"])
+    begun = order_of_training(run, rows, online.pairs()).epoch_of(steps - 1) + 1  # at least 1
+    pairs = online.pairs(begun=begun)
+    if begun == 1:
+        run.say("train: stopped in the first epoch, before there was a split")
+        return pairs, None
+    last = online.dynamics(begun - 1)
+    run.world.on_main(lambda: write_dynamics(run.directory.path / "confidence" / "dynamics.parquet", last))
+    return pairs, last

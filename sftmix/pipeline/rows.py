@@ -1,0 +1,138 @@
+"""The rows of a run: read once, tokenised for the target, and for a reference that has a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_confidence
+from sftmix.common.world import World
+from sftmix.components.base import check_selection
+from sftmix.components.selection import All
+from sftmix.config import RunConfig
+from sftmix.config.text import resolve_text
+from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
+from sftmix.model.load import context_length, load_tokenizer
+from sftmix.types import Scores
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """The training and held-out rows of a run.
+
+    prepared  the rows as they were read, before any tokenizer
+    encoder   the target's tokenizer and chat template
+    data      the rows that are selected, as the target sees them
+    """
+
+    prepared: Prepared
+    encoder: Encoder
+    data: LoadedData
+
+    def table(self, confidence: Path | None = None) -> Scores:
+        """The table that splitters, pair samplers and selectors see.
+
+        confidence  its file; None: NaN in both columns
+        """
+        return table_of(self.data.train, confidence)
+
+
+def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tuple[RunConfig, Prepared]:
+    """The rows as they are, and the configuration, in which `data.format` says whether they are plain text."""
+    prepared = world.main_first(lambda: prepare(config.data, config.seed, progress=progress))
+    return resolve_text(config, prepared), prepared
+
+
+def tokenised_rows(
+    config: RunConfig,
+    prepared: Prepared,
+    world: World,
+    *,
+    select: Callable[[EncodedDataset], Sequence[str]] | None = None,
+    progress: bool = False,
+) -> RunRows:
+    """The rows under the target's tokenizer, those that `selector` keeps.
+
+    select  training rows -> the ids that are kept, in file order; None: asks the selector
+    """
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
+    path, longest = config.model.path, config.data.max_length
+
+    def encoded(keep: Sequence[str] | None = None) -> LoadedData:
+        return encode_rows(prepared, encoder, path, longest, world, key="data.max_length", keep=keep, progress=progress)
+
+    data = encoded()
+    if not isinstance(config.selector, All):
+        whole = data.train
+        data = encoded(selected_ids(config, whole) if select is None else select(whole))
+        chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
+        data.report.notes.append(chosen)
+    return RunRows(prepared, encoder, data)
+
+
+def encode_rows(
+    prepared: Prepared,
+    encoder: Encoder,
+    model_path: str,
+    max_length: int | None,
+    world: World,
+    *,
+    key: str,
+    keep: Sequence[str] | None = None,
+    progress: bool = False,
+) -> LoadedData:
+    """The rows, or those with the ids `keep`, under an encoder.
+
+    max_length  tokens of each at most; None: as the model allows
+    key         the option that gives max_length, for messages
+    """
+    length = resolve_max_length(max_length, model_path, key=key)
+    return world.main_first(
+        lambda: encode(prepared, encoder, max_length=length, keep=keep, length_option=key, progress=progress)
+    )
+
+
+def selected_ids(config: RunConfig, rows: EncodedDataset) -> list[str]:
+    """The ids that the selector keeps, in file order."""
+    chosen = config.selector.select(table_of(rows), seed=config.seed)
+    return [rows.ids[row] for row in check_selection(chosen, len(rows))]
+
+
+def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
+    """The rows as a table of scores, with the confidence of a file or without any."""
+    nothing = np.full(len(rows), np.nan)
+    values, spread = (nothing, nothing) if confidence is None else read_confidence(confidence)[1:]
+    return Scores(
+        id=rows.ids,
+        row=np.arange(len(rows), dtype=np.int64),
+        confidence=values,
+        variability=spread,
+        n_tokens=rows.n_targets,
+        label=rows.labels,
+        columns=rows.columns,
+    )
+
+
+def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
+    """Tokens per example: as asked, or the smaller of 2,048 and the model's context."""
+    context = context_length(model_path)
+    if requested is not None and context is not None and requested > context:
+        raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
+    return requested or min(2048, context or 2048)
+
+
+def any_packed(*data: EncodedDataset | None) -> bool:
+    """Whether rows of some of these hold several documents."""
+    return any(rows is not None and rows.packed for rows in data)
+
+
+def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
+    """The first rows as the model will see them, of those selected, and what will be dropped; nothing is written."""
+    config.validate(needs_out=False)
+    config, prepared = read_rows(config, World())
+    found = tokenised_rows(config, prepared, World())
+    return render_preview(found.data, found.encoder, range(min(rows, len(found.data.train))), color=color)

@@ -1,0 +1,201 @@
+"""The stages that train and measure: the target and the NTP baseline beside it, and the base model of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sftmix.batches.order import TrainingOrder
+from sftmix.batches.pairs import EpochPairs
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import Objective, Perturbation, plain
+from sftmix.config.checks import sharded_optimizer
+from sftmix.data import EncodedDataset, Encoder
+from sftmix.measure.model import Measurement
+from sftmix.measure.summary import made_by
+from sftmix.model.adapters import described_adapters
+from sftmix.options import SHARDED, LoraOptions, TrainingOptions
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.export import write_model
+from sftmix.pipeline.identity import (
+    computation_identity,
+    data_identity,
+    deciding_callbacks,
+    file_hash,
+    files_identity,
+    lora_identity,
+    model_identity,
+    training_identity,
+)
+from sftmix.pipeline.models import load_for_run, scorer, scoring_model
+from sftmix.pipeline.rows import RunRows, any_packed
+from sftmix.training.checkpoint import full_weights
+from sftmix.training.loop import Stage, StageResult, train
+from sftmix.training.online import OnlineLosses
+from sftmix.training.parallel import resolve_parallel
+
+
+def train_arm(
+    run: RunContext,
+    rows: RunRows,
+    name: str,
+    objective: Objective,
+    perturbation: Perturbation | None,
+    pairs: EpochPairs,
+    *,
+    online: OnlineLosses | None = None,
+) -> None:
+    """Train the target, or the NTP baseline in the same order, then measure and export it.
+
+    online  keeps the losses of a single run
+    """
+    if run.begin(name, _inputs(run, rows, objective, perturbation, pairs)):
+        return
+    config, world, directory = run.config, run.world, run.directory.path / name
+    stage = training_stage(
+        run,
+        name,
+        rows.encoder,
+        rows.data.train,
+        rows.data.eval,
+        model_path=config.model.path,
+        lora=config.model.lora,
+        options=config.training,
+        seed=config.seed,
+        objective=objective,
+        order=order_of_training(run, rows, pairs),
+    )
+    stage.perturbation, stage.callbacks = perturbation, config.callbacks
+    stage.split_of, stage.online = pairs.split_of, online
+    result = train(stage, world)
+    measured = Measurement(directory, world, rows.data).trained(
+        stage, result.module, steps=int(result.figures["steps"])
+    )
+    _export(run, rows, stage, result, directory / "model")
+    figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
+    kept = ["online"] if (directory / "online").exists() else []
+    run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
+    held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
+    run.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
+
+
+def _inputs(
+    run: RunContext, rows: RunRows, objective: Objective, perturbation: Perturbation | None, pairs: EpochPairs
+) -> dict[str, Any]:
+    """What a trained arm is made from."""
+    config, world, root = run.config, run.world, run.directory.path
+    paired = run.pairing is not None and pairs.known
+    scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
+    inputs = {
+        "data": data_identity(config, rows),
+        "eval": rows.data.eval.fingerprint if rows.data.eval else None,
+        "model": model_identity(config.model.path, world),
+        "dtype": config.model.dtype,
+        "lora": lora_identity(config.model.lora),
+        "split": file_hash(root / "split" / "split.parquet", world) if paired else None,
+        "confidence": file_hash(root / "confidence" / "confidence.parquet", world) if scored else None,
+        "pairing": plain(run.pairing),
+        "objective": objective.spec(),
+        "optimizer": config.optimizer.spec(),
+        "perturbation": plain(perturbation),
+        "files": files_identity(
+            world, run.pairing, objective, config.optimizer, perturbation, *deciding_callbacks(config)
+        ),
+        "computed": computation_identity(config, world),
+        "training": training_identity(config.training, world),
+        "callbacks": [callback.spec() for callback in deciding_callbacks(config)],
+        "seed": config.seed,
+    }
+    if not pairs.known:  # a single run
+        chosen = (config.reference, config.confidence, config.splitter)
+        inputs["online"] = [{**component.spec(), "files": files_identity(world, component)} for component in chosen]
+    return inputs
+
+
+def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
+    """The global batches of the target's training, which its baseline shares."""
+    config = run.config
+    order = TrainingOrder(
+        len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
+    )
+    if not pairs.known and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
+            f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
+        )
+    return order
+
+
+def training_stage(
+    run: RunContext,
+    name: str,
+    encoder: Encoder,
+    data: EncodedDataset,
+    eval_data: EncodedDataset | None = None,
+    *,
+    model_path: str,
+    lora: LoraOptions,
+    options: TrainingOptions,
+    seed: int,
+    objective: Objective,
+    order: TrainingOrder,
+    token_nll: bool = False,
+) -> Stage:
+    """A training stage of this run, with its model loaded and checked."""
+    config, world = run.config, run.world
+    optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
+    if parallel in SHARDED and not optimizer.shards:
+        raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
+    model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
+    if lora.r:
+        run.say(f"{name}: {described_adapters(model)}")
+    return Stage(
+        name=name,
+        model=model,
+        values=values,
+        data=data,
+        eval_data=eval_data,
+        order=order,
+        objective=objective,
+        optimizer=optimizer,
+        memory=run.memory,
+        options=options,
+        checkpoint=config.checkpoint,
+        directory=run.directory.path / name,
+        identity=run.directory.identity(name),
+        seed=seed,
+        pad_id=encoder.pad_id,
+        packed=any_packed(data, eval_data),
+        scorer=scorer(options, world, encoder, name=name, token_nll=token_nll),
+        on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
+    )
+
+
+def _export(run: RunContext, rows: RunRows, stage: Stage, result: StageResult, path: Path) -> None:
+    weights = full_weights(result.module)
+    if run.world.is_main:
+        base, dtype = run.config.model.path, run.config.model.dtype
+        write_model(stage.model, weights, path, base=base, dtype=dtype, encoder=rows.encoder)
+    run.world.barrier()
+
+
+def measure_base(run: RunContext, rows: RunRows) -> None:
+    """Measure the untrained model, once for all arms, after them: it holds up no first step (decision 10)."""
+    config, world, data = run.config, run.world, rows.data
+    lora = config.model.lora.without_adapters()
+    inputs = {
+        "data": data_identity(config, rows),
+        "eval": data.eval.fingerprint if data.eval else None,
+        "model": model_identity(config.model.path, world),
+        "quantize": lora.quantize,
+        "computed": computation_identity(config, world),
+    }
+    if run.begin("base", inputs):
+        return
+    packed = any_packed(data.train, data.eval)
+    score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
+    measured = Measurement(run.directory.path / "base", world, data).base(score)
+    figures = {**measured.figures, "wall_seconds": run.seconds()}
+    run.finish("base", measured.files, figures)
+    held_out = f"held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else "a sample scored"
+    run.say(f"base: {held_out} ({figures['wall_seconds']:.0f} s)")
