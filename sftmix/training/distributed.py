@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -164,6 +164,9 @@ def wrap(
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # What enters the root is no activation: FSDP would look for floats inside Batch and Plan and round lambdas, weights
+    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). What flows in it is bf16 as its parameters are.
+    policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for name in ("read", "probe"):
         register_fsdp_forward_method(module, name)
