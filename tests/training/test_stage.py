@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.components import NTP
+from sftmix.components import NTP, AdamW
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.data.batching import Slot
 from sftmix.errors import NonFiniteError
@@ -88,16 +88,38 @@ class StopAfter(Callback):
         return CallbackResult(stop=state.step == self.step)
 
 
-@pytest.mark.parametrize("last", [2, 4])
-def test_a_stage_that_ended_or_was_stopped_is_not_trained_on(tmp_path, capsys, last):
+@pytest.mark.parametrize(("callbacks", "last"), [([StopAfter(step=2)], 2), ([], 4)], ids=["stopped", "ended"])
+def test_a_stage_that_ended_or_was_stopped_is_not_trained_on(tmp_path, capsys, callbacks, last):
     """Whenever checkpoints are due, its last step has one; a process that finds only that trains no step more."""
     kept, batches = CheckpointOptions(every=3), [[(Slot(row),)] for row in range(4)]
-    first = train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept, callbacks=[StopAfter(step=last)]), World())
+    first = train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept, callbacks=callbacks), World())
     log = (tmp_path / "metrics.jsonl").read_bytes()
     again = train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept), World())
     assert f"train: resuming after step {last} of 4" in capsys.readouterr().out
     assert [done.figures["steps"] for done in (first, again)] == [last, last]
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+class Rates(AdamW):
+    """Keeps the learning rates of the groups of parameters at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[float]] = []
+
+    def build(self, parameters, *, training):
+        optimizer = super().build(parameters, training=training)
+        optimizer.register_step_pre_hook(lambda *_: self.seen.append([g["lr"] for g in optimizer.param_groups]))
+        return optimizer
+
+
+def test_each_step_has_the_learning_rate_of_its_place(tmp_path):
+    """The warm-up ends at the full rate, the first step after it has that, too; matrices and vectors have the same."""
+    rates, options = Rates(), {"learning_rate": 0.01, "warmup_ratio": 0.25, "schedule": "linear"}
+    train(toy_stage(tmp_path, [[(Slot(0),)]] * 8, data=DATA, optimizer=rates, options=options), World())
+    expected = [0.005, 0.01, *(0.01 * (1 - k / 6) for k in range(6))]
+    assert [m["learning_rate"] for m in logged(tmp_path)] == pytest.approx(expected, rel=1e-12)
+    assert [rate for groups in rates.seen for rate in groups] == pytest.approx(np.repeat(expected, 2), rel=1e-12)
 
 
 # -------------------------------------------------------------------------------- steps that are not finite
