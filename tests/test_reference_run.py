@@ -31,8 +31,9 @@ def test_dynamics_from_a_file_give_the_same_split_and_the_same_model(finished, t
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
-def test_the_reference_has_random_streams_of_its_own(finished):
-    """Its order is that of shuffled singles under a seed made of the run's, not the one that NTP has in the target."""
+def test_the_reference_has_random_streams_of_its_own(finished, tmp_path, sftmix):
+    """Its order is that of shuffled singles under a seed made of the run's, not the one that NTP has in the target; or
+    of the seed that it is given."""
     first = {}
     dynamics = table(finished.path / "confidence" / "dynamics.parquet")  # in file order, a line for each checkpoint
     for example, count in zip(dynamics["id"], dynamics["n_tokens"], strict=True):
@@ -47,6 +48,10 @@ def test_the_reference_has_random_streams_of_its_own(finished):
     found = [m["ntp_tokens"] for m in metrics(finished.path, "reference")]
     assert found == per_step(stable_hash(42, "reference") % 2**62)
     assert found != per_step(42)
+    words = ["reference", *finished.tiny.options, *SHORT, "--reference.training.seed", "5", "--out", str(tmp_path)]
+    assert sftmix(*words).code == 0
+    found = [m["ntp_tokens"] for m in metrics(tmp_path, "reference")]
+    assert found == per_step(stable_hash(5, "reference") % 2**62)[:2]
 
 
 def test_a_file_of_dynamics_that_changed_is_refused(finished, tiny, tmp_path, sftmix):
