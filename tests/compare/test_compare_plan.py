@@ -252,6 +252,7 @@ def test_what_is_detectable_counts_the_contrasts_that_were_planned(tmp_path: Pat
         ({}, True),
         ({"objective": {"mu": 1}, "optimizer": "other"}, True),
         ({"pairing": None, "split": None, "confidence": None}, False),
+        ({"pairing": {"class_path": "AnyPairs"}}, False),
         ({"split": "another"}, False),
         ({"confidence": "another"}, False),
         ({"data": {"limit": 5}}, False),
