@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.components import Perplexity
-from sftmix.dynamics import checkpoint_notes, checkpoint_steps, merge
-from sftmix.errors import ConfigError
+from sftmix.training.dynamics import checkpoint_notes, checkpoint_steps, merge
 from sftmix.types import TrainingDynamics
 
 

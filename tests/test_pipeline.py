@@ -16,13 +16,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.tables import read_split
+from sftmix.common.world import World
 from sftmix.components import RandomPairs
 from sftmix.config import RunConfig
 from sftmix.options import TrainingOptions
-from sftmix.rundir import RunDirectory
-from sftmix.store import read_split
-from sftmix.training.distributed import World
-from sftmix.training.order import TrainingOrder
+from sftmix.pipeline.directory import RunDirectory
 from sftmix.types import Scores
 from tests.tiny import SHORT, groups, metrics, status, table
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
 from sftmix.quickstart.model import make_tokenizer
-from sftmix.rng import stable_hash
-from sftmix.training.order import TrainingOrder
 from tests.tiny import SHORT, Tiny, groups, metrics, status, table, weights
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sftmix.batches.order import Unit
+from sftmix.common.world import start_world
 from sftmix.components import NTP
-from sftmix.data.batching import Unit
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
-from sftmix.training.distributed import start_world
-from sftmix.training.stage import Stage
+from sftmix.training.loop import Stage
 
 VOCABULARY = 61
 _ASKED = itertools.count()

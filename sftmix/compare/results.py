@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,19 +15,10 @@ import numpy as np
 
 import sftmix
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json, sha256_json, write_json, write_text
+from sftmix.compare.contrasts import contrast_of, differences_of, verdict_of
 from sftmix.compare.plan import Cell, Comparison
-from sftmix.compare.statistics import (
-    MIN_SEEDS,
-    Counts,
-    bootstrap_seeds,
-    bootstrap_two_level,
-    holm,
-    mean_sd,
-    seeds_needed,
-    sign_flip,
-    smallest_effect,
-    smallest_p,
-)
+from sftmix.compare.statistics import holm, mean_sd, seeds_needed
 from sftmix.config.messages import nearest
 
 SHOWN = (
@@ -36,9 +27,6 @@ SHOWN = (
     "stages.train.wall_seconds",
 )
 """The figures and groups of figures that are shown unless `metrics` names others; those not there are left out."""
-
-RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
-"""Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 
 RELATIVE = ("confidence_std.after", "confidence_std.log_after")
 """Metrics whose ratio to the baseline's is shown: the paper reports that SFTMix narrows confidence by 7%."""
@@ -54,7 +42,8 @@ class CellResult:
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
     revision  version and git revision that trained the target
-    same      what runs of a variant may have in common: rows, eval and reference, as their stages' inputs tell it
+    same      what runs may have in common, as their stages' inputs tell it: data, eval, reference, and order, which
+              decides the examples of each step
     """
 
     cell: Cell
@@ -67,17 +56,27 @@ class CellResult:
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     """The result of a cell whose run returned `summary`."""
-    from sftmix.common.files import read_json
     from sftmix.pipeline.directory import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
     figures = dict(flatten(summary))
     metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
     inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
-    same = {key: inputs.get("train", {}).get(key) for key in ("data", "eval")}
-    same["reference"] = inputs.get("reference")
+    trained = inputs.get("train", {})
+    same = {**{key: trained.get(key) for key in ("data", "eval")}, "reference": inputs.get("reference")}
+    same["order"] = _order(trained) if trained else None
     revision = " ".join(filter(None, (summary["version"], summary["git_revision"])))
     return CellResult(cell, metrics, [n for n in figures if n not in metrics], adopted, revision, same)
+
+
+def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the examples of each step of a training with these inputs, and nothing else."""
+    options = inputs["training"]
+    length = {"epochs": options["epochs"]} if options["max_steps"] is None else {"max_steps": options["max_steps"]}
+    found = {key: inputs.get(key) for key in ("data", "split", "confidence", "pairing", "seed")}
+    # Pairs made from a run's own losses depend on all that decides these.
+    own_losses = sha256_json(inputs) if "online" in inputs else None
+    return {**found, **length, "global_batch_size": options["global_batch_size"], "own_losses": own_losses}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -122,12 +121,12 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
     complete = len(results) == len(comparison.cells)
     by_variant = {name: [r for r in results if r.cell.variant == name] for name in comparison.variants}
     names = list(dict.fromkeys(name for r in results for name in r.metrics))
-    contrasts = [_contrast(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
+    contrasts = [contrast_of(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
     # Over all that were planned: one that could not be measured makes the others no more significant.
     adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
     for contrast, p_holm in zip(contrasts, adjusted, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = _verdict(contrast, complete)
+        contrast["verdict"] = verdict_of(contrast, complete)
     return {
         "complete": complete,
         "runs_done": len(results),
@@ -153,7 +152,7 @@ def _variant(
         values = [r.metrics[metric] for r in own if metric in r.metrics]
         mean, sd = mean_sd(values)
         figures[metric] = {"seeds": len(values), "mean": mean, "sd": sd}
-        differences = _differences(own, base, metric)
+        differences = differences_of(own, base, metric)
         if differences and name != comparison.baseline:
             off, spread = mean_sd(list(differences.values()))
             figures[metric] |= {"difference": off, "difference_sd": spread}
@@ -181,88 +180,10 @@ def _variant(
 _SAME = ("data", "eval", "reference")
 
 
-def _differences(ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str) -> dict[int, float]:
-    """Seed -> ours - theirs, of the seeds that both have."""
-    a, b = ({r.cell.seed: r.metrics[metric] for r in side if metric in r.metrics} for side in (ours, theirs))
-    return {seed: a[seed] - b[seed] for seed in a if seed in b}
-
-
 def _relative(ours: Sequence[CellResult], differences: Mapping[int, float], metric: str) -> list[float]:
     """ours / theirs - 1 of each seed, of positive figures."""
     values = {r.cell.seed: r.metrics[metric] for r in ours if r.cell.seed in differences}
     return [values[seed] / (values[seed] - off) - 1 for seed, off in differences.items()]
-
-
-def _contrast(
-    comparison: Comparison, by_variant: Mapping[str, list[CellResult]], pair: tuple[str, str], complete: bool
-) -> dict[str, Any]:
-    ours, theirs = (by_variant[name] for name in pair)
-    metric = comparison.options.metric
-    differences = _differences(ours, theirs, metric)
-    found: dict[str, Any] = {"ours": pair[0], "theirs": pair[1], "seeds": list(differences)}
-    found |= {"differences": list(differences.values()), "p": None, "p_holm": None, "mean": None, "sd": None}
-    found |= {"interval": None, "interval_over": None, "smallest_effect": None, "smallest_p": None}
-    if not differences:
-        return found
-    values, n = list(differences.values()), len(differences)
-    mean, sd = mean_sd(values)
-    found |= {"mean": mean, "sd": sd, "smallest_p": smallest_p(n)}
-    if sd is not None:
-        found |= {"p": sign_flip(values), "smallest_effect": smallest_effect(sd, n)}
-    if complete:
-        counts = _counts(ours, theirs, metric, set(differences))
-        if counts is not None:
-            over = "seeds and examples" if n > 1 else "examples"
-            found |= {"interval": bootstrap_two_level(*counts), "interval_over": over}
-        elif sd is not None:
-            found |= {"interval": bootstrap_seeds(values), "interval_over": "seeds"}
-    return found
-
-
-def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
-    n = len(contrast["seeds"])
-    if not n:
-        return "not measured" if complete else "nothing to compare yet"
-    if n < 2:
-        return "one seed: no spread, no test"
-    if n < MIN_SEEDS:
-        return f"not tested: with {n} seeds no p is below {smallest_p(n):.2g}"
-    if not complete:
-        return "wait for the end"  # a verdict on a part of the seeds would be one of many looks
-    return "different" if contrast["p_holm"] <= 0.05 else "no difference shown"
-
-
-def _counts(
-    ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str, seeds: Container[int]
-) -> tuple[Counts, Counts] | None:
-    """The metric's sums per example on both sides; None without per-example files of the same held-out rows.
-
-    seeds  those that have the metric on both sides
-    """
-    if metric not in RATIOS:
-        return None
-    sides, rows = [], None
-    for side in (ours, theirs):
-        paths = [r.cell.path / "train" / "eval.parquet" for r in side if r.cell.seed in seeds]
-        tables = [_held_out(path, RATIOS[metric]) for path in paths]
-        for found in tables:
-            if found is None or (rows is not None and set(found) != rows):
-                return None
-            rows = set(found)
-        columns = [[found[i] for i in sorted(found)] for found in tables if found]
-        values = np.array(columns, dtype=np.float64)  # [S, N, 2]
-        sides.append(Counts(numerator=values[:, :, 0], denominator=values[:, :, 1]))
-    return sides[0], sides[1]
-
-
-def _held_out(path: Path, numerator: str) -> dict[str, tuple[float, ...]] | None:
-    """Example id -> that column and n_tokens; None where the run wrote no such file."""
-    if not path.exists():
-        return None
-    import pyarrow.parquet as pq
-
-    found = pq.read_table(path, columns=["id", numerator, "n_tokens"]).to_pydict()
-    return dict(zip(found["id"], zip(found[numerator], found["n_tokens"], strict=True), strict=True))
 
 
 def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) -> list[str]:
@@ -286,7 +207,6 @@ def _versions() -> dict[str, str | None]:
 
 def write_tables(directory: Path, table: Mapping[str, Any], results: Sequence[CellResult]) -> None:
     """Write table.json, table.csv, cells.csv and table.md, each in one step."""
-    from sftmix.common.files import write_json, write_text
     from sftmix.compare.markdown import markdown
 
     write_json(directory / "table.json", table)

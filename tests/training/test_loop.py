@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.errors import Stopped
+from sftmix.common.rng import generator
+from sftmix.common.tables import read_dynamics
+from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback
-from sftmix.data.batching import Slot, Unit
-from sftmix.errors import Stopped
-from sftmix.rng import generator
-from sftmix.store import read_dynamics
-from sftmix.training.distributed import World
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
 from tests.distributed.test_sharding import Collectives

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from sftmix.batches.order import Slot, TrainingOrder
+from sftmix.common.errors import NonFiniteError
+from sftmix.common.world import World
 from sftmix.components import NTP, AdamW
 from sftmix.components.base import Callback, CallbackResult, Perturbation
-from sftmix.data.batching import Slot
-from sftmix.errors import NonFiniteError
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.distributed import World
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
-from sftmix.training.order import TrainingOrder
 from sftmix.types import Split
 from tests.toy import logged, toy_rows, toy_stage
 
