@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sftmix.compare.cells import CellResult
 from sftmix.compare.plan import Comparison
 from sftmix.compare.statistics import (
     ALPHA,
@@ -20,9 +21,6 @@ from sftmix.compare.statistics import (
     smallest_effect,
     smallest_p,
 )
-
-if TYPE_CHECKING:
-    from sftmix.compare.results import CellResult
 
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""

@@ -16,9 +16,10 @@ from sftmix.cli.compare import comparison_of, listing
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import write_json
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.cells import CellResult, result_of
 from sftmix.compare.markdown import markdown
-from sftmix.compare.results import CellResult, build_table, result_of
 from sftmix.compare.statistics import smallest_effect
+from sftmix.compare.table import build_table
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig

@@ -29,9 +29,10 @@ from sftmix.cli.compare import comparison_of
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.cells import CellResult, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.markdown import markdown
-from sftmix.compare.results import CellResult, build_table, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.statistics import Counts, interval_two_level, sign_flip
+from sftmix.compare.table import build_table
 from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
