@@ -151,6 +151,19 @@ def test_backward_twice() -> None:
         loss.backward()
 
 
+def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept() -> None:
+    case = make_case(8)
+    once = case.run(sft_loss)
+    inputs = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
+    loss = call(case, *inputs[:2], bias=inputs[2]).loss
+    done = 0.0
+    for scale, keep in ((3.0, True), (-0.5, True), (0.0, True), (7.0, False)):
+        (scale * loss).backward(retain_graph=keep)
+        done += scale
+        for x, expected in zip(inputs, (once.hidden, once.weight, once.bias), strict=True):
+            close(x.grad, done * expected)
+
+
 def test_frozen_inputs_get_nothing() -> None:
     case = make_case(9)
     h, w = case.hidden.clone(), case.weight.clone()

@@ -16,9 +16,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.tables import read_split
 from sftmix.common.world import World
+from sftmix.components import RandomPairs
 from sftmix.config import RunConfig
+from sftmix.options import TrainingOptions
 from sftmix.pipeline.directory import RunDirectory
+from sftmix.types import Scores
 from tests.tiny import SHORT, groups, metrics, status, table
 
 
@@ -76,6 +81,21 @@ def test_every_example_carries_ntp_loss_once_an_epoch(finished):
     for stage in ("reference", "train", "baseline"):
         per_epoch = [sum(m["ntp_tokens"] for m in metrics(finished.path, stage) if m["epoch"] == e) for e in range(3)]
         assert per_epoch == [tokens] * 3
+
+
+def test_every_epoch_mixes_other_pairs(finished):
+    """Those that the sampler makes of the split for that epoch, in its order; the baseline has the same batches."""
+    data = pq.read_table(finished.path / "confidence" / "dynamics.parquet").to_pandas().drop_duplicates("id")
+    counts, split = data.n_tokens.to_numpy(), read_split(finished.path / "split" / "split.parquet")[1]
+    scores = Scores(list(data.id), np.arange(29), *[np.zeros(29)] * 2, counts)
+    made = [RandomPairs().pairs(split, scores, epoch=epoch, seed=42) for epoch in range(3)]
+    order = TrainingOrder(29, made.__getitem__, options=TrainingOptions(global_batch_size=8), seed=42)
+    units = [order.batch(step) for step in range(12)]
+    mixed = [sum(min(counts[s.row] for s in unit) for unit in batch if len(unit) == 2) for batch in units]
+    assert [m["mixup_tokens"] for m in metrics(finished.path)] == mixed
+    trained = [sum(counts[s.row] for unit in batch for s in unit) for batch in units]
+    for stage in ("train", "baseline"):
+        assert [m["ntp_tokens"] for m in metrics(finished.path, stage)] == trained
 
 
 # ------------------------------------------------------------------------------- reused or refused

@@ -12,8 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.rng import stable_hash
+from sftmix.options import TrainingOptions
 from sftmix.quickstart.model import make_tokenizer
-from tests.tiny import SHORT, Tiny, groups, status, table, weights
+from tests.tiny import SHORT, Tiny, groups, metrics, status, table, weights
 
 
 def test_dynamics_from_a_file_give_the_same_split_and_the_same_model(finished, tiny, tmp_path, sftmix):
@@ -26,6 +29,29 @@ def test_dynamics_from_a_file_give_the_same_split_and_the_same_model(finished, t
     assert groups(run) == groups(finished.path)
     ours, theirs = weights(run), weights(finished.path)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_the_reference_has_random_streams_of_its_own(finished, tmp_path, sftmix):
+    """Its order is that of shuffled singles under a seed made of the run's, not the one that NTP has in the target; or
+    of the seed that it is given."""
+    first = {}
+    dynamics = table(finished.path / "confidence" / "dynamics.parquet")  # in file order, a line for each checkpoint
+    for example, count in zip(dynamics["id"], dynamics["n_tokens"], strict=True):
+        first.setdefault(example, count)
+    counts = list(first.values())
+
+    def per_step(seed: int) -> list[int]:
+        options = TrainingOptions(global_batch_size=8)
+        order = TrainingOrder(len(counts), lambda epoch: None, options=options, seed=seed)
+        return [sum(counts[unit[0].row] for unit in order.batch(step)) for step in range(order.total_steps)]
+
+    found = [m["ntp_tokens"] for m in metrics(finished.path, "reference")]
+    assert found == per_step(stable_hash(42, "reference") % 2**62)
+    assert found != per_step(42)
+    words = ["reference", *finished.tiny.options, *SHORT, "--reference.training.seed", "5", "--out", str(tmp_path)]
+    assert sftmix(*words).code == 0
+    found = [m["ntp_tokens"] for m in metrics(tmp_path, "reference")]
+    assert found == per_step(stable_hash(5, "reference") % 2**62)[:2]
 
 
 def test_a_file_of_dynamics_that_changed_is_refused(finished, tiny, tmp_path, sftmix):

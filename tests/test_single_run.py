@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
+from sftmix.types import Scores, Split
 from tests.tiny import Tiny, metrics, table, weights
 
 
@@ -73,6 +75,37 @@ def test_the_last_split_is_that_of_the_epoch_before(single):
     split = table(single / "split" / "split.parquet")
     group = dict(zip(split["id"], split["group"], strict=True))
     assert [group[i] for i in ranked] == ["confident"] * 14 + ["unpaired"] + ["unconfident"] * 14
+
+
+def halves_of(run, epochs: list[int]) -> tuple[Scores, Split]:
+    """What the paper's splitter makes of the mean perplexities in these epochs, and the response tokens."""
+    kept = [table(run / "train" / "online" / f"epoch-{epoch:03d}.parquet") for epoch in epochs]
+    counts = np.array(kept[0]["n_tokens"])
+    confidence = -np.mean([np.exp(np.array(k["nll_sum"]) / counts) for k in kept], axis=0)
+    scores = Scores(kept[0]["id"], np.arange(29), confidence, np.zeros(29), counts)
+    return scores, Median().split(scores, seed=42)
+
+
+def test_every_epoch_mixes_pairs_of_the_split_that_the_one_before_made(single):
+    """With partners of its own."""
+    for epoch in (1, 2):
+        scores, split = halves_of(single, [epoch - 1])
+        pairs = RandomPairs().pairs(split, scores, epoch=epoch, seed=42)
+        depth = scores.n_tokens[pairs].min(axis=1)  # four pairs in a batch; the unpaired example is the last
+        expected = [int(depth[k : k + 4].sum()) for k in range(0, 14, 4)]
+        assert [m["mixup_tokens"] for m in metrics(single) if m["epoch"] == epoch] == expected
+
+
+def test_a_window_of_two_epochs_is_the_last_two(finished, tmp_path, sftmix):
+    """Of four, of one step each: the second and the third decide the fourth."""
+    words = options(finished.tiny, "--training.epochs", "4", "--training.global_batch_size", "30")
+    assert sftmix("run", *words, "--reference.window", "2", "--out", str(tmp_path)).code == 0
+    assert sorted(set(table(tmp_path / "confidence" / "dynamics.parquet")["step"])) == [2, 3]
+    scores, split = halves_of(tmp_path, [1, 2])
+    found = confidence_of(tmp_path)
+    np.testing.assert_allclose([found[i] for i in scores.id], scores.confidence, rtol=1e-12)
+    depth = scores.n_tokens[RandomPairs().pairs(split, scores, epoch=3, seed=42)].min(axis=1)
+    assert [m["mixup_tokens"] for m in metrics(tmp_path)][3] == depth.sum()
 
 
 def test_the_baseline_sees_the_same_batches(single):

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.order import Unit
 from sftmix.common.world import start_world
+from sftmix.components import NTP
+from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
+from sftmix.training.loop import Stage
 
 VOCABULARY = 61
 _ASKED = itertools.count()
@@ -64,6 +70,22 @@ class FixedOrder:
 
     def ends_epoch(self, steps_done: int) -> bool:
         return steps_done == len(self.batches)
+
+
+def toy_stage(
+    directory: Path, batches: Sequence[list[Unit]], *, options: dict[str, Any] | None = None, **given
+) -> Stage:
+    """NTP on the batches; with a learning rate so small that the weights stay as they are to the last but few bits."""
+    training = {"learning_rate": 1e-14, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant"}
+    training |= {"max_grad_norm": 0.0, "micro_batch_size": 2, **(options or {})}
+    stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
+    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
+    return Stage(options=TrainingOptions(**training), **stage | given)
+
+
+def logged(directory: Path) -> list[dict]:
+    """The metrics of a stage, step by step."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:

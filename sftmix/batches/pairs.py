@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sftmix.components.base import (
-    PairSampler,
-    check_pairs,
-)
+from sftmix.components.base import PairSampler, check_pairs
 from sftmix.types import Rows, Scores, Split
 
 

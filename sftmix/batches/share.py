@@ -71,9 +71,10 @@ def micro_batches(
     *,
     split: Split | None,
     pad_id: int,
+    padded: bool = False,
 ) -> list[Batch]:
-    """This rank's share of a global batch, as the (wrapped) module is fed."""
-    padding_free = unwrap(module).padding_free
+    """This rank's share of a global batch, as the (wrapped) module is fed, or padded in any case."""
+    padding_free = unwrap(module).padding_free and not padded
     made = []
     for step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=padding_free):
         share, n_segments = step.ranks[world.rank], step.n_segments

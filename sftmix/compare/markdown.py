@@ -17,9 +17,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     seeds = table["options"]["seeds"]
     parts = [f"# {len(variants)} variant{_s(variants)} x {len(seeds)} seed{_s(seeds)}"]
     if not table["complete"]:
-        parts.append(
-            f"**INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done.** Intervals come at the end."
-        )
+        done = f"{table['runs_done']} of {table['runs']} runs are done"
+        parts.append(f"**INCOMPLETE: {done}.** Intervals, what is detectable and results come at the end.")
     parts += [_grid(_main_rows(table)), f"## Contrasts on {table['metric']}", _grid(_contrast_rows(table))]
     parts.append("\n".join(f"- {note}" for note in _notes(table)))
     further = [name for name in table["shown"] if name != table["metric"]]
@@ -73,14 +72,25 @@ def _main_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 def _contrast_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     if table["contrasts"]:
-        yield ("contrast", "seeds", "difference", "95% interval", "p", "p (Holm)", "detectable", "result")
+        yield (
+            *("contrast", "seeds", "trained on", "difference", "95% interval"),
+            *("p", "p (Holm)", "detectable", "result"),
+        )
     for c in table["contrasts"]:
         interval = "-" if c["interval"] is None else f"[{c['interval'][0]:+.4f}, {c['interval'][1]:+.4f}]"
         off = "-" if c["mean"] is None else f"{c['mean']:+.4f}"
         p_values = (number(c["p"]), number(c["p_holm"]))
         name = f"{c['ours']} − {c['theirs']}"
         seeds = _count(len(c["seeds"]), min(len(table["variants"][c[side]]["runs"]) for side in ("ours", "theirs")))
-        yield (name, seeds, off, interval, *p_values, number(c["smallest_effect"]), c["verdict"])
+        found = (off, interval, *p_values, number(c["smallest_effect"]), c["verdict"])
+        yield (name, seeds, _trained_on(c), *found)
+
+
+def _trained_on(contrast: Mapping[str, Any]) -> str:
+    """What the two sides' trainings have in common."""
+    if contrast["same_order"]:
+        return "same order"
+    return {True: "same rows", False: "other rows", None: "-"}[contrast["same_rows"]]
 
 
 def _notes(table: Mapping[str, Any]) -> Iterator[str]:
@@ -107,17 +117,42 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
             f"**With {len(contrasts)} contrasts no p can be below 0.05 after Holm: "
             f"that takes {table['seeds_needed']} seeds, and these are {seeds}.**"
         )
-    over = {c["interval_over"] for c in contrasts} - {None}
-    for kind in sorted(over):
-        lacking = "" if "examples" in kind else " (the runs hold no per-example results of one set of held-out rows)"
-        narrow = "It is too narrow for so few seeds, and" if 1 < seeds < MIN_SEEDS else "It is"
-        yield f"95% interval: percentile bootstrap over {kind}{lacking}. {narrow} not corrected for several contrasts."
-    if seeds > 1:
+    yield from _about_training(contrasts)
+    yield from _about_intervals(contrasts)
+    if any(c["smallest_effect"] is not None for c in contrasts):
         yield (
-            "detectable: the true difference that this many seeds would find four times in five (paired t-test, "
-            "two-sided 0.05, uncorrected), given the spread seen here."
+            "detectable: the true difference that so many seeds call different four times in five (by this very test, "
+            f"Holm over {len(contrasts)}), if differences are normal with the spread seen here; few seeds tell it only "
+            "roughly."
         )
     yield _what_seeds_share(table)
+
+
+def _about_training(contrasts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    meaning = {
+        "same order": "both sides take the same examples in every step",
+        "same rows": (
+            "the same examples in another order, which is then part of the difference (pairs decide the order, as do "
+            "batch size and length; `pairing: auto` pairs nothing for an objective that does not mix)"
+        ),
+        "other rows": "the examples are not the same either",
+    }
+    found = {_trained_on(c) for c in contrasts}
+    said = [f'"{words}", {what}' for words, what in meaning.items() if words in found]
+    if said:
+        yield f"trained on, at each seed: {'; '.join(said)}."
+
+
+def _about_intervals(contrasts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for kind in sorted({c["interval_over"] for c in contrasts} - {None}):
+        if kind == "examples":
+            yield "95% interval: Student's t over examples, for these very runs; it knows nothing of other seeds."
+            continue
+        lacking = "" if "examples" in kind else " (the runs hold no per-example results of one set of held-out rows)"
+        yield (
+            f"95% interval: Student's t over {kind}{lacking}, for normal differences, not corrected for several "
+            "contrasts. The result is by p alone."
+        )
 
 
 def _without_value(table: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
+from sftmix.compare.cells import CellResult, refuse_unknown_metrics, result_of
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
-from sftmix.compare.results import CellResult, build_table, refuse_unknown_metrics, result_of, write_tables
+from sftmix.compare.table import build_table, write_tables
 
 if TYPE_CHECKING:
     from sftmix.common.world import World

@@ -35,7 +35,7 @@ from sftmix.training.module import Perturb, training_module, unwrap
 from sftmix.training.online import OnlineLosses
 from sftmix.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from sftmix.training.parallel import autocast, gradient_sync, resolve_precision
-from sftmix.training.scoring import with_batch_nll
+from sftmix.training.scoring import scoring_plan, with_batch_nll
 from sftmix.training.step import normalise, step_sums
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
@@ -207,6 +207,8 @@ class TrainingLoop:
             sums += self._forward_backward(batch, plan, scaled, perturb, last=k == len(window) - 1)
         norm = clip_gradients(self.module, self.options.max_grad_norm)
         self._apply(norm, window)
+        if self.stage.online is not None and not math.isfinite(norm):
+            self._record_again(self.stage.online, units, perturb, noted=len(window))
         loss, nll, mixed, trained, aligned = self.world.sum(sums.tolist())
         tokens = int(sum(self.stage.data.lengths[slot.row] for unit in units for slot in unit))
         self.step += 1
@@ -277,6 +279,26 @@ class TrainingLoop:
         if self.stage.online is not None:
             self.stage.online.record(batch, out.nll)
         return step_sums(batch, plan, out)
+
+    def _record_again(
+        self, online: OnlineLosses, units: Sequence[Unit], perturb: Perturb | None, *, noted: int
+    ) -> None:
+        """Note the losses of a skipped step anew, with padding; the weights are still those of the step.
+
+        In a row that examples share, one that is not finite spoils all: what attention masks is multiplied by 0, and
+        0 times NaN is NaN. Every rank skips the same steps, so this forward is one of all ranks, too.
+        """
+        stage, target = self.stage, unwrap(self.module)
+        if not target.padding_free:
+            return
+        online.take_back(noted)
+        split = stage.split_of(stage.order.epoch_of(self.step))
+        padded = micro_batches(
+            units, stage.data, self.options, self.world, self.module, split=split, pad_id=stage.pad_id, padded=True
+        )
+        with torch.no_grad(), autocast(self.module, self.precision, self.world.device):
+            for batch in padded:
+                online.record(batch, target(batch, scoring_plan(batch), perturb=perturb).nll)
 
     def _apply(self, norm: float, window: Sequence[Batch]) -> None:
         """Step, or skip it on every rank where the (global) gradient norm is not finite."""

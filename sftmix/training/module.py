@@ -22,13 +22,7 @@ from sftmix.model.head import Head, head_of
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
 from sftmix.options import TrainingOptions
-from sftmix.training.parallel import (
-    autocast,
-    compile_layers,
-    recompute_activations,
-    resolve_parallel,
-    wrap,
-)
+from sftmix.training.parallel import autocast, compile_layers, recompute_activations, resolve_parallel, wrap
 from sftmix.types import Batch, Plan, Segment
 
 

@@ -37,6 +37,10 @@ class OnlineLosses:
         count = torch.bincount(batch.slot, minlength=len(batch.ids))
         self._parts.append((batch.rows[own], per_slot(batch, nll_T.detach())[own], count[own]))
 
+    def take_back(self, n_batches: int) -> None:
+        """Forget the last so many micro-batches, one or more."""
+        del self._parts[-n_batches:]
+
     def gathered(self) -> dict[str, torch.Tensor]:
         """Everything noted in this epoch on all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
         mine = [torch.cat(columns).cpu().numpy() for columns in zip(*self._parts, strict=True)]

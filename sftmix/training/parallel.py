@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -122,6 +123,9 @@ def wrap(
     inside: Any = module
     for layer in decoder_layers(inside.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # What enters the root is no activation: FSDP would look for floats inside Batch and Plan and round lambdas, weights
+    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). What flows in it is bf16 as its parameters are.
+    policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for name in ("read", "probe"):
         register_fsdp_forward_method(module, name)

@@ -6,15 +6,20 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of, listing
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import write_json
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.cells import CellResult, result_of
 from sftmix.compare.markdown import markdown
-from sftmix.compare.results import CellResult, build_table
+from sftmix.compare.statistics import smallest_effect
+from sftmix.compare.table import build_table
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
@@ -195,7 +200,7 @@ def test_a_table_works_without_yaml() -> None:
 
 def results_on(comparison: Comparison, figures: dict[str, dict[str, float]]) -> list[CellResult]:
     """Finished cells with these figures, by the cell's name."""
-    same = dict.fromkeys(("data", "eval", "reference"))
+    same = dict.fromkeys(("data", "eval", "reference", "order"))
     return [CellResult(c, figures[c.name], [], {}, "0.1 abc", same) for c in comparison.cells if c.name in figures]
 
 
@@ -222,6 +227,70 @@ def test_a_part_of_the_seeds_gives_no_verdict(tmp_path: Path) -> None:
     part = build_table(comparison, results_on(comparison, figures)[:-2])["contrasts"][0]
     assert (whole["verdict"], whole["p"]) == ("different", 2 / 2**8)
     assert (part["verdict"], part["p"]) == ("wait for the end", 2 / 2**7)
+    assert (part["interval"], part["smallest_effect"]) == (None, None)
+    assert whole["interval"] == pytest.approx(
+        tuple(stats.ttest_1samp([2, 3, 4, 5, 6, 7, 8, 9], 0).confidence_interval())
+    )
+    assert whole["smallest_effect"] == smallest_effect(np.std(range(8), ddof=1), 8)
+    assert (whole["same_rows"], whole["same_order"]) == (None, None)  # nobody wrote down what these were trained on
+
+
+def test_what_is_detectable_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
+    comparison = table_of(tmp_path, "ABCD", 7, metric="x")
+    figures = {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells}
+    found = build_table(comparison, results_on(comparison, figures))["contrasts"]
+    assert found[0]["smallest_effect"] == smallest_effect(found[0]["sd"], 7, contrasts=3)
+    comparison = table_of(tmp_path, "ABCD", 6, metric="x")  # 3 contrasts need 7 seeds
+    table = build_table(comparison, results_on(comparison, figures))
+    assert [c["smallest_effect"] for c in table["contrasts"]] == [None] * 3
+    assert "detectable:" not in markdown(table)
+    assert re.search(r"^\| B − A .* \| - +\| no difference shown \|$", markdown(table), re.M)
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({}, True),
+        ({"objective": {"mu": 1}, "optimizer": "other"}, True),
+        ({"pairing": None, "split": None, "confidence": None}, False),
+        ({"pairing": {"class_path": "AnyPairs"}}, False),
+        ({"split": "another"}, False),
+        ({"confidence": "another"}, False),
+        ({"data": {"limit": 5}}, False),
+        ({"training": {"global_batch_size": 16, "epochs": 3.0, "max_steps": None, "learning_rate": 1}}, False),
+        ({"training": {"global_batch_size": 8, "epochs": 2.0, "max_steps": None, "learning_rate": 1}}, False),
+        ({"training": {"global_batch_size": 8, "epochs": 3.0, "max_steps": None, "learning_rate": 2}}, True),
+        ({"online": [{}]}, False),
+    ],
+)
+def test_the_order_of_a_training_is_told_from_its_inputs(tmp_path: Path, changed: dict, same: bool) -> None:
+    training = {"global_batch_size": 8, "epochs": 3.0, "max_steps": None, "learning_rate": 1}
+    inputs = {
+        "data": {"limit": 9},
+        "split": "s",
+        "confidence": "c",
+        "pairing": {"class_path": "RandomPairs"},
+        "seed": 1,
+    }
+    comparison = table_of(tmp_path, "AB", 1, metric="x")
+    results = []
+    for cell in comparison.cells:
+        own = {**inputs, "training": training, **(changed if cell.variant == "B" else {})}
+        write_json(cell.path / "train" / "inputs.json", own)
+        results.append(result_of(cell, {"x": 1.0, "version": "0.1", "git_revision": None}))
+    contrast = build_table(comparison, results)["contrasts"][0]
+    assert (contrast["same_order"], contrast["same_rows"]) == (same, "data" not in changed)
+
+
+def test_pairs_of_own_losses_are_the_same_in_equal_runs_alone(tmp_path: Path) -> None:
+    training = {"global_batch_size": 8, "epochs": None, "max_steps": 5}
+    comparison = table_of(tmp_path, "ABC", 1, metric="x")
+    results = []
+    for cell in comparison.cells:
+        own = {"data": {}, "training": training, "online": [{}], "objective": "mu 1" if cell.variant == "C" else "mu 2"}
+        write_json(cell.path / "train" / "inputs.json", own)
+        results.append(result_of(cell, {"x": 1.0, "version": "0.1", "git_revision": None}))
+    assert [c["same_order"] for c in build_table(comparison, results)["contrasts"]] == [True, False]
 
 
 def test_the_spread_of_confidence_is_shown_relative_to_the_baseline(tmp_path: Path) -> None:

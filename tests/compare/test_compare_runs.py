@@ -29,9 +29,10 @@ from sftmix.cli.compare import comparison_of
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.cells import CellResult, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.markdown import markdown
-from sftmix.compare.results import CellResult, build_table, flatten, refuse_unknown_metrics, result_of
-from sftmix.compare.statistics import Counts, bootstrap_two_level, sign_flip
+from sftmix.compare.statistics import Counts, interval_two_level, sign_flip
+from sftmix.compare.table import build_table
 from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
@@ -138,14 +139,37 @@ def test_a_refused_change_leaves_the_table_and_its_configuration(
 
 def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
     shutil.copytree(ran.out, tmp_path / "table")
-    again = {**VARIANTS, "again": {}, "control": {"splitter": "RandomSplit"}}
+    again = {
+        **VARIANTS,
+        "again": {},
+        "control": {"splitter": "RandomSplit"},
+        "alone": {**VARIANTS["NTP"], "pairing": None},
+    }
     assert sftmix(*words(finished, tmp_path, again)).code == 0
     table = read_json(tmp_path / "table" / "table.json")
-    assert (table["runs"], len(table["contrasts"])) == (8, 3)
+    assert (table["runs"], len(table["contrasts"])) == (10, 4)
+    _check_orders(tmp_path / "table", table)
     assert [set(run["adopted"]) >= {"train"} for run in table["variants"]["again"]["runs"]] == [True, True]
     assert [set(run["adopted"]) for run in table["variants"]["control"]["runs"]] == [{"base"}, {"base"}]
     ours, theirs = (table["variants"][name]["metrics"]["eval_nll_after"]["mean"] for name in ("again", "SFTMix"))
     assert ours == theirs
+
+
+def _check_orders(out: Path, table: dict) -> None:
+    """Each contrast says whether both sides train on the same order, which the tokens of their steps show."""
+    orders = {name: [step["ntp_tokens"] for step in metrics(out / name / "seed-1")] for name in table["variants"]}
+    for contrast in table["contrasts"]:
+        ours, theirs = (orders[contrast[side]] for side in ("ours", "theirs"))
+        assert contrast["same_order"] == (ours == theirs), contrast["ours"]
+        assert contrast["same_rows"] is True
+    assert {c["ours"]: c["same_order"] for c in table["contrasts"]} == {
+        **dict.fromkeys(("SFTMix", "again"), True),
+        **dict.fromkeys(("control", "alone"), False),
+    }
+    text = (out / "table.md").read_text()
+    assert re.search(r"^\| SFTMix − NTP +\| 2 +\| same order ", text, re.M)
+    assert re.search(r"^\| alone − NTP +\| 2 +\| same rows ", text, re.M)
+    assert '"same rows", the same examples in another order' in text
 
 
 def test_a_wrong_variant_is_found_before_anything_starts(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
@@ -222,7 +246,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespa
     tokens = np.tile(np.arange(3.0, 14.0), (2, 1))
     order = np.argsort([str(i) for i in range(11)])
     ours, theirs = (Counts(np.array(sums[n])[:, order], tokens[:, order]) for n in ("SFTMix", "NTP"))
-    assert contrast["interval"] == bootstrap_two_level(ours, theirs)
+    assert contrast["interval"] == pytest.approx(interval_two_level(ours, theirs), rel=1e-12)  # sums in another order
     assert contrast["interval_over"] == "seeds and examples"
     (comparison.cells[0].path / "train" / "eval.parquet").unlink()
     contrast = build_table(comparison, results)["contrasts"][0]
@@ -244,7 +268,7 @@ def test_the_brier_score_has_an_interval_over_examples(ran: SimpleNamespace) -> 
         files = [pq.read_table(ran.out / variant / f"seed-{seed}/train/eval.parquet").sort_by("id") for seed in (1, 2)]
         sides.append(Counts(*(np.array([f[c].to_numpy() for f in files], float) for c in ("brier_sum", "n_tokens"))))
     assert contrast["interval_over"] == "seeds and examples"
-    assert contrast["interval"] == pytest.approx(bootstrap_two_level(*sides), rel=1e-9)
+    assert contrast["interval"] == pytest.approx(interval_two_level(*sides), rel=1e-9)
     for name, side in zip(("SFTMix", "NTP"), sides, strict=True):
         own = [r.metrics["calibration.brier"] for r in results if r.cell.variant == name]
         assert side.numerator.sum(1) / side.denominator.sum(1) == pytest.approx(own, rel=1e-6)
@@ -319,6 +343,11 @@ def test_the_note_on_what_seeds_share_is_true(
     text = (tmp_path / "table" / "table.md").read_text()
     assert "Each seed has its own training rows (drawn) and a reference (drawn);" in text
     table = read_json(tmp_path / "table" / "table.json")
+    assert [(c["ours"], c["same_rows"], c["same_order"]) for c in table["contrasts"]] == [
+        ("SFTMix", True, True),
+        ("drawn", False, False),
+    ]
+    assert '"other rows", the examples are not the same either' in text
     assert table["variants"]["drawn"]["same_at_all_seeds"] == {"data": False, "eval": True, "reference": False}
     assert table["variants"]["NTP"]["same_at_all_seeds"] == {"data": True, "eval": True, "reference": True}
 

@@ -108,6 +108,12 @@ def test_lambda_is_keyed_by_seed_step_and_the_two_ids():
     lam = SFTMix(alpha=0.5).plan(batch, **AT).lam
     draws = [generator(7, "lambda", 3, *ids).beta(0.5, 0.5) for ids in (("e0", "e1"), ("e2", "e3"))]
     assert lam.tolist() == [np.float32(draws[0])] * 2 + [np.float32(draws[1])]
+    lam = SFTMix(alpha=0.5, lambda_per="token").plan(batch, **AT).lam
+    sizes = ((("e0", "e1"), 2), (("e2", "e3"), 1))
+    draws = [generator(7, "lambda", 3, *ids).beta(0.5, 0.5, size=size) for ids, size in sizes]
+    assert lam.tolist() == np.concatenate(draws).astype(np.float32).tolist()
+    lam = SFTMix(alpha=0.5, lambda_per="batch").plan(batch, **AT).lam
+    assert lam.tolist() == [np.float32(generator(7, "lambda", 3).beta(0.5, 0.5))] * 3
 
 
 @pytest.mark.parametrize("lambda_per", ["pair", "batch", "token"])

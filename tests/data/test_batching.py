@@ -77,6 +77,19 @@ def test_order_depends_on_seed_and_epoch_only():
     assert rows != [tuple(s.row for s in u) for u in epoch_units(50, None, epoch=1, seed=8)]
 
 
+def test_unpaired_examples_have_an_order_of_their_own_in_every_epoch():
+    """And in no epoch that of the file, or of another seed."""
+    pairs = np.arange(20).reshape(-1, 2)
+
+    def singles(epoch: int, seed: int) -> tuple[int, ...]:
+        return tuple(u[0].row for u in epoch_units(70, pairs, epoch=epoch, seed=seed) if len(u) == 1)
+
+    orders = [singles(epoch, seed) for epoch in range(3) for seed in (7, 8)]
+    assert all(sorted(order) == list(range(20, 70)) for order in orders)
+    assert len({*orders, tuple(range(20, 70))}) == 7
+    assert singles(1, 7) == orders[2]
+
+
 @given(an_epoch(), st.integers(1, 5), st.sampled_from([2, 4, 8]), st.integers(1, 8))
 def test_deal_never_cuts_a_pair_and_gives_every_rank_the_same_number_of_forwards(epoch_of, world, micro, segments):
     n, pairs = epoch_of

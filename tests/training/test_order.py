@@ -72,6 +72,18 @@ def test_every_epoch_sees_every_row_and_is_shuffled_anew():
     assert [plan.ends_epoch(s) for s in range(1, 7)] == [False, False, True, False, False, True]
 
 
+def test_epochs_of_unlike_length_follow_each_other():
+    """As of a sampler that repeats examples in some epochs; the order is asked for steps as a resume would."""
+    pairs = [np.arange(10).reshape(-1, 2)[list(rows)] for rows in ((0, 1), (0, 1, 1, 2, 0), (3,))]
+    plan = TrainingOrder(10, pairs.__getitem__, options=TrainingOptions(global_batch_size=4, epochs=3), seed=1)
+    expected = [global_batches(epoch_units(10, pairs[e], epoch=e, seed=1), 4) for e in range(3)]
+    assert [len(batches) for batches in expected] == [3, 4, 3]
+    assert plan.ends == [3, 7, 10]
+    whole = [(epoch, batch) for epoch in range(3) for batch in expected[epoch]]
+    for step in (9, 2, 3, 8, 7, 0, 6, 1, 4, 5):
+        assert (plan.epoch_of(step), plan.batch(step)) == whole[step]
+
+
 def test_batches_can_be_asked_for_in_any_order():
     plan, again = order(epochs=3), order(epochs=3)
     backwards = {s: again.batch(s) for s in reversed(range(again.total_steps))}

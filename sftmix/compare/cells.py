@@ -1,0 +1,93 @@
+"""The figures of finished cells of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json, sha256_json
+from sftmix.compare.plan import Cell, Comparison
+from sftmix.config.messages import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """What a finished cell has to say.
+
+    metrics   every finite number of its summary.json, nested ones with dots
+    no_value  names of its figures that are null or not finite
+    adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
+    revision  version and git revision that trained the target
+    same      what runs may have in common, as their stages' inputs tell it: data, eval, reference, and order, which
+              decides the examples of each step
+    """
+
+    cell: Cell
+    metrics: Mapping[str, float]
+    no_value: Sequence[str]
+    adopted: Mapping[str, str]
+    revision: str
+    same: Mapping[str, Any]
+
+
+def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
+    """The result of a cell whose run returned `summary`."""
+    from sftmix.pipeline.directory import ADOPTED
+
+    adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
+    figures = dict(flatten(summary))
+    metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
+    inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
+    trained = inputs.get("train", {})
+    same = {**{key: trained.get(key) for key in ("data", "eval")}, "reference": inputs.get("reference")}
+    same["order"] = _order(trained) if trained else None
+    revision = " ".join(filter(None, (summary["version"], summary["git_revision"])))
+    return CellResult(cell, metrics, [n for n in figures if n not in metrics], adopted, revision, same)
+
+
+def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the examples of each step of a training with these inputs, and nothing else."""
+    options = inputs["training"]
+    length = {"epochs": options["epochs"]} if options["max_steps"] is None else {"max_steps": options["max_steps"]}
+    found = {key: inputs.get(key) for key in ("data", "split", "confidence", "pairing", "seed")}
+    # Pairs made from a run's own losses depend on all that decides these.
+    own_losses = sha256_json(inputs) if "online" in inputs else None
+    return {**found, **length, "global_batch_size": options["global_batch_size"], "own_losses": own_losses}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted name, number) of every number in nested mappings; NaN where the value is null."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif value is None:
+            yield f"{prefix}{key}", float("nan")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+_ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "stages")
+"""Groups of figures that runs without a split lack in part: the first of several variants does not decide on these."""
+
+
+def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]) -> None:
+    """ConfigError for a name in `metric` or `metrics` that is no figure of the runs, as soon as that can be told.
+
+    That is after the first run; for figures of the split after the first run of every variant.
+    """
+    options = comparison.options
+    there = list(dict.fromkeys(name for r in results for name in (*r.metrics, *r.no_value)))
+    for key, name in [("metric", options.metric), *(("metrics", name) for name in options.metrics or ())]:
+        known = name in there or (key == "metrics" and any(m.startswith(f"{name}.") for m in there))
+        early = len(results) < len(comparison.variants) and name.partition(".")[0] in _ONLY_WITH_PAIRS
+        if not known and not early:
+            siblings = [m for m in there if m.rpartition(".")[0] == name.rpartition(".")[0]]
+            guess = nearest(name, siblings) or nearest(name, there)
+            raise ConfigError(
+                f"{key} names {name!r}, which is no figure of a run's summary.json ({results[-1].cell.path})."
+                f"{guess} Figures there: {', '.join(siblings or there)}"
+            )

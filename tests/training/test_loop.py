@@ -1,0 +1,181 @@
+"""The loop over several steps and ranks: each step is the formula of its global batch, what is counted adds up over
+steps, ranks and resumes, and no dropout mask comes twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.errors import Stopped
+from sftmix.common.rng import generator
+from sftmix.common.tables import read_dynamics
+from sftmix.common.world import World
+from sftmix.components import AdamW, SFTMix
+from sftmix.components.base import Callback
+from sftmix.training.loop import StageResult, train
+from sftmix.training.online import OnlineLosses
+from tests.distributed.test_sharding import Collectives
+from tests.toy import logged, on_ranks, toy_model, toy_rows, toy_stage
+from tests.training.test_step import naive
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 4), (6, 2)])
+# A repeat in the first epoch, which mixes without NTP; at its end, a batch that leaves a rank of two without work.
+BATCHES: list[list[Unit]] = [
+    [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)],
+    [(Slot(6), Slot(7))],
+    [(Slot(8),)],
+]
+MU, ALPHA, SEED = 0.75, 0.5, 11
+
+
+class Recording(AdamW):
+    """AdamW that keeps the gradients of each of its steps, whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[dict[str, torch.Tensor]] = []
+
+    def build(self, parameters, *, training):
+        optimizer = super().build(parameters, training=training)
+
+        def take(*_):
+            grads = {name: p.grad for name, p in parameters.items()}
+            whole = {k: g.full_tensor() if isinstance(g, DTensor) else g for k, g in grads.items()}
+            if any(g.any() for g in whole.values()):  # to load its state, torch steps a new optimizer on zeros
+                self.taken.append({k: g.clone() for k, g in whole.items()})
+
+        optimizer.register_step_pre_hook(take)
+        return optimizer
+
+
+# ----------------------------------------------------------------------------------------------- steps
+
+
+def drawn(step: int) -> dict[tuple[str, str], list[float]]:
+    """Lambdas of the pairs of a step, as their legend says: float32, keyed by seed, step and the two ids."""
+    found = {}
+    for a, b in ((u[0].row, u[1].row) for u in BATCHES[step] if len(u) == 2):
+        ids = (DATA[a].id, DATA[b].id)
+        lam = float(np.float32(generator(SEED, "lambda", step, *ids).beta(ALPHA, ALPHA)))
+        found[ids] = [lam] * 99
+    return found
+
+
+class Interrupt(Callback):
+    """Sends one rank a signal at a step, the first time."""
+
+    def __init__(self, *, rank: int, world: World, step: int) -> None:
+        self.left = int(rank == world.rank)
+        self.step = step
+
+    def on_step_end(self, state):
+        if state.step == self.step and self.left:
+            self.left = 0
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_all(place: Path, world: World, parallel: str, optimizer: Recording, interrupt: int | None) -> StageResult:
+    """Train on BATCHES; where a step is given at whose end the last rank is told to stop, on from there."""
+    callbacks = [] if interrupt is None else [Interrupt(rank=world.size - 1, world=world, step=interrupt)]
+
+    def again() -> StageResult:
+        online = OnlineLosses(DATA.ids, place / "online", world)
+        more = {"objective": SFTMix(mu=MU), "optimizer": optimizer, "online": online, "callbacks": callbacks}
+        return train(toy_stage(place, BATCHES, data=DATA, seed=SEED, options={"parallel": parallel}, **more), world)
+
+    if interrupt is not None:
+        with pytest.raises(Stopped, match=f"step-0000000{interrupt} is saved"):
+            again()
+        assert len(optimizer.taken) == interrupt
+    return again()
+
+
+def check_steps(world: World, directory: str, parallel: str, interrupt: int | None = None) -> None:
+    """Gradients and metrics of all steps, their sums, and the online losses, by formulas on one example at a time."""
+    place, optimizer = Path(directory), Recording()
+    with Collectives() as collectives:
+        done = train_all(place, world, parallel, optimizer, interrupt)
+    if parallel == "ddp":  # gradients are summed once a step, however many micro-batches; all else is small
+        sizes = [(int(key.split()[1]), n) for key, n in collectives.count.items() if key.startswith("all_reduce")]
+        assert sum(size * n for size, n in sizes if size > 5) == 3 * sum(p.numel() for p in toy_model().parameters())
+    nll = {row: naive(toy_model(), DATA, [(Slot(row),)], {}, mu=0, mixup_mean="own")[0] for row in range(len(DATA))}
+    sums = dict.fromkeys(("tokens", "ntp_tokens", "mixup_tokens"), 0)
+    for step, units in enumerate(BATCHES):
+        loss, expected = naive(toy_model(), DATA, units, drawn(step), mu=MU, mixup_mean="own")
+        for name, gradient in expected.items():
+            torch.testing.assert_close(optimizer.taken[step][name], gradient, rtol=1e-5, atol=1e-6)
+        slots = [slot for unit in units for slot in unit]
+        trained = {slot.row: int(DATA[slot.row].target.sum()) for slot in slots if slot.ntp_weight}
+        mixed = sum(min(int(DATA[s.row].target.sum()) for s in unit) for unit in units if len(unit) == 2)
+        mean = sum(nll[row] * n for row, n in trained.items()) / sum(trained.values())
+        norm = float(torch.stack([g.norm() for g in expected.values()]).norm())
+        if not world.is_main:
+            continue
+        line = logged(place)[step]
+        counts = {"ntp_tokens": sum(trained.values()), "mixup_tokens": mixed}
+        counts["tokens"] = sum(len(DATA[slot.row].input_ids) for slot in slots)
+        assert {k: line[k] for k in ("step", "epoch", *counts)} == {"step": step + 1, "epoch": 0, **counts}
+        found = [line[k] for k in ("loss", "ntp", "mixup", "mu_effective", "grad_norm")]
+        per_mixed = MU * counts["ntp_tokens"] / mixed if mixed else 0
+        of_mixup = (loss - mean) / MU if mixed else 0
+        assert found == pytest.approx([loss, mean, of_mixup, per_mixed, norm], rel=1e-6, abs=1e-12)
+        sums = {k: n + counts[k] for k, n in sums.items()}
+    if world.is_main:
+        assert {k: done.figures[k] for k in sums} == sums
+        mixing = [m for m in logged(place) if m["mixup_tokens"]]
+        both = [sum(m[k] for m in mixing) for k in ("ntp_tokens", "mixup_tokens")]
+        assert done.figures["mu_effective"] == pytest.approx(MU * both[0] / both[1], rel=1e-12)
+        assert len(logged(place)) == 3
+        kept = read_dynamics(place / "online" / "epoch-000.parquet").of(DATA.ids)
+        n_tokens = [int(example.target.sum()) for example in DATA]
+        assert kept.n_tokens.tolist() == n_tokens
+        np.testing.assert_allclose(kept.nll_sum[:, 0], [nll[row] * n for row, n in enumerate(n_tokens)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("interrupt", [None, 2])
+def test_each_step_is_the_formula_and_what_is_counted_adds_up(tmp_path, interrupt):
+    """Also where a signal parts the epoch."""
+    check_steps(World(), str(tmp_path), "auto", interrupt)
+
+
+def check_two(world: World, directory: str) -> None:
+    assert world.sum([2.0**40 + world.rank, 0.0]) == [2.0**41 + 1, 0.0]  # a float32 ends at 2^24
+    check_masks(world, directory)
+    for parallel, interrupt in (("ddp", 2), ("fsdp", None)):
+        check_steps(world, f"{directory}/{parallel}", parallel, interrupt)
+
+
+def test_on_two_ranks_too_one_of_which_is_without_work(tmp_path):
+    """The signal comes to one of them only; the ranks have unlike dropout masks."""
+    on_ranks(check_two, str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------------- dropout
+
+
+def masks(world: World, directory: Path, seed: int) -> list[list[list[bool]]]:
+    """What dropout leaves of the embeddings in each of three steps, rank by rank; all on examples of one length."""
+    model, data = toy_model(dropout=0.5), toy_rows([(3, 5), (3, 5)])
+    found: list[list[bool]] = []
+    model.transformer.drop.register_forward_hook(lambda m, args, out: found.append((out != 0).flatten().tolist()))
+    batches: list[list[Unit]] = [[(Slot(row),) for row in range(world.size)]] * 3
+    train(toy_stage(directory, batches, model=model, data=data, seed=seed), world)
+    assert len(found) == 3
+    return world.gather(found)
+
+
+def check_masks(world: World, directory: str) -> None:
+    found = [masks(world, Path(directory) / f"masks-{seed}", seed) for seed in (SEED, SEED + 1)]
+    every = [tuple(mask) for ranks in found for steps in ranks for mask in steps]
+    assert len(set(every)) == len(every) == 2 * 3 * world.size
+
+
+def test_every_step_and_seed_has_a_dropout_mask_of_its_own(tmp_path):
+    check_masks(World(), str(tmp_path))

@@ -1,0 +1,178 @@
+"""A stage from its start to its end: what changes with the epoch, what stops it, and which steps it skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix.batches.order import Slot, TrainingOrder
+from sftmix.common.errors import NonFiniteError
+from sftmix.common.world import World
+from sftmix.components import NTP, AdamW
+from sftmix.components.base import Callback, CallbackResult, Perturbation
+from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.loop import StageResult, train
+from sftmix.training.online import OnlineLosses
+from sftmix.types import Split
+from tests.toy import logged, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
+
+
+class Groups(NTP):
+    """Keeps the groups that it is shown, step by step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[int, int]] = {}
+
+    def plan(self, batch, *, step, total_steps, seed):
+        groups = zip(batch.rows.tolist(), batch.group.tolist(), strict=True)
+        self.seen.setdefault(step, {}).update(groups)
+        return super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+
+
+class Calls(Callback):
+    """Keeps when it is called, with how many steps and epochs done."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+        self.epochs: list[tuple[int, int]] = []
+
+    def on_stage_start(self, state):
+        return CallbackResult({"at_start": 1.0})
+
+    def on_step_end(self, state):
+        self.steps.append((state.step, state.epoch))
+
+    def on_epoch_end(self, state):
+        self.epochs.append((state.step, state.epoch))
+        return CallbackResult({"at_epoch": float(state.epoch)})
+
+
+def test_what_belongs_to_an_epoch_changes_at_its_end(tmp_path):
+    """Three epochs of two steps, the last cut short: groups, the log, callbacks and online losses agree."""
+    objective, calls = Groups(), Calls()
+    order = TrainingOrder(7, lambda epoch: None, options=TrainingOptions(global_batch_size=4, max_steps=5), seed=1)
+    online = OnlineLosses(DATA.ids, tmp_path / "online", World())
+    groups = [np.roll([0, 1, 1, 0, -1, 0, 1], epoch).astype(np.int8) for epoch in range(3)]
+    more = {"objective": objective, "callbacks": [calls], "online": online, "order": order}
+    train(toy_stage(tmp_path, [], data=DATA, split_of=lambda epoch: Split(groups[epoch], ("a", "b")), **more), World())
+    epochs = [0, 0, 1, 1, 2]
+    for step, epoch in enumerate(epochs):
+        rows = [unit[0].row for unit in order.batch(step)]
+        assert objective.seen[step] == {row: groups[epoch][row] for row in rows}
+    found = logged(tmp_path)
+    assert [m["epoch"] for m in found] == epochs
+    assert [m.get("at_start") for m in found] == [1.0, None, None, None, None]
+    assert [m.get("at_epoch") for m in found] == [None, 1.0, None, 2.0, 3.0]
+    assert calls.steps == [(1, 0), (2, 1), (3, 1), (4, 2), (5, 3)]
+    assert calls.epochs == [(2, 1), (4, 2), (5, 3)]
+    assert online.epochs() == [0, 1]  # not every example had its turn in the third
+    for epoch in (0, 1):
+        kept = online.read(epoch)
+        assert kept.steps.tolist() == [2 * epoch + 2]
+        assert kept.n_tokens.tolist() == [int(example.target.sum()) for example in DATA]
+
+
+class StopAfter(Callback):
+    """Asks to stop after a step."""
+
+    def __init__(self, *, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=state.step == self.step)
+
+
+@pytest.mark.parametrize(("callbacks", "last"), [([StopAfter(step=2)], 2), ([], 4)], ids=["stopped", "ended"])
+def test_a_stage_that_ended_or_was_stopped_is_not_trained_on(tmp_path, capsys, callbacks, last):
+    """Whenever checkpoints are due, its last step has one; a process that finds only that trains no step more."""
+    kept, batches = CheckpointOptions(every=3), [[(Slot(row),)] for row in range(4)]
+    first = train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept, callbacks=callbacks), World())
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    again = train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept), World())
+    assert f"train: resuming after step {last} of 4" in capsys.readouterr().out
+    assert [done.figures["steps"] for done in (first, again)] == [last, last]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+class Rates(AdamW):
+    """Keeps the learning rates of the groups of parameters at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[float]] = []
+
+    def build(self, parameters, *, training):
+        optimizer = super().build(parameters, training=training)
+        optimizer.register_step_pre_hook(lambda *_: self.seen.append([g["lr"] for g in optimizer.param_groups]))
+        return optimizer
+
+
+def test_each_step_has_the_learning_rate_of_its_place(tmp_path):
+    """The warm-up ends at the full rate, the first step after it has that, too; matrices and vectors have the same."""
+    rates, options = Rates(), {"learning_rate": 0.01, "warmup_ratio": 0.25, "schedule": "linear"}
+    train(toy_stage(tmp_path, [[(Slot(0),)]] * 8, data=DATA, optimizer=rates, options=options), World())
+    expected = [0.005, 0.01, *(0.01 * (1 - k / 6) for k in range(6))]
+    assert [m["learning_rate"] for m in logged(tmp_path)] == pytest.approx(expected, rel=1e-12)
+    assert [rate for groups in rates.seen for rate in groups] == pytest.approx(np.repeat(expected, 2), rel=1e-12)
+
+
+# -------------------------------------------------------------------------------- steps that are not finite
+
+
+class Broken(Perturbation):
+    """Not a number in some steps (from 0)."""
+
+    def __init__(self, *, steps: list[int]) -> None:
+        self.steps = steps
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e * float("nan") if step in self.steps else e
+
+
+def broken(directory: Path, bad: list[int], *, steps: int) -> StageResult:
+    """Steps of a learning rate that moves the weights, saved one by one."""
+    given = {"perturbation": Broken(steps=bad), "checkpoint": CheckpointOptions(every=1, keep=9), "data": DATA}
+    batches = [[(Slot(0),), (Slot(1),)]] * steps
+    return train(toy_stage(directory, batches, options={"learning_rate": 0.01}, **given), World())
+
+
+def test_three_steps_in_a_row_may_be_skipped_and_change_nothing(tmp_path, capsys):
+    done = broken(tmp_path / "a", [1, 2, 3, 5, 6, 7], steps=9)
+    assert (done.figures["skipped"], done.figures["steps"]) == (6, 9)
+    printed = capsys.readouterr().out
+    for step in (2, 3, 4, 6, 7, 8):
+        assert f"train: step {step} skipped, gradient norm nan; examples ['example-" in printed
+    assert [m["step"] for m in logged(tmp_path / "a") if m["grad_norm"] is None] == [2, 3, 4, 6, 7, 8]
+    finite = broken(tmp_path / "b", [], steps=3)  # steps 0, 4 and 8
+    for ours, theirs in zip(done.module.parameters(), finite.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_fourth_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match="train: 4 steps in a row"):
+        broken(tmp_path, [1, 2, 3, 4], steps=9)
+    assert [m["step"] for m in logged(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):
+    """In a row, and altogether; after a finite one, the row is over, resumed or not."""
+    bad = [1, 2, 4, 5, 6]
+    assert broken(tmp_path, bad, steps=6).figures["skipped"] == 4
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 7, "loss": 0.')  # as a kill may leave it
+    with pytest.raises(NonFiniteError, match="train: 4 steps in a row"):
+        broken(tmp_path, [*bad, 7], steps=9)
+    done = broken(tmp_path, bad, steps=9)
+    assert (done.figures["skipped"], done.figures["steps"]) == (5, 9)
+    whole = broken(tmp_path / "whole", bad, steps=9)
+    measured = dict.fromkeys(("elapsed", "peak_memory_bytes"))
+    assert {**done.figures, **measured} == {**whole.figures, **measured}
+    seconds = sum(m["tokens"] / m["tokens_per_second"] for m in logged(tmp_path))
+    assert done.figures["elapsed"] == pytest.approx(seconds, rel=1e-9)
+    for ours, theirs in zip(done.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
