@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from sftmix.options import (
     TrainingOptions,
     reference_lora,
 )
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.models import load_for_run
 
 
 def config(lora: LoraOptions, **more) -> RunConfig:
@@ -94,12 +93,12 @@ def test_quantised_shards_are_refused(monkeypatch):
 
 def test_quantised_shards_that_auto_resolves_to_are_refused():
     """Several ranks on GPUs: only there is auto fsdp, so it is known no earlier than when the model is loaded."""
-    gpus = SimpleNamespace(world=World(size=2, device=torch.device("cuda", 0)))
+    gpus = World(size=2, device=torch.device("cuda", 0))
     lora = LoraOptions(r=8, quantize="4bit")
     with pytest.raises(
         ConfigError, match=r"quantize 4bit and training\.parallel auto \(here fsdp\) exclude each other"
     ):
-        RunContext.model(gpus, "m", None, TrainingOptions(), lora)
+        load_for_run(RunConfig(), gpus, "m", None, TrainingOptions(), lora)
 
 
 def test_the_reference_inherits_from_the_same_base_model_only():

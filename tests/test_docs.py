@@ -215,15 +215,15 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
-import sftmix.export, sftmix.pipeline, sftmix.quickstart.run
+import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.quickstart.run
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 sftmix.pipeline.recipe.run = lambda config, until: {}
-sftmix.pipeline.recipe.preview = sftmix.cli.status.report = lambda *args, **options: ""
+sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None
-sftmix.pipeline.recipe.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
+sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

@@ -81,10 +81,10 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     for note in config.unused():
         say(f"note: {note}")
     from sftmix.cli.results import results
-    from sftmix.pipeline import recipe as pipeline
+    from sftmix.pipeline.recipe import run
 
     until = _ABOUT[name][0]
-    summary = pipeline.run(config, until=until)
+    summary = run(config, until=until)
     say("\n".join(results(config.out, summary, until)), sys.stdout)
 
 
@@ -102,10 +102,10 @@ def _preview(argv: Sequence[str]) -> None:
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
     config.validate(needs_out=False)
-    from sftmix.pipeline import recipe as pipeline
+    from sftmix.pipeline.rows import preview
 
     color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
-    print(pipeline.preview(config, parsed.rows, color=color))
+    print(preview(config, parsed.rows, color=color))
 
 
 def _compare(argv: Sequence[str]) -> None:

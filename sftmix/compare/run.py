@@ -81,12 +81,12 @@ def _write_configuration(comparison: Comparison, directory: RunDirectory) -> Non
 
 
 def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
-    from sftmix.pipeline import recipe as pipeline
+    from sftmix.pipeline.recipe import run
 
     if world.is_main:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
     try:
-        summary = pipeline.run(cell.config(), world=world, pool=[other.path for other in cells])
+        summary = run(cell.config(), world=world, pool=[other.path for other in cells])
     except SFTMixError as error:
         error.args = (f"variant {cell.variant}, seed {cell.seed}: {error}",)
         raise

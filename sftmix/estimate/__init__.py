@@ -9,12 +9,8 @@ The rows are read and tokenised (which the run finds in the cache); of the model
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -30,9 +26,8 @@ from sftmix.estimate.model import FakeModel
 from sftmix.estimate.remedies import remedies
 from sftmix.estimate.result import Estimate, Remedy, StageEstimate
 from sftmix.estimate.traffic import Traffic, reading_traffic, step_traffic
-from sftmix.estimate.work import PlannedReference, Work, target_work
-from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.directory import RunDirectory
+from sftmix.estimate.work import PlannedReference, PlannedRun, Work, target_work
+from sftmix.pipeline.rows import read_rows, tokenised_rows
 from sftmix.training.log import PeakMemory
 
 __all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "Traffic", "estimate", "make_machine"]
@@ -41,28 +36,20 @@ __all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "
 def estimate(config: RunConfig, machine: Machine) -> Estimate:
     """What `run` with this configuration will need. Raises the errors of reading the rows and the configs."""
     config.validate(needs_out=False)
-    with tempfile.TemporaryDirectory() as directory, RunDirectory(Path(directory), World()) as place:
-        run = RunContext(config, World(), place)
-        models, process = list[FakeModel](), _resident(machine) if machine.is_cpu else 0.0
-        with contextlib.redirect_stdout(sys.stderr):  # what is said of the reference's rows is not the result
-            found = _estimate(run, machine, models, process)
+    config, prepared = read_rows(config, World(), progress=True)
+    rows = tokenised_rows(config, prepared, World(), progress=True)
+    models, process = list[FakeModel](), _resident(machine) if machine.is_cpu else 0.0
+    found = _estimate(PlannedRun(config, rows), machine, models, process)
 
-        def again(config: RunConfig, machine: Machine) -> Estimate:
-            with contextlib.redirect_stdout(io.StringIO()):  # it has been said
-                return _estimate(_changed(run, config), machine, models, process)
+    def again(config: RunConfig, machine: Machine) -> Estimate:
+        changed = PlannedRun(resolve_text(config, prepared), rows)
+        with contextlib.redirect_stderr(io.StringIO()):  # it has been said
+            return _estimate(changed, machine, models, process)
 
-        return replace(found, remedies=remedies(found, config, again))
-
-
-def _changed(run: RunContext, config: RunConfig) -> RunContext:
-    """A run on the same rows with other options."""
-    other = copy.copy(run)
-    other.config = resolve_text(config, run.prepared)
-    other.pairing = other.config.resolved_pairing()
-    return other
+    return replace(found, remedies=remedies(found, config, again))
 
 
-def _estimate(run: RunContext, machine: Machine, models: list[FakeModel], process: float) -> Estimate:
+def _estimate(run: PlannedRun, machine: Machine, models: list[FakeModel], process: float) -> Estimate:
     """models: those traced so far, which are added to; process: bytes."""
     stages = [
         _estimated(_model_of(one, run.config, models), one, run.config, machine, process) for one in _plan(run, machine)
@@ -79,7 +66,7 @@ def _resident(machine: Machine) -> float:
     return float(PeakMemory(machine.device).bytes())
 
 
-def _plan(run: RunContext, machine: Machine) -> list[Work]:
+def _plan(run: PlannedRun, machine: Machine) -> list[Work]:
     config = run.config
     found: list[Work] = []
     if run.pairing is not None and config.splitter.needs_confidence and not config.reference.single_run:

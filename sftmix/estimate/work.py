@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
@@ -12,15 +13,17 @@ import numpy as np
 from sftmix.batches.order import TrainingOrder
 from sftmix.batches.pairs import fixed, unpaired
 from sftmix.common.rng import generator
-from sftmix.components.base import Callback, check_split
+from sftmix.common.world import World
+from sftmix.components.base import Callback, PairSampler, check_split
 from sftmix.components.callbacks import Evaluate
-from sftmix.data import EncodedDataset
+from sftmix.config import RunConfig
+from sftmix.data import EncodedDataset, LoadedData
 from sftmix.estimate.batches import StepBatches, step_batches
 from sftmix.estimate.machine import Machine
 from sftmix.measure.model import sample_rows
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
-from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.reference import ReferenceRun, inherit
+from sftmix.pipeline.reference import inherit, rows_of_reference
+from sftmix.pipeline.rows import RunRows
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.scoring import scoring_tokens
 from sftmix.types import Rows, TrainingDynamics
@@ -83,12 +86,28 @@ class Work:
     batches: StepBatches | None
 
 
-class PlannedReference(ReferenceRun):
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is not started: its configuration, and its rows."""
+
+    config: RunConfig
+    rows: RunRows
+
+    @property
+    def data(self) -> LoadedData:
+        return self.rows.data
+
+    @property
+    def pairing(self) -> PairSampler | None:
+        return self.config.resolved_pairing()
+
+
+class PlannedReference:
     """A ReferenceContext that writes down what it is asked for instead of doing it."""
 
-    def __init__(self, run: RunContext, machine: Machine) -> None:
-        super().__init__(run)
-        self._machine = machine
+    def __init__(self, run: PlannedRun, machine: Machine) -> None:
+        self._run, self._machine = run, machine
+        self.ids = run.data.train.ids
         self.work: list[Work] = []
 
     def train_and_score(
@@ -102,7 +121,7 @@ class PlannedReference(ReferenceRun):
     ) -> TrainingDynamics:
         config = self._run.config
         model = model or ReferenceModel()
-        path, _, data = self.rows_of(model)
+        path, data = self._rows_of(model)
         options = inherit(config.training, training)
         order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
@@ -117,11 +136,17 @@ class PlannedReference(ReferenceRun):
 
     def score_models(self, paths: Sequence[str], **options: Any) -> TrainingDynamics:
         model = ReferenceModel(path=paths[0], template=options["template"], max_length=options["max_length"])
-        _, _, data = self.rows_of(model, option="reference")
+        _, data = self._rows_of(model, option="reference")
         passes = scored(data, self._machine, times=len(paths))
         training = self._run.config.training
         self.work.append(Work("reference", paths[0], LoraOptions(), NOTHING, passes, 0, training, None))
         return self._nothing(len(paths))
+
+    def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, EncodedDataset]:
+        path, _, data, notes = rows_of_reference(self._run.config, self._run.rows, model, World(), option=option)
+        for line in notes:
+            print(f"reference ({path}): {line}", file=sys.stderr)
+        return path, data
 
     def _nothing(self, checkpoints: int) -> TrainingDynamics:
         n = len(self.ids)
@@ -129,7 +154,7 @@ class PlannedReference(ReferenceRun):
         return TrainingDynamics(self.ids, np.arange(checkpoints), zero, np.ones(n, np.int64), zero.astype(np.int64))
 
 
-def target_work(run: RunContext, machine: Machine) -> list[Work]:
+def target_work(run: PlannedRun, machine: Machine) -> list[Work]:
     """The target's stage, the NTP baseline's where there is one, and that of the base model, which is only read."""
     config, data = run.config, run.data.train
     order = TrainingOrder(len(data), _pairs(run), options=config.training, seed=config.seed)
@@ -148,14 +173,14 @@ def target_work(run: RunContext, machine: Machine) -> list[Work]:
     return [*arms, Work("base", config.model.path, lora, NOTHING, untrained, 0, config.training, None)]
 
 
-def _pairs(run: RunContext) -> Callable[[int], Rows | None]:
+def _pairs(run: PlannedRun) -> Callable[[int], Rows | None]:
     """Those of the run where they need no confidence; else some of equal halves."""
     config, data = run.config, run.data.train
     rows, pairing = len(data), run.pairing
     if pairing is None:
         return unpaired().pairs_of
     if not config.splitter.needs_confidence:
-        scores = run.table(data, None)
+        scores = run.rows.table()
         split = check_split(config.splitter.split(scores, seed=config.seed), scores)
         return fixed(split, scores, pairing, config.seed).pairs_of
 
@@ -180,7 +205,7 @@ def training_work(
     data: EncodedDataset,
     order: TrainingOrder,
     options: TrainingOptions,
-    run: RunContext,
+    run: PlannedRun,
     machine: Machine,
     read: Tokens,
     *,

@@ -1,8 +1,8 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is one function. It says what it is made from (`inputs`), is made unless that is done already (`begin`), keeps
-its files and figures (`finish`), and is read back from the files, which a person can open. The short stages stand below;
-the reference is in `reference`, what trains and measures the target in `target`.
+Each stage is one function. It says what it is made from (`inputs`), is made where it is not done yet (`begin`), keeps
+its files and figures (`finish`), and is read back from the files, which a person can open. The short stages stand
+below; the reference is in `reference`, what trains and measures the target in `target`.
 """
 
 from __future__ import annotations

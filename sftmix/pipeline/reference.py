@@ -188,7 +188,7 @@ class ReferenceRun:
 def rows_of_reference(
     config: RunConfig, rows: RunRows, model: ReferenceModel, world: World, *, option: str = "reference.model"
 ) -> tuple[str, Encoder, EncodedDataset, list[str]]:
-    """Model path, encoder and rows of a reference: the target's own, or its own tokenizer's with what to say of them."""
+    """Model path, encoder and rows of a reference, and what to say of rows that are not the target's own."""
     if not (model.path or model.template or model.max_length):
         return config.model.path, rows.encoder, rows.data.train, []
     path = model.path or config.model.path

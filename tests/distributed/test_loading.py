@@ -26,7 +26,7 @@ from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.models import load_for_run
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from tests.toy import on_ranks
@@ -66,17 +66,14 @@ def save_models(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-def context(world: World) -> Any:
-    run = SimpleNamespace(world=world, config=SimpleNamespace(model=ModelOptions()))
-    run._model_of_shards = lambda *words: RunContext._model_of_shards(run, *words)
-    return run
+CONFIG: Any = SimpleNamespace(model=ModelOptions())
 
 
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
     encoder: Any = SimpleNamespace(tokenizer=range(61))
-    model, values = RunContext.model(context(world), str(path), encoder, options, lora, seed=3)
+    model, values = load_for_run(CONFIG, world, str(path), encoder, options, lora, seed=3)
     assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
@@ -92,7 +89,7 @@ def plain(path: Path, lora: LoraOptions):
     if lora.r:
         options = TrainingOptions()
         encoder: Any = SimpleNamespace(tokenizer=range(61))
-        model, _ = RunContext.model(context(World()), str(path), encoder, options, lora, seed=3)
+        model, _ = load_for_run(CONFIG, World(), str(path), encoder, options, lora, seed=3)
     return model
 
 
