@@ -105,10 +105,12 @@ def stages_needed(run: RunContext, until: StageName) -> set[StageName]:
     there = run.directory.has("split")  # an earlier command made it: the summary tells of it
     divided = there or until in ("confidence", "split") or (until == "train" and run.pairing is not None)
     needed: set[StageName] = {until}
-    if divided:
-        needed |= {"confidence"} if until == "confidence" and not there else {"confidence", "split"}
     if divided and config.splitter.needs_confidence:
         needed.add("reference")
+    if divided:
+        needed.add("confidence")
+    if divided and (there or until != "confidence"):
+        needed.add("split")
     return needed
 
 
