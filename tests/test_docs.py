@@ -26,7 +26,7 @@ from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
-from sftmix.config.parser import (
+from sftmix.config.schema import (
     component_bases,
     component_options,
     import_class,
@@ -215,7 +215,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
-import sftmix.export, sftmix.pipeline, sftmix.quickstart.run
+import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.quickstart.run
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
@@ -223,7 +223,7 @@ sftmix.pipeline.recipe.run = lambda config, until: {}
 sftmix.pipeline.recipe.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None
-sftmix.pipeline.recipe.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
+sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

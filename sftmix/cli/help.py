@@ -7,16 +7,17 @@ import inspect
 import re
 import shutil
 import textwrap
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import docstring_parser
 
+from sftmix.cli.arguments import OwnOption
 from sftmix.components.base import Component
 from sftmix.config import RunConfig
-from sftmix.config.parser import (
+from sftmix.config.schema import (
+    alternatives,
     component_bases,
     component_classes,
     component_options,
@@ -35,12 +36,12 @@ Option = tuple[str, str, str]
 """An option with its metavar, what it does, its default (or an empty string)."""
 
 
-def run_help(usage: str, description: str, own: Sequence[Option] = ()) -> str:
+def run_help(usage: str, description: str, own: Sequence[OwnOption] = ()) -> str:
     """The whole help text of a command; `own` are its options beside those of RunConfig."""
     default, docs = RunConfig(), field_docs(RunConfig)
     scalars = [k for k in option_hints() if "." not in k and k not in component_bases()]
     run = [
-        *own,
+        *((f"--{option.name} {option.metavar}".rstrip(), option.doc, _default(option.default)) for option in own),
         ("--config FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; those given here win.", ""),
         *(_option(k, option_hints()[k], docs[k], getattr(default, k)) for k in scalars),
         ("--print_config", "Print the whole configuration as YAML for --config, and exit.", ""),
@@ -81,11 +82,11 @@ def _option(key: str, hint: Any, doc: str, default: Any) -> Option:
 
 
 def _default(value: Any) -> str:
-    if value in _NO_DEFAULT or value in ("", []):
+    if value in _NO_DEFAULT or value in ("", [], {}):
         return "required" if value is inspect.Parameter.empty else ""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _metavar(key: str, hint: Any) -> str:
@@ -94,9 +95,8 @@ def _metavar(key: str, hint: Any) -> str:
         return ""
     if name in _NAMES:
         return _NAMES[name]
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     words = []
-    for option in (o for o in options if o is not type(None)):
+    for option in (part for part in alternatives(hint) if part is not type(None)):
         if typing.get_origin(option) is typing.Literal:
             words.append("|".join(map(str, typing.get_args(option))))
         elif typing.get_origin(option) in (list, tuple):

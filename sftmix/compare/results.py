@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import sftmix
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest
 from sftmix.compare.plan import Cell, Comparison
 from sftmix.compare.statistics import (
     MIN_SEEDS,
@@ -28,7 +28,6 @@ from sftmix.compare.statistics import (
     smallest_effect,
     smallest_p,
 )
-from sftmix.config.messages import nearest
 
 SHOWN = (
     *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),

@@ -1,35 +1,65 @@
-"""The checks of a configuration that need neither data nor a model: one sentence per problem."""
+"""The checks of a configuration that need neither rows nor a model: one sentence per problem."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sftmix.common.errors import refuse
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
-from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.config.run_config import RunConfig
+from sftmix.options import (
+    SHARDED,
+    Check,
+    LoraOptions,
+    ReferenceModel,
+    ReferenceTraining,
+    TrainingOptions,
+    at_least_1,
+    out_of_range,
+)
 
-if TYPE_CHECKING:
-    from sftmix.config import RunConfig
 
-Check = tuple[str, Callable[[Any], bool], str]
+def validate(config: RunConfig, *, needs_out: bool = True) -> None:
+    """Check every option that can be checked without reading rows or a model; ConfigError lists every problem.
+
+    `needs_out=False` is for commands that write no run directory.
+    """
+    refuse(list(_problems(config, needs_out)), "the configuration")
+
+
+def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
+    """In the order of the options, but for those that have to be given, which come first."""
+    pairs = config.resolved_pairing() is not None
+    own_training = getattr(config.reference, "training", None)
+    yield from _missing(config, needs_out)
+    yield from config.data.problems()
+    yield from _adapters(config)
+    yield from _evaluation(config)
+    yield from out_of_range("training", config.training, _TRAINING)
+    yield from _shard_groups(config)
+    yield from _optimizer(config)
+    yield from _micro_batches("training", config.training)
+    yield from _pairs(config, pairs)
+    yield from _reference(config, pairs)
+    yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
+    if isinstance(own_training, ReferenceTraining):
+        yield from out_of_range("reference.training", own_training, _TRAINING)
+        yield from _micro_batches("reference.training", own_training)
 
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _at_least_1(value: int) -> bool:
-    return value >= 1
-
-
 _TRAINING: tuple[Check, ...] = (
-    ("global_batch_size", _at_least_1, "at least 1"),
-    ("micro_batch_size", _at_least_1, "at least 1, or null"),
-    ("micro_batch_tokens", _at_least_1, "at least 1, or null"),
+    ("global_batch_size", at_least_1, "at least 1"),
+    ("micro_batch_size", at_least_1, "at least 1, or null"),
+    ("micro_batch_tokens", at_least_1, "at least 1, or null"),
     ("learning_rate", _positive, "above 0"),
     ("weight_decay", lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
@@ -37,16 +67,10 @@ _TRAINING: tuple[Check, ...] = (
     ("warmup_ratio", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("max_grad_norm", lambda v: math.isfinite(v) and v >= 0, "0 (no clipping) or more"),
     ("epochs", _positive, "above 0"),
-    ("max_steps", _at_least_1, "at least 1, or null"),
-    ("shard_group_size", _at_least_1, "at least 1, or null (the ranks of a node)"),
-    ("length_groups", _at_least_1, "at least 1, or null"),
-    ("chunk_size", _at_least_1, "at least 1, or null"),
-)
-_DATA: tuple[Check, ...] = (
-    ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
-    ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
-    ("limit", _at_least_1, "at least 1, or null"),
-    ("num_proc", _at_least_1, "at least 1, or null"),
+    ("max_steps", at_least_1, "at least 1, or null"),
+    ("shard_group_size", at_least_1, "at least 1, or null (the ranks of a node)"),
+    ("length_groups", at_least_1, "at least 1, or null"),
+    ("chunk_size", at_least_1, "at least 1, or null"),
 )
 _LORA: tuple[Check, ...] = (
     ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),
@@ -56,16 +80,8 @@ _LORA: tuple[Check, ...] = (
 )
 _CHECKPOINT: tuple[Check, ...] = (
     ("every", lambda v: v >= 0, "a number of steps, 0 (none) or null (chosen)"),
-    ("keep", _at_least_1, "at least 1: a run resumes from it"),
+    ("keep", at_least_1, "at least 1: a run resumes from it"),
 )
-
-
-def _ranges(prefix: str, options: object, checks: tuple[Check, ...]) -> Iterator[str]:
-    """One sentence per option that is set (not None) and out of its range."""
-    for name, allowed, words in checks:
-        value = getattr(options, name, None)
-        if value is not None and not allowed(value):
-            yield f"{prefix}.{name} is {value!r}; allowed: {words}"
 
 
 def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) -> Iterator[str]:
@@ -88,21 +104,10 @@ def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
         yield "out is missing: name the run directory, --out runs/NAME"
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
-    if not config.data.train:
-        yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
 
 
-def _held_out(config: RunConfig) -> Iterator[str]:
-    data = config.data
-    if data.eval is not None and data.eval_fraction is not None:
-        yield (
-            f"data.eval ({', '.join(data.eval)}) and data.eval_fraction ({data.eval_fraction}) exclude each other: "
-            "held-out rows come from files of their own or from the training rows; set one to null"
-        )
-    shared = sorted(set(data.train) & set(data.eval or ()))
-    if shared:
-        yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
-    if data.eval is None and data.eval_fraction is None:
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    if config.data.eval is None and config.data.eval_fraction is None:
         for callback in config.callbacks:
             if isinstance(callback, Evaluate) and callback.every is not None:
                 yield (
@@ -203,7 +208,7 @@ def _single_run(config: RunConfig) -> Iterator[str]:
 
 def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
     """Problems of one group of adapter options; `parallel` is training.parallel of the stage that has them."""
-    yield from _ranges(prefix, lora, _LORA)
+    yield from out_of_range(prefix, lora, _LORA)
     if not lora.r:
         default = LoraOptions()
         names = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != getattr(default, f.name)]
@@ -275,29 +280,3 @@ def _shard_groups(config: RunConfig) -> Iterator[str]:
                 f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
                 f"stage has parallel {effective}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
             )
-
-
-def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
-    """Every problem of the configuration, in the order of its options; an empty list when there is none.
-
-    `pairs` says whether examples are paired once `pairing: auto` is resolved.
-    """
-    found = [
-        *_missing(config, needs_out),
-        *_adapters(config),
-        *_held_out(config),
-        *filter(None, [config.data.label_problem()]),
-        *_ranges("data", config.data, _DATA),
-        *_ranges("training", config.training, _TRAINING),
-        *_shard_groups(config),
-        *_optimizer(config),
-        *_micro_batches("training", config.training),
-        *_pairs(config, pairs),
-        *_reference(config, pairs),
-        *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),
-    ]
-    own_training = getattr(config.reference, "training", None)
-    if isinstance(own_training, ReferenceTraining):
-        found += _ranges("reference.training", own_training, _TRAINING)
-        found += _micro_batches("reference.training", own_training)
-    return found

@@ -25,6 +25,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.text import resolve_text
 from sftmix.data import encode, encoder_for, prepare, render_preview
 from sftmix.measure.model import Measurement
@@ -60,7 +61,7 @@ def run(
     pool   other run directories; what they have finished from the same inputs is adopted, not made again
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
-    config.validate()
+    validate(config)
     assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world() as ranks,
@@ -362,7 +363,7 @@ def lora_inputs(lora: LoraOptions) -> dict[str, Any] | None:
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """The first rows as the model will see them, of those selected, and what will be dropped; nothing is written."""
-    config.validate(needs_out=False)
+    validate(config, needs_out=False)
     prepared = prepare(config.data, config.seed)
     config = resolve_text(config, prepared)
     encoder = encoder_for(load_tokenizer(config.model.path), config.data)
