@@ -32,8 +32,8 @@ _TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 _COLUMN = 30
 _NO_DEFAULT = (dataclasses.MISSING, inspect.Parameter.empty)
 
-Option = tuple[str, str, str]
-"""An option with its metavar, what it does, its default (or an empty string)."""
+Row = tuple[str, str, str]
+"""What the help says of an option: its name with its metavar, what it does, its default (or an empty string)."""
 
 
 def run_help(usage: str, description: str, own: Sequence[OwnOption] = ()) -> str:
@@ -59,11 +59,11 @@ _FOOTER = """Components (reference ... callbacks) are chosen by short name or im
 and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
 
 
-def _section(title: str, options: Sequence[Option]) -> str:
+def _section(title: str, options: Sequence[Row]) -> str:
     return "\n".join([title, *option_lines(options)])
 
 
-def option_lines(options: Sequence[Option]) -> Iterator[str]:
+def option_lines(options: Sequence[Row]) -> Iterator[str]:
     """The lines of a list of options: names on the left, what they do on the right."""
     width = max(min(shutil.get_terminal_size().columns, 118), 78)
     for name, doc, default in options:
@@ -76,7 +76,7 @@ def option_lines(options: Sequence[Option]) -> Iterator[str]:
         yield from (" " * _COLUMN + line for line in wrapped[1:])
 
 
-def _option(key: str, hint: Any, doc: str, default: Any) -> Option:
+def _option(key: str, hint: Any, doc: str, default: Any) -> Row:
     metavar = _metavar(key, hint)
     return (f"--{key} {metavar}".rstrip(), doc, _default(default))
 
@@ -107,7 +107,7 @@ def _metavar(key: str, hint: Any) -> str:
     return "|".join(words)
 
 
-def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
+def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
@@ -125,7 +125,7 @@ def group_in(hint: Any) -> type | None:
     return typing.cast(type, found[0]) if found else None
 
 
-def _component(name: str, base: type[Component], default: Any) -> Iterator[Option]:
+def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
     """The choice of the class, then the options of the default class."""
     chosen = default[0] if isinstance(default, list) else default
     names = list(known_components(base))
@@ -136,7 +136,7 @@ def _component(name: str, base: type[Component], default: Any) -> Iterator[Optio
         yield from component_lines(name, type(chosen))
 
 
-def component_lines(prefix: str, cls: type) -> Iterator[Option]:
+def component_lines(prefix: str, cls: type) -> Iterator[Row]:
     """The options of one component class under `prefix`; options that are groups are opened."""
     docs = component_docs(cls)
     for key, parameter in component_options(cls).items():
