@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Reference, Splitter
+from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
@@ -110,20 +110,6 @@ def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
     assert type(again.objective) is type(config.objective)
     assert json.loads(json.dumps(config.plain())) == config.plain()
     assert yaml.safe_load(config.yaml()) == config.plain()
-
-
-class Outer:
-    class Inner(Splitter):
-        """A splitter that is named by the class around it."""
-
-        def split(self, scores, *, seed):
-            raise AssertionError
-
-
-def test_a_component_may_be_a_class_inside_a_class() -> None:
-    config = complete(splitter=Outer.Inner())
-    assert config.plain()["splitter"]["class_path"].endswith("test_config.Outer.Inner")
-    assert from_plain(config.plain()) == config
 
 
 def test_a_null_pairing_is_not_read_as_auto() -> None:
@@ -353,9 +339,6 @@ def mu(value: object) -> dict[str, object]:
         ({"objective": {"class_path": "SFTMix", "init_args": {"ntp_on": "some"}}}, ["objective.ntp_on", "confident"]),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
         (mu("Linea"), ["objective.mu: 'Linea'", "a number or a Schedule", "Cosine", "Did you mean Linear?"]),
-        (mu({"class_path": "no_such.Mine"}), ["objective.mu: ", "a number or a Schedule", "AfterFraction"]),
-        ({"splitter": 3}, ["splitter", "no Splitter '3'", "Median"]),
-        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
         (mu("Median"), ["objective.mu: 'Median'", "a number or a Schedule", "AfterFraction"]),
         (mu({"class_path": "Linear", "init_args": {"start": 0}}), ["Linear needs objective.mu.end"]),
         (mu({"class_path": "Linear", "init_args": {"begin": 0}}), ["objective.mu.begin", "start, end"]),

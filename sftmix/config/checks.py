@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
 
 from sftmix.common.errors import refuse
 from sftmix.components.base import Optimizer, Reference, plain
@@ -35,21 +34,27 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     """In the order of the options, but for those that have to be given, which come first."""
     pairs = config.resolved_pairing() is not None
-    own_training = getattr(config.reference, "training", None)
     yield from _missing(config, needs_out)
     yield from config.data.problems()
     yield from _adapters(config)
     yield from _evaluation(config)
-    yield from out_of_range("training", config.training, _TRAINING)
-    yield from _shard_groups(config)
+    for prefix, options, parallel in _trainings(config):
+        yield from out_of_range(prefix, options, _TRAINING)
+        yield from _shard_group(prefix, options, parallel)
+        yield from _micro_batches(prefix, options)
     yield from _optimizer(config)
-    yield from _micro_batches("training", config.training)
     yield from _pairs(config, pairs)
     yield from _reference(config, pairs)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
-    if isinstance(own_training, ReferenceTraining):
-        yield from out_of_range("reference.training", own_training, _TRAINING)
-        yield from _micro_batches("reference.training", own_training)
+
+
+def _trainings(config: RunConfig) -> list[tuple[str, TrainingOptions | ReferenceTraining, str]]:
+    """(key, options, the value of `parallel` that holds) of the target, and of a reference that has its own."""
+    target, own = config.training, getattr(config.reference, "training", None)
+    found: list[tuple[str, TrainingOptions | ReferenceTraining, str]] = [("training", target, target.parallel)]
+    if isinstance(own, ReferenceTraining):
+        found.append(("reference.training", own, own.parallel or target.parallel))
+    return found
 
 
 def _positive(value: float) -> bool:
@@ -178,12 +183,10 @@ def _as_set(reference: Reference, *options: str) -> str:
 
 def _reference_epochs(config: RunConfig) -> float | None:
     """How long the reference is trained; None where that is given in steps."""
-    training, own = config.training, getattr(config.reference, "training", None)
-    if not isinstance(own, ReferenceTraining):
-        own = ReferenceTraining()
-    if own.max_steps is not None or training.max_steps is not None:
+    _, own, _ = _trainings(config)[-1]
+    if own.max_steps is not None or config.training.max_steps is not None:
         return None
-    return training.epochs if own.epochs is None else own.epochs
+    return config.training.epochs if own.epochs is None else own.epochs
 
 
 def _single_run(config: RunConfig) -> Iterator[str]:
@@ -240,25 +243,20 @@ def _adapters(config: RunConfig) -> Iterator[str]:
     yield from _lora("model.lora", config.model.lora, config.training.parallel)
     model = getattr(config.reference, "model", None)
     if isinstance(model, ReferenceModel) and model.lora is not None:
-        own = getattr(config.reference, "training", None)
-        parallel = (isinstance(own, ReferenceTraining) and own.parallel) or config.training.parallel
+        _, _, parallel = _trainings(config)[-1]
         yield from _lora("reference.model.lora", model.lora, parallel)
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:
-    optimizer, own = config.optimizer, getattr(config.reference, "training", None)
+    optimizer = config.optimizer
     if optimizer.package is not None and importlib.util.find_spec(optimizer.package) is None:
         yield (
             f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
             f"pip install {optimizer.package}, or use --optimizer AdamW"
         )
-    if not optimizer.shards:
-        parallels = {"training": config.training.parallel}
-        if isinstance(own, ReferenceTraining) and own.parallel is not None:
-            parallels["reference.training"] = own.parallel
-        for prefix, parallel in parallels.items():
-            if parallel in SHARDED:
-                yield sharded_optimizer(optimizer, f"{prefix}.parallel {parallel}")
+    for prefix, options, _ in _trainings(config):
+        if options.parallel in SHARDED and not optimizer.shards:
+            yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
 
 
 def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
@@ -269,14 +267,9 @@ def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
     )
 
 
-def _shard_groups(config: RunConfig) -> Iterator[str]:
-    parallel, own = config.training.parallel, getattr(config.reference, "training", None)
-    stages: list[tuple[str, Any, str]] = [("training", config.training, parallel)]
-    if isinstance(own, ReferenceTraining):
-        stages.append(("reference.training", own, own.parallel or parallel))
-    for prefix, options, effective in stages:
-        if options.shard_group_size is not None and effective != "hsdp":
-            yield (
-                f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-                f"stage has parallel {effective}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
-            )
+def _shard_group(prefix: str, options: TrainingOptions | ReferenceTraining, parallel: str) -> Iterator[str]:
+    if options.shard_group_size is not None and parallel != "hsdp":
+        yield (
+            f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
+            f"stage has parallel {parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
+        )

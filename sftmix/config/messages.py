@@ -119,7 +119,7 @@ def _why_not(base: type[Component], name: str) -> str | None:
         return None if name in all_components(base) else ""
     try:
         found = import_class(name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         return f" ({error})"
     if not inspect.isclass(found):  # a function may make one
         found = typing.get_type_hints(found).get("return", object) if callable(found) else object
@@ -167,11 +167,15 @@ def _not_allowed(key: str, hint: Any, value: str) -> str:
         listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
         if value.startswith("NestedArg"):  # jsonargparse's form of `--objective.mu.start 0`
             return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
-        forms = [_WORDS[part] for part in parts if part in _WORDS]
-        return f"{key}: {value!r} is not {' or '.join([*forms, f'a {bases[0].__name__}'])}; there are {listed}.{near}"
+        forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
+        return f"{key}: {value!r} is not {' or '.join(forms)}; there are {listed}.{near}"
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
     return f"{key}: {value!r} is not allowed; allowed: {listed}.{nearest(value, _choices(hint))}"
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
 
 
 def _choices(hint: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -81,7 +82,8 @@ def _from_layers(layers: Sequence[Layer]) -> RunConfig:
         where = f"{layer.name}: " if len(layers) > 1 else ""
         refuse_unknown(layer.values, where=where)
         try:
-            parsed = parser.parse_object(dict(layer.values), namespace=parsed)
+            # A copy: jsonargparse puts its own objects into the lists that it is given.
+            parsed = parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=parsed)
         except jsonargparse.ArgumentError as error:
             raise ConfigError(where + explain(str(error))) from error
     return instantiate(parser, parsed)
