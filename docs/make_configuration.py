@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from sftmix.cli.help import component_docs, group_in
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.parser import component_bases, component_options, import_class, nested_bases, option_groups
+from sftmix.config.schema import component_bases, component_options, import_class, nested_bases, option_groups
 
 TARGET = Path(__file__).with_name("configuration.md")
 

@@ -5,11 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
+
+Check = tuple[str, Callable[[Any], bool], str]
+"""An option's name, whether a value of it is allowed, and what is, in words."""
+
+
+def out_of_range(prefix: str, options: object, checks: tuple[Check, ...]) -> Iterator[str]:
+    """One sentence per option that is set (not None) and out of its range."""
+    for name, allowed, words in checks:
+        value = getattr(options, name, None)
+        if value is not None and not allowed(value):
+            yield f"{prefix}.{name} is {value!r}; allowed: {words}"
+
+
+def at_least_1(value: int) -> bool:
+    return value >= 1
 
 
 @dataclass(kw_only=True)
@@ -57,6 +73,14 @@ class ModelOptions:
     default. flex_attention trains on a GPU only."""
 
 
+_DATA: tuple[Check, ...] = (
+    ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
+    ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
+    ("limit", at_least_1, "at least 1, or null"),
+    ("num_proc", at_least_1, "at least 1, or null"),
+)
+
+
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
@@ -102,21 +126,32 @@ class DataOptions:
         self.eval = None if self.eval is None else as_list(self.eval)
         self.labels = None if self.labels is None else as_list(self.labels)
 
-    def label_problem(self) -> str | None:
-        """What is wrong with data.labels, in one sentence; None where nothing is."""
-        if self.labels is None:
-            return None
-        if self.label_field is not None:
-            return (
-                f"data.labels ({', '.join(self.labels)}) and data.label_field ({self.label_field}) exclude each other: "
+    def problems(self) -> Iterator[str]:
+        """What is wrong with these options, whatever the rest of a configuration: one sentence each."""
+        train = as_list(self.train)
+        held_out, labels = (None if given is None else as_list(given) for given in (self.eval, self.labels))
+        if not train:
+            yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
+        if held_out is not None and self.eval_fraction is not None:
+            yield (
+                f"data.eval ({', '.join(held_out)}) and data.eval_fraction ({self.eval_fraction}) exclude each other: "
+                "held-out rows come from files of their own or from the training rows; set one to null"
+            )
+        if held_out == []:
+            yield "data.eval is an empty list: name files of held-out rows, or null for none"
+        if shared := sorted(set(train) & set(held_out or ())):
+            yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
+        if labels is not None and self.label_field is not None:
+            yield (
+                f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
                 "a label comes from the row's file or from a field of the row; set one to null"
             )
-        if len(self.labels) != len(self.train):
-            return (
-                f"data.labels names {len(self.labels)} labels ({', '.join(self.labels)}) for {len(self.train)} entries "
-                f"of data.train ({', '.join(self.train)}); give one label for each, in their order"
+        elif labels is not None and len(labels) != len(train):
+            yield (
+                f"data.labels names {len(labels)} labels ({', '.join(labels)}) for {len(train)} entries "
+                f"of data.train ({', '.join(train)}); give one label for each, in their order"
             )
-        return None
+        yield from out_of_range("data", self, _DATA)
 
 
 def as_list(value: list[str] | str) -> list[str]:

@@ -18,7 +18,9 @@ from sftmix.cli.parsing import build_parser, parse
 from sftmix.common import errors
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.config.read import from_plain, read_config
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -147,7 +149,7 @@ def test_an_option_of_a_component_may_be_a_component(configured: Callable[..., R
     assert at(config, "objective.mu") == "Linear"
     assert (at(config, "objective.mu.start"), at(config, "objective.mu.end")) == (0.0, 0.4)
     assert at(config, "objective.alpha") == 0.3
-    assert RunConfig.from_plain(config.plain()) == config
+    assert from_plain(config.plain()) == config
 
 
 def test_options_of_a_number_need_a_schedule_first(configured: Callable[..., RunConfig]) -> None:
@@ -242,7 +244,7 @@ def test_what_print_config_prints_is_that_configuration(
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
     assert code == 0
-    assert RunConfig.read(path) == configured(*argv) == configured("--config", str(path))
+    assert read_config(path) == configured(*argv) == configured("--config", str(path))
     assert run("run", "--config", str(path), "--print_config")[1] == printed
     path.write_text(configured(*argv).yaml())
     assert configured("--config", str(path)) == configured(*argv)
@@ -257,7 +259,7 @@ OF_RUN = [
 def test_a_recipe_needs_nothing_but_a_directory(configured: Callable[..., RunConfig], name: str) -> None:
     missing = [] if name != "quickstart" else ["--model.path", "m", "--data.train", "a"]
     config = configured("--config", f"recipe:{name}", "--out", "o", *missing)
-    config.validate()
+    validate(config)
     assert config.out == "o"
 
 

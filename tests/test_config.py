@@ -21,6 +21,8 @@ from sftmix.components.selection import ScoreAtLeast
 from sftmix.components.splitters import FromFile as SplitFromFile
 from sftmix.components.splitters import Median, QualityLabel, Quantile, RandomSplit
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain, read_config
 from sftmix.options import (
     CheckpointOptions,
     DataOptions,
@@ -103,7 +105,7 @@ def test_equality_is_that_of_the_plain_forms() -> None:
 def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config.yaml(), encoding="utf-8")
-    again = RunConfig.read(path)
+    again = read_config(path)
     assert again == config
     assert type(again.objective) is type(config.objective)
     assert json.loads(json.dumps(config.plain())) == config.plain()
@@ -111,20 +113,20 @@ def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
 
 
 def test_a_null_pairing_is_not_read_as_auto() -> None:
-    assert RunConfig.from_plain({"pairing": None, "objective": "NTP"}).pairing is None
+    assert from_plain({"pairing": None, "objective": "NTP"}).pairing is None
 
 
 def test_one_file_needs_no_list() -> None:
     assert DataOptions(train="a.json", eval="b.json") == DataOptions(train=["a.json"], eval=["b.json"])
-    assert RunConfig.from_plain({"data": {"train": "a.json"}}).data.train == ["a.json"]
+    assert from_plain({"data": {"train": "a.json"}}).data.train == ["a.json"]
 
 
 def test_a_complete_configuration_is_valid() -> None:
-    complete().validate()
-    complete(out=None).validate(needs_out=False)
-    complete(training=TrainingOptions(global_batch_size=4, micro_batch_size=8)).validate()
-    complete(training=TrainingOptions(micro_batch_tokens=4096, padding_free=True)).validate()
-    complete(objective=NTP(), training=TrainingOptions(global_batch_size=3, micro_batch_size=1)).validate()
+    validate(complete())
+    validate(complete(out=None), needs_out=False)
+    validate(complete(training=TrainingOptions(global_batch_size=4, micro_batch_size=8)))
+    validate(complete(training=TrainingOptions(micro_batch_tokens=4096, padding_free=True)))
+    validate(complete(objective=NTP(), training=TrainingOptions(global_batch_size=3, micro_batch_size=1)))
 
 
 def data(**options: object) -> dict[str, object]:
@@ -144,6 +146,7 @@ PROBLEMS = [
     (data(eval_fraction=0.0), ["data.eval_fraction is 0.0", "(0, 1)"]),
     (data(eval_fraction=1.0), ["data.eval_fraction is 1.0", "(0, 1)"]),
     (data(max_length=1), ["data.max_length is 1", "at least 2"]),
+    (data(eval=[]), ["data.eval is an empty list", "null for none"]),
     (data(limit=0), ["data.limit is 0", "at least 1"]),
     (data(labels=["a"], label_field="q"), ["data.labels (a)", "data.label_field (q)"]),
     (data(labels=["a", "b"]), ["data.labels", "2 labels (a, b)", "1 entries of data.train (a.json)"]),
@@ -187,7 +190,7 @@ PROBLEMS = [
 @pytest.mark.parametrize(("changes", "words"), PROBLEMS)
 def test_a_problem_is_named_with_its_options(changes: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        complete(**changes).validate()
+        validate(complete(**changes))
     assert "problems" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -213,7 +216,7 @@ def refused_confidences(reference: Reference, **options: object) -> dict[str, st
 
 def refusal(**changes: object) -> str:
     try:
-        complete(**changes).validate()
+        validate(complete(**changes))
     except ConfigError as error:
         return str(error)
     return ""
@@ -277,8 +280,8 @@ def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused) -
 
 
 def test_a_confidence_that_is_not_used_is_not_checked() -> None:
-    complete(confidence=IFD(), splitter=RandomSplit()).validate()
-    complete(confidence=IFD(), objective=NTP(), pairing=None).validate()
+    validate(complete(confidence=IFD(), splitter=RandomSplit()))
+    validate(complete(confidence=IFD(), objective=NTP(), pairing=None))
 
 
 def test_what_a_run_has_no_use_for_is_told() -> None:
@@ -294,14 +297,14 @@ def test_a_single_run_needs_an_objective_that_trains_without_pairs() -> None:
     with pytest.raises(
         ConfigError, match="no pairs in the first epoch, in which objective MixupOnly would train nothing"
     ):
-        complete(reference=Online(), objective=MixupOnly()).validate()
-    complete(reference=Online()).validate()
-    complete(objective=MixupOnly()).validate()
+        validate(complete(reference=Online(), objective=MixupOnly()))
+    validate(complete(reference=Online()))
+    validate(complete(objective=MixupOnly()))
 
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="4 problems") as caught:
-        RunConfig(checkpoint=CheckpointOptions(keep=0)).validate()
+        validate(RunConfig(checkpoint=CheckpointOptions(keep=0)))
     assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
         "out",
         "model.path",
@@ -349,7 +352,7 @@ def mu(value: object) -> dict[str, object]:
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_plain(values)
+        from_plain(values)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -360,9 +363,9 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path) -> None
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
-        RunConfig.read(path)
+        read_config(path)
     with pytest.raises(ConfigError, match="missing"):
-        RunConfig.read(tmp_path / "missing.yaml")
+        read_config(tmp_path / "missing.yaml")
 
 
 def test_the_reference_inherits_every_training_option() -> None:

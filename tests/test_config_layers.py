@@ -12,6 +12,7 @@ from sftmix.cli.parsing import build_parser, parse
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.config.read import read_config
 from sftmix.data.rows import prepare
 from sftmix.options import DataOptions
 
@@ -40,7 +41,7 @@ def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
     last = write("last.yaml", "base: [deep/second.yaml]\ntraining: {epochs: 3}\n")
     expected = RunConfig(seed=2)
     expected.training.epochs, expected.training.learning_rate, expected.training.eps = 3.0, 1e-4, 1e-6
-    assert RunConfig.read(last) == expected
+    assert read_config(last) == expected
     assert on_the_command_line("--config", str(last)) == (expected, [])
     assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
 
@@ -51,28 +52,28 @@ def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped
     config, notes = on_the_command_line("--config", str(same))
     assert config.objective.spec()["init_args"]["mu"] == 0.1
     assert config.objective.spec()["init_args"]["alpha"] == 2.0
-    assert RunConfig.read(same) == config
+    assert read_config(same) == config
     assert notes == []
     other = write("other.yaml", "base: a.yaml\nobjective: NTP\n")
     config, notes = on_the_command_line("--config", str(other))
-    assert RunConfig.read(other) == config
+    assert read_config(other) == config
     assert len(notes) == 1
     assert "puts NTP in place of SFTMix; dropped mu=0.4, alpha=2" in notes[0]
 
 
 def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
     mine = write("mine.yaml", "base: recipe:quickstart\ntraining: {epochs: 1}\n")
-    whole = RunConfig.read(config_file("recipe:quickstart"))
+    whole = read_config(config_file("recipe:quickstart"))
     whole.training.epochs = 1.0
-    assert RunConfig.read(mine) == whole
+    assert read_config(mine) == whole
     assert read_layers(mine)[0].name == "recipe:quickstart"
 
 
 def test_a_written_configuration_has_no_base(write: Write) -> None:
     write("a.yaml", "seed: 3\n")
-    text = RunConfig.read(write("b.yaml", "base: a.yaml\n")).yaml()
+    text = read_config(write("b.yaml", "base: a.yaml\n")).yaml()
     assert "\nbase:" not in f"\n{text}"
-    assert RunConfig.read(write("c.yaml", text)).seed == 3
+    assert read_config(write("c.yaml", text)).seed == 3
 
 
 def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
@@ -98,7 +99,7 @@ def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(write: Write, files: dict[str, str], words: Sequence[str]) -> None:
     paths = [write(name, text) for name, text in files.items()]
-    for read in (RunConfig.read, lambda path: on_the_command_line("--config", str(path))):
+    for read in (read_config, lambda path: on_the_command_line("--config", str(path))):
         with pytest.raises(ConfigError) as error:
             read(paths[0])
         for word in words:

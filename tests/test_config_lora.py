@@ -11,6 +11,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain, read_config
 from sftmix.options import (
     DataOptions,
     LoraOptions,
@@ -46,10 +48,10 @@ def config(lora: LoraOptions, **more) -> RunConfig:
 def test_an_option_without_a_rank_is_refused(option, r):
     name = next(iter(option))
     with pytest.raises(ConfigError, match=rf"model\.lora\.{name} is .*, but model\.lora\.r is (null|0): .*--model\.lo"):
-        config(LoraOptions(r=r, **option)).validate()
+        validate(config(LoraOptions(r=r, **option)))
     own = TrainedReference(model=ReferenceModel(lora=LoraOptions(r=r, **option)))
     with pytest.raises(ConfigError, match=rf"reference\.model\.lora\.{name} is .*, but reference\.model\.lora\.r is"):
-        config(LoraOptions(r=8), reference=own).validate()
+        validate(config(LoraOptions(r=8), reference=own))
 
 
 @pytest.mark.parametrize(
@@ -63,18 +65,18 @@ def test_an_option_without_a_rank_is_refused(option, r):
 )
 def test_a_value_out_of_its_range_is_refused(options, named):
     with pytest.raises(ConfigError, match=rf"model\.lora\.{named}; allowed: "):
-        config(LoraOptions(**options)).validate()
+        validate(config(LoraOptions(**options)))
 
 
 @pytest.mark.parametrize("r", [None, 0, 16])
 def test_ranks_that_are_fine(r):
-    config(LoraOptions(r=r)).validate()
+    validate(config(LoraOptions(r=r)))
 
 
 def test_quantising_needs_its_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"model\.lora\.quantize is 4bit, which needs the package bitsandbytes"):
-        config(LoraOptions(r=8, quantize="4bit")).validate()
+        validate(config(LoraOptions(r=8, quantize="4bit")))
 
 
 def test_quantised_shards_are_refused(monkeypatch):
@@ -82,13 +84,13 @@ def test_quantised_shards_are_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     quantised = LoraOptions(r=8, quantize="4bit")
     fsdp = TrainingOptions(parallel="fsdp")
-    config(quantised, training=TrainingOptions(parallel="ddp")).validate()
+    validate(config(quantised, training=TrainingOptions(parallel="ddp")))
     with pytest.raises(ConfigError, match=r"model\.lora\.quantize 4bit and training\.parallel fsdp exclude each other"):
-        config(quantised, training=fsdp).validate()
+        validate(config(quantised, training=fsdp))
     for training in (None, ReferenceTraining(parallel="fsdp")):
         own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
         with pytest.raises(ConfigError, match=r"reference\.model\.lora\.quantize 4bit and training\.parallel fsdp"):
-            config(LoraOptions(), reference=own, training=fsdp).validate()
+            validate(config(LoraOptions(), reference=own, training=fsdp))
 
 
 def test_quantised_shards_that_auto_resolves_to_are_refused():
@@ -116,14 +118,14 @@ def test_yaml_holds_every_option(tmp_path):
     own = TrainedReference(model=ReferenceModel(path="weak", lora=LoraOptions(r=2, use_dora=True)))
     written = config(lora, reference=own)
     (tmp_path / "config.yaml").write_text(written.yaml())
-    read = RunConfig.read(tmp_path / "config.yaml")
+    read = read_config(tmp_path / "config.yaml")
     assert read == written
     assert read.model.lora == lora
     assert read.reference.model.lora == LoraOptions(r=2, use_dora=True)
 
 
 def test_configurations_from_before_adapters_are_read():
-    assert RunConfig.from_plain({"model": {"path": "m"}}).model.lora == LoraOptions()
+    assert from_plain({"model": {"path": "m"}}).model.lora == LoraOptions()
 
 
 def test_the_command_line(sftmix, tmp_path):

@@ -26,7 +26,7 @@ from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
-from sftmix.config.parser import (
+from sftmix.config.schema import (
     component_bases,
     component_options,
     import_class,

@@ -20,7 +20,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.components import RandomPairs
-from sftmix.config import RunConfig
+from sftmix.config.read import read_config
 from sftmix.options import TrainingOptions
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.types import Scores
@@ -54,7 +54,7 @@ def test_a_run_directory_holds_what_is_documented(finished):
     assert [m["step"] for m in metrics(run)] == list(range(1, 13))
     ended = status(run)
     assert (ended["exit_code"], ended["step"], ended["total_steps"]) == (0, 12, 12)
-    assert RunConfig.read(run / "config.yaml").plain()["out"] == str(run)
+    assert read_config(run / "config.yaml").plain()["out"] == str(run)
     assert not list(run.rglob("*.bin")) + list(run.rglob("*.pt")) + list(run.rglob("*.pkl"))
     assert not list(run.rglob(".tmp-*"))
 

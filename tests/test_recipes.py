@@ -8,8 +8,9 @@ from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
 from sftmix.compare import Comparison, TableOptions
 from sftmix.compare.statistics import seeds_needed
-from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.config.read import read_config
 
 TABLES = [n for n in recipes() if any("variants" in layer.values for layer in read_layers(config_file(f"recipe:{n}")))]
 RUNS = [n for n in recipes() if n not in TABLES]
@@ -32,8 +33,8 @@ def test_every_recipe_has_a_small_twin_that_is_made_from_it() -> None:
 @pytest.mark.parametrize("name", [n for n in RUNS if n not in WITHOUT_TWIN])
 def test_a_run_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = RunConfig.read(config_file(f"recipe:{name}"))
-    config.validate(needs_out=False)
+    config = read_config(config_file(f"recipe:{name}"))
+    validate(config, needs_out=False)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -26,6 +26,7 @@ from sftmix.components import (
 )
 from sftmix.components.base import CallbackResult
 from sftmix.components.reference import FromFile
+from sftmix.config.read import read_config
 from sftmix.model.load import fingerprint
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.export import export_run
@@ -153,7 +154,7 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
     for name in ("first", "second"):
         run(config(finished.tiny, tmp_path / name, every=2), pool=[tmp_path / "first"])
     assert (tmp_path / "second" / "train" / "adopted.json").exists()
-    assert RunConfig.read(tmp_path / "second" / "config.yaml").out == str(tmp_path / "second")
+    assert read_config(tmp_path / "second" / "config.yaml").out == str(tmp_path / "second")
     exported = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
     weights = [(path / "model.safetensors").read_bytes() for path in exported]
     assert weights[0] == weights[1]

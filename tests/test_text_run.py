@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.common.errors import ConfigError
 from sftmix.components.confidence import Perplexity
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import read_config
 from sftmix.config.text import resolve_text
 from sftmix.data import prepare
 from sftmix.options import DataOptions, ModelOptions
@@ -56,7 +58,7 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert done.code == 0, done.err
     assert "29 documents read" in done.out
     summary = json.loads((out / "summary.json").read_text())
-    config = RunConfig.read(out / "config.yaml")
+    config = read_config(out / "config.yaml")
     assert config.data.format == "text"
 
     # Every window is scored, split and paired by its id; each of two mixed tokens is one NTP token.
@@ -149,9 +151,9 @@ def test_an_estimator_that_needs_instructions_is_refused(words, tmp_path):
 
 @pytest.mark.parametrize("name", ["pretrain-text", "small/pretrain-text", "small/pretrain-mixup"])
 def test_recipes_of_text_are_configurations(name):
-    config = RunConfig.read(ROOT / "sftmix" / "recipes" / f"{name}.yaml")
+    config = read_config(ROOT / "sftmix" / "recipes" / f"{name}.yaml")
     config.out = "o"
-    config.validate()
+    validate(config)
     assert config.data.format == "text"
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sftmix import __version__
-from sftmix.common.errors import ConfigError, SFTMixError, Stopped
+from sftmix.common.errors import ConfigError, SFTMixError, Stopped, nearest
 
 INTERRUPTED = 130
 
@@ -39,8 +39,6 @@ def _dispatch(argv: list[str]) -> int:
         print(f"sftmix {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        from sftmix.config.messages import nearest
-
         raise ConfigError(f"no command {argv[0]!r}; there are {', '.join(COMMANDS)}.{nearest(argv[0], COMMANDS)}")
     try:
         COMMANDS[argv[0]].main(argv[1:])

@@ -7,13 +7,25 @@ file after `--objective NTP` would silently win, and a class after `--objective.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.config.layers import config_file
-from sftmix.config.messages import unknown_option
-from sftmix.config.parser import component_bases, is_flag, list_options, option_hints
+from sftmix.config.messages import refuse_unknown_class, unknown_option
+from sftmix.config.schema import component_bases, is_flag, list_options, option_hints
+
+
+@dataclass(frozen=True)
+class OwnOption:
+    """An option that a command has beside those of RunConfig; a bool is a flag."""
+
+    name: str
+    type: Any
+    default: Any
+    metavar: str
+    doc: str
 
 
 @dataclass
@@ -33,13 +45,12 @@ class Arguments:
     notes: list[str] = field(default_factory=list)
 
 
-def sort_arguments(argv: Sequence[str], extra: Sequence[str] = ()) -> Arguments:
-    """Sort the words of a command line; ConfigError for an option that does not exist or lacks its value.
+def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collection[str] = ()) -> Arguments:
+    """Sort the words of a command line; ConfigError for an option or a class that is not there, or without its value.
 
-    `extra` names the command's own options beside those of RunConfig; one that ends in `?` is a flag.
+    own    names of the command's options beside those of RunConfig
+    flags  those of them that are true or false
     """
-    flags = {name.rstrip("?") for name in extra if name.endswith("?")}
-    own = {name.rstrip("?") for name in extra}
     found = Arguments()
     given, seen = list[tuple[str, str | None]](), Counter[str]()
     for key, value in _pairs(argv, lambda key: key in flags or is_flag(key)):
@@ -52,6 +63,8 @@ def sort_arguments(argv: Sequence[str], extra: Sequence[str] = ()) -> Arguments:
         else:
             if key not in own:
                 _check_key(key)
+            if key.rstrip("+") in component_bases():
+                refuse_unknown_class(key.rstrip("+"), _plain(value or ""))
             seen[key] += 1
             given.append((key, value))
     given.sort(key=lambda option: _rank(option[0], seen))
@@ -85,6 +98,16 @@ def _pairs(argv: Sequence[str], flag: Callable[[str], bool]) -> list[tuple[str, 
                 _check_key(key)
             raise ConfigError(f"--{key} needs a value")
     return found
+
+
+def _plain(word: str) -> Any:
+    """The value that a word stands for: text, null, a list or a mapping."""
+    import yaml
+
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
 
 
 def _stray(word: str, previous: str | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Literal, NoReturn
 
 from sftmix.common.errors import ConfigError
 
@@ -22,12 +22,6 @@ class Command:
 
     summary: str
     main: Callable[[Sequence[str]], None]
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print on rank 0 only: notes on stderr, or results on the file given."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=file or sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------- commands with a configuration
@@ -76,32 +70,34 @@ Nothing is trained or written; no --out is needed.
 
 def _stage(name: str, argv: Sequence[str]) -> None:
     """One of run, reference, confidence, split, train."""
+    from sftmix.cli.parsing import configuration
+    from sftmix.cli.results import results, say
+    from sftmix.config.checks import validate
+
     config, _ = configuration(name, _ABOUT[name][1], argv)
-    config.validate()
+    validate(config)
     for note in config.unused():
         say(f"note: {note}")
-    from sftmix.cli.results import results
     from sftmix.pipeline.recipe import run
 
     until = _ABOUT[name][0]
     summary = run(config, until=until)
-    say("\n".join(results(config.out, summary, until)), sys.stdout)
+    say("\n".join(results(str(config.out), summary, until)), sys.stdout)
 
 
 def _preview(argv: Sequence[str]) -> None:
-    own = [
-        ("--rows N", "How many rows to show.", "3"),
-        ("--no_color", "Plain text; also without a terminal, or with NO_COLOR set.", "false"),
-    ]
+    from sftmix.cli.arguments import OwnOption
+    from sftmix.cli.parsing import configuration
+    from sftmix.config.checks import validate
 
-    def add(parser: Any) -> None:
-        parser.add_argument("--rows", type=int, default=3)
-        parser.add_argument("--no_color", type=bool, default=False)
-
-    config, parsed = configuration("preview", _PREVIEW, argv, own=own, names=("rows", "no_color?"), add=add)
+    own = (
+        OwnOption("rows", int, 3, "N", "How many rows to show."),
+        OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
+    )
+    config, parsed = configuration("preview", _PREVIEW, argv, own)
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
-    config.validate(needs_out=False)
+    validate(config, needs_out=False)
     from sftmix.pipeline.rows import preview
 
     color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
@@ -118,38 +114,6 @@ def _estimate(argv: Sequence[str]) -> None:
     from sftmix.cli.estimate import main
 
     main(argv)
-
-
-def configuration(
-    name: str,
-    about: str,
-    argv: Sequence[str],
-    *,
-    own: Sequence[tuple[str, str, str]] = (),
-    names: Sequence[str] = (),
-    add: Callable[[Any], None] = lambda parser: None,
-) -> tuple[Any, Any]:
-    """The RunConfig of a command line and everything parsed; --help and --print_config end here."""
-    from sftmix.cli.arguments import sort_arguments
-
-    given = sort_arguments(argv, names)
-    if given.wants_help:
-        from sftmix.cli.help import run_help
-
-        print(run_help(f"sftmix {name} [--config FILE] [options]", about, own), end="")
-        raise SystemExit(0)
-    from sftmix.cli.parsing import build_parser, parse, print_config
-
-    parser = build_parser(f"sftmix {name}")
-    add(parser)
-    config, parsed, notes = parse(parser, given)
-    for note in notes:
-        say(f"note: {note}")
-    if given.print_config is not None:
-        if own:
-            raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
-        print_config(parser, given)
-    return config, parsed
 
 
 # ------------------------------------------------------------------ commands with options of their own

@@ -6,20 +6,22 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonargparse
 
-from sftmix.cli.arguments import Arguments, sort_arguments
-from sftmix.cli.commands import say
+from sftmix.cli.arguments import Arguments, OwnOption, sort_arguments
+from sftmix.cli.help import field_docs, run_help
 from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
+from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.parser import component_bases, is_group
+from sftmix.config.read import Parser
+from sftmix.config.schema import component_bases, is_group
 from sftmix.options import reference_lora
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
@@ -30,7 +32,6 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
   torchrun --nproc_per_node 8 cli.py compare --config recipe:table5-role --out runs/table5"""
 
-_OWN = {f.name: f for f in dataclasses.fields(TableOptions)}
 _FLAG_LIST = "--list=true"
 _METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
 _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
@@ -38,9 +39,10 @@ _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only show it (--list, --print_config, --help)."""
-    given = sort_arguments(argv, (*_names(), "variants", "list?"))
+    own = [*_own(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
+    given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
     if given.wants_help:
-        _help()
+        print(run_help("sftmix compare --config FILE --out DIR [options]", ABOUT, own), end="")
         return
     only_list = _FLAG_LIST in given.options
     given.options = [option for option in given.options if not option.startswith("--list=")]
@@ -62,7 +64,7 @@ def run_table(comparison: Comparison) -> None:
 
 def comparison_of(given: Arguments) -> Comparison:
     """The table of a command line; --print_config ends here."""
-    parser = _parser()
+    parser = build_parser("sftmix compare", _own())
     base, parsed, notes = parse(parser, given)
     for note in notes:
         say(f"note: {note}")
@@ -73,19 +75,18 @@ def comparison_of(given: Arguments) -> Comparison:
             say(f"note: variant {name}: {note}")
     if given.print_config is not None:
         print_config(parser, given)
-    options = TableOptions(**{name: parsed[name] for name in _OWN})
+    options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
     return Comparison(out=base.out, variants=variants, options=options)
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = build_parser("sftmix compare")
-    parser.add_argument("--variants", type=dict[str, Any], default={})
-    parser.add_class_arguments(TableOptions, as_group=False)
-    return parser
-
-
-def _names() -> Iterator[str]:
-    yield from (f"{name}?" if f.type == "bool" else name for name, f in _OWN.items())
+def _own() -> list[OwnOption]:
+    """The options of the table beside those of a run: `variants`, and the fields of TableOptions."""
+    docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
+    variants = "Option: value of each variant; usually in a file."
+    return [
+        OwnOption("variants", dict[str, Any], {}, "{NAME: {...}, ...}", variants),
+        *(OwnOption(name, hint, getattr(default, name), _METAVARS[name], docs[name]) for name, hint in hints.items()),
+    ]
 
 
 def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -104,7 +105,7 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _variant(
-    parser: jsonargparse.ArgumentParser,
+    parser: Parser,
     given: Arguments,
     name: str,
     options: Mapping[str, Any],
@@ -173,16 +174,3 @@ def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
         lora = dataclasses.asdict(reference_lora(config.model, getattr(config.reference, "model", None)))
         parts += [{**plain["training"], **own}, own.get("seed", seed), lora if lora["r"] else None]
     return json.dumps(parts, sort_keys=True, default=str)
-
-
-def _help() -> None:
-    from sftmix.cli.help import Option, field_docs, run_help
-
-    docs, default = field_docs(TableOptions), TableOptions()
-    own: list[Option] = [("--variants {NAME: {...}, ...}", "Option: value of each variant; usually in a file.", "")]
-    for name in _OWN:
-        value = getattr(default, name)
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        own.append((f"--{name} {_METAVARS[name]}".rstrip(), docs[name], shown))
-    own.append(("--list", "Show what would be run and what is shared, and exit.", ""))
-    print(run_help("sftmix compare --config FILE --out DIR [options]", ABOUT, own), end="")

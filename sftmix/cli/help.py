@@ -7,16 +7,17 @@ import inspect
 import re
 import shutil
 import textwrap
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import docstring_parser
 
+from sftmix.cli.arguments import OwnOption
 from sftmix.components.base import Component
 from sftmix.config import RunConfig
-from sftmix.config.parser import (
+from sftmix.config.schema import (
+    alternatives,
     component_bases,
     component_classes,
     component_options,
@@ -31,16 +32,16 @@ _TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 _COLUMN = 30
 _NO_DEFAULT = (dataclasses.MISSING, inspect.Parameter.empty)
 
-Option = tuple[str, str, str]
-"""An option with its metavar, what it does, its default (or an empty string)."""
+Row = tuple[str, str, str]
+"""What the help says of an option: its name with its metavar, what it does, its default (or an empty string)."""
 
 
-def run_help(usage: str, description: str, own: Sequence[Option] = ()) -> str:
+def run_help(usage: str, description: str, own: Sequence[OwnOption] = ()) -> str:
     """The whole help text of a command; `own` are its options beside those of RunConfig."""
     default, docs = RunConfig(), field_docs(RunConfig)
     scalars = [k for k in option_hints() if "." not in k and k not in component_bases()]
     run = [
-        *own,
+        *((f"--{option.name} {option.metavar}".rstrip(), option.doc, _default(option.default)) for option in own),
         ("--config FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; those given here win.", ""),
         *(_option(k, option_hints()[k], docs[k], getattr(default, k)) for k in scalars),
         ("--print_config", "Print the whole configuration as YAML for --config, and exit.", ""),
@@ -58,11 +59,11 @@ _FOOTER = """Components (reference ... callbacks) are chosen by short name or im
 and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
 
 
-def _section(title: str, options: Sequence[Option]) -> str:
+def _section(title: str, options: Sequence[Row]) -> str:
     return "\n".join([title, *option_lines(options)])
 
 
-def option_lines(options: Sequence[Option]) -> Iterator[str]:
+def option_lines(options: Sequence[Row]) -> Iterator[str]:
     """The lines of a list of options: names on the left, what they do on the right."""
     width = max(min(shutil.get_terminal_size().columns, 118), 78)
     for name, doc, default in options:
@@ -75,17 +76,17 @@ def option_lines(options: Sequence[Option]) -> Iterator[str]:
         yield from (" " * _COLUMN + line for line in wrapped[1:])
 
 
-def _option(key: str, hint: Any, doc: str, default: Any) -> Option:
+def _option(key: str, hint: Any, doc: str, default: Any) -> Row:
     metavar = _metavar(key, hint)
     return (f"--{key} {metavar}".rstrip(), doc, _default(default))
 
 
 def _default(value: Any) -> str:
-    if value in _NO_DEFAULT or value in ("", []):
+    if value in _NO_DEFAULT or value in ("", [], {}):
         return "required" if value is inspect.Parameter.empty else ""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _metavar(key: str, hint: Any) -> str:
@@ -94,9 +95,8 @@ def _metavar(key: str, hint: Any) -> str:
         return ""
     if name in _NAMES:
         return _NAMES[name]
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     words = []
-    for option in (o for o in options if o is not type(None)):
+    for option in (part for part in alternatives(hint) if part is not type(None)):
         if typing.get_origin(option) is typing.Literal:
             words.append("|".join(map(str, typing.get_args(option))))
         elif typing.get_origin(option) in (list, tuple):
@@ -107,7 +107,7 @@ def _metavar(key: str, hint: Any) -> str:
     return "|".join(words)
 
 
-def _group(prefix: str, cls: type, default: Any) -> Iterator[Option]:
+def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}.{f.name}"
@@ -125,7 +125,7 @@ def group_in(hint: Any) -> type | None:
     return typing.cast(type, found[0]) if found else None
 
 
-def _component(name: str, base: type[Component], default: Any) -> Iterator[Option]:
+def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
     """The choice of the class, then the options of the default class."""
     chosen = default[0] if isinstance(default, list) else default
     names = list(known_components(base))
@@ -136,7 +136,7 @@ def _component(name: str, base: type[Component], default: Any) -> Iterator[Optio
         yield from component_lines(name, type(chosen))
 
 
-def component_lines(prefix: str, cls: type) -> Iterator[Option]:
+def component_lines(prefix: str, cls: type) -> Iterator[Row]:
     """The options of one component class under `prefix`; options that are groups are opened."""
     docs = component_docs(cls)
     for key, parameter in component_options(cls).items():

@@ -1,14 +1,13 @@
-"""`components`: what can be swapped."""
+"""`components`: the list of what can be swapped, and one component with its options."""
 
 from __future__ import annotations
 
 import inspect
 
 from sftmix.cli.help import component_lines, option_lines
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest
 from sftmix.components.listing import Shipped, catalogue, described
-from sftmix.config.messages import nearest
-from sftmix.config.parser import component_bases, import_class, nested_bases
+from sftmix.config.schema import component_bases, import_class, nested_bases
 
 
 def _by_option() -> list[tuple[str, type, list[Shipped]]]:

@@ -7,32 +7,50 @@ from typing import Any
 
 import jsonargparse
 
-from sftmix.cli.arguments import Arguments
+from sftmix.cli.arguments import Arguments, OwnOption, sort_arguments
+from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import OF_COMPARE, read_layers, refuse_table
-from sftmix.config.messages import explain
-from sftmix.config.parser import (
-    add_run_options,
-    component_bases,
-    component_options,
-    import_class,
-    instantiate,
-    list_options,
-    make_parser,
-)
+from sftmix.config.messages import explain, refuse_unknown
+from sftmix.config.read import Parser, add_run_options, instantiate
+from sftmix.config.schema import component_bases, component_options, import_class, list_options
 
 
-def build_parser(prog: str) -> jsonargparse.ArgumentParser:
-    """The parser of a command that takes a run's configuration."""
-    parser = make_parser(prog)
+def configuration(
+    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
+) -> tuple[RunConfig, jsonargparse.Namespace]:
+    """The RunConfig of a command line and everything parsed; --help and --print_config end here."""
+    given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
+    if given.wants_help:
+        from sftmix.cli.help import run_help
+
+        print(run_help(f"sftmix {name} [--config FILE] [options]", about, own), end="")
+        raise SystemExit(0)
+    parser = build_parser(f"sftmix {name}", own)
+    config, parsed, notes = parse(parser, given)
+    for note in notes:
+        say(f"note: {note}")
+    if given.print_config is not None:
+        if own:
+            raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
+        print_config(parser, given)
+    return config, parsed
+
+
+def build_parser(prog: str, own: Sequence[OwnOption] = ()) -> Parser:
+    """The parser of a command that takes a run's configuration, and options of its own."""
+    parser = Parser(prog=prog)
     parser.add_argument("--config", action="config")
     add_run_options(parser)
+    for option in own:
+        parser.add_argument(f"--{option.name}", type=option.type, default=option.default)
+    parser.own = {option.name: option.type for option in own}
     return parser
 
 
-def parse(parser: jsonargparse.ArgumentParser, given: Arguments) -> tuple[RunConfig, jsonargparse.Namespace, list[str]]:
-    """Return the configuration, everything parsed, and notes. With --print_config it prints and exits 0."""
+def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Namespace, list[str]]:
+    """The configuration, everything parsed, and notes."""
     notes = list(given.notes)
     before, args = None, list[str]()
     for name, text in _layers(parser, given.configs):
@@ -47,34 +65,39 @@ def parse(parser: jsonargparse.ArgumentParser, given: Arguments) -> tuple[RunCon
 
 
 def parse_variant(
-    parser: jsonargparse.ArgumentParser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
+    parser: Parser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
 ) -> tuple[RunConfig, list[str]]:
     """The configuration of a command line with more options applied last, and what they changed in `base`."""
-    configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
-    parsed = _parse(parser, [*configs, *given.options, *options])
+    parsed = _parse(parser, [*_words(parser, given), *options])
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 
-def print_config(parser: jsonargparse.ArgumentParser, given: Arguments) -> None:
+def print_config(parser: Parser, given: Arguments) -> None:
     """Print the whole configuration as YAML that --config takes back, and raise SystemExit(0)."""
-    configs = [f"--config={text}" for _, text in _layers(parser, given.configs)]
-    _parse(parser, [*configs, *given.options, f"--print_config={given.print_config}"])
+    _parse(parser, [*_words(parser, given), f"--print_config={given.print_config}"])
 
 
-def _layers(parser: jsonargparse.ArgumentParser, configs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _words(parser: Parser, given: Arguments) -> list[str]:
+    """A sorted command line as jsonargparse takes it: files, then options."""
+    return [*(f"--config={text}" for _, text in _layers(parser, given.configs)), *given.options]
+
+
+def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, YAML text) of every layer of the files, in the order in which they apply."""
     for config in configs:
         layers = read_layers(config)
-        if OF_COMPARE not in parser.get_defaults():
+        if OF_COMPARE not in parser.own:
             refuse_table(layers)
-        yield from ((layer.name, layer.yaml()) for layer in layers)
+        for layer in layers:
+            refuse_unknown(layer.values, parser.own, f"{layer.name}: ")
+            yield layer.name, layer.yaml()
 
 
-def _parse(parser: jsonargparse.ArgumentParser, args: Sequence[str], where: str = "") -> jsonargparse.Namespace:
+def _parse(parser: Parser, args: Sequence[str], where: str = "") -> jsonargparse.Namespace:
     try:
         return parser.parse_args(list(args))
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(where + explain(str(error))) from error
+        raise ConfigError(where + explain(str(error), parser.own)) from error
 
 
 def _changes(before: Any, after: Any, by: str) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""What a finished command says last: figures of summary.json in words, and where to look next."""
+"""What commands say: notes on the way, and last the figures of summary.json in words and where to look next."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 _FILES = {
@@ -13,6 +15,12 @@ _FILES = {
     "split": ("split/split.parquet",),
     "train": ("train/model", "train/metrics.jsonl", "summary.json"),
 }
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print on rank 0 only: notes on stderr, or results on the file given."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=file or sys.stderr, flush=True)
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:

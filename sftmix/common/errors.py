@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class SFTMixError(Exception):
     """Base class: a message for people (what, which value, what to do) and an exit code."""
@@ -55,3 +58,17 @@ class Stopped(SFTMixError):
     """SIGTERM or SIGUSR1 arrived; where a model was being trained, a checkpoint was saved."""
 
     exit_code = 143
+
+
+def refuse(problems: Sequence[str], where: str) -> None:
+    """ConfigError that lists every problem; nothing where there is none."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError("\n  - ".join([f"{len(problems)} problems in {where}", *problems]))
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """` Did you mean X?` for the closest allowed word, or nothing."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest
 from sftmix.common.files import read_json, sha256_json
 from sftmix.compare.plan import Cell, Comparison
-from sftmix.config.messages import nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
 from sftmix.compare.statistics import seeds_needed
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that a variant cannot set: the table does."""
@@ -53,7 +55,7 @@ class Cell:
 
     def config(self) -> RunConfig:
         """The configuration with components of its own: no cell sees the state of another."""
-        return RunConfig.from_plain(self.plain)
+        return from_plain(self.plain)
 
 
 @dataclass(kw_only=True)
@@ -172,7 +174,7 @@ def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
     if config.with_baseline:
         yield f"variant {name}: with_baseline has no place in a table; add a variant with `objective: NTP` instead"
     try:
-        config.validate(needs_out=False)
+        validate(config, needs_out=False)
     except ConfigError as error:
         yield f"variant {name}: {error}"
 

@@ -1,138 +1,14 @@
-"""The typed tree of one run: what `config.yaml` holds and what the command line edits.
+"""What decides a run: its typed tree of options, where it is read from, and what is checked before any work.
 
-It works without YAML, too, with the paper's defaults:
-
-    RunConfig(out="runs/first", model=ModelOptions(path="..."), data=DataOptions(train=["rows.json"]))
+run_config  RunConfig, the tree: options and components with the paper's defaults
+schema      the options that the tree has, by name, with their types
+layers      configuration files, recipes, and the files that they are made from
+read        plain values and files -> RunConfig
+messages    what is said of a name or a value that does not fit
+checks      options against each other: `validate`
+text        what plain text asks of the rest
 """
 
-from __future__ import annotations
+from sftmix.config.run_config import RunConfig
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
-
-from sftmix.common.errors import ConfigError
-from sftmix.components.base import (
-    Callback,
-    ConfidenceEstimator,
-    Objective,
-    Optimizer,
-    PairSampler,
-    Perturbation,
-    Reference,
-    Selector,
-    Splitter,
-    plain,
-)
-from sftmix.components.callbacks import Evaluate
-from sftmix.components.confidence import Perplexity
-from sftmix.components.objectives import SFTMix
-from sftmix.components.optimizers import AdamW
-from sftmix.components.pairing import RandomPairs
-from sftmix.components.reference import TrainedReference
-from sftmix.components.selection import All
-from sftmix.components.splitters import Median
-from sftmix.config.checks import problems
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
-
-
-@dataclass(kw_only=True, eq=False)
-class RunConfig:
-    """Everything that decides what a run does. Two configurations are equal when their plain forms are."""
-
-    out: str | None = None
-    """Run directory; an existing one of the same configuration is resumed."""
-    seed: int = 42
-    """Decides order, pairs, lambdas and the held-out split."""
-    with_baseline: bool = False
-    """Also train the NTP arm from the same base model, in the same order and without perturbation, and print one
-    table."""
-    model: ModelOptions = field(default_factory=ModelOptions)
-    """The model to fine-tune."""
-    data: DataOptions = field(default_factory=DataOptions)
-    """Training and held-out rows."""
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    """Learning rate, batches, precision and ranks."""
-    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    """What a rerun resumes from."""
-    reference: Reference = field(default_factory=TrainedReference)
-    """Where the training dynamics come from."""
-    confidence: ConfidenceEstimator = field(default_factory=Perplexity)
-    """Training dynamics -> one number per example."""
-    splitter: Splitter = field(default_factory=Median)
-    """Confidence -> groups of examples."""
-    selector: Selector = field(default_factory=All)
-    """Which examples are trained on at all, before anything else is done with them."""
-    pairing: PairSampler | Literal["auto"] | None = "auto"
-    """Which examples are mixed. auto: RandomPairs when the objective mixes, else none; null: none."""
-    objective: Objective = field(default_factory=SFTMix)
-    """What each optimizer step minimises."""
-    optimizer: Optimizer = field(default_factory=AdamW)
-    """The update rule, in every training stage."""
-    perturbation: Perturbation | None = None
-    """What is done to the input embeddings in the target's training steps; null: nothing."""
-    callbacks: list[Callback] = field(default_factory=lambda: [Evaluate()])
-    """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one."""
-
-    def __eq__(self, other: object) -> bool:
-        return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
-
-    def resolved_pairing(self) -> PairSampler | None:
-        """The pair sampler that `auto` stands for, or the one that was chosen, or None."""
-        if self.pairing == "auto":
-            return RandomPairs() if self.objective.mixes else None
-        return self.pairing
-
-    def validate(self, *, needs_out: bool = True) -> None:
-        """Check every option that can be checked without reading data or a model.
-
-        `needs_out=False` is for commands that write no run directory. Raises ConfigError that lists every problem.
-        """
-        found = problems(self, pairs=self.resolved_pairing() is not None, needs_out=needs_out)
-        if len(found) == 1:
-            raise ConfigError(found[0])
-        if found:
-            raise ConfigError("\n  - ".join([f"{len(found)} problems in the configuration", *found]))
-
-    def unused(self) -> list[str]:
-        """One sentence where components were chosen that this run has no use for."""
-        paired, default = self.resolved_pairing() is not None, RunConfig()
-        idle = ("reference", "confidence", *([] if paired else ["splitter"]))
-        chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
-        if not chosen or (paired and self.splitter.needs_confidence):
-            return []
-        named = ", ".join(f"{name} {type(getattr(self, name)).__name__}" for name in chosen)
-        reason = (
-            f"splitter {type(self.splitter).__name__} needs no confidence"
-            if paired
-            else "no examples are paired (pairing null, or an objective that does not mix)"
-        )
-        return [f"not used by this run: {named}; {reason}"]
-
-    def plain(self) -> dict[str, Any]:
-        """The configuration as JSON can hold it; components as {"class_path", "init_args"}."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Build a configuration from (a part of) its plain form; ConfigError names what is wrong."""
-        from sftmix.config.parser import from_plain  # jsonargparse takes 0.2 s: only who reads a file pays for it
-
-        return from_plain(values)
-
-    def yaml(self) -> str:
-        """The plain form as YAML text, which `read` and `--config` take back."""
-        import yaml
-
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def read(cls, path: str | Path) -> RunConfig:
-        """Read a config.yaml or a recipe with its bases; unknown keys and classes are a ConfigError."""
-        from sftmix.config.layers import read_layers, refuse_table
-        from sftmix.config.parser import from_layers
-
-        layers = read_layers(path)
-        refuse_table(layers)
-        return from_layers(layers)
+__all__ = ["RunConfig"]

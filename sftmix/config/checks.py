@@ -1,35 +1,70 @@
-"""The checks of a configuration that need neither data nor a model: one sentence per problem."""
+"""The checks of a configuration that need neither rows nor a model: one sentence per problem."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
 
+from sftmix.common.errors import refuse
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
-from sftmix.options import SHARDED, LoraOptions, ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.config.run_config import RunConfig
+from sftmix.options import (
+    SHARDED,
+    Check,
+    LoraOptions,
+    ReferenceModel,
+    ReferenceTraining,
+    TrainingOptions,
+    at_least_1,
+    out_of_range,
+)
 
-if TYPE_CHECKING:
-    from sftmix.config import RunConfig
 
-Check = tuple[str, Callable[[Any], bool], str]
+def validate(config: RunConfig, *, needs_out: bool = True) -> None:
+    """Check every option that can be checked without reading rows or a model; ConfigError lists every problem.
+
+    `needs_out=False` is for commands that write no run directory.
+    """
+    refuse(list(_problems(config, needs_out)), "the configuration")
+
+
+def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
+    """In the order of the options, but for those that have to be given, which come first."""
+    pairs = config.resolved_pairing() is not None
+    yield from _missing(config, needs_out)
+    yield from config.data.problems()
+    yield from _adapters(config)
+    yield from _evaluation(config)
+    for prefix, options, parallel in _trainings(config):
+        yield from out_of_range(prefix, options, _TRAINING)
+        yield from _shard_group(prefix, options, parallel)
+        yield from _micro_batches(prefix, options)
+    yield from _optimizer(config)
+    yield from _pairs(config, pairs)
+    yield from _reference(config, pairs)
+    yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
+
+
+def _trainings(config: RunConfig) -> list[tuple[str, TrainingOptions | ReferenceTraining, str]]:
+    """(key, options, the value of `parallel` that holds) of the target, and of a reference that has its own."""
+    target, own = config.training, getattr(config.reference, "training", None)
+    found: list[tuple[str, TrainingOptions | ReferenceTraining, str]] = [("training", target, target.parallel)]
+    if isinstance(own, ReferenceTraining):
+        found.append(("reference.training", own, own.parallel or target.parallel))
+    return found
 
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _at_least_1(value: int) -> bool:
-    return value >= 1
-
-
 _TRAINING: tuple[Check, ...] = (
-    ("global_batch_size", _at_least_1, "at least 1"),
-    ("micro_batch_size", _at_least_1, "at least 1, or null"),
-    ("micro_batch_tokens", _at_least_1, "at least 1, or null"),
+    ("global_batch_size", at_least_1, "at least 1"),
+    ("micro_batch_size", at_least_1, "at least 1, or null"),
+    ("micro_batch_tokens", at_least_1, "at least 1, or null"),
     ("learning_rate", _positive, "above 0"),
     ("weight_decay", lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
@@ -37,16 +72,10 @@ _TRAINING: tuple[Check, ...] = (
     ("warmup_ratio", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("max_grad_norm", lambda v: math.isfinite(v) and v >= 0, "0 (no clipping) or more"),
     ("epochs", _positive, "above 0"),
-    ("max_steps", _at_least_1, "at least 1, or null"),
-    ("shard_group_size", _at_least_1, "at least 1, or null (the ranks of a node)"),
-    ("length_groups", _at_least_1, "at least 1, or null"),
-    ("chunk_size", _at_least_1, "at least 1, or null"),
-)
-_DATA: tuple[Check, ...] = (
-    ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
-    ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
-    ("limit", _at_least_1, "at least 1, or null"),
-    ("num_proc", _at_least_1, "at least 1, or null"),
+    ("max_steps", at_least_1, "at least 1, or null"),
+    ("shard_group_size", at_least_1, "at least 1, or null (the ranks of a node)"),
+    ("length_groups", at_least_1, "at least 1, or null"),
+    ("chunk_size", at_least_1, "at least 1, or null"),
 )
 _LORA: tuple[Check, ...] = (
     ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),
@@ -56,16 +85,8 @@ _LORA: tuple[Check, ...] = (
 )
 _CHECKPOINT: tuple[Check, ...] = (
     ("every", lambda v: v >= 0, "a number of steps, 0 (none) or null (chosen)"),
-    ("keep", _at_least_1, "at least 1: a run resumes from it"),
+    ("keep", at_least_1, "at least 1: a run resumes from it"),
 )
-
-
-def _ranges(prefix: str, options: object, checks: tuple[Check, ...]) -> Iterator[str]:
-    """One sentence per option that is set (not None) and out of its range."""
-    for name, allowed, words in checks:
-        value = getattr(options, name, None)
-        if value is not None and not allowed(value):
-            yield f"{prefix}.{name} is {value!r}; allowed: {words}"
 
 
 def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) -> Iterator[str]:
@@ -88,21 +109,10 @@ def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
         yield "out is missing: name the run directory, --out runs/NAME"
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
-    if not config.data.train:
-        yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
 
 
-def _held_out(config: RunConfig) -> Iterator[str]:
-    data = config.data
-    if data.eval is not None and data.eval_fraction is not None:
-        yield (
-            f"data.eval ({', '.join(data.eval)}) and data.eval_fraction ({data.eval_fraction}) exclude each other: "
-            "held-out rows come from files of their own or from the training rows; set one to null"
-        )
-    shared = sorted(set(data.train) & set(data.eval or ()))
-    if shared:
-        yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
-    if data.eval is None and data.eval_fraction is None:
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    if config.data.eval is None and config.data.eval_fraction is None:
         for callback in config.callbacks:
             if isinstance(callback, Evaluate) and callback.every is not None:
                 yield (
@@ -173,12 +183,10 @@ def _as_set(reference: Reference, *options: str) -> str:
 
 def _reference_epochs(config: RunConfig) -> float | None:
     """How long the reference is trained; None where that is given in steps."""
-    training, own = config.training, getattr(config.reference, "training", None)
-    if not isinstance(own, ReferenceTraining):
-        own = ReferenceTraining()
-    if own.max_steps is not None or training.max_steps is not None:
+    _, own, _ = _trainings(config)[-1]
+    if own.max_steps is not None or config.training.max_steps is not None:
         return None
-    return training.epochs if own.epochs is None else own.epochs
+    return config.training.epochs if own.epochs is None else own.epochs
 
 
 def _single_run(config: RunConfig) -> Iterator[str]:
@@ -203,7 +211,7 @@ def _single_run(config: RunConfig) -> Iterator[str]:
 
 def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
     """Problems of one group of adapter options; `parallel` is training.parallel of the stage that has them."""
-    yield from _ranges(prefix, lora, _LORA)
+    yield from out_of_range(prefix, lora, _LORA)
     if not lora.r:
         default = LoraOptions()
         names = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != getattr(default, f.name)]
@@ -235,25 +243,20 @@ def _adapters(config: RunConfig) -> Iterator[str]:
     yield from _lora("model.lora", config.model.lora, config.training.parallel)
     model = getattr(config.reference, "model", None)
     if isinstance(model, ReferenceModel) and model.lora is not None:
-        own = getattr(config.reference, "training", None)
-        parallel = (isinstance(own, ReferenceTraining) and own.parallel) or config.training.parallel
+        _, _, parallel = _trainings(config)[-1]
         yield from _lora("reference.model.lora", model.lora, parallel)
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:
-    optimizer, own = config.optimizer, getattr(config.reference, "training", None)
+    optimizer = config.optimizer
     if optimizer.package is not None and importlib.util.find_spec(optimizer.package) is None:
         yield (
             f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
             f"pip install {optimizer.package}, or use --optimizer AdamW"
         )
-    if not optimizer.shards:
-        parallels = {"training": config.training.parallel}
-        if isinstance(own, ReferenceTraining) and own.parallel is not None:
-            parallels["reference.training"] = own.parallel
-        for prefix, parallel in parallels.items():
-            if parallel in SHARDED:
-                yield sharded_optimizer(optimizer, f"{prefix}.parallel {parallel}")
+    for prefix, options, _ in _trainings(config):
+        if options.parallel in SHARDED and not optimizer.shards:
+            yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
 
 
 def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
@@ -264,40 +267,9 @@ def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
     )
 
 
-def _shard_groups(config: RunConfig) -> Iterator[str]:
-    parallel, own = config.training.parallel, getattr(config.reference, "training", None)
-    stages: list[tuple[str, Any, str]] = [("training", config.training, parallel)]
-    if isinstance(own, ReferenceTraining):
-        stages.append(("reference.training", own, own.parallel or parallel))
-    for prefix, options, effective in stages:
-        if options.shard_group_size is not None and effective != "hsdp":
-            yield (
-                f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-                f"stage has parallel {effective}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
-            )
-
-
-def problems(config: RunConfig, *, pairs: bool, needs_out: bool) -> list[str]:
-    """Every problem of the configuration, in the order of its options; an empty list when there is none.
-
-    `pairs` says whether examples are paired once `pairing: auto` is resolved.
-    """
-    found = [
-        *_missing(config, needs_out),
-        *_adapters(config),
-        *_held_out(config),
-        *filter(None, [config.data.label_problem()]),
-        *_ranges("data", config.data, _DATA),
-        *_ranges("training", config.training, _TRAINING),
-        *_shard_groups(config),
-        *_optimizer(config),
-        *_micro_batches("training", config.training),
-        *_pairs(config, pairs),
-        *_reference(config, pairs),
-        *_ranges("checkpoint", config.checkpoint, _CHECKPOINT),
-    ]
-    own_training = getattr(config.reference, "training", None)
-    if isinstance(own_training, ReferenceTraining):
-        found += _ranges("reference.training", own_training, _TRAINING)
-        found += _micro_batches("reference.training", own_training)
-    return found
+def _shard_group(prefix: str, options: TrainingOptions | ReferenceTraining, parallel: str) -> Iterator[str]:
+    if options.shard_group_size is not None and parallel != "hsdp":
+        yield (
+            f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
+            f"stage has parallel {parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
+        )

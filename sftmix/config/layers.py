@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -43,8 +43,6 @@ def recipes() -> list[str]:
 
 def config_file(name: str, *, where: str = "--config") -> str:
     """Path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if there is none."""
-    from sftmix.config.messages import nearest
-
     there = recipes()
     if not name.startswith(RECIPE):
         if not os.path.isfile(name):

@@ -1,38 +1,43 @@
-"""What jsonargparse says about a wrong option, said again for people: the key, the value, what is allowed, the nearest.
+"""What is said of a wrong option: the key, the value, what is allowed, and the nearest name that there is.
 
-A message that matches nothing here is passed on as it is, on one line.
+Names are looked up before jsonargparse sees them. Of a value that it refuses, its message tells the key, the value and
+the class that takes it; what is allowed follows from the option's type.
 """
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import re
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import is_dataclass
+from typing import Any, Literal
 
-from sftmix.config.parser import (
+from sftmix.common.errors import ConfigError, nearest
+from sftmix.components.base import Component
+from sftmix.config.schema import (
+    all_components,
+    alternatives,
     component_bases,
     component_classes,
     component_options,
     import_class,
+    is_group,
     known_components,
     option_groups,
     option_hints,
 )
 
 _WORDS = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'str'>": "text",
-    "<class 'bool'>": "true or false",
-    "<class 'list'>": "a list [a, b]",
-    "<class 'NoneType'>": "null",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list [a, b]",
+    dict: "a mapping {name: value}",
+    types.NoneType: "null",
 }
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """` Did you mean X?` for the closest allowed word, or nothing."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def unknown_option(key: str, allowed: Iterable[str]) -> str:
@@ -46,85 +51,142 @@ def unknown_option(key: str, allowed: Iterable[str]) -> str:
     return f"unknown option {key}{listed}.{guess or ' --help lists them all.'}"
 
 
-def unknown_class(key: str, value: str, reason: str = "") -> str:
-    """Message for a class that is not there, or is not of the kind that the option takes."""
-    names = list(known_components(component_bases()[key]))
-    extra = ["auto", "null"] if key == "pairing" else []
-    reason = f" ({reason})" if reason else ""
-    return (
-        f"{key}: no {component_bases()[key].__name__} {value!r}{reason}; there are {', '.join(names + extra)}, "
-        f"or the import path of your own class (my_module.MyClass).{nearest(value.rpartition('.')[2], names + extra)}"
-    )
+# ------------------------------------------------------------------------ names, before anything is parsed
 
 
-def _wrong_value(key: str, message: str) -> str | None:
-    expected = re.findall(r"Expected an? (.+?)(?:\. Got value|$)", message, re.M)
-    value = re.search(r"(?:Got value|Given value): (?!NestedArg)(.*)", message)
-    if not expected or not value:
-        return None
-    choices = [c for e in expected for c in re.findall(r"'([^']*)'", e) if "Literal" in e]
-    words = [_WORDS.get(e, e) for e in expected if "Literal" not in e and "typing" not in e]
-    allowed = list(dict.fromkeys([*choices, *words]))
-    return f"{key}: {value[1]!r} is not allowed; allowed: {', '.join(allowed)}.{nearest(value[1], choices)}"
+def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), where: str = "") -> None:
+    """ConfigError for an option or a component class that is not there, and for a group that is none.
+
+    values  the options of a file, as nested mappings
+    own     options of the command beside those of a run
+    where   what the message begins with
+    """
+    try:
+        _check_names(values, own, "")
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
 
 
-def _component_problem(key: str, message: str) -> str | None:
-    """The messages about a chosen class and its arguments; `key` is the full key, its first part the field."""
-    field = key.partition(".")[0]
-    classes = re.findall(r"Problem with given class_path '([^']+)'", message)
-    unknown = re.search(r"Option '([^']+)' is not accepted", message)
-    if unknown and classes:
-        names = list(component_options(import_class(classes[-1])))
-        takes = f"it takes {', '.join(names)}" if names else "it takes none"
-        name = classes[-1].rpartition(".")[2]
-        return f"{key}.{unknown[1]}: {name} has no option {unknown[1]!r}; {takes}.{nearest(unknown[1], names)}"
-    if field not in component_bases():
-        return None
-    if key == field and re.search(r"Not a valid subclass of \w+\. Got value: None", message):
-        listed = ", ".join(known_components(component_bases()[key]))
-        return f"{key} is null; it takes one of {listed}, or an import path"
+def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -> None:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        plain = key.rstrip("+")
+        if plain in component_bases():
+            refuse_unknown_class(plain, value)
+        elif is_group(key):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{key}: {value!r} is not a group of options; write `{name}: {{option: value}}`")
+            _check_names(value, own, f"{key}.")
+        elif plain not in option_hints() and plain not in own and plain.partition(".")[0] not in component_bases():
+            if prefix:
+                raise ConfigError(unknown_option(key, option_hints()))
+            inner = next(iter(value), None) if isinstance(value, Mapping) else None
+            named = key if inner is None else f"{key}.{inner}"
+            raise ConfigError(unknown_option(named, [*option_hints(), *option_groups()]))
+
+
+def refuse_unknown_class(field: str, value: Any) -> None:
+    """ConfigError where the class that is chosen for a field of RunConfig is not there, or of another kind."""
+    if isinstance(value, list):
+        for one in value:
+            refuse_unknown_class(field, one)
+        return
+    base, hint = component_bases()[field], option_hints()[field]
+    name = value.get("class_path") if isinstance(value, Mapping) else value
+    may_be_null = types.NoneType in alternatives(hint)
+    if name in _choices(hint) or (isinstance(value, Mapping) and name is None):
+        return
+    if name is None:
+        if not may_be_null and typing.get_origin(hint) is not list:
+            raise ConfigError(f"{field} is null; it takes one of {_listed(base)}")
+        return
+    reason = _why_not(base, str(name))
+    if reason is not None:
+        known = [*known_components(base), *_choices(hint), *(["null"] if may_be_null else [])]
+        raise ConfigError(
+            f"{field}: no {base.__name__} {str(name)!r}{reason}; there are {', '.join(known)}, or the import path of "
+            f"your own class (my_module.MyClass).{nearest(str(name).rpartition('.')[2], known)}"
+        )
+
+
+def _listed(base: type[Component]) -> str:
+    return f"{', '.join(known_components(base))}, or an import path"
+
+
+def _why_not(base: type[Component], name: str) -> str | None:
+    """Why a name stands for no component of this kind, in brackets where there is more to say; None where it does."""
+    if "." not in name:
+        return None if name in all_components(base) else ""
+    try:
+        found = import_class(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        return f" ({error})"
+    if not inspect.isclass(found):  # a function may make one
+        found = typing.get_type_hints(found).get("return", object) if callable(found) else object
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        return " (it is of another kind)"
+    return " (it is abstract: a method is missing)" if inspect.isabstract(found) else None
+
+
+# ------------------------------------------------------------------------ values, which jsonargparse refuses
+
+
+def explain(message: str, own: Mapping[str, Any] | None = None) -> str:
+    """One message for people from one of jsonargparse; one that says nothing of a value is put on one line.
+
+    own  the command's own options beside those of a run, with their types
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    found = _refused(keys, message, {**option_hints(), **(own or {})}) if keys else None
+    return found or " ".join(message.split())
+
+
+def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | None:
+    """keys: that of an option of the parser, then those of the options of components inside it."""
+    key, classes = ".".join(keys), re.findall(r"Problem with given class_path '([^']+)'", message)
+    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        name, options = classes[-1].rpartition(".")[2], list(component_options(import_class(classes[-1])))
+        takes = f"it takes {', '.join(options)}" if options else "it takes none"
+        return f"{key}.{unknown[1]}: {name} has no option {unknown[1]!r}; {takes}.{nearest(unknown[1], options)}"
     if missing := re.search(r"following arguments are required: (.+)", message):
-        keys = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
-        return f"{key}: {classes[-1].rpartition('.')[2]} needs {keys}"
-    if classes and key != field and (nested := _no_nested_component(key, message, classes[0])):
-        return nested
-    if name := re.search(r"Expected a dot import path string: (\S+)", message):
-        return unknown_class(field, name[1])
-    if path := re.search(r"Import path (\S+) does not correspond to a subclass", message):
-        return unknown_class(field, path[1], "it is of another kind")
-    if abstract := re.search(r"but (\S+) is abstract", message):
-        return unknown_class(field, abstract[1], "it is abstract: a method is missing")
-    if absent := re.search(r"(?:[Mm]odule '\S+' has no attribute|No module named) .*", message):
-        return unknown_class(field, classes[-1] if classes else "", absent[0].strip())
-    return None
-
-
-def _no_nested_component(key: str, message: str, holder: str) -> str | None:
-    """The message for an option of a component, itself a number or a component (`objective.mu`), that is neither."""
-    option = component_options(import_class(holder)).get(key.partition(".")[2])
-    bases = component_classes(option.annotation) if option else []
-    value = re.search(r"Given value: (.*)", message)
-    if not bases or not value:
+        needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
+        return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
+    value = re.search(r"(?:Got value|Given value): (.*)", message)
+    if value is None:
         return None
-    names = list(known_components(bases[0]))
-    listed = f"{', '.join(names)}, or an import path"
-    if value[1].startswith("NestedArg"):
-        return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
-    words = " or ".join(["a number", f"a {bases[0].__name__}"])
-    return f"{key}: {value[1]!r} is not {words}; there are {listed}.{nearest(value[1], names)}"
+    if len(keys) == 1:
+        return _not_allowed(key, hints.get(key), value[1])
+    return _not_allowed(key, component_options(import_class(classes[len(keys) - 2]))[keys[-1]].annotation, value[1])
 
 
-def explain(message: str) -> str:
-    """One message for people from one of jsonargparse."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    if group := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
-        return unknown_option(f"{group[1]}.{group[2]}", option_hints())
-    if not key and (option := re.search(r"^Option '([^']+)' is not accepted", message)):
-        return unknown_option(option[1], [*option_hints(), *option_groups()])
-    if key:
-        found = _component_problem(key, message) or _wrong_value(key, message)
-        if found:
-            return found
-    if message.startswith("Unexpected config"):
-        return "not a configuration: expected `option: value` lines"
-    return " ".join(message.split())
+def _not_allowed(key: str, hint: Any, value: str) -> str:
+    """The message for a value that is none of the forms in a type hint."""
+    parts = alternatives(hint)
+    bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
+    if bases:
+        listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
+        if value.startswith("NestedArg"):  # jsonargparse's form of `--objective.mu.start 0`
+            return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
+        forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
+        return f"{key}: {value!r} is not {' or '.join(forms)}; there are {listed}.{near}"
+    words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
+    listed = ", ".join([*_choices(hint), *words])
+    return f"{key}: {value!r} is not allowed; allowed: {listed}.{nearest(value, _choices(hint))}"
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
+    literals = [part for part in alternatives(hint) if typing.get_origin(part) is Literal]
+    return [str(word) for literal in literals for word in typing.get_args(literal)]
+
+
+def _word(hint: Any) -> str:
+    if is_dataclass(hint):
+        return "a group {option: value}"
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {len(typing.get_args(hint))} values"
+    return _WORDS.get(typing.get_origin(hint) or hint, "another type")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
 from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations, ConversationWriter
@@ -59,11 +59,11 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     Raises ConfigError for options that cannot be, DataError listing `file:line: reason` for the first bad rows and
     their number (unless data.skip_bad), or naming the file that cannot be read.
     """
-    _check_options(options)
+    refuse(list(options.problems()), "the options of the rows")
     root = cache_root(options.cache_dir)
     train, report = _read(as_list(options.train), "data.train", options, root, progress)
     text, held_out = train.extents is not None, None
-    check_text_options(options, text)
+    _check_text_options(options, text)
     if options.eval is not None:
         held_out, more = _read(as_list(options.eval), "data.eval", options, root, progress)
         if text != (held_out.extents is not None):
@@ -81,24 +81,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     return Prepared(train, held_out, whole, options.skip_bad, root, report, text, packed, limit, options.num_proc)
 
 
-def _check_options(options: DataOptions) -> None:
-    if not options.train:
-        raise ConfigError("data.train is empty: name files, directories or hub ids of training rows")
-    if options.eval is not None and options.eval_fraction is not None:
-        raise ConfigError("data.eval and data.eval_fraction exclude each other: name held-out files, or a fraction")
-    if options.eval is not None and not options.eval:
-        raise ConfigError("data.eval is an empty list: name files of held-out rows, or null for none")
-    if options.eval_fraction is not None and not 0 < options.eval_fraction < 1:
-        raise ConfigError(f"data.eval_fraction must be above 0 and below 1, not {options.eval_fraction}")
-    if problem := options.label_problem():
-        raise ConfigError(problem)
-    for name in ("limit", "num_proc"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"data.{name} must be at least 1, not {value}")
-
-
-def check_text_options(options: DataOptions, text: bool) -> None:
+def _check_text_options(options: DataOptions, text: bool) -> None:
     """ConfigError for an option that has no meaning for plain text, or only for plain text; both are named."""
     if not text:
         if options.packing:

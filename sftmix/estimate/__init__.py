@@ -14,11 +14,12 @@ from dataclasses import replace
 
 import torch
 
+from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.text import resolve_text
 from sftmix.estimate.cost import forward_flops, training_flops
-from sftmix.estimate.gpus import GPUS
 from sftmix.estimate.layout import check_sharded, make_layout
 from sftmix.estimate.machine import Machine, make_machine
 from sftmix.estimate.memory import Memory, reading_memory, training_memory
@@ -35,7 +36,7 @@ __all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "
 
 def estimate(config: RunConfig, machine: Machine) -> Estimate:
     """What `run` with this configuration will need. Raises the errors of reading the rows and the configs."""
-    config.validate(needs_out=False)
+    validate(config, needs_out=False)
     config, prepared = read_rows(config, World(), progress=True)
     rows = tokenised_rows(config, prepared, World(), progress=True)
     models, process = list[FakeModel](), _resident(machine) if machine.is_cpu else 0.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
-from sftmix.estimate.gpus import GPUS
 
 GIGA, TERA, GIB = 1e9, 1e12, 2**30
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.config import RunConfig
+from sftmix.config.read import read_config
 from sftmix.data import Encoder, encoder_for
 from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters
 from sftmix.model.export import export_model
@@ -35,7 +35,7 @@ def export_run(
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
     if to.exists():
         raise ConfigError(f"{to} exists; name a directory that does not")
-    config = RunConfig.read(run / "config.yaml")
+    config = read_config(run / "config.yaml")
     lora = config.model.lora
     if merge and not lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")

@@ -20,6 +20,7 @@ from sftmix.components.base import check_confidence, check_split
 from sftmix.components.confidence import variability
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.data import EncodedDataset
 from sftmix.measure.split import write_confounds
 from sftmix.measure.summary import summarise
@@ -46,7 +47,7 @@ def run(
     pool   other run directories; what they have finished from the same inputs is adopted, not made again
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
-    config.validate()
+    validate(config)
     assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world() as ranks,

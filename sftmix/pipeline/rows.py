@@ -14,6 +14,7 @@ from sftmix.common.world import World
 from sftmix.components.base import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
@@ -132,7 +133,7 @@ def any_packed(*data: EncodedDataset | None) -> bool:
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """The first rows as the model will see them, of those selected, and what will be dropped; nothing is written."""
-    config.validate(needs_out=False)
+    validate(config, needs_out=False)
     config, prepared = read_rows(config, World())
     found = tokenised_rows(config, prepared, World())
     return render_preview(found.data, found.encoder, range(min(rows, len(found.data.train))), color=color)

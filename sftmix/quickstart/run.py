@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.config import RunConfig
+from sftmix.config.read import read_config
 from sftmix.pipeline.recipe import run
 from sftmix.quickstart import Materials, materialise
 
@@ -29,7 +30,7 @@ def quickstart(out: str | Path, seed: int) -> dict[str, Any]:
 def configuration(out: Path, made: Materials, seed: int) -> RunConfig:
     """The recipe quickstart.yaml on these materials."""
     with resources.as_file(resources.files("sftmix") / "recipes" / "quickstart.yaml") as recipe:
-        config = RunConfig.read(recipe)
+        config = read_config(recipe)
     return replace(
         config,
         out=str(out),

@@ -17,6 +17,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.optim import build_optimizer
@@ -148,24 +149,24 @@ def test_eight_bits_are_built_of_the_options(monkeypatch):
 def test_what_eight_bits_need_is_said_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"AdamW8bit needs the package bitsandbytes: pip install bitsandbytes"):
-        config(optimizer=AdamW8bit()).validate()
+        validate(config(optimizer=AdamW8bit()))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    config(optimizer=AdamW8bit()).validate()
+    validate(config(optimizer=AdamW8bit()))
     for parallel in ("fsdp", "hsdp"):
         training = TrainingOptions(parallel=parallel)
         with pytest.raises(ConfigError, match=rf"AdamW8bit and training\.parallel {parallel} exclude each other"):
-            config(optimizer=AdamW8bit(), training=training).validate()
+            validate(config(optimizer=AdamW8bit(), training=training))
     own = TrainedReference(training=ReferenceTraining(parallel="fsdp"))
     with pytest.raises(ConfigError, match=r"AdamW8bit and reference\.training\.parallel fsdp exclude each other"):
-        config(optimizer=AdamW8bit(), reference=own).validate()
+        validate(config(optimizer=AdamW8bit(), reference=own))
 
 
 def test_groups_of_shards_are_for_hsdp():
-    config(training=TrainingOptions(parallel="hsdp", shard_group_size=2)).validate()
+    validate(config(training=TrainingOptions(parallel="hsdp", shard_group_size=2)))
     with pytest.raises(ConfigError, match=r"training\.shard_group_size is 2, which only hsdp knows, .* parallel auto"):
-        config(training=TrainingOptions(shard_group_size=2)).validate()
+        validate(config(training=TrainingOptions(shard_group_size=2)))
     with pytest.raises(ConfigError, match=r"training\.shard_group_size is 0; allowed: at least 1"):
-        config(training=TrainingOptions(parallel="hsdp", shard_group_size=0)).validate()
+        validate(config(training=TrainingOptions(parallel="hsdp", shard_group_size=0)))
     own = TrainedReference(training=ReferenceTraining(parallel="fsdp", shard_group_size=2))
     with pytest.raises(ConfigError, match=r"reference\.training\.shard_group_size is 2, which only hsdp knows"):
-        config(training=TrainingOptions(parallel="hsdp"), reference=own).validate()
+        validate(config(training=TrainingOptions(parallel="hsdp"), reference=own))

@@ -208,18 +208,21 @@ def test_held_out_files_and_overlap(write, options):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"eval": ["x.jsonl"], "eval_fraction": 0.1}, r"data\.eval and data\.eval_fraction exclude each other"),
-        ({"eval_fraction": 1.0}, r"data\.eval_fraction must be above 0 and below 1, not 1\.0"),
+        (
+            {"eval": ["x.jsonl"], "eval_fraction": 0.1},
+            r"data\.eval \(x\.jsonl\) and data\.eval_fraction \(0\.1\) exclude",
+        ),
+        ({"eval_fraction": 1.0}, r"data\.eval_fraction is 1\.0; allowed: in \(0, 1\)"),
         ({"eval_fraction": 0.99}, r"data\.eval_fraction = 0\.99 of 3 rows leaves no training row"),
         ({"eval": []}, r"data\.eval is an empty list"),
-        ({"limit": 0}, r"data\.limit must be at least 1"),
+        ({"limit": 0}, r"data\.limit is 0; allowed: at least 1"),
     ],
 )
 def test_options_that_cannot_be(more, message, write, options):
     path = write("rows.jsonl", _dialogues(3))
     with pytest.raises(ConfigError, match=message):
         prepare(options(path, **more), 0, progress=False)
-    with pytest.raises(ConfigError, match=r"data\.train is empty"):
+    with pytest.raises(ConfigError, match=r"data\.train is missing"):
         prepare(options(), 0, progress=False)
 
 

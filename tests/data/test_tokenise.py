@@ -72,5 +72,5 @@ def test_more_processes_only_where_they_pay():
 
 
 def test_num_proc_is_at_least_one(rows, options):
-    with pytest.raises(ConfigError, match=r"data\.num_proc must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match=r"data\.num_proc is 0; allowed: at least 1"):
         prepare(options(rows, num_proc=0), 0, progress=False)

@@ -1,24 +1,19 @@
-"""RunConfig <-> jsonargparse: one parser, used by the command line and by whoever reads a config.yaml."""
+"""The options there are, by their full keys (`training.epochs`), with their types and the components they take."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
-import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import jsonargparse
-
-from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
-from sftmix.config import RunConfig
-from sftmix.config.layers import Layer
+from sftmix.config.run_config import RunConfig
 
 
 @cache
@@ -87,20 +82,12 @@ def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
-def _groups_in(group: type, prefix: str) -> Iterator[str]:
-    """The groups of options inside a group, outer ones first: model, model.lora, ..."""
-    for name, hint in typing.get_type_hints(group).items():
-        if dataclasses.is_dataclass(hint):
-            yield f"{prefix}{name}"
-            yield from _groups_in(typing.cast(type, hint), f"{prefix}{name}.")
-
-
 def list_options() -> set[str]:
     """The options that take several values: `--data.train a --data.train+ b`."""
-    return {k for k, hint in option_hints().items() if list in (typing.get_origin(h) for h in _alternatives(hint))}
+    return {k for k, hint in option_hints().items() if list in (typing.get_origin(h) for h in alternatives(hint))}
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
     """`list[str] | None` -> list[str], NoneType; anything else is its own only alternative."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
@@ -127,78 +114,30 @@ def component_options(cls: Any) -> dict[str, inspect.Parameter]:
 
 
 def import_class(path: str) -> type:
-    """The class at an import path that jsonargparse has resolved before."""
+    """The class at an import path."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(import_class(module), name)  # a class inside a class
+    return getattr(owner, name)
 
 
 def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """Short name -> class, for every imported concrete subclass of a base class (shipped ones first)."""
+    every = all_components(base).items()
+    return {name: cls for name, cls in every if not inspect.isabstract(cls) and not name.startswith("_")}
+
+
+def all_components(base: type[Component]) -> dict[str, type[Component]]:
+    """Short name -> class, for every imported subclass of a base class, those that are not to be chosen, too."""
     load_shipped()
     found: dict[str, type[Component]] = {}
     pending = list(base.__subclasses__())
     while pending:
         cls = pending.pop(0)
         pending += cls.__subclasses__()
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            found.setdefault(cls.__name__, cls)
+        found.setdefault(cls.__name__, cls)
     return found
-
-
-def make_parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
-    """A parser that raises, and that knows null from "not given": `pairing: null` is not `auto`."""
-    jsonargparse.set_parsing_settings(unset_sentinel=True)
-    return jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
-
-
-def add_run_options(parser: jsonargparse.ArgumentParser) -> None:
-    """Add every option of RunConfig to the parser, under its path in the tree (`--training.epochs`)."""
-    load_shipped()
-    parser.add_class_arguments(RunConfig, as_group=False)
-    # jsonargparse takes a component's default as a class_path; given as an instance, `--objective.mu 0` is refused.
-    default = RunConfig().plain()
-    parser.set_defaults({name: default[name] for name in component_bases()})
-
-
-def instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:
-    """Build the components of a parsed namespace. A ValueError of a component's constructor is a ConfigError."""
-    for name in _groups_in(RunConfig, ""):
-        if not isinstance(value := parsed[name], jsonargparse.Namespace):
-            last = name.rpartition(".")[2]
-            raise ConfigError(f"{name}: {value!r} is not a group of options; write `{last}: {{option: value}}`")
-    try:
-        names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
-        built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
-        return RunConfig(**{name: built[name] for name in names})
-    except ValueError as error:
-        # Where a type allows several forms, jsonargparse lists why each was refused; ours says more than "Expected".
-        reasons = re.findall(r"^ +- (?!Expected an? )(.+)", str(error), re.M)
-        raise ConfigError(f"a component refused its options: {'; '.join(reasons) or error}") from error
-
-
-@cache
-def _run_parser() -> jsonargparse.ArgumentParser:
-    """One for all files: making it takes as long as reading with it, and a table reads one configuration a run."""
-    parser = make_parser()
-    add_run_options(parser)
-    return parser
-
-
-def from_plain(values: Mapping[str, Any]) -> RunConfig:
-    """Build a RunConfig from plain values, with defaults for what is not given."""
-    return from_layers([Layer("", values)])
-
-
-def from_layers(layers: Sequence[Layer]) -> RunConfig:
-    """Build a RunConfig from the layers of a file, each applied over those before it."""
-    from sftmix.config.messages import explain
-
-    parser = _run_parser()
-    parsed, current = parser.get_defaults(), ""
-    try:
-        for layer in layers:
-            current = f"{layer.name}: " if len(layers) > 1 else ""
-            parsed = parser.parse_object(dict(layer.values), namespace=parsed)
-    except jsonargparse.ArgumentError as error:
-        raise ConfigError(current + explain(str(error))) from error
-    return instantiate(parser, parsed)

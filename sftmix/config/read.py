@@ -1,0 +1,89 @@
+"""Plain values and configuration files -> RunConfig, by one parser, which the command line extends."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import jsonargparse
+
+from sftmix.common.errors import ConfigError
+from sftmix.config.layers import Layer, read_layers, refuse_table
+from sftmix.config.messages import explain, refuse_unknown
+from sftmix.config.run_config import RunConfig
+from sftmix.config.schema import component_bases, load_shipped
+
+
+def read_config(path: str | os.PathLike[str]) -> RunConfig:
+    """Read a config.yaml or a recipe with its bases; unknown keys and classes are a ConfigError."""
+    layers = read_layers(path)
+    refuse_table(layers)
+    return _from_layers(layers)
+
+
+def from_plain(values: Mapping[str, Any]) -> RunConfig:
+    """Build a configuration from (a part of) its plain form; ConfigError names what is wrong."""
+    return _from_layers([Layer("", values)])
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that raises, and that knows null from "not given": `pairing: null` is not `auto`.
+
+    own  the options of a command beside those of a run, with their types
+    """
+
+    own: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, **options: Any) -> None:
+        jsonargparse.set_parsing_settings(unset_sentinel=True)
+        super().__init__(**{"exit_on_error": False, "allow_abbrev": False, **options})
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add every option of RunConfig to the parser, under its path in the tree (`--training.epochs`)."""
+    load_shipped()
+    parser.add_class_arguments(RunConfig, as_group=False)
+    # jsonargparse takes a component's default as a class_path; given as an instance, `--objective.mu 0` is refused.
+    default = RunConfig().plain()
+    parser.set_defaults({name: default[name] for name in component_bases()})
+
+
+def instantiate(parser: Parser, parsed: jsonargparse.Namespace) -> RunConfig:
+    """Build the components of a parsed namespace. A ValueError of a component's constructor is a ConfigError."""
+    try:
+        names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
+        built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
+        return RunConfig(**{name: built[name] for name in names})
+    except ValueError as error:
+        # Where a type allows several forms, jsonargparse lists why each was refused; ours says more than "Expected".
+        reasons = re.findall(r"^ +- (?!Expected an? )(.+)", str(error), re.M)
+        raise ConfigError(f"a component refused its options: {'; '.join(reasons) or error}") from error
+
+
+@cache
+def _run_parser() -> Parser:
+    """One for all files: making it takes as long as reading with it, and a table reads one configuration a run."""
+    parser = Parser()
+    add_run_options(parser)
+    return parser
+
+
+def _from_layers(layers: Sequence[Layer]) -> RunConfig:
+    """Apply each layer of a file over those before it."""
+    parser = _run_parser()
+    parsed = parser.get_defaults()
+    for layer in layers:
+        where = f"{layer.name}: " if len(layers) > 1 else ""
+        refuse_unknown(layer.values, where=where)
+        try:
+            # A copy: jsonargparse puts its own objects into the lists that it is given.
+            parsed = parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=parsed)
+        except jsonargparse.ArgumentError as error:
+            raise ConfigError(where + explain(str(error))) from error
+    return instantiate(parser, parsed)

@@ -1,0 +1,75 @@
+"""What is said of names and values that do not fit, where a type has several forms or a component holds another."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import Splitter
+from sftmix.config import RunConfig
+from sftmix.config.read import from_plain
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["run", "--pairing.window", "8"],
+            ["pairing is no PairSampler that has options", "--pairing CLASS: RandomPairs"],
+        ),
+        (
+            ["run", "--pairing", "LengthMatchedPairs", "--pairing.window", "x"],
+            ["pairing.window: 'x'", ": a whole number."],
+        ),
+        (["run", "--reference.model.lora", "3"], ["reference.model.lora: '3'", "a group {option: value}, null"]),
+        (["run", "--training.betas", "0.9"], ["training.betas: '0.9'", "a list of 2 values"]),
+        (["run", "--callbacks+", "Evaluat"], ["callbacks: no Callback 'Evaluat'", "Did you mean Evaluate?"]),
+        (["run", "--splitter", "{class_path: Medin}"], ["splitter: no Splitter 'Medin'", "Did you mean Median?"]),
+        (["preview", "--rows", "x"], ["rows: 'x'", "a whole number"]),
+    ],
+)
+def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words) -> None:
+    done = sftmix(*argv)
+    assert done.code == 2
+    for word in words:
+        assert word in done.err
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"objective": {"init_args": {"mu": {"class_path": "no_such.Mine"}}}}, ["objective.mu: ", "a number or a Sch"]),
+        ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
+        ({"splitter": 3}, ["splitter", "no Splitter '3'", "Median"]),
+        ({"objective": ["NTP"]}, ["objective: ", "is not an Objective", "SFTMix"]),
+        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
+    ],
+)
+def test_a_value_of_a_file_says_so_too(values, words) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_plain(values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+class Outer:
+    class Inner(Splitter):
+        """A splitter that is named by the class around it."""
+
+        def split(self, scores, *, seed):
+            raise AssertionError
+
+
+def test_a_component_may_be_a_class_inside_a_class() -> None:
+    config = RunConfig(splitter=Outer.Inner())
+    assert config.plain()["splitter"]["class_path"].endswith("test_config_messages.Outer.Inner")
+    assert from_plain(config.plain()) == config
+
+
+def test_plain_values_are_left_as_they_were() -> None:
+    values = RunConfig().plain()
+    before = copy.deepcopy(values)
+    from_plain(values)
+    assert values == before
