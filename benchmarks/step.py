@@ -45,7 +45,7 @@ from sftmix.estimate.work import Tokens  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
-from sftmix.training.module import training_module  # noqa: E402
+from sftmix.training.parallel import training_module  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}

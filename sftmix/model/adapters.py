@@ -38,7 +38,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     """Put adapters into `model`, in place, and freeze what they leave untrained.
 
     The initial values are a function of the seed alone, so they are the same on every rank. ConfigError where PEFT
-    cannot do what the options say; `models.check_head` refuses what the loss cannot follow on the LM head.
+    cannot do what the options say; `sftmix.model.head.check_head` refuses what the loss cannot follow on the LM head.
     """
     from peft import LoraConfig
 
@@ -180,7 +180,7 @@ def write_adapters(
 
     weights  the full (gathered) trainable weights, by their names in `model`
     base     the model that the adapters belong to: hub id, or a directory, of which the absolute path is kept
-    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back (T15).
+    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back.
     """
     from peft import get_peft_model_state_dict
 

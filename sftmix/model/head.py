@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import check_adapted_head, effective_bias, effective_weight
-from sftmix.model.load import _embeddings
+from sftmix.model.load import n_embeddings
 
-# ---------------------------------------------------------------------------------------------------- head
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Head:
     effective weight, which each use of `weight` computes anew.
     """
 
-    module: Any
+    module: nn.Module
     softcap: float | None
     scale: float
 
@@ -71,7 +69,7 @@ def check_head(model: PreTrainedModel) -> Head:
     """The head whose logits equal `model(...).logits` on a probe batch; ConfigError if the formula does not fit."""
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
-    ids = (torch.arange(2 * 8, device=model.device) * 7919 % _embeddings(model)).view(2, 8)
+    ids = (torch.arange(2 * 8, device=model.device) * 7919 % n_embeddings(model)).view(2, 8)
     mask = torch.ones_like(ids)
     training = model.training
     model.eval()
@@ -117,7 +115,7 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     scales = [x for x in factors if x]
     if scaling := _number(config, "logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    caps = [x for x in (_number(config, "final_logit_softcapping"),) if x]
+    caps: list[float | None] = [x for x in (_number(config, "final_logit_softcapping"),) if x]
     return [Head(module, cap, scale) for cap, scale in product(_or(caps, None), _or(scales, 1.0))]
 
 
@@ -126,6 +124,6 @@ def _number(config: Any, key: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _or(named: list[Any], neutral: Any) -> list[Any]:
+def _or(named: list[T], neutral: T) -> list[T]:
     """The named values without repeats, or the neutral one where there are none."""
     return list(dict.fromkeys(named)) or [neutral]

@@ -32,10 +32,9 @@ from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.training.log import PeakMemory
-from sftmix.training.loop import Scorer, Stage
-from sftmix.training.module import training_module
-from sftmix.training.parallel import resolve_parallel, resolve_precision
-from sftmix.training.scoring import score_rows
+from sftmix.training.loop import Stage
+from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
+from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores, Scores
 
 LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
@@ -186,8 +185,7 @@ class RunContext:
         return model, Values(model, values if loaded else {}, self.world, from_main=True, checks=[check_head])
 
     def scorer(self, options: TrainingOptions, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
-        return partial(
-            score_rows,
+        return Scorer(
             world=self.world,
             precision=resolve_precision(options.precision, self.world.device),
             pad_id=encoder.pad_id,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,6 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.types import RowScores, TrainingDynamics
-
-if TYPE_CHECKING:
-    pass
-
 
 # ---------------------------------------------------------------------------------------- checkpoints
 

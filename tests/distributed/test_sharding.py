@@ -16,8 +16,8 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.training.module import TrainingModule, unwrap
-from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.module import TrainingModule, gradient_sync, unwrap
+from sftmix.training.parallel import wrap
 from sftmix.training.step import normalise
 from tests.toy import on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
