@@ -25,7 +25,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
-from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
 from sftmix.measure.ranks import equal_mass_bins

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, write_text
 from sftmix.common.rng import stable_hash

@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.batches.collate import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder
+from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sftmix.batches.collate import TokenisedRows, collate, to_device
+from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World

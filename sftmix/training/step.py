@@ -30,9 +30,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from sftmix.batches.collate import TokenisedRows, collate, to_device
+from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
 from sftmix.batches.order import Unit
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World

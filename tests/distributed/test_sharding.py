@@ -53,7 +53,7 @@ class Collectives(TorchDispatchMode):
 
 
 def accumulate(world: World, parallel: str, tied: bool):
-    """Gradients of the window as the loop computes them; lambdas of this rank; collectives of each micro-batch."""
+    """Gradients of a global batch as the step computes them; lambdas of this rank; collectives of each micro-batch."""
     module = wrap(TrainingModule(toy_model(tied=tied), chunk_size=4), parallel=parallel, precision="fp32", world=world)
     lambdas: dict = {}
     objective = Exact(objective=SFTMix(mu=MU), seen=lambdas)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sftmix.batches.collate import ResponsesAlone, collate
+from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps, too_long
 from sftmix.batches.order import Slot
+from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
@@ -100,7 +101,7 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
 
 
 def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
-    """The micro-batches of each rank, in several segments or in one row, against the formula one example after the other."""
+    """Micro-batches of several segments or one row on each rank, against the formula one example after the other."""
     own = replace(options, parallel=parallel)
     module = training_module(toy_model(), own, precision="fp32", world=world, trains=True)
     assert unwrap(module).padding_free is (options.padding_free is True)
