@@ -88,7 +88,7 @@ def _most_groups(lengths: Rows, options: TrainingOptions, device: torch.device) 
 
 
 def too_long(lengths: Rows, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
-    """What to say of examples and pairs that exceed training.micro_batch_tokens: one sentence, or none.
+    """A sentence for people about examples and pairs that exceed training.micro_batch_tokens; or none.
 
     lengths       i64[N], tokens of each row of the data set
     padding_free  of the module that is trained; else a pair may be as wide as its longer member

@@ -99,7 +99,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @contextmanager
 def _as_documented() -> Iterator[None]:
-    """PEFT warns of two things that are meant: Conv1D is transposed, and adapters untie a tied head (docs/lora.md)."""
+    """Silence PEFT's warnings of what is meant: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")

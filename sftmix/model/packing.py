@@ -41,7 +41,7 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
 
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
-    """What to tell of packed documents whose hidden states are not those that each has alone; None if all are.
+    """A message if the hidden states of packed documents differ from those that each has alone; None if they do not.
 
     padding_free  in a batch of one row, else also in lines of packed documents and padding
 

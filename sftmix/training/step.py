@@ -62,7 +62,7 @@ class StepSetup:
     total_steps: int
 
     def perturb(self, step: int) -> Perturb | None:
-        """What is done to the input embeddings in that step; None for nothing."""
+        """The change of the input embeddings in that step; None for no change."""
         if self.perturbation is None:
             return None
         return partial(self.perturbation.embeddings, step=step, seed=self.seed)
@@ -70,7 +70,7 @@ class StepSetup:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step was. All but the last two are of the whole global batch, and the same on every rank.
+    """The outcome of one step. All but the last two are of the whole global batch, and the same on every rank.
 
     loss           what was minimised: both terms, weighted and divided
     ntp, mixup     each term by itself, over its count and without mu; 0 where there is none
