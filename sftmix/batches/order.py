@@ -109,7 +109,7 @@ def _decimal(number: float) -> Fraction:
     return Fraction(number).limit_denominator(1_000_000)
 
 
-# ----------------------------------------------------------------------------------------------------- units of an epoch
+# ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
 def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> list[Unit]:
