@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
-from sftmix.batches.collate import RowSubset, TokenisedRows
+from sftmix.batches.rows import RowSubset, TokenisedRows
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
@@ -33,7 +33,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.log import PeakMemory
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import score_rows
+from sftmix.training.scoring import Scorer
 from sftmix.types import Encoded
 
 TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
@@ -103,7 +103,7 @@ def _losses(model: PreTrainedModel, sides: dict[str, RowSubset], args: Namespace
     """NLL per response token of each side under the trained model, by one and the same scorer, in float32."""
     world, found = World(device=torch.device(args.device)), {}
     for name, rows in sides.items():
-        scores = score_rows(TrainingModule(model.float()), rows, world=world)
+        scores = Scorer(world=world)(TrainingModule(model.float()), rows)
         found[f"{name}_nll"] = float(scores.nll_sum.sum() / scores.n_tokens.sum())
     return found
 

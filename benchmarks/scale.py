@@ -35,7 +35,6 @@ from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import ntp_stage  # noqa: E402
 from sftmix.batches.order import TrainingOrder  # noqa: E402
-from sftmix.batches.share import micro_batches  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
 from sftmix.common.world import World, start_world  # noqa: E402
@@ -52,6 +51,7 @@ from sftmix.testing import rows_in_memory  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
+from sftmix.training.step import micro_batches  # noqa: E402
 from sftmix.types import Scores, TrainingDynamics  # noqa: E402
 
 SHARED = ROOT.parent / "shared"

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sftmix.batches.collate import TokenisedRows
 from sftmix.batches.order import TrainingOrder
-from sftmix.batches.share import micro_batches
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
@@ -21,7 +20,8 @@ from sftmix.data import EncodedDataset, load_data, make_encoder
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.loop import Stage
-from sftmix.training.scoring import score_rows
+from sftmix.training.scoring import Scorer
+from sftmix.training.step import micro_batches
 from sftmix.types import Rows, Scores, Split
 
 
@@ -80,7 +80,7 @@ def ntp_stage(
         directory=directory,
         seed=0,
         split_of=lambda epoch: split,
-        scorer=partial(score_rows, world=world, precision=options.precision),
+        scorer=Scorer(world=world, precision=options.precision),
     )
 
 

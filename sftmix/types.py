@@ -281,7 +281,7 @@ class Plan:
 
     loss = (sum_t row_weight_t nll_t) / ntp_count
          + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
-    where the loop replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
+    where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
     Weights are float32 or, where they are fractions, float64; the loss takes them in its own precision.
     row_weight       [T], or a rule (nll, entropy) -> weight evaluated detached inside the loss, where it is
@@ -295,7 +295,7 @@ class Plan:
     mu               the Mixup weight, for the log
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
     label_smoothing  epsilon in [0, 1), NTP only
-    row_scale        f64[T], what a rule's weights are multiplied with; the loop sets it, objectives leave it
+    row_scale        f64[T], what a rule's weights are multiplied with; the step sets it, objectives leave it
     """
 
     row_weight: torch.Tensor | RowRule

@@ -15,9 +15,9 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.components import NTP
-from sftmix.model.adapters import add_adapters, effective_weight, merge_adapters, trained_numbers, unties
+from sftmix.model.adapters import add_adapters, merge_adapters, trained_numbers, unties
 from sftmix.model.export import export_model
-from sftmix.model.head import check_head, head_of
+from sftmix.model.head import check_head, effective_weight, head_of
 from sftmix.model.load import check_vocabulary, load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule

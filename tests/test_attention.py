@@ -16,7 +16,8 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, training_module
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
 from tests.test_models import TINY
 from tests.toy import ToyRows

@@ -28,7 +28,7 @@ from sftmix.model.head import Head
 from sftmix.training import dynamics
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
-from sftmix.training.scoring import score_rows
+from sftmix.training.scoring import Scorer
 from tests.toy import VOCABULARY, on_ranks, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -73,7 +73,7 @@ def finest(part) -> float:
 
 
 def test_every_figure_is_that_of_the_models_own_logits(logits):
-    measured = calibrate(TrainingModule(toy_model()), DATA, world=World())
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
     p = [probabilities(z) for z, _ in logits]
     np.testing.assert_allclose(measured.scores.nll_sum, [nll([row]) for row in logits], rtol=1e-12)
     assert measured.scores.n_tokens.tolist() == [len(y) for _, y in logits]
@@ -89,7 +89,7 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
 
 
 def test_the_two_derivatives_are_those_by_the_inverse_temperature(logits):
-    measured = calibrate(TrainingModule(toy_model()), DATA, world=World())
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
     for row, (z, y) in enumerate(logits):
         for g, tau in enumerate(TAUS):
             q = probabilities(z, tau)
@@ -129,8 +129,8 @@ def test_a_masked_token_of_the_vocabulary_does_no_harm():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nll_and_accuracy_are_those_of_scoring(precision):
     module = TrainingModule(toy_model(dtype=torch.float32))
-    scores = score_rows(module, DATA, world=World(), precision=precision)
-    measured = calibrate(module, DATA, world=World(), precision=precision)
+    scores = Scorer(world=World(), precision=precision)(module, DATA)
+    measured = calibrate(module, DATA, Scorer(world=World(), precision=precision))
     np.testing.assert_allclose(measured.scores.nll_sum, scores.nll_sum, rtol=1e-6)
     assert measured.scores.n_tokens.tolist() == scores.n_tokens.tolist()
     assert measured.scores.n_correct.tolist() == scores.n_correct.tolist()
@@ -142,7 +142,7 @@ def test_a_broken_model_is_not_calibrated():
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
-        calibrate(TrainingModule(model), DATA, world=World())
+        calibrate(TrainingModule(model), DATA, Scorer(world=World()))
 
 
 # ------------------------------------------------------------------------------------------- figures
@@ -239,7 +239,7 @@ def test_a_fit_beyond_the_grid_says_so_and_one_example_is_not_fitted():
 
 
 def test_the_report_is_made_of_these():
-    measured = calibrate(TrainingModule(toy_model()), DATA, world=World())
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
     got = report(measured, [e.id for e in DATA])
     assert (got["examples"], got["tokens"]) == (11, sum(e.target[1:].sum() for e in DATA))
     assert got["nll"] == pytest.approx(measured.scores.nll_sum.sum() / got["tokens"])
@@ -257,7 +257,7 @@ def calibrate_all_ways(world: World, path: str) -> None:
         for tokens in (128, 100000):  # five batches on two ranks, and one: a rank has nothing of its own
             dynamics.SCORING_TOKENS = tokens
             module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-            got = calibrate(module, DATA, world=world)
+            got = calibrate(module, DATA, Scorer(world=world))
             np.savez(
                 Path(path) / f"{parallel}-{tokens}-{world.rank}.npz",
                 nll_sum=got.scores.nll_sum, n_tokens=got.scores.n_tokens, n_correct=got.scores.n_correct,
@@ -267,7 +267,7 @@ def calibrate_all_ways(world: World, path: str) -> None:
 
 def test_two_ranks_measure_what_one_does(tmp_path):
     on_ranks(calibrate_all_ways, str(tmp_path))
-    one = calibrate(TrainingModule(toy_model()), DATA, world=World())
+    one = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
     files = sorted(tmp_path.glob("*.npz"))
     assert len(files) == 8
     for file in files:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.batches.collate import RowSubset
 from sftmix.batches.order import Slot, epoch_units
+from sftmix.batches.rows import RowSubset
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_eval, write_dynamics
 from sftmix.common.world import World

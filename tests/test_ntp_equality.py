@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.batches.collate import TokenisedRows
 from sftmix.batches.order import Slot
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.data import load_data, make_encoder

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.world import World
-from sftmix.training import dynamics
+from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
-from sftmix.training.scoring import score_rows
+from sftmix.training.scoring import Scorer
 from tests.toy import VOCABULARY, ToyRows, on_ranks, toy_model, toy_rows
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
@@ -52,25 +52,25 @@ def assert_scores(scores, expected, *, tolerance: float) -> None:
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
     """Padded tokens per scoring batch so few that there are five batches, an odd number."""
-    monkeypatch.setattr(dynamics, "SCORING_TOKENS", 128)
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", 128)
 
 
 def n_batches() -> int:
-    return sum(1 for _ in dynamics._scoring_batches(DATA.lengths, World(), None))
+    return sum(1 for _ in scoring._scoring_batches(DATA.lengths, World(), None))
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_sums_are_those_of_the_models_own_logits(tied):
     model = toy_model(tied=tied)
     assert n_batches() == 5
-    scores = score_rows(TrainingModule(model), DATA, world=World(), token_nll=True)
+    scores = Scorer(world=World(), token_nll=True)(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=1e-12)
     assert scores.n_correct.sum() > 0
 
 
 def test_float32_is_float32(several_batches):
     model = toy_model(dtype=torch.float32)
-    scores = score_rows(TrainingModule(model), DATA, world=World())
+    scores = Scorer(world=World())(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=2e-6)
     assert scores.token_nll is None
 
@@ -81,11 +81,11 @@ def test_dropout_is_off_while_scoring_and_on_again_after():
     expected = by_hand(model, DATA)
     module = TrainingModule(model).train()
     before = torch.get_rng_state()
-    assert_scores(score_rows(module, DATA, world=World()), expected, tolerance=1e-12)
+    assert_scores(Scorer(world=World())(module, DATA), expected, tolerance=1e-12)
     assert all(m.training for m in module.modules())
     assert torch.equal(torch.get_rng_state(), before)
     module.eval()
-    score_rows(module, DATA, world=World())
+    Scorer(world=World())(module, DATA)
     assert not any(m.training for m in module.modules())
 
 
@@ -93,8 +93,8 @@ def test_the_table_is_in_row_order_whatever_the_order_of_lengths():
     """The same examples in another order give the same numbers, each at its own row (T24)."""
     order = np.random.default_rng(0).permutation(len(DATA))
     module = TrainingModule(toy_model())
-    straight = score_rows(module, DATA, world=World())
-    shuffled = score_rows(module, ToyRows([DATA[int(i)] for i in order]), world=World())
+    straight = Scorer(world=World())(module, DATA)
+    shuffled = Scorer(world=World())(module, ToyRows([DATA[int(i)] for i in order]))
     np.testing.assert_allclose(shuffled.nll_sum, straight.nll_sum[order], rtol=1e-12)
     assert shuffled.n_tokens.tolist() == straight.n_tokens[order].tolist()
 
@@ -121,7 +121,7 @@ def test_scoring_does_no_gradient_work():
     model = toy_model()
     module = TrainingModule(model)
     with Shapes() as seen:
-        score_rows(module, DATA, world=World())
+        Scorer(world=World())(module, DATA)
     assert (VOCABULARY, 16) not in seen.made
     assert (16, VOCABULARY) not in seen.made
     assert not seen.graph
@@ -134,14 +134,14 @@ def test_a_broken_model_is_not_scored():
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
-        score_rows(TrainingModule(model), DATA, world=World())
+        Scorer(world=World())(TrainingModule(model), DATA)
 
 
 def score_and_store(world: World, parallel: str, tokens: str, path: str) -> None:
     """On every rank: score, and keep each rank's table."""
-    dynamics.SCORING_TOKENS = int(tokens)
+    scoring.SCORING_TOKENS = int(tokens)
     module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-    scores = score_rows(module, DATA, world=world, token_nll=True)
+    scores = Scorer(world=world, token_nll=True)(module, DATA)
     np.savez(
         Path(path) / f"{parallel}-{tokens}-{world.rank}.npz",
         nll_sum=scores.nll_sum, n_tokens=scores.n_tokens, n_correct=scores.n_correct,
@@ -158,7 +158,7 @@ def score_all_ways(world: World, path: str) -> None:
 def test_two_ranks_give_the_table_of_one(tmp_path):
     """T24: an odd number of batches, and one batch for two ranks; nothing is counted twice, whatever the rank."""
     on_ranks(score_all_ways, str(tmp_path))
-    one = score_rows(TrainingModule(toy_model()), DATA, world=World(), token_nll=True)
+    one = Scorer(world=World(), token_nll=True)(TrainingModule(toy_model()), DATA)
     files = sorted(tmp_path.glob("*.npz"))
     assert len(files) == 8
     for file in files:

@@ -164,7 +164,7 @@ def test_the_base_model_knows_something_of_novels(shared: Path):
     from sftmix.data import encode, encoder_for
     from sftmix.model.load import load_model, load_tokenizer
     from sftmix.training.module import TrainingModule
-    from sftmix.training.scoring import score_rows
+    from sftmix.training.scoring import Scorer
 
     path = str(shared / "models/base-7m")
     options = DataOptions(train=str(shared / "data/text"), eval_fraction=0.1)
@@ -172,5 +172,5 @@ def test_the_base_model_knows_something_of_novels(shared: Path):
     options.format = "text"
     data = encode(prepared, encoder_for(load_tokenizer(path), options), max_length=224)
     assert data.eval is not None
-    scores = score_rows(TrainingModule(load_model(path)), data.eval, world=World())
+    scores = Scorer(world=World())(TrainingModule(load_model(path)), data.eval)
     assert float(scores.nll_sum.sum() / scores.n_tokens.sum()) == pytest.approx(3.91, abs=0.03)

@@ -1,7 +1,7 @@
 """Bugs that other frameworks for supervised fine-tuning have shipped, and the tests that keep them out of this one.
 
 T1   mean of means under accumulation
-       training/test_step.py::test_a_short_last_window_divides_by_its_own_counts
+       training/test_step.py::test_a_short_last_batch_divides_by_its_own_counts
        test_ntp_equality.py::test_trl_sft_trainer_is_ours
 T2   normalisation across ranks
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas

@@ -1,47 +1,24 @@
-"""The tensors of one micro-batch: padded or in one row without padding, and the pairs aligned by response token."""
+"""The tensors of one micro-batch: padded or in one row without padding, and the pairs aligned by response token.
+
+Examples of similar length are padded together: `length_groups` finds the groups with the least padding.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from sftmix.batches.length_groups import length_groups
 from sftmix.batches.order import Unit
+from sftmix.batches.rows import TokenisedRows
 from sftmix.types import Batch, Encoded, Rows, Segment, Split
 
 if TYPE_CHECKING:
     import torch
-
-
-class TokenisedRows(Protocol):
-    """What batching needs of a data set: its length, token counts per row, and rows."""
-
-    @property
-    def lengths(self) -> Rows: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int) -> Encoded: ...
-
-
-@dataclass(frozen=True, slots=True)
-class RowSubset:
-    """Some rows of a data set, in the given order, as a data set."""
-
-    data: TokenisedRows
-    rows: Rows
-
-    @property
-    def lengths(self) -> Rows:
-        return self.data.lengths[self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> Encoded:
-        return self.data[int(self.rows[row])]
 
 
 def collate(
@@ -93,7 +70,10 @@ def collate(
 
 
 def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Rows, Rows]:
-    """n-th response token with n-th response token, n <= min(N_c, N_u), for every unit of two (T28)."""
+    """slot_pairs, pairs and pair_index: n-th response token with n-th, n <= min(N_c, N_u), in every unit of two.
+
+    Never by position in the sequence: the prompts of the two differ in length.
+    """
     firsts = np.cumsum([0] + [len(u) for u in units])[:-1]
     slot_pairs = np.array([(f, f + 1) for f, u in zip(firsts, units, strict=True) if len(u) == 2], dtype=np.int64)
     slot_pairs = slot_pairs.reshape(-1, 2)
@@ -186,26 +166,45 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return replace(batch, **{name: move(getattr(batch, name)) for name in Batch.__slots__})
 
 
-class ResponsesAlone:
-    """The same rows, each cut down to the first token of its sequence and its response tokens.
+# ------------------------------------------------------------------------------------------------------- length groups
 
-    The first token (BOS, or what the chat template begins with) has to stay: a model says nothing about a token with
-    nothing before it, and so the response keeps its number of tokens.
+
+def token_slots(lengths: Sequence[int], n_segments: int, *, padding_free: bool = False) -> int:
+    """Token slots that examples of these lengths are computed in: padded in up to so many groups, or not at all."""
+    if padding_free or n_segments >= len(lengths):
+        return sum(lengths)
+    if n_segments == 1:
+        return len(lengths) * max(lengths)
+    return int(_best_cuts(np.sort(np.asarray(lengths, dtype=np.float64)), n_segments)[0])
+
+
+def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
+    """Partition slots into exactly `n_groups` groups of similar length with the fewest padded tokens.
+
+    Sorted by length the best groups are contiguous, so a small dynamic programme finds them: cost of a group is its
+    size times its longest member.
     """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    _, cuts = _best_cuts(np.asarray([lengths[i] for i in order], dtype=np.float64), n_groups)
+    groups, end = [], len(order)
+    for starts in reversed(cuts):
+        start = int(starts[end])
+        groups.append(order[start:end])
+        end = start
+    return groups[::-1]
 
-    def __init__(self, rows: TokenisedRows) -> None:
-        self._rows = rows
 
-    @property
-    def lengths(self) -> Rows:
-        return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Encoded:
-        whole = self._rows[row]
-        kept = np.flatnonzero(whole.target[1:]) + 1
-        target = np.ones(len(kept) + 1, dtype=np.bool_)
-        target[0] = False
-        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target)
+def _best_cuts(ordered: npt.NDArray[np.float64], n_groups: int) -> tuple[float, list[Rows]]:
+    """Padded tokens of ascending lengths in the best groups; for each group, where it starts if it ends at i."""
+    size = len(ordered)
+    start, end = np.arange(size + 1)[:, None], np.arange(1, size + 1)
+    group = np.full((size + 1, size + 1), np.inf)  # [start, end]
+    group[:, 1:] = np.where(start < end, (end - start) * ordered, np.inf)
+    best = np.full(size + 1, np.inf)
+    best[0] = 0.0
+    cuts = []
+    for _ in range(n_groups):
+        cost = best[:, None] + group
+        cuts.append(np.argmin(cost, axis=0))
+        best = np.min(cost, axis=0)
+    return float(best[size]), cuts

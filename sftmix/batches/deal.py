@@ -1,4 +1,4 @@
-"""How a global batch is dealt out to ranks and accumulation steps.
+"""How a global batch is dealt out to ranks and micro-batches: `deal`, within the limits of the training options.
 
 The loss is a sum over the global batch, so it does not care which micro-batch an example is in: units are dealt so that
 few token slots are padding and the ranks of a micro-step have about the same work. A unit is never cut.
@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftmix.batches.length_groups import token_slots
+from sftmix.batches.collate import token_slots
 from sftmix.batches.order import Unit
+from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
 from sftmix.types import Rows
+
+if TYPE_CHECKING:
+    import torch
 
 WORTH_SORTING = 0.9
 """Micro-batches of similar length are made where they need at most this share of the slots of balanced ones: sorted,
@@ -22,6 +27,9 @@ the longest examples meet in one micro-batch, whose memory is the peak."""
 
 BALANCE_STEPS = 7
 """Halvings of the interval in which the largest micro-batch is sought: to about 1% of it."""
+
+MOST_GROUPS = 16
+"""Length groups of a micro-batch on CPU, at most: what more of them save in padding, their passes cost."""
 
 Deal = list[list[Unit]]
 """The units of each micro-batch; W neighbours are one micro-step."""
@@ -36,6 +44,67 @@ class MicroStep:
 
     ranks: tuple[tuple[Unit, ...], ...]
     n_segments: int
+
+
+def deal(
+    units: Sequence[Unit],
+    lengths: Rows,
+    options: TrainingOptions,
+    *,
+    ranks: int,
+    device: torch.device,
+    padding_free: bool,
+) -> list[MicroStep]:
+    """A global batch as the options have it dealt to so many ranks with such a device.
+
+    lengths  i64[N], tokens of each row of the data set
+    """
+    return micro_steps(
+        units,
+        lengths,
+        world_size=ranks,
+        micro_batch_size=micro_batch_limit(options),
+        micro_batch_tokens=options.micro_batch_tokens,
+        max_segments=_most_groups(lengths, options, device),
+        padding_free=padding_free,
+    )
+
+
+def micro_batch_limit(options: TrainingOptions) -> int | None:
+    """Examples of a micro-batch, at most; None where only their tokens are limited."""
+    default = DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None
+    return default if options.micro_batch_size is None else options.micro_batch_size
+
+
+def default_length_groups(examples: int, device: torch.device) -> int:
+    """One group per two examples of a micro-batch on CPU; one on a GPU, which prefers one large batch."""
+    return min(MOST_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
+
+
+def _most_groups(lengths: Rows, options: TrainingOptions, device: torch.device) -> int:
+    """Length groups of a padded micro-batch, at most."""
+    expected = micro_batch_limit(options) or int((options.micro_batch_tokens or 0) // lengths.mean())  # its examples
+    return options.length_groups or default_length_groups(expected, device)
+
+
+def too_long(lengths: Rows, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
+    """A sentence for people about examples and pairs that exceed training.micro_batch_tokens; or none.
+
+    lengths       i64[N], tokens of each row of the data set
+    padding_free  of the module that is trained; else a pair may be as wide as its longer member
+    """
+    budget = options.micro_batch_tokens
+    if budget is None:
+        return []
+    longest, n_over = sorted(lengths.tolist())[-2:], int((lengths > budget).sum())
+    most = token_slots(longest, _most_groups(lengths, options, device), padding_free=padding_free)
+    if most <= budget:
+        return []
+    return [
+        f"{n_over:,} of {len(lengths):,} examples have more tokens than training.micro_batch_tokens ({budget:,}); such "
+        "an example, and a pair that needs more together (padding included), gets a micro-batch of its own, of up to "
+        f"{longest[-1]:,} and {most:,} tokens"
+    ]
 
 
 def micro_steps(

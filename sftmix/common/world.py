@@ -6,16 +6,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from sftmix.common.errors import SFTMixError
-
-if TYPE_CHECKING:
-    pass
-
 
 T = TypeVar("T")
 
@@ -57,13 +53,13 @@ class World:
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
         return float(top)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """One picklable object of every rank, on every rank (small ones: over the network only, never to a file)."""
         if self.size == 1:
             return [value]
-        out: list[Any] = [None] * self.size
+        out: list[T | None] = [None] * self.size
         dist.all_gather_object(out, value)
-        return out
+        return cast(list[T], out)
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -284,7 +284,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
 
 def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; what is counted is the weights."""
+    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; the count is the sum of the weights."""
     import torch
 
     size_B = torch.bincount(batch.slot, minlength=len(batch.ids))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sftmix.batches.length_groups import length_groups
+from sftmix.batches.collate import length_groups
+from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder, Unit
-from sftmix.batches.share import deal
 from sftmix.data import EncodedDataset
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.trace import Segment

@@ -11,7 +11,7 @@ from sftmix.estimate.batches import MicroBatch
 from sftmix.estimate.layout import FLOAT, HALF, Layout
 from sftmix.estimate.machine import Machine
 from sftmix.estimate.model import FakeModel
-from sftmix.functional.fused import BLOCK_CELLS, default_chunk_size
+from sftmix.functional.fused import block_rows, default_chunk_size
 from sftmix.options import TrainingOptions
 
 
@@ -105,7 +105,7 @@ def _loss(model: FakeModel, targets: int, options: TrainingOptions, device: torc
     """Bytes of the fused loss inside its forward, where it needs the most."""
     (vocabulary, width), half = model.head_shape, layout.compute != "float32"
     chunk = min(targets, options.chunk_size or default_chunk_size(vocabulary, device))
-    block = min(chunk, max(1, BLOCK_CELLS[device.type == "cpu"] // vocabulary)) * vocabulary * FLOAT
+    block = min(chunk, block_rows(vocabulary, device)) * vocabulary * FLOAT
     gradients = FLOAT * vocabulary * width * model.head_is_trained + 2 * FLOAT * targets * width
     copy = HALF * vocabulary * width * (layout.compute == "autocast")  # FSDP has gathered it in bf16
     return gradients + layout.size * chunk * vocabulary + block * (3 if half else 1) + copy

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sftmix.batches.share import micro_batch_limit
+from sftmix.batches.deal import micro_batch_limit
 from sftmix.common.errors import ConfigError
 from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.config import RunConfig

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_CELLS = {True: 2**18, False: 2**26}  # logits of a block on CPU (1 MiB, of 2^16 to 2^21), on an accelerator
+CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
+"""Logits of a block on CPU (1 MiB: of 2^16 to 2^21 the fastest) and on an accelerator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ def default_chunk_size(vocabulary: int, device: torch.device) -> int:
     return max(64, min(4096, cells // max(vocabulary, 1)))
 
 
+def block_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits that go through all pointwise passes before the next ones, at least 1."""
+    cells = CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS
+    return max(1, cells // max(vocabulary, 1))
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype of softmax, losses and accumulated gradients: float32 or better."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -80,7 +87,7 @@ def fused_loss(
     slots, first = _slots(chunks, labels, row_weight.to(kind), kind)
     mixup = lam.new_zeros(len(pairs))
     logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
-    height = max(1, BLOCK_CELLS[logits.device.type == "cpu"] // max(vocabulary, 1))
+    height = block_rows(vocabulary, logits.device)
     spare = _Spare(min(height, len(logits)), vocabulary, kind, logits.device)
 
     start = 0
@@ -148,12 +155,10 @@ class _Head:
         self.scale = spec.scale
         self.kind = statistics_dtype(self.hidden)
         like = (hidden, weight, bias)
-        self.gradients = [
-            torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
-            if x is not None and need
-            else None
-            for x, need in zip(like, spec.need, strict=True)
-        ]
+        self.gradients = [self._zeros(x) if need else None for x, need in zip(like, spec.need, strict=True)]
+
+    def _zeros(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
 
     def logits(self, rows: Tensor, out: Tensor) -> Tensor:
         """scale (hidden[rows] W^T + bias) into `out`."""
@@ -196,13 +201,12 @@ class _Spare:
     """Named buffers of one block, made when first asked for and then reused."""
 
     def __init__(self, height: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.make = lambda: torch.empty(height, vocabulary, dtype=dtype, device=device)
-        self.dtype = dtype
+        self.shape, self.dtype, self.device = (height, vocabulary), dtype, device
         self.buffers: dict[str, Tensor] = {}
 
     def __call__(self, name: str, rows: int) -> Tensor:
         if name not in self.buffers:
-            self.buffers[name] = self.make()
+            self.buffers[name] = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         return self.buffers[name][:rows]
 
     def load(self, name: str, x: Tensor) -> Tensor:

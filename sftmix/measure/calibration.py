@@ -25,14 +25,13 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
-from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.rng import stable_hash
-from sftmix.common.world import World
-from sftmix.functional.fused import BLOCK_CELLS, statistics_dtype
+from sftmix.functional.fused import block_rows, statistics_dtype
 from sftmix.measure.ranks import equal_mass_bins
 from sftmix.model.head import Head
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Column, forward_rows, refuse_nan, split_by_row, sum_by_row
+from sftmix.training.scoring import Column, Scorer, refuse_nan, split_by_row, sum_by_row
 from sftmix.types import Batch, Float64, RowScores
 
 N_BINS = 15
@@ -69,20 +68,13 @@ class TokenCalibration:
 def calibrate(
     module: nn.Module,
     data: TokenisedRows,
-    *,
-    world: World,
-    precision: str = "fp32",
-    pad_id: int = 0,
-    progress: str | None = None,
+    scorer: Scorer,
 ) -> TokenCalibration:
     """Measure every row of `data` in one pass, together with all ranks; the same result on each.
 
     Raises NonFiniteError where a row has no NLL.
     """
-    columns = forward_rows(
-        module, data, _measure, world=world, precision=precision, pad_id=pad_id, progress=progress
-    )  # fmt: skip
-    nll, count, n_correct, brier, tempered, confidence, correct = columns
+    nll, count, n_correct, brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
     scores = refuse_nan(RowScores(nll, count, n_correct))
     return TokenCalibration(scores, brier, tempered, np.concatenate(confidence), np.concatenate(correct))
 
@@ -116,7 +108,7 @@ def token_statistics(hidden: Tensor, head: Head, labels: Tensor, *, block: int |
     block: rows of logits alive at once; None chooses from the vocabulary. Two buffers of that size are made.
     """
     kind, device = statistics_dtype(hidden), hidden.device.type
-    block = block or max(1, BLOCK_CELLS[device == "cpu"] // len(head.weight))
+    block = block or block_rows(len(head.weight), hidden.device)
     parts = []
     for start in range(0, max(1, len(labels)), block):
         logits = head.logits(hidden[start : start + block], dtype=kind)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from sftmix.batches.collate import RowSubset, TokenisedRows
 from sftmix.batches.order import Unit
+from sftmix.batches.rows import RowSubset, TokenisedRows
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
@@ -26,8 +26,8 @@ from sftmix.common.world import World
 from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.calibration import calibrate, report
 from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.loop import Stage, held_out_metrics
-from sftmix.training.parallel import resolve_precision
+from sftmix.training.loop import Stage
+from sftmix.training.scoring import held_out_metrics
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
 SAMPLE = "sample.parquet"
@@ -76,9 +76,8 @@ class Measurement:
 
     def _held_out(self, stage: Stage, module: nn.Module, data: EncodedDataset) -> dict[str, Any]:
         world = self._world
-        precision = resolve_precision(stage.options.precision, world.device)
-        progress = f"{stage.name}: calibration"
-        measured = calibrate(module, data, world=world, precision=precision, pad_id=stage.pad_id, progress=progress)
+        assert stage.scorer is not None
+        measured = calibrate(module, data, replace(stage.scorer, progress=f"{stage.name}: calibration"))
         calibration = report(measured, data.ids)
         file = self._directory / "eval.parquet"
         world.on_main(lambda: write_eval(file, data.ids, measured.scores, measured.brier_sum))

@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT inside a transformers model: adding, the head's effective weight, saving, merging.
+"""Low-rank adapters by PEFT inside a transformers model: adding, saving, merging.
 
 The model stays the transformers model it was (`get_decoder()`, `get_output_embeddings()` and `model(...)` work): PEFT
 puts its layers in the place of the targeted ones, and everything else is frozen.
@@ -22,10 +22,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sftmix.common.errors import ConfigError
+from sftmix.model.head import ADAPTER, active
 from sftmix.options import LoraOptions
-
-ADAPTER = "default"
-"""PEFT's name of the one adapter that a model of ours has."""
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
@@ -38,7 +36,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     """Put adapters into `model`, in place, and freeze what they leave untrained.
 
     The initial values are a function of the seed alone, so they are the same on every rank. ConfigError where PEFT
-    cannot do what the options say; `models.check_head` refuses what the loss cannot follow on the LM head.
+    cannot do what the options say; `sftmix.model.head.check_head` refuses what the loss cannot follow on the LM head.
     """
     from peft import LoraConfig
 
@@ -101,7 +99,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @contextmanager
 def _as_documented() -> Iterator[None]:
-    """PEFT warns of two things that are meant: Conv1D is transposed, and adapters untie a tied head (docs/lora.md)."""
+    """Silence PEFT's warnings of what is meant: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
@@ -128,48 +126,6 @@ def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> Any | Non
     )
 
 
-# ------------------------------------------------------------------------------------------------ effective head
-
-
-def effective_weight(module: nn.Module) -> Tensor:
-    """[V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
-
-    With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
-    modules_to_save: its trained copy. Call it once per forward: [V, D] is written anew each time.
-    """
-    layer = _active(module)
-    if not hasattr(layer, "base_layer"):
-        return layer.weight
-    weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
-
-
-def effective_bias(module: nn.Module) -> Tensor | None:
-    """[V], the bias that goes with `effective_weight`; None where the layer has none."""
-    layer = _active(module)
-    return getattr(getattr(layer, "base_layer", layer), "bias", None)
-
-
-def check_adapted_head(head: nn.Module) -> None:
-    """Refuse an adapter on the LM head that is no constant sum of matrices: ConfigError with the remedy."""
-    layer = _active(head)
-    if not hasattr(layer, "base_layer"):
-        return
-    dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
-    if layer.use_dora[ADAPTER] or dropout:
-        option, neutral = ("use_dora", "false") if layer.use_dora[ADAPTER] else ("lora_dropout", "0")
-        raise ConfigError(
-            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head as "
-            f"one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or train "
-            "the head in full (model.lora.modules_to_save)."
-        )
-
-
-def _active(module: nn.Module) -> Any:
-    copies: Any = getattr(module, "modules_to_save", None)
-    return module if copies is None else copies[ADAPTER]
-
-
 # ------------------------------------------------------------------------------------------------------ saving
 
 
@@ -180,7 +136,7 @@ def write_adapters(
 
     weights  the full (gathered) trainable weights, by their names in `model`
     base     the model that the adapters belong to: hub id, or a directory, of which the absolute path is kept
-    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back (T15).
+    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back.
     """
     from peft import get_peft_model_state_dict
 
@@ -243,7 +199,7 @@ def _is_adapted(module: nn.Module) -> bool:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    head: Any = _active(model.get_output_embeddings())
+    head: Any = active(model.get_output_embeddings())
     layer = getattr(head, "base_layer", head)
     layer.weight = nn.Parameter(layer.weight.detach().clone())
     for config in (model.config, model.config.get_text_config()):

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.model.adapters import adapter_config, write_adapters
-
-# -------------------------------------------------------------------------------------------------- export
 
 
 def export_model(

@@ -1,4 +1,4 @@
-"""Access to the LM head of a model.
+"""Access to the LM head of a model, with or without an adapter on it.
 
 The loss multiplies hidden states with the head itself, so it must know everything the model does to them on the way to
 its logits: `check_head` compares both on a probe batch and refuses a model where they differ.
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.adapters import check_adapted_head, effective_bias, effective_weight
-from sftmix.model.load import _embeddings
+from sftmix.model.load import n_embeddings
 
-# ---------------------------------------------------------------------------------------------------- head
+T = TypeVar("T")
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter that a model of ours has."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Head:
     effective weight, which each use of `weight` computes anew.
     """
 
-    module: Any
+    module: nn.Module
     softcap: float | None
     scale: float
 
@@ -71,7 +71,7 @@ def check_head(model: PreTrainedModel) -> Head:
     """The head whose logits equal `model(...).logits` on a probe batch; ConfigError if the formula does not fit."""
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
-    ids = (torch.arange(2 * 8, device=model.device) * 7919 % _embeddings(model)).view(2, 8)
+    ids = (torch.arange(2 * 8, device=model.device) * 7919 % n_embeddings(model)).view(2, 8)
     mask = torch.ones_like(ids)
     training = model.training
     model.eval()
@@ -117,7 +117,7 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     scales = [x for x in factors if x]
     if scaling := _number(config, "logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    caps = [x for x in (_number(config, "final_logit_softcapping"),) if x]
+    caps: list[float | None] = [x for x in (_number(config, "final_logit_softcapping"),) if x]
     return [Head(module, cap, scale) for cap, scale in product(_or(caps, None), _or(scales, 1.0))]
 
 
@@ -126,6 +126,49 @@ def _number(config: Any, key: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _or(named: list[Any], neutral: Any) -> list[Any]:
+def _or(named: list[T], neutral: T) -> list[T]:
     """The named values without repeats, or the neutral one where there are none."""
     return list(dict.fromkeys(named)) or [neutral]
+
+
+# ------------------------------------------------------------------------------------------------------- adapted heads
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """[V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
+
+    With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
+    modules_to_save: its trained copy. Call it once per forward: [V, D] is written anew each time.
+    """
+    layer = active(module)
+    if not hasattr(layer, "base_layer"):
+        return layer.weight
+    weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
+
+
+def effective_bias(module: nn.Module) -> Tensor | None:
+    """[V], the bias that goes with `effective_weight`; None where the layer has none."""
+    layer = active(module)
+    return getattr(getattr(layer, "base_layer", layer), "bias", None)
+
+
+def check_adapted_head(head: nn.Module) -> None:
+    """Refuse an adapter on the LM head that is no constant sum of matrices: ConfigError with the remedy."""
+    layer = active(head)
+    if not hasattr(layer, "base_layer"):
+        return
+    dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
+    if layer.use_dora[ADAPTER] or dropout:
+        option, neutral = ("use_dora", "false") if layer.use_dora[ADAPTER] else ("lora_dropout", "0")
+        raise ConfigError(
+            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head as "
+            f"one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or train "
+            "the head in full (model.lora.modules_to_save)."
+        )
+
+
+def active(module: nn.Module) -> Any:
+    """The layer that computes: the module, or the trained copy of it (`modules_to_save`)."""
+    copies: Any = getattr(module, "modules_to_save", None)
+    return module if copies is None else copies[ADAPTER]

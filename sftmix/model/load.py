@@ -81,7 +81,7 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with ids the model has no embedding for (spare embeddings are normal; nothing is resized)."""
-    rows = _embeddings(model)
+    rows = n_embeddings(model)
     if len(tokenizer) > rows:
         raise ConfigError(
             f"model.path: the tokenizer has {len(tokenizer)} ids, the model embeddings for {rows}: they do not belong "
@@ -89,7 +89,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def _embeddings(model: PreTrainedModel) -> int:
+def n_embeddings(model: PreTrainedModel) -> int:
+    """Token ids that the model has an embedding for."""
     weight: Any = model.get_input_embeddings().weight
     return weight.shape[0]
 

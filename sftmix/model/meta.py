@@ -1,9 +1,13 @@
-"""Loading for ranks that share the weights: a model on the meta device, and its values apart from it.
+"""Loading for ranks that share the weights, none of which may hold the whole model, in three steps.
 
-`training.values` puts them into the shards of each rank, which then never holds more than its shards and one tensor.
-Every rank maps the safetensors files, which copies nothing; where their dtypes or adapters do not allow it, rank 0
-loads the whole model and sends it tensor by tensor. Names, conversions and missing weights are transformers' own
-business, as in a plain load.
+    1. a model with its values        `mapped_model`: every rank maps the safetensors files, which copies nothing.
+                                      Where their dtypes or adapters do not allow it, rank 0 loads the whole model, and
+                                      the others have an `empty_model`.
+    2. the values apart from it       `take_values`: what is left are float32 parameters on the meta device, sharded as
+                                      those of any other model (`sftmix.training.parallel.wrap`)
+    3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
+
+Names, conversions and missing weights are transformers' own business, as in a plain load.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,13 +25,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from sftmix.common.world import World
 from sftmix.model.load import load_model, model_config, stored_dtype
 
-if TYPE_CHECKING:
-    from sftmix.common.world import World
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By their names in safetensors files."""
 
-
-_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# ------------------------------------------------------------------------------- 1. a model with its values
 
 
 def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
@@ -47,7 +51,7 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
     """The model with the values as they are in the files, for `take_values`; its buffers are those of a plain load.
 
-    They are mapped from disk: they take no memory before they are read, and the system takes it back when it needs it.
+    Values that are mapped from disk take no memory before they are read, and the system takes it back when it needs it.
     None where the tensors in the files have several dtypes, which the model could not keep.
     """
     stored = stored_dtype(path)
@@ -67,7 +71,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
 def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
     """Dtypes of all tensors in the safetensors files of a model that was loaded before; empty where none are found."""
     return {
-        _NAMES.get(file.get_slice(name).get_dtype())
+        _DTYPES.get(file.get_slice(name).get_dtype())
         for place in _files(path)
         for file in [safe_open(place, framework="pt")]
         for name in file.keys()  # noqa: SIM118 (not a dict)
@@ -75,6 +79,7 @@ def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
 
 
 def _files(path: str | Path) -> Iterator[Path]:
+    """The safetensors files of a model, one or several."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         try:
             place = cached_file(str(Path(path).expanduser()), name, local_files_only=True)
@@ -86,6 +91,9 @@ def _files(path: str | Path) -> Iterator[Path]:
         else:
             yield from {found.parent / file for file in json.loads(found.read_text())["weight_map"].values()}
         return
+
+
+# ------------------------------------------------------------------------------- 2. the values apart from it
 
 
 def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -103,14 +111,16 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
     return values
 
 
+# ------------------------------------------------------------------------------- 3. the values in the shards
+
+
 class Values:
-    """What the parameters of a model on the meta device are to be.
+    """The values that the parameters of a model on the meta device are to have. Create it on every rank.
 
     values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
     from_main  whether rank 0 alone has `values`, which it then sends tensor by tensor, and the buffers at once; without
                it, every rank has all of them (mapped from a file: a rank reads what it keeps)
     checks     what the model has to pass once it has its values; called on every rank, inside a forward
-    Create it on every rank.
     """
 
     def __init__(
@@ -120,7 +130,7 @@ class Values:
         world: World,
         *,
         from_main: bool,
-        checks: Sequence[Callable[[Any], object]] = (),
+        checks: Sequence[Callable[[PreTrainedModel], object]] = (),
     ) -> None:
         self.checks = checks
         self._values = dict(values)

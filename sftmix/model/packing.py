@@ -1,4 +1,4 @@
-"""Whether a model keeps documents in one row apart, measured on the model itself (T12).
+"""Whether a model keeps documents in one row apart, measured on the model itself: if not, they leak into each other.
 
 transformers builds block-diagonal causal masks from position ids that start again, where it is given no attention mask
 and the attention is one it builds masks for; flash attention is handed the places where they start again, of a batch of
@@ -26,7 +26,7 @@ def skips_between_documents(model: PreTrainedModel, device: torch.device) -> boo
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
-    """The same of an implementation by its name."""
+    """Whether the attention implementation of that name does, on that device."""
     return device.type == "cuda" and attention in _SKIPPING
 
 
@@ -41,7 +41,7 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
 
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
-    """What to tell of packed documents whose hidden states are not those that each has alone; None if all are.
+    """A message if the hidden states of packed documents differ from those that each has alone; None if they do not.
 
     padding_free  in a batch of one row, else also in lines of packed documents and padding
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from sftmix.batches.collate import TokenisedRows
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
@@ -22,10 +22,8 @@ from sftmix.model.head import check_head
 from sftmix.model.load import check_vocabulary, load_model
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
-from sftmix.training.loop import Scorer
-from sftmix.training.module import training_module
-from sftmix.training.parallel import resolve_parallel, resolve_precision
-from sftmix.training.scoring import score_rows
+from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
+from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
 
 
@@ -90,8 +88,7 @@ def _adapter_seed(seed: int) -> int:
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
     """What scores rows under a wrapped module, for the stage of that name."""
-    return partial(
-        score_rows,
+    return Scorer(
         world=world,
         precision=resolve_precision(options.precision, world.device),
         pad_id=encoder.pad_id,

@@ -4,7 +4,7 @@
 with what the optimizer keeps beside tensors, `state.json` with what the loop needs, and MANIFEST.json, written last,
 with the SHA-256 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor
 atomic renames are trusted. Being sharded by name, a checkpoint of two ranks loads on one and the other way round. Of a
-model with adapters only what is trained is stored (T15), the rest is the base model's.
+model with adapters only what is trained is stored, the rest is the base model's.
 """
 
 from __future__ import annotations

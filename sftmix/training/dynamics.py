@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,6 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.types import RowScores, TrainingDynamics
-
-if TYPE_CHECKING:
-    pass
-
 
 # ---------------------------------------------------------------------------------------- checkpoints
 
@@ -51,7 +46,7 @@ def _step_of_share(share: float, total_steps: int) -> int:
 
 
 def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
-    """What to say of `checkpoint_steps` where a short run cannot place the checkpoints as they were asked for."""
+    """Notes on `checkpoint_steps` where a short run cannot place the checkpoints as they were asked for."""
     steps = checkpoint_steps(checkpoints, total_steps)
     if isinstance(checkpoints, int):
         fewer = len(steps) < checkpoints
@@ -164,7 +159,7 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
 
 
 def described(dynamics: TrainingDynamics) -> str:
-    """One line on what a reference saw: where it scored, and how its NLL per token went."""
+    """One line on the dynamics of a reference: where it scored, and how its NLL per token went."""
     nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
     course = " -> ".join(f"{value:.3f}" for value in nll)
     steps = ", ".join(str(step) for step in dynamics.steps)

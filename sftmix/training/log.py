@@ -1,4 +1,4 @@
-"""What a stage reports while it runs: metrics.jsonl, peak memory, and the wish to stop."""
+"""What a stage reports while it runs: metrics.jsonl, sums over its steps, peak memory, and the wish to stop."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 from sftmix.common.errors import Stopped
 from sftmix.common.files import write_text
+from sftmix.training.step import StepResult
 
 
 class MetricsLog:
@@ -33,7 +34,7 @@ class MetricsLog:
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
+    def write(self, metrics: Mapping[str, float]) -> None:
         if self._file is not None:
             finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
             self._file.write(json.dumps(finite) + "\n")
@@ -44,12 +45,68 @@ class MetricsLog:
             self._file.close()
 
 
+@dataclass
+class Totals:
+    """Sums over the steps of a stage so far; a checkpoint keeps them.
+
+    elapsed                  seconds in steps
+    tokens                   of all examples, prompts included
+    ntp_tokens, mixup_tokens as in metrics.jsonl
+    ntp_count, mixup_count   denominators of the steps that mixed
+    mu_own, mu_ntp           mu times mixup_count, of the steps whose mixup_mean that is (mu may follow a schedule)
+    skipped                  steps with a gradient that was not finite
+    """
+
+    elapsed: float = 0.0
+    tokens: float = 0.0
+    ntp_tokens: float = 0.0
+    mixup_tokens: float = 0.0
+    ntp_count: float = 0.0
+    mixup_count: float = 0.0
+    mu_own: float = 0.0
+    mu_ntp: float = 0.0
+    skipped: float = 0.0
+
+    @staticmethod
+    def restored(kept: Mapping[str, float]) -> Totals:
+        """The totals of a checkpoint, which may hold more."""
+        return Totals(**{f.name: kept[f.name] for f in fields(Totals)})
+
+    def add(self, done: StepResult, *, tokens: int, seconds: float) -> None:
+        self.elapsed += seconds
+        self.tokens += tokens
+        self.ntp_tokens += done.ntp_tokens
+        self.mixup_tokens += done.mixup_tokens
+        self.skipped += done.skipped
+        self.mixup_count += done.mixup_count
+        if done.mixup_count:
+            self.ntp_count += done.ntp_count
+        if done.mixup_mean == "ntp":
+            self.mu_ntp += done.mu * done.mixup_count
+        else:
+            self.mu_own += done.mu * done.mixup_count
+
+    def figures(self) -> dict[str, float]:
+        """All of them, and mu_effective of the steps that mixed together, with the mean of mu over what was mixed."""
+        ntp, mixup = self.ntp_count, self.mixup_count
+        own, direct = (total / mixup if mixup else 0.0 for total in (self.mu_own, self.mu_ntp))
+        effective = mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)
+        return {**asdict(self), "mu_effective": effective}
+
+
+def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:
+    """mu N_ntp / N_mix: what mu would be if both terms were divided by the NTP count."""
+    if not mixup_count or not mu:
+        return 0.0
+    return mu * ntp_count / mixup_count if mixup_mean == "own" else mu
+
+
 class StopSignal:
     """Remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary."""
 
     def __init__(self) -> None:
         self.received = False
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals are the caller's own business

@@ -1,12 +1,13 @@
-"""Model and losses in one forward: the module that DDP and FSDP wrap.
+"""Model and losses in one forward: the module that DDP and FSDP wrap, and what surrounds a call of it.
 
-Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP.
+Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP. How the module
+is wrapped stands in `sftmix.training.parallel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -15,14 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.functional import SFTLoss, sft_loss
 from sftmix.model.head import Head, head_of
-from sftmix.model.meta import Values
-from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
-from sftmix.options import TrainingOptions
-from sftmix.training.parallel import autocast, compile_layers, recompute_activations, resolve_parallel, wrap
 from sftmix.types import Batch, Plan, Segment
 
 
@@ -98,7 +93,7 @@ class TrainingModule(nn.Module):
         )
 
     def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
-        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one (T17)."""
+        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one."""
         return function(self.hidden_states(batch), self.head, batch.labels)
 
     def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
@@ -112,80 +107,35 @@ class TrainingModule(nn.Module):
 def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
     """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.
 
-    transformers keeps documents apart by their positions only where it is given no mask (T12).
+    transformers keeps documents apart by their positions only where it is given no mask.
     """
     if segment.position_ids is None:
         return {"attention_mask": segment.attention_mask}
     return {"attention_mask": None, "position_ids": segment.position_ids}
 
 
-def training_module(
-    model: PreTrainedModel,
-    options: TrainingOptions,
-    *,
-    precision: str,
-    world: World,
-    packed: bool = False,
-    trains: bool = False,
-    values: Values | None = None,
-) -> nn.Module:
-    """The wrapped module that trains or scores the model, which keeps apart what it is given in one row.
-
-    packed  some examples hold several documents
-    trains  gradients are wanted
-    values  those of a model on the meta device
-    Raises ConfigError where the attention cannot do that, on this device.
-    """
-    check_attention(model, world.device, trains=trains)
-    if trains and options.activation_checkpointing:
-        recompute_activations(model)
-    if trains and options.compile:
-        compile_layers(model)
-    parallel = resolve_parallel(options.parallel, world)
-    if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
-        model.requires_grad_(False)
-        parallel = "none" if parallel == "ddp" else parallel
-    module = wrap(
-        TrainingModule(model, chunk_size=options.chunk_size),
-        parallel=parallel,
-        precision=precision,
-        world=world,
-        shard_group_size=options.shard_group_size,
-        values=values,
-    )
-    auto, wanted = options.padding_free == "auto", options.padding_free is True
-    if auto:
-        wanted = options.length_groups is None and skips_between_documents(model, world.device)
-    if wanted or packed:
-        problem = _packing_problem(module, precision, world, padding_free=wanted)
-        if problem is not None:
-            if packed or not auto:
-                raise ConfigError(problem)
-            wanted = False
-            if world.is_main:
-                print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
-    unwrap(module).padding_free = wanted
-    if isinstance(module, FSDPModule):
-        module.reshard()  # what the probe gathered: the optimizer is made of shards
-    return module
-
-
-def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
-    """`sftmix.model.packing.packing_problem` of the wrapped module's model, also where the model fails.
-
-    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
-    would train what the optimizer does not have.
-    """
-    with autocast(module, precision, world.device):
-        try:
-            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
-        except ConfigError as error:
-            if isinstance(module, FSDPModule):
-                raise
-            return str(error)
-
-
 def unwrap(wrapped: nn.Module) -> TrainingModule:
     """The module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
     module = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
     return cast("TrainingModule", module)
+
+
+@contextlib.contextmanager
+def gradient_sync(wrapped: nn.Module, enabled: bool) -> Iterator[None]:
+    """Gradients are reduced over ranks only where enabled (the last micro-batch of a step).
+
+    Stands around forward and backward: around the backward alone it would do nothing under DDP.
+    """
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        with contextlib.nullcontext() if enabled else wrapped.no_sync():
+            yield
+        return
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(enabled)
+    yield
+
+
+def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.autocast:
+    """bf16 autocast, except under FSDP, whose policy already computes in bf16."""
+    fsdp = isinstance(wrapped, FSDPModule)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" and not fsdp)

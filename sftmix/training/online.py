@@ -7,17 +7,20 @@ examples at a checkpoint has neither, and costs a forward pass of everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sftmix.batches.order import Unit
 from sftmix.common.errors import DataError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
-from sftmix.training.scoring import per_slot
-from sftmix.types import NOT_COUNTED, Batch, TrainingDynamics
+from sftmix.training.module import autocast, unwrap
+from sftmix.training.scoring import example_nll, gather_nll, scoring_plan
+from sftmix.training.step import StepSetup, micro_batches
+from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Split, TrainingDynamics
 
 
 class OnlineLosses:
@@ -29,34 +32,22 @@ class OnlineLosses:
 
     def __init__(self, ids: Sequence[str], directory: Path, world: World) -> None:
         self._ids, self._directory, self._world = ids, directory, world
-        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._parts: list[BatchNLL] = []
 
-    def record(self, batch: Batch, nll_T: torch.Tensor) -> None:
-        """Note a micro-batch that was just trained on; nothing leaves the device yet."""
-        own = batch.ntp_weight > 0  # repeats and fillers have their turn elsewhere
-        count = torch.bincount(batch.slot, minlength=len(batch.ids))
-        self._parts.append((batch.rows[own], per_slot(batch, nll_T.detach())[own], count[own]))
-
-    def take_back(self, n_batches: int) -> None:
-        """Forget the last so many micro-batches, one or more."""
-        del self._parts[-n_batches:]
+    def record(self, losses: Iterable[tuple[Batch, torch.Tensor]]) -> None:
+        """Note this rank's micro-batches of a step, each with the NLL [T] of its token rows, left on the device."""
+        self._parts += [example_nll(batch, nll_T) for batch, nll_T in losses]
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """Everything noted in this epoch on all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
-        mine = [torch.cat(columns).cpu().numpy() for columns in zip(*self._parts, strict=True)]
-        ranks = [part for part in self._world.gather(mine) if part]
-        if not ranks:
-            return {}
-        row, nll_sum, n_tokens = (np.concatenate(columns) for columns in zip(*ranks, strict=True))
-        order = np.argsort(row)
-        found = {"row": row[order], "nll_sum": nll_sum[order], "n_tokens": n_tokens[order]}
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+        found = gather_nll(self._parts, self._world)
+        return {} if found is None else {"row": found.rows, "nll_sum": found.nll_sum, "n_tokens": found.n_tokens}
 
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Go on in the middle of an epoch with what `gathered` returned; rank 0 keeps it."""
-        known = self._world.is_main and bool(arrays)
-        part = [arrays[name].to(self._world.device) for name in ("row", "nll_sum", "n_tokens")] if known else []
-        self._parts = [(part[0], part[1], part[2])] if part else []
+        self._parts = []
+        if arrays and self._world.is_main:
+            self._parts = [BatchNLL(*(arrays[name].to(self._world.device) for name in ("row", "nll_sum", "n_tokens")))]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
@@ -102,3 +93,20 @@ class OnlineLosses:
         if not self.path(epoch).exists():
             raise DataError(f"{self.path(epoch)} is missing: the losses of epoch {epoch + 1} decide what follows it")
         return read_dynamics(self.path(epoch)).of(self._ids)
+
+
+@torch.no_grad()
+def padded_losses(
+    setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None
+) -> list[tuple[Batch, torch.Tensor]]:
+    """The losses of a step that was skipped, computed anew with padding; the weights are still those of the step.
+
+    In a row that examples share, one that is not finite spoils all: what attention masks is multiplied by 0, and 0
+    times NaN is NaN. Every rank skips the same steps, so this forward is one of all ranks, too.
+    """
+    world, module, perturb = setup.world, setup.module, setup.perturb(step)
+    batches = micro_batches(
+        units, setup.data, setup.options, world, module, split=split, pad_id=setup.pad_id, padded=True
+    )
+    with autocast(module, setup.precision, world.device):
+        return [(batch, unwrap(module)(batch, scoring_plan(batch), perturb=perturb).nll) for batch in batches]

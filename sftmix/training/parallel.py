@@ -1,4 +1,4 @@
-"""The wrappings of one training module: none, DDP, FSDP2, and what is done to its layers before.
+"""How a model is wrapped to be trained or scored: `training_module`, with DDP, FSDP2 or neither.
 
 Gradients are averaged over ranks by both DDP and FSDP2, so the step multiplies its sums by the world size and divides
 by counts reduced over all ranks.
@@ -6,9 +6,8 @@ by counts reduced over all ranks.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -17,13 +16,177 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.model.meta import Values
+from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
+from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule, autocast, unwrap
 
 RECOMPILE_LIMIT = 32
 """Variants of a layer that are compiled, at most: with and without mask, gradients, one example or several, ..."""
+
+
+def training_module(
+    model: PreTrainedModel,
+    options: TrainingOptions,
+    *,
+    precision: str,
+    world: World,
+    packed: bool = False,
+    trains: bool = False,
+    values: Values | None = None,
+) -> nn.Module:
+    """The wrapped module that trains or scores the model, which keeps apart what it is given in one row.
+
+    packed  some examples hold several documents
+    trains  gradients are wanted
+    values  those of a model on the meta device
+    Raises ConfigError where the attention cannot do that, on this device.
+    """
+    check_attention(model, world.device, trains=trains)
+    if trains and options.activation_checkpointing:
+        recompute_activations(model)
+    if trains and options.compile:
+        compile_layers(model)
+    parallel = resolve_parallel(options.parallel, world)
+    if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
+        model.requires_grad_(False)
+        parallel = "none" if parallel == "ddp" else parallel
+    module = wrap(
+        TrainingModule(model, chunk_size=options.chunk_size),
+        parallel=parallel,
+        precision=precision,
+        world=world,
+        shard_group_size=options.shard_group_size,
+        values=values,
+    )
+    unwrap(module).padding_free = _padding_free(module, options, precision=precision, world=world, packed=packed)
+    if isinstance(module, FSDPModule):
+        module.reshard()  # what the probe gathered: the optimizer is made of shards
+    return module
+
+
+def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
+    """Whether the examples of a micro-batch share a row: as asked, or (auto) where the attention then skips work.
+
+    ConfigError where a probe finds that the model mixes the documents of a row, unless auto can pad instead.
+    """
+    auto, wanted = options.padding_free == "auto", options.padding_free is True
+    if auto:
+        wanted = options.length_groups is None and skips_between_documents(unwrap(module).model, world.device)
+    if not (wanted or packed):
+        return False
+    problem = _packing_problem(module, precision, world, padding_free=wanted)
+    if problem is None:
+        return wanted
+    if packed or not auto:
+        raise ConfigError(problem)
+    if world.is_main:
+        print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
+    return False
+
+
+def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
+    """`sftmix.model.packing.packing_problem` of the wrapped module's model, also where the model fails.
+
+    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
+    would train what the optimizer does not have.
+    """
+    with autocast(module, precision, world.device):
+        try:
+            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
+        except ConfigError as error:
+            if isinstance(module, FSDPModule):
+                raise
+            return str(error)
+
+
+def resolve_parallel(requested: str, world: World) -> str:
+    """auto -> none, ddp or fsdp."""
+    if requested == "auto":
+        requested = "fsdp" if world.device.type == "cuda" and world.size > 1 else "ddp"
+    if requested == "ddp" and world.size == 1:
+        return "none"
+    return requested
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """auto -> bf16 on a GPU that has it, else fp32."""
+    if requested != "auto":
+        return requested
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+# ----------------------------------------------------------------------------------------------------------- wrapping
+
+
+def wrap(
+    module: TrainingModule,
+    *,
+    parallel: str,
+    precision: str,
+    world: World,
+    shard_group_size: int | None = None,
+    values: Values | None = None,
+) -> nn.Module:
+    """Wrap the module, whose forward runs backbone, head and losses.
+
+    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
+    forward and kept until the backward is done, so tied weights live in one group. Each group is moved to the device
+    as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
+    """
+    if parallel == "none":
+        return module.to(world.device)
+    if parallel == "ddp":
+        module.to(world.device)
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    mesh = _mesh(parallel, shard_group_size, world)
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in decoder_layers(module.model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # What enters the root is no activation: FSDP would look for floats inside Batch and Plan and round lambdas, weights
+    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). What flows in it is bf16 as its parameters are.
+    policy = replace(policy, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for name in ("read", "probe"):
+        register_fsdp_forward_method(module, name)
+    if values is not None:
+        values.fill(module.model)
+        for check in values.checks:
+            module.probe(check)
+        cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
+    return module
+
+
+def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
+    """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
+    if not dist.is_initialized():
+        raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
+    if parallel == "fsdp":
+        return init_device_mesh(world.device.type, (world.size,))
+    group = shard_group(shard_group_size, world)
+    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_group(shard_group_size: int | None, world: World) -> int:
+    """Ranks that share one copy of the weights under hsdp; ConfigError where that does not divide their number."""
+    group = shard_group_size or world.local_size
+    if world.size % group:
+        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
+        given = f"training.shard_group_size is {shard_group_size}"
+        if shard_group_size is None:
+            given = f"training.shard_group_size is null, which means the {group} ranks of this node"
+        raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
+    return group
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -77,101 +240,3 @@ def compile_layers(model: nn.Module) -> None:
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
-
-
-def resolve_parallel(requested: str, world: World) -> str:
-    """auto -> none, ddp or fsdp."""
-    if requested == "auto":
-        requested = "none" if world.size == 1 else "fsdp" if world.device.type == "cuda" else "ddp"
-    if requested == "ddp" and world.size == 1:
-        return "none"
-    return requested
-
-
-def resolve_precision(requested: str, device: torch.device) -> str:
-    """auto -> bf16 on a GPU that has it, else fp32."""
-    if requested != "auto":
-        return requested
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def wrap(
-    module: nn.Module,
-    *,
-    parallel: str,
-    precision: str,
-    world: World,
-    shard_group_size: int | None = None,
-    values: Values | None = None,
-) -> nn.Module:
-    """Wrap the `TrainingModule`, whose forward runs backbone, head and losses.
-
-    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
-    forward and kept until the backward is done, so tied weights live in one group (T16). Each group is moved to the
-    device as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
-    """
-    if parallel == "none":
-        return module.to(world.device)
-    if parallel == "ddp":
-        module.to(world.device)
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
-    mesh = _mesh(parallel, shard_group_size, world)
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    inside: Any = module
-    for layer in decoder_layers(inside.model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # What enters the root is no activation: FSDP would look for floats inside Batch and Plan and round lambdas, weights
-    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). What flows in it is bf16 as its parameters are.
-    policy = replace(policy, cast_forward_inputs=False)
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for name in ("read", "probe"):
-        register_fsdp_forward_method(module, name)
-    if values is not None:
-        values.fill(inside.model)
-        for check in values.checks:
-            inside.probe(check)
-        cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
-    return module
-
-
-def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
-    """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
-    if not dist.is_initialized():
-        raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
-    if parallel == "fsdp":
-        return init_device_mesh(world.device.type, (world.size,))
-    group = shard_group(shard_group_size, world)
-    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-
-
-def shard_group(shard_group_size: int | None, world: World) -> int:
-    """Ranks that share one copy of the weights under hsdp; ConfigError where that does not divide their number."""
-    group = shard_group_size or world.local_size
-    if world.size % group:
-        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
-        given = f"training.shard_group_size is {shard_group_size}"
-        if shard_group_size is None:
-            given = f"training.shard_group_size is null, which means the {group} ranks of this node"
-        raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
-    return group
-
-
-@contextlib.contextmanager
-def gradient_sync(wrapped: nn.Module, enabled: bool) -> Iterator[None]:
-    """Around forward and backward: reduce gradients over ranks only on the last accumulation step (T18)."""
-    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        with contextlib.nullcontext() if enabled else wrapped.no_sync():
-            yield
-        return
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(enabled)
-    yield
-
-
-def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast, except under FSDP, whose policy already computes in bf16."""
-    fsdp = isinstance(wrapped, FSDPModule)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" and not fsdp)

@@ -1,37 +1,40 @@
-"""Scoring: every row of a data set under the model as it is, in eval mode, by all ranks together."""
+"""Scoring: what the model as it is makes of rows, in eval mode and without gradients, by all ranks together.
+
+`Scorer` does it for every row of a data set, `with_batch_nll` for the global batch that a step is about to train on.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
-from sftmix.batches.collate import TokenisedRows, collate, to_device
+from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
-from sftmix.training.module import TrainingModule, unwrap
-from sftmix.training.parallel import autocast
+from sftmix.training.module import TrainingModule, autocast, unwrap
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sftmix.training.module import TrainingModule
-
 
 SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""
 
 CPU_SCORING_TOKENS = 2048
-"""The same on a CPU, at most: larger batches leave its caches, and are padded more."""
+"""Padded tokens per scoring batch on a CPU, at most: larger ones leave its caches, and are padded more."""
+
+Column: TypeAlias = Any
+"""A value of each of B rows: an array [B, ...], or a list of B arrays of any length; which, is the measure's choice."""
+
+Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
+"""(module, batch of B rows) -> columns of these rows."""
 
 
 def scoring_tokens(device: torch.device) -> int:
@@ -39,59 +42,62 @@ def scoring_tokens(device: torch.device) -> int:
     return min(SCORING_TOKENS, CPU_SCORING_TOKENS) if device.type == "cpu" else SCORING_TOKENS
 
 
-# -------------------------------------------------------------------------------------------- scoring
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Scores data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
 
-
-def score_rows(
-    module: nn.Module,
-    data: TokenisedRows,
-    *,
-    world: World,
-    precision: str = "fp32",
-    pad_id: int = 0,
-    token_nll: bool = False,
-    progress: str | None = None,
-) -> RowScores:
-    """Score every row of `data` under the model as it is: log-probabilities in float32, sums in float64."""
-    measure = partial(_score_batch, token_nll=token_nll)
-    columns = forward_rows(module, data, measure, world=world, precision=precision, pad_id=pad_id, progress=progress)
-    return refuse_nan(RowScores(*columns))
-
-
-Column: TypeAlias = Any
-
-Measure: TypeAlias = "Callable[[TrainingModule, Batch], Sequence[Column]]"
-"""(module, batch of B rows) -> columns, each a numpy array [B, ...] or a list of B arrays of any length."""
-
-
-def forward_rows(
-    module: nn.Module,
-    data: TokenisedRows,
-    measure: Measure,
-    *,
-    world: World,
-    precision: str = "fp32",
-    pad_id: int = 0,
-    progress: str | None = None,
-) -> list[Column]:
-    """The columns of `measure` for all rows of `data`, in row order, on every rank: forward passes in eval mode only.
-
-    Rows are sorted by length and dealt to the ranks batch by batch; every rank makes the same number of forward passes
-    (a collective under FSDP), and the results are joined by row (T24).
+    precision  fp32 or bf16
+    token_nll  the NLL of every response token is kept, too
+    progress   the name of the bar; None: no bar
     """
+
+    world: World
+    precision: str = "fp32"
+    pad_id: int = 0
+    token_nll: bool = False
+    progress: str | None = None
+
+    def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
+        """The scores of every row of `data`, in row order; NonFiniteError where one is NaN."""
+        return refuse_nan(RowScores(*self.columns(module, data, self._scores)))
+
+    def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:
+        """The columns of `measure` for all rows of `data`, in row order, on every rank.
+
+        Rows are sorted by length and dealt to the ranks batch by batch; every rank makes the same number of forward
+        passes (a collective under FSDP), and the results are joined by row, so that none counts twice.
+        """
+        mine: list[tuple[np.ndarray, Sequence[Column]]] = []
+        with eval_mode(module, self.world, self.precision) as target:
+            for rows, counted in _scoring_batches(data.lengths, self.world, self.progress):
+                units = [(Slot(int(row), 0.0),) for row in rows]
+                batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
+                columns = measure(target, to_device(batch, self.world.device))
+                if counted:
+                    mine.append((rows, columns))
+        return _join(self.world.gather(mine), len(data))
+
+    def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
+        out = module(batch, scoring_plan(batch), stats=True)
+        assert out.correct is not None
+        count = torch.bincount(batch.slot, minlength=len(batch.rows))
+        columns: list[Column] = [
+            sum_by_row(out.nll, batch),
+            count.cpu().numpy().astype(np.int64),
+            sum_by_row(out.correct, batch).round().astype(np.int64),
+        ]
+        return [*columns, split_by_row(out.nll.float(), batch)] if self.token_nll else columns
+
+
+@contextmanager
+def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[TrainingModule]:
+    """The module inside its wrapping, for forward passes only: no dropout, no gradients; then as it was before."""
     target = unwrap(module)
     was_training = target.training
     target.eval()
-    mine: list[tuple[np.ndarray, Sequence[Column]]] = []
     with torch.no_grad(), autocast(module, precision, world.device):
-        for rows, counted in _scoring_batches(data.lengths, world, progress):
-            units = [(Slot(int(row), 0.0),) for row in rows]
-            batch = collate(units, data, padding_free=target.padding_free, pad_id=pad_id)
-            columns = measure(target, to_device(batch, world.device))
-            if counted:
-                mine.append((rows, columns))
+        yield target
     target.train(was_training)
-    return _join(world.gather(mine), len(data))
 
 
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
@@ -111,29 +117,6 @@ def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) ->
             bar.update()
 
 
-def _score_batch(module: TrainingModule, batch: Batch, *, token_nll: bool) -> list[Column]:
-    out = module(batch, scoring_plan(batch), stats=True)
-    assert out.correct is not None
-    count = torch.bincount(batch.slot, minlength=len(batch.rows))
-    columns: list[Column] = [
-        sum_by_row(out.nll, batch),
-        count.cpu().numpy().astype(np.int64),
-        sum_by_row(out.correct, batch).round().astype(np.int64),
-    ]
-    return [*columns, split_by_row(out.nll.float(), batch)] if token_nll else columns
-
-
-def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
-    """f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
-    return per_slot(batch, values).cpu().numpy()
-
-
-def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
-    """The token rows [T] of each of the B examples of the batch."""
-    counts = torch.bincount(batch.slot, minlength=len(batch.rows)).tolist()
-    return [part.numpy() for part in torch.split(values.cpu(), counts)]
-
-
 def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows: int) -> list[Column]:
     parts = [part for of_rank in gathered for part in of_rank]
     rows = np.concatenate([rows for rows, _ in parts])
@@ -150,11 +133,29 @@ def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows:
 
 
 def refuse_nan(scores: RowScores) -> RowScores:
-    """The scores, if none is NaN; else NonFiniteError (T10)."""
+    """The scores, if none is NaN; else NonFiniteError: no perplexity may be made of it, nor a median."""
     bad = np.flatnonzero(np.isnan(scores.nll_sum))
     if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): the model is broken")
     return scores
+
+
+def held_out_metrics(scores: RowScores) -> dict[str, float]:
+    """NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
+
+    The last is exact match under greedy decoding: greedy decoding returns the reference answer if and only if each of
+    its tokens is the argmax given the ones before it.
+    """
+    tokens = max(int(scores.n_tokens.sum()), 1)
+    rows = max(len(scores.n_tokens), 1)
+    return {
+        "eval_nll": float(scores.nll_sum.sum()) / tokens,
+        "eval_accuracy": float(scores.n_correct.sum()) / tokens,
+        "eval_exact_match": float((scores.n_correct == scores.n_tokens).sum()) / rows,
+    }
+
+
+# ------------------------------------------------------------------------------------- of one micro-batch
 
 
 def scoring_plan(batch: Batch) -> Plan:
@@ -177,23 +178,44 @@ def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
     return sums.index_add_(0, batch.slot, values_T.double())
 
 
-def with_batch_nll(window: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
-    """The same micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
-    target, found = unwrap(module), []
-    training = target.training
-    target.eval()
-    with torch.no_grad(), autocast(module, precision, world.device):
-        for batch in window:  # every rank has equally many: a forward is a collective under FSDP
-            nll = per_slot(batch, target(batch, scoring_plan(batch)).nll)
-            count = torch.bincount(batch.slot, minlength=len(batch.ids))
-            own = batch.ntp_weight > 0  # repeats and fillers have their turn elsewhere
-            found.append([x[own].cpu().numpy() for x in (batch.rows, nll, count)])
-    target.train(training)
-    rows, nll_sum, n_tokens = (np.concatenate(parts) for parts in zip(*_flat(world.gather(found)), strict=True))
+def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
+    """f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
+    return per_slot(batch, values).cpu().numpy()
+
+
+def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+    """The token rows [T] of each of the B examples of the batch."""
+    counts = torch.bincount(batch.slot, minlength=len(batch.rows)).tolist()
+    return [part.numpy() for part in torch.split(values.cpu(), counts)]
+
+
+# ----------------------------------------------------------------------------------- of the global batch
+
+
+def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
+    """The NLL of the examples that have their turn in this micro-batch: repeats and fillers have theirs elsewhere."""
+    own = batch.ntp_weight > 0
+    count = torch.bincount(batch.slot, minlength=len(batch.ids))
+    return BatchNLL(batch.rows[own], per_slot(batch, nll_T)[own], count[own])
+
+
+def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
+    """The parts of all ranks in one, by row, on the CPU of every rank; None where no rank has any."""
+    columns = [[getattr(part, name) for part in parts] for name in BatchNLL.__slots__]
+    mine = [torch.cat(column).cpu().numpy() for column in columns] if parts else []
+    ranks = [of_rank for of_rank in world.gather(mine) if of_rank]
+    if not ranks:
+        return None
+    rows, nll_sum, n_tokens = (np.concatenate(column) for column in zip(*ranks, strict=True))
     order = np.argsort(rows)
-    shared = [torch.from_numpy(x[order]).to(world.device) for x in (rows, nll_sum, n_tokens)]
-    return [replace(batch, batch_nll=BatchNLL(*shared)) for batch in window]
+    return BatchNLL(*(torch.from_numpy(column[order]) for column in (rows, nll_sum, n_tokens)))
 
 
-def _flat(gathered: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[Sequence[np.ndarray]]:
-    return [part for rank in gathered for part in rank]
+def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
+    """The same micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
+    with eval_mode(module, world, precision) as target:  # every rank has equally many: a forward is a collective
+        found = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
+    whole = gather_nll(found, world)
+    assert whole is not None
+    shared = BatchNLL(*(getattr(whole, name).to(world.device) for name in BatchNLL.__slots__))
+    return [replace(batch, batch_nll=shared) for batch in batches]

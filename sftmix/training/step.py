@@ -1,21 +1,184 @@
-"""What each loss is divided by, and what is summed of it."""
+"""One optimizer step, from top to bottom: `train_step` is all of it, and what it calls stands below in that order.
+
+    1. the micro-batches of this rank            `micro_batches`
+    2. a plan of each: weights, pairs, lambdas   `Objective.plan`
+    3. two counts over the whole global batch    summed over ranks and micro-batches
+    4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
+    5. clip, and update                          `clip_gradients`; the rate is `learning_rate`
+
+What each loss is divided by:
+
+    NTP    all trained tokens of the global batch
+    Mixup  all mixed token pairs of the global batch; under mixup_mean "ntp" the NTP count
+
+The global batch is what all ranks see in all micro-batches of the step. A mean of the micro-batches' means would weigh
+a token by the micro-batch it happens to be in, so both counts are known before the first backward. Every loss is also
+multiplied by the world size, because DDP and FSDP average gradients over ranks where a sum is wanted.
+
+Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step). Resume, log, checkpoints,
+callbacks and online losses are the business of `sftmix.training.loop`, which calls this and reads the `StepResult`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
+from sftmix.batches.collate import collate, to_device
+from sftmix.batches.deal import deal
+from sftmix.batches.order import Unit
+from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
+from sftmix.common.rng import stable_hash
+from sftmix.common.world import World
+from sftmix.components.base import Objective, Perturbation
 from sftmix.functional import SFTLoss
-from sftmix.types import Batch, Plan
+from sftmix.options import TrainingOptions
+from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
+from sftmix.training.scoring import with_batch_nll
+from sftmix.types import Batch, Plan, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSetup:
+    """What all steps of a stage have in common; `module` is wrapped, and `optimizer` that of its parameters."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: TokenisedRows
+    objective: Objective
+    perturbation: Perturbation | None
+    options: TrainingOptions
+    precision: str
+    world: World
+    pad_id: int
+    seed: int
+    total_steps: int
+
+    def perturb(self, step: int) -> Perturb | None:
+        """The change of the input embeddings in that step; None for no change."""
+        if self.perturbation is None:
+            return None
+        return partial(self.perturbation.embeddings, step=step, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The outcome of one step. All but the last two are of the whole global batch, and the same on every rank.
+
+    loss           what was minimised: both terms, weighted and divided
+    ntp, mixup     each term by itself, over its count and without mu; 0 where there is none
+    ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
+    ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
+    mu, mixup_mean            of the plans
+    grad_norm      before clipping; where it is not finite, no weight has moved
+    batches, nll   this rank's micro-batches, and of each the NLL of its token rows [T], detached
+    """
+
+    loss: float
+    ntp: float
+    mixup: float
+    ntp_count: float
+    mixup_count: float
+    ntp_tokens: int
+    mixup_tokens: int
+    mu: float
+    mixup_mean: str
+    learning_rate: float
+    grad_norm: float
+    batches: list[Batch]
+    nll: list[torch.Tensor]
+
+    @property
+    def skipped(self) -> bool:
+        return not math.isfinite(self.grad_norm)
+
+
+def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> StepResult:
+    """Train on one global batch: `units` of all ranks, step number `step` (from 0). Every rank calls it at once."""
+    module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
+    module.train()
+    rate = learning_rate(step, setup.total_steps, options)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    torch.manual_seed(stable_hash(setup.seed, "dropout", step, world.rank) % 2**63)
+
+    batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
+    if setup.objective.needs_batch_nll:
+        batches = with_batch_nll(batches, module, world, setup.precision)
+    plans = [
+        setup.objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed) for batch in batches
+    ]
+    ntp_count, mixup_count = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
+
+    perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
+    for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
+        scaled = normalise(plan, batch, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
+        own_sums, own_nll = _forward_backward(setup, batch, plan, scaled, perturb, last=number == len(batches))
+        sums += own_sums
+        nll.append(own_nll)
+
+    norm = clip_gradients(module, options.max_grad_norm)
+    if math.isfinite(norm):  # the global norm, so every rank decides the same
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
+    return StepResult(
+        loss=loss / world.size,  # each rank's was multiplied by it
+        ntp=ntp / ntp_count if ntp_count else 0.0,
+        mixup=mixup / mixup_count if mixup_count else 0.0,
+        ntp_count=ntp_count,
+        mixup_count=mixup_count,
+        ntp_tokens=int(ntp_tokens),
+        mixup_tokens=int(mixup_tokens),
+        mu=plans[0].mu,
+        mixup_mean=plans[0].mixup_mean,
+        learning_rate=rate,
+        grad_norm=norm,
+        batches=batches,
+        nll=nll,
+    )
+
+
+# --------------------------------------------------------------------------------------- 1. micro-batches
+
+
+def micro_batches(
+    units: Sequence[Unit],
+    data: TokenisedRows,
+    options: TrainingOptions,
+    world: World,
+    module: nn.Module,
+    *,
+    split: Split | None,
+    pad_id: int,
+    padded: bool = False,
+) -> list[Batch]:
+    """This rank's share of a global batch, laid out as the (wrapped) module is fed, or padded in any case."""
+    one_row = unwrap(module).padding_free and not padded
+    made = []
+    for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
+        own, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
+        if not isinstance(module, FSDPModule):  # which alone gathers for each segment, on all ranks at once
+            n_segments = min(n_segments, sum(map(len, own)))
+        made.append(collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id))
+    return [to_device(batch, world.device) for batch in made]
+
+
+# --------------------------------------------------------------------------------- 4. forward and backward
 
 
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
-    """Divide the plan's weights by the counts of the whole global batch (T1, T2).
+    """Divide the plan's weights by the counts of the whole global batch, times the world size (see above).
 
-    Times the world size, because DDP and FSDP average gradients over ranks. A rule knows nothing of repeated slots, so
-    its weights are multiplied with the slots' NTP weights.
+    A rule knows nothing of repeated slots, so its weights are multiplied with the slots' NTP weights.
     """
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
@@ -31,6 +194,20 @@ def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float,
     return replace(scaled, row_scale=batch.ntp_weight[batch.slot].double() * row_factor)
 
 
+def _forward_backward(
+    setup: StepSetup, batch: Batch, plan: Plan, scaled: Plan, perturb: Perturb | None, *, last: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add one micro-batch to the gradients, which ranks exchange with the last one; its `step_sums`, and its NLL [T].
+
+    scaled  the plan, normalised
+    """
+    with gradient_sync(setup.module, last):
+        with autocast(setup.module, setup.precision, setup.world.device):
+            out = setup.module(batch, scaled, perturb=perturb)
+        out.loss.backward()
+    return step_sums(batch, plan, out), out.nll.detach()
+
+
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
     """f64[5] on the device: loss, weighted NLL, Mixup loss (mu left out), trained tokens, aligned token pairs."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
@@ -42,3 +219,31 @@ def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
         mixed = mixed / plan.mu
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])
+
+
+# -------------------------------------------------------------------------------------- 5. clip and update
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, over all shards."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+    return float(norm)
+
+
+def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up over ceil(ratio * total), then the schedule."""
+    warmup = math.ceil(options.warmup_ratio * total_steps)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    factor = {
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "linear": 1.0 - progress,
+        "constant": 1.0,
+    }[options.schedule]
+    return options.learning_rate * factor

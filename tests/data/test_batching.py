@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.batches.collate import collate
+from sftmix.batches.collate import collate, length_groups
 from sftmix.batches.deal import micro_steps
-from sftmix.batches.length_groups import length_groups
 from sftmix.batches.order import Slot, epoch_units, global_batches
 from sftmix.types import Encoded, Split
 

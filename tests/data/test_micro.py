@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.batches.collate import collate
+from sftmix.batches.collate import collate, token_slots
 from sftmix.batches.deal import micro_steps
-from sftmix.batches.length_groups import token_slots
 from sftmix.batches.order import Slot, epoch_units, global_batches
 from tests.data.test_batching import Rows, an_epoch
 

@@ -16,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.batches.share import micro_batches
 from sftmix.common.world import World
 from sftmix.components import NEFTune, SFTMix
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import Stage, TrainingLoop
 from sftmix.training.module import TrainingModule
-from sftmix.training.step import normalise
+from sftmix.training.step import micro_batches, normalise
 from tests.distributed.test_sharding import Collectives
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 

@@ -16,8 +16,8 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.training.module import TrainingModule, unwrap
-from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.module import TrainingModule, gradient_sync, unwrap
+from sftmix.training.parallel import wrap
 from sftmix.training.step import normalise
 from tests.toy import on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
@@ -53,7 +53,7 @@ class Collectives(TorchDispatchMode):
 
 
 def accumulate(world: World, parallel: str, tied: bool):
-    """Gradients of the window as the loop computes them; lambdas of this rank; collectives of each micro-batch."""
+    """Gradients of a global batch as the step computes them; lambdas of this rank; collectives of each micro-batch."""
     module = wrap(TrainingModule(toy_model(tied=tied), chunk_size=4), parallel=parallel, precision="fp32", world=world)
     lambdas: dict = {}
     objective = Exact(objective=SFTMix(mu=MU), seen=lambdas)

@@ -27,8 +27,8 @@ from sftmix.estimate.model import FakeModel
 from sftmix.estimate.trace import Segment
 from sftmix.functional.fused import default_chunk_size
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import gradient_sync, wrap
+from sftmix.training.module import TrainingModule, gradient_sync
+from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
 from sftmix.types import Batch, Plan
 from tests.estimate.configs import INNER, LAYERS, VOCABULARY, WIDTH, small_llama

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftmix.batches.length_groups import token_slots
+from sftmix.batches.collate import token_slots
+from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
-from sftmix.batches.share import deal
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import FromCheckpoints, TrainedReference

@@ -19,7 +19,7 @@ from sftmix.components import NTP
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
-from sftmix.training.scoring import score_rows
+from sftmix.training.scoring import Scorer
 from tests.toy import FixedOrder, on_ranks, toy_model
 from tests.trained import DATA, Trained, assert_exact
 
@@ -32,7 +32,7 @@ def fsdp_ranks(world: World, path: str) -> None:
     """Two ranks: save what they trained, and write out what they load from the one-rank checkpoints."""
     for tied in (False, True):
         it = trained(tied=tied, steps=2, world=world, parallel="fsdp")
-        score_rows(it.wrapped, DATA, world=world)  # as a callback does; it leaves the head's group gathered
+        Scorer(world=world)(it.wrapped, DATA)  # as a callback does; it leaves the head's group gathered
         CheckpointStore(Path(path) / f"two-{tied}", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
         saved = it.everything()
         other = trained(tied=tied, steps=1, seed=7, world=world, parallel="fsdp")

@@ -16,8 +16,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.options import TrainingOptions
-from sftmix.training.module import training_module
-from sftmix.training.parallel import decoder_layers
+from sftmix.training.parallel import decoder_layers, training_module
 from sftmix.training.step import normalise
 from tests.tiny import sftmix
 from tests.toy import on_ranks, toy_model, toy_rows

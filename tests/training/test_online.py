@@ -63,7 +63,7 @@ def recorded(world: World, directory: Path, *, parallel: str, padding_free: bool
     passes.clear()  # those of the probe
     for _ in STEPS:
         loop.advance()
-    return len(passes), int(loop.totals["skipped"])
+    return len(passes), int(loop.totals.skipped)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sftmix.batches.order import TrainingOrder, epoch_units, global_batches
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import checkpoint_interval
-from sftmix.training.optim import learning_rate
+from sftmix.training.step import learning_rate
 
 
 def order(n=10, **options):

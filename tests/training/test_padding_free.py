@@ -13,17 +13,17 @@ from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.batches.share import micro_batches
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Optimizer, Perturbation
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, training_module, unwrap
+from sftmix.training.module import TrainingModule, unwrap
 from sftmix.training.optim import build_optimizer
-from sftmix.training.scoring import score_rows
-from sftmix.training.step import normalise
+from sftmix.training.parallel import training_module
+from sftmix.training.scoring import Scorer
+from sftmix.training.step import micro_batches, normalise
 from tests.test_attention import FAMILIES, LEAKY, build
 from tests.test_models import TINY
 from tests.toy import on_ranks, toy_model, toy_rows
@@ -64,9 +64,9 @@ def test_one_row_is_one_by_one(family, attention):
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_scores_without_padding_are_those_with_it(family, attention):
     module = TrainingModule(model_of(family, attention))
-    padded = score_rows(module, DATA, world=World(), token_nll=True)
+    padded = Scorer(world=World(), token_nll=True)(module, DATA)
     module.padding_free = True
-    found = score_rows(module, DATA, world=World(), token_nll=True)
+    found = Scorer(world=World(), token_nll=True)(module, DATA)
     assert found.nll_sum == pytest.approx(padded.nll_sum, rel=1e-6)
     assert (found.n_correct == padded.n_correct).all()
     for one, other in zip(found.token_nll, padded.token_nll, strict=True):
@@ -124,7 +124,7 @@ def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
     assert not fed(model).padding_free
 
 
-NO_MASK = patch("sftmix.training.module.skips_between_documents", lambda model, device: True)
+NO_MASK = patch("sftmix.training.parallel.skips_between_documents", lambda model, device: True)
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 

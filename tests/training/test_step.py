@@ -12,10 +12,12 @@ import torch
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
+from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Objective
+from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
-from sftmix.training.step import normalise
+from sftmix.training.step import StepResult, StepSetup, normalise, train_step
 from sftmix.types import Plan
 from tests.toy import ToyRows, toy_model, toy_rows
 
@@ -164,8 +166,8 @@ def test_token_budgets_and_rows_without_padding_are_the_formula(model, world, li
     assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own"))
 
 
-def test_a_short_last_window_divides_by_its_own_counts(model):
-    """T1: the last window of an epoch holds a pair and a single, where the one before holds three pairs."""
+def test_a_short_last_batch_divides_by_its_own_counts(model):
+    """T1: the last global batch of an epoch holds a pair and a single, where the one before holds three pairs."""
     batches = global_batches(UNITS[:5], 6)
     assert [sum(map(len, b)) for b in batches] == [6, 3]
     for units in batches:
@@ -233,3 +235,54 @@ def test_labels_are_shifted_once():
     batch = collate([(Slot(0),)], DATA)
     assert batch.labels.tolist() == DATA[0].input_ids[3:].tolist()
     assert batch.segments[0].index.tolist() == [2, 3, 4, 5, 6]
+
+
+def one_step(model, objective: Objective, *, rate: float) -> StepResult:
+    """The whole of a step as the loop calls it: SGD, two micro-batches and more."""
+    options = TrainingOptions(
+        learning_rate=rate, warmup_ratio=0.0, schedule="constant", max_grad_norm=0.0, micro_batch_size=4
+    )
+    setup = StepSetup(
+        module=TrainingModule(model),
+        optimizer=torch.optim.SGD(model.parameters(), lr=123.0),
+        data=DATA,
+        objective=objective,
+        perturbation=None,
+        options=options,
+        precision="fp32",
+        world=World(),
+        pad_id=0,
+        seed=5,
+        total_steps=9,
+    )
+    return train_step(setup, STEP, UNITS, None)
+
+
+def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(model):
+    before, lambdas = {name: p.detach().clone() for name, p in model.named_parameters()}, {}
+    done = one_step(model, Exact(objective=SFTMix(mu=0.75), seen=lambdas), rate=0.125)
+    moved = {name: (before[name] - p.detach()) / 0.125 for name, p in model.named_parameters()}
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(before[name])
+    loss, expected = naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own")
+    assert_same((done.loss, moved), (loss, expected))
+    assert done.loss == pytest.approx(done.ntp + 0.75 * done.mixup, rel=1e-12)
+    assert done.grad_norm == pytest.approx(float(torch.stack([g.norm() for g in expected.values()]).norm()), rel=1e-9)
+    assert (done.ntp_tokens, done.mixup_tokens) == (5 + 2 + 11 + 4 + 1 + 6 + 3 + 1 + 8, 2 + 4 + 1 + 3)
+    assert (done.ntp_count, done.mixup_count, done.mu, done.mixup_mean) == (41, 10, 0.75, "own")
+    assert (done.learning_rate, done.skipped) == (0.125, False)
+    assert sum(map(float, (b.ntp_weight[b.slot] @ n.float() for b, n in zip(done.batches, done.nll, strict=True)))) == (
+        pytest.approx(done.ntp * 41, rel=1e-5)
+    )
+    assert not any(n.requires_grad for n in done.nll)
+
+
+def test_a_step_without_a_finite_gradient_moves_nothing(model):
+    model.get_input_embeddings().weight.data[int(DATA[7].input_ids[0])] = float("inf")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    done = one_step(model, NTP(), rate=0.125)
+    assert done.skipped
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())

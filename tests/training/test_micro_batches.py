@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sftmix.batches.collate import ResponsesAlone, collate
-from sftmix.batches.deal import micro_steps
+from sftmix.batches.collate import collate
+from sftmix.batches.deal import micro_steps, too_long
 from sftmix.batches.order import Slot
-from sftmix.batches.share import micro_batches, too_long
+from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import Stage, TrainingLoop
-from sftmix.training.module import TrainingModule, training_module, unwrap
-from sftmix.training.parallel import gradient_sync, wrap
-from sftmix.training.scoring import score_rows, with_batch_nll
-from sftmix.training.step import normalise
+from sftmix.training.module import TrainingModule, gradient_sync, unwrap
+from sftmix.training.parallel import training_module, wrap
+from sftmix.training.scoring import Scorer, with_batch_nll
+from sftmix.training.step import micro_batches, normalise
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
@@ -44,8 +44,8 @@ def check_batch_nll(world: World, parallel: str) -> None:
     module = wrap(TrainingModule(model), parallel=parallel, precision="fp32", world=world)
     module.train()
     options = TrainingOptions(micro_batch_size=2, length_groups=1)
-    window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
-    found = with_batch_nll(window, module, world, "fp32")
+    batches = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
+    found = with_batch_nll(batches, module, world, "fp32")
     assert module.training
     plain = toy_model(dropout=0.2).eval()
     for batch in found:
@@ -101,22 +101,22 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
 
 
 def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
-    """The window of each rank, several segments or one row, against the formula one example after the other."""
+    """Micro-batches of several segments or one row on each rank, against the formula one example after the other."""
     own = replace(options, parallel=parallel)
     module = training_module(toy_model(), own, precision="fp32", world=world, trains=True)
     assert unwrap(module).padding_free is (options.padding_free is True)
-    window = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
-    counts = [len(batch.segments) for batch in window]
-    assert len(set(world.gather(len(window)))) == 1
+    batches = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
+    counts = [len(batch.segments) for batch in batches]
+    assert len(set(world.gather(len(batches)))) == 1
     if parallel == "fsdp":
         assert len({str(each) for each in world.gather(counts)}) == 1
     lambdas: dict = {}
     objective = Exact(objective=SFTMix(mu=0.75), seen=lambdas)
-    plans = [objective.plan(b, step=3, total_steps=9, seed=5) for b in window]
+    plans = [objective.plan(b, step=3, total_steps=9, seed=5) for b in batches]
     ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
-    for k, (batch, plan) in enumerate(zip(window, plans, strict=True)):
+    for k, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
         scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
-        with gradient_sync(module, k == len(window) - 1):
+        with gradient_sync(module, k == len(batches) - 1):
             module(batch, scaled).loss.backward()
     for others in world.gather(lambdas):
         lambdas |= others
@@ -222,7 +222,7 @@ def test_gradients_go_through_the_perturbation_to_the_embeddings():
 def test_responses_alone_are_the_first_token_and_the_response():
     """Each response scored by hand behind nothing but the first token of its sequence."""
     model = toy_model().requires_grad_(False).eval()
-    found = score_rows(TrainingModule(model), ResponsesAlone(DATA), world=World())
+    found = Scorer(world=World())(TrainingModule(model), ResponsesAlone(DATA))
     for row in range(len(DATA)):
         example = DATA[row]
         response = example.input_ids[example.target] if example.target[0] == 0 else example.input_ids[1:]

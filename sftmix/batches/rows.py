@@ -1,0 +1,62 @@
+"""Data sets as batching sees them: tokenised rows, some of them, or their responses alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from sftmix.types import Encoded, Rows
+
+
+class TokenisedRows(Protocol):
+    """What batching needs of a data set: its length, token counts per row, and rows."""
+
+    @property
+    def lengths(self) -> Rows: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Encoded: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowSubset:
+    """Some rows of a data set, in the given order, as a data set."""
+
+    data: TokenisedRows
+    rows: Rows
+
+    @property
+    def lengths(self) -> Rows:
+        return self.data.lengths[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        return self.data[int(self.rows[row])]
+
+
+class ResponsesAlone:
+    """The same rows, each cut down to the first token of its sequence and its response tokens.
+
+    The first token (BOS, or what the chat template begins with) has to stay: a model says nothing about a token with
+    nothing before it, and so the response keeps its number of tokens.
+    """
+
+    def __init__(self, rows: TokenisedRows) -> None:
+        self._rows = rows
+
+    @property
+    def lengths(self) -> Rows:
+        return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        whole = self._rows[row]
+        kept = np.flatnonzero(whole.target[1:]) + 1
+        target = np.ones(len(kept) + 1, dtype=np.bool_)
+        target[0] = False
+        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target)

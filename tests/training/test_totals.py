@@ -1,0 +1,43 @@
+"""Sums over the steps of a stage, and mu_effective of all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from sftmix.training.log import Totals
+from sftmix.training.step import StepResult
+
+
+def step(mu: float, mean: str, ntp: float, mixup: float, *, norm: float = 1.0) -> StepResult:
+    figures = {"loss": 1.0, "ntp": 1.0, "mixup": 1.0, "learning_rate": 0.1, "ntp_tokens": 7, "mixup_tokens": 3}
+    counts = {"ntp_count": ntp, "mixup_count": mixup, "mu": mu, "mixup_mean": mean, "grad_norm": norm}
+    return StepResult(**figures, **counts, batches=[], nll=[])  # type: ignore[arg-type]
+
+
+def test_mu_effective_is_of_the_steps_that_mixed_with_the_mean_of_mu_over_what_was_mixed():
+    totals = Totals()
+    for done in (step(0.0, "own", 90, 0), step(0.2, "own", 40, 10), step(0.5, "own", 60, 40, norm=float("nan"))):
+        totals.add(done, tokens=11, seconds=0.5)
+    mean = (0.2 * 10 + 0.5 * 40) / 50
+    assert totals.figures()["mu_effective"] == pytest.approx(mean * 100 / 50, rel=1e-15)
+    assert (totals.tokens, totals.ntp_tokens, totals.mixup_tokens, totals.skipped) == (33, 21, 9, 1)
+    assert totals.elapsed == 1.5
+
+
+def test_under_ntp_it_is_the_mean_of_mu():
+    totals = Totals()
+    for done in (step(0.2, "ntp", 40, 10), step(0.5, "ntp", 60, 40)):
+        totals.add(done, tokens=11, seconds=0.5)
+    assert totals.figures()["mu_effective"] == pytest.approx((0.2 * 10 + 0.5 * 40) / 50, rel=1e-15)
+
+
+def test_without_mixup_it_is_zero():
+    assert Totals().figures()["mu_effective"] == 0
+
+
+def test_a_checkpoint_that_kept_mu_effective_itself_is_read():
+    totals = Totals()
+    totals.add(step(0.2, "own", 40, 10), tokens=11, seconds=0.5)
+    assert Totals.restored({**asdict(totals), "mu_effective": 0.8}) == totals
