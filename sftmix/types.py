@@ -21,7 +21,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-Rows = npt.NDArray[np.int64]
+Int64 = npt.NDArray[np.int64]
+Rows: TypeAlias = Int64
+"""Row numbers of the data set, or pairs of them; other whole numbers are Int64."""
 Float64 = npt.NDArray[np.float64]
 Tensor: TypeAlias = "torch.Tensor"
 """For component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they must not import torch."""
@@ -74,10 +76,10 @@ class Encoded:
 
     row: int
     id: str
-    input_ids: Rows
+    input_ids: Int64
     target: npt.NDArray[np.bool_]
     truncated: bool = False
-    starts: Rows | None = None
+    starts: Int64 | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -91,8 +93,8 @@ class RowScores:
     """
 
     nll_sum: Float64
-    n_tokens: Rows
-    n_correct: Rows
+    n_tokens: Int64
+    n_correct: Int64
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
 
 
@@ -113,10 +115,10 @@ class TrainingDynamics:
     """
 
     ids: Sequence[str]
-    steps: Rows
+    steps: Int64
     nll_sum: Float64
-    n_tokens: Rows
-    n_correct: Rows
+    n_tokens: Int64
+    n_correct: Int64
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
     alone_nll_sum: Float64 | None = None
 
@@ -160,7 +162,7 @@ class Scores:
     row: Rows
     confidence: Float64
     variability: Float64
-    n_tokens: Rows
+    n_tokens: Int64
     label: Sequence[str | None] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
 from sftmix.options import DataOptions
-from sftmix.types import Message, Rows
+from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +117,11 @@ class Encoder:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]
 
-    def encode_prompt(self, messages: Sequence[Message | Mapping[str, str]]) -> Rows:
+    def decode(self, ids: list[int] | Int64) -> str:
+        """The text of token ids, special tokens and white space as they are."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def encode_prompt(self, messages: Sequence[Message | Mapping[str, str]]) -> Int64:
         """i64[length]: what generation starts from; equal to the untrained part of a training example."""
         chat = [as_dict(message) for message in messages]
         return np.asarray(self.tokenize(self.render([chat], prompt=True))[0], dtype=np.int64)
