@@ -24,6 +24,7 @@ class RowWriter:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
+        """Write a row, by column; a column that it lacks is null."""
         self._rows.append(row)
         if len(self._rows) == BATCH_ROWS:
             self._flush()

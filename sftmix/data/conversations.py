@@ -78,7 +78,7 @@ class ConversationWriter:
         )
 
     def finish(self) -> tuple[Int64, Int64]:
-        """After the last row: (records whose explicit id is taken, records that repeat an earlier conversation)."""
+        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier conversation)."""
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         explicit = np.frombuffer(self._explicit, dtype=np.int8) == 1
         order = np.argsort(hashes, kind="stable")

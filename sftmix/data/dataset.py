@@ -52,8 +52,8 @@ WINDOW_SCHEMA = pa.schema(
         ("records", pa.list_(pa.int64())),
     ]
 )
-"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` and
-`records` say where which documents begin."""
+"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` says
+where each document begins, `records` which one it is."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -170,7 +170,7 @@ class EncodedDataset(Sequence[Encoded]):
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """Both sides, tokenised, and what happened on the way."""
+    """Both sides, tokenised, and the report on all rows."""
 
     train: EncodedDataset
     eval: EncodedDataset | None
@@ -218,7 +218,7 @@ def encode(
 
 
 def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> None:
-    """DataError when the template loses so many examples that it cannot be the right one for these rows."""
+    """Raise DataError when the template loses so many examples that it cannot be the right one for these rows."""
     lost = sum(report.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
     if lost > MAX_TEMPLATE_LOSS * (lost + report.train) and not skip_bad:
         lines = "\n".join(report.lines()[1:])

@@ -64,7 +64,7 @@ class DocumentWriter:
         return True
 
     def finish(self) -> tuple[Int64, Int64]:
-        """After the last document: (records whose explicit id is taken, records that repeat an earlier document)."""
+        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier document)."""
         extents = np.frombuffer(self._extents, dtype=np.int64).reshape(-1, 3)
         np.save(self._directory / "extents.npy", extents, allow_pickle=False)
         return self._about.finish()
@@ -112,7 +112,7 @@ class Documents(Conversations):
             place += len(piece)
 
     def tail(self, record: int, share: float) -> int:
-        """Where about the last `share` of a document begins: behind the first newline there, or the very place."""
+        """Place where about the last `share` of a document begins: behind the first newline there, or right there."""
         place = round((1 - share) * self.characters(record))
         ahead = "".join(itertools.islice(self.text(record, place), 2))
         newline = ahead.find("\n")

@@ -16,7 +16,7 @@ from sftmix.types import Example
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one example.
+    """The result of tokenising one example.
 
     ids      its tokens, at most max_length; empty where it cannot be trained on
     spans    (start, end) of each trained response, end-of-turn token included
@@ -34,7 +34,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Turn:
-    """Text of the prompt of one trained turn, of the conversation through that turn, and the ids of both."""
+    """One trained turn: text and ids of its prompt, and of the conversation through that turn."""
 
     prompt: str
     closed: str
@@ -85,7 +85,7 @@ def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] |
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
-    """Cut what follows the end of the turn; put the response after the prompt where the render does not."""
+    """Cut off what follows the end of the turn; where the text does not begin with the prompt, compose it."""
     if full.startswith(prompt) and full.endswith(encoder.ending + encoder.trailer):
         return _Turn(prompt, full[: len(full) - len(encoder.trailer)], content, regular=True)
     return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, content, regular=False)

@@ -1,4 +1,4 @@
-"""What the model will see, for people: text with the response in colour, a table of tokens, dropped rows."""
+"""A preview of what the model will see: text with the response in colour, a table of tokens, dropped rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EDGE = 8
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
     """Text of the given training rows, the token table of the first of them, and the report on all rows.
 
-    The response (what carries loss, end-of-turn token included) is green; without colour it stands in [[ ]].
+    The response (all tokens that carry loss, end-of-turn token included) is green; without colour it stands in [[ ]].
     """
     paint = _Paint(color)
     parts = [_first_line(data, encoder)]

@@ -205,6 +205,7 @@ class BadRows:
         self.first: list[str] = []
 
     def add(self, source: str, reason: str) -> None:
+        """Count one, which stands at `source` (`file:line`)."""
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(f"{source}: {reason}")

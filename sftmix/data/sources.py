@@ -1,4 +1,4 @@
-"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
+"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    Text files of a directory are its documents where `form` (data.format) is text, or auto and it holds nothing else;
-    beside files of rows they are taken for notes about them. A hub id may name a split: `HuggingFaceH4/x@train_sft`,
-    `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
+    Text files of a directory are documents where `form` (data.format) is text, or where it is auto and the directory
+    holds nothing else; beside files of rows they are notes about these, and left out. A hub id may name a split:
+    `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
 
     Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
     the option, for the message.

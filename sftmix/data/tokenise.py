@@ -1,4 +1,4 @@
-"""Conversations -> stored rows of tokens, in one process or several, with the same result."""
+"""Conversations -> stored rows of tokens; one process and several give the same result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Stored = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Tokenise:
-    """records -> what is stored of their examples, and the report of what became of them.
+    """records -> the stored rows of their examples, and the report on them.
 
     kept  ids of the examples to keep, None for all: the others are neither stored nor counted
     """
@@ -70,7 +70,7 @@ class Tokenise:
 def tokenised(
     work: Tokenise, records: Int64, report: DataReport, *, processes: int | None, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """What is stored of the records, in their order; `report` is told what became of them.
+    """The stored rows of the records, in their order; the counts go into `report`.
 
     processes  None: as many as there are cores and work for
     """

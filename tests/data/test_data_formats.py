@@ -15,7 +15,7 @@ from sftmix.data import load_data, make_encoder
 from sftmix.data.formats import FORMATS, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.rows import prepare
-from sftmix.data.sources import HUB_ID, Source
+from sftmix.data.sources import Source
 from sftmix.types import Message
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))
@@ -107,22 +107,6 @@ def test_rows_of_a_hub_dataset():
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
     source = Source("someone/some-data", "fingerprint", datasets.Dataset.from_list(rows))
     assert list(source.rows()) == [(f"someone/some-data[{i}]", row) for i, row in enumerate(rows)]
-
-
-@pytest.mark.parametrize(
-    ("name", "fits"),
-    [
-        ("org/name", True),
-        ("alpaca.v1", True),
-        ("../x", False),
-        ("a/..", False),
-        ("./a", False),
-        ("a/b/c", False),
-        ("", False),
-    ],
-)
-def test_hub_ids(name, fits):
-    assert bool(HUB_ID.match(name)) == fits
 
 
 def test_each_file_has_its_own_format_and_a_named_format_is_kept(write, options):

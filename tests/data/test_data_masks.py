@@ -48,7 +48,7 @@ def test_ids_and_spans_by_hand(small):
 
 
 def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
-    """T3, T4, T5, T6: the untrained part is what generation starts from, the last trained token stops it."""
+    """The untrained part is what generation starts from, the last trained token stops it."""
     chats = [
         example("Name a colour.", "Blue"),
         example("What is 1 + 1?", " two", "And 2 + 2?", "Four.\n\n"),
@@ -69,7 +69,7 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
 
 
 def test_pad_equal_to_eos_is_still_trained(small):
-    """T4: the bos tokenizer pads with eos."""
+    """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
     encoder = make_encoder(small["bos"])
     (found,) = encode(encoder, example("Hi", "Yo"))
     assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
@@ -146,7 +146,7 @@ def thinking(tmp_path):
 
 
 def test_a_template_that_rewrites_turns_is_split(thinking):
-    """T7: earlier turns lose their thinking block, so no one sequence holds every prompt."""
+    """Earlier turns lose their thinking block, so no one sequence holds every prompt."""
     whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
     assert whole.split
     assert whole.reasons == ["split_turns"]
@@ -195,7 +195,7 @@ def test_a_refused_conversation_is_counted_alone(small, tmp_path):
 
 
 def test_truncation_keeps_the_beginning(small):
-    """T10: without a response token left the example is dropped; a cut one has no end of turn and says so."""
+    """Without a response token left the example is dropped; a cut one has no end of turn and says so."""
     encoder = make_encoder(small["chatml"])
     chat = example("Name a colour.", "Blue is a colour, and so is green.")
     (full,) = encode(encoder, chat)
