@@ -1,4 +1,4 @@
-"""The options of each part, as plain dataclasses: what the command line shows under `--model.*`, `--data.*`, ...
+"""The options of each part as plain dataclasses; the command line shows them under `--model.*`, `--data.*`, ...
 
 `sftmix.config.RunConfig` composes them with the components. A field's docstring is its help text.
 """
@@ -55,7 +55,7 @@ class LoraOptions:
     """4bit: QLoRA, the frozen weights as NF4 by bitsandbytes; with training.parallel ddp or one process."""
 
     def without_adapters(self) -> LoraOptions:
-        """Those of the base model, stored as it is when adapters are trained on it."""
+        """The options of the base model, which is stored as it is when adapters are trained on it."""
         return LoraOptions(quantize=self.quantize)
 
 
@@ -89,8 +89,8 @@ class DataOptions:
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. Of text with fewer
-    than 2 / eval_fraction documents: the last part of each."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
+    fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
     """Decides which rows data.eval_fraction holds out; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
@@ -113,10 +113,10 @@ class DataOptions:
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
     limit: int | None = None
-    """Use only the first so many training rows (after the held-out split); of text, windows."""
+    """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     num_proc: int | None = None
-    """Processes that tokenise conversations. null: one for each 10,000 of them, up to the number of cores (1 elsewhere
-    than on Linux)."""
+    """Processes that tokenise conversations. null: on Linux one for each 10,000 of them, up to the number of cores;
+    elsewhere 1."""
     cache_dir: str | None = None
     """Where tokenised rows are cached. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 
@@ -190,7 +190,7 @@ class TrainingOptions:
     epochs: float = 3.0
     """Passes over the training rows."""
     max_steps: int | None = None
-    """Stop after so many optimizer steps (the schedule is that long, too). null: as epochs say."""
+    """Stop after this many optimizer steps; the schedule has the same length. null: training.epochs decides."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast (FSDP: bf16 parameters in compute), weights and optimizer stay float32. auto: bf16 on a GPU
     that has it, else fp32."""
@@ -209,8 +209,8 @@ class TrainingOptions:
     CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch stand in one row without padding, kept apart by their positions; a model that
-    does not do that is refused. auto: on a GPU with model.attention flash_attention_2, flash_attention_3 or
-    flex_attention, which skip what lies between examples."""
+    mixes them is refused. auto: true on a GPU with model.attention flash_attention_2, flash_attention_3 or
+    flex_attention, which do no work between examples."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
 
@@ -240,7 +240,7 @@ class ReferenceModel:
 
 @dataclass(kw_only=True)
 class ReferenceTraining:
-    """How the reference trains; null inherits the same option of `training`."""
+    """Training options of the reference; null inherits the same option of `training`."""
 
     global_batch_size: int | None = None
     """Examples per optimizer step."""
@@ -265,7 +265,7 @@ class ReferenceTraining:
     epochs: float | None = None
     """Passes over the training rows."""
     max_steps: int | None = None
-    """Stop after so many optimizer steps."""
+    """Stop after this many optimizer steps."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """Precision of the computation."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None

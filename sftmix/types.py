@@ -21,10 +21,13 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-Rows = npt.NDArray[np.int64]
+Int64 = npt.NDArray[np.int64]
+Rows: TypeAlias = Int64
+"""Row numbers of the data set, or pairs of them; other whole numbers are Int64."""
 Float64 = npt.NDArray[np.float64]
 Tensor: TypeAlias = "torch.Tensor"
-"""For component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they must not import torch."""
+"""A torch tensor, for component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they cannot
+import torch there."""
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -74,10 +77,10 @@ class Encoded:
 
     row: int
     id: str
-    input_ids: Rows
+    input_ids: Int64
     target: npt.NDArray[np.bool_]
     truncated: bool = False
-    starts: Rows | None = None
+    starts: Int64 | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -85,38 +88,39 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class RowScores:
-    """One model's view of every row of a data set.
+    """The losses of one model on every row of a data set.
 
     nll_sum f64[N] nats, n_tokens i64[N], n_correct i64[N]; token_nll None or N arrays f32[n_tokens].
     """
 
     nll_sum: Float64
-    n_tokens: Rows
-    n_correct: Rows
+    n_tokens: Int64
+    n_correct: Int64
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
 
 
 NOT_COUNTED = -1
+"""In place of a number of correct tokens: they were not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingDynamics:
-    """What the reference model thought of every example at each of its C checkpoints.
+    """The losses of the reference model on every example at each of its C checkpoints.
 
     ids        N example ids
     steps      i64[C], optimizer step of each checkpoint (0 = before training)
     nll_sum    f64[N, C], sum of -log p over the response tokens, nats
     n_tokens   i64[N], response tokens scored (0: this reference could not score the example)
-    n_correct  i64[N, C], response tokens that are the argmax; NOT_COUNTED where the pass did not look (online losses)
+    n_correct  i64[N, C], response tokens that are the argmax; NOT_COUNTED for online losses
     token_nll  None, or for every example an f32[C, n_tokens] array
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
     """
 
     ids: Sequence[str]
-    steps: Rows
+    steps: Int64
     nll_sum: Float64
-    n_tokens: Rows
-    n_correct: Rows
+    n_tokens: Int64
+    n_correct: Int64
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
     alone_nll_sum: Float64 | None = None
 
@@ -160,7 +164,7 @@ class Scores:
     row: Rows
     confidence: Float64
     variability: Float64
-    n_tokens: Rows
+    n_tokens: Int64
     label: Sequence[str | None] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
@@ -169,11 +173,16 @@ class Scores:
 
 
 UNPAIRED = -1
+"""In place of a group: the example gets NTP, no Mixup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """group: i8[N], index into `names` (most confident first), -1 = unpaired: gets NTP, no Mixup."""
+    """The group of every example.
+
+    group  i8[N], index into `names`, or UNPAIRED (-1)
+    names  of the groups, most confident first
+    """
 
     group: npt.NDArray[np.int8]
     names: tuple[str, ...]
@@ -184,14 +193,17 @@ class Split:
 
     @property
     def confident(self) -> Rows:
+        """Rows of the first group."""
         return self.rows(0)
 
     @property
     def unconfident(self) -> Rows:
+        """Rows of the last group."""
         return self.rows(len(self.names) - 1)
 
     @property
     def unpaired(self) -> Rows:
+        """Rows of no group."""
         return self.rows(UNPAIRED)
 
 
@@ -200,7 +212,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class BatchNLL:
-    """What the model, in eval mode and before this step, thinks of the G distinct examples of the whole global batch.
+    """NLL of the G distinct examples of the whole global batch, under the model in eval mode before this step.
 
     Repeated slots and fillers of ranks without work are not in it. The same on every rank and in every micro-batch.
     rows      i64[G], dataset rows, ascending
@@ -253,8 +265,8 @@ class Batch:
 class Segment:
     """Slots of similar length, padded together on the right; or slots one after the other in a single line.
 
-    slots        i64[b], the slot of the batch each line is (padding-free: each of those in the line); an idle segment,
-                 one token that nobody reads, has none
+    slots        i64[b], the slot of the batch that stands in each line (padding-free: the slots in the single line);
+                 empty for an idle segment, which is one token that nobody reads
     input_ids, attention_mask  i64[b, l]
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) each of them is
@@ -277,7 +289,7 @@ RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an objective wants from one micro-batch, unnormalised.
+    """The weights that an objective gives one micro-batch, unnormalised.
 
     loss = (sum_t row_weight_t nll_t) / ntp_count
          + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
@@ -295,7 +307,7 @@ class Plan:
     mu               the Mixup weight, for the log
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
     label_smoothing  epsilon in [0, 1), NTP only
-    row_scale        f64[T], what a rule's weights are multiplied with; the step sets it, objectives leave it
+    row_scale        f64[T], factors of a rule's weights; the step sets it, objectives leave it alone
     """
 
     row_weight: torch.Tensor | RowRule

@@ -6,7 +6,7 @@ import inspect
 
 from sftmix.cli.help import component_lines, option_lines
 from sftmix.common.errors import ConfigError, nearest
-from sftmix.components.listing import Shipped, catalogue, described
+from sftmix.components.listing import Shipped, as_shipped, catalogue
 from sftmix.config.schema import component_bases, import_class, nested_bases
 
 
@@ -35,7 +35,7 @@ def details(name: str) -> str:
     found = [_describe(option, component) for option, component in every if component.name == name]
     if "." in name:
         cls = import_class(name)
-        found = [_describe(option, described(cls)) for option, base, _ in _by_option() if issubclass(cls, base)]
+        found = [_describe(option, as_shipped(cls)) for option, base, _ in _by_option() if issubclass(cls, base)]
     if not found:
         names = list(dict.fromkeys(component.name for _, component in every))
         raise ConfigError(f"no component {name!r}; there are {', '.join(names)}.{nearest(name, names)}")

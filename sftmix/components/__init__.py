@@ -1,4 +1,4 @@
-"""What users swap: base classes and shipped components, each resolved on first use, so that importing costs nothing.
+"""Base classes and shipped components, for users to swap; each is imported on first use, so that this costs nothing.
 
 The two `FromFile` (a reference from a dynamics file, a split from a split file) are reached through their modules:
 `sftmix.components.reference.FromFile`, `sftmix.components.splitters.FromFile`.

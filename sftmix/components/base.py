@@ -41,7 +41,7 @@ class Component:
         return self
 
     def files(self) -> Sequence[str]:
-        """Files and model directories whose content decides what this component does; a change of them is refused."""
+        """Files and model directories whose content this component depends on; a change of them is refused."""
         return ()
 
     def spec(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
 
 
 class ReferenceContext(Protocol):
-    """What the pipeline lends a Reference: the examples' ids and one run of the training loop with scoring."""
+    """The examples' ids and a run of the training loop with scoring, which the pipeline lends to a Reference."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -97,7 +97,7 @@ class ReferenceContext(Protocol):
 
 
 class Reference(Component, ABC):
-    """Where the training dynamics come from."""
+    """A source of training dynamics."""
 
     single_run: bool = False
     """True where there is no reference run: the target's own losses of one epoch split the data for the next."""
@@ -151,20 +151,20 @@ class Splitter(Component, ABC):
 
 
 def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """ConfigError where an option's value is none of the allowed words."""
+    """Raise ConfigError where an option's value is none of the allowed words."""
     if value not in allowed:
         raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def check_number(key: str, value: float, *, above: float | None = None, least: float | None = None, hint: str) -> None:
-    """ConfigError where a number is not finite, not above `above` or less than `least`; `hint` says what is allowed."""
+    """Raise ConfigError where a number is not finite, not above `above` or below `least`; `hint`: what is allowed."""
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
 
 
 def check_confidence(confidence: Float64, dynamics: TrainingDynamics) -> Float64:
-    """The confidence, if it is one number per example, NaN exactly where unscored; else ConfigError."""
+    """Return the confidence if it is one number per example, NaN exactly where unscored; else raise ConfigError."""
     values = np.asarray(confidence, dtype=np.float64)
     if values.shape != (len(dynamics.ids),):
         raise ConfigError(
@@ -176,7 +176,7 @@ def check_confidence(confidence: Float64, dynamics: TrainingDynamics) -> Float64
 
 
 def check_pairs(pairs: Rows, n_rows: int) -> Rows:
-    """The pairs, if they are i64[P, 2] of rows 0..N-1; else ConfigError."""
+    """Return the pairs if they are i64[P, 2] of rows 0..N-1; else raise ConfigError."""
     found = np.asarray(pairs)
     if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
         raise ConfigError(f"pairing: expected i64[P, 2] rows, not {found.dtype}{list(found.shape)}")
@@ -186,7 +186,7 @@ def check_pairs(pairs: Rows, n_rows: int) -> Rows:
 
 
 def check_selection(rows: Rows, n_rows: int) -> Rows:
-    """The selected rows in file order, if they are distinct rows of 0..N-1 and at least one; else ConfigError."""
+    """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     found = np.asarray(rows)
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
         raise ConfigError(f"selector: expected i64[K] rows, not {found.dtype}{list(found.shape)}")
@@ -200,7 +200,7 @@ def check_selection(rows: Rows, n_rows: int) -> Rows:
 
 
 def check_split(split: Split, scores: Scores) -> Split:
-    """The split, if it is one of these examples; ConfigError for a splitter that broke its contract."""
+    """Return the split if it is one of these examples; ConfigError for a splitter that broke its contract."""
     group, without = np.asarray(split.group), np.isnan(scores.confidence)
     if group.shape != (len(scores),) or group.min(initial=0) < UNPAIRED or group.max(initial=0) >= len(split.names):
         raise ConfigError(f"splitter: expected one group of {split.names} (or -1) for each of {len(scores)} examples")
@@ -210,7 +210,7 @@ def check_split(split: Split, scores: Scores) -> Split:
 
 
 class PairSampler(Component, ABC):
-    """Which examples are mixed with which in one epoch."""
+    """Chooses which examples are mixed with each other in one epoch."""
 
     @abstractmethod
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -221,7 +221,7 @@ class PairSampler(Component, ABC):
 
 
 class Selector(Component, ABC):
-    """Which examples are trained on at all; chosen before anything is trained, so there is no confidence yet."""
+    """Chooses the examples to train on, before anything is trained: there is no confidence yet."""
 
     @abstractmethod
     def select(self, scores: Scores, *, seed: int) -> Rows:
@@ -250,14 +250,14 @@ class Perturbation(Component, ABC):
 
 
 class Objective(Component, ABC):
-    """What one optimizer step minimises, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
+    """The loss of an optimizer step, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
 
     mixes: bool = False
     """True where the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
     trains_unpaired: bool = True
-    """False where examples in no pair add nothing to the loss: an epoch without pairs would train nothing."""
+    """False where examples outside pairs add nothing to the loss: an epoch without pairs would train nothing."""
     needs_batch_nll: bool = False
-    """True where `batch.batch_nll` must be there: a pass without gradients over the global batch before each step."""
+    """True where the objective reads `batch.batch_nll`, which costs a pass over the global batch before each step."""
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -284,7 +284,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
 
 def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; the count is the sum of the weights."""
+    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; its count is the sum of these weights."""
     import torch
 
     size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
@@ -297,7 +297,7 @@ class Optimizer(Component, ABC):
     """The update rule of a step, in every training stage."""
 
     package: str | None = None
-    """What has to be installed beside torch."""
+    """The package that has to be installed beside torch."""
     shards: bool = True
     """False where it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
     state_bytes: float = 8
@@ -307,7 +307,7 @@ class Optimizer(Component, ABC):
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
         """Return a torch.optim.Optimizer of exactly these parameters, which sets no learning rate by itself.
 
-        parameters  what is trained, float32, by its name in the model; DTensors where ranks share the weights
+        parameters  the trained parameters by their names in the model, float32; DTensors where ranks share the weights
         training    learning_rate is the peak: before each step the loop sets `lr` of every group
         Its state must be tensors and numbers, which is what a checkpoint holds.
         """
@@ -322,7 +322,7 @@ def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """What a callback may look at.
+    """The state of a stage, for callbacks to read.
 
     stage        "reference", "train" or "baseline"
     step         optimizer steps done; total_steps of this stage

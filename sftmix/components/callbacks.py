@@ -1,4 +1,4 @@
-"""Callbacks: what happens beside the training step."""
+"""Callbacks: work beside the training step."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ Checkpoint = Literal["first", "last", "mean"]
 
 
 class Perplexity(ConfidenceEstimator):
-    """The paper's: minus the perplexity of the response, averaged over the checkpoints.
+    """The paper's confidence: minus the perplexity of the response, averaged over the checkpoints.
 
     Conf = -(1/C) sum_c exp(nll_sum_c / n_tokens). A perplexity beyond float64 is inf; such an example has confidence
-    -inf, which ranks it last.
+    -inf and ranks last.
     """
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
@@ -35,7 +35,7 @@ class LogPerplexity(ConfidenceEstimator):
 class Correctness(ConfidenceEstimator):
     """Share of response tokens that are the argmax, averaged over the checkpoints.
 
-    Dataset Cartography's correctness (arXiv 2009.10795), its share of correct predictions taken over tokens.
+    Dataset Cartography's correctness (arXiv 2009.10795), as a share of tokens.
     """
 
     needs_correct = True
@@ -50,9 +50,9 @@ class Correctness(ConfidenceEstimator):
 
 
 class LowVariability(ConfidenceEstimator):
-    """Minus the standard deviation of the perplexity over the checkpoints: what hardly changed ranks first.
+    """Minus the standard deviation of the perplexity over the checkpoints: examples that hardly changed rank first.
 
-    Dataset Cartography's variability (arXiv 2009.10795) in the place of its confidence; it needs 2 checkpoints.
+    Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
     """
 
     needs_checkpoints = 2
@@ -69,14 +69,14 @@ class IFD(ConfidenceEstimator):
     """Minus the Instruction-Following Difficulty (arXiv 2308.12032): how little the instruction helps.
 
     IFD = (NLL of the response after its instruction) / (NLL of the response alone), means over its tokens. Near 1 or
-    above, the instruction does not help: a hard example, says its paper, which selects the hard ones. Where the
-    response alone has NLL 0, IFD is 1 if it has NLL 0 after the instruction, too, else inf.
+    above, the instruction does not help: its paper calls such an example hard, and selects the hard ones. Where the
+    response alone has NLL 0, IFD is 1 if its NLL is 0 after the instruction, too, else inf.
     """
 
     needs_response_alone = True
 
     def __init__(self, *, checkpoint: Checkpoint = "first") -> None:
-        """checkpoint: at which scoring of the reference; its paper looks at a hardly trained model."""
+        """checkpoint: the scoring of the reference that is used; its paper uses a model that is hardly trained."""
         check_choice("confidence.checkpoint", checkpoint, get_args(Checkpoint))
         self.checkpoint = checkpoint
 
@@ -98,8 +98,8 @@ class LearningPercentage(ConfidenceEstimator):
     """Share of the fall in perplexity reached at the first checkpoint (arXiv 2402.10430): learned early is easy.
 
     LP(1) = (P_0 - P_1) / (P_0 - P_C), with P_0 before training, P_1 at the first checkpoint after it, P_C at the last.
-    Its paper trains on the examples with a low LP(1), the hard ones, and takes P_1 after the first epoch. An example
-    whose perplexity did not fall by the end was never learned: -inf, which ranks it last.
+    Its paper takes P_1 after the first epoch, and trains on the hard examples, which have a low LP(1). An example whose
+    perplexity did not fall by the end was never learned: it has -inf and ranks last.
     """
 
     needs_before_training = True

@@ -1,4 +1,4 @@
-"""The shipped components by base class, found by looking: what `cli.py components` prints."""
+"""The shipped components by base class, found in their modules, as `cli.py components` prints them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
     modules = [importlib.import_module(f"sftmix.components.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     bases = [c for c in classes if c.__module__ == base.__name__ and base.Component in c.__bases__]
-    return [(b.__name__, [described(c) for c in classes if issubclass(c, b) and c is not b]) for b in bases]
+    return [(b.__name__, [as_shipped(c) for c in classes if issubclass(c, b) and c is not b]) for b in bases]
 
 
-def described(cls: type) -> Shipped:
+def as_shipped(cls: type) -> Shipped:
     """A component as it is listed."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -26,11 +26,11 @@ class NTP(Objective):
 
 
 class SFTMix(Objective):
-    """The paper's: NTP plus mu times the Mixup between confident and unconfident examples.
+    """The paper's objective: NTP plus mu times the Mixup between confident and unconfident examples.
 
     For a pair (c, u) with lambda ~ Beta(alpha, alpha), the head's inputs and the one-hot labels of their n-th response
     tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0 the
-    plan is NTP's, bit for bit (with `mean: sequence`, it is NTP over sequences: the baseline of that averaging).
+    plan is that of NTP, bit for bit (with `mean: sequence` that of NTP over sequences, the baseline for that mean).
     """
 
     mixes = True
@@ -48,7 +48,7 @@ class SFTMix(Objective):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
-        ntp_on: which examples carry the NTP loss; `confident` and `unconfident` leave out the unpaired ones, too.
+        ntp_on: the examples that carry the NTP loss; `confident` and `unconfident` also leave out the unpaired ones.
         mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
         lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
         mean: over tokens, or over sequences: then the tokens of each response (Mixup: of each pair) are averaged first,
@@ -144,10 +144,10 @@ class MixupOnly(SFTMix):
 
 
 class DecomposedMixup(SFTMix):
-    """Control: lambda CE_c + (1 - lambda) CE_u in the place of the Mixup loss, neither inputs nor labels mixed.
+    """Control: lambda CE_c + (1 - lambda) CE_u instead of the Mixup loss; neither inputs nor labels are mixed.
 
-    The same pairs, positions, lambdas, weights and counts as SFTMix: what is left between the two is the mixing itself
-    (appendix A: the gradient of Mixup is not this one, because softmax is not linear).
+    Pairs, positions, lambdas, weights and counts are those of SFTMix: the two differ in the mixing alone (appendix A:
+    the gradient of Mixup is not this one, because softmax is not linear).
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:

@@ -15,7 +15,7 @@ class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), the paper's, with float32 state: eight bytes per trained parameter."""
 
     def __init__(self, *, fused: bool = False) -> None:
-        """fused: the whole update in one pass over the memory, where the device has it; other rounding, same rule."""
+        """fused: do the whole update in one pass over the memory, where the device can; same rule, other rounding."""
         self.fused = fused
 
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
@@ -37,8 +37,8 @@ class AdamW(Optimizer):
 class AdamW8bit(Optimizer):
     """AdamW with blockwise 8-bit state by bitsandbytes (arXiv 2110.02861): two bytes per trained parameter, on a GPU.
 
-    Parameters of fewer than 4,096 numbers keep float32 state. Ranks cannot share the weights: blocks of the state do
-    not follow the shards.
+    Parameters of fewer than 4,096 numbers keep float32 state. Ranks cannot share the weights, because
+    blocks of the state do not follow the shards.
     """
 
     package = "bitsandbytes"

@@ -1,4 +1,4 @@
-"""Pair samplers: which examples are mixed with which in an epoch."""
+"""Pair samplers: the pairs of examples that are mixed in an epoch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ the distances; closer to 0.5 some pairs remain where they started, half the rank
 
 
 class RandomPairs(PairSampler):
-    """The paper's: every epoch a fresh random matching of confident with unconfident examples, in random order.
+    """The paper's pairing: every epoch a fresh random matching of confident with unconfident examples, in random order.
 
-    Where the groups differ in size, the smaller one is gone through again in a new order.
+    Where the groups differ in size, the smaller one is repeated in a new order.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -30,14 +30,14 @@ class RandomPairs(PairSampler):
 
 
 class LengthMatchedPairs(PairSampler):
-    """Random matching among responses of similar length, in random order: more response tokens get mixed.
+    """Random matching of responses of similar length, in random order: more response tokens are mixed.
 
     Each group is ranked by response length, the ranks are shuffled within windows of `window` examples, and equal
     ranks are matched.
     """
 
     def __init__(self, *, window: int = 16) -> None:
-        """window: number of neighbours in length among which a partner is drawn, at least 1 (1: strictly by length)."""
+        """window: number of neighbours in length from which a partner is drawn, at least 1 (1: strictly by length)."""
         if window < 1:
             raise ConfigError(f"pairing.window is {window}; allowed: 1 and above")
         self.window = window
@@ -58,13 +58,13 @@ class LevelPairs(PairSampler):
 
     mirrored    the k-th level with the k-th from the end: first with last, second with last but one, ...
     neighbours  the first level with the second, the third with the fourth, ...
-    extremes    the first level with the last; the ones between get NTP, no Mixup
-    Under the first two rules every example of a level is mixed; with an odd number of levels the one left over (the
-    middle one, or the last) is paired within itself. Where two levels differ in size, the smaller is repeated.
+    extremes    the first level with the last; the levels between get NTP, no Mixup
+    The first two rules mix every example of a level; with an odd number of levels the one left over (the middle one, or
+    the last) is paired within itself. Where two levels differ in size, the smaller one is repeated.
     """
 
     def __init__(self, *, rule: LevelRule = "mirrored") -> None:
-        """rule: which levels are mixed with which."""
+        """rule: how levels are matched."""
         check_choice("pairing.rule", rule, get_args(LevelRule))
         self.rule = rule
 
@@ -83,9 +83,9 @@ class LevelPairs(PairSampler):
 
 
 class SameGroupPairs(PairSampler):
-    """Control: both examples come from the same group, so that nothing confident is mixed with the unconfident.
+    """Control: both examples come from the same group, so that confident examples never meet unconfident ones.
 
-    A group with an odd number of examples leaves out another one in every epoch.
+    A group with an odd number of examples leaves one out, another one in every epoch.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -95,10 +95,10 @@ class SameGroupPairs(PairSampler):
 
 
 class AnyPairs(PairSampler):
-    """Control: random pairs of any two examples that are not unpaired: Mixup without the split.
+    """Control: random pairs of any two examples, whatever their groups (but not the unpaired): Mixup without the split.
 
-    With `--splitter RandomSplit` no reference is trained for it. An odd number of examples leaves out another one in
-    every epoch.
+    With `--splitter RandomSplit` no reference is trained for it. Of an odd number of examples one is left out, another
+    one in every epoch.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -107,16 +107,16 @@ class AnyPairs(PairSampler):
 
 
 class ConfidenceGapPairs(PairSampler):
-    """Continuous confidence in the place of halves: random pairs of examples far enough apart in rank.
+    """Continuous confidence instead of halves: random pairs of examples far enough apart in rank.
 
-    Scored examples that are not unpaired are ranked by confidence, equal ones by id, and matched at random, each with
-    one at least `min_gap` of their number away. Of an odd number the one in the middle is left out. Groups play no
-    part. (The paper names continuous confidence as future work.)
+    The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random;
+    partners are at least `min_gap` of their number apart. Of an odd number the one in the middle is left out. Groups
+    play no part. (The paper names continuous confidence as future work.)
     """
 
     def __init__(self, *, min_gap: float = 0.25) -> None:
-        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. The larger, the
-        fewer matchings there are: one, at 0.5."""
+        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger one leaves
+        fewer matchings: a single one at 0.5."""
         if not 0 < min_gap <= 0.5:
             raise ConfigError(
                 f"pairing.min_gap is {min_gap}; allowed: above 0 and at most 0.5, because the example in the middle "

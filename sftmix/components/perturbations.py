@@ -1,4 +1,4 @@
-"""Perturbations: what is done to the input embeddings in training steps, and nowhere else."""
+"""Perturbations: changes of the input embeddings in training steps, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class NEFTune(Perturbation):
 
     The noise is uniform in (-1, 1), times alpha / sqrt(L D), where L counts the example's own tokens and D is the
     embedding size: its expected norm is then the same for every length. Padding gets none, so that neither the noise
-    nor its size depends on what an example is batched with.
+    nor its size depends on the other examples of a batch.
     """
 
     def __init__(self, *, alpha: float = 5.0) -> None:
-        """alpha: size of the noise, above 0; its authors try 5, 10 and 15."""
+        """alpha: size of the noise, above 0; its authors tried 5, 10 and 15."""
         check_number("perturbation.alpha", alpha, above=0, hint="a number above 0 (its authors: 5, 10 or 15)")
         self.alpha = alpha
 

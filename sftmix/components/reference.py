@@ -1,4 +1,4 @@
-"""References: where the training dynamics come from."""
+"""References: sources of training dynamics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftmix.types import TrainingDynamics
 
 
 class TrainedReference(Reference):
-    """The paper's: a model of its own is trained by NTP on the same data and scores every example on the way."""
+    """The paper's reference: a separate model is trained by NTP on the same data and scores every example meanwhile."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class TrainedReference(Reference):
     ) -> None:
         """
         model: another base model with its own tokenizer, template and length; null is the target's own base model.
-        checkpoints: how many scorings, evenly spaced with the last at the end of training; or a list, whose values
+        checkpoints: the number of scorings, evenly spaced with the last at the end of training; or a list, whose values
             are shares of the run if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1),
-            else optimizer steps; or `online`: no scoring at all, each example's loss is taken while it is trained on,
-            one checkpoint per full epoch.
+            else optimizer steps; or `online`: no scoring at all, the loss of each example is taken while it is trained
+            on, one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
         response_alone: also score each response without its instruction (IFD needs it), at twice the scoring.
-        training: what differs from the run's `training` options; null inherits them all.
+        training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
             for name, on in (("token_nll", token_nll), ("response_alone", response_alone)):
@@ -82,7 +82,7 @@ class TrainedReference(Reference):
 class FromCheckpoints(Reference):
     """Models already on disk score every example; nothing is trained.
 
-    Any fine-tuning of any trainer will do, for instance the `checkpoint-*` directories of a Trainer's run.
+    They may come from any trainer, for instance as the `checkpoint-*` directories of a Trainer's run.
     """
 
     trains = False
@@ -129,8 +129,8 @@ class Online(Reference):
 
     The first epoch is NTP on shuffled examples. From the second on, confidence comes from the losses that each example
     had while it was trained on, so the whole recipe costs one plain run. This is our variant, not the paper's, which
-    trains a reference: the losses are those of a moving model with dropout on, as Dataset Cartography (arXiv
-    2009.10795) collects them, and the data seen last in an epoch look easier for that alone.
+    trains a reference. The losses come from a moving model with dropout on, as in Dataset Cartography (arXiv
+    2009.10795): examples late in an epoch look easier for that alone.
     """
 
     single_run = True
@@ -139,7 +139,7 @@ class Online(Reference):
     gives_before_training = False
 
     def __init__(self, *, window: int | None = 1) -> None:
-        """window: how many of the last epochs count as checkpoints, at least 1; null: all so far."""
+        """window: number of past epochs that count as checkpoints, at least 1; null: all so far."""
         if window is not None and window < 1:
             raise ConfigError(f"reference.window is {window}; allowed: 1 and above, or null for all epochs")
         self.window = window
@@ -157,7 +157,7 @@ class FromFile(Reference):
     trains = False
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
-        """path: the dynamics file; examples that it does not hold count as not scored, others in it are left aside."""
+        """path: the dynamics file; examples that it does not hold count as not scored, others in it are ignored."""
         self.path = path
 
     def files(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Baselines that weigh the NTP loss by token or by example. They do not mix: pairs, where there are any, order only."""
+"""Baselines that weigh the NTP loss by token or by example. They do not mix: pairs only decide the order."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LabelSmoothing(Objective):
 class DFT(Objective):
     """Dynamic fine-tuning (arXiv 2508.05629): each token's NLL times its own probability, detached.
 
-    Its authors see in it a policy gradient whose implicit reward no longer grows as 1 / p. Divided by the number of
-    response tokens.
+    The sum is divided by the number of response tokens. Its authors read it as a policy gradient whose implicit reward
+    no longer grows as 1 / p.
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -34,7 +34,7 @@ class DFT(Objective):
 
 
 class IRDRO(Objective):
-    """Instance-reweighted, distributionally robust (arXiv 2402.14270): examples with a high loss weigh more.
+    """Instance-reweighted, distributionally robust optimisation (arXiv 2402.14270): a higher loss weighs more.
 
     loss_i is the mean NLL of response i, w = softmax(loss / tau) over the whole global batch, detached, and
     L = sum_i w_i loss_i. Each step costs one more forward pass, which gives the losses before the weights.
@@ -43,7 +43,7 @@ class IRDRO(Objective):
     needs_batch_nll = True
 
     def __init__(self, *, tau: float = 1.0) -> None:
-        """tau: temperature, above 0; the smaller, the more the hardest example takes all."""
+        """tau: temperature, above 0; a smaller one moves more weight to the hardest examples."""
         check_number("objective.tau", tau, above=0, hint="a number above 0 (its authors: 1)")
         self.tau = tau
 

@@ -1,6 +1,6 @@
 """Schedules: numbers that change during training, for mu and alpha of an objective.
 
-The paper keeps both constant and names a schedule as future work; nothing is claimed for any of these.
+The paper keeps both constant and names a schedule as future work; we claim nothing for any of these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sftmix.components.base import Schedule, check_number
 
 
 class Constant(Schedule):
-    """The same value at every step."""
+    """One value at every step."""
 
     def __init__(self, *, value: float) -> None:
         """value: the value."""
@@ -24,7 +24,7 @@ class Constant(Schedule):
 
 
 class Linear(Schedule):
-    """From `start` at the first step to `end` at the last, in equal steps."""
+    """A line from `start` at the first step to `end` at the last."""
 
     def __init__(self, *, start: float, end: float) -> None:
         """
@@ -41,7 +41,7 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    """From `start` at the first step to `end` at the last along half a cosine: slow, fast, slow."""
+    """Half a cosine from `start` at the first step to `end` at the last: slow, fast, slow."""
 
     def __init__(self, *, start: float, end: float) -> None:
         """
@@ -63,8 +63,8 @@ class AfterFraction(Schedule):
     def __init__(self, *, fraction: float, value: float, before: float = 0.0) -> None:
         """
         fraction: share of the steps to wait, from 0 to 1.
-        value: value of the steps after it.
-        before: value of the steps before it.
+        value: value after that.
+        before: value until then.
         """
         if not 0 <= fraction <= 1:
             raise ConfigError(f"fraction of a schedule is {fraction}; allowed: from 0 to 1")

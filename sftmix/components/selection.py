@@ -1,4 +1,4 @@
-"""Selectors: which examples are trained on at all (arXiv 2410.05248, section 5.5)."""
+"""Selectors: the examples that are trained on at all (arXiv 2410.05248, section 5.5)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class All(Selector):
 
 
 class Longest(Selector):
-    """The examples with the most response tokens (arXiv 2402.04833): hard to beat for its price, say its authors.
+    """The examples with the most response tokens (arXiv 2402.04833): its authors call it hard to beat for its price.
 
     Equal lengths are ordered by example id.
     """
 
     def __init__(self, *, k: int = 1000) -> None:
-        """k: how many examples to keep."""
+        """k: number of examples to keep."""
         _check_k(k)
         self.k = k
 
@@ -38,10 +38,10 @@ class Longest(Selector):
 
 
 class Random(Selector):
-    """Examples chosen by id and seed: the control of every other selection."""
+    """Random examples, chosen by id and seed: the control for every other selection."""
 
     def __init__(self, *, k: int) -> None:
-        """k: how many examples to keep."""
+        """k: number of examples to keep."""
         _check_k(k)
         self.k = k
 
@@ -53,7 +53,7 @@ class ScoreAtLeast(Selector):
     """The examples whose score is high enough: AlpaGasus keeps those that a judge gave 4.5 of 5 (arXiv 2307.08701).
 
     The score is a column of numbers among the rows' fields, or the number of response tokens (`n_tokens`). True and
-    false count as 1 and 0, text is read as a number. An example without a value is not selected.
+    false count as 1 and 0; text is read as a number. An example without a value is not selected.
     """
 
     def __init__(self, *, field: str, threshold: float) -> None:
@@ -92,7 +92,7 @@ class ScoreAtLeast(Selector):
 
 
 class WithLabel(Selector):
-    """The examples of some labels, in section 5.2's terms: NTP on the High ones alone."""
+    """The examples with certain labels, for instance NTP on the High examples alone (section 5.2)."""
 
     def __init__(self, *, labels: list[str] | str) -> None:
         """labels: the labels to keep, as data.label_field or data.labels gives them."""

@@ -14,14 +14,14 @@ from sftmix.components.base import Splitter
 from sftmix.types import UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
-"""Names where neither half is the more confident."""
+"""Names of halves of which neither is the more confident."""
 
 
 class Median(Splitter):
-    """The paper's: two equal halves at the median of the confidence.
+    """The paper's split: two equal halves at the median of the confidence.
 
     Equal confidences are ordered by example id, so that the split does not depend on the order of the file. With an
-    odd number of scored examples the median one is unpaired; so is every example that could not be scored (NaN).
+    odd number of scored examples the median one is unpaired; examples that could not be scored (NaN) are unpaired, too.
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
@@ -31,8 +31,8 @@ class Median(Splitter):
 class Quantile(Splitter):
     """Groups of equal size by the rank of the confidence, for a pairing between levels (the paper's future work).
 
-    Ranked as by Median, whose halves two levels are. Where the number of scored examples is not a multiple of the
-    levels, the ones in the middle of the ranking are unpaired.
+    The ranking is that of Median, which has two levels. Where the number of scored examples is not a multiple of the
+    levels, some in the middle of the ranking are unpaired.
     """
 
     def __init__(self, *, levels: int = 4) -> None:
@@ -47,7 +47,7 @@ class Quantile(Splitter):
 
 
 class QualityLabel(Splitter):
-    """Labels in the place of confidence (section 5.2): the rows of some labels against those of others.
+    """Labels instead of confidence (section 5.2): rows with some labels against rows with others.
 
     The groups are called high and low, and may differ in size. Rows without a label or with another one are unpaired:
     they get NTP, no Mixup. Labels come from a field of the rows (data.label_field) or from their files (data.labels).
@@ -57,8 +57,8 @@ class QualityLabel(Splitter):
 
     def __init__(self, *, high: str | list[str], low: str | list[str]) -> None:
         """
-        high: label or labels in the place of the confident half.
-        low: label or labels in the place of the unconfident half.
+        high: label or labels of the rows that replace the confident half.
+        low: label or labels of the rows that replace the unconfident half.
         """
         self.high = _as_list(high)
         self.low = _as_list(low)
@@ -95,9 +95,9 @@ class RandomSplit(Splitter):
 class LengthMatched(Splitter):
     """Control: two halves with almost the same response lengths, without any reference model.
 
-    Confidence goes with length; here what a half can have to do with it is taken away. Examples are ranked by response
-    tokens (equal ones in random order), and of each two neighbours a coin sends one to each half. Both are keyed by
-    seed and ids. With an odd number of examples the one in the middle is unpaired.
+    Confidence goes with length; these halves do not differ in it. Examples are ranked by response tokens (equal ones in
+    random order), and a coin sends one of each two neighbours to each half. Both draws are keyed by seed and ids. With
+    an odd number of examples the one in the middle is unpaired.
     """
 
     needs_confidence = False
@@ -117,7 +117,7 @@ class LengthMatched(Splitter):
 
 
 class FromFile(Splitter):
-    """The split of another run, or of your own making, read from a split.parquet and joined by example id.
+    """The split of another run, or one you made, read from a split.parquet and joined by example id.
 
     It must cover exactly the examples that are trained on.
     """

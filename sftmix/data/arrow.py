@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sftmix.types import Rows
+from sftmix.types import Int64
 
 BATCH_ROWS = 1024
 
@@ -24,6 +24,7 @@ class RowWriter:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
+        """Write a row, by column; a column that it lacks is null."""
         self._rows.append(row)
         if len(self._rows) == BATCH_ROWS:
             self._flush()
@@ -61,7 +62,7 @@ class RowFile:
         batch, index = divmod(row, BATCH_ROWS)
         return self._batches[batch].column(column)[index]
 
-    def rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
+    def rows(self, rows: Int64) -> Iterator[dict[str, Any]]:
         """Whole rows in the given order; neighbours in one record batch are read together."""
         batch = rows // BATCH_ROWS
         cuts = np.flatnonzero(np.diff(batch)) + 1

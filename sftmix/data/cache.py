@@ -1,4 +1,4 @@
-"""Where tokenised rows are kept, under keys that change with everything they depend on (never with file times)."""
+"""The directory of tokenised rows, under keys that change with everything they depend on (never with file times)."""
 
 from __future__ import annotations
 

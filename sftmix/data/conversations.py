@@ -1,13 +1,15 @@
-"""Checked rows on disk: one conversation per record, with final ids."""
+"""Checked rows on disk, one record each, with final ids; and one side of a data set, which is some of them."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,10 @@ import pyarrow as pa
 
 from sftmix.common.rng import stable_hash
 from sftmix.data.arrow import RowFile, RowWriter
-from sftmix.data.formats import Conversation
-from sftmix.types import Example, Message, Rows
+from sftmix.data.cache import key_of
+from sftmix.types import Example, Int64, Message
+
+Side = TypeVar("Side", bound="Conversations")
 
 WHOLE = -1
 """In place of a turn: the example is the whole conversation."""
@@ -36,7 +40,7 @@ SCHEMA = pa.schema(
 
 
 class ConversationWriter:
-    """Streams conversations into `directory`; `finish` gives the duplicates of ids their `#k`."""
+    """Streams checked rows into `directory`; `finish` gives the duplicates of ids their `#k`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -51,31 +55,30 @@ class ConversationWriter:
     def __exit__(self, *error: Any) -> None:
         self._rows.__exit__(*error)
 
-    def add(self, conversation: Conversation, source: str, turns: list[int], content: str | None = None) -> None:
+    def add(self, example: Example, turns: list[int], content: str) -> None:
         """Write one record.
 
+        example  with the row's own id, or ""
         turns    places of the assistant turns to train on, at least one (none for a document, which has no turns)
-        content  16 hex digits of a hash of the content; None: the hash of the turns
+        content  16 hex digits of a hash of the content
         """
-        content = content or conversation.content_hash()
-        own = conversation.id if conversation.id is not None else content
-        self._hashes.append(stable_hash(own) & (2**64 - 1))
-        self._explicit.append(conversation.id is not None)
+        self._hashes.append(stable_hash(example.id or content) & (2**64 - 1))
+        self._explicit.append(bool(example.id))
         self._rows.add(
             {
-                "id": own,
-                "source": source,
-                "messages": [{"role": m.role, "content": m.content} for m in conversation.messages],
+                "id": example.id or content,
+                "source": example.source,
+                "messages": [{"role": m.role, "content": m.content} for m in example.messages],
                 "turns": turns,
-                "several": sum(m.trained for m in conversation.messages) > 1,
-                "label": conversation.label,
-                "columns": json.dumps(dict(conversation.columns)) if conversation.columns else None,
+                "several": sum(m.trained for m in example.messages) > 1,
+                "label": example.label,
+                "columns": json.dumps(dict(example.columns)) if example.columns else None,
                 "content": int(content, 16),
             }
         )
 
-    def finish(self) -> tuple[Rows, Rows]:
-        """After the last row: (records whose explicit id is taken, records that repeat an earlier conversation)."""
+    def finish(self) -> tuple[Int64, Int64]:
+        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier conversation)."""
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         explicit = np.frombuffer(self._explicit, dtype=np.int8) == 1
         order = np.argsort(hashes, kind="stable")
@@ -89,22 +92,44 @@ class ConversationWriter:
         return np.flatnonzero(taken), np.flatnonzero(ordinal > 0)
 
 
+def content_hash(messages: tuple[Message, ...]) -> str:
+    """16 hex digits of the canonical content: the turns and their order, nothing else."""
+    turns = [[m.role, m.content, m.trained] for m in messages]
+    text = json.dumps(turns, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 class Conversations:
-    """Random access to the conversations of a directory; records are numbered in file order."""
+    """The conversations of one side: records of a directory, numbered in file order, read when they are asked for.
 
-    def __init__(self, directory: Path) -> None:
-        self._file = RowFile(directory / "rows.arrow")
+    records      i64[n], the records of this side; at first all but those whose explicit id was taken
+    fingerprint  hash of the rows' content, whatever the files are called
+    cache_key    the same with the files' names, which the records cite as their source
+    """
+
+    def __init__(self, directory: Path, fingerprint: str = "", cache_key: str = "") -> None:
+        self.file = RowFile(directory / "rows.arrow")
         self._ordinal = np.load(directory / "ordinal.npy", mmap_mode="r", allow_pickle=False)
+        self.records: Int64 = np.flatnonzero(self._ordinal >= 0)
+        self.fingerprint = fingerprint
+        self.cache_key = cache_key
 
-    @cached_property
-    def valid(self) -> Rows:
-        """i64: records that may be used (not those whose explicit id was taken)."""
-        return np.flatnonzero(self._ordinal >= 0)
+    def some(self: Side, records: Int64) -> Side:
+        """A side with these of its records only."""
+        return self if len(records) == len(self.records) else self._side(records, records)
+
+    def _side(self: Side, records: Int64, numbers: Int64) -> Side:
+        """A side of the same file; `numbers` say what was chosen, for the keys."""
+        chosen = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
+        side = copy.copy(self)
+        side.records = records
+        side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
+        return side
 
     @cached_property
     def content(self) -> npt.NDArray[np.uint64]:
-        """u64[records]: hash of the content, equal for equal conversations."""
-        return self._file.column("content").to_numpy()
+        """u64, the hash of the content of every record of the file: equal for equal conversations."""
+        return self.file.column("content").to_numpy()
 
     def id(self, record: int) -> str:
         """The conversation's id."""
@@ -116,38 +141,37 @@ class Conversations:
 
     def id_as_written(self, record: int) -> str:
         """The row's own id or the hash of its content, without `#k`."""
-        return str(self._file.cell(record, "id").as_py())
+        return str(self.file.cell(record, "id").as_py())
 
     def source(self, record: int) -> str:
-        return str(self._file.cell(record, "source").as_py())
+        """`file:line` or `file[index]`."""
+        return str(self.file.cell(record, "source").as_py())
 
     def label(self, record: int) -> str | None:
-        return self._file.cell(record, "label").as_py()
+        """The row's label, if it has one."""
+        return self.file.cell(record, "label").as_py()
 
     def columns(self, record: int) -> dict[str, Any]:
-        stored = self._file.cell(record, "columns").as_py()
+        """The row's other scalar fields."""
+        stored = self.file.cell(record, "columns").as_py()
         return json.loads(stored) if stored else {}
-
-    def turns(self, record: int) -> list[int]:
-        """Places of the assistant turns to train on."""
-        return self._file.cell(record, "turns").as_py()
 
     def example(self, record: int, turn: int = WHOLE) -> Example:
         """The whole conversation, or the conversation up to the assistant turn at place `turn`, which alone is trained.
 
         A whole conversation ends with its last trained turn: what follows teaches nothing.
         """
-        return self._example(record, next(self._file.rows(np.array([record]))), turn)
+        return next(self.examples_at(np.array([record]), np.array([turn])))
 
-    def examples(self, records: Rows, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
+    def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
         """(record, turn, example) of the given records, in their order."""
-        for record, stored in zip(records.tolist(), self._file.rows(records), strict=True):
+        for record, stored in zip(records.tolist(), self.file.rows(records), strict=True):
             for turn in (WHOLE,) if whole else stored["turns"]:
                 yield record, turn, self._example(record, stored, turn)
 
-    def examples_at(self, records: Rows, turns: Rows) -> Iterator[Example]:
+    def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
         """The example of each (record, turn), in their order."""
-        for record, turn, stored in zip(records.tolist(), turns.tolist(), self._file.rows(records), strict=True):
+        for record, turn, stored in zip(records.tolist(), turns.tolist(), self.file.rows(records), strict=True):
             yield self._example(record, stored, turn)
 
     def _example(self, record: int, stored: dict[str, Any], turn: int) -> Example:

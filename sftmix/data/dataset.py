@@ -14,17 +14,17 @@ import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.arrow import RowFile, RowWriter
-from sftmix.data.cache import get_or_build, key_of
+from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations
+from sftmix.data.documents import Documents
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder
-from sftmix.data.text import encode_windows, limited
+from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
 from sftmix.options import DataOptions
-from sftmix.types import Encoded, Example, Message, Rows
+from sftmix.types import Encoded, Example, Int64, Message
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn")
 MAX_TEMPLATE_LOSS = 0.05
@@ -52,17 +52,8 @@ WINDOW_SCHEMA = pa.schema(
         ("records", pa.list_(pa.int64())),
     ]
 )
-"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` and
-`records` say where which documents begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A document, or a piece of one, within a window: where it begins there, and its id and source."""
-
-    start: int
-    id: str
-    source: str
+"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` says
+where each document begins, `records` which one it is."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -96,7 +87,7 @@ class EncodedDataset(Sequence[Encoded]):
         starts = self._numbers(number, "starts") if self.is_text else None
         return Encoded(number, name, ids, target, self._file.cell(number, "truncated").as_py(), starts)
 
-    def _numbers(self, row: int, column: str) -> Rows:
+    def _numbers(self, row: int, column: str) -> Int64:
         return self._file.cell(row, column).values.to_numpy().astype(np.int64)
 
     @cached_property
@@ -105,13 +96,13 @@ class EncodedDataset(Sequence[Encoded]):
         return self._file.column("id").to_pylist()
 
     @cached_property
-    def lengths(self) -> Rows:
+    def lengths(self) -> Int64:
         """i64[N], tokens per example."""
         parts = [np.diff(chunk.offsets.to_numpy()) for chunk in self._file.column("input_ids").chunks]
         return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, dtype=np.int64)
 
     @cached_property
-    def n_targets(self) -> Rows:
+    def n_targets(self) -> Int64:
         """i64[N], response tokens per example, end-of-turn token included."""
         return self._file.column("n_targets").to_numpy().astype(np.int64)
 
@@ -168,18 +159,18 @@ class EncodedDataset(Sequence[Encoded]):
         source = f"{about.source(record)}, from token {offset}"
         return Example(self._file.cell(row, "id").as_py(), (message,), source, about.label(record), columns)
 
-    def pieces(self, row: int) -> list[Piece]:
-        """The documents in a window of text; none, of a conversation."""
+    def pieces(self, row: int) -> list[tuple[int, str, str]]:
+        """(first token, id, source) of each document in a window of text; nothing for a conversation."""
         if not self.is_text:
             return []
         about, records = self._conversations, self._numbers(row, "records").tolist()
         starts = self._numbers(row, "starts").tolist()
-        return [Piece(s, about.id(r), about.source(r)) for s, r in zip(starts, records, strict=True)]
+        return [(start, about.id(r), about.source(r)) for start, r in zip(starts, records, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """Both sides, tokenised, and what happened on the way."""
+    """Both sides, tokenised, and the report on all rows."""
 
     train: EncodedDataset
     eval: EncodedDataset | None
@@ -212,13 +203,11 @@ def encode(
     """
     if max_length < 2:
         raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
-    train, first = _side(prepared, prepared.train, encoder, max_length, keep, progress, ("data.train", length_option))
-    _refuse_template(first, encoder, prepared.skip_bad)
+    train, first = _side(prepared, prepared.train, encoder, max_length, keep, length_option, progress)
+    _refuse_template(first, encoder, prepared.options.skip_bad)
     reports, held_out = [first], None
     if prepared.eval is not None:
-        held_out, second = _side(
-            prepared, prepared.eval, encoder, max_length, None, progress, ("data.eval", length_option)
-        )
+        held_out, second = _side(prepared, prepared.eval, encoder, max_length, None, length_option, progress)
         reports.append(second)
     report = prepared.report.merge(reports)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
@@ -229,7 +218,7 @@ def encode(
 
 
 def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> None:
-    """DataError when the template loses so many examples that it cannot be the right one for these rows."""
+    """Raise DataError when the template loses so many examples that it cannot be the right one for these rows."""
     lost = sum(report.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
     if lost > MAX_TEMPLATE_LOSS * (lost + report.train) and not skip_bad:
         lines = "\n".join(report.lines()[1:])
@@ -241,37 +230,41 @@ def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> No
 
 def _side(
     prepared: Prepared,
-    side: Selection,
+    side: Conversations,
     encoder: Encoder,
     max_length: int,
     keep: Sequence[str] | None,
+    length_option: str,
     progress: bool,
-    options: tuple[str, str],
 ) -> tuple[EncodedDataset, DataReport]:
-    settings = [encoder.fingerprint, max_length, prepared.whole, None if keep is None else key_of(sorted(keep))]
-    limit = prepared.limit if side is prepared.train else None
+    """One side, tokenised or read from the cache, and the report of what became of its rows."""
+    options, is_train = prepared.options, side is prepared.train
+    whole, packed, limit = options.multi_turn == "whole", options.packing is not False, options.limit
+    settings = [encoder.fingerprint, max_length, whole, None if keep is None else key_of(sorted(keep))]
     if prepared.text:
-        settings += [prepared.packed, limit]
+        settings += [packed, limit if is_train else None]
 
     def build(directory: Path) -> dict[str, Any]:
         kept = None if keep is None else frozenset(keep)
         report = DataReport(max_length=max_length)
-        if prepared.text:
-            found = encode_windows(encoder, side, max_length, prepared.packed, report, progress)
-            rows = limited((row for row in found if kept is None or row["id"] in kept), limit, report)
+        if isinstance(side, Documents):
+            found = encode_windows(encoder, side, max_length, packed, report, progress)
+            found = (row for row in found if kept is None or row["id"] in kept)
+            rows = first_windows(found, limit if is_train else None, report)
         else:
-            work = Tokenise(side.conversations, prepared.whole, encoder, max_length, kept)
-            rows = tokenised(work, side.records, report, processes=prepared.num_proc, progress=progress)
+            work = Tokenise(side, whole, encoder, max_length, kept)
+            rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
         with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
             for row in rows:
                 writer.add(row)
                 report.train += 1
         if not report.train:
             lines = "\n".join(report.lines()[1:])
-            raise DataError(f"{options[0]}: no example is left with {options[1]} = {max_length}:\n{lines}")
+            option = "data.train" if is_train else "data.eval"
+            raise DataError(f"{option}: no example is left with {length_option} = {max_length}:\n{lines}")
         return report.to_dict()
 
     key = key_of("tokens", side.cache_key, settings)
-    directory, summary = get_or_build(prepared.root, f"tokens-{key}", build)
+    directory, summary = get_or_build(cache_root(options.cache_dir), f"tokens-{key}", build)
     fingerprint = key_of("tokens", side.fingerprint, settings)
-    return EncodedDataset(directory / "tokens.arrow", side.conversations, fingerprint), DataReport(**summary)
+    return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)

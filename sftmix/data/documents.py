@@ -1,4 +1,4 @@
-"""Documents of plain text on disk: read from text files and rows, kept in pieces, so that none is held in memory."""
+"""Documents of plain text on disk, kept in pieces, so that none is held in memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import DataError
-from sftmix.common.progress import progress_bar
 from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.conversations import Conversations, ConversationWriter
-from sftmix.data.formats import TEXT, BadRow, Conversation, document, recognise
-from sftmix.data.jsonrows import iter_text
+from sftmix.data.formats import TEXT, recognise
+from sftmix.data.jsonrows import BadRow
 from sftmix.data.sources import Source
-from sftmix.types import Rows
+from sftmix.types import Example, Int64
 
 PIECE = 1 << 16
-"""Characters of a document in one record."""
+"""Characters of a document in one record, at most."""
 
 SCHEMA = pa.schema([("text", pa.string())])
 
 
 class DocumentWriter:
-    """Streams documents into `directory`: what stands beside the text as `Conversations`, the text in pieces."""
+    """Streams documents into `directory`: what stands beside the text as a ConversationWriter does, and the text."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -46,10 +45,13 @@ class DocumentWriter:
         self._about.__exit__(*error)
         self._pieces.__exit__(*error)
 
-    def add(self, about: Conversation, pieces: Iterable[str], source: str) -> bool:
-        """Write a document; False, and it does not count, when it holds nothing but white space."""
+    def add(self, example: Example, text: Iterable[str]) -> bool:
+        """Write a document; False, and it does not count, when it holds nothing but white space.
+
+        text  in pieces of any length
+        """
         digest, first, size, blank = hashlib.blake2b(digest_size=8), self._written, 0, True
-        for piece in pieces:
+        for piece in (part[at : at + PIECE] for part in text for at in range(0, len(part), PIECE)):
             digest.update(piece.encode())
             blank = blank and not piece.strip()
             size += len(piece)
@@ -57,26 +59,44 @@ class DocumentWriter:
             self._written += 1
         if blank:
             return False
-        self._about.add(about, source, [], content=digest.hexdigest())
+        self._about.add(example, [], digest.hexdigest())
         self._extents.extend((first, self._written, size))
         return True
 
-    def finish(self) -> tuple[Rows, Rows]:
-        """After the last document: (records whose explicit id is taken, records that repeat an earlier document)."""
+    def finish(self) -> tuple[Int64, Int64]:
+        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier document)."""
         extents = np.frombuffer(self._extents, dtype=np.int64).reshape(-1, 3)
         np.save(self._directory / "extents.npy", extents, allow_pickle=False)
         return self._about.finish()
 
 
 class Documents(Conversations):
-    """Random access to the documents of a directory: id, source, label, columns as of conversations, and the text."""
+    """The documents of one side: id, source, label and columns as of conversations, and the text.
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    parts  i64[n, 2], the characters [start, end) of each of its records that belong to this side; at first all
+    """
+
+    def __init__(self, directory: Path, fingerprint: str = "", cache_key: str = "") -> None:
+        super().__init__(directory, fingerprint, cache_key)
         self._pieces = RowFile(directory / "pieces.arrow")
         self._extents = np.load(directory / "extents.npy", mmap_mode="r", allow_pickle=False)
+        ends = np.asarray(self._extents[self.records, 2])
+        self.parts: Int64 = np.stack([np.zeros_like(ends), ends], axis=1)
+
+    def some(self, records: Int64) -> Documents:
+        """A side with these of its records only."""
+        side = super().some(records)
+        side.parts = self.parts[np.searchsorted(self.records, records)]
+        return side
+
+    def some_parts(self, records: Int64, parts: Int64) -> Documents:
+        """A side with these parts of these records only."""
+        side = self._side(records, np.concatenate([records, parts.reshape(-1)]))
+        side.parts = parts
+        return side
 
     def characters(self, record: int) -> int:
+        """The length of a document, whatever part of it belongs to this side."""
         return int(self._extents[record, 2])
 
     def text(self, record: int, start: int = 0, end: int | None = None) -> Iterator[str]:
@@ -92,7 +112,7 @@ class Documents(Conversations):
             place += len(piece)
 
     def tail(self, record: int, share: float) -> int:
-        """Where about the last `share` of a document begins: behind the first newline there, or the very place."""
+        """Place where about the last `share` of a document begins: behind the first newline there, or right there."""
         place = round((1 - share) * self.characters(record))
         ahead = "".join(itertools.islice(self.text(record, place), 2))
         newline = ahead.find("\n")
@@ -123,43 +143,9 @@ def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
 
 
 def _begins_with_text(source: Source) -> bool:
-    """Whether the first row is recognised as text; what is wrong with a file its reader will say."""
+    """Whether the first row is recognised as text; its reader will say what is wrong with a file."""
     try:
-        first = next(source.rows(), None)
-        return first is not None and isinstance(first.value, dict) and recognise(first.value) == TEXT
-    except (OSError, DataError, BadRow):
+        _, row = next(source.rows(), ("", None))
+        return isinstance(row, dict) and recognise(row) == TEXT
+    except (DataError, BadRow):
         return False
-
-
-def read_documents(
-    sources: Sequence[Source], label_field: str | None, progress: bool
-) -> Iterator[tuple[str, Conversation | BadRow, Iterator[str]]]:
-    """(source, what stands beside the text or the BadRow that says why not, pieces of the text) of every document.
-
-    The pieces of a text file may raise BadText half-way.
-    """
-    with progress_bar("Reading documents", unit=" documents", delay=1, enabled=progress) as bar:
-        for source in sources:
-            if source.is_text:
-                bar.update()
-                yield _text_file(source, label_field)
-                continue
-            for row in source.rows():
-                bar.update()
-                try:
-                    if row.problem is not None:
-                        raise BadRow(row.problem)
-                    text, about = document(row.value, label_field)
-                    yield row.source, about, _cut(text)
-                except BadRow as problem:
-                    yield row.source, problem, iter(())
-
-
-def _text_file(source: Source, label_field: str | None) -> tuple[str, Conversation | BadRow, Iterator[str]]:
-    if label_field is not None:
-        return source.name, BadRow(f"a text file has no field {label_field!r} (data.label_field)"), iter(())
-    return source.name, Conversation(()), iter_text(Path(source.name).expanduser(), source.name)
-
-
-def _cut(text: str) -> Iterator[str]:
-    return (text[at : at + PIECE] for at in range(0, len(text), PIECE))

@@ -1,39 +1,19 @@
-"""Row formats: each turns one row into one conversation, or says what is wrong with the row."""
+"""Row formats: each turns one row into one example, or says what is wrong with the row."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sftmix.types import Message
+from sftmix.data.jsonrows import BadRow
+from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
 """`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
-
-
-class BadRow(ValueError):
-    """Why a row cannot be used, for `file:line: reason`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One row: its turns (`trained` marks assistant turns meant to be learned), own id, label and scalar columns."""
-
-    messages: tuple[Message, ...]
-    id: str | None = None
-    label: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-    def content_hash(self) -> str:
-        """16 hex digits of the canonical content: the turns and their order, nothing else."""
-        turns = [[m.role, m.content, m.trained] for m in self.messages]
-        text = json.dumps(turns, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 TEXT = "text"
@@ -63,25 +43,36 @@ def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
     raise BadRow(f"format not recognised from the fields {fields} (known are {known}); name one with data.format")
 
 
-def convert(row: Any, name: str, label_field: str | None = None) -> Conversation:
-    """Read one row as format `name`. Raises BadRow."""
+def convert(row: Any, name: str, label_field: str | None = None) -> Example:
+    """Read one row as format `name`; without an `id` of its own, the example has "". Raises BadRow."""
     _object(row)
     if name == TEXT:
         raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
     form = FORMATS[name]
     messages = _checked(_with_system(form.convert(row), row))
-    used = {*form.reads, "id", "system", label_field}
-    columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
-    return Conversation(messages, _own_id(row), _label(row, label_field), columns)
+    return _example(row, messages, (*form.reads, "system"), label_field)
 
 
-def document(row: Any, label_field: str | None = None) -> tuple[str, Conversation]:
-    """Read one row of plain text: the text, and a conversation without turns for what stands beside it."""
+def document(row: Any, label_field: str | None = None) -> tuple[Example, Iterable[str]]:
+    """Read one row of plain text: an example without turns, and the text in pieces.
+
+    Raises BadRow, and so may the pieces of a text file.
+    """
     _object(row)
-    text = _text(_field(row, TEXT), TEXT)
-    used = {TEXT, "id", label_field}
+    text = _field(row, TEXT)
+    if isinstance(text, Iterator):  # a text file, which is never held in memory
+        if label_field is not None:
+            raise BadRow(f"a text file has no field {label_field!r} (data.label_field)")
+        return Example("", ()), text
+    return _example(row, (), (TEXT,), label_field), [_text(text, TEXT)]
+
+
+def _example(
+    row: Mapping[str, Any], messages: tuple[Message, ...], reads: Sequence[str], label_field: str | None
+) -> Example:
+    used = {*reads, "id", label_field}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
-    return text, Conversation((), _own_id(row), _label(row, label_field), columns)
+    return Example(_own_id(row), messages, label=_label(row, label_field), columns=columns)
 
 
 def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
@@ -127,9 +118,9 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _own_id(row: Mapping[str, Any]) -> str | None:
+def _own_id(row: Mapping[str, Any]) -> str:
     if "id" not in row:
-        return None
+        return ""
     value = row["id"]
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, "id")
     if not text.strip():

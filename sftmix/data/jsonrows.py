@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from sftmix.common.errors import DataError
 
@@ -19,90 +18,61 @@ _UTF8_BOM = codecs.BOM_UTF8
 _FOREIGN = {codecs.BOM_UTF16_LE: "UTF-16 text", codecs.BOM_UTF16_BE: "UTF-16 text", b"\x1f\x8b": "gzip-compressed"}
 
 
-class Row(NamedTuple):
-    """A row as read: where it stands, and either its value or what is wrong with it."""
+class BadRow(ValueError):
+    """Why a row cannot be used, for `file:line: reason`; `source` where that line is not the one the row begins at."""
 
-    source: str
-    value: Any
-    problem: str | None = None
+    def __init__(self, reason: str, source: str | None = None) -> None:
+        super().__init__(reason)
+        self.source = source
 
 
-class BadText(ValueError):
-    """Where a text file cannot be read (`file:line`), and why."""
-
-    def __init__(self, source: str, reason: str) -> None:
-        super().__init__(f"{source}: {reason}")
-        self.source, self.reason = source, reason
+Row = tuple[str, Any]
+"""Where a row stands (`file:line` or `file[index]`), and its value or the BadRow that says why it has none."""
 
 
 class StrictDecoder:
-    """JSON objects with duplicate keys, NaN or Infinity are reported; Python's own decoder accepts them."""
+    """Python's JSON decoder, which accepts duplicate keys, NaN and Infinity, with a BadRow in their place."""
 
     def __init__(self) -> None:
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
-        self._problem: str | None = None
+        self._problem: BadRow | None = None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            self._problem = f"the key {twice!r} occurs twice in one object"
+            self._problem = BadRow(f"the key {twice!r} occurs twice in one object")
         return value
 
     def _constant(self, name: str) -> None:
-        self._problem = f"{name} is not JSON"
+        self._problem = BadRow(f"{name} is not JSON")
 
-    def decode_at(self, text: str, start: int) -> tuple[Any, int, str | None]:
-        """(value, end, problem) of the JSON value at text[start:]; raises ValueError or RecursionError."""
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """(value or BadRow, end) of the JSON value at text[start:]; raises ValueError or RecursionError."""
         self._problem = None
         value, end = self._json.raw_decode(text, start)
-        return value, end, self._problem
+        return self._problem or value, end
 
-    def decode_line(self, raw: bytes) -> tuple[Any, str | None]:
-        """(value, problem) of one line that must hold exactly one JSON value."""
+    def decode_line(self, raw: bytes) -> Any:
+        """The one JSON value of a line, or a BadRow."""
         self._problem = None
         try:
-            return self._json.decode(raw.decode("utf-8")), self._problem
+            value = self._json.decode(raw.decode("utf-8"))
+            return self._problem or value
         except UnicodeDecodeError as error:
-            return None, f"not valid UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line"
+            return BadRow(f"not valid UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line")
         except json.JSONDecodeError as error:
-            return None, f"not valid JSON: {error.msg} (column {error.colno})"
+            return BadRow(f"not valid JSON: {error.msg} (column {error.colno})")
         except RecursionError:
-            return None, "not valid JSON: nested too deeply"
+            return BadRow("not valid JSON: nested too deeply")
         except ValueError as error:
-            return None, f"not valid JSON: {error}"
-
-
-def iter_text(path: Path, name: str) -> Iterator[str]:
-    """The text of a file in pieces of at most 64 Ki characters; CRLF and CR become LF, a byte order mark goes.
-
-    Raises BadText, whose text is `file:line: reason`, where the file is not UTF-8 text.
-    """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    line = 1
-    with open(path, "rb") as file:
-        if problem := foreign_encoding(file.read(4)):
-            raise BadText(f"{name}:1", problem)
-        file.seek(0)
-        while True:
-            raw = file.read(1 << 16)
-            try:
-                yield decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                place = line + error.object[: error.start].count(b"\n")
-                raise BadText(f"{name}:{place}", f"not valid UTF-8: byte 0x{error.object[error.start]:02x}") from error
-            if (zero := raw.find(b"\0")) >= 0:
-                place = line + raw[:zero].count(b"\n")
-                raise BadText(f"{name}:{place}", "contains a NUL character")
-            line += raw.count(b"\n")
-            if not raw:
-                return
+            return BadRow(f"not valid JSON: {error}")
 
 
 def foreign_encoding(head: bytes) -> str | None:
-    """What a file that cannot be UTF-8 text begins like, or None."""
-    return next((f"{what}; expected UTF-8 text" for mark, what in _FOREIGN.items() if head.startswith(mark)), None)
+    """The kind of file that begins so, for a message; None for what may be UTF-8 text."""
+    return next((f"{kind}; expected UTF-8 text" for mark, kind in _FOREIGN.items() if head.startswith(mark)), None)
 
 
 def iter_lines(path: Path, name: str) -> Iterator[Row]:
@@ -111,7 +81,7 @@ def iter_lines(path: Path, name: str) -> Iterator[Row]:
     with open(path, "rb") as file:
         head = file.read(4)
         if problem := foreign_encoding(head):
-            yield Row(f"{name}:1", None, problem)
+            yield f"{name}:1", BadRow(problem)
             return
         file.seek(len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0)
         number = 0
@@ -119,9 +89,9 @@ def iter_lines(path: Path, name: str) -> Iterator[Row]:
             number += 1
             if len(raw) > MAX_ROW_BYTES:
                 size = len(raw) + _skip_line(file, raw)
-                yield Row(f"{name}:{number}", None, f"a line of {size:,} bytes; the limit is {MAX_ROW_BYTES:,}")
+                yield f"{name}:{number}", BadRow(f"a line of {size:,} bytes; the limit is {MAX_ROW_BYTES:,}")
             elif raw.strip():
-                yield Row(f"{name}:{number}", *decoder.decode_line(raw))
+                yield f"{name}:{number}", decoder.decode_line(raw)
 
 
 def _skip_line(file: BinaryIO, raw: bytes) -> int:
@@ -167,8 +137,8 @@ class _ArrayReader:
         else:
             while True:
                 source = f"{self._name}:{self._line}"
-                value, end, problem = self._element(decoder)
-                yield Row(source, value, problem)
+                value, end = self._element(decoder)
+                yield source, value
                 self._advance(end)
                 if self._next() == "]":
                     self._at += 1
@@ -178,12 +148,12 @@ class _ArrayReader:
         if self._next():
             self._fail("text after the end of the array")
 
-    def _element(self, decoder: StrictDecoder) -> tuple[Any, int, str | None]:
+    def _element(self, decoder: StrictDecoder) -> tuple[Any, int]:
         while True:
             try:
-                value, end, problem = decoder.decode_at(self._text, self._at)
+                value, end = decoder.decode_at(self._text, self._at)
                 if end < len(self._text) or self._ended:
-                    return value, end, problem
+                    return value, end
             except (ValueError, RecursionError) as error:
                 if self._ended or isinstance(error, RecursionError):
                     self._fail(getattr(error, "msg", None) or "nested too deeply", getattr(error, "lineno", None))
@@ -223,7 +193,7 @@ class _ArrayReader:
         self._at = 0
 
     def _fail(self, reason: str, line_in_text: int | None = None) -> None:
-        line = (
-            self._line if line_in_text is None else line_in_text + self._line - 1 - self._text.count("\n", 0, self._at)
-        )
+        line = self._line
+        if line_in_text is not None:
+            line += line_in_text - 1 - self._text.count("\n", 0, self._at)
         raise DataError(f"{self._name}:{line}: not valid JSON: {reason}. Nothing after this place can be read.")

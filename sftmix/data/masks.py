@@ -10,40 +10,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sftmix.data.templates import Encoder, TemplateRefusal, as_dict
-from sftmix.types import Example, Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One tokenised example.
-
-    input_ids   i64[length]
-    spans       i64[S, 2], [start, end) of each trained response, end-of-turn token included
-    truncated   cut at max_length
-    """
-
-    input_ids: Rows
-    spans: Rows
-    truncated: bool
+from sftmix.types import Example
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one example: its tokens, or None; and the reasons (keys of `report.REASONS`) to count."""
+    """The result of tokenising one example.
 
-    tokens: Tokens | None = None
+    ids      its tokens, at most max_length; empty where it cannot be trained on
+    spans    (start, end) of each trained response, end-of-turn token included
+    reasons  keys of `report.REASONS` to count
+    detail   what the report adds to its name
+    split    the template rewrites earlier turns: the caller encodes each trained turn as an example of its own
+    """
+
+    ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     detail: str = ""
     split: bool = False
-    """The template rewrites earlier turns: the caller encodes each trained turn as an example of its own."""
 
 
 @dataclass(slots=True)
 class _Turn:
-    """Text of the prompt of one trained turn, of the conversation through that turn, and the ids of both."""
+    """One trained turn: text and ids of its prompt, and of the conversation through that turn."""
 
     prompt: str
     closed: str
@@ -85,7 +76,7 @@ def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] |
         texts = iter(zip(encoder.render(prompts, prompt=True), encoder.render(through, prompt=False), strict=True))
     except TemplateRefusal as error:
         if len(examples) == 1:
-            return [Outcome(None, ["template_refused"], str(error))]
+            return [Outcome(reasons=["template_refused"], detail=str(error))]
         return [outcome for example in examples for outcome in _render(encoder, [example])]
     return [
         [_turn(encoder, *next(texts), chat[i]["content"]) for i in found]
@@ -94,7 +85,7 @@ def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] |
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
-    """Cut what follows the end of the turn; put the response after the prompt where the render does not."""
+    """Cut off what follows the end of the turn; where the text does not begin with the prompt, compose it."""
     if full.startswith(prompt) and full.endswith(encoder.ending + encoder.trailer):
         return _Turn(prompt, full[: len(full) - len(encoder.trailer)], content, regular=True)
     return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, content, regular=False)
@@ -109,12 +100,12 @@ def _single(encoder: Encoder, turn: _Turn) -> Outcome:
     if ids[:start] != turn.prompt_ids:
         apart = _apart(encoder, turn)
         if apart is None:
-            return Outcome(None, ["prefix_mismatch"])
+            return Outcome(reasons=["prefix_mismatch"])
         ids, reasons = apart, [*reasons, "boundary"]
     if ids[-1] != encoder.end_of_turn_id:
-        return Outcome(None, ["no_end_of_turn"])
+        return Outcome(reasons=["no_end_of_turn"])
     # The first token of a text is predicted by nothing, so it can never be a target.
-    return Outcome(_tokens(ids, [(max(start, 1), len(ids))]), reasons)
+    return Outcome(ids, [(max(start, 1), len(ids))], reasons)
 
 
 def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
@@ -127,12 +118,8 @@ def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
     if rest[:1] != [encoder.end_of_turn_id]:
         return None
     ids = turn.prompt_ids + rest[1:] + ([encoder.end_of_turn_id] if encoder.appends_end else [])
-    same = _decode(encoder, ids) == _decode(encoder, turn.closed_ids)
+    same = encoder.decode(ids) == encoder.decode(turn.closed_ids)
     return ids if same else None
-
-
-def _decode(encoder: Encoder, ids: list[int]) -> str:
-    return str(encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
@@ -143,22 +130,17 @@ def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
         start, end = len(turn.prompt_ids), len(turn.closed_ids)
         whole = turn.regular and ids[:end] == turn.closed_ids and ids[:start] == turn.prompt_ids
         if not whole or ids[end - 1] != encoder.end_of_turn_id or (encoder.appends_end and turn is not turns[-1]):
-            return Outcome(None, ["split_turns"], split=True)
+            return Outcome(reasons=["split_turns"], split=True)
         spans.append((max(start, 1), end))
-    return Outcome(_tokens(ids, spans))
-
-
-def _tokens(ids: list[int], spans: list[tuple[int, int]]) -> Tokens:
-    return Tokens(np.asarray(ids, dtype=np.int64), np.asarray(spans, dtype=np.int64).reshape(-1, 2), False)
+    return Outcome(ids, spans)
 
 
 def _cut(outcome: Outcome, max_length: int) -> Outcome:
     """Keep the first max_length tokens; without a response token among them the example is dropped."""
-    tokens = outcome.tokens
-    if tokens is None or len(tokens.input_ids) <= max_length:
+    if len(outcome.ids) <= max_length:
         return outcome
-    spans = np.minimum(tokens.spans, max_length)
-    spans = spans[spans[:, 0] < spans[:, 1]]
-    if not len(spans):
-        return Outcome(None, [*outcome.reasons, "no_response_token"])
-    return Outcome(Tokens(tokens.input_ids[:max_length], spans, True), [*outcome.reasons, "truncated"])
+    spans = [(start, min(end, max_length)) for start, end in outcome.spans]
+    spans = [(start, end) for start, end in spans if start < end]
+    if not spans:
+        return Outcome(reasons=[*outcome.reasons, "no_response_token"])
+    return Outcome(outcome.ids[:max_length], spans, [*outcome.reasons, "truncated"])

@@ -1,4 +1,4 @@
-"""What the model will see, for people: text with the response in colour, a table of tokens, dropped rows."""
+"""A preview of what the model will see: text with the response in colour, a table of tokens, dropped rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EDGE = 8
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
     """Text of the given training rows, the token table of the first of them, and the report on all rows.
 
-    The response (what carries loss, end-of-turn token included) is green; without colour it stands in [[ ]].
+    The response (all tokens that carry loss, end-of-turn token included) is green; without colour it stands in [[ ]].
     """
     paint = _Paint(color)
     parts = [_first_line(data, encoder)]
@@ -66,14 +66,14 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
     facts += [f"label {example.label}"] if example.label is not None else []
     facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
     body, done = "", ""
-    begins = {piece.start: f"--- {piece.id} ({piece.source}) ---" for piece in dataset.pieces(row)}
+    begins = {start: f"--- {name} ({source}) ---" for start, name, source in dataset.pieces(row)}
     for start, end, trained in runs(encoded):
         if start in begins:
             body += ("\n" if body else "") + paint(_DIM, begins[start]) + "\n"
         # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
-        so_far = encoder.tokenizer.decode(encoded.input_ids[:end], clean_up_tokenization_spaces=False)
-        piece = printable(str(so_far)[len(done) :])
-        body, done = body + (paint.response(piece) if trained else piece), str(so_far)
+        so_far = encoder.decode(encoded.input_ids[:end])
+        piece = printable(so_far[len(done) :])
+        body, done = body + (paint.response(piece) if trained else piece), so_far
     return f"{paint(_BOLD, ' | '.join(facts))}\n{body}"
 
 

@@ -1,8 +1,9 @@
-"""What happened to the rows on their way to the model: counted, with the first few named."""
+"""Counts of what happened to the rows on their way to the model, with the first few named."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,20 +25,20 @@ REASONS = {
     "split_turns": "conversations trained as one example per turn (the template rewrites earlier turns)",
     "eval_in_train": "held-out rows whose content also occurs in the training rows",
 }
-"""Every reason that is counted, and how it reads in the report."""
+"""Every reason that is counted, with its words in the report."""
 
 
 @dataclass
 class DataReport:
     """Counts of one loading of the data.
 
-    rows          rows read from all files, bad ones included; documents, of text
-    train, eval   examples of either side (a row of k assistant turns gives up to k); windows, of text
+    rows          rows read from all files, bad ones included; for text: documents
+    train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
     counts        reason (a key of REASONS) -> how many
     first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
     notes         remarks, such as which template is used
     max_length    tokens per example
-    tokens        None, or of text: the tokens of both sides
+    tokens        for text: the tokens of each side; else None
     """
 
     rows: int = 0
@@ -59,8 +60,7 @@ class DataReport:
 
     def merge(self, others: Iterable[DataReport]) -> DataReport:
         """A new report with the counts of all; train, eval, max_length are this one's."""
-        total = DataReport(self.rows, self.train, self.eval, dict(self.counts), {}, list(self.notes), self.max_length)
-        total.first = {reason: list(names) for reason, names in self.first.items()}
+        total = deepcopy(self)
         for other in others:
             total.rows += other.rows
             total.notes += [note for note in other.notes if note not in total.notes]

@@ -1,18 +1,21 @@
-"""Where rows come from: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
+"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
-from sftmix.data.jsonrows import MAX_ROW_BYTES, Row, foreign_encoding, is_array, iter_array, iter_lines
+from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, is_array, iter_array, iter_lines
 
+V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
 
 HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
@@ -35,23 +38,31 @@ class Source:
 
     @property
     def is_text(self) -> bool:
-        """A .txt file: one document, which has no rows."""
+        """A .txt file, which is one document."""
         return self.dataset is None and Path(self.name).suffix.lower() == TEXT_SUFFIX
 
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
         if self.dataset is not None:
-            return _hub_rows(self.name, self.dataset)
+            return _readable(((f"{self.name}[{index}]", row) for index, row in enumerate(self.dataset)), self.name)
         path = Path(self.name).expanduser()
-        return _READERS[path.suffix.lower()](path, self.name)
+        return _readable(_READERS[path.suffix.lower()](path, self.name), self.name)
+
+
+def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
+    """The parts as they are, with a DataError that names the file where it cannot be read."""
+    try:
+        yield from parts
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    Text files of a directory are its documents where `form` (data.format) is text, or auto and it holds nothing else;
-    beside files of rows they are taken for notes about them. A hub id may name a split: `HuggingFaceH4/x@train_sft`,
-    `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
+    Text files of a directory are documents where `form` (data.format) is text, or where it is auto and the directory
+    holds nothing else; beside files of rows they are notes about these, and left out. A hub id may name a split:
+    `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
 
     Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
     the option, for the message.
@@ -64,7 +75,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
                 found = [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
             elif path.exists():
                 found = [_file(path, name)]
-            elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _SUFFIXES:
+            elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _READERS:
                 found = [_hub(name, option)]
             else:
                 seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -76,7 +87,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
 
 
 def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
-    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _SUFFIXES)
+    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
     rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
     if form != "text" and (rows or form != "auto"):
         found = rows
@@ -86,11 +97,11 @@ def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
 
 
 def _supported() -> str:
-    return ", ".join(sorted(_SUFFIXES))
+    return ", ".join(sorted(_READERS))
 
 
 def _file(path: Path, name: str) -> Source:
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in _READERS:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
@@ -114,16 +125,14 @@ def _hub(name: str, option: str) -> Source:
     return Source(name, str(dataset._fingerprint), dataset)
 
 
-def _hub_rows(name: str, dataset: Any) -> Iterator[Row]:
-    for index, row in enumerate(dataset):
-        yield Row(f"{name}[{index}]", row)
+# ---------------------------------------------------------------------------------------------- readers
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
     with open(path, "rb") as file:
         problem = foreign_encoding(file.read(4))
     if problem:
-        yield Row(f"{name}:1", None, problem)
+        yield f"{name}:1", BadRow(problem)
     else:
         yield from iter_array(path, name) if is_array(path) else iter_lines(path, name)
 
@@ -142,14 +151,14 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield Row(f"{name}:{line}", None, f"not valid CSV: {error}")
+                    yield f"{name}:{line}", BadRow(f"not valid CSV: {error}")
                     continue
                 if header is None:
                     header = cells
                 elif len(cells) == len(header):
-                    yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
+                    yield f"{name}:{line}", dict(zip(header, cells, strict=True))
                 elif cells:
-                    yield Row(f"{name}:{line}", None, f"{len(cells)} fields, but the header has {len(header)}")
+                    yield f"{name}:{line}", BadRow(f"{len(cells)} fields, but the header has {len(header)}")
     finally:
         csv.field_size_limit(limit)
 
@@ -163,11 +172,47 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         index = 0
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                yield Row(f"{name}[{index}]", row)
+                yield f"{name}[{index}]", row
                 index += 1
     except pa.ArrowException as error:
         raise DataError(f"{name}: not a readable Parquet file: {error}") from error
 
 
-_READERS = {".json": _json_rows, ".jsonl": iter_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
-_SUFFIXES = {*_READERS, TEXT_SUFFIX}
+def _text_rows(path: Path, name: str) -> Iterator[Row]:
+    """One row, whose field `text` is read piece by piece."""
+    yield name, {"text": _readable(iter_text(path, name), name)}
+
+
+def iter_text(path: Path, name: str) -> Iterator[str]:
+    """The text of a file in pieces of at most 64 Ki characters; CRLF and CR become LF, a byte order mark goes.
+
+    Raises BadRow with the line at which the file is not UTF-8 text.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    line = 1
+    with open(path, "rb") as file:
+        if problem := foreign_encoding(file.read(4)):
+            raise BadRow(problem, f"{name}:1")
+        file.seek(0)
+        while True:
+            raw = file.read(1 << 16)
+            try:
+                yield decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                raise BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x}", f"{name}:{line}") from error
+            if (zero := raw.find(b"\0")) >= 0:
+                line += raw[:zero].count(b"\n")
+                raise BadRow("contains a NUL character", f"{name}:{line}")
+            line += raw.count(b"\n")
+            if not raw:
+                return
+
+
+_READERS = {
+    ".json": _json_rows,
+    ".jsonl": iter_lines,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+    TEXT_SUFFIX: _text_rows,
+}

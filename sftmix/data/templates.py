@@ -22,7 +22,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
 from sftmix.options import DataOptions
-from sftmix.types import Message, Rows
+from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ class Encoder:
 
     @property
     def pad_id(self) -> int:
-        """What fills the end of shorter rows; never looked at, so any id will do (T4: masks go by length)."""
+        """The id at the end of shorter rows. Any will do, even eos: masks go by length, so nobody looks at it."""
         pad = self.tokenizer.pad_token_id
         return self.end_of_turn_id if pad is None else int(pad)
 
@@ -117,7 +117,11 @@ class Encoder:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]
 
-    def encode_prompt(self, messages: Sequence[Message | Mapping[str, str]]) -> Rows:
+    def decode(self, ids: list[int] | Int64) -> str:
+        """The text of token ids, special tokens and white space as they are."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def encode_prompt(self, messages: Sequence[Message | Mapping[str, str]]) -> Int64:
         """i64[length]: what generation starts from; equal to the untrained part of a training example."""
         chat = [as_dict(message) for message in messages]
         return np.asarray(self.tokenize(self.render([chat], prompt=True))[0], dtype=np.int64)
@@ -150,7 +154,7 @@ def render(
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what a tokenizer does, whatever files it came from."""
+    """Hash of a tokenizer's behaviour, whatever files it came from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -183,7 +187,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
 def make_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> Encoder:
     """Choose the template, probe it, and return the encoder.
 
-    template: null = the tokenizer's own, or alpaca where it has none; "alpaca"; "chatml"; or the path of a Jinja file.
+    template  None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja file
     Raises ConfigError for an unknown name, a template that cannot be rendered, or when no token could end a response.
     """
     name, source, notices = _choose(tokenizer, template)
@@ -202,7 +206,7 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
         template = "alpaca"
         notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
     if template in NAMED:
-        return template, _plain(tokenizer, NAMED[template]), notices
+        return template, _own_template(tokenizer, NAMED[template]), notices
     path = Path(template).expanduser()
     try:
         return template, path.read_text(encoding="utf-8"), notices
@@ -213,8 +217,8 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
         ) from error
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """Our own templates begin with BOS where the tokenizer itself writes one, and end turns with a token it knows."""
+def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """One of our templates: BOS where the tokenizer itself writes one, and turns that end with a token it knows."""
     source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
     if "eos_token" in source and tokenizer.eos_token is None:
         raise ConfigError("data.template: this tokenizer has no eos token, with which this template ends a response")
@@ -222,7 +226,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
 
 
 def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer, asked to add special tokens, begins plain text with BOS."""
+    """Whether the tokenizer begins plain text with BOS when it adds special tokens."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
 
@@ -231,7 +235,7 @@ def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, list[str]]:
-    """Render a small conversation and see what the template writes around a response.
+    """Render a small conversation to find what the template writes around a response.
 
     Returns the end-of-turn fields of Encoder, the template (extended when its generation prompt is not all that comes
     before the content: an empty thinking block, or the whole header of a turn), and notices.

@@ -2,7 +2,7 @@
 
 A document is its tokens, with BOS before where the tokenizer writes one to plain text and eos behind. Packed, documents
 stand one after the other and are cut into windows of exactly max_length tokens; a window says where each of its
-documents begins, and neither attention nor targets go across (T12).
+documents begins, because neither attention nor targets may go across: a model would learn from an unrelated text.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,8 @@ from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
 from sftmix.data.report import DataReport
-from sftmix.data.sides import Selection
 from sftmix.data.templates import Encoder, writes_bos
-from sftmix.types import Rows
+from sftmix.types import Int64
 
 STRETCH = 1 << 18
 """Characters tokenised in one call."""
@@ -35,8 +34,7 @@ _SAME = 32
 """Tokens before a cut that both sides must agree on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The characters [start, end) of a document; all of it, or one side of the held-out cut."""
 
     record: int
@@ -60,30 +58,21 @@ class Window:
     offset: int = 0
 
     @property
-    def spans(self) -> Rows:
+    def spans(self) -> Int64:
         """i64[S, 2], [start, end) of the targets: nothing predicts the first token of a document in a window."""
         bounds = np.asarray([*self.starts, len(self.input_ids)], dtype=np.int64)
         spans = np.stack([bounds[:-1] + 1, bounds[1:]], axis=1)
         return spans[spans[:, 0] < spans[:, 1]]
 
+    def content_hash(self) -> str:
+        """16 hex digits of a hash of the tokens and of where documents begin.
 
-class WindowIds:
-    """Ids of windows: 16 hex digits of a hash of the tokens and of where documents begin, `#k` for the k-th repeat.
-
-    Another length, tokenizer or order of documents gives other windows, so artefacts of one never join the other's.
-    """
-
-    def __init__(self) -> None:
-        self._seen: Counter[str] = Counter()
-
-    def of(self, window: Window) -> str:
+        Another length, tokenizer or order of documents gives other windows, so artefacts of one never join the other's.
+        """
         digest = hashlib.blake2b(digest_size=8)
-        for numbers in (window.input_ids, window.starts):
+        for numbers in (self.input_ids, self.starts):
             digest.update(np.asarray([len(numbers), *numbers], dtype="<i8").tobytes())
-        name = digest.hexdigest()
-        count = self._seen[name]
-        self._seen[name] += 1
-        return f"{name}#{count}" if count else name
+        return digest.hexdigest()
 
 
 def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, packed: bool) -> Iterator[Window]:
@@ -119,22 +108,26 @@ def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, pa
 
 
 def document_tokens(
-    encoder: Encoder, documents: Documents, parts: Iterable[Part], *, size: int = STRETCH
+    encoder: Encoder, side: Documents, *, size: int = STRETCH, progress: bool = False
 ) -> Iterator[tuple[int, int, list[int]]]:
     """(record, place of the first token, ids) of the documents, long ones in several stretches.
 
     BOS stands before the first character of a document and eos behind its last, so a part has them only at those ends.
     """
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
-    for batch in _batches(parts, size):
-        short = len(batch) > 1
-        texts = ["".join(documents.text(p.record, p.start, p.end)) for p in batch] if short else []
-        found: Iterable[Iterable[list[int]]] = [[ids] for ids in encoder.tokenize(texts)]
-        if not short:
-            pieces = documents.text(batch[0].record, batch[0].start, batch[0].end)
-            found = [stretches(encoder, pieces, size=size, name=documents.source(batch[0].record))]
-        for part, parts_of_it in zip(batch, found, strict=True):
-            yield from _with_ends(part, parts_of_it, bos, [encoder.end_of_turn_id], documents)
+    parts = [Part(record, *part) for record, part in zip(side.records.tolist(), side.parts.tolist(), strict=True)]
+    total = sum(part.end - part.start for part in parts)
+    with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
+        for batch in _batches(parts, size):
+            for part, found in zip(batch, _stretches_of(encoder, side, batch, size), strict=True):
+                place = 0
+                begin = bos if part.start == 0 else []
+                end = [encoder.end_of_turn_id] if part.end == side.characters(part.record) else []
+                for ids in itertools.chain([begin], found, [end]):
+                    if ids:
+                        yield part.record, place, ids
+                        place += len(ids)
+                bar.update(part.end - part.start)
 
 
 def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
@@ -151,19 +144,11 @@ def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
         yield batch
 
 
-def _with_ends(
-    part: Part, found: Iterable[list[int]], bos: list[int], eos: list[int], documents: Documents
-) -> Iterator[tuple[int, int, list[int]]]:
-    place = 0
-    if part.start == 0 and bos:
-        yield part.record, 0, bos
-        place = 1
-    for ids in found:
-        if ids:
-            yield part.record, place, ids
-            place += len(ids)
-    if part.end == documents.characters(part.record):
-        yield part.record, place, eos
+def _stretches_of(encoder: Encoder, side: Documents, batch: Sequence[Part], size: int) -> Iterable[Iterable[list[int]]]:
+    """For each part its token ids in stretches: one stretch, unless the part is alone and may be long."""
+    if len(batch) == 1:
+        return [stretches(encoder, side.text(*batch[0]), size=size, name=side.source(batch[0].record))]
+    return [[ids] for ids in encoder.tokenize(["".join(side.text(*part)) for part in batch])]
 
 
 def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, name: str = "") -> Iterator[list[int]]:
@@ -197,7 +182,7 @@ def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, n
         yield ids[_first(ids, places, done, known, name) :]
 
 
-def _placed(encoder: Encoder, text: str) -> tuple[list[int], Rows]:
+def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
     """Token ids of a text and the character at which each begins, i64."""
     encoded = encoder.tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
@@ -206,7 +191,7 @@ def _placed(encoder: Encoder, text: str) -> tuple[list[int], Rows]:
     return encoded["input_ids"], np.maximum.accumulate(places)
 
 
-def _first(ids: list[int], places: Rows, done: int, known: list[int], name: str) -> int:
+def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str) -> int:
     """Index of the first token that was not handed out yet; what stands before it must be what was."""
     first = int(np.searchsorted(places, done))
     if done and (first == len(ids) or places[first] != done or ids[first - len(known) : first] != known):
@@ -216,7 +201,7 @@ def _first(ids: list[int], places: Rows, done: int, known: list[int], name: str)
     return first
 
 
-def _cut(encoder: Encoder, text: str, ids: list[int], places: Rows, done: int) -> tuple[int | None, int]:
+def _cut(encoder: Encoder, text: str, ids: list[int], places: Int64, done: int) -> tuple[int | None, int]:
     """(character at which a token begins behind a newline, character from which the next stretch is tokenised)."""
     cut = len(text) - MARGIN
     for _ in range(8):
@@ -238,48 +223,34 @@ def _cut(encoder: Encoder, text: str, ids: list[int], places: Rows, done: int) -
 
 
 def encode_windows(
-    encoder: Encoder, side: Selection, length: int, packed: bool, report: DataReport, progress: bool
+    encoder: Encoder, side: Documents, length: int, packed: bool, report: DataReport, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """The windows of one side, as `sftmix.data.dataset` stores them; those without a target are counted, not given."""
-    documents, extents = side.conversations, side.extents
-    assert isinstance(documents, Documents)
-    assert extents is not None
-    parts = [Part(record, *extent) for record, extent in zip(side.records.tolist(), extents.tolist(), strict=True)]
-    ids = WindowIds()
-    total = sum(part.end - part.start for part in parts)
-    with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
-        tokens = document_tokens(encoder, documents, _counted(parts, bar.update))
-        for window in windows(tokens, length, packed=packed):
-            spans = window.spans
-            if not len(spans):
-                report.add("no_target", f"{documents.source(window.records[0])}, token {window.offset}")
-                continue
-            yield {
-                "id": ids.of(window),
-                "input_ids": np.asarray(window.input_ids, dtype=np.int32),
-                "spans": spans.reshape(-1).astype(np.int32),
-                "truncated": False,
-                "n_targets": len(window.input_ids) - len(window.starts),
-                "record": window.records[0],
-                "turn": WHOLE,
-                "text": _decoded(encoder, window.input_ids),
-                "offset": window.offset,
-                "starts": window.starts,
-                "records": window.records,
-            }
+    """The windows of one side, as `sftmix.data.dataset` stores them; those without a target are only counted."""
+    seen: Counter[str] = Counter()
+    for window in windows(document_tokens(encoder, side, progress=progress), length, packed=packed):
+        spans = window.spans
+        if not len(spans):
+            report.add("no_target", f"{side.source(window.records[0])}, token {window.offset}")
+            continue
+        name = window.content_hash()
+        repeats = seen[name]
+        seen[name] += 1
+        yield {
+            "id": f"{name}#{repeats}" if repeats else name,
+            "input_ids": np.asarray(window.input_ids, dtype=np.int32),
+            "spans": spans.reshape(-1).astype(np.int32),
+            "truncated": False,
+            "n_targets": len(window.input_ids) - len(window.starts),
+            "record": window.records[0],
+            "turn": WHOLE,
+            "text": encoder.decode(window.input_ids),
+            "offset": window.offset,
+            "starts": window.starts,
+            "records": window.records,
+        }
 
 
-def _counted(parts: Iterable[Part], update: Callable[[int], object]) -> Iterator[Part]:
-    for part in parts:
-        yield part
-        update(part.end - part.start)
-
-
-def _decoded(encoder: Encoder, ids: list[int]) -> str:
-    return str(encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def limited(rows: Iterator[dict[str, Any]], limit: int | None, report: DataReport) -> Iterator[dict[str, Any]]:
+def first_windows(rows: Iterator[dict[str, Any]], limit: int | None, report: DataReport) -> Iterator[dict[str, Any]]:
     """The first `limit` windows; a note says that there were more."""
     yield from itertools.islice(rows, limit)
     if limit is not None and next(rows, None) is not None:

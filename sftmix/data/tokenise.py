@@ -1,4 +1,4 @@
-"""Conversations -> stored rows of tokens, in one process or several, with the same result."""
+"""Conversations -> stored rows of tokens; one process and several give the same result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sftmix.data.conversations import Conversations
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
 from sftmix.data.templates import Encoder
-from sftmix.types import Example, Rows
+from sftmix.types import Example, Int64
 
 AT_ONCE = 256
 """Conversations of a part, and examples tokenised in one call: enough for the tokenizer's threads, little memory."""
@@ -32,7 +32,7 @@ Stored = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Tokenise:
-    """records -> what is stored of their examples, and the report of what became of them.
+    """records -> the stored rows of their examples, and the report on them.
 
     kept  ids of the examples to keep, None for all: the others are neither stored nor counted
     """
@@ -43,19 +43,19 @@ class Tokenise:
     max_length: int
     kept: frozenset[str] | None
 
-    def __call__(self, records: Rows) -> tuple[Stored, DataReport]:
+    def __call__(self, records: Int64) -> tuple[Stored, DataReport]:
         stored, report = Stored(), DataReport()
         for record, turn, example, outcome in self._outcomes(records):
             if self.kept is None or example.id in self.kept:
                 _count(report, example, outcome)
-                if outcome.tokens is not None:
+                if outcome.ids:
                     stored.append(_stored(record, turn, example, outcome))
         return stored, report
 
-    def _outcomes(self, records: Rows) -> Iterator[tuple[int, int, Example, Outcome]]:
+    def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
         """Every example with its outcome, in file order; conversations that must be split come as their turns."""
         batch = list(self.conversations.examples(records, whole=self.whole))
-        # Rows with many turns make long batches: the pieces keep memory bounded.
+        # Int64 with many turns make long batches: the pieces keep memory bounded.
         for at in range(0, len(batch), AT_ONCE):
             piece = batch[at : at + AT_ONCE]
             outcomes = encode_examples(self.encoder, [e for _, _, e in piece], self.max_length)
@@ -68,9 +68,9 @@ class Tokenise:
 
 
 def tokenised(
-    work: Tokenise, records: Rows, report: DataReport, *, processes: int | None, progress: bool
+    work: Tokenise, records: Int64, report: DataReport, *, processes: int | None, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """What is stored of the records, in their order; `report` is told what became of them.
+    """The stored rows of the records, in their order; the counts go into `report`.
 
     processes  None: as many as there are cores and work for
     """
@@ -98,7 +98,7 @@ _work: Tokenise | None = None
 """In a worker process: what it does with each part."""
 
 
-def _parallel(work: Tokenise, parts: list[Rows], processes: int) -> Iterator[tuple[Stored, DataReport]]:
+def _parallel(work: Tokenise, parts: list[Int64], processes: int) -> Iterator[tuple[Stored, DataReport]]:
     """`map(work, parts)` by forked workers, which share the memory map and the tokenizer with this process."""
     waiting: deque[Future[tuple[Stored, DataReport]]] = deque()
     # Spawned workers would import the user's script again, and need seconds to import transformers.
@@ -121,7 +121,7 @@ def _begin(work: Tokenise) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads do not exist here, and the cores are in use
 
 
-def _do(part: Rows) -> tuple[Stored, DataReport]:
+def _do(part: Int64) -> tuple[Stored, DataReport]:
     assert _work is not None
     return _work(part)
 
@@ -136,14 +136,12 @@ def _count(report: DataReport, example: Example, outcome: Outcome) -> None:
 
 
 def _stored(record: int, turn: int, example: Example, outcome: Outcome) -> dict[str, Any]:
-    tokens = outcome.tokens
-    assert tokens is not None
     return {
         "id": example.id,
-        "input_ids": tokens.input_ids.astype(np.int32),
-        "spans": tokens.spans.reshape(-1).astype(np.int32),
-        "truncated": tokens.truncated,
-        "n_targets": int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
+        "input_ids": np.asarray(outcome.ids, dtype=np.int32),
+        "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
+        "truncated": "truncated" in outcome.reasons,
+        "n_targets": sum(end - start for start, end in outcome.spans),
         "record": record,
         "turn": turn,
     }

@@ -1,4 +1,4 @@
-"""Checks for components of your own, and Hypothesis strategies for what they are given.
+"""Checks for your own components, and Hypothesis strategies for their inputs.
 
     from sftmix.testing import check_splitter
     from my_lab import ByLength
@@ -6,8 +6,8 @@
     def test_by_length():
         check_splitter(ByLength(threshold=20))
 
-Each check runs the component on generated inputs, the same ones every time, and raises AssertionError with the smallest
-input that breaks the contract of its base class. They need hypothesis (`pip install sftmix[test]`), no data and no GPU.
+Each check runs the component on generated inputs, the same ones every time. It raises AssertionError with the smallest
+input that breaks the contract of the base class. They need hypothesis (`pip install sftmix[test]`), no data and no GPU.
 """
 
 from __future__ import annotations

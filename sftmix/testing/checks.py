@@ -37,7 +37,7 @@ SEED = 7
 
 
 def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -> None:
-    """Run `holds` on generated inputs. An SFTMixError is a refusal, which is allowed, but not of every input."""
+    """Run `holds` on generated inputs. An SFTMixError is a refusal: of some inputs it is allowed, of all it is not."""
     answered = 0
 
     @settings(
@@ -59,7 +59,7 @@ def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -
 
 
 def copy_of(component: C) -> C:
-    """A copy that has seen nothing: a resumed run, or another rank, begins with one."""
+    """A copy without any history, as a resumed run or another rank begins with."""
     try:
         return copy.deepcopy(component)  # by the same protocol as pickle
     except Exception as error:
@@ -78,7 +78,7 @@ def assert_is(component: base.Component, kind: type) -> None:
 
 
 def _valid(check: Callable[..., V], *values: Any) -> V:
-    """What the pipeline itself checks; here a wrong answer, not a refusal."""
+    """Run a check of the pipeline; what it refuses is a wrong answer here, not a refusal."""
     try:
         return check(*values)
     except SFTMixError as error:
@@ -87,7 +87,7 @@ def _valid(check: Callable[..., V], *values: Any) -> V:
 
 @contextmanager
 def untouched(*records: Any) -> Iterator[None]:
-    """The records and the global random states are afterwards what they were."""
+    """Check that the records and the global random states are the same afterwards."""
     import torch
 
     before = [copy.deepcopy(record) for record in records]
@@ -124,7 +124,7 @@ def _another_order(size: int) -> Rows:
 def check_confidence_estimator(
     estimator: ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None, examples: int = 50
 ) -> None:
-    """One number per example, NaN exactly where it was not scored, by nothing but the example's own dynamics."""
+    """Check for one number per example, NaN exactly where unscored, from the example's own dynamics alone."""
     assert_is(estimator, ConfidenceEstimator)
 
     def holds(given: TrainingDynamics) -> None:
@@ -140,9 +140,9 @@ def check_confidence_estimator(
 
 
 def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
-    """A group for every example (unpaired without confidence), the same in whatever order the file is.
+    """Check for a group for every example (unpaired without confidence), whatever the order of the file.
 
-    scores  what tables it is tried on: by default with confidence exactly if it says `needs_confidence`
+    scores  the tables it is tried on; by default with confidence exactly where it says `needs_confidence`
     """
     assert_is(splitter, Splitter)
 
@@ -168,7 +168,7 @@ def _same_split(a: Split, b: Split, message: str) -> None:
 def check_pair_sampler(
     sampler: PairSampler, *, groups: int = 2, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50
 ) -> None:
-    """Rows in pairs: none of the unpaired, none with itself, and the same for an epoch whatever was asked before.
+    """Check for pairs without unpaired rows or a row with itself, whatever epochs were asked for before.
 
     groups  number of groups in the splits it is tried on
     """
@@ -191,7 +191,7 @@ def check_pair_sampler(
 
 
 def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
-    """Distinct rows, the same examples in whatever order the file is."""
+    """Check for distinct rows, of the same examples whatever the order of the file."""
     assert_is(selector, Selector)
 
     def holds(table: Scores) -> None:
@@ -212,7 +212,7 @@ def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | No
 
 
 def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
-    """A finite number of at least `minimum` at every step of runs of several lengths, by the step alone."""
+    """Check for a finite number of at least `minimum` at every step of runs of several lengths, from the step alone."""
     assert_is(schedule, Schedule)
     for total in (1, 2, 10, 1000):
         values = [schedule.value(step, total) for step in range(total)]
@@ -225,7 +225,7 @@ def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
 
 
 class _Lent:
-    """The context that a reference is lent: it trains nothing and returns what is expected of a run."""
+    """A context that trains nothing and returns stored dynamics as those of a run."""
 
     def __init__(self, stored: TrainingDynamics) -> None:
         self.ids, self._stored = stored.ids, stored
@@ -238,7 +238,7 @@ class _Lent:
 
 
 def check_reference(reference: Reference, *, examples: int = 20) -> None:
-    """Dynamics of exactly the examples asked for, in their order, with columns that fit together."""
+    """Check for dynamics of exactly the examples asked for, in their order, with columns that fit together."""
     assert_is(reference, Reference)
 
     def holds(stored: TrainingDynamics) -> None:
@@ -255,7 +255,7 @@ def check_reference(reference: Reference, *, examples: int = 20) -> None:
 
 
 def check_callback(callback: Callback, *, metrics: dict[str, float] | None = None) -> None:
-    """Every hook answers with nothing or a CallbackResult, with held-out rows and without; an observer never stops."""
+    """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
     assert_is(callback, Callback)
     copy_of(callback)
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0} | (metrics or {})

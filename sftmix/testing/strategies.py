@@ -1,4 +1,4 @@
-"""Hypothesis strategies for the records that components are given."""
+"""Hypothesis strategies for the records that components receive."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def score_tables(
 ) -> Scores:
     """Tables of 4 to max_size examples, with ties and (where `confidence`) some that were not scored.
 
-    labels  what each example's label is drawn from; None: no labels
+    labels  the labels to draw from; None: no labels
     """
     size = draw(st.integers(min_value=4, max_value=max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

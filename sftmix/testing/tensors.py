@@ -56,7 +56,7 @@ def _well_formed(plan: Plan, batch: Batch) -> None:
 
 
 def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:
-    """What each token row and each aligned pair weighs in the loss of the global batch, by what they are."""
+    """Weight of each token row and each aligned pair in the loss of the global batch, by example and place."""
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     found: dict[tuple, float] = {}
     for batch, plan in zip(batches, plans, strict=True):
@@ -83,10 +83,10 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
 
 
 def check_objective(objective: Objective, *, steps: int = 3) -> None:
-    """Plans that are well formed, drawn from (seed, step, ids) alone, and the same however the global batch is cut.
+    """Check for plans that are well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
 
-    The last is what makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss,
-    once it is divided by the counts of the whole global batch, may not depend on which micro-batch they are in.
+    The last makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss, divided
+    by the counts of the whole global batch, must not depend on the micro-batch it is in.
     """
     assert_is(objective, Objective)
     whole = _batches([_UNITS], _DATA)
@@ -112,7 +112,7 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
 
 
 def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) -> None:
-    """Embeddings of the same shape, differentiable, drawn for each example by itself whatever it is batched with."""
+    """Check for embeddings of the same shape, differentiable, drawn for each example whatever it is batched with."""
     assert_is(perturbation, Perturbation)
     ids, lengths, width = ["a", "b", "c"], [7, 4, 5], 8
     e = torch.linspace(-1, 1, 3 * 7 * width).view(3, 7, width).requires_grad_()
@@ -137,7 +137,7 @@ def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) ->
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """It trains exactly the parameters it is given, at the rate of its groups, and its state fits into a checkpoint."""
+    """Check that it trains exactly its parameters, at its groups' rates, with a state that a checkpoint can hold."""
     assert_is(optimizer, Optimizer)
     training = TrainingOptions(learning_rate=0.01)
 

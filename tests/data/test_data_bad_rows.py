@@ -173,7 +173,7 @@ def test_long_arrays_are_read_in_pieces(write, options):
     rows = [{"instruction": f"{i} é€😀" * (i % 211), "output": f"{i} ok"} for i in range(1, 3000) if i % 211]
     path = write("rows.json", json.dumps(rows, ensure_ascii=False).encode())
     prepared = prepare(options(path), 0, progress=False)
-    read = [prepared.train.conversations.example(r).messages for r in prepared.train.records.tolist()]
+    read = [prepared.train.example(r).messages for r in prepared.train.records.tolist()]
     assert [(m[0].content, m[1].content) for m in read] == [(row["instruction"], row["output"]) for row in rows]
 
 
@@ -199,7 +199,7 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, options):
     with pytest.raises(DataError, match=f"{path}:3: the id '7' is taken by an earlier row"):
         prepare(options(path), 0, progress=False)
     prepared = prepare(options(path, skip_bad=True), 0, progress=False)
-    ids = [prepared.train.conversations.id(r) for r in prepared.train.records.tolist()]
+    ids = [prepared.train.id(r) for r in prepared.train.records.tolist()]
     assert ids[0] == "7"
     assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}

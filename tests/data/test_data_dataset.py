@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
-from sftmix.data.arrow import BATCH_ROWS
+from sftmix.data.arrow import BATCH_ROWS, RowWriter
 from sftmix.data.cache import get_or_build
 from sftmix.data.preview import render_preview
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
@@ -75,7 +76,7 @@ def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
 
 
 def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, options, encoder, small):
-    """T25: one byte of a file, the template, the tokenizer, the length, the side; not the file's name."""
+    """One byte of a file, the template, the tokenizer, the length, the side; not the file's name."""
     path = write("rows.jsonl", ROWS)
     base = load(options(path), encoder).train.fingerprint
     assert load(options(write("renamed.jsonl", ROWS)), encoder).train.fingerprint == base
@@ -147,6 +148,18 @@ def test_a_cache_that_cannot_be_written(number, kind, tmp_path):
     with pytest.raises(kind, match=r"--data\.cache_dir or \$SFTMIX_CACHE"):
         get_or_build(tmp_path, "key", build)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "novel.txt"])
+def test_a_full_disk_is_not_taken_for_a_file_that_cannot_be_read(name, write, options, monkeypatch):
+    path = write(name, json.dumps(ROWS[0]) + "\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RowWriter, "add", full)
+    with pytest.raises(NoSpaceError, match=r"cannot write the tokenisation cache"):
+        prepare(options(path), 0, progress=False)
 
 
 # ------------------------------------------------------------------------------ dropped, kept and split

@@ -12,9 +12,10 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, make_encoder
-from sftmix.data.formats import FORMATS, BadRow, convert, recognise
+from sftmix.data.formats import FORMATS, convert, recognise
+from sftmix.data.jsonrows import BadRow
 from sftmix.data.rows import prepare
-from sftmix.data.sources import HUB_ID, Source
+from sftmix.data.sources import Source
 from sftmix.types import Message
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))
@@ -79,7 +80,7 @@ def test_label_columns_and_id():
 
 
 def _all_messages(prepared):
-    return [prepared.train.conversations.example(r).messages for r in prepared.train.records.tolist()]
+    return [prepared.train.example(r).messages for r in prepared.train.records.tolist()]
 
 
 def test_the_same_rows_from_every_kind_of_file(write, options, tmp_path):
@@ -97,38 +98,22 @@ def test_the_same_rows_from_every_kind_of_file(write, options, tmp_path):
         assert _all_messages(prepare(options(path), 0, progress=False)) == expected
     folder = prepare(options(str(tmp_path)), 0, progress=False)  # five files, sorted
     assert _all_messages(folder) == expected * 5
-    assert folder.train.conversations.source(7).endswith("/b.jsonl:1")
-    assert folder.train.conversations.source(21 + 3).endswith("/d.parquet[3]")
+    assert folder.train.source(7).endswith("/b.jsonl:1")
+    assert folder.train.source(21 + 3).endswith("/d.parquet[3]")
     assert folder.report.counts["duplicate"] == 28
 
 
 def test_rows_of_a_hub_dataset():
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
     source = Source("someone/some-data", "fingerprint", datasets.Dataset.from_list(rows))
-    assert list(source.rows()) == [(f"someone/some-data[{i}]", row, None) for i, row in enumerate(rows)]
-
-
-@pytest.mark.parametrize(
-    ("name", "fits"),
-    [
-        ("org/name", True),
-        ("alpaca.v1", True),
-        ("../x", False),
-        ("a/..", False),
-        ("./a", False),
-        ("a/b/c", False),
-        ("", False),
-    ],
-)
-def test_hub_ids(name, fits):
-    assert bool(HUB_ID.match(name)) == fits
+    assert list(source.rows()) == [(f"someone/some-data[{i}]", row) for i, row in enumerate(rows)]
 
 
 def test_each_file_has_its_own_format_and_a_named_format_is_kept(write, options):
     first = write("a.jsonl", [{"instruction": "a", "output": "b"}])
     second = write("b.jsonl", [{"prompt": "a", "completion": "b"}])
     prepared = prepare(options(first, second), 0, progress=False)
-    assert prepared.train.conversations.id(1) == prepared.train.conversations.id(0) + "#1"  # the same content
+    assert prepared.train.id(1) == prepared.train.id(0) + "#1"  # the same content
     with pytest.raises(DataError, match=r"b\.jsonl:1: field 'instruction' is missing"):
         prepare(options(first, second, format="alpaca"), 0, progress=False)
 
@@ -148,12 +133,12 @@ def _dialogues(n):
 
 def test_each_turn_is_an_example_with_its_history(write, options):
     prepared = prepare(options(write("rows.jsonl", _dialogues(3))), 0, progress=False)
-    found = list(prepared.train.conversations.examples(prepared.train.records, whole=False))
+    found = list(prepared.train.examples(prepared.train.records, whole=False))
     assert [e.id for _, _, e in found] == ["c0", "c1@turn0", "c1@turn1", "c2@turn0", "c2@turn1", "c2@turn2"]
     last = found[-1][2].messages
     assert [m.content for m in last] == ["user20", "assistant20", "user21", "assistant21", "user22", "assistant22"]
     assert [m.trained for m in last] == [False] * 5 + [True]
-    whole = [e for _, _, e in prepared.train.conversations.examples(prepared.train.records, whole=True)]
+    whole = [e for _, _, e in prepared.train.examples(prepared.train.records, whole=True)]
     assert [e.id for e in whole] == ["c0", "c1", "c2"]
     assert [m.trained for m in whole[2].messages] == [False, True] * 3
 
@@ -162,10 +147,10 @@ def test_turn_numbers_do_not_count_a_system_message_and_skip_empty_turns(write, 
     turns = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]
     row = {"messages": [{"role": r, "content": "" if i == 4 else f"t{i}"} for i, r in enumerate(turns)]}
     prepared = prepare(options(write("rows.jsonl", [row])), 0, progress=False)
-    found = [e for _, _, e in prepared.train.conversations.examples(prepared.train.records, whole=False)]
+    found = [e for _, _, e in prepared.train.examples(prepared.train.records, whole=False)]
     assert [e.id.split("@")[1] for e in found] == ["turn0", "turn2"]
     assert prepared.report.counts == {"empty_response": 1}
-    (whole,) = (e for _, _, e in prepared.train.conversations.examples(prepared.train.records, whole=True))
+    (whole,) = (e for _, _, e in prepared.train.examples(prepared.train.records, whole=True))
     assert [m.trained for m in whole.messages] == [False, False, True, False, False, False, True]
 
 
@@ -179,7 +164,7 @@ def test_held_out_fraction(fraction, count, write, options):
         both = np.sort(np.r_[prepared.train.records, prepared.eval.records])
         assert both.tolist() == list(range(40))
         assert (np.diff(prepared.train.records) > 0).all()
-        ids.append([prepared.eval.conversations.id(r) for r in prepared.eval.records.tolist()])
+        ids.append([prepared.eval.id(r) for r in prepared.eval.records.tolist()])
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -188,7 +173,7 @@ def test_held_out_rows_do_not_depend_on_the_order_of_the_file(write, options):
     sides = []
     for name, order in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
         prepared = prepare(options(write(name, order), eval_fraction=0.3), 3, progress=False)
-        sides.append({prepared.eval.conversations.id(r) for r in prepared.eval.records.tolist()})
+        sides.append({prepared.eval.id(r) for r in prepared.eval.records.tolist()})
     assert sides[0] == sides[1]
 
 
@@ -202,7 +187,7 @@ def test_held_out_files_and_overlap(write, options):
     assert (len(prepared.train.records), len(prepared.eval.records)) == (3, 2)
     assert prepared.report.counts == {"eval_in_train": 1}
     assert prepared.report.rows == 7
-    assert prepared.train.conversations.label(0) == "high"
+    assert prepared.train.label(0) == "high"
 
 
 @pytest.mark.parametrize(
@@ -236,9 +221,9 @@ def test_real_files_hold_no_bad_row(name, shared, options):
 def test_columns_of_a_real_file(shared, options):
     path = str(shared / "data/alpaca/alpaca_17k.jsonl")
     prepared = prepare(options(path, label_field="helpful_score_ge_4_5"), 0, progress=False)
-    labels = {prepared.train.conversations.label(r) for r in range(200)}
+    labels = {prepared.train.label(r) for r in range(200)}
     assert labels == {"true", "false"}
-    assert set(prepared.train.conversations.columns(0)) == {"claude_score_ge_4_5"}
+    assert set(prepared.train.columns(0)) == {"claude_score_ge_4_5"}
 
 
 def test_a_system_field_is_the_first_turn_in_every_format():
@@ -265,7 +250,7 @@ def test_every_row_of_a_file_is_recognised_by_itself(write, options):
         {"instruction": "w", "output": "b", "history": [["u", "a"]]},
         {"prompt": "u", "completion": "c"},
     ]
-    found = prepare(options(write("mixed.jsonl", rows)), 0, progress=False).train.conversations
+    found = prepare(options(write("mixed.jsonl", rows)), 0, progress=False).train
     turns = [[m.content for m in e.messages] for _, _, e in found.examples(np.arange(3), whole=True)]
     assert turns == [["u", "a"], ["u", "a", "w", "b"], ["u", "c"]]
     with pytest.raises(DataError, match=r"bad.jsonl:2: field 'output' is missing"):
@@ -281,16 +266,16 @@ def test_each_file_has_its_label(write, options, tmp_path):
     held_out = write("held.jsonl", _dialogues(9)[7:])
     given = options(many, high, eval=[held_out], labels=["low", "high"])
     prepared = prepare(given, 0, progress=False)
-    found = [prepared.train.conversations.label(r) for r in prepared.train.records.tolist()]
+    found = [prepared.train.label(r) for r in prepared.train.records.tolist()]
     assert found == ["low"] * 3 + ["high"] * 3
-    assert {prepared.eval.conversations.label(r) for r in prepared.eval.records.tolist()} == {None}
+    assert {prepared.eval.label(r) for r in prepared.eval.records.tolist()} == {None}
     again = [
         prepare(options(many, high, **more), 0, progress=False).train
         for more in ({"labels": ["low", "high"]}, {"labels": ["low", "low"]}, {})
     ]
     assert again[0].fingerprint == prepared.train.fingerprint
     assert len({side.fingerprint for side in again}) == len({side.cache_key for side in again}) == 3
-    assert [again[1].conversations.label(0), again[2].conversations.label(0)] == ["low", None]
+    assert [again[1].label(0), again[2].label(0)] == ["low", None]
 
 
 def test_the_labels_of_files_reach_the_examples(write, options, small):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +26,9 @@ def encode(encoder, *examples: Example, max_length: int = 10_000):
     return encode_examples(encoder, list(examples), max_length)
 
 
-def pieces(encoder, tokens) -> list[str]:
+def pieces(encoder, found) -> list[str]:
     """Text of each trained span."""
-    return [encoder.tokenizer.decode(tokens.input_ids[a:b]) for a, b in tokens.spans]
+    return [encoder.tokenizer.decode(found.ids[a:b]) for a, b in found.spans]
 
 
 def test_ids_and_spans_by_hand(small):
@@ -44,12 +43,12 @@ def test_ids_and_spans_by_hand(small):
     prompt = [start, *ids("user\nName a colour."), end, *ids("\n"), start, *ids("assistant\n")]
     response = [*ids("Blue is a colour."), end]
     assert found.reasons == []
-    assert found.tokens.input_ids.tolist() == prompt + response
-    assert found.tokens.spans.tolist() == [[len(prompt), len(prompt) + len(response)]]
+    assert found.ids == prompt + response
+    assert found.spans == [(len(prompt), len(prompt) + len(response))]
 
 
 def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
-    """T3, T4, T5, T6: the untrained part is what generation starts from, the last trained token stops it."""
+    """The untrained part is what generation starts from, the last trained token stops it."""
     chats = [
         example("Name a colour.", "Blue"),
         example("What is 1 + 1?", " two", "And 2 + 2?", "Four.\n\n"),
@@ -59,22 +58,22 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
         for chat, found in zip(chats, encode(encoder, *chats), strict=True):
-            assert found.tokens is not None, (chat, found)
-            ((start, end),) = found.tokens.spans.tolist()
-            assert end == len(found.tokens.input_ids)
-            assert found.tokens.input_ids[-1] == encoder.end_of_turn_id
+            assert found.ids, (chat, found)
+            ((start, end),) = found.spans
+            assert end == len(found.ids)
+            assert found.ids[-1] == encoder.end_of_turn_id
             assert encoder.end_of_turn_id in encoder.stop_ids
-            assert found.tokens.input_ids[:start].tolist() == encoder.encode_prompt(chat.messages[:-1]).tolist()
-            said = tokenizer.decode(found.tokens.input_ids[start : end - 1], clean_up_tokenization_spaces=False)
+            assert found.ids[:start] == encoder.encode_prompt(chat.messages[:-1]).tolist()
+            said = tokenizer.decode(found.ids[start : end - 1], clean_up_tokenization_spaces=False)
             assert said.strip() == chat.messages[-1].content.strip()
 
 
 def test_pad_equal_to_eos_is_still_trained(small):
-    """T4: the bos tokenizer pads with eos."""
+    """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
     encoder = make_encoder(small["bos"])
     (found,) = encode(encoder, example("Hi", "Yo"))
-    assert found.tokens.input_ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
-    assert found.tokens.spans[0, 1] == len(found.tokens.input_ids)
+    assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
+    assert found.spans[0][1] == len(found.ids)
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
@@ -87,18 +86,18 @@ def test_any_text(small, question, answer, name):
     encoder = make_encoder(small[name])
     (found,) = encode(encoder, example(question, answer))
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if found.tokens is None:
+    if not found.ids:
         assert found.reasons == ["prefix_mismatch"]
         return
-    ((start, _),) = found.tokens.spans.tolist()
+    ((start, _),) = found.spans
     prompt = encoder.encode_prompt(chat[:1])
-    assert found.tokens.input_ids[:start].tolist() == prompt.tolist()
-    assert found.tokens.input_ids[-1] == encoder.end_of_turn_id
+    assert found.ids[:start] == prompt.tolist()
+    assert found.ids[-1] == encoder.end_of_turn_id
     text = encoder.render([chat], prompt=False)[0].removesuffix(encoder.trailer)
     whole = encoder.tokenize([text])[0]
-    assert encoder.tokenizer.decode(found.tokens.input_ids) == encoder.tokenizer.decode(whole)
+    assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
     if "boundary" not in found.reasons:
-        assert found.tokens.input_ids.tolist() == whole
+        assert found.ids == whole
 
 
 def test_a_token_across_the_boundary_is_cut_apart(small):
@@ -108,10 +107,10 @@ def test_a_token_across_the_boundary_is_cut_apart(small):
     encoder = make_encoder(tokenizer)
     (found,) = encode(encoder, example("Hi", "\n\n1. Apple"))
     assert found.reasons == ["boundary"]
-    ((start, _),) = found.tokens.spans.tolist()
+    ((start, _),) = found.spans
     chat = [{"role": "user", "content": "Hi"}]
-    assert found.tokens.input_ids[:start].tolist() == encoder.encode_prompt(chat).tolist()
-    assert pieces(encoder, found.tokens) == ["\n\n1. Apple</s>"]
+    assert found.ids[:start] == encoder.encode_prompt(chat).tolist()
+    assert pieces(encoder, found) == ["\n\n1. Apple</s>"]
 
 
 def test_a_token_across_a_boundary_splits_a_whole_conversation(small):
@@ -131,12 +130,12 @@ def test_whole_conversations_train_every_response(tokenizer):
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
         (found,) = encode(encoder, chat)
-        assert [p.strip() for p in pieces(encoder, found.tokens)] == [
+        assert [p.strip() for p in pieces(encoder, found)] == [
             f"{text}{tokenizer.decode([encoder.end_of_turn_id])}" for text in ("Yo", "More", "So long")
         ]
-        for i, (start, _) in enumerate(found.tokens.spans.tolist()):
+        for i, (start, _) in enumerate(found.spans):
             prompt = encoder.encode_prompt(chat.messages[: 2 * i + 1])
-            assert found.tokens.input_ids[:start].tolist() == prompt.tolist()
+            assert found.ids[:start] == prompt.tolist()
 
 
 @pytest.fixture
@@ -147,12 +146,12 @@ def thinking(tmp_path):
 
 
 def test_a_template_that_rewrites_turns_is_split(thinking):
-    """T7: earlier turns lose their thinking block, so no one sequence holds every prompt."""
+    """Earlier turns lose their thinking block, so no one sequence holds every prompt."""
     whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
     assert whole.split
     assert whole.reasons == ["split_turns"]
-    assert pieces(thinking, turn.tokens) == ["More<|im_end|>"]
-    text = thinking.tokenizer.decode(turn.tokens.input_ids)
+    assert pieces(thinking, turn) == ["More<|im_end|>"]
+    text = thinking.tokenizer.decode(turn.ids)
     assert text.count("<think>") == 1
 
 
@@ -169,8 +168,8 @@ def test_a_template_that_drops_the_system_turn_is_composed(small, tmp_path):
     assert encoder.lead == " "
     (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
     assert found.reasons == ["composed"]
-    assert small["chatml"].decode(found.tokens.input_ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
-    assert pieces(encoder, found.tokens) == [" Yo<|end|>"]
+    assert small["chatml"].decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
+    assert pieces(encoder, found) == [" Yo<|end|>"]
 
 
 def test_eos_is_put_where_the_template_ends_nothing(small, tmp_path):
@@ -178,7 +177,7 @@ def test_eos_is_put_where_the_template_ends_nothing(small, tmp_path):
     path.write_text(NO_END)
     encoder = make_encoder(small["chatml"], str(path))
     turn, whole = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", "And?", "More", whole=True))
-    assert pieces(encoder, turn.tokens) == ["Yo<|end|>"]
+    assert pieces(encoder, turn) == ["Yo<|end|>"]
     assert whole.split
 
 
@@ -187,38 +186,38 @@ def test_a_refused_conversation_is_counted_alone(small, tmp_path):
     path.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NO_END)
     encoder = make_encoder(small["chatml"], str(path))
     good, bad, last = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", system="S"), example("Hi", "Ya"))
-    assert (bad.tokens, bad.reasons) == (None, ["template_refused"])
+    assert (bad.ids, bad.reasons) == ([], ["template_refused"])
     assert "no system" in bad.detail
-    assert [pieces(encoder, found.tokens) for found in (good, last)] == [["Yo<|end|>"], ["Ya<|end|>"]]
+    assert [pieces(encoder, found) for found in (good, last)] == [["Yo<|end|>"], ["Ya<|end|>"]]
 
 
 # ------------------------------------------------------------------------------------------ truncation
 
 
 def test_truncation_keeps_the_beginning(small):
-    """T10: without a response token left the example is dropped; a cut one has no end of turn and says so."""
+    """Without a response token left the example is dropped; a cut one has no end of turn and says so."""
     encoder = make_encoder(small["chatml"])
     chat = example("Name a colour.", "Blue is a colour, and so is green.")
     (full,) = encode(encoder, chat)
-    start, end = full.tokens.spans[0].tolist()
+    start, end = full.spans[0]
     for length in range(2, end + 2):
         (found,) = encode(encoder, chat, max_length=length)
         if length <= start:
-            assert (found.tokens, found.reasons) == (None, ["no_response_token"])
+            assert (found.ids, found.reasons) == ([], ["no_response_token"])
             continue
-        assert found.tokens.input_ids.tolist() == full.tokens.input_ids[:length].tolist()
-        assert found.tokens.spans.tolist() == [[start, min(length, end)]]
-        assert found.tokens.truncated == (length < end) == (found.reasons == ["truncated"])
+        assert found.ids == full.ids[:length]
+        assert found.spans == [(start, min(length, end))]
+        assert found.reasons == (["truncated"] if length < end else [])
 
 
 def test_truncation_of_a_whole_conversation(small):
     encoder = make_encoder(small["chatml"])
     chat = example("Hi", "Yo", "And?", "More", whole=True)
     (full,) = encode(encoder, chat)
-    (first, last), _ = full.tokens.spans[0].tolist(), None
+    first, last = full.spans[0]
     (found,) = encode(encoder, chat, max_length=last + 1)
-    assert found.tokens.spans.tolist() == [[first, last]]
-    assert found.tokens.truncated
+    assert found.spans == [(first, last)]
+    assert "truncated" in found.reasons
 
 
 def test_the_first_token_is_never_a_target(small, tmp_path):
@@ -227,7 +226,7 @@ def test_the_first_token_is_never_a_target(small, tmp_path):
     path.write_text("{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|end|>{% endfor %}")
     encoder = make_encoder(small["chatml"], str(path))
     (found,) = encode(encoder, example("Hi", "Yo"))
-    assert found.tokens.spans[0, 0] == 1
+    assert found.spans[0][0] == 1
 
 
 def test_batches_do_not_change_examples(small):
@@ -237,4 +236,4 @@ def test_batches_do_not_change_examples(small):
     for chat, found in zip(chats, together, strict=True):
         (alone,) = encode(encoder, chat, max_length=40)
         assert alone.reasons == found.reasons
-        np.testing.assert_array_equal(alone.tokens.input_ids, found.tokens.input_ids)
+        assert alone.ids == found.ids

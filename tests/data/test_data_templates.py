@@ -60,7 +60,7 @@ def test_chatml_without_its_tokens_ends_turns_with_eos(small):
 
 
 def test_one_bos_in_training_and_chat(tokenizer):
-    """T3: exactly one where the tokenizer writes one, and none where it writes none (plain templates)."""
+    """Exactly one where the tokenizer writes one, and none where it writes none (plain templates)."""
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
         ids = encoder.encode_prompt(CHAT[1:2]).tolist()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, prepare, render_preview
-from sftmix.data.jsonrows import iter_text
+from sftmix.data.sources import iter_text
 from sftmix.data.templates import text_encoder
-from sftmix.data.text import WindowIds, stretches, windows
+from sftmix.data.text import stretches, windows
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import SMALL
 
@@ -85,21 +85,18 @@ def test_windows_hold_every_token_of_every_document_once(documents, length, stre
         document = documents[window.records[0]]
         first = document[window.offset : window.offset + len(window.input_ids)]
         assert window.input_ids[: len(first)] == first
-    ids = WindowIds()
-    names = [ids.of(w) for w in found]
-    assert len(set(names)) == len(names)
 
 
-def test_the_id_of_a_window_is_what_it_holds():
-    def name(stream, length):
-        ids = WindowIds()
-        return [ids.of(w) for w in windows(stream, length, packed=True)]
+def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
+    def names(stream, length):
+        return [w.content_hash() for w in windows(stream, length, packed=True)]
 
-    first = name([(0, 0, [1, 2]), (1, 0, [3, 4])], 4)
-    assert first == name([(7, 0, [1, 2]), (9, 0, [3, 4])], 4)
-    assert first != name([(0, 0, [1, 2, 3, 4])], 4)
-    repeated = name([(0, 0, [5, 6] * 3)], 2)
-    assert repeated == [repeated[0], f"{repeated[0]}#1", f"{repeated[0]}#2"]
+    first = names([(0, 0, [1, 2]), (1, 0, [3, 4])], 4)
+    assert first == names([(7, 0, [1, 2]), (9, 0, [3, 4])], 4)
+    assert first != names([(0, 0, [1, 2, 3, 4])], 4)
+    path = write("echo.jsonl", [{"text": TALES[0]}] * 3)
+    (one, *rest) = load(options(path, packing=False), encoders["bos"], max_length=1000).train.ids
+    assert rest == [f"{one}#1", f"{one}#2"]
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -167,19 +164,19 @@ def test_text_files_are_documents(write, options, encoders, tmp_path):
     plain = write("b.txt", "Three.\n")
     empty = write("c.txt", " \n\n")
     prepared = prepare(options(crlf, plain, empty), 0, progress=False)
-    texts = ["".join(prepared.train.conversations.text(record)) for record in prepared.train.records.tolist()]
+    texts = ["".join(prepared.train.text(record)) for record in prepared.train.records.tolist()]
     assert texts == ["One.\n\nTwo cafés.\n", "Three.\n"]
     assert prepared.report.counts == {"empty_document": 1}
     assert prepared.report.rows == 3
     rows = prepare(options(write("rows.jsonl", [{"text": text} for text in texts]), format="text"), 0, progress=False)
-    ids = [side.train.conversations.id(k) for side in (prepared, rows) for k in (0, 1)]
+    ids = [side.train.id(k) for side in (prepared, rows) for k in (0, 1)]
     assert ids[:2] == ids[2:]
 
 
 def test_a_piece_ends_within_a_character_or_line_ending(write, options):
     text = "é\r\n" * 40_000  # 65,536 bytes end anywhere
     prepared = prepare(options(write("a.txt", text.encode())), 0, progress=False)
-    documents = prepared.train.conversations
+    documents = prepared.train
     assert "".join(documents.text(0)) == "é\n" * 40_000
     assert "".join(documents.text(0, 65_530, 70_001)) == ("é\n" * 40_000)[65_530:70_001]
 
@@ -200,7 +197,7 @@ def test_auto_takes_rows_for_text_by_their_only_known_field(rows, text, write, o
 def test_an_own_id_is_honoured_and_may_not_occur_twice(write, options):
     path = write("rows.jsonl", [{"id": "moby", "text": "Call me."}, {"id": 7, "text": "Whale."}])
     prepared = prepare(options(path), 0, progress=False)
-    assert [prepared.train.conversations.id(k) for k in (0, 1)] == ["moby", "7"]
+    assert [prepared.train.id(k) for k in (0, 1)] == ["moby", "7"]
     path = write("twice.jsonl", [{"id": "moby", "text": "Call me."}, {"id": "moby", "text": "Whale."}])
     with pytest.raises(DataError, match=r"twice.jsonl:2: the id 'moby' is taken"):
         prepare(options(path), 0, progress=False)
@@ -232,7 +229,7 @@ def test_bad_documents_can_be_skipped(write, options):
     bad = write("bad.txt", b"x" * 70_000 + b"\xff")
     prepared = prepare(options(bad, good, skip_bad=True), 0, progress=False)
     assert prepared.report.counts == {"bad_row": 1}
-    assert "".join(prepared.train.conversations.text(0)) == "Good.\n"
+    assert "".join(prepared.train.text(0)) == "Good.\n"
 
 
 def test_text_and_conversations_do_not_mix(write, options):
@@ -272,7 +269,7 @@ def test_packing_of_conversations_is_refused(write, options):
     path = write("rows.jsonl", [{"instruction": "a", "output": "b"}])
     with pytest.raises(ConfigError, match=r"data.packing is true, but"):
         prepare(options(path, packing=True), 0, progress=False)
-    assert not prepare(options(path, packing=False), 0, progress=False).packed
+    assert not prepare(options(path, packing=False), 0, progress=False).text
 
 
 def test_a_tokenizer_without_eos_is_refused(small):
@@ -288,7 +285,7 @@ def test_documents_are_held_out_whole_where_there_are_enough(write, options, enc
     path = write("tales.jsonl", [{"id": f"t{i}", "text": tale} for i, tale in enumerate(TALES)])
     encoder = encoders["bos"]
     data = load(options(path, eval_fraction=0.25), encoder, max_length=1000)
-    sides = [{i for row in range(len(d)) for i in [p.id for p in d.pieces(row)]} for d in (data.train, data.eval)]
+    sides = [{i for row in range(len(d)) for _, i, _ in d.pieces(row)} for d in (data.train, data.eval)]
     assert [len(side) for side in sides] == [9, 3]
     assert not sides[0] & sides[1]
     assert data.report.counts == {}

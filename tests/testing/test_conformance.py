@@ -118,7 +118,7 @@ class Global(base.PairSampler):
 
 
 class MeanOfMeans(NTP):
-    """Each micro-batch counts the same, however many tokens it has (T1)."""
+    """Each micro-batch counts the same, however many tokens it has: a mean of means."""
 
     def plan(self, batch, *, step, total_steps, seed):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
