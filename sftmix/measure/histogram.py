@@ -13,7 +13,7 @@ from sftmix.types import Float64
 BINS = 40
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#762a83", "#b8860b", "#01665e", "#8e0152", "#555555")
-"""Of the series; further ones begin anew."""
+"""Colours of the series; further series begin anew."""
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 900, 300, 60, 40, 630, 200
 

@@ -31,7 +31,7 @@ from sftmix.training.scoring import held_out_metrics
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
 SAMPLE = "sample.parquet"
-"""Of a stage: the sample under its model."""
+"""The file of a stage that holds the sample under its model."""
 
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
 """Share of the training rows whose confidence is measured under the base model and the trained ones, and its bounds in
@@ -46,7 +46,7 @@ def sample_rows(ids: Sequence[str]) -> Rows:
 
 
 class Measurement:
-    """Of one model: `base` of the untrained one, `trained` of one that a stage has trained, with all ranks together.
+    """The figures of one model, by all ranks together: `base` for the untrained one, `trained` after a stage.
 
     directory  of the stage, which the files are written into
     """

@@ -119,7 +119,7 @@ def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str,
 
 
 def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
-    """Those of the split, and how much was mixed; empty where there is neither."""
+    """The confounds of the split, and how much was mixed; empty where there is neither."""
     path = root / "split" / "confounds.json"
     of_split = read_json(path) if "split" in stages and path.exists() else {}
     return {**of_split, **(mixing(stages["train"]) if "train" in stages else {})}

@@ -20,7 +20,7 @@ class RunContext:
         self.config, self.world, self.directory = config, world, directory
         self.pairing = config.resolved_pairing()
         self.memory = PeakMemory(world.device)
-        """Of the stage that was begun last."""
+        """The peak of the stage that was begun last."""
         self._began = time.time()
 
     def say(self, text: str) -> None:
