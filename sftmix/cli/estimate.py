@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     config, parsed = configuration("estimate", ABOUT, argv, own=_OWN, names=names, add=add)
     config.validate(needs_out=False)
     from sftmix.estimate import estimate, make_machine
-    from sftmix.estimate.text import described, plain
+    from sftmix.estimate.text import described
 
     machine = make_machine(
         parsed.gpu,
@@ -63,4 +63,4 @@ def main(argv: Sequence[str]) -> None:
         bandwidth=parsed.bandwidth,
     )
     found = estimate(config, machine)
-    print(json.dumps(plain(found), indent=1) if parsed.json else described(found))
+    print(json.dumps(found, indent=1) if parsed.json else described(found))
