@@ -104,12 +104,20 @@ def test_recomputation_holds_what_the_forward_leaves_and_one_layer(path, compute
     autocast, size = compute == "autocast", 2 if compute == "bfloat16" else 4
     real = real_model(path).bfloat16() if compute == "bfloat16" else real_model(path)
     one_layer = saved(real, FULL, autocast=autocast) / LAYERS
+    dtypes: set[torch.dtype] = set()
+    for layer in real.model.layers:
+        layer.register_forward_pre_hook(lambda _, args: dtypes.add(args[0].dtype))
     recompute_activations(real)
     with Made() as made, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         outputs = [hidden_of(real, one) for one in FULL * 2]
         held = made.bytes(without=real.parameters())
     del outputs
-    fake = FakeModel(path, "sdpa", NO_LORA).saved(FULL * 2, compute, recompute=True)
+    model = FakeModel(path, "sdpa", NO_LORA)
+    fake = model.saved(FULL * 2, compute, recompute=True)
+    assert {one.itemsize for one in dtypes} == {size}
+    copies = 2 * model.per_token.all * autocast
+    inputs = fake - copies - model.saved_by_a_layer(FULL * 2, compute)
+    assert inputs == pytest.approx(size * 2 * 4 * 64 * WIDTH * LAYERS, rel=1e-12)
     # Not in the estimate: outputs, final norm (in float32, too), cosines and sines.
     beside = 2 * 4 * 64 * (3 * size * WIDTH + 4 * 2 * WIDTH + 4) + 2 * 2 * 64 * 8 * 4
     assert fake - one_layer <= held <= fake - one_layer + beside
