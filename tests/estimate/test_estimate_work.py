@@ -21,7 +21,7 @@ from sftmix.components.splitters import QualityLabel, RandomSplit
 from sftmix.estimate.machine import Machine, make_machine
 from sftmix.estimate.work import Amount, Planner, Work, rows_of, with_batches
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions
-from sftmix.training.scoring import CPU_SCORING_TOKENS, SCORING_TOKENS
+from sftmix.training import scoring
 from tests.estimate.configs import CPU, TRAINING, config, gpus
 from tests.toy import toy_rows
 
@@ -106,12 +106,13 @@ def test_evaluations_are_those_of_the_callbacks(tiny, callbacks, evaluations):
     assert found["train"].read.tokens - sample == pytest.approx(held_out * (1 + evaluations))
 
 
-def test_scoring_takes_as_many_forwards_as_its_batches(tiny):
+def test_scoring_takes_as_many_forwards_as_its_batches(tiny, monkeypatch):
     given = {"data": {"eval": None}, "callbacks": [], "reference": TrainedReference(checkpoints=3)}
-    tokens = tokens_of(tiny)
-    assert tokens < 4 * SCORING_TOKENS
     assert [work.read.forwards for work in planned(tiny, gpus(), **given).values()] == [3, 1, 1]
-    assert planned(tiny, **given)["reference"].read.forwards == 3 * -(-tokens // CPU_SCORING_TOKENS)
+    monkeypatch.setattr(scoring, "CPU_SCORING_TOKENS", 100)
+    tokens = tokens_of(tiny)
+    assert tokens > 300
+    assert planned(tiny, **given)["reference"].read.forwards == 3 * -(-tokens // 100)
 
 
 # ----------------------------------------------------------------------------------------- micro-batch
