@@ -39,9 +39,9 @@ from sftmix.batches.rows import RowSubset  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
-from sftmix.estimate.cost import training_flops  # noqa: E402
 from sftmix.estimate.model import FakeModel  # noqa: E402
-from sftmix.estimate.work import Tokens  # noqa: E402
+from sftmix.estimate.needs import training_flops  # noqa: E402
+from sftmix.estimate.work import Amount  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
@@ -105,7 +105,7 @@ def flops_of(loop: TrainingLoop, args: Namespace) -> float:
     model, total = FakeModel(args.model, None, LoraOptions()), 0.0
     for number in range(args.warm_up, args.steps + args.warm_up):
         rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
-        total += training_flops(model, Tokens.of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
+        total += training_flops(model, Amount.of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
     return total
 
 

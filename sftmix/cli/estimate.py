@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     config, parsed = configuration("estimate", ABOUT, argv, _OWN)
     validate(config, needs_out=False)
     from sftmix.estimate import estimate, make_machine
-    from sftmix.estimate.text import described, plain
+    from sftmix.estimate.text import described
 
     machine = make_machine(
         parsed.gpu,
@@ -55,4 +55,4 @@ def main(argv: Sequence[str]) -> None:
         bandwidth=parsed.bandwidth,
     )
     found = estimate(config, machine)
-    print(json.dumps(plain(found), indent=1) if parsed.json else described(found))
+    print(json.dumps(found, indent=1) if parsed.json else described(found))

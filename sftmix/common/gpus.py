@@ -6,13 +6,8 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """What the maker's data sheet says of a GPU.
-
-    tflops     dense bf16 peak, TFLOP/s
-    gigabytes  memory, GB
-    bandwidth  to the other GPUs of its node in one direction (sheets give the sum of both), GB/s: NVLink, or PCIe where
-               there is none
-    """
+    """What the maker's data sheet says of a GPU: dense bf16 peak, TFLOP/s; memory, GB; GB/s to the other GPUs of its
+    node in one direction (sheets give the sum of both), by NVLink, or PCIe where there is none."""
 
     tflops: float
     gigabytes: float

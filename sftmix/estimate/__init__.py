@@ -1,61 +1,58 @@
 """What a run will need, before anything of it is started: memory per device, hours of each stage and of the whole.
 
     from sftmix.estimate import estimate, make_machine
-    estimate(config, make_machine("H100", 8, mfu=0.4, tflops=None)).hours
+    estimate(config, make_machine("H100", 8, mfu=0.4, tflops=None))["device_hours"]
 
 The rows are read and tokenised (which the run finds in the cache); of the models only their configs are.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from dataclasses import replace
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
+from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
+from sftmix.components.base import Optimizer
 from sftmix.config import RunConfig
-from sftmix.config.checks import validate
-from sftmix.config.text import resolve_text
-from sftmix.estimate.cost import forward_flops, training_flops
-from sftmix.estimate.layout import check_sharded, make_layout
-from sftmix.estimate.machine import Machine, make_machine
-from sftmix.estimate.memory import Memory, reading_memory, training_memory
+from sftmix.config.checks import quantized_shards, sharded_optimizer, validate
+from sftmix.estimate import needs
+from sftmix.estimate.machine import Machine, make_layout, make_machine
 from sftmix.estimate.model import FakeModel
-from sftmix.estimate.remedies import remedies
-from sftmix.estimate.result import Estimate, Remedy, StageEstimate
-from sftmix.estimate.traffic import Traffic, reading_traffic, step_traffic
-from sftmix.estimate.work import PlannedReference, PlannedRun, Work, target_work
+from sftmix.estimate.work import Planner, Work
 from sftmix.pipeline.rows import read_rows, tokenised_rows
 from sftmix.training.log import PeakMemory
 
-__all__ = ["GPUS", "Estimate", "Machine", "Memory", "Remedy", "StageEstimate", "Traffic", "estimate", "make_machine"]
+__all__ = ["GPUS", "Machine", "estimate", "make_machine"]
 
 
-def estimate(config: RunConfig, machine: Machine) -> Estimate:
-    """What `run` with this configuration will need. Raises the errors of reading the rows and the configs."""
+def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
+    """What `run` with this configuration will need, as `--json` prints it: bytes, FLOPs, seconds and hours.
+
+    Raises the errors of reading the rows and the configs.
+    """
     validate(config, needs_out=False)
     config, prepared = read_rows(config, World(), progress=True)
     rows = tokenised_rows(config, prepared, World(), progress=True)
-    models, process = list[FakeModel](), _resident(machine) if machine.is_cpu else 0.0
-    found = _estimate(PlannedRun(config, rows), machine, models, process)
-
-    def again(config: RunConfig, machine: Machine) -> Estimate:
-        changed = PlannedRun(resolve_text(config, prepared), rows)
-        with contextlib.redirect_stderr(io.StringIO()):  # it has been said
-            return _estimate(changed, machine, models, process)
-
-    return replace(found, remedies=remedies(found, config, again))
-
-
-def _estimate(run: PlannedRun, machine: Machine, models: list[FakeModel], process: float) -> Estimate:
-    """models: those traced so far, which are added to; process: bytes."""
-    stages = [
-        _estimated(_model_of(one, run.config, models), one, run.config, machine, process) for one in _plan(run, machine)
-    ]
-    return Estimate(machine, stages, len(run.data.train), float(run.data.train.lengths.sum()))
+    process, models, stages = _resident(machine) if machine.is_cpu else 0.0, dict[str, FakeModel](), {}
+    for work in Planner(config, rows, machine).plan():
+        key = repr((work.model_path, work.lora))  # stages share models: what one has traced takes seconds at 8B
+        if key not in models:
+            models[key] = FakeModel(work.model_path, config.model.attention, work.lora)
+        stages[work.name] = _stage(work, models[key], config.optimizer, machine, process)
+    hours = sum(stage["device_hours"] or 0.0 for stage in stages.values())
+    flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
+    return {
+        "machine": asdict(machine),
+        "examples": len(rows.data.train),
+        "tokens": int(rows.data.train.lengths.sum()),
+        "stages": stages,
+        "device_hours": hours if machine.flops else None,
+        "times_plain": flops / stages["train"]["training_flops"],  # in those of the target's training alone
+    }
 
 
 def _resident(machine: Machine) -> float:
@@ -67,43 +64,39 @@ def _resident(machine: Machine) -> float:
     return float(PeakMemory(machine.device).bytes())
 
 
-def _plan(run: PlannedRun, machine: Machine) -> list[Work]:
-    config = run.config
-    found: list[Work] = []
-    if run.pairing is not None and config.splitter.needs_confidence and not config.reference.single_run:
-        context = PlannedReference(run, machine)
-        config.reference.collect(context)
-        found += context.work
-    return found + target_work(run, machine)
-
-
-def _model_of(work: Work, config: RunConfig, made: list[FakeModel]) -> FakeModel:
-    """The stage's model, which stages share: what it has traced takes seconds at 8B."""
-    model = FakeModel(work.model_path, config.model.attention, work.lora)
-    if model not in made:
-        made.append(model)
-    return made[made.index(model)]
-
-
-def _estimated(model: FakeModel, work: Work, config: RunConfig, machine: Machine, process: float) -> StageEstimate:
-    layout = make_layout(work.options, machine)
-    training, traffic = 0.0, Traffic(0.0, 0.0)
-    if work.batches is None:
-        memory = reading_memory(model, layout, process=process)
-    else:
-        check_sharded(layout, work.options, work.lora, config.optimizer)
-        training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
-        traffic = step_traffic(model, work.batches, layout, machine.count)
-        batch, optimizer = work.batches.largest, config.optimizer
-        memory = training_memory(model, batch, work.options, optimizer, layout, machine, process=process)
-    return StageEstimate(
-        work=work,
-        layout=layout,
-        numbers=model.numbers,
-        trained=model.trained,
-        training_flops=training,
-        reading_flops=forward_flops(model, work.read),
-        traffic=traffic,
-        reading_sent=reading_traffic(model, work.read.forwards, layout),
-        memory=memory,
-    )
+def _stage(work: Work, model: FakeModel, optimizer: Optimizer, machine: Machine, process: float) -> dict[str, Any]:
+    """FLOPs and hours on all devices, bytes sent by each and held by each."""
+    options, layout = work.options, make_layout(work.options, machine)
+    if layout.is_sharded and work.largest:
+        named = f"training.parallel {options.parallel} (here {layout.parallel})"
+        if not optimizer.shards:
+            raise ConfigError(sharded_optimizer(optimizer, named))
+        if work.lora.quantize:
+            raise ConfigError(quantized_shards(work.lora, named))
+    memory = needs.memory_of(work, model, optimizer, layout, machine, process)
+    training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
+    weights, gradients = needs.step_traffic(work, model, layout, machine.count) if work.largest else (0.0, 0.0)
+    steps, sent, scoring = max(work.steps, 1), weights + gradients, needs.forward_flops(model, work.read)
+    scoring_sent = needs.reading_traffic(model, work.read.forwards, layout)
+    hours = machine.hours(training, sent * work.steps) + machine.hours(scoring, scoring_sent)
+    return {
+        "model": work.model_path,
+        "numbers": model.numbers.all,
+        "trained": model.numbers.trained,
+        "steps": work.steps,
+        "training_tokens": round(work.trained.tokens),
+        "scored_tokens": round(work.read.tokens),
+        "training_flops": training,
+        "scoring_flops": scoring,
+        "device_hours": hours if machine.flops else None,
+        "step": {
+            "tokens_per_device": work.trained.tokens / steps / machine.count,
+            "micro_batches": work.micro_batches,
+            "sent_bytes_per_device": {"weights": weights, "gradients": gradients, "all": sent},
+            "computing_seconds": machine.computing(training / steps),
+            "communicating_seconds": machine.communicating(sent),
+        },
+        "scoring_sent_bytes_per_device": scoring_sent,
+        "memory_bytes": memory,
+        "fits": None if machine.memory is None else memory["peak"] <= machine.memory,
+    }

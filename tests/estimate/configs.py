@@ -1,15 +1,27 @@
-"""The configuration and the model that the estimate's tests start from."""
+"""The configurations, models and micro-batches that the estimate's tests start from."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
 from sftmix.config import RunConfig
+from sftmix.estimate.machine import Machine, make_machine
 from sftmix.options import DataOptions, ModelOptions, TrainingOptions
+from sftmix.types import Batch, Segment
+from tests.toy import toy_rows
 
 TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32")
+CPU = make_machine("cpu", 1, mfu=0.5, tflops=0.1)
+
+
+def gpus(count: int = 4, **options) -> Machine:
+    return make_machine("H100", count, mfu=0.4, tflops=None, **options)
 
 
 def config(tiny, **changes) -> RunConfig:
@@ -20,18 +32,27 @@ def config(tiny, **changes) -> RunConfig:
 
 
 VOCABULARY, WIDTH, INNER, LAYERS = 96, 32, 64, 3
+LAYER = 4 * WIDTH**2 + 3 * WIDTH * INNER + 2 * WIDTH
 
 
-def small_llama(directory: Path, *, tied: bool = False) -> str:
+def small_llama(directory: Path, **options) -> str:
     """Write a random Llama whose every dimension two and four ranks divide; its path."""
-    made = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    made = LlamaConfig(**({"vocab_size": VOCABULARY, "max_position_embeddings": 128} | sizes | options))
     LlamaForCausalLM(made).save_pretrained(directory)
     return str(directory)
+
+
+def segment(rows: int, width: int, content: str = "full") -> Segment:
+    """full: no padding; padded: some; packed: two documents in each line."""
+    mask = torch.ones(rows, width, dtype=torch.int64)
+    positions = torch.cat([torch.arange(width - 9), torch.arange(9)]).expand(rows, -1) if content == "packed" else None
+    if content == "padded":
+        mask[:, -7:] = 0
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Segment(nothing, torch.ones_like(mask), mask, nothing, nothing, positions)
+
+
+def batch(*segments: Segment, targets: int = 1) -> Batch:
+    made = collate([(Slot(0),)], toy_rows([(1, 1)]))
+    return replace(made, segments=segments, labels=torch.zeros(targets, dtype=torch.int64))

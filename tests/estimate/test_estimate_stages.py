@@ -1,8 +1,9 @@
-"""What `estimate` says, against the real model, the real stages and torch's own count of FLOPs."""
+"""What `estimate` says of a run, against the real model, the real stages, torch's count of FLOPs and the command."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,125 +11,126 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.optimizers import AdamW
-from sftmix.components.reference import FromFile, Online, TrainedReference
-from sftmix.estimate import estimate, make_machine
-from sftmix.estimate.cost import forward_flops, training_flops
+from sftmix.components.reference import TrainedReference
+from sftmix.components.splitters import RandomSplit
+from sftmix.estimate import GPUS, estimate, make_machine
 from sftmix.estimate.model import FakeModel
-from sftmix.estimate.work import Tokens
+from sftmix.estimate.needs import forward_flops, training_flops
+from sftmix.estimate.work import Amount
 from sftmix.model.load import load_model
-from sftmix.options import LoraOptions, ReferenceModel
-from tests.estimate.configs import config
+from sftmix.options import LoraOptions
+from tests.estimate.configs import CPU, config, gpus
 from tests.tiny import metrics
 
-CPU = make_machine("cpu", 1, mfu=0.5, tflops=0.1)
-NO_LORA = LoraOptions()
 
-
-@pytest.fixture(scope="module")
-def model(finished) -> str:
-    return str(finished.tiny.model)
-
-
-# ------------------------------------------------------------------------------------------------ model
-
-
-def test_numbers_are_those_of_the_real_model(model):
-    real = load_model(model)
-    fake = FakeModel(model, None, NO_LORA)
-    assert fake.numbers == fake.trained == sum(p.numel() for p in real.parameters())
-    assert fake.is_tied
+def test_numbers_are_those_of_the_real_model(finished):
+    path = str(finished.tiny.model)
+    real, fake = load_model(path), FakeModel(path, None, LoraOptions())
+    assert fake.numbers == (sum(p.numel() for p in real.parameters()),) * 2
     assert fake.head_shape == tuple(real.get_output_embeddings().weight.shape)
-    matrices = [p for layer in real.model.layers for p in layer.parameters() if p.dim() == 2]
-    assert fake.per_token() == sum(p.numel() for p in matrices)
-    adapted = FakeModel(model, None, LoraOptions(r=4, target_modules=["q_proj"]))
-    q = real.model.layers[0].self_attn.q_proj.weight
-    assert adapted.trained == 2 * 4 * sum(q.shape)
-    assert adapted.numbers == fake.numbers + adapted.trained
+    assert fake.per_token.all == sum(
+        p.numel() for layer in real.model.layers for p in layer.parameters() if p.dim() == 2
+    )
+    adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
+    assert adapted.numbers.trained == 2 * 4 * sum(real.model.layers[0].self_attn.q_proj.weight.shape)
+    assert adapted.numbers.all == fake.numbers.all + adapted.numbers.trained
     assert not adapted.head_is_trained
 
 
-def test_flops_are_those_that_torch_counts(model):
+def test_experts_count_as_many_as_a_token_meets_and_embeddings_not(tmp_path):
+    from transformers import GPT2Config, MixtralConfig
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2}
+    MixtralConfig(**sizes, **heads, architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path / "mixtral")
+    router, attention = 8 * 16, 4 * 16 * 16
+    expected = 2 * (attention + router + 2 * 3 * 16 * 24)
+    assert FakeModel(tmp_path / "mixtral", None, LoraOptions()).per_token.all == expected
+    GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
+    gpt2 = FakeModel(tmp_path / "gpt2", None, LoraOptions())
+    assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
+
+
+def test_flops_are_those_that_torch_counts(finished):
     """torch counts whole attention matrices, of which a causal mask needs half; so the squares count twice here."""
-    fake, real, length = FakeModel(model, "sdpa", NO_LORA), load_model(model, attention="eager").eval(), 24
+    path, length = str(finished.tiny.model), 24
+    fake, real = FakeModel(path, "sdpa", LoraOptions()), load_model(path, attention="eager").eval()
     ids = torch.ones(1, length, dtype=torch.int64)
     with FlopCounterMode(display=False) as forward:
         loss = real(input_ids=ids).logits.sum()
-    tokens = Tokens(length, length, 2 * length**2)
-    assert forward_flops(fake, tokens) == forward.get_total_flops()
+    amount = Amount(length, length, 2 * length**2)
+    assert forward_flops(fake, amount) == forward.get_total_flops()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     both = forward.get_total_flops() + backward.get_total_flops()
-    assert training_flops(fake, tokens, recompute=False) == both
-
-
-def test_a_base_that_is_only_read_is_in_4_bits_as_under_adapters(model):
-    adapted = FakeModel(model, None, LoraOptions(r=4, quantize="4bit"))
-    read = FakeModel(model, None, LoraOptions(quantize="4bit"))
-    assert read.stored_bytes == adapted.stored_bytes - 4 * adapted.trained < 4 * read.numbers
-
-
-# --------------------------------------------------------------------------------------------- stages
+    assert training_flops(fake, amount, recompute=False) == both
 
 
 def test_stages_steps_and_tokens_are_those_of_the_run(finished):
-    found = estimate(config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2)), CPU)
-    assert [stage.work.name for stage in found.stages] == ["reference", "train", "baseline", "base"]
-    reference, train, baseline, base = found.stages
-    for stage in (reference, train, baseline):
-        done = metrics(finished.path, stage.work.name)
-        assert stage.work.steps == len(done)
-        assert stage.work.trained.all == sum(line["tokens"] for line in done) == 3 * found.tokens
-    assert reference.work.read.all == 2 * found.tokens
-    assert train.flops == baseline.flops
-    assert (base.work.steps, base.work.trained.all, base.memory.optimizer) == (0, 0, 0)
-    assert 0 < base.flops < train.flops - train.training_flops  # as the arms, without an evaluation of each epoch
-    whole = reference.flops + 2 * train.flops + base.flops
-    assert found.hours == pytest.approx(whole / (0.1e12 * 0.5) / 3600)
-    assert found.times_plain == pytest.approx(whole / train.training_flops)
+    given = config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2))
+    found = estimate(given, CPU)
+    stages, tokens = found["stages"], found["tokens"]
+    assert list(stages) == ["reference", "train", "baseline", "base"]
+    for name in ("reference", "train", "baseline"):
+        done = metrics(finished.path, name)
+        assert stages[name]["steps"] == len(done)
+        assert stages[name]["training_tokens"] == sum(line["tokens"] for line in done) == 3 * tokens
+    reference, train, baseline, base = stages.values()
+    assert reference["scored_tokens"] == 2 * tokens
+    assert train == baseline
+    assert (base["steps"], base["training_tokens"], base["memory_bytes"]["optimizer"]) == (0, 0, 0)
+    assert 0 < base["scoring_flops"] < train["scoring_flops"]  # as the arms, without an evaluation of each epoch
+    whole = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
+    assert found["device_hours"] == pytest.approx(whole / (0.1e12 * 0.5) / 3600)
+    assert found["times_plain"] == pytest.approx(whole / train["training_flops"])
 
 
-@pytest.mark.parametrize(
-    ("reference", "stages", "passes"),
-    [
-        (TrainedReference(checkpoints="online"), ["reference", "train", "base"], 0),
-        (TrainedReference(checkpoints=[0, 0.5, 1]), ["reference", "train", "base"], 3),
-        (Online(), ["train", "base"], None),
-    ],
-)
-def test_the_reference_says_what_it_will_do(finished, reference, stages, passes):
-    found = estimate(config(finished.tiny, reference=reference), CPU)
-    assert [stage.work.name for stage in found.stages] == stages
-    if passes is not None:
-        assert found.stages[0].work.read.all == passes * found.tokens
-
-
-def test_a_file_costs_nothing_and_another_model_is_its_own(finished, tmp_path):
-    ready = finished.path / "confidence" / "dynamics.parquet"
-    found = estimate(config(finished.tiny, reference=FromFile(path=str(ready))), CPU)
-    assert [stage.work.name for stage in found.stages] == ["train", "base"]
-    model = ReferenceModel(path=str(finished.tiny.model), lora=LoraOptions(r=4))
-    found = estimate(config(finished.tiny, reference=TrainedReference(model=model)), CPU)
-    reference, train, _ = found.stages
-    assert reference.trained < train.trained
-    assert reference.training_flops < train.training_flops
-    assert reference.memory.optimizer < train.memory.optimizer
+def test_hours_are_the_longer_of_computing_and_sending(tiny):
+    given = config(tiny, splitter=RandomSplit())
+    slow, fast = (estimate(given, gpus(bandwidth=bandwidth))["stages"] for bandwidth in (1e-6, 1e9))
+    for name, stage in slow.items():
+        sent = stage["step"]["sent_bytes_per_device"]["all"] * stage["steps"] + stage["scoring_sent_bytes_per_device"]
+        assert stage["device_hours"] == pytest.approx(4 * sent / 1e3 / 3600)
+        flops = stage["training_flops"] + stage["scoring_flops"]
+        assert fast[name]["device_hours"] == pytest.approx(flops / (989e12 * 0.4) / 3600)
+    machine = gpus(bandwidth=1.0)  # both take long: what is sent takes half the time of the computation, or twice it
+    assert machine.hours(4 * 989e12 * 0.4 * 3600, 1e9 * 1800) == pytest.approx(4)
+    assert machine.hours(4 * 989e12 * 0.4 * 3600, 1e9 * 7200) == pytest.approx(8)
 
 
 # -------------------------------------------------------------------------------------------- command
 
 
 def test_the_command_prints_a_table_or_json(finished, sftmix):
-    words = ["estimate", *finished.tiny.options, "--gpu", "cpu"]
-    done = sftmix(*words)
-    assert done.code == 0
-    assert "| reference |" in done.out
-    assert "Hours need the peak of the device: --tflops." in done.out
-    done = sftmix(*words, "--tflops", "0.1", "--json")
+    words = ["estimate", *finished.tiny.options, "--splitter", "RandomSplit"]
+    printed = sftmix(*words, "--gpu", "cpu").out
+    assert "| train |" in printed
+    assert "Hours need the peak of the device: --tflops." in printed
+    done = sftmix(*words, "--gpus", "4", "--json")
     found = json.loads(done.out)
-    assert found["device_hours"] > 0
-    assert found["machine"]["count"] == 1
-    memory = found["stages"]["train"]["memory_bytes"]
-    assert memory["peak"] == sum(v for k, v in memory.items() if k != "peak")
+    train = found["stages"]["train"]
+    step, sent, memory = train["step"], train["step"]["sent_bytes_per_device"], train["memory_bytes"]
+    assert (done.code, train["fits"]) == (0, True)
+    assert memory["peak"] == sum(size for part, size in memory.items() if part != "peak")
+    assert step["tokens_per_device"] == pytest.approx(train["training_tokens"] / train["steps"] / 4)
+    assert sent["all"] == sent["weights"] + sent["gradients"] > 0
+    assert step["communicating_seconds"] == pytest.approx(sent["all"] / 450e9)
+    assert step["computing_seconds"] == pytest.approx(train["training_flops"] / train["steps"] / (4 * 989e12 * 0.4))
+    printed = sftmix(*words, "--gpus", "4").out
+    assert f"train: {step['tokens_per_device']:,.0f} tokens in 1 micro-batch, " in printed
+    assert " sent and as much received (weights " in printed
+    assert "note: no time is counted for communication" in sftmix(*words, "--gpus", "16").out
+
+
+def test_what_does_not_fit_is_said_with_what_lowers_it(finished, sftmix, monkeypatch):
+    words = ["estimate", *finished.tiny.options, "--splitter", "RandomSplit", "--gpus", "1"]
+    assert "What lowers" not in sftmix(*words).out
+    monkeypatch.setitem(GPUS, "H100", GPUS["H100"]._replace(gigabytes=1e-6))
+    assert json.loads(sftmix(*words, "--json").out)["stages"]["train"]["fits"] is False
+    printed = sftmix(*words).out
+    assert re.search("warning: train needs .* MiB on each H100, which has 0.000954 MiB.", printed)
+    assert printed.count("What lowers activations and loss") == 1
+    assert all(option in printed for option in ("--training.micro_batch_size", "--gpus", "AdamW8bit", "lora.r"))
 
 
 @pytest.mark.parametrize(
@@ -148,20 +150,22 @@ def test_a_machine_that_cannot_be_is_refused(values, message):
         make_machine(given.pop("name"), given.pop("count"), **given)
 
 
-def test_an_optimizer_that_does_not_shard_is_refused_as_by_a_run(finished, sftmix, monkeypatch):
-    monkeypatch.setattr(AdamW, "shards", False)
-    words = ["estimate", *finished.tiny.options]
-    assert sftmix(*words, "--gpus", "1").code == 0
-    done = sftmix(*words, "--gpus", "8")
-    assert done.code == 2
-    assert "optimizer AdamW and training.parallel auto (here fsdp) exclude each other" in done.err
+def test_the_data_sheet_s_bandwidth_holds_within_a_node():
+    bandwidths = [gpus(8), gpus(8, bandwidth=300.0), gpus(16), gpus(16, bandwidth=50.0)]
+    assert [one.bandwidth for one in bandwidths] == [450e9, 300e9, None, 50e9]
+    assert [make_machine(name, None, mfu=1, tflops=1).count for name in ("cpu", "H100")] == [1, 8]
 
 
-def test_hsdp_takes_the_size_of_a_node(finished, sftmix):
-    words = ["estimate", *finished.tiny.options, "--gpus", "8", "--training.parallel", "hsdp", "--json"]
-    words += ["--splitter", "RandomSplit"]
-    weights = [
-        json.loads(sftmix(*words, *more).out)["stages"]["train"]["memory_bytes"]["weights"]
-        for more in ([], ["--gpus_per_node", "2"])
-    ]
-    assert weights[1] == 4 * weights[0]
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, "optimizer AdamW"), ({"lora": LoraOptions(r=4, quantize="4bit")}, "model.lora.quantize 4bit")],
+)
+def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, changes, named):
+    monkeypatch.setattr(AdamW, "shards", bool(changes))
+    given = config(tiny, splitter=RandomSplit())
+    for name, value in changes.items():
+        setattr(given.model, name, value)
+    monkeypatch.setattr(type(given), "validate", lambda self, **_: None)  # bitsandbytes need not be here
+    assert estimate(given, gpus(1))["stages"]
+    with pytest.raises(ConfigError, match=f"{named} and training.parallel auto .here fsdp. exclude each other"):
+        estimate(given, gpus(8))
