@@ -27,7 +27,7 @@ LOAD = """
 import resource, sys, time
 start = time.perf_counter()
 from sftmix.data import load_data, make_encoder
-from sftmix.models import load_tokenizer
+from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 encoder = make_encoder(load_tokenizer(sys.argv[1]))
 imported, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -25,7 +25,7 @@ from sftmix.measure.calibration import (
     token_statistics,
 )
 from sftmix.model.head import Head
-from sftmix.training import dynamics
+from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
@@ -36,7 +36,7 @@ DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (8
 
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
-    monkeypatch.setattr(dynamics, "SCORING_TOKENS", 128)
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", 128)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_the_report_is_made_of_these():
 def calibrate_all_ways(world: World, path: str) -> None:
     for parallel in ("ddp", "fsdp"):
         for tokens in (128, 100000):  # five batches on two ranks, and one: a rank has nothing of its own
-            dynamics.SCORING_TOKENS = tokens
+            scoring.SCORING_TOKENS = tokens
             module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
             got = calibrate(module, DATA, Scorer(world=world))
             np.savez(

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.data.sources import HUB_ID, expand
+from sftmix.data.sources import HUB_ID, Source, expand
 
 
 @pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "HuggingFaceH4/ultrachat_200k", "squad", "a.b/c-d_e.f"])
@@ -39,3 +39,10 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows@train.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
     assert [source.dataset for source in expand(["rows@train.jsonl"], "data.train")] == [None]
+
+
+@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.csv", "gone.parquet", "gone.txt"])
+def test_a_file_that_vanishes_is_named(name, tmp_path) -> None:
+    path = str(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read: .*[Nn]o such file"):
+        [list(row["text"]) for _, row in Source(path, "digest").rows()]

@@ -224,6 +224,12 @@ def test_bad_documents_are_named(name, content, message, write, options):
         prepare(options(path), 0, progress=False)
 
 
+def test_a_text_file_has_no_labels_of_its_own(write, options):
+    path = write("a.txt", "Text.\n")
+    with pytest.raises(DataError, match=r"a\.txt: a text file has no field 'q' \(data\.label_field\)"):
+        prepare(options(path, label_field="q", packing=False), 0, progress=False)
+
+
 def test_bad_documents_can_be_skipped(write, options):
     good = write("good.txt", "Good.\n")
     bad = write("bad.txt", b"x" * 70_000 + b"\xff")
@@ -289,6 +295,10 @@ def test_documents_are_held_out_whole_where_there_are_enough(write, options, enc
     assert [len(side) for side in sides] == [9, 3]
     assert not sides[0] & sides[1]
     assert data.report.counts == {}
+    whole = {f"t{i}": tokens_of(encoder, tale) for i, tale in enumerate(TALES)}
+    for side in (data.train, data.eval):
+        names = [name for row in range(len(side)) for start, name, _ in side.pieces(row) if start or not row]
+        assert [t for e in side for t in e.input_ids.tolist()] == [t for name in names for t in whole[name]]
 
 
 def test_of_few_documents_the_last_part_of_each_is_held_out(write, options, encoders):
