@@ -165,7 +165,7 @@ def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, changes, 
     given = config(tiny, splitter=RandomSplit())
     for name, value in changes.items():
         setattr(given.model, name, value)
-    monkeypatch.setattr(type(given), "validate", lambda self, **_: None)  # bitsandbytes need not be here
+    monkeypatch.setattr("sftmix.estimate.validate", lambda config, **_: None)  # bitsandbytes need not be here
     assert estimate(given, gpus(1))["stages"]
     with pytest.raises(ConfigError, match=f"{named} and training.parallel auto .here fsdp. exclude each other"):
         estimate(given, gpus(8))

@@ -22,8 +22,8 @@ from sftmix.estimate.work import Amount, Work
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import gradient_sync, recompute_activations, wrap
+from sftmix.training.module import TrainingModule, gradient_sync
+from sftmix.training.parallel import recompute_activations, wrap
 from sftmix.training.scoring import score_rows, scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.estimate.configs import gpus, small_llama

@@ -13,14 +13,16 @@ import pytest
 from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
+from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import QualityLabel, RandomSplit
 from sftmix.estimate.machine import Machine, make_machine
-from sftmix.estimate.work import Amount, Planner, Work, rows_of, with_batches
+from sftmix.estimate.work import Amount, Planner, Work, with_batches
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions
+from sftmix.pipeline.rows import read_rows, tokenised_rows
 from sftmix.training import scoring
 from tests.estimate.configs import CPU, TRAINING, config, gpus
 from tests.toy import toy_rows
@@ -29,15 +31,15 @@ ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
 
 
 def planned(tiny, machine: Machine = CPU, **changes) -> dict[str, Work]:
-    given = config(tiny, **changes)
-    with rows_of(given) as rows:
-        return {work.name: work for work in Planner(given, rows, machine).plan()}
+    given, prepared = read_rows(config(tiny, **changes), World())
+    rows = tokenised_rows(given, prepared, World())
+    return {work.name: work for work in Planner(given, rows, machine).plan()}
 
 
 def tokens_of(tiny) -> float:
     """Of all rows: those that a base model reads where no sample is smaller."""
-    with rows_of(config(tiny)) as rows:
-        return float(rows.data.train.lengths.sum())
+    given, prepared = read_rows(config(tiny), World())
+    return float(tokenised_rows(given, prepared, World()).data.train.lengths.sum())
 
 
 # ------------------------------------------------------------------------------------------- reference
