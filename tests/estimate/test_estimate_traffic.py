@@ -24,7 +24,7 @@ from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import recompute_activations, wrap
-from sftmix.training.scoring import score_rows, scoring_plan
+from sftmix.training.scoring import Scorer, scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.estimate.configs import gpus, small_llama
 from tests.toy import on_ranks, toy_rows
@@ -100,9 +100,9 @@ def counted(world: World, way: Way, path: str) -> list[float]:
         step()
     assert not way.parallel.endswith("fsdp") or not moved.bytes["all_reduce"]
     gradients = moved.bytes["reduce_scatter"] + moved.bytes["all_reduce"]
-    score_rows(module, DATA, world=world)
+    Scorer(world)(module, DATA)
     with Moved(group=2) as read:  # embeddings and head are still there
-        score_rows(module, DATA, world=world)
+        Scorer(world)(module, DATA)
     return [moved.bytes["all_gather"], gradients, read.bytes["all_gather"]]
 
 
