@@ -100,9 +100,9 @@ def counted(world: World, way: Way, path: str) -> list[float]:
         step()
     assert not way.parallel.endswith("fsdp") or not moved.bytes["all_reduce"]
     gradients = moved.bytes["reduce_scatter"] + moved.bytes["all_reduce"]
-    Scorer(world)(module, DATA)
+    Scorer(world=world)(module, DATA)
     with Moved(group=2) as read:  # embeddings and head are still there
-        Scorer(world)(module, DATA)
+        Scorer(world=world)(module, DATA)
     return [moved.bytes["all_gather"], gradients, read.bytes["all_gather"]]
 
 
