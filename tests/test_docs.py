@@ -108,6 +108,20 @@ def test_names_of_code_exist(page):
             assert (ROOT / code).exists(), code
 
 
+def test_the_page_of_rooms_names_what_is_there():
+    """Files of its walks and table, and the functions and classes beside them."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for line in page.splitlines():
+        names = [name for name in re.findall(r"`(\w+/\w+\.py)`", line) if not name.startswith("tests/")]
+        files = [ROOT / "sftmix" / name for name in names]
+        source = "".join(path.read_text(encoding="utf-8") for path in files)
+        if files:
+            for name in re.findall(r"`(?:\w+\.)?(\w+)`", line):
+                assert re.search(rf"\b{name}\b", source), f"{name} is not in {line}"
+    rooms = {path.name for path in (ROOT / "sftmix").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(re.findall(r"^  (\w+)/ ", page, re.M))
+
+
 def resolve(dotted: str) -> object:
     """The module or attribute of a dotted name; None where there is none."""
     parts = dotted.split(".")
