@@ -155,7 +155,11 @@ class KillOnce(Callback):
 '''
 
 
-@pytest.mark.parametrize(("ranks", "step"), [(1, 7), (1, 8), (2, 6)], ids=["mid epoch", "end of epoch", "fsdp"])
+@pytest.mark.parametrize(
+    ("ranks", "step"),
+    [(1, 7), (1, 8), pytest.param(2, 6, marks=pytest.mark.slow)],
+    ids=["mid epoch", "end of epoch", "fsdp"],
+)
 def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, tmp_path, ranks, step):
     (tmp_path / "killing.py").write_text(KILL)
     words = ("--checkpoint.every", "4", "--callbacks+", "killing.KillOnce")

@@ -18,7 +18,10 @@ from sftmix.options import LoraOptions
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.toy import on_ranks
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc"),
+]
 MB = 10**6
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE: dict[str, Any] = LLAMA | {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 2300}
