@@ -31,7 +31,7 @@ from sftmix.model.load import fingerprint
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.export import export_run
 from sftmix.pipeline.recipe import run
-from tests.tiny import Tiny, groups, metrics, sftmix, status, table
+from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table
 
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
@@ -252,3 +252,31 @@ def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_p
         expected *= sum(m["ntp_tokens"] for m in steps if m["mixup_tokens"]) / sum(mixed)
     assert summary["mu_effective"] == pytest.approx(expected, rel=1e-6)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mu_effective"] == summary["mu_effective"]
+
+
+@pytest.mark.parametrize(
+    "first", [("--reference", "Online"), ("--splitter", "RandomSplit")], ids=["single run", "random"]
+)
+def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(sftmix, tiny, tmp_path, first):
+    """Plain NTP has no use for a split: that of the run before is not asked for a reference first."""
+    options = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]  # Online has none
+    words = ["run", *options, *SHORT, "--training.max_steps", "8", "--out", str(tmp_path / "run")]
+    assert sftmix(*words, *first).code == 0
+    there = sorted(path.name for path in (tmp_path / "run").iterdir())
+    written = (tmp_path / "run" / "config.yaml").read_bytes()
+    refused = sftmix(*words, *(first if first[0] == "--reference" else ()), "--objective", "NTP")
+    assert refused.code == 2
+    assert "train: was made with other inputs" in refused.err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == there
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == written
+
+
+def test_a_split_that_needs_no_confidence_is_told_of_without_any(sftmix, tiny, tmp_path):
+    """`reference` after it makes dynamics, and no confidence."""
+    words = [*tiny.options, *SHORT, "--splitter", "RandomSplit", "--out", str(tmp_path / "run")]
+    assert sftmix("split", *words).code == 0
+    assert sftmix("reference", *words).code == 0
+    assert not (tmp_path / "run" / "confidence" / "confidence.parquet").exists()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["confidence"]["half_a"]["examples"] == 14
+    assert summary["confidence"]["half_a"]["confidence_mean"] is None

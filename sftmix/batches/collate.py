@@ -128,7 +128,7 @@ def _segment(lines: Sequence[Sequence[_Member]], pad_id: int) -> Segment:
 def _position_ids(lines: Sequence[Sequence[_Member]], width: int) -> torch.Tensor | None:
     """i64[b, width], counted from the beginning of each document; None where no line holds two of them.
 
-    Padding is one more document: what it attends to is nobody's business, and nothing attends to what follows it.
+    Padding is one more document: no result depends on what it attends to, and nothing attends to what follows it.
     """
     import torch
 

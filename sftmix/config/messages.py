@@ -1,4 +1,4 @@
-"""What is said of a wrong option: the key, the value, what is allowed, and the nearest name that there is.
+"""Messages about a wrong option: the key, the value, what is allowed, and the nearest name.
 
 Names are looked up before jsonargparse sees them. Of a value that it refuses, its message tells the key, the value and
 the class that takes it; what is allowed follows from the option's type.

@@ -55,7 +55,7 @@ class Tokenise:
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
         """Every example with its outcome, in file order; conversations that must be split come as their turns."""
         batch = list(self.conversations.examples(records, whole=self.whole))
-        # Int64 with many turns make long batches: the pieces keep memory bounded.
+        # Rows with many turns make long batches: the pieces keep memory bounded.
         for at in range(0, len(batch), AT_ONCE):
             piece = batch[at : at + AT_ONCE]
             outcomes = encode_examples(self.encoder, [e for _, _, e in piece], self.max_length)

@@ -3,7 +3,7 @@
     from sftmix.estimate import estimate, make_machine
     estimate(config, make_machine("H100", 8, mfu=0.4, tflops=None))["device_hours"]
 
-The rows are read and tokenised (which the run finds in the cache); of the models only their configs are.
+The rows are read and tokenised (which the run finds in the cache); of the models only the configs are read.
 """
 
 from __future__ import annotations

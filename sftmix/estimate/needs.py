@@ -30,8 +30,10 @@ def training_flops(model: FakeModel, amount: Amount, *, recompute: bool) -> floa
 
 
 def _forward(model: FakeModel, amount: Amount) -> tuple[float, float, float]:
-    """Of the backbone's matrices, of attention (scores and values, each 2 FLOPs per head number and pair of positions,
-    of which a causal mask leaves half), of the head."""
+    """FLOPs of the backbone's matrices, of attention, and of the head.
+
+    Attention: scores and values, 2 FLOPs each per head number and pair of positions; a causal mask leaves half of them.
+    """
     vocabulary, width = model.head_shape
     attention = 2.0 * model.attention_width * model.n_layers * amount.squares
     return 2.0 * model.per_token.all * amount.tokens, attention, 2.0 * vocabulary * width * amount.targets

@@ -86,6 +86,11 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
             train_arm(run, rows, "baseline", NTP(), None, pairs)
         measure_base(run, rows)
 
+    if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
+        if dynamics is None and config.splitter.needs_confidence:
+            dynamics = reference_dynamics(run, rows)
+        scores = confidence_scores(run, rows, dynamics)
+        split = split_of(run, rows, scores)
     summary = summarise(directory.path, world, rows.data, scores, split, model=config.model.path, seed=config.seed)
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
@@ -103,14 +108,13 @@ def stages_needed(run: RunContext, until: StageName) -> set[StageName]:
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    there = run.directory.has("split")  # an earlier command made it: the summary tells of it
-    divided = there or until in ("confidence", "split") or (until == "train" and run.pairing is not None)
+    divided = until in ("confidence", "split") or (until == "train" and run.pairing is not None)
     needed: set[StageName] = {until}
     if divided and config.splitter.needs_confidence:
         needed.add("reference")
     if divided:
         needed.add("confidence")
-    if divided and (there or until != "confidence"):
+    if divided and until != "confidence":
         needed.add("split")
     return needed
 
@@ -135,7 +139,7 @@ def selection(run: RunContext, rows: EncodedDataset) -> list[str]:
 
 def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics | None) -> Scores:
     """The table that splitters and samplers see; without confidence where the split needs none."""
-    if dynamics is None:
+    if dynamics is None or not run.config.splitter.needs_confidence:
         return rows.table()
     folder, estimator = run.directory.path / "confidence", run.config.confidence
     path = folder / "confidence.parquet"

@@ -64,7 +64,7 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
 
 
 def _inputs(run: RunContext, rows: RunRows) -> dict[str, Any]:
-    """What the dynamics are made from; of a reference that is not trained, no more than its files."""
+    """The inputs of the stage; a reference that is not trained adds only its files."""
     config, world, reference = run.config, run.world, run.config.reference
     inputs = {
         "data": data_identity(config, rows),
@@ -207,7 +207,7 @@ def rows_of_reference(
 
 @contextmanager
 def _named(option: str) -> Iterator[None]:
-    """What is wrong with a model is said of the option that names it."""
+    """Errors about a model name the option that chose it."""
     try:
         yield
     except ConfigError as error:

@@ -73,13 +73,13 @@ class FromOnlineLosses:
 
 
 def is_single_run(run: RunContext) -> bool:
-    """Whether the target's own losses are its confidence: what other runs make before training is made meanwhile."""
+    """True where the target's own losses are its confidence: the stages before training are then made during it."""
     uses_confidence = run.pairing is not None and run.config.splitter.needs_confidence
     return uses_confidence and run.config.reference.single_run
 
 
 def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
-    """What divides the epochs of a single run; None for any other run."""
+    """The source of the splits of a single run, epoch by epoch; None for any other run."""
     config, data = run.config, rows.data.train
     if run.pairing is None or not is_single_run(run):
         return None

@@ -82,7 +82,7 @@ def train_arm(
 def _inputs(
     run: RunContext, rows: RunRows, objective: Objective, perturbation: Perturbation | None, pairs: EpochPairs
 ) -> dict[str, Any]:
-    """What a trained arm is made from."""
+    """The inputs of a trained arm. Their order is part of the identity that its checkpoints are known by."""
     config, world, root = run.config, run.world, run.directory.path
     paired = run.pairing is not None and pairs.known
     scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups

@@ -96,7 +96,9 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
             plans = _plans(objective, whole, step, steps)
         expected = _weights(whole, plans)
         again = _weights(whole, _plans(copy_of(objective), whole, step, steps))
-        assert expected == again, "a second call, of a copy, gives other weights: keep no state, draw from common.rng"
+        assert expected == again, (
+            "a second call, of a copy, gives other weights: keep no state, draw from sftmix.common.rng"
+        )
         for cut in cuts:
             batches = _batches(cut, _DATA)
             found = _weights(batches, _plans(objective, batches, step, steps))

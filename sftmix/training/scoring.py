@@ -31,7 +31,7 @@ CPU_SCORING_TOKENS = 2048
 """Padded tokens per scoring batch on a CPU, at most: larger ones leave its caches, and are padded more."""
 
 Column: TypeAlias = Any
-"""A value of each of B rows: an array [B, ...], or a list of B arrays of any length; which, is the measure's choice."""
+"""A value of each of B rows: an array [B, ...], or a list of B arrays of any length, as the measure decides."""
 
 Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
 """(module, batch of B rows) -> columns of these rows."""
