@@ -92,6 +92,11 @@ def _check_text_options(options: DataOptions, text: bool) -> None:
         raise ConfigError(
             f"data.multi_turn ({options.multi_turn}) and data.format text exclude each other: plain text has no turns"
         )
+    if options.labels is not None:
+        raise ConfigError(
+            f"data.labels ({', '.join(as_list(options.labels))}) and data.format text exclude each other: documents "
+            "take a label from a field of their row (data.label_field, with data.packing false); set it to null"
+        )
     if options.label_field is not None and options.packing is not False:
         raise ConfigError(
             f"data.label_field ({options.label_field}) and packed text exclude each other: a window holds several "

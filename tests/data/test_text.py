@@ -263,6 +263,7 @@ def test_text_files_beside_rows_are_notes_about_them(write, options, tmp_path):
         ({"num_proc": 2}, r"data.num_proc \(2\) and data.format text exclude"),
         ({"multi_turn": "whole"}, r"data.multi_turn \(whole\) and data.format text exclude"),
         ({"label_field": "q"}, r"data.label_field \(q\) and packed text exclude"),
+        ({"labels": ["high"]}, r"data.labels \(high\) and data.format text exclude"),
     ],
 )
 def test_options_without_meaning_for_text_are_refused(more, message, write, options):
