@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import sftmix
 from sftmix.data import load_data, make_encoder
 from sftmix.options import DataOptions
-from tests.tiny import metrics
+from tests.tiny import ROOT, metrics
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,16 @@ def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
     assert [e["id"] for e in summary["least_confident"]] == list(confidence.confidence.nsmallest(5).index)
 
 
+def test_the_revision_is_that_of_the_checkout(summary):
+    if not (ROOT / ".git").exists():
+        assert summary["git_revision"] is None
+        return
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12"]
+    revision = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert len(revision) >= 7
+    assert summary["git_revision"].removesuffix("+") == revision
+
+
 def test_stages_tell_time_tokens_and_memory(summary):
     assert set(summary["stages"]) == {"reference", "confidence", "split", "train", "baseline", "base"}
     for name in ("reference", "train", "baseline"):
@@ -88,5 +99,4 @@ def test_stages_tell_time_tokens_and_memory(summary):
         assert stage["skipped"] == 0
     assert all(stage["peak_memory_bytes"] > 1e6 for stage in summary["stages"].values())
     assert summary["version"] == sftmix.__version__
-    assert summary["git_revision"] is None or len(summary["git_revision"]) >= 7
     assert (summary["seed"], summary["world_size"]) == (42, 1)

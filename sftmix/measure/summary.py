@@ -156,7 +156,7 @@ def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, Any]:
 @cache
 def git_revision() -> str | None:
     """Revision of the source tree this package runs from, `+` if it was changed; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(sftmix.__file__).resolve().parent.parent  # of the package, wherever this file stands in it
     if not (here / ".git").exists():
         return None
     try:
