@@ -119,8 +119,8 @@ class Planner:
 
     def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, EncodedDataset]:
         path, _, data, notes = rows_of_reference(self._config, self._rows, model, World(), option=option)
-        for line in notes:
-            print(f"reference ({path}): {line}", file=sys.stderr)
+        for note in notes:
+            print(note, file=sys.stderr)
         return path, data
 
     def _nothing(self, checkpoints: int) -> TrainingDynamics:

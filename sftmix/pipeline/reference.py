@@ -117,8 +117,8 @@ class ReferenceRun:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
         path, encoder, data = self._rows_of(model)
-        seed = config.seed if training is None or training.seed is None else training.seed
-        options, seed = inherit(config.training, training), stable_hash(seed, "reference") % 2**62
+        options, seed = _training_with(config, training)
+        seed = stable_hash(seed, "reference") % 2**62
         with _named("reference.model.path" if model.path else "model.path"):
             stage = training_stage(
                 run,
@@ -180,8 +180,8 @@ class ReferenceRun:
         path, encoder, data, notes = rows_of_reference(
             self._run.config, self._rows, model, self._run.world, option=option
         )
-        if notes:
-            self._run.say("\n".join(f"reference ({path}): {line}" for line in notes))
+        for note in notes:
+            self._run.say(note)
         return path, encoder, data
 
 
@@ -202,7 +202,7 @@ def rows_of_reference(
     ids = rows.data.train.ids  # what the target dropped is not the reference's, either
     key = f"{option}.max_length"
     data = encode_rows(rows.prepared, encoder, path, length, world, key=key, keep=ids, progress=world.is_main)
-    return path, encoder, data.train, data.report.lines()
+    return path, encoder, data.train, [f"reference ({path}): {line}" for line in data.report.lines()]
 
 
 @contextmanager
@@ -220,9 +220,12 @@ def _named(option: str) -> Iterator[None]:
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
     """Options and seed that the reference trains with; the run's own where it has none (`reference.training`)."""
     own = getattr(config.reference, "training", None)
-    if not isinstance(own, ReferenceTraining):
-        return config.training, config.seed
-    return inherit(config.training, own), config.seed if own.seed is None else own.seed
+    return _training_with(config, own if isinstance(own, ReferenceTraining) else None)
+
+
+def _training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[TrainingOptions, int]:
+    seed = config.seed if own is None or own.seed is None else own.seed
+    return inherit(config.training, own), seed
 
 
 def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:

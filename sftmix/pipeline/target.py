@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def train_arm(
         objective=objective,
         order=order_of_training(run, rows, pairs),
     )
-    stage.perturbation, stage.callbacks = perturbation, config.callbacks
-    stage.split_of, stage.online = pairs.split_of, online
+    stage = replace(
+        stage, perturbation=perturbation, callbacks=config.callbacks, split_of=pairs.split_of, online=online
+    )
     result = train(stage, world)
     measured = Measurement(directory, world, rows.data).trained(
         stage, result.module, steps=int(result.figures["steps"])
