@@ -16,9 +16,9 @@ from sftmix.components.confidence import Perplexity
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import read_config
-from sftmix.config.text import resolve_text
 from sftmix.data import prepare
 from sftmix.options import DataOptions, ModelOptions
+from sftmix.pipeline.rows import resolve_text
 from tests.tiny import ROOT, groups, metrics, table, weights
 
 LENGTH = 24

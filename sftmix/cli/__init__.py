@@ -1,4 +1,4 @@
-"""The command line: `sftmix COMMAND`, `python cli.py COMMAND` and `torchrun cli.py COMMAND` are the same."""
+"""The command line: `sftmix COMMAND`, `python cli.py COMMAND` and `torchrun cli.py COMMAND` do the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _rank() -> int:
 
 
 def _report(error: SFTMixError) -> None:
-    """One message per run: what every rank finds alike is said by rank 0, the rest by the rank that met it."""
+    """Print one message per run: rank 0 prints an error that all ranks share, and any rank one of its own."""
     rank = _rank()
     if rank and (error.everywhere or isinstance(error, ConfigError | Stopped)):
         return

@@ -1,7 +1,7 @@
-"""The words of a command line, put in an order in which none can undo another.
+"""The words of a command line, in an order in which no word undoes another.
 
-Files first, then the classes of components, then everything else: jsonargparse applies options as they come, so that a
-file after `--objective NTP` would silently win, and a class after `--objective.mu 0.1` would silently drop it.
+Files come first, then the classes of components, then everything else. jsonargparse applies options in the order given:
+a file after `--objective NTP` would win over it, and a class after `--objective.mu 0.1` would drop that option.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sftmix.config.schema import component_bases, is_flag, list_options, option_
 
 @dataclass(frozen=True)
 class OwnOption:
-    """An option that a command has beside those of RunConfig; a bool is a flag."""
+    """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
 
     name: str
     type: Any
@@ -35,7 +35,7 @@ class Arguments:
     configs       files of --config, in order
     options       the other options as `--key=value`, classes first
     print_config  None, or the flags of --print_config
-    notes         what a person should know about what was given
+    notes         remarks for the user, about options given twice
     """
 
     configs: list[str] = field(default_factory=list)
@@ -46,10 +46,10 @@ class Arguments:
 
 
 def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collection[str] = ()) -> Arguments:
-    """Sort the words of a command line; ConfigError for an option or a class that is not there, or without its value.
+    """Sort the words of a command line; raise ConfigError for an unknown option or class, and for a missing value.
 
     own    names of the command's options beside those of RunConfig
-    flags  those of them that are true or false
+    flags  names of those options that are true or false
     """
     found = Arguments()
     given, seen = list[tuple[str, str | None]](), Counter[str]()
@@ -77,7 +77,7 @@ def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collec
 
 
 def _pairs(argv: Sequence[str], flag: Callable[[str], bool]) -> list[tuple[str, str | None]]:
-    """(key, value) of every option, the value None for --help and a bare --print_config."""
+    """Return (key, value) of every option; the value is None for --help and a bare --print_config."""
     words, found = deque(argv), list[tuple[str, str | None]]()
     while words:
         word = words.popleft()
@@ -101,7 +101,7 @@ def _pairs(argv: Sequence[str], flag: Callable[[str], bool]) -> list[tuple[str, 
 
 
 def _plain(word: str) -> Any:
-    """The value that a word stands for: text, null, a list or a mapping."""
+    """Return the value of a word as YAML: text, null, a list or a mapping."""
     import yaml
 
     try:
@@ -119,14 +119,14 @@ def _stray(word: str, previous: str | None) -> str:
 
 
 def _rank(key: str, keys: Iterable[str]) -> int:
-    """Place in the order: classes, then classes within their options (`--objective.mu Linear`), then the rest."""
+    """Return the place in the order: classes, classes within their options (`--objective.mu Linear`), the rest."""
     if key in component_bases() and key not in list_options():
         return 0
     return 1 if any(other.startswith(f"{key}.") for other in keys) and "." in key else 2
 
 
 def _check_key(key: str) -> None:
-    """ConfigError unless the option exists; options of components are left to their constructor."""
+    """Raise ConfigError for an unknown option; the options of a component are checked by its constructor."""
     name = key.rstrip("+")
     if inside := [k for k in option_hints() if k.startswith(f"{name}.")]:
         keys = ", ".join(f"--{k}" for k in inside)

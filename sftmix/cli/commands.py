@@ -1,4 +1,4 @@
-"""The commands. Each imports what it needs when it runs: `--help` and wrong options wait for no torch."""
+"""The commands. Each imports its modules when it runs, so that `--help` and wrong options need no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Until = Literal["reference", "confidence", "split", "train"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the overview, and what it does with the words after its name."""
+    """A command: its line in the overview, and the function that takes the words after its name."""
 
     summary: str
     main: Callable[[Sequence[str]], None]
@@ -69,7 +69,7 @@ Nothing is trained or written; no --out is needed.
 
 
 def _stage(name: str, argv: Sequence[str]) -> None:
-    """One of run, reference, confidence, split, train."""
+    """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
     from sftmix.cli.results import results, say
     from sftmix.config.checks import validate
@@ -120,7 +120,7 @@ def _estimate(argv: Sequence[str]) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are ConfigErrors."""
+    """An argparse parser that raises ConfigError."""
 
     def __init__(self, name: str, description: str) -> None:
         form = argparse.RawDescriptionHelpFormatter
@@ -149,7 +149,7 @@ end shows whatever came out.
 
 
 def _claim(out: Path, seed: int) -> None:
-    """Mark a directory as the quickstart's of this seed; ConfigError where it holds anything else."""
+    """Mark a directory as a quickstart's with this seed; raise ConfigError if it holds anything else."""
     marker = out / ".quickstart"
     if marker.exists():
         theirs = marker.read_text(encoding="utf-8").strip()

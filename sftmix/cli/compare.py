@@ -38,7 +38,7 @@ _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse and check every run, then run the table, or only show it (--list, --print_config, --help)."""
+    """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
     own = [*_own(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
     given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
     if given.wants_help:
@@ -63,7 +63,7 @@ def run_table(comparison: Comparison) -> None:
 
 
 def comparison_of(given: Arguments) -> Comparison:
-    """The table of a command line; --print_config ends here."""
+    """Read the table of a command line; --print_config ends here."""
     parser = build_parser("sftmix compare", _own())
     base, parsed, notes = parse(parser, given)
     for note in notes:
@@ -80,7 +80,7 @@ def comparison_of(given: Arguments) -> Comparison:
 
 
 def _own() -> list[OwnOption]:
-    """The options of the table beside those of a run: `variants`, and the fields of TableOptions."""
+    """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
     variants = "Option: value of each variant; usually in a file."
     return [
@@ -111,7 +111,7 @@ def _variant(
     options: Mapping[str, Any],
     base: jsonargparse.Namespace,
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration of one variant: its options over those of the files and the command line."""
+    """Read the configuration of one variant: its options over those of the files and the command line."""
     try:
         own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
         refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
@@ -123,7 +123,7 @@ def _variant(
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) as the command line names them; a component with its class and options stays whole."""
+    """Yield (key, value) as on the command line; a component with its class and options stays whole."""
     for name, value in options.items():
         key = f"{prefix}{name}"
         nested = isinstance(value, Mapping) and "class_path" not in value
@@ -134,12 +134,12 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _word(value: Any) -> str:
-    """A value as the command line writes it."""
+    """Return a value as a word of the command line."""
     return value if isinstance(value, str) else json.dumps(value, default=jsonargparse.Namespace.as_dict)
 
 
 def listing(comparison: Comparison) -> list[str]:
-    """What would be run, without loading anything: the variants, their options, the runs and what they share."""
+    """List the variants, their options, the runs, and the references that runs share; nothing is loaded."""
     cells = comparison.cells
     done = [cell for cell in cells if (cell.path / "train" / "MANIFEST.json").exists()]
     place = comparison.out or "(no --out yet)"
@@ -163,7 +163,7 @@ def _needs_reference(config: RunConfig) -> bool:
 
 
 def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
-    """What decides the reference of a cell, as far as it can be told without reading anything."""
+    """Return the options that decide the reference of a cell, as far as they are known before rows are read."""
     seed = plain["seed"]
     rows = {**plain["data"], "seed": seed if plain["data"]["seed"] is None else plain["data"]["seed"]}
     parts = [rows, plain["model"]["path"], plain["reference"]]

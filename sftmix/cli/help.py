@@ -37,7 +37,7 @@ Row = tuple[str, str, str]
 
 
 def run_help(usage: str, description: str, own: Sequence[OwnOption] = ()) -> str:
-    """The whole help text of a command; `own` are its options beside those of RunConfig."""
+    """Return the whole help text of a command; `own` holds its options beside those of RunConfig."""
     default, docs = RunConfig(), field_docs(RunConfig)
     scalars = [k for k in option_hints() if "." not in k and k not in component_bases()]
     run = [
@@ -64,7 +64,7 @@ def _section(title: str, options: Sequence[Row]) -> str:
 
 
 def option_lines(options: Sequence[Row]) -> Iterator[str]:
-    """The lines of a list of options: names on the left, what they do on the right."""
+    """Return the lines of a list of options: names on the left, explanations on the right."""
     width = max(min(shutil.get_terminal_size().columns, 118), 78)
     for name, doc, default in options:
         silent = default in ("", "false") or (default == "null" and "null" in doc)
@@ -120,13 +120,13 @@ def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
 
 
 def group_in(hint: Any) -> type | None:
-    """The dataclass that a type hint is, or offers beside null: a group of options."""
+    """Return the dataclass (a group of options) in a type hint such as `LoraOptions | None`, or None."""
     found = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
     return typing.cast(type, found[0]) if found else None
 
 
 def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
-    """The choice of the class, then the options of the default class."""
+    """Yield the line of the class, then the options of the default class."""
     chosen = default[0] if isinstance(default, list) else default
     names = list(known_components(base))
     doc = f"One of {', '.join(names)}" + (", auto, null" if name == "pairing" else "") + ", or an import path."
@@ -137,7 +137,7 @@ def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
 
 
 def component_lines(prefix: str, cls: type) -> Iterator[Row]:
-    """The options of one component class under `prefix`; options that are groups are opened."""
+    """Yield the options of one component class under `prefix`, with the options inside groups."""
     docs = component_docs(cls)
     for key, parameter in component_options(cls).items():
         full, hint = f"{prefix}.{key}", parameter.annotation
@@ -149,7 +149,7 @@ def component_lines(prefix: str, cls: type) -> Iterator[Row]:
 
 
 def component_docs(cls: Any) -> dict[str, str]:
-    """Option -> text, from the `name: text` lines of the constructor's docstring."""
+    """Return option -> text, from the `name: text` lines of the constructor's docstring."""
     names = "|".join(map(re.escape, component_options(cls)))
     text = inspect.getdoc(cls.__init__) or ""
     parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []
@@ -157,6 +157,6 @@ def component_docs(cls: Any) -> dict[str, str]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Field -> the docstring that stands below it."""
+    """Return field -> the docstring below it."""
     parsed = docstring_parser.parse_from_object(cls)
     return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}

@@ -1,4 +1,4 @@
-"""`components`: the list of what can be swapped, and one component with its options."""
+"""`components`: the list of components, and one component with its options."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sftmix.config.schema import component_bases, import_class, nested_bases
 
 
 def _by_option() -> list[tuple[str, type, list[Shipped]]]:
-    """The option that chooses them, their base class, and the shipped components."""
+    """Return (option, base class, shipped components) of every kind of component."""
     shipped, options = dict(catalogue()), component_bases() | nested_bases()
     return [(option, base, shipped.get(base.__name__, [])) for option, base in options.items()]
 
 
 def overview() -> str:
-    """Every component by the option that chooses it, one line each."""
+    """List every component under the option that chooses it, one line each."""
     parts = []
     for option, base, shipped in _by_option():
         title = f"--{option}  ({base.__name__}: {(inspect.getdoc(base) or '').partition(chr(10))[0]})"
@@ -27,9 +27,9 @@ def overview() -> str:
 
 
 def details(name: str) -> str:
-    """What a component does, where it lives, and its options; all that share the name, if several do.
+    """Describe a component: its docstring, its import path and its options; all components of that name, if several.
 
-    name  of a shipped one, or the import path of any
+    name  the short name of a shipped component, or any import path
     """
     every = [(option, component) for option, _, shipped in _by_option() for component in shipped]
     found = [_describe(option, component) for option, component in every if component.name == name]

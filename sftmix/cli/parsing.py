@@ -1,4 +1,4 @@
-"""A command line -> RunConfig, with notes about what one option took away from another."""
+"""A command line -> RunConfig, with notes about options that replaced others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sftmix.config.schema import component_bases, component_options, import_clas
 def configuration(
     name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
 ) -> tuple[RunConfig, jsonargparse.Namespace]:
-    """The RunConfig of a command line and everything parsed; --help and --print_config end here."""
+    """Return the RunConfig of a command line and all parsed values; --help and --print_config end here."""
     given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
     if given.wants_help:
         from sftmix.cli.help import run_help
@@ -39,7 +39,7 @@ def configuration(
 
 
 def build_parser(prog: str, own: Sequence[OwnOption] = ()) -> Parser:
-    """The parser of a command that takes a run's configuration, and options of its own."""
+    """Make the parser of a command that takes a run's configuration and options of its own."""
     parser = Parser(prog=prog)
     parser.add_argument("--config", action="config")
     add_run_options(parser)
@@ -50,7 +50,7 @@ def build_parser(prog: str, own: Sequence[OwnOption] = ()) -> Parser:
 
 
 def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Namespace, list[str]]:
-    """The configuration, everything parsed, and notes."""
+    """Return the configuration, all parsed values, and notes."""
     notes = list(given.notes)
     before, args = None, list[str]()
     for name, text in _layers(parser, given.configs):
@@ -67,7 +67,7 @@ def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Nam
 def parse_variant(
     parser: Parser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration of a command line with more options applied last, and what they changed in `base`."""
+    """Return the configuration with more options applied last, and notes on their changes to `base`."""
     parsed = _parse(parser, [*_words(parser, given), *options])
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
@@ -78,12 +78,12 @@ def print_config(parser: Parser, given: Arguments) -> None:
 
 
 def _words(parser: Parser, given: Arguments) -> list[str]:
-    """A sorted command line as jsonargparse takes it: files, then options."""
+    """Return a sorted command line for jsonargparse: files, then options."""
     return [*(f"--config={text}" for _, text in _layers(parser, given.configs)), *given.options]
 
 
 def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, YAML text) of every layer of the files, in the order in which they apply."""
+    """Yield (name, YAML text) of every layer of the files, in the order in which they apply."""
     for config in configs:
         layers = read_layers(config)
         if OF_COMPARE not in parser.own:
@@ -101,7 +101,7 @@ def _parse(parser: Parser, args: Sequence[str], where: str = "") -> jsonargparse
 
 
 def _changes(before: Any, after: Any, by: str) -> Iterator[str]:
-    """One note per component of `before` whose class is another in `after`, if that lost or carried over options."""
+    """Yield a note for each component that has another class in `after` and lost or kept options by it."""
     for name in component_bases() if before is not None else ():
         if name in list_options():
             there = [_class(spec) for spec in after[name]]
@@ -123,7 +123,7 @@ def _replaced(name: str, old: jsonargparse.Namespace, new: Any, by: str) -> Iter
 
 
 def _class(spec: Any) -> Any:
-    """The class of a component; `auto` and null of --pairing stand for themselves."""
+    """Return the class of a component; `auto` and null of --pairing are returned as they are."""
     return import_class(spec["class_path"]) if isinstance(spec, jsonargparse.Namespace) else spec
 
 
@@ -133,7 +133,7 @@ def _name(spec: Any) -> str:
 
 
 def _chosen(spec: jsonargparse.Namespace) -> dict[str, Any]:
-    """The options of a component that differ from its defaults."""
+    """Return the options of a component that differ from its defaults."""
     options = component_options(_class(spec))
     args = dict((spec.get("init_args") or {}).items())
     return {k: v for k, v in args.items() if v is not None and (k not in options or v != options[k].default)}

@@ -1,4 +1,4 @@
-"""What commands say: notes on the way, and last the figures of summary.json in words and where to look next."""
+"""Output of commands: notes on the way, then the figures of summary.json in words, and where to look next."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FILES = {
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print on rank 0 only: notes on stderr, or results on the file given."""
+    """Print on rank 0 only: notes to stderr, or results to the given file."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=file or sys.stderr, flush=True)
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
-    """Lines for people: a table of what was measured, the groups of the split, what may confound them, time, files."""
+    """Return lines for people: a table of measurements, the groups of the split, their confounds, time, files."""
     lines = [*measured(summary), *_groups(summary), *_confounds(summary), *_mixing(summary), *_time(summary)]
     return ["", *lines, *(f"see {Path(out) / name}" for name in _FILES[until] if (Path(out) / name).exists())]
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:
-    """Held-out NLL per token before and after, of the baseline, too, on one line."""
+    """Return one line with the held-out NLL per token before and after training, and of the baseline."""
     after = summary.get("eval_nll_after")
     if not isinstance(after, float):
         return []
@@ -57,7 +57,7 @@ MEASURED = (
 
 
 def measured(summary: Mapping[str, Any]) -> list[str]:
-    """A table with a column for the base model, the trained model, and the NTP baseline where there is one."""
+    """Return a table with a column each for the base model, the trained model, and the NTP baseline if any."""
     arms = {"after": summary, "NTP baseline": summary.get("baseline") or {}}
     lines = []
     for name, before, after, form in MEASURED:
@@ -70,7 +70,7 @@ def measured(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _at(arm: Mapping[str, Any], key: str | None) -> Any:
-    """arm["a"]["b"] for "a.b"; None where it is not there."""
+    """Return arm["a"]["b"] for "a.b", or None if it is absent."""
     value: Any = arm
     for name in key.split(".") if key else []:
         value = (value or {}).get(name)

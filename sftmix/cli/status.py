@@ -1,4 +1,4 @@
-"""`status`: how far a run is, read from the files it writes (it may run on another machine, or be over)."""
+"""`status`: the progress of a run, from its files alone; the run may be on another machine, or finished."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAIL_BYTES = 1 << 16
 
 
 def report(run: str | Path) -> str:
-    """The state of one run directory as text. ConfigError where there is none."""
+    """Return the state of one run directory as text; raise ConfigError if it is none."""
     run = Path(run)
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):
@@ -59,7 +59,7 @@ def _headline(status: Mapping[str, Any], alive: bool | None) -> str:
 
 
 def _alive(status: Mapping[str, Any]) -> bool | None:
-    """Whether the run's process exists; None where that cannot be known (another machine, no pid)."""
+    """Return True if the run's process exists, None if this is unknown (another machine, no pid)."""
     pid = status.get("pid")
     if not isinstance(pid, int) or status.get("host", socket.gethostname()) != socket.gethostname():
         return None
@@ -73,7 +73,7 @@ def _alive(status: Mapping[str, Any]) -> bool | None:
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> tuple[str, ...] | None:
-    """State, steps, loss, tokens per second and time left of a stage; None if the run has no such stage (yet)."""
+    """Return the state, steps, loss, tokens per second and time left of a stage; None if it has not begun."""
     lines = _last_lines(run / stage / "metrics.jsonl")
     done, current = (run / stage / MANIFEST).exists(), status.get("stage") == stage
     if not (lines or done or current):
@@ -98,7 +98,7 @@ def _duration(seconds: float) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is none."""
+    """Read a JSON object; {} if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last records of a JSONL file that may be growing: half a line at either end is left out."""
+    """Read the last records of a JSONL file that may be growing; an incomplete line at either end is left out."""
     if not path.exists():
         return []
     with path.open("rb") as file:

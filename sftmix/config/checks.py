@@ -1,4 +1,4 @@
-"""The checks of a configuration that need neither rows nor a model: one sentence per problem."""
+"""Checks of a configuration that need neither rows nor a model: one sentence per problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sftmix.options import (
 
 
 def validate(config: RunConfig, *, needs_out: bool = True) -> None:
-    """Check every option that can be checked without reading rows or a model; ConfigError lists every problem.
+    """Check every option as far as possible without rows or a model; raise ConfigError with all problems.
 
     `needs_out=False` is for commands that write no run directory.
     """
@@ -32,7 +32,7 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
-    """In the order of the options, but for those that have to be given, which come first."""
+    """Yield the problems: missing options first, then the others in the order of the options."""
     pairs = config.resolved_pairing() is not None
     yield from _missing(config, needs_out)
     yield from config.data.problems()
@@ -49,7 +49,7 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 
 def _trainings(config: RunConfig) -> list[tuple[str, TrainingOptions | ReferenceTraining, str]]:
-    """(key, options, the value of `parallel` that holds) of the target, and of a reference that has its own."""
+    """List (key, options, value of `parallel` in force) of the target, and of a reference with options of its own."""
     target, own = config.training, getattr(config.reference, "training", None)
     found: list[tuple[str, TrainingOptions | ReferenceTraining, str]] = [("training", target, target.parallel)]
     if isinstance(own, ReferenceTraining):
@@ -90,7 +90,7 @@ _CHECKPOINT: tuple[Check, ...] = (
 
 
 def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) -> Iterator[str]:
-    """Options of micro-batches that exclude each other."""
+    """Yield a problem for options of micro-batches that exclude each other."""
     if options.micro_batch_size is not None and options.micro_batch_tokens is not None:
         yield (
             f"{prefix}.micro_batch_size ({options.micro_batch_size}) and {prefix}.micro_batch_tokens "
@@ -145,7 +145,7 @@ def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
 
 
 def _confidence(config: RunConfig) -> Iterator[str]:
-    """What the confidence reads in the dynamics, and the reference does not put there."""
+    """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
     reference, confidence = config.reference, f"confidence {type(config.confidence).__name__}"
     if config.confidence.needs_response_alone and not reference.gives_response_alone:
         yield (
@@ -176,13 +176,13 @@ def _confidence(config: RunConfig) -> Iterator[str]:
 
 
 def _as_set(reference: Reference, *options: str) -> str:
-    """The reference with those of the options that it has."""
+    """Name the reference with those of the options that it has."""
     found = [f"reference.{name} {plain(getattr(reference, name))}" for name in options if hasattr(reference, name)]
     return f"reference {type(reference).__name__}" + (f" ({', '.join(found)})" if found else "")
 
 
 def _reference_epochs(config: RunConfig) -> float | None:
-    """How long the reference is trained; None where that is given in steps."""
+    """Return the epochs that the reference is trained; None if its length is given in steps."""
     _, own, _ = _trainings(config)[-1]
     if own.max_steps is not None or config.training.max_steps is not None:
         return None
@@ -190,7 +190,7 @@ def _reference_epochs(config: RunConfig) -> float | None:
 
 
 def _single_run(config: RunConfig) -> Iterator[str]:
-    """What a run needs whose first epoch has neither pairs nor groups."""
+    """Yield the problems of a run whose first epoch has neither pairs nor groups."""
     name, objective, training = type(config.reference).__name__, config.objective, config.training
     if training.max_steps is None and training.epochs <= 1:
         yield (
@@ -210,7 +210,7 @@ def _single_run(config: RunConfig) -> Iterator[str]:
 
 
 def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
-    """Problems of one group of adapter options; `parallel` is training.parallel of the stage that has them."""
+    """Yield the problems of one group of adapter options; `parallel` is training.parallel of their stage."""
     yield from out_of_range(prefix, lora, _LORA)
     if not lora.r:
         default = LoraOptions()
@@ -232,7 +232,7 @@ def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
 
 
 def quantized_shards(lora: LoraOptions, parallel: str, prefix: str = "model.lora") -> str:
-    """The sentence that refuses QLoRA under FSDP; `parallel` names the option with its value."""
+    """Return the sentence that refuses QLoRA under FSDP; `parallel` names the option with its value."""
     return (
         f"{prefix}.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not "
         "sharded. Use --training.parallel ddp, or set quantize to null"
@@ -260,7 +260,7 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
 
 
 def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
-    """The sentence that refuses an optimizer under fsdp or hsdp; `parallel` names the option with its value."""
+    """Return the sentence that refuses an optimizer under fsdp or hsdp; `parallel` names the option with its value."""
     return (
         f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that ranks "
         "share. Use parallel ddp, or --optimizer AdamW"

@@ -1,7 +1,7 @@
-"""Configuration files: where they are, and the layers that one is made of.
+"""Configuration files, and the layers that a file is made of.
 
-A file may name others under `base:`; they are applied before it, in order, and may have bases of their own. A recipe is
-then only what sets it apart from another.
+A file may name other files under `base:`. They apply before it, in order, and may have bases of their own. So a recipe
+holds only its differences from another.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ OF_COMPARE = "variants"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The options of one file, without its `base`; `name` is what the file is called in messages."""
+    """The options of one file, without its `base`; `name` is the file's name in messages."""
 
     name: str
     values: Mapping[str, Any]
 
     def yaml(self) -> str:
-        """The options as text that --config takes in place of a file."""
+        """Return the options as text that --config takes in place of a file."""
         import yaml
 
         return yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
 
 
 def recipes() -> list[str]:
-    """Names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
+    """List the names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
     root = _recipe_directory()
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
 def config_file(name: str, *, where: str = "--config") -> str:
-    """Path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if there is none."""
+    """Return the path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if absent."""
     there = recipes()
     if not name.startswith(RECIPE):
         if not os.path.isfile(name):
@@ -58,12 +58,12 @@ def config_file(name: str, *, where: str = "--config") -> str:
 
 
 def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
-    """The layers of a file, the first applied first; ConfigError for a file that is none, and for a cycle of bases."""
+    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle."""
     return _layers(Path(path), ())
 
 
 def refuse_table(layers: list[Layer]) -> None:
-    """ConfigError if the layers are a table of variants: one run cannot be made from it."""
+    """Raise ConfigError if the layers describe a table of variants, which is not one run."""
     given = layers[-1].name
     for layer in layers:
         if OF_COMPARE in layer.values:

@@ -1,7 +1,7 @@
 """Messages about a wrong option: the key, the value, what is allowed, and the nearest name.
 
-Names are looked up before jsonargparse sees them. Of a value that it refuses, its message tells the key, the value and
-the class that takes it; what is allowed follows from the option's type.
+Names are looked up before jsonargparse sees them. When jsonargparse refuses a value, its message gives the key, the
+value and the class; the type of the option gives the allowed values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WORDS = {
 
 
 def unknown_option(key: str, allowed: Iterable[str]) -> str:
-    """Message for an option that does not exist, where `allowed` are full keys (`training.epochs`)."""
+    """Return the message for an unknown option; `allowed` holds full keys (`training.epochs`)."""
     allowed = list(allowed)
     prefix = key.partition(".")[0] + "." if "." in key else ""
     siblings = [k for k in allowed if k.startswith(prefix)] if prefix else []
@@ -55,11 +55,11 @@ def unknown_option(key: str, allowed: Iterable[str]) -> str:
 
 
 def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), where: str = "") -> None:
-    """ConfigError for an option or a component class that is not there, and for a group that is none.
+    """Raise ConfigError for an unknown option or component class, and for a group that is no mapping.
 
     values  the options of a file, as nested mappings
     own     options of the command beside those of a run
-    where   what the message begins with
+    where   beginning of the message
     """
     try:
         _check_names(values, own, "")
@@ -86,7 +86,7 @@ def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -
 
 
 def refuse_unknown_class(field: str, value: Any) -> None:
-    """ConfigError where the class that is chosen for a field of RunConfig is not there, or of another kind."""
+    """Raise ConfigError if the class chosen for a field of RunConfig is unknown or of another kind."""
     if isinstance(value, list):
         for one in value:
             refuse_unknown_class(field, one)
@@ -114,7 +114,7 @@ def _listed(base: type[Component]) -> str:
 
 
 def _why_not(base: type[Component], name: str) -> str | None:
-    """Why a name stands for no component of this kind, in brackets where there is more to say; None where it does."""
+    """Return the reason (in brackets, or empty) why a name is no component of this kind; None if it is one."""
     if "." not in name:
         return None if name in all_components(base) else ""
     try:
@@ -132,7 +132,7 @@ def _why_not(base: type[Component], name: str) -> str | None:
 
 
 def explain(message: str, own: Mapping[str, Any] | None = None) -> str:
-    """One message for people from one of jsonargparse; one that says nothing of a value is put on one line.
+    """Turn a message of jsonargparse into one for people; one without key and value is put on one line.
 
     own  the command's own options beside those of a run, with their types
     """
@@ -142,7 +142,7 @@ def explain(message: str, own: Mapping[str, Any] | None = None) -> str:
 
 
 def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | None:
-    """keys: that of an option of the parser, then those of the options of components inside it."""
+    """Return the message for the option under `keys`: the parser's key, then the keys of components inside it."""
     key, classes = ".".join(keys), re.findall(r"Problem with given class_path '([^']+)'", message)
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
         name, options = classes[-1].rpartition(".")[2], list(component_options(import_class(classes[-1])))
@@ -160,7 +160,7 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
 
 
 def _not_allowed(key: str, hint: Any, value: str) -> str:
-    """The message for a value that is none of the forms in a type hint."""
+    """Return the message for a value that no part of the type hint allows."""
     parts = alternatives(hint)
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
@@ -179,7 +179,7 @@ def _a(name: str) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
+    """List the words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
     literals = [part for part in alternatives(hint) if typing.get_origin(part) is Literal]
     return [str(word) for literal in literals for word in typing.get_args(literal)]
 

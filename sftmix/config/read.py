@@ -21,19 +21,19 @@ from sftmix.config.schema import component_bases, load_shipped
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
-    """Read a config.yaml or a recipe with its bases; unknown keys and classes are a ConfigError."""
+    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes."""
     layers = read_layers(path)
     refuse_table(layers)
     return _from_layers(layers)
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
-    """Build a configuration from (a part of) its plain form; ConfigError names what is wrong."""
+    """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
     return _from_layers([Layer("", values)])
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises, and that knows null from "not given": `pairing: null` is not `auto`.
+    """A parser that raises its errors, and keeps null apart from "not given": `pairing: null` is not `auto`.
 
     own  the options of a command beside those of a run, with their types
     """
@@ -55,7 +55,7 @@ def add_run_options(parser: Parser) -> None:
 
 
 def instantiate(parser: Parser, parsed: jsonargparse.Namespace) -> RunConfig:
-    """Build the components of a parsed namespace. A ValueError of a component's constructor is a ConfigError."""
+    """Build the components of parsed values; a ValueError of a component's constructor becomes a ConfigError."""
     try:
         names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
         built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
@@ -68,7 +68,7 @@ def instantiate(parser: Parser, parsed: jsonargparse.Namespace) -> RunConfig:
 
 @cache
 def _run_parser() -> Parser:
-    """One for all files: making it takes as long as reading with it, and a table reads one configuration a run."""
+    """Return one parser for all files: to make it takes as long as to read a file, and a table reads many."""
     parser = Parser()
     add_run_options(parser)
     return parser

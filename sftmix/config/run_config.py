@@ -75,13 +75,13 @@ class RunConfig:
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
 
     def resolved_pairing(self) -> PairSampler | None:
-        """The pair sampler that `auto` stands for, or the one that was chosen, or None."""
+        """Return the chosen pair sampler, the default one for `auto`, or None."""
         if self.pairing == "auto":
             return RandomPairs() if self.objective.mixes else None
         return self.pairing
 
     def unused(self) -> list[str]:
-        """One sentence where components were chosen that this run has no use for."""
+        """List one sentence if components were chosen that this run does not use."""
         paired, default = self.resolved_pairing() is not None, RunConfig()
         idle = ("reference", "confidence", *([] if paired else ["splitter"]))
         chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
@@ -96,11 +96,11 @@ class RunConfig:
         return [f"not used by this run: {named}; {reason}"]
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as JSON can hold it; components as {"class_path", "init_args"}."""
+        """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
     def yaml(self) -> str:
-        """The plain form as YAML text, which `read_config` and `--config` take back."""
+        """Return the plain form as YAML text, which `read_config` and `--config` read."""
         import yaml
 
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""The options there are, by their full keys (`training.epochs`), with their types and the components they take."""
+"""All options by their full keys (`training.epochs`), with their types and the components they take."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sftmix.config.run_config import RunConfig
 
 @cache
 def load_shipped() -> None:
-    """Import the shipped components: a class can be chosen by its short name once it is imported."""
+    """Import the shipped components, since a short name finds imported classes only."""
     catalogue()
 
 
 def _classes_in(hint: object) -> Iterator[type]:
-    """The classes a type hint is made of: `PairSampler | None` -> PairSampler, NoneType."""
+    """Yield the classes in a type hint: `PairSampler | None` -> PairSampler, NoneType."""
     if inspect.isclass(hint) and not typing.get_args(hint):
         yield hint
     for argument in typing.get_args(hint):
@@ -31,13 +31,13 @@ def _classes_in(hint: object) -> Iterator[type]:
 
 
 def component_classes(hint: object) -> list[type[Component]]:
-    """The component classes among those that a type hint is made of."""
+    """List the component classes in a type hint."""
     return [found for found in _classes_in(hint) if issubclass(found, Component)]
 
 
 @cache
 def component_bases() -> dict[str, type[Component]]:
-    """The fields of RunConfig that hold components, with the base class of each."""
+    """Return field -> base class for the fields of RunConfig that hold components."""
     hints = typing.get_type_hints(RunConfig)
     found = {name: component_classes(hint) for name, hint in hints.items()}
     return {name: bases[0] for name, bases in found.items() if bases}
@@ -45,7 +45,7 @@ def component_bases() -> dict[str, type[Component]]:
 
 @cache
 def nested_bases() -> dict[str, type[Component]]:
-    """An option of a shipped component that takes a component (`objective.mu`) -> its base class; one for each base."""
+    """Return option -> base class for options of shipped components that take a component (`objective.mu`)."""
     found: dict[type[Component], str] = {}
     for field, base in component_bases().items():
         for shipped in dict(catalogue())[base.__name__]:
@@ -57,24 +57,24 @@ def nested_bases() -> dict[str, type[Component]]:
 
 @cache
 def option_groups() -> dict[str, type]:
-    """The fields of RunConfig that are groups of options (`data.train`), with the dataclass of each."""
+    """Return field -> dataclass for the fields of RunConfig that are groups of options (`data`)."""
     hints = typing.get_type_hints(RunConfig).items()
     return {name: hint for name, hint in hints if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 @cache
 def option_hints() -> dict[str, Any]:
-    """Full key -> type of every option that does not depend on the components chosen, in the order of the tree."""
+    """Return full key -> type of every option outside components, in the order of the tree."""
     return dict(_hints_of(RunConfig, ""))
 
 
 def is_group(key: str) -> bool:
-    """Whether options lie under the key: `data`, `model.lora`."""
+    """Return True if the key is a group of options: `data`, `model.lora`."""
     return any(option.startswith(f"{key}.") for option in option_hints())
 
 
 def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The options of a group and of the groups inside it (`model.lora.r`)."""
+    """Yield (key, type) of the options of a group and of the groups inside it (`model.lora.r`)."""
     for name, hint in typing.get_type_hints(group).items():
         if dataclasses.is_dataclass(hint):
             yield from _hints_of(typing.cast(type, hint), f"{prefix}{name}.")
@@ -83,17 +83,17 @@ def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def list_options() -> set[str]:
-    """The options that take several values: `--data.train a --data.train+ b`."""
+    """Return the options that take several values: `--data.train a --data.train+ b`."""
     return {k for k, hint in option_hints().items() if list in (typing.get_origin(h) for h in alternatives(hint))}
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """`list[str] | None` -> list[str], NoneType; anything else is its own only alternative."""
+    """Return the alternatives of a type hint: `list[str] | None` -> list[str], NoneType; `int` -> int."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def is_flag(key: str) -> bool:
-    """Whether the option is true or false, so that giving its name alone means true."""
+    """Return True if the option is true or false, so that its name alone means true."""
     field, _, name = key.partition(".")
     if key in option_hints():
         return option_hints()[key] is bool
@@ -104,7 +104,7 @@ def is_flag(key: str) -> bool:
 
 
 def component_options(cls: Any) -> dict[str, inspect.Parameter]:
-    """The options of a component class: its constructor's parameters, with their types resolved."""
+    """Return the options of a component class: its constructor's parameters, with their types resolved."""
     if cls.__init__ is object.__init__:
         return {}
     hints = typing.get_type_hints(cls.__init__)
@@ -114,7 +114,7 @@ def component_options(cls: Any) -> dict[str, inspect.Parameter]:
 
 
 def import_class(path: str) -> type:
-    """The class at an import path."""
+    """Import the class at an import path."""
     module, _, name = path.rpartition(".")
     try:
         owner = importlib.import_module(module)
@@ -126,13 +126,13 @@ def import_class(path: str) -> type:
 
 
 def known_components(base: type[Component]) -> dict[str, type[Component]]:
-    """Short name -> class, for every imported concrete subclass of a base class (shipped ones first)."""
+    """Return short name -> class for every imported concrete subclass of a base class, shipped ones first."""
     every = all_components(base).items()
     return {name: cls for name, cls in every if not inspect.isabstract(cls) and not name.startswith("_")}
 
 
 def all_components(base: type[Component]) -> dict[str, type[Component]]:
-    """Short name -> class, for every imported subclass of a base class, those that are not to be chosen, too."""
+    """Return short name -> class for every imported subclass of a base class, abstract and private ones too."""
     load_shipped()
     found: dict[str, type[Component]] = {}
     pending = list(base.__subclasses__())

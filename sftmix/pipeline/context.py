@@ -1,4 +1,4 @@
-"""What every stage of a run is handed: its configuration, its ranks and the directory that it writes to."""
+"""RunContext, which every stage of a run receives: configuration, ranks and run directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftmix.training.log import PeakMemory
 
 
 class RunContext:
-    """One run in progress. A stage begins, is made where it is not done yet, is finished, and is read back."""
+    """One run in progress. A stage begins; if it is not done, it is made and finished; then its files are read."""
 
     def __init__(self, config: RunConfig, world: World, directory: RunDirectory) -> None:
         self.config, self.world, self.directory = config, world, directory
@@ -28,7 +28,7 @@ class RunContext:
             print(text, flush=True)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Enter a stage; True if it is done. config.yaml follows what was accepted, never what was refused."""
+        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted."""
         done = self.directory.begin(stage, inputs)
         self.memory, self._began = PeakMemory(self.world.device), time.time()
         file = self.directory.path / "config.yaml"
@@ -37,10 +37,10 @@ class RunContext:
         return done
 
     def seconds(self) -> float:
-        """Since the stage began."""
+        """Return the seconds since the stage began."""
         return time.time() - self._began
 
     def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
-        """Leave a stage, with its files and figures, and the most memory that a rank held in it."""
+        """Finish a stage: record its files, its figures, and the peak memory over all ranks."""
         peak = self.world.max(self.memory.bytes())
         self.directory.finish(stage, list(outputs), {**figures, "peak_memory_bytes": peak})

@@ -106,11 +106,11 @@ class RunDirectory:
         return done
 
     def has(self, stage: str) -> bool:
-        """Whether a stage was finished here, by this command or an earlier one."""
+        """Return True if a stage was finished here, by this command or an earlier one."""
         return self.world.share((self.path / stage / "figures.json").exists() if self.world.is_main else None)
 
     def identity(self, stage: str) -> str:
-        """Hash of what a begun stage is made from."""
+        """Return the hash of the inputs of a stage that has begun."""
         return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
 
     def _inspect(self, directory: Path, inputs: Mapping[str, Any]) -> tuple[str | None, bool]:
@@ -157,19 +157,19 @@ class RunDirectory:
 
 
 def _untouched(directory: Path) -> bool:
-    """Nothing was made there yet: a first attempt with other inputs may be corrected."""
+    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt."""
     return all(p.name == "inputs.json" or (p.is_file() and not p.stat().st_size) for p in directory.iterdir())
 
 
 def origin(directory: Path) -> Path:
-    """The directory of the stage that this one was adopted from; itself where it was made here."""
+    """Return the directory that a stage was adopted from, or the stage's own if it was made here."""
     while (directory / ADOPTED).exists():
         directory = Path(os.path.normpath(directory / read_json(directory / ADOPTED)["from"]))
     return directory
 
 
 def _changed(directory: Path) -> str | None:
-    """The first output of a finished stage that is missing or not as it was written; None if all are."""
+    """Return the first output of a finished stage that is missing or was changed; None if there is none."""
     for name, expected in read_json(directory / MANIFEST)["files"].items():
         file = directory / name
         if not file.is_file() or sha256_file(file) != expected:
@@ -178,7 +178,7 @@ def _changed(directory: Path) -> str | None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Put a file at `target` in one step: the same file, or a copy where it cannot be linked."""
+    """Link a file to `target` in one step, or copy it where the file system has no links."""
     with placing(target) as staging:
         try:
             os.link(source, staging)
@@ -191,7 +191,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Leaves in which two JSON-able values differ, as `key: old -> new`."""
+    """List the differences of two JSON-able values as `key: old -> new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         if old.get("class_path") != new.get("class_path"):  # another class: its options say nothing about the old one
             return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]

@@ -1,4 +1,4 @@
-"""What a stage is made from, as values and hashes: a stage is read back only where all of them are the same."""
+"""The inputs of a stage as values and hashes: a stage is read back only if all of them are equal."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "
 
 
 def file_hash(path: Path, world: World) -> str:
-    """SHA-256 of a file of the run."""
+    """Return the SHA-256 of a file of the run, on all ranks."""
     return world.share(sha256_file(path) if world.is_main else None)
 
 
 def model_identity(path: str, world: World) -> str:
-    """Fingerprint of a model's files, or the commit of a hub model."""
+    """Return the fingerprint of a model's files, or the commit of a hub model."""
     return world.share(fingerprint(path) if world.is_main else None)
 
 
 def files_identity(world: World, *components: Component | None) -> dict[str, str | None]:
-    """Fingerprints of what components depend on; None for a mistake, which its reader will explain."""
+    """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain."""
 
     def known(name: str) -> str | None:
         try:
@@ -45,7 +45,7 @@ def files_identity(world: World, *components: Component | None) -> dict[str, str
 
 
 def data_identity(config: RunConfig, rows: RunRows) -> dict[str, Any]:
-    """Identity of the training rows, and the options that people change, so that a refusal can name them."""
+    """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data = config.data
     return {
         **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels")},
@@ -56,22 +56,22 @@ def data_identity(config: RunConfig, rows: RunRows) -> dict[str, Any]:
 
 
 def computation_identity(config: RunConfig, world: World) -> dict[str, Any]:
-    """How a model is computed, as far as it decides numbers."""
+    """Return the options of a model's computation that decide numbers."""
     precision = resolve_precision(config.training.precision, world.device)
     return {"precision": precision, "attention": config.model.attention}
 
 
 def training_identity(options: TrainingOptions, world: World) -> dict[str, Any]:
-    """The training options that decide the result."""
+    """Return the training options that decide the result."""
     values = {**plain(options), "precision": resolve_precision(options.precision, world.device)}
     return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 
 
 def lora_identity(lora: LoraOptions) -> dict[str, Any] | None:
-    """The adapters; None where all weights are trained."""
+    """Return the options of the adapters; None if all weights are trained."""
     return plain(lora) if lora.r else None
 
 
 def deciding_callbacks(config: RunConfig) -> list[Callback]:
-    """The callbacks that may change the course of a training."""
+    """List the callbacks that may change the course of a training."""
     return [callback for callback in config.callbacks if not callback.observer]

@@ -1,4 +1,4 @@
-"""The models of a run: loaded whole or to be sharded, with their adapters, and what scores rows under them."""
+"""The models of a run: whole or to be sharded, with their adapters, and the scorers of rows under them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def load_for_run(
     *,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, Values | None]:
-    """A model whose head and vocabulary fit the loss and the encoder, with the adapters that are trained.
+    """Load a model, add its adapters, and check its LM head and vocabulary.
 
-    Where ranks share the weights, the model is on the meta device, and its values, with the check that waits for
-    them, are the second.
+    Where ranks share the weights, the model is on the meta device and the second part of the result holds its values;
+    the LM head is checked once they are in place. Elsewhere the second part is None.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     sharded = resolve_parallel(options.parallel, world) in SHARDED
@@ -62,7 +62,7 @@ def load_for_run(
 def load_shards(
     attention: str | None, world: World, path: str, encoder: Encoder, lora: LoraOptions, seed: int
 ) -> tuple[PreTrainedModel, Values]:
-    """Every rank maps the files, or rank 0 loads the model and sends what the others have only the form of."""
+    """Load a model for sharding: every rank maps the files, or rank 0 loads them and sends the values."""
     if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
         check_vocabulary(model, encoder.tokenizer)
         return model, Values(model, take_values(model), world, from_main=False, checks=[check_head])
@@ -87,7 +87,7 @@ def _adapter_seed(seed: int) -> int:
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
-    """What scores rows under a wrapped module, for the stage of that name."""
+    """Make the scorer of rows under a wrapped module, for the stage of that name."""
     return Scorer(
         world=world,
         precision=resolve_precision(options.precision, world.device),
@@ -108,10 +108,10 @@ def scoring_model(
     lora: LoraOptions | None = None,
     token_nll: bool = False,
 ) -> Callable[[TokenisedRows], RowScores]:
-    """What scores rows under a model as it is, for the stage of that name.
+    """Load a model that is not trained and return its scorer of rows, for the stage of that name.
 
-    packed  some of the rows hold several documents
-    lora    says whether the model is stored in 4 bits, as one that adapters are trained on
+    packed  True if some rows hold several documents
+    lora    adapter options, of which only the storage in 4 bits counts here; None: stored as it is
     """
     options = config.training
     model, values = load_for_run(config, world, path, encoder, options, lora or LoraOptions())

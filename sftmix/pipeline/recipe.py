@@ -1,8 +1,8 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is one function. It says what it is made from (`inputs`), is made where it is not done yet (`begin`), keeps
-its files and figures (`finish`), and is read back from the files, which a person can open. The short stages stand
-below; the reference is in `reference`, what trains and measures the target in `target`.
+Each stage is one function. It names its inputs (`inputs`), makes its files unless they are there (`begin`), records
+them with its figures (`finish`), and reads them back; a person can open them, too. The short stages are below; the reference
+is in `reference`, training and measuring the target in `target`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ StageName = Literal["reference", "confidence", "split", "train"]
 def run(
     config: RunConfig, *, until: StageName = "train", world: World | None = None, pool: Sequence[Path] = ()
 ) -> dict[str, Any]:
-    """Do what is needed up to a stage, resuming what is there; returns the summary.
+    """Run all stages up to one, resume those that were begun, and return the summary.
 
-    world  the ranks, where they have met already; None: as torchrun announces them
-    pool   other run directories; what they have finished from the same inputs is adopted, not made again
+    world  the ranks, if their process group exists already; None: as torchrun announces them
+    pool   other run directories; a stage that they finished from the same inputs is adopted, not made again
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
     validate(config)
@@ -99,7 +99,7 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
 
 
 def stages_needed(run: RunContext, until: StageName) -> set[StageName]:
-    """The stages that `until` is made from: NTP without pairs needs no split, a split by label no reference."""
+    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference."""
     config = run.config
     if is_single_run(run):
         if until == "train":
@@ -123,7 +123,7 @@ def stages_needed(run: RunContext, until: StageName) -> set[StageName]:
 
 
 def selection(run: RunContext, rows: EncodedDataset) -> list[str]:
-    """The ids that the selector keeps, in file order."""
+    """Return the ids that the selector keeps, in file order."""
     path = run.directory.path / "selection" / "selected.parquet"
     inputs = {
         "data": rows.fingerprint,
@@ -138,7 +138,7 @@ def selection(run: RunContext, rows: EncodedDataset) -> list[str]:
 
 
 def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics | None) -> Scores:
-    """The table that splitters and samplers see; without confidence where the split needs none."""
+    """Return the table that splitters and samplers see; its confidence is NaN if the split needs none."""
     if dynamics is None or not run.config.splitter.needs_confidence:
         return rows.table()
     folder, estimator = run.directory.path / "confidence", run.config.confidence
@@ -160,7 +160,7 @@ def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics
 
 
 def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
-    """The groups of the training examples."""
+    """Divide the training examples into groups."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
     scored = splitter.needs_confidence
@@ -181,7 +181,7 @@ def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
 
 
 def epoch_pairs(run: RunContext, scores: Scores | None, split: Split | None) -> EpochPairs:
-    """The pairs of every epoch; shuffled singles where nothing is paired."""
+    """Return the pairs of every epoch; shuffled singles if nothing is paired."""
     if run.pairing is None or scores is None or split is None:
         return unpaired()
     return fixed(split, scores, run.pairing, run.config.seed)

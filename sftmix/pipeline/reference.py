@@ -1,4 +1,4 @@
-"""The stage of the reference: its training dynamics, by the run of the training loop that is lent to a Reference."""
+"""The stage of the reference, and the run of the training loop that it lends to a Reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.config.text import check_same_windows
 from sftmix.data import EncodedDataset, Encoder, encoder_for
 from sftmix.model.load import load_tokenizer
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
@@ -49,7 +48,7 @@ MAX_UNSCORED = 0.05
 
 
 def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
-    """The stage of the reference: its training dynamics, one row per example of the training set."""
+    """Return the training dynamics of the reference, one row per example of the training set."""
     config, world, ids = run.config, run.world, rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
     if not run.begin("reference", _inputs(run, rows)):
@@ -64,7 +63,7 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
 
 
 def _inputs(run: RunContext, rows: RunRows) -> dict[str, Any]:
-    """The inputs of the stage; a reference that is not trained adds only its files."""
+    """Return the inputs of the stage; a reference that is not trained adds only its files."""
     config, world, reference = run.config, run.world, run.config.reference
     inputs = {
         "data": data_identity(config, rows),
@@ -98,7 +97,7 @@ def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
 
 
 class ReferenceRun:
-    """The ReferenceContext that the pipeline lends: one NTP run of the training loop with scoring."""
+    """The pipeline's ReferenceContext: one NTP run of the training loop with scoring."""
 
     def __init__(self, run: RunContext, rows: RunRows) -> None:
         self._run, self._rows = run, rows
@@ -146,7 +145,7 @@ class ReferenceRun:
         return scoring.dynamics()
 
     def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
-        """Dynamics of the losses that the examples had while they were trained on, one checkpoint per full epoch."""
+        """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""
         losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
         result = train(replace(stage, callbacks=self._run.config.callbacks, online=losses), self._run.world)
         self.figures = dict(result.figures)
@@ -188,7 +187,7 @@ class ReferenceRun:
 def rows_of_reference(
     config: RunConfig, rows: RunRows, model: ReferenceModel, world: World, *, option: str = "reference.model"
 ) -> tuple[str, Encoder, EncodedDataset, list[str]]:
-    """Model path, encoder and rows of a reference, and what to say of rows that are not the target's own."""
+    """Return model path, encoder and rows of a reference, and lines about rows that are not the target's own."""
     if not (model.path or model.template or model.max_length):
         return config.model.path, rows.encoder, rows.data.train, []
     path = model.path or config.model.path
@@ -205,9 +204,32 @@ def rows_of_reference(
     return path, encoder, data.train, [f"reference ({path}): {line}" for line in data.report.lines()]
 
 
+def check_same_windows(model: ReferenceModel, reference: Encoder, target: Encoder, max_length: int | None) -> None:
+    """Raise ConfigError for a reference with other windows of text than the target, whose ids could not join.
+
+    max_length  tokens of the target's windows
+    """
+    if model.template is not None:
+        raise ConfigError(
+            f"reference.model.template ({model.template}) and data.format text exclude each other: plain text has no "
+            "turns"
+        )
+    if model.max_length not in (None, max_length):
+        raise ConfigError(
+            f"reference.model.max_length is {model.max_length} and data.max_length {max_length}: windows of text join "
+            "by what they hold, so both must be equal; leave reference.model.max_length out"
+        )
+    if reference.fingerprint != target.fingerprint:
+        raise ConfigError(
+            f"reference.model.path ({model.path}) has another tokenizer than model.path: it would cut the text into "
+            "other windows, whose confidence says nothing about the target's. Use a reference with the same tokenizer "
+            "(or none: the target's base model), or conversations, which join by their rows' ids"
+        )
+
+
 @contextmanager
 def _named(option: str) -> Iterator[None]:
-    """Errors about a model name the option that chose it."""
+    """Let errors about a model name the option that chose it."""
     try:
         yield
     except ConfigError as error:
@@ -218,7 +240,7 @@ def _named(option: str) -> Iterator[None]:
 
 
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
-    """Options and seed that the reference trains with; the run's own where it has none (`reference.training`)."""
+    """Return options and seed of the reference's training: `reference.training`, and the run's where it sets none."""
     own = getattr(config.reference, "training", None)
     return _training_with(config, own if isinstance(own, ReferenceTraining) else None)
 
@@ -229,7 +251,7 @@ def _training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[Tr
 
 
 def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
-    """The run's training options with what the reference sets itself; of two that exclude each other, only its own."""
+    """Return the run's training options, replaced by those of the reference; of two that exclude each other its own."""
     names = {f.name for f in fields(TrainingOptions)}
     given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
     sizes = ("micro_batch_size", "micro_batch_tokens")

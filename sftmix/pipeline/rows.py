@@ -1,9 +1,9 @@
-"""The rows of a run: read once, tokenised for the target, and for a reference that has a tokenizer of its own."""
+"""The rows of a run: read once, then tokenised for the target, and again for a reference with another tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from sftmix.components.base import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.text import resolve_text
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.types import Scores
@@ -25,9 +24,9 @@ from sftmix.types import Scores
 class RunRows:
     """The training and held-out rows of a run.
 
-    prepared  the rows as they were read, before any tokenizer
+    prepared  the rows as read, before any tokenizer
     encoder   the target's tokenizer and chat template
-    data      the rows that are selected, as the target sees them
+    data      the selected rows, as the target sees them
     """
 
     prepared: Prepared
@@ -35,17 +34,32 @@ class RunRows:
     data: LoadedData
 
     def table(self, confidence: Path | None = None) -> Scores:
-        """The table that splitters, pair samplers and selectors see.
+        """Return the table that splitters, pair samplers and selectors see.
 
-        confidence  its file; None: NaN in both columns
+        confidence  file of the confidence; None: confidence and variability are NaN
         """
         return table_of(self.data.train, confidence)
 
 
 def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tuple[RunConfig, Prepared]:
-    """The rows as they are, and the configuration, in which `data.format` says whether they are plain text."""
+    """Read the rows, and return them with the configuration, whose `data.format` is now settled."""
     prepared = world.main_first(lambda: prepare(config.data, config.seed, progress=progress))
     return resolve_text(config, prepared), prepared
+
+
+def resolve_text(config: RunConfig, prepared: Prepared) -> RunConfig:
+    """Return the configuration, with data.format text if `auto` recognised plain text.
+
+    Raises ConfigError for a confidence that needs instructions and responses.
+    """
+    if not prepared.text:
+        return config
+    if config.confidence.needs_response_alone:
+        raise ConfigError(
+            f"confidence {type(config.confidence).__name__} compares a response with and without its instruction, and "
+            "data.format text has no instructions; use --confidence Perplexity"
+        )
+    return replace(config, data=replace(config.data, format="text"))
 
 
 def tokenised_rows(
@@ -56,9 +70,9 @@ def tokenised_rows(
     select: Callable[[EncodedDataset], Sequence[str]] | None = None,
     progress: bool = False,
 ) -> RunRows:
-    """The rows under the target's tokenizer, those that `selector` keeps.
+    """Tokenise the rows for the target, and keep those that `selector` keeps.
 
-    select  training rows -> the ids that are kept, in file order; None: asks the selector
+    select  training rows -> the ids to keep, in file order; None: the selector of the configuration
     """
     encoder = encoder_for(load_tokenizer(config.model.path), config.data)
     path, longest = config.model.path, config.data.max_length
@@ -86,10 +100,10 @@ def encode_rows(
     keep: Sequence[str] | None = None,
     progress: bool = False,
 ) -> LoadedData:
-    """The rows, or those with the ids `keep`, under an encoder.
+    """Tokenise the rows, or those with the ids `keep`, with an encoder.
 
-    max_length  tokens of each at most; None: as the model allows
-    key         the option that gives max_length, for messages
+    max_length  most tokens of an example; None: as many as the model allows
+    key         the option behind max_length, for messages
     """
     length = resolve_max_length(max_length, model_path, key=key)
     return world.main_first(
@@ -98,13 +112,13 @@ def encode_rows(
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset) -> list[str]:
-    """The ids that the selector keeps, in file order."""
+    """Return the ids that the selector keeps, in file order."""
     chosen = config.selector.select(table_of(rows), seed=config.seed)
     return [rows.ids[row] for row in check_selection(chosen, len(rows))]
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
-    """The rows as a table of scores, with the confidence of a file or without any."""
+    """Return the rows as a table of scores; without a file of confidence, that column is NaN."""
     nothing = np.full(len(rows), np.nan)
     values, spread = (nothing, nothing) if confidence is None else read_confidence(confidence)[1:]
     return Scores(
@@ -119,7 +133,7 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
 
 
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
-    """Tokens per example: as asked, or the smaller of 2,048 and the model's context."""
+    """Return the most tokens of an example: as requested, or the smaller of 2,048 and the model's context."""
     context = context_length(model_path)
     if requested is not None and context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
@@ -127,12 +141,12 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
 
 
 def any_packed(*data: EncodedDataset | None) -> bool:
-    """Whether rows of some of these hold several documents."""
+    """Return True if any row of these data sets holds several documents."""
     return any(rows is not None and rows.packed for rows in data)
 
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
-    """The first rows as the model will see them, of those selected, and what will be dropped; nothing is written."""
+    """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
     validate(config, needs_out=False)
     config, prepared = read_rows(config, World())
     found = tokenised_rows(config, prepared, World())

@@ -1,4 +1,4 @@
-"""Single-run SFTMix: the losses of the epochs before decide the split of an epoch."""
+"""Single-run SFTMix: the losses of earlier epochs decide the split of an epoch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
 @dataclass(frozen=True)
 class FromOnlineLosses:
-    """Single-run SFTMix: the losses of the epochs before decide the split of an epoch; the first has none.
+    """The splits of single-run SFTMix: losses of earlier epochs decide each; the first epoch has no split.
 
-    table   scores of the examples without confidence
-    window  how many of the last epochs count; None: all
+    table   the examples, without confidence
+    window  number of earlier epochs that count; None: all
     """
 
     losses: OnlineLosses
@@ -42,15 +42,15 @@ class FromOnlineLosses:
     seed: int
 
     def dynamics(self, epoch: int) -> TrainingDynamics:
-        """The dynamics that decide epoch `epoch`, which is at least 1."""
+        """Return the dynamics that decide epoch `epoch`, which is at least 1."""
         first = 0 if self.window is None else max(0, epoch - self.window)
         return merge([self.losses.read(e) for e in range(first, epoch)])
 
     def pairs(self, *, begun: int | None = None) -> EpochPairs:
-        """Pairs and groups of each epoch.
+        """Return pairs and groups of each epoch.
 
-        begun  None, or how many epochs the losses' own stage began: those after them are shuffled singles, for an arm
-               that trains on where that one was stopped
+        begun  number of epochs that the stage with these losses began, after which an arm that trains longer gets
+               shuffled singles; None: every epoch is paired
         """
 
         def alone(epoch: int) -> bool:
@@ -73,13 +73,13 @@ class FromOnlineLosses:
 
 
 def is_single_run(run: RunContext) -> bool:
-    """True where the target's own losses are its confidence: the stages before training are then made during it."""
+    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
     uses_confidence = run.pairing is not None and run.config.splitter.needs_confidence
     return uses_confidence and run.config.reference.single_run
 
 
 def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
-    """The source of the splits of a single run, epoch by epoch; None for any other run."""
+    """Return the source of a single run's splits, epoch by epoch; None for any other run."""
     config, data = run.config, rows.data.train
     if run.pairing is None or not is_single_run(run):
         return None
@@ -97,9 +97,10 @@ def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | N
 def after_single_run(
     run: RunContext, rows: RunRows, online: FromOnlineLosses
 ) -> tuple[EpochPairs, TrainingDynamics | None]:
-    """The pairs that the baseline trains on, and the dynamics that divided the last epoch, which are kept.
+    """Return the pairs for the baseline, and write and return the dynamics behind the last split.
 
-    A callback may stop a single run in an epoch that the baseline trains beyond; None: it stopped in the first.
+    A callback may stop a single run early, and the baseline train on. The dynamics are None if that was in the first
+    epoch.
     """
     steps = int(read_json(run.directory.path / "train" / "figures.json")["steps"])
     begun = order_of_training(run, rows, online.pairs()).epoch_of(steps - 1) + 1  # at least 1

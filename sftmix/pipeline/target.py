@@ -1,4 +1,4 @@
-"""The stages that train and measure: the target and the NTP baseline beside it, and the base model of both."""
+"""The stages that train and measure: the target, its NTP baseline, and the base model of both."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_arm(
 ) -> None:
     """Train the target, or the NTP baseline in the same order, then measure and export it.
 
-    online  keeps the losses of a single run
+    online  keeper of the losses of a single run
     """
     if run.begin(name, _inputs(run, rows, objective, perturbation, pairs)):
         return
@@ -84,7 +84,7 @@ def train_arm(
 def _inputs(
     run: RunContext, rows: RunRows, objective: Objective, perturbation: Perturbation | None, pairs: EpochPairs
 ) -> dict[str, Any]:
-    """The inputs of a trained arm. Their order is part of the identity that its checkpoints are known by."""
+    """Return the inputs of a trained arm. Their order is part of the identity of its checkpoints."""
     config, world, root = run.config, run.world, run.directory.path
     paired = run.pairing is not None and pairs.known
     scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
@@ -115,7 +115,7 @@ def _inputs(
 
 
 def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
-    """The global batches of the target's training, which its baseline shares."""
+    """Return the global batches of the target's training, which its baseline shares."""
     config = run.config
     order = TrainingOrder(
         len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
@@ -143,7 +143,7 @@ def training_stage(
     order: TrainingOrder,
     token_nll: bool = False,
 ) -> Stage:
-    """A training stage of this run, with its model loaded and checked."""
+    """Return a training stage of this run, with its model loaded and checked."""
     config, world = run.config, run.world
     optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
     if parallel in SHARDED and not optimizer.shards:
@@ -182,7 +182,7 @@ def _export(run: RunContext, rows: RunRows, stage: Stage, result: StageResult, p
 
 
 def measure_base(run: RunContext, rows: RunRows) -> None:
-    """Measure the untrained model, once for all arms, after them: it holds up no first step (decision 10)."""
+    """Measure the untrained model once for all arms. It comes after them, so that no first step waits for it."""
     config, world, data = run.config, run.world, rows.data
     lora = config.model.lora.without_adapters()
     inputs = {
