@@ -1,8 +1,8 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
 Each stage is one function. It names its inputs (`inputs`), makes its files unless they are there (`begin`), records
-them with its figures (`finish`), and reads them back; a person can open them, too. The short stages are below; the reference
-is in `reference`, training and measuring the target in `target`.
+them with its figures (`finish`), and reads them back; a person can open them, too. The short stages are below; the
+reference is in `reference`, training and measuring the target in `target`.
 """
 
 from __future__ import annotations
