@@ -38,8 +38,8 @@ from sftmix.batches.order import TrainingOrder  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
 from sftmix.common.world import World, start_world  # noqa: E402
-from sftmix.components.base import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
+from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
@@ -113,19 +113,19 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     dynamics = made_up_dynamics(data.ids, data.n_targets)
     log("write dynamics", lambda: write_dynamics(place / "dynamics.parquet", dynamics))
     log("read dynamics, join by id", lambda: read_dynamics(place / "dynamics.parquet").of(data.ids))
-    confidence = log("confidence", lambda: check_confidence(Perplexity().estimate(dynamics), dynamics))
+    confidence = log("confidence", lambda: check_confidence(Perplexity(), Perplexity().estimate(dynamics), dynamics))
     spread_N = variability(dynamics)
     log("write confidence", lambda: write_confidence(place / "confidence.parquet", data.ids, confidence, spread_N))
     scores = Scores(data.ids, np.arange(len(data)), confidence, spread_N, data.n_targets)
     for splitter in (Quantile(levels=4), LengthMatched(), Median()):
         split_rows = partial(splitter.split, scores, seed=0)
-        split = log(f"split: {type(splitter).__name__}", lambda: check_split(split_rows(), scores))  # noqa: B023
+        split = log(f"split: {type(splitter).__name__}", lambda: check_split(splitter, split_rows(), scores))  # noqa: B023
     log("write split", lambda: write_split(place / "split.parquet", data.ids, split))
     split = log("read split", lambda: read_split(place / "split.parquet")[1])
     log("confounds of the split", lambda: write_confounds(place, scores, split, data))
     for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
         draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
-        pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(draw(), len(data)))  # noqa: B023
+        pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(sampler, draw(), len(data)))  # noqa: B023
     training = TrainingOptions(global_batch_size=BATCH, micro_batch_size=8)
     order = log("order of three epochs", lambda: TrainingOrder(len(data), lambda _: pairs, options=training, seed=0))
     units = log("first step's units", lambda: order.batch(0))

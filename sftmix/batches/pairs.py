@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sftmix.components.base import PairSampler, check_pairs
+from sftmix.components.base import PairSampler
+from sftmix.components.contracts import check_pairs
 from sftmix.types import Rows, Scores, Split
 
 
@@ -32,6 +33,6 @@ def fixed(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> Epoc
     """One split for all epochs (the paper's)."""
 
     def pairs_of(epoch: int) -> Rows:
-        return check_pairs(pairing.pairs(split, scores, epoch=epoch, seed=seed), len(scores))
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), len(scores))
 
     return EpochPairs(lambda epoch: split, pairs_of)

@@ -17,11 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from sftmix.common.errors import ConfigError
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
-from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
+from sftmix.types import Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
 
 
 class Component:
@@ -161,52 +159,6 @@ def check_number(key: str, value: float, *, above: float | None = None, least: f
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
-
-
-def check_confidence(confidence: Float64, dynamics: TrainingDynamics) -> Float64:
-    """Return the confidence if it is one number per example, NaN exactly where unscored; else raise ConfigError."""
-    values = np.asarray(confidence, dtype=np.float64)
-    if values.shape != (len(dynamics.ids),):
-        raise ConfigError(
-            f"confidence: expected {len(dynamics.ids)} numbers, one per example, not shape {values.shape}"
-        )
-    if not np.array_equal(np.isnan(values), ~dynamics.scored):
-        raise ConfigError("confidence: NaN is for the examples that were not scored, and only for them")
-    return values
-
-
-def check_pairs(pairs: Rows, n_rows: int) -> Rows:
-    """Return the pairs if they are i64[P, 2] of rows 0..N-1; else raise ConfigError."""
-    found = np.asarray(pairs)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
-        raise ConfigError(f"pairing: expected i64[P, 2] rows, not {found.dtype}{list(found.shape)}")
-    if len(found) and not 0 <= found.min() <= found.max() < n_rows:
-        raise ConfigError(f"pairing: rows must lie in 0..{n_rows - 1}, not {found.min()}..{found.max()}")
-    return found.astype(np.int64)
-
-
-def check_selection(rows: Rows, n_rows: int) -> Rows:
-    """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
-    found = np.asarray(rows)
-    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise ConfigError(f"selector: expected i64[K] rows, not {found.dtype}{list(found.shape)}")
-    if len(found) == 0:
-        raise ConfigError(f"selector: none of the {n_rows} examples is selected, so nothing would be trained on")
-    if not 0 <= found.min() <= found.max() < n_rows:
-        raise ConfigError(f"selector: rows must lie in 0..{n_rows - 1}, not {found.min()}..{found.max()}")
-    if len(np.unique(found)) != len(found):
-        raise ConfigError("selector: a row was selected twice; the rows must be distinct")
-    return np.sort(found).astype(np.int64)
-
-
-def check_split(split: Split, scores: Scores) -> Split:
-    """Return the split if it is one of these examples; ConfigError for a splitter that broke its contract."""
-    group, without = np.asarray(split.group), np.isnan(scores.confidence)
-    if group.shape != (len(scores),) or group.min(initial=0) < UNPAIRED or group.max(initial=0) >= len(split.names):
-        raise ConfigError(f"splitter: expected one group of {split.names} (or -1) for each of {len(scores)} examples")
-    if np.isfinite(scores.confidence).any() and (group[without] != UNPAIRED).any():
-        raise ConfigError("splitter: examples without a confidence (NaN) must stay unpaired (-1)")
-    return split
 
 
 class PairSampler(Component, ABC):

@@ -12,17 +12,20 @@ from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
 
+LEAST = float(np.finfo(np.float64).min)
+"""In place of -inf, which is no confidence: it ranks below every other."""
+
 
 class Perplexity(ConfidenceEstimator):
     """The paper's confidence: minus the perplexity of the response, averaged over the checkpoints.
 
-    Conf = -(1/C) sum_c exp(nll_sum_c / n_tokens). A perplexity beyond float64 is inf; such an example has confidence
-    -inf and ranks last.
+    Conf = -(1/C) sum_c exp(nll_sum_c / n_tokens). An example with a perplexity beyond float64 has LEAST, and ranks
+    last.
     """
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         with np.errstate(over="ignore"):
-            return -perplexity(dynamics).mean(axis=1)
+            return np.maximum(-perplexity(dynamics).mean(axis=1), LEAST)
 
 
 class LogPerplexity(ConfidenceEstimator):
@@ -70,7 +73,8 @@ class IFD(ConfidenceEstimator):
 
     IFD = (NLL of the response after its instruction) / (NLL of the response alone), means over its tokens. Near 1 or
     above, the instruction does not help: its paper calls such an example hard, and selects the hard ones. Where the
-    response alone has NLL 0, IFD is 1 if its NLL is 0 after the instruction, too, else inf.
+    response alone has NLL 0, IFD is 1 if its NLL is 0 after the instruction, too, else infinite: the
+    confidence is LEAST.
     """
 
     needs_response_alone = True
@@ -91,7 +95,7 @@ class IFD(ConfidenceEstimator):
         ratio_NC = np.divide(dynamics.nll_sum, alone, where=known, out=np.full(alone.shape, np.inf))
         ratio_NC[~known & (dynamics.nll_sum == 0)] = 1.0
         chosen = {"first": ratio_NC[:, 0], "last": ratio_NC[:, -1], "mean": ratio_NC.mean(axis=1)}
-        return np.where(dynamics.scored, -chosen[self.checkpoint], np.nan)
+        return np.where(dynamics.scored, np.maximum(-chosen[self.checkpoint], LEAST), np.nan)
 
 
 class LearningPercentage(ConfidenceEstimator):
@@ -99,7 +103,7 @@ class LearningPercentage(ConfidenceEstimator):
 
     LP(1) = (P_0 - P_1) / (P_0 - P_C), with P_0 before training, P_1 at the first checkpoint after it, P_C at the last.
     Its paper takes P_1 after the first epoch, and trains on the hard examples, which have a low LP(1). An example whose
-    perplexity did not fall by the end was never learned: it has -inf and ranks last.
+    perplexity did not fall by the end was never learned: it has LEAST, and ranks last.
     """
 
     needs_before_training = True
@@ -116,7 +120,7 @@ class LearningPercentage(ConfidenceEstimator):
         with np.errstate(over="ignore"):  # divided by P_0: a perplexity may be beyond float64 where its fall is not
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
         learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
-        return np.where(dynamics.scored, learned, np.nan)
+        return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
 
 
 def perplexity(dynamics: TrainingDynamics) -> Float64:

@@ -16,8 +16,8 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.batches.pairs import fixed, unpaired
 from sftmix.common.rng import generator
 from sftmix.common.world import World
-from sftmix.components.base import check_split
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.contracts import check_split
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
 from sftmix.estimate.machine import Machine
@@ -152,7 +152,7 @@ class Planner:
             return unpaired().pairs_of
         if not config.splitter.needs_confidence:
             scores = self._rows.table()
-            split = check_split(config.splitter.split(scores, seed=config.seed), scores)
+            split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
             return fixed(split, scores, pairing, config.seed).pairs_of
 
         def of_halves(epoch: int) -> Rows:

@@ -16,8 +16,8 @@ from sftmix.batches.pairs import EpochPairs, fixed, unpaired
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
-from sftmix.components.base import check_confidence, check_split
 from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, check_split
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -150,7 +150,7 @@ def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics
     }
 
     def write() -> None:
-        confidence = check_confidence(estimator.estimate(dynamics), dynamics)
+        confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
         write_confidence(path, dynamics.ids, confidence, variability(dynamics))
 
     if not run.begin("confidence", inputs):
@@ -171,8 +171,12 @@ def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
         "splitter_files": files_identity(run.world, splitter),
         "seed": seed,
     }
+
+    def write() -> None:
+        write_split(path, scores.id, check_split(splitter, splitter.split(scores, seed=seed), scores))
+
     if not run.begin("split", inputs):
-        run.world.on_main(lambda: write_split(path, scores.id, check_split(splitter.split(scores, seed=seed), scores)))
+        run.world.on_main(write)
         made = read_split(path)[1]
         files = run.world.on_main(lambda: write_confounds(root, scores, made, rows.data.train))
         run.finish("split", ["split.parquet", *(files or [])], {"wall_seconds": run.seconds()})

@@ -13,6 +13,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
+from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encoder_for
@@ -53,7 +54,7 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     path = run.directory.path / "confidence" / "dynamics.parquet"
     if not run.begin("reference", _inputs(run, rows)):
         context = ReferenceRun(run, rows)
-        dynamics = config.reference.collect(context).of(ids)
+        dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
         _refuse_if_unscored(run, dynamics)
         world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": dynamics.steps.tolist()}

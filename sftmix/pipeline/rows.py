@@ -11,7 +11,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_confidence
 from sftmix.common.world import World
-from sftmix.components.base import check_selection
+from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -114,7 +114,7 @@ def encode_rows(
 def selected_ids(config: RunConfig, rows: EncodedDataset) -> list[str]:
     """Return the ids that the selector keeps, in file order."""
     chosen = config.selector.select(table_of(rows), seed=config.seed)
-    return [rows.ids[row] for row in check_selection(chosen, len(rows))]
+    return [rows.ids[row] for row in check_selection(config.selector, chosen, len(rows))]
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:

@@ -8,15 +8,9 @@ from functools import lru_cache
 from sftmix.batches.pairs import EpochPairs
 from sftmix.common.files import read_json
 from sftmix.common.tables import write_dynamics
-from sftmix.components.base import (
-    ConfidenceEstimator,
-    PairSampler,
-    Splitter,
-    check_confidence,
-    check_pairs,
-    check_split,
-)
+from sftmix.components.base import ConfidenceEstimator, PairSampler, Splitter
 from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.rows import RunRows
 from sftmix.pipeline.target import order_of_training
@@ -59,15 +53,16 @@ class FromOnlineLosses:
         @lru_cache(maxsize=2)
         def made(epoch: int) -> tuple[Split, Scores]:
             dynamics = self.dynamics(epoch)
-            confidence = check_confidence(self.estimator.estimate(dynamics), dynamics)
+            confidence = check_confidence(self.estimator, self.estimator.estimate(dynamics), dynamics)
             scores = replace(self.table, confidence=confidence, variability=variability(dynamics))
-            return check_split(self.splitter.split(scores, seed=self.seed), scores), scores
+            return check_split(self.splitter, self.splitter.split(scores, seed=self.seed), scores), scores
 
         def pairs_of(epoch: int) -> Rows | None:
             if alone(epoch):
                 return None
             split, scores = made(epoch)
-            return check_pairs(self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed), len(scores))
+            pairs = self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed)
+            return check_pairs(self.pairing, pairs, len(scores))
 
         return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftmix.common.errors import DataError, SFTMixError
-from sftmix.components import base
+from sftmix.components import base, contracts
 from sftmix.components.base import (
     Callback,
     CallbackResult,
@@ -77,7 +77,7 @@ def assert_is(component: base.Component, kind: type) -> None:
         )
 
 
-def _valid(check: Callable[..., V], *values: Any) -> V:
+def valid(check: Callable[..., V], *values: Any) -> V:
     """Run a check of the pipeline; what it refuses is a wrong answer here, not a refusal."""
     try:
         return check(*values)
@@ -129,7 +129,7 @@ def check_confidence_estimator(
 
     def holds(given: TrainingDynamics) -> None:
         with untouched(given):
-            found = _valid(base.check_confidence, estimator.estimate(given), given)
+            found = valid(contracts.check_confidence, estimator, estimator.estimate(given), given)
         again = copy_of(estimator).estimate(given)
         np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
         order = _another_order(len(given.ids))
@@ -148,7 +148,7 @@ def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | No
 
     def holds(table: Scores) -> None:
         with untouched(table):
-            found = _valid(base.check_split, splitter.split(table, seed=SEED), table)
+            found = valid(contracts.check_split, splitter, splitter.split(table, seed=SEED), table)
         _same_split(found, copy_of(splitter).split(table, seed=SEED), "a second call gives something else")
         order = _another_order(len(table))
         other = splitter.split(permuted(table, order), seed=SEED)
@@ -179,7 +179,8 @@ def check_pair_sampler(
         table, split = drawn
         with untouched(table, split):
             epochs = [
-                _valid(base.check_pairs, sampler.pairs(split, table, epoch=e, seed=SEED), len(table)) for e in range(3)
+                valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), len(table))
+                for e in range(3)
             ]
         for epoch, found in enumerate(epochs):
             assert not np.isin(found, split.unpaired).any(), "an unpaired example is in a pair"
@@ -199,8 +200,8 @@ def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | No
             chosen = selector.select(table, seed=SEED)
         if len(chosen) == 0:
             raise DataError("nothing is selected")  # the pipeline refuses it, but other data may do
-        found = _valid(base.check_selection, chosen, len(table))
-        again = _valid(base.check_selection, copy_of(selector).select(table, seed=SEED), len(table))
+        found = valid(contracts.check_selection, selector, chosen, len(table))
+        again = valid(contracts.check_selection, selector, copy_of(selector).select(table, seed=SEED), len(table))
         np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
         order = _another_order(len(table))
         other = selector.select(permuted(table, order), seed=SEED)

@@ -14,8 +14,9 @@ from torch import nn
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.components.base import Objective, Optimizer, Perturbation
+from sftmix.components.contracts import check_plan, refuse_values
 from sftmix.options import TrainingOptions
-from sftmix.testing.checks import SEED, assert_is, copy_of, untouched
+from sftmix.testing.checks import SEED, assert_is, copy_of, untouched, valid
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
 from sftmix.training.step import normalise
 from sftmix.types import Batch, BatchNLL, Plan, Split
@@ -35,24 +36,15 @@ def _batches(cut: Sequence[Sequence[Unit]], data: RowsInMemory) -> list[Batch]:
 def _plans(objective: Objective, batches: Sequence[Batch], step: int, total: int) -> list[Plan]:
     plans = [objective.plan(batch, step=step, total_steps=total, seed=SEED) for batch in batches]
     for batch, plan in zip(batches, plans, strict=True):
-        _well_formed(plan, batch)
+        _well_formed(objective, plan, batch)
     return plans
 
 
-def _well_formed(plan: Plan, batch: Batch) -> None:
-    size, pairs = len(batch.labels), len(plan.pairs)
-    weights = [plan.pair_weight, plan.lam]
-    if isinstance(plan.row_weight, torch.Tensor):
-        assert plan.row_weight.shape == (size,), f"row_weight is {tuple(plan.row_weight.shape)}, not one per token row"
-        weights.append(plan.row_weight)
-    assert plan.pairs.shape == (pairs, 2)
-    assert plan.pairs.dtype == torch.int64
-    assert plan.pair_weight.shape == plan.lam.shape == (pairs,), "pair_weight and lam must be one per aligned pair"
-    assert all(bool(torch.isfinite(w).all()) for w in weights), "a weight is not finite"
-    assert bool(((plan.lam >= 0) & (plan.lam <= 1)).all()), "a lambda is outside [0, 1]"
-    assert plan.ntp_count >= 0, "ntp_count is negative"
-    assert plan.mixup_count >= 0, "mixup_count is negative"
-    assert plan.mu or not pairs, "pairs are mixed, but mu is 0"
+def _well_formed(objective: Objective, plan: Plan, batch: Batch) -> None:
+    valid(check_plan, objective, plan, batch)
+    problem = refuse_values(objective, [plan])
+    assert problem is None, problem
+    assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
 
 
 def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:

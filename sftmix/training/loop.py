@@ -21,7 +21,8 @@ from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
-from sftmix.components.base import Callback, CallbackResult, Objective, Optimizer, Perturbation, StageState
+from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
+from sftmix.components.contracts import check_callback_result
 from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
@@ -234,7 +235,7 @@ class TrainingLoop:
         )
         added: dict[str, float] = {}
         for callback in self.stage.callbacks:
-            result: CallbackResult | None = getattr(callback, hook)(state)
+            result = check_callback_result(callback, hook, getattr(callback, hook)(state))
             if result is not None:
                 added |= result.metrics
                 self.stopped = self.stopped or result.stop

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -38,6 +37,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.components.base import Objective, Perturbation
+from sftmix.components.contracts import broken_values, check_embeddings, check_plan, refuse_values
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
@@ -65,7 +65,12 @@ class StepSetup:
         """The change of the input embeddings in that step; None for no change."""
         if self.perturbation is None:
             return None
-        return partial(self.perturbation.embeddings, step=step, seed=self.seed)
+        perturbation, seed = self.perturbation, self.seed
+
+        def perturbed(e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
+            return check_embeddings(perturbation, e, perturbation.embeddings(e, mask, ids=ids, step=step, seed=seed))
+
+        return perturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +117,24 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
     if setup.objective.needs_batch_nll:
         batches = with_batch_nll(batches, module, world, setup.precision)
-    plans = [
-        setup.objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed) for batch in batches
-    ]
+    plans = [planned(setup, batch, step) for batch in batches]
     ntp_count, mixup_count = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
 
-    perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
+    perturb, sums, nll = setup.perturb(step), torch.zeros(6, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, batch, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         own_sums, own_nll = _forward_backward(setup, batch, plan, scaled, perturb, last=number == len(batches))
         sums += own_sums
         nll.append(own_nll)
 
+    loss, ntp, mixup, ntp_tokens, mixup_tokens, broken = world.sum(sums.tolist())
+    if broken:
+        refuse_plans(setup.objective, plans, world)
     norm = clip_gradients(module, options.max_grad_norm)
     if math.isfinite(norm):  # the global norm, so every rank decides the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
     return StepResult(
         loss=loss / world.size,  # each rank's was multiplied by it
         ntp=ntp / ntp_count if ntp_count else 0.0,
@@ -172,6 +177,21 @@ def micro_batches(
     return [to_device(batch, world.device) for batch in made]
 
 
+# -------------------------------------------------------------------------------------------- 2. plans
+
+
+def planned(setup: StepSetup, batch: Batch, step: int) -> Plan:
+    """Return the plan of one micro-batch, checked for types and shapes."""
+    plan = setup.objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed)
+    return check_plan(setup.objective, plan, batch)
+
+
+def refuse_plans(objective: Objective, plans: Sequence[Plan], world: World) -> None:
+    """Raise ConfigError, the same on every rank, for the first value that is not allowed in a plan of any rank."""
+    found = [problem for problem in world.gather(refuse_values(objective, plans)) if problem]
+    raise ConfigError(found[0])
+
+
 # --------------------------------------------------------------------------------- 4. forward and backward
 
 
@@ -209,7 +229,8 @@ def _forward_backward(
 
 
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """f64[5] on the device: loss, weighted NLL, Mixup loss (mu left out), trained tokens, aligned token pairs."""
+    """f64[6] on the device: loss, weighted NLL, Mixup loss (mu left out), trained tokens, aligned token pairs, and how
+    many lambdas and weights are not allowed."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
     mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
     if plan.mixup_row_weight is not None:  # NTP losses in the place of Mixup's
@@ -217,7 +238,7 @@ def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
         aligned = aligned.new_tensor(len(batch.pairs))
     if plan.mu:
         mixed = mixed / plan.mu
-    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
+    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned, broken_values(plan))
     return torch.stack([x.detach().double() for x in sums])
 
 

@@ -22,6 +22,7 @@ from sftmix.components import (
     Perplexity,
     variability,
 )
+from sftmix.components.confidence import LEAST
 from sftmix.types import NOT_COUNTED, TrainingDynamics
 
 
@@ -70,7 +71,7 @@ def test_nan_exactly_where_nothing_was_scored():
 def test_an_overflowing_perplexity_ranks_last_and_has_infinite_spread():
     given_ = dynamics([[710.0, 1.0], [708.0, 709.0], [1.0, 1.0]], [1, 1, 1])
     confidence = Perplexity().estimate(given_)
-    assert confidence[0] == -np.inf
+    assert confidence[0] == LEAST
     assert np.argsort(-confidence).tolist() == [2, 1, 0]
     assert variability(given_)[0] == np.inf
     assert np.isfinite(LogPerplexity().estimate(given_)).all()
@@ -112,7 +113,7 @@ ALONE = [[8.0, 8.0, 4.0], [4.0, 2.0, 4.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
     [
         ("first", [-0.75, -1, np.nan, -1]),
         ("last", [-0.25, -1.25, np.nan, 0]),
-        ("mean", [-5 / 12, -17 / 12, np.nan, -np.inf]),
+        ("mean", [-5 / 12, -17 / 12, np.nan, LEAST]),
     ],
 )
 def test_ifd_is_the_ratio_with_and_without_the_instruction(checkpoint, expected):
@@ -142,14 +143,14 @@ def test_learning_percentage_is_the_share_learned_first(table):
             continue
         before, first, last = (math.exp(row[c] / count) for c in (0, 1, -1))
         if last >= before:
-            assert value == -math.inf
+            assert value == LEAST
         elif (before - last) / before > 1e-6:
             assert value == pytest.approx((before - first) / (before - last), rel=1e-7, abs=1e-9)
 
 
 def test_learning_percentage_survives_a_perplexity_beyond_float64():
     given_ = dynamics([[2000.0, 1.0, 0.5], [2000.0, 1999.0, 0.5], [1.0, 2000.0, 0.5]], [1, 1, 1])
-    np.testing.assert_allclose(LearningPercentage().estimate(given_), [1.0, 1 - math.exp(-1), -np.inf], rtol=1e-12)
+    np.testing.assert_allclose(LearningPercentage().estimate(given_), [1.0, 1 - math.exp(-1), LEAST], rtol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [[1, 2, 3], [0, 5]])

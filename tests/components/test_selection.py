@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
 from sftmix.components import All, Longest, Random, ScoreAtLeast, WithLabel
-from sftmix.components.base import check_selection
+from sftmix.components.contracts import check_selection
 from sftmix.types import Scores
 
 
@@ -34,7 +34,7 @@ def test_k_examples_are_chosen_by_their_ids(n_tokens, data, random):
     random.shuffle(order)
     straight, shuffled = scores(n_tokens), scores([n_tokens[i] for i in order], ids=[f"e{i}" for i in order])
     for selector in (Longest(k=k), Random(k=k)):
-        rows = check_selection(selector.select(straight, seed=seed), n)
+        rows = check_selection(selector, selector.select(straight, seed=seed), n)
         assert len(rows) == k
         again = {shuffled.id[row] for row in selector.select(shuffled, seed=seed)}
         assert again == {straight.id[row] for row in rows}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import write_split
 from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
-from sftmix.components.base import check_split
+from sftmix.components.contracts import check_split
 from sftmix.components.splitters import FromFile
 from sftmix.types import Scores, Split
 
@@ -106,7 +106,7 @@ def test_quantiles_are_equal_groups_in_order_of_confidence(confidence, levels, r
         with pytest.raises(DataError, match=f"into {levels} groups needs at least {levels} scored examples"):
             Quantile(levels=levels).split(table, seed=0)
         return
-    split = check_split(Quantile(levels=levels).split(table, seed=0), table)
+    split = check_split(Quantile(levels=levels), Quantile(levels=levels).split(table, seed=0), table)
     assert split.names == tuple(f"level_{k}" for k in range(1, levels + 1))
     sizes = [len(split.rows(level)) for level in range(levels)]
     assert sizes == [len(scored) // levels] * levels
@@ -149,7 +149,8 @@ LABELS = ["good", "poor", None, "fair", "good", "bad"]
 
 def test_quality_labels_are_the_groups():
     table = scores([np.nan] * 6, label=LABELS)
-    split = check_split(QualityLabel(high="good", low=["poor", "bad"]).split(table, seed=0), table)
+    splitter = QualityLabel(high="good", low=["poor", "bad"])
+    split = check_split(splitter, splitter.split(table, seed=0), table)
     assert split.names == ("high", "low")
     assert split.group.tolist() == [0, 1, -1, -1, 0, 1]
     assert not QualityLabel.needs_confidence

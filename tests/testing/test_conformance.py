@@ -198,7 +198,7 @@ class Shuffles(base.Reference):
     ("kind", "broken", "named"),
     [
         ("Splitter", ByFileOrder(), "order of the examples"),
-        ("Splitter", PairsUnscored(), "must stay unpaired"),
+        ("Splitter", PairsUnscored(), "for every example without a confidence"),
         ("ConfidenceEstimator", SortsInPlace(), "changed in place"),
         ("ConfidenceEstimator", Ranks(), "order of the examples"),
         ("PairSampler", Remembers(), "asked alone gives something else"),

@@ -104,7 +104,7 @@ def check_steps(world: World, directory: str, parallel: str, interrupt: int | No
         done = train_all(place, world, parallel, optimizer, interrupt)
     if parallel == "ddp":  # gradients are summed once a step, however many micro-batches; all else is small
         sizes = [(int(key.split()[1]), n) for key, n in collectives.count.items() if key.startswith("all_reduce")]
-        assert sum(size * n for size, n in sizes if size > 5) == 3 * sum(p.numel() for p in toy_model().parameters())
+        assert sum(size * n for size, n in sizes if size > 6) == 3 * sum(p.numel() for p in toy_model().parameters())
     nll = {row: naive(toy_model(), DATA, [(Slot(row),)], {}, mu=0, mixup_mean="own")[0] for row in range(len(DATA))}
     sums = dict.fromkeys(("tokens", "ntp_tokens", "mixup_tokens"), 0)
     for step, units in enumerate(BATCHES):

@@ -1,0 +1,209 @@
+"""The contracts of components, checked on every answer of theirs in a run.
+
+A component that breaks its contract stops the run with one line: its name, its answer, and the answers that are
+allowed. Shapes and types are looked at where the answer arrives. The values of a plan are on the device of the model,
+where each look costs a wait: `broken_values` counts them there, and the step reads that count with its other sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import (
+    Callback,
+    CallbackResult,
+    Component,
+    ConfidenceEstimator,
+    Objective,
+    PairSampler,
+    Perturbation,
+    Reference,
+    Selector,
+    Splitter,
+)
+from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
+
+
+def broken(kind: str, component: Component, answer: str, allowed: str) -> ConfigError:
+    """Return the error of a component whose answer is not allowed; `kind` is the option that chooses it."""
+    return ConfigError(f"{kind} {type(component).__name__} returned {answer}; allowed: {allowed}")
+
+
+def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> TrainingDynamics:
+    """Return the dynamics if their columns fit together; else raise ConfigError."""
+    _is(dynamics, TrainingDynamics, "reference", reference, "collect()")
+    size, checkpoints = len(dynamics.ids), len(dynamics.steps)
+    shapes = {"n_tokens": (size,), "nll_sum": (size, checkpoints), "n_correct": (size, checkpoints)}
+    for name, shape in shapes.items():
+        values = np.asarray(getattr(dynamics, name))
+        if values.shape != shape:
+            allowed = f"{list(shape)}, for {size} ids and {checkpoints} checkpoints"
+            raise broken("reference", reference, f"{name} of shape {list(values.shape)}", allowed)
+        if name != "nll_sum" and not np.issubdtype(values.dtype, np.integer):
+            raise broken("reference", reference, f"{name} of type {values.dtype}", "whole numbers (int64)")
+    return dynamics
+
+
+def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
+    """Return the confidence as f64[N] if it is finite, and NaN exactly where unscored; else raise ConfigError."""
+    allowed = f"{len(dynamics.ids)} numbers, one per example"
+    values = _numbers(confidence, "confidence", estimator, allowed).astype(np.float64)
+    if values.shape != (len(dynamics.ids),):
+        raise broken("confidence", estimator, f"shape {list(values.shape)}", allowed)
+    wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) == dynamics.scored))
+    if len(wrong):
+        first = f"{values[wrong[0]]} for {dynamics.ids[wrong[0]]} and {len(wrong) - 1} other examples"
+        allowed = "a finite number for each example that was scored, NaN for each that was not"
+        raise broken("confidence", estimator, first, allowed)
+    return values
+
+
+def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
+    """Return the split if it has one group for each example; else raise ConfigError."""
+    _is(split, Split, "splitter", splitter, "split()")
+    group, names = np.asarray(split.group), split.names
+    allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
+    if group.shape != (len(scores),):
+        raise broken("splitter", splitter, f"groups of shape {list(group.shape)}", allowed)
+    if not np.issubdtype(group.dtype, np.integer):
+        raise broken("splitter", splitter, f"groups of type {group.dtype}", f"{allowed} (int8)")
+    outside = (group < UNPAIRED) | (group >= len(names))
+    if outside.any():
+        raise broken("splitter", splitter, f"group {group[outside][0]} with the names {list(names)}", allowed)
+    unscored = np.isnan(scores.confidence) & (group != UNPAIRED)
+    if np.isfinite(scores.confidence).any() and unscored.any():
+        first = f"group {group[unscored][0]} for {scores.id[int(np.flatnonzero(unscored)[0])]}, which has no confidence"
+        raise broken("splitter", splitter, first, "-1 (unpaired) for every example without a confidence (NaN)")
+    return split
+
+
+def check_pairs(sampler: PairSampler, pairs: Rows, n_rows: int) -> Rows:
+    """Return the pairs if they are i64[P, 2] of rows 0..N-1; else raise ConfigError."""
+    found = _numbers(pairs, "pairing", sampler, "i64[P, 2], rows")
+    if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
+        raise broken("pairing", sampler, f"{found.dtype}{list(found.shape)}", "i64[P, 2], rows")
+    _in_range("pairing", sampler, found, n_rows)
+    return found.astype(np.int64)
+
+
+def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
+    """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
+    found = _numbers(rows, "selector", selector, "i64[K], distinct rows")
+    if found.shape == (0,):
+        raise ConfigError(
+            f"selector {type(selector).__name__}: none of the {n_rows} examples is selected, so nothing would be "
+            "trained on"
+        )
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise broken("selector", selector, f"{found.dtype}{list(found.shape)}", "i64[K], distinct rows")
+    _in_range("selector", selector, found, n_rows)
+    rows_once, times = np.unique(found, return_counts=True)
+    if len(rows_once) != len(found):
+        raise broken("selector", selector, f"row {rows_once[times > 1][0]} twice", "each row once")
+    return rows_once.astype(np.int64)
+
+
+def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
+    """Return the plan if its parts have the types and shapes of this micro-batch; else raise ConfigError."""
+    _is(plan, Plan, "objective", objective, "plan()")
+    if not hasattr(plan.pairs, "is_floating_point") or plan.pairs.is_floating_point() or plan.pairs.shape[1:] != (2,):
+        raise broken("objective", objective, f"pairs {_described(plan.pairs)}", "i64[M, 2], token rows")
+    tokens, pairs = (len(batch.labels),), (len(plan.pairs),)
+    weights = {"pair_weight": (plan.pair_weight, pairs), "lam": (plan.lam, pairs)}
+    if not callable(plan.row_weight):
+        weights["row_weight"] = (plan.row_weight, tokens)
+    if plan.mixup_row_weight is not None:
+        weights["mixup_row_weight"] = (plan.mixup_row_weight, tokens)
+    for name, (value, shape) in weights.items():
+        of = f"{list(shape)}, one for each {'pair' if shape is pairs else 'response token'} of the micro-batch"
+        if not (hasattr(value, "is_floating_point") and value.is_floating_point()):
+            raise broken("objective", objective, f"{name} {_described(value)}", f"a tensor of floats {of}")
+        if tuple(value.shape) != shape:
+            raise broken("objective", objective, f"{name} {list(value.shape)}", of)
+    for name in ("ntp_count", "mixup_count", "mu"):
+        if not isinstance(value := getattr(plan, name), Real) or not 0 <= float(value) < float("inf"):
+            raise broken("objective", objective, f"{name} {value!r}", "a finite number, 0 or more")
+    if plan.mixup_mean not in ("own", "ntp"):
+        raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
+    return plan
+
+
+def broken_values(plan: Plan) -> Tensor:
+    """Return i64[] on the plan's device: how many lambdas and weights are not allowed. Nothing waits for it."""
+    import torch
+
+    return torch.stack([(~good).sum() for _, _, good, _ in _values(plan)]).sum()
+
+
+def refuse_values(objective: Objective, plans: Sequence[Plan]) -> str | None:
+    """Return the message for the first lambda or weight that is not allowed; None if all are."""
+    for name, value, good, allowed in (found for plan in plans for found in _values(plan)):
+        if not good.all():
+            return str(broken("objective", objective, f"{name} {value[~good][0].item()}", allowed))
+    return None
+
+
+def _values(plan: Plan) -> list[tuple[str, Tensor, Tensor, str]]:
+    """Return (name, values, which of them are allowed, in words) of the tensors of a plan."""
+    found = [("lam", plan.lam, (plan.lam >= 0) & (plan.lam <= 1), "0 to 1")]
+    for name in ("pair_weight", "row_weight", "mixup_row_weight"):
+        value = getattr(plan, name)
+        if value is not None and not callable(value):
+            found.append((name, value, value.isfinite(), "finite numbers"))
+    return found
+
+
+def check_embeddings(perturbation: Perturbation, given: Tensor, changed: Tensor) -> Tensor:
+    """Return the changed embeddings if they have the shape and type of the given ones; else raise ConfigError."""
+    if getattr(changed, "shape", None) != given.shape or changed.dtype != given.dtype:
+        raise broken("perturbation", perturbation, _described(changed), f"embeddings {_described(given)}")
+    return changed
+
+
+def check_callback_result(callback: Callback, hook: str, result: CallbackResult | None) -> CallbackResult | None:
+    """Return the result of a hook if it is None or a CallbackResult with numbers; else raise ConfigError."""
+    if result is None:
+        return None
+    _is(result, CallbackResult, "callbacks", callback, f"{hook}()", " or None")
+    if not isinstance(result.metrics, Mapping) or not all(isinstance(v, Real) for v in result.metrics.values()):
+        raise broken("callbacks", callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
+    return result
+
+
+def _is(value: object, kind: type, option: str, component: Component, method: str, more: str = "") -> None:
+    if not isinstance(value, kind):
+        allowed = f"{method} returns sftmix.{_home(kind)}.{kind.__name__}{more}"
+        raise broken(option, component, _described(value), allowed)
+
+
+def _home(kind: type) -> str:
+    return kind.__module__.removeprefix("sftmix.").removesuffix(".base")
+
+
+def _numbers(values: Any, option: str, component: Component, allowed: str) -> np.ndarray:
+    """Return the answer as an array of numbers; else raise ConfigError."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError):  # a ragged list
+        found = np.empty(0, dtype=object)
+    if found.dtype.kind not in "iuf":
+        raise broken(option, component, _described(values), allowed)
+    return found
+
+
+def _in_range(option: str, component: Component, rows: np.ndarray, n_rows: int) -> None:
+    if rows.size and not 0 <= rows.min() <= rows.max() < n_rows:
+        raise broken(option, component, f"rows {rows.min()} to {rows.max()}", f"0 to {n_rows - 1}")
+
+
+def _described(value: Any) -> str:
+    """Name the type of a value, with dtype and shape if it has them."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    length = f" of {len(value)}" if isinstance(value, (list, tuple, dict, set)) else ""
+    return f"{'None' if value is None else type(value).__name__}{length}"
