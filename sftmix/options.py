@@ -92,7 +92,7 @@ class DataOptions:
     """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
-    """Decides which rows data.eval_fraction holds out; null: the run's seed."""
+    """Seed by which data.eval_fraction chooses the held-out rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
     (.txt files, or rows with a field `text`), every token trained."""

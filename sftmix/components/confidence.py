@@ -50,7 +50,7 @@ class Correctness(ConfidenceEstimator):
 
 
 class LowVariability(ConfidenceEstimator):
-    """Minus the standard deviation of the perplexity over the checkpoints: those with the smallest change rank first.
+    """Minus the standard deviation of the perplexity over the checkpoints: the smallest change ranks first.
 
     Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
     """

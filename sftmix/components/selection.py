@@ -50,7 +50,7 @@ class Random(Selector):
 
 
 class ScoreAtLeast(Selector):
-    """The examples with a high enough score: AlpaGasus keeps those with 4.5 of 5 by a judge (arXiv 2307.08701).
+    """The examples with a high enough score: AlpaGasus keeps those rated 4.5 of 5 by a judge (arXiv 2307.08701).
 
     The score is a column of numbers among the rows' fields, or the number of response tokens (`n_tokens`). True and
     false count as 1 and 0; text is read as a number. An example without a value is not selected.

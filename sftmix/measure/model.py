@@ -113,8 +113,8 @@ class Measured:
 def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
     """Return the population standard deviation over the sample of minus the perplexity, before and after training.
 
-    The keys under `log_` hold that of minus the mean NLL per token, which single outliers do not decide. `change` is
-    after / before - 1. A figure that is not finite, or whose before is not known, is None.
+    The keys under `log_` hold the same of minus the mean NLL per token, which single outliers do not decide. `change`
+    is after / before - 1. A figure that is not finite, or whose before is not known, is None.
 
     base, trained  directories of the stages of the base model and of the trained one
     """
