@@ -1,4 +1,4 @@
-"""What a table costs beside its runs: wall time of `compare` / summed wall time of the distinct stages in it.
+"""The cost of a table beside its runs: wall time of `compare` / summed wall time of the distinct stages in it.
 
     python benchmarks/compare.py --seeds 3 --steps 40
 
@@ -39,7 +39,7 @@ def timed(command: list[str], environment: dict[str, str]) -> float:
 
 
 def stages(table: Path) -> dict[str, list[float]]:
-    """Wall seconds of every stage that was made, not adopted, by its name."""
+    """Return the wall seconds of every stage that was made, not adopted, by its name."""
     found: dict[str, list[float]] = {}
     for figures in sorted(table.glob("*/seed-*/*/figures.json")):
         if not (figures.parent / "adopted.json").exists():

@@ -1,8 +1,8 @@
 """Trainers that take turns, step by step, each in a process of its own: TRL's SFTTrainer and ours.
 
-A contestant waits for the word before each of its steps, and reports what the step took: everything from the word to
-the end of the step, the making of its batches included. So a busy machine disturbs all alike, while the memory of each
-is that of its process. All train on the same token ids and labels from the same weights.
+A contestant waits for a message before each of its steps, and reports the time from this message to the end of the
+step, with the making of its batches. So a busy machine disturbs all alike, and the memory of each contestant is that of
+its process. All train on the same token ids and labels from the same weights.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
 OURS = ("ours_ntp", "ours_sftmix")
 
 CLIP, DECAY = 1.0, 0.1
-"""Largest gradient norm and weight decay of every contestant; the learning rate is constant, because the two count the
+"""Largest gradient norm and weight decay of every contestant; the learning rate is constant, because both count the
 steps of a warm-up from different ends."""
 
 
 @dataclass
 class Turns:
-    """The contestant's end of the line to `trl_compare.py`."""
+    """The contestant's end of the connection to `trl_compare.py`."""
 
     line: Connection
     clock: Clock
@@ -56,14 +56,14 @@ class Turns:
         self.clock.lap()
 
     def done(self, *, again: bool) -> None:
-        """A step has ended; wait for the word to the next, if there is one."""
+        """Report the end of a step; wait for the next message, if there is one."""
         self.line.send(self.clock.lap())
         if again:
             self.wait()
 
 
 def contestant(name: str, line: Connection, args: Namespace) -> None:
-    """Train, in turns; then send memory, padding and NLLs as a last message."""
+    """Train in turns; then send memory, padding and NLLs as a last message."""
     torch.set_num_threads(args.threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), tempfile.TemporaryDirectory() as place:
         training, held_out = training_rows(args)
@@ -77,7 +77,7 @@ def contestant(name: str, line: Connection, args: Namespace) -> None:
 
 @contextlib.contextmanager
 def profiled() -> Iterator[None]:
-    """Prints which operations took the time of what runs inside."""
+    """Print the operations that took the most time within the block."""
     with torch.profiler.profile() as profile:
         yield
     found = sorted(profile.key_averages(), key=lambda each: -each.self_cpu_time_total)
@@ -88,19 +88,19 @@ def profiled() -> Iterator[None]:
 
 
 def training_rows(args: Namespace) -> tuple[RowSubset, RowSubset]:
-    """The first --limit rows to train on, and the --held_out rows after them."""
+    """Return the first --limit rows to train on, and the --held_out rows after them."""
     both = load_rows(args.model, args.rows, limit=args.limit + args.held_out, max_length=args.max_length)
     rows = torch.arange(len(both)).numpy()
     return RowSubset(both, rows[: args.limit]), RowSubset(both, rows[args.limit :])
 
 
 def attention(name: str, args: Namespace) -> str | None:
-    """TRL computes padding-free batches apart by flash attention only."""
+    """Return the attention implementation: TRL keeps padding-free batches apart by flash attention only."""
     return "flash_attention_2" if name == "trl_best" and args.device == "cuda" else None
 
 
 def _losses(model: PreTrainedModel, sides: dict[str, RowSubset], args: Namespace) -> dict[str, float]:
-    """NLL per response token of each side under the trained model, by one and the same scorer, in float32."""
+    """Return the NLL per response token of each side under the trained model, by the same scorer, in float32."""
     world, found = World(device=torch.device(args.device)), {}
     for name, rows in sides.items():
         scores = Scorer(world=world)(TrainingModule(model.float()), rows)
@@ -110,9 +110,9 @@ def _losses(model: PreTrainedModel, sides: dict[str, RowSubset], args: Namespace
 
 @contextlib.contextmanager
 def memory_above(model: PreTrainedModel, args: Namespace, figures: dict[str, Any]) -> Iterator[None]:
-    """Notes the peak of what runs inside, above the loaded model, and in all, in MiB."""
+    """Note the peak memory within the block, above the loaded model and in all, in MiB."""
     ids = torch.ones(1, 8, dtype=torch.int64, device=args.device)
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()  # libraries make their buffers now
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()  # so that libraries make their buffers now
     model.zero_grad(set_to_none=True)
     before, peak = held(args.device), PeakMemory(torch.device(args.device))
     yield
@@ -124,7 +124,7 @@ def memory_above(model: PreTrainedModel, args: Namespace, figures: dict[str, Any
 
 
 class Announce(Callback):
-    """Waits before each step and reports after it."""
+    """A callback that waits before each step and reports after it."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -159,7 +159,7 @@ def our_run(
         stage = replace(stage, objective=SFTMix())
     with memory_above(model, args, figures):
         module = train(stage, world).module
-    tokens, slots = tokens_and_slots(stage, world, module, stage.order.ends[0])  # of the first epoch
+    tokens, slots = tokens_and_slots(stage, world, module, stage.order.ends[0])  # the first epoch
     return model, {**figures, "tokens": tokens, "slots": slots}
 
 
@@ -167,7 +167,7 @@ def our_run(
 
 
 def trl_options(name: str, args: Namespace) -> dict[str, Any]:
-    """What sets this contestant apart from the others of TRL."""
+    """Return the options in which this contestant differs from the others of TRL."""
     micro = args.trl_micro_batch_size
     if name == "trl_default":
         return {"per_device_train_batch_size": micro}
@@ -198,7 +198,7 @@ def trl_run(
             turns.done(again=state.global_step < state.max_steps)
 
     disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about names that TRL uses
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers warns about names that TRL uses
     own = {"max_length": args.max_length, **trl_options(name, args)}
     arguments = SFTConfig(
         output_dir=str(directory),
@@ -248,5 +248,5 @@ def every(data: TokenisedRows) -> Iterator[Encoded]:
 
 
 def labels_of(encoded: Encoded) -> list[int]:
-    """Token ids with -100 where there is no loss."""
+    """Return token ids, with -100 where there is no loss."""
     return [i if t else -100 for i, t in zip(encoded.input_ids.tolist(), encoded.target.tolist(), strict=True)]

@@ -1,11 +1,11 @@
-"""What `estimate` says beside what runs need: peak memory and FLOPs of the training stage, for several settings.
+"""The figures of `estimate` beside those of runs: peak memory and FLOPs of the training stage, for several settings.
 
     python benchmarks/estimate.py              a random Llama of 59M parameters, Alpaca rows, seven settings
     python benchmarks/estimate.py --quick      a trial of a few minutes with one thread, not kept
 
 Each setting is estimated in one process and run in another (`--splitter RandomSplit`, a few steps without checkpoints),
-whose peak of resident memory from the beginning of the stage is compared. glibc keeps some of what is freed, depending
-on the order of sizes, which estimate does not foretell; with --give_back the run returns it to the system
+whose peak of resident memory from the start of the stage is compared. glibc keeps some freed memory, depending
+on the order of sizes, which `estimate` cannot know; with --give_back the run returns it to the system
 (MALLOC_MMAP_THRESHOLD_). FLOPs over the time of the steps is the rate that `--tflops` and `--mfu` stand for.
 """
 
@@ -48,7 +48,7 @@ def cli(args: argparse.Namespace, *words: str) -> str:
 
 
 def compared(args: argparse.Namespace, model: str, own: list[str], out: Path) -> dict[str, Any]:
-    """Estimated and measured peak of one setting, MiB, and the rate of its steps."""
+    """Return estimated and measured peak of one setting, MiB, and the rate of its steps."""
     words = ["--model.path", model, "--data.train", args.rows, "--data.limit", str(args.limit)]
     words += ["--data.max_length", str(args.max_length), "--splitter", "RandomSplit"]
     words += ["--training.max_steps", str(args.steps), "--training.global_batch_size", "16", "--checkpoint.every", "0"]

@@ -3,7 +3,7 @@
     python benchmarks/lora.py                     a random Llama of 110M parameters, LoRA of rank 16 on all-linear
 
 Two training loops take turns, step by step, on the same batches of SFTMix. The memory of each is measured in a process
-of its own: the peak of some steps above what the loaded model takes (gradients, optimizer state, activations, and the
+of its own: the peak of some steps above the loaded model's own memory (gradients, optimizer state, activations, and the
 adapters themselves). Prints one JSON object and writes it to benchmarks/results/<date>-lora-<device>.json.
 """
 
@@ -36,7 +36,7 @@ ARMS = ("full", "lora")
 
 
 def make_model(args: argparse.Namespace) -> PreTrainedModel:
-    """A random Llama with tied embeddings."""
+    """Return a random Llama with tied embeddings."""
     config = LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=args.width,
@@ -78,7 +78,7 @@ def make_loop(arm: str, model: PreTrainedModel, args: argparse.Namespace, direct
 
 
 def measure_time(args: argparse.Namespace, directory: Path) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each step of both arms, in turns, without two steps of warm-up; and how many numbers each trains."""
+    """Return the seconds of each step of both arms, in turns after two steps of warm-up, and their trained numbers."""
     loops = {arm: make_loop(arm, make_model(args), args, directory) for arm in ARMS}
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for step in range(args.steps + 2):
@@ -91,12 +91,12 @@ def measure_time(args: argparse.Namespace, directory: Path) -> tuple[dict[str, l
 
 
 def peak_memory(args: argparse.Namespace, directory: Path) -> float:
-    """MiB that two steps of the one arm of this process need at their peak, above the loaded model."""
+    """Return the MiB that two steps of this process's arm need at their peak, above the loaded model."""
     small = argparse.Namespace(**{**vars(args), "width": 64, "layers": 1, "vocabulary": 64})
-    make_loop(args.memory_of, make_model(small), small, directory).advance()  # libraries make their buffers now
+    make_loop(args.memory_of, make_model(small), small, directory).advance()  # so that libraries make their buffers now
     model = make_model(args).to(args.device)
     before = held(args.device)
-    loop = make_loop(args.memory_of, model, args, directory)  # resets the peak
+    loop = make_loop(args.memory_of, model, args, directory)  # this resets the peak
     for _ in range(2):
         loop.advance()
     return (loop.memory.bytes() - before) / 2**20

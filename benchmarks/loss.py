@@ -5,9 +5,9 @@
     python benchmarks/loss.py --head llama-3.1-8b --rows 8192 --dtype bfloat16 --device cuda
 
 Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
-a busy machine disturbs them alike; each one's memory is measured in a process of its own, above what it held before.
+a busy machine disturbs them alike; each one's memory is measured in a process of its own, above the memory before.
 TRL's and Liger's heads take part where they are installed and run. `gemm` is the three matmuls alone that every head
-needs (logits, their way back to hidden states and head) at our chunk size: what no loss can be faster than.
+needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
@@ -42,11 +42,11 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
 }
 VARIANTS = ("gemm", "naive_sftmix", "torch_ntp", "trl_ntp", "liger_ntp", "fused_ntp", "fused_sftmix")
 TRL_TILE = 32_768
-"""Vocabulary columns of a tile, as TRL 1.16's trainers ask for."""
+"""Vocabulary columns of a tile, as in the trainers of TRL 1.16."""
 
 
 class Inputs(NamedTuple):
-    """hidden [T, D] and weight [V, D] that want gradients, labels [T], pairs [M, 2] of the rows that have a partner."""
+    """hidden [T, D] and weight [V, D] with gradients, labels [T], pairs [M, 2] of the rows that have a partner."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -68,7 +68,7 @@ def make_inputs(args: argparse.Namespace, rows: int) -> Inputs:
 
 
 def torch_ntp(given: Inputs) -> torch.Tensor:
-    """torch's own, with default options; where this torch has none, the two operations it stands for."""
+    """Return torch's own loss with default options; if this torch has none, the two operations it stands for."""
     if hasattr(F, "linear_cross_entropy"):
         return F.linear_cross_entropy(given.hidden, given.weight, given.labels)
     return F.cross_entropy(F.linear(given.hidden, given.weight), given.labels)
@@ -95,7 +95,7 @@ def ours(function: Callable, given: Inputs, chunk_size: int | None, *, mixed: bo
 
 
 def gemm(given: Inputs, chunk_size: int | None) -> None:
-    """The matmuls of our fused head, and nothing else."""
+    """Run the matmuls of our fused head, and nothing else."""
     hidden, weight = given.hidden.detach(), given.weight.detach()
     size = min(len(hidden), chunk_size or default_chunk_size(len(weight), weight.device))
     logits = weight.new_empty(size, len(weight))
@@ -107,7 +107,7 @@ def gemm(given: Inputs, chunk_size: int | None) -> None:
 
 
 def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], None]]:
-    """Functions that run forward and backward once, all on the same inputs; those that can run here."""
+    """Return functions that run forward and backward once, on the same inputs; only those that can run here."""
     given = make_inputs(args, rows)
     losses = {
         "naive_sftmix": lambda: ours(reference_sft_loss, given, None, mixed=True),
@@ -139,7 +139,7 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
 
 
 def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Wall and CPU seconds of each variant, round after round."""
+    """Return the wall and CPU seconds of each variant, round after round."""
     variants = contestants(args, args.rows)
     for run in variants.values():
         run()
@@ -158,7 +158,7 @@ def summary(rounds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def peak_memory(args: argparse.Namespace) -> float:
-    """MiB that the one variant of this process needs at its peak, beyond its inputs."""
+    """Return the MiB that this process's variant needs at its peak, beyond its inputs."""
     contestants(args, 4)[args.memory_of]()  # libraries load and make their buffers now
     run = contestants(args, args.rows)[args.memory_of]
     before, memory = held(args.device), PeakMemory(torch.device(args.device))
@@ -167,7 +167,7 @@ def peak_memory(args: argparse.Namespace) -> float:
 
 
 def ratio(rounds: dict[str, dict[str, list[float]]], peaks: dict[str, float], a: str, b: str) -> dict[str, float]:
-    """Medians of the ratios round by round; `seconds_min`: of the smallest times."""
+    """Return medians of the ratios round by round; `seconds_min`: the ratio of the smallest times."""
     made = {}
     for key in ("seconds", "cpu_seconds"):
         made[key] = median([x / y for x, y in zip(rounds[a][key], rounds[b][key], strict=True)])

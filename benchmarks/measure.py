@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Wall and CPU seconds since the last `lap`: of this process's threads, and of processes of its that have ended."""
+    """Wall and CPU seconds since the last `lap`: of this process's threads, and of its ended child processes."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter(), _cpu_seconds()
@@ -31,14 +31,14 @@ def _cpu_seconds() -> float:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What `work` returns, and what it took."""
+    """Return the result of `work`, and the time it took."""
     clock = Clock()
     result = work()
     return result, clock.lap()
 
 
 def held(device: str) -> int:
-    """Bytes of the device's allocator, or resident in this process."""
+    """Return the bytes of the device's allocator, or those resident in this process."""
     if device == "cuda":
         return torch.cuda.memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -46,5 +46,5 @@ def held(device: str) -> int:
 
 
 def rounded(figures: dict[str, Any], digits: int = 4) -> dict[str, Any]:
-    """The figures with shorter floats, for a result file."""
+    """Return the figures with shorter floats, for a result file."""
     return {k: round(v, digits) if isinstance(v, float) else v for k, v in figures.items()}

@@ -1,4 +1,4 @@
-"""What the whole recipe costs beside one plain fine-tuning run of the same epochs, by where its confidence comes from.
+"""The cost of the whole recipe beside one plain fine-tuning run of the same epochs, by the source of its confidence.
 
     python benchmarks/pipeline.py                              base-7m, 640 Alpaca rows, 3 epochs, 3 rounds of five runs
     python benchmarks/pipeline.py --quick                      a trial of a few minutes with one thread, not kept
@@ -11,7 +11,7 @@
 
 Every run is a process of its own and `sftmix.pipeline.recipe.run` from rows to exported model; they take turns, round
 after round. The tokenisation cache is filled before the first. `run` leaves the imports out, `process` has them in.
-`share_of_a_step` is measured in one more training: what taking the losses and saving checkpoints costs of a step.
+`share_of_a_step` comes from one more training: the cost of taking losses and saving checkpoints, as shares of a step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 64, "max_length": 128, "rounds": 1}
 ARMS = ("plain", "offline", "online", "weaker", "single")
 SHORTEST_INTERVAL = 50
-"""Steps between checkpoints by default, at least."""
+"""Smallest number of steps between checkpoints by default."""
 
 
 def configuration(arm: str, args: argparse.Namespace, place: Path, out: Path) -> RunConfig:
@@ -92,7 +92,7 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
 
 
 def one_run(args: argparse.Namespace) -> None:
-    """What a process of --arm does: the run, then its figures as the last line."""
+    """Do the run of a process of --arm, then print its figures as the last line."""
     torch.set_num_threads(args.threads)
     config = configuration(args.arm, args, args.place, args.run)
     profile = cProfile.Profile() if args.profile else None
@@ -106,7 +106,7 @@ def one_run(args: argparse.Namespace) -> None:
 
 
 def start(arm: str, args: argparse.Namespace, place: Path, out: Path) -> dict[str, Any]:
-    """One run in a process of its own: what it took, with and without imports, and the figures of its stages."""
+    """Make one run in a process of its own; return its time, with and without imports, and its stages' figures."""
     hidden = ["--arm", arm, "--place", str(place), "--run", str(out)]
     environment = {**os.environ, "SFTMIX_CACHE": str(place / "cache"), "OMP_NUM_THREADS": str(args.threads)}
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def start(arm: str, args: argparse.Namespace, place: Path, out: Path) -> dict[st
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Seconds of each arm, its stages, and its ratio to the plain run of the same round."""
+    """Return the seconds of each arm, its stages, and its ratio to the plain run of the same round."""
     results: dict[str, Any] = {}
     for arm, runs in found.items():
         made = {}
@@ -143,7 +143,7 @@ def _medians(runs: list[dict[str, Any]], stage: str) -> dict[str, float]:
 
 
 class TimedLosses(OnlineLosses):
-    """Online losses that know what they cost."""
+    """Online losses that measure their own time."""
 
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
@@ -158,7 +158,7 @@ class TimedLosses(OnlineLosses):
 
 
 class TimedStore(CheckpointStore):
-    """Checkpoints that know what they cost."""
+    """Checkpoints that measure their own time."""
 
     saving: list[float]
 
@@ -171,7 +171,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def share_of_a_step(args: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """Two epochs of training with both: online losses beside the steps, and checkpoints at the default interval."""
+    """Train two epochs with online losses and with checkpoints; return the share of a step that each costs."""
     world = World(device=torch.device(args.device))
     data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
     options = replace(training_options(args), epochs=2)

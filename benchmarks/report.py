@@ -1,4 +1,4 @@
-"""What every benchmark prints and keeps: date, commit, device, versions, setting, results."""
+"""The report that every benchmark prints and keeps: date, commit, device, versions, setting, results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that all benchmarks share."""
+    """Return a parser of the options that all benchmarks share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     made.add_argument("--threads", type=int, default=2)
@@ -32,7 +32,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(options: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
-    """The arguments; with --quick those of a small trial, which `publish` prints and does not keep."""
+    """Return the arguments; with --quick those of a small trial, which `publish` prints and does not keep."""
     options.add_argument(
         "--quick", action="store_true", help=f"a trial of a few minutes, not kept: {_as_options(quick)}"
     )
@@ -51,7 +51,7 @@ def publish(
     """Print one JSON object and write it to <out>/<date>-<name>[-<variant>]-<device>.json.
 
     variant   tells settings of one benchmark apart that are kept side by side
-    packages  whose versions are noted, beside python's and torch's
+    packages  packages whose versions are noted, beside python's and torch's
     """
     today = datetime.date.today().isoformat()
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -82,14 +82,14 @@ def publish(
 
 
 def _typed() -> list[str]:
-    """The words of the command line, without where the result is written."""
+    """Return the words of the command line, without the place of the result."""
     words = sys.argv[1:]
     place = words.index("--out") if "--out" in words else len(words)
     return [*words[:place], *words[place + 2 :]]
 
 
 def _shown(value: Any) -> Any:
-    """A setting; files by their place beside the checkout, not by where the checkout is."""
+    """Return a setting; files by their place beside the checkout, not by the place of the checkout."""
     if isinstance(value, (list, tuple)):
         return [_shown(v) for v in value]
     beside = isinstance(value, (str, Path)) and str(value).startswith(f"{ROOT.parent}/")
@@ -97,6 +97,6 @@ def _shown(value: Any) -> Any:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median, the quartiles, and of how many."""
+    """Return the median, the quartiles, and the number of values."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return {"median": round(middle, digits), "q1": round(low, digits), "q3": round(high, digits), "n": len(values)}

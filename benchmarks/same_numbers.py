@@ -1,10 +1,10 @@
-"""Whether two revisions compute the same numbers, bit for bit: the same commands are run from both checkouts.
+"""A check that two revisions compute the same numbers, bit for bit: the same commands run from both checkouts.
 
     python benchmarks/same_numbers.py --before REVISION                   every case, REVISION against this checkout
     python benchmarks/same_numbers.py --before REVISION --only ddp fsdp   some of them
 
-Compared are the losses of every step, the training dynamics, the confidence, the split, the held-out scores, the
-weights, and what summary.json and a table say of them; left out is what a clock or a machine says. Every case is a
+The check compares the losses of every step, the dynamics, the confidence, the split, the held-out scores, the
+weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines. Every case is a
 command line in a process of its own. A case that differs is listed with the first values that do; then the exit code
 is 1. This is a check for a change that should change nothing, and no benchmark: nothing is kept.
 """
@@ -56,7 +56,7 @@ def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> l
         table = out.parent / "table.yaml"
         table.write_text(VARIANTS)
         words = [*words, "--config", str(table)]
-    # A learning rate at which every step moves every weight: at the paper's, rounding would hide a difference.
+    # This learning rate lets every step move every weight: at the paper's, rounding would hide a difference.
     given = {
         "out": out,
         "model.path": args.model,
@@ -78,7 +78,7 @@ def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> l
 
 
 def numbers(case: str, checkout: Path, place: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What one case computes in one checkout: name -> value, or the hash of many."""
+    """Return the numbers that one case computes in one checkout: name -> value, or the hash of many."""
     out = place / case / "run"
     out.parent.mkdir(parents=True)
     quiet = {"SFTMIX_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -126,7 +126,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def compared(case: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Print one line, and what differs below it."""
+    """Print one line, and below it the values that differ."""
     missing = object()
     names = dict.fromkeys([*before, *after])
     wrong = [n for n in names if repr(before.get(n, missing)) != repr(after.get(n, missing))]

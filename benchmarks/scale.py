@@ -1,10 +1,10 @@
-"""How time and memory grow: with the number of rows, the sequence length, the vocabulary, and from one rank to two.
+"""Growth of time and memory: with the number of rows, the sequence length, the vocabulary, and from one rank to two.
 
     python benchmarks/scale.py                              1,000 to 1,000,000 synthetic rows, some minutes
     python benchmarks/scale.py --quick
 
 `rows`: everything that is done per row but training (reading, tokenising, tables, splits, pairs, the order of an
-epoch, batches), each size in a process of its own; seconds, MiB at the peak above what was held before, and the
+epoch, batches), each size in a process of its own; seconds, MiB at the peak above the memory before, and the
 exponent of the growth from the size before: 1 is linear. `steps`: training steps of a random Llama by length and by
 vocabulary; `ranks`: the same global batch on one process and on two (gloo, one thread each).
 """
@@ -61,7 +61,7 @@ CHECKPOINTS, BATCHES, BATCH = 5, 16, 32
 
 
 class Log:
-    """Seconds, CPU seconds and memory of one piece of work after the other."""
+    """Seconds, CPU seconds and memory of pieces of work, one after the other."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
@@ -77,7 +77,7 @@ class Log:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Alpaca rows of common words; responses of 4 to 40 words."""
+    """Write Alpaca rows of common words; responses of 4 to 40 words."""
     random = np.random.default_rng(0)
     words = WORDS.split()
     lengths = random.integers(4, 41, count)
@@ -100,7 +100,7 @@ def made_up_dynamics(ids: list[str], n_tokens: np.ndarray) -> TrainingDynamics:
 
 
 def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, float]]:
-    """Everything that a run does per row before and beside its steps."""
+    """Do everything that a run does per row before and beside its steps; return its figures."""
     log, world = Log(), World()
     write_rows(place / "rows.jsonl", args.size)
     options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
@@ -137,7 +137,7 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
 
 
 def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """By piece of work, then by size; with the exponent of each size from the one before."""
+    """Return the figures by piece of work, then by size; with the exponent of each size from the one before."""
     table: dict[str, Any] = {}
     sizes = sorted(found)
     for name in found[sizes[0]]:
@@ -152,7 +152,7 @@ def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 
 def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str, Any]:
-    """Training steps of NTP on made-up rows: seconds of each, and MiB above the loaded model."""
+    """Run training steps of NTP on made-up rows; return the seconds of each, and MiB above the loaded model."""
     config = LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=256,
@@ -164,7 +164,7 @@ def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    tokens = 8192  # of every global batch, whatever the length
+    tokens = 8192  # in every global batch, whatever the length
     batch = max(4, tokens // args.length)
     data = rows_in_memory([(args.length // 4, args.length - args.length // 4)] * batch)
     options = TrainingOptions(global_batch_size=batch, micro_batch_size=max(2, batch // 4), max_steps=args.steps + 1)
@@ -180,7 +180,7 @@ def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str
 
 
 def child(args: argparse.Namespace, *words: object, ranks: int = 1) -> Any:
-    """What a process of this script (or so many ranks of it) prints as its last line."""
+    """Return the last line that a process of this script (or so many ranks of it) prints."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, *sys.argv[1:], *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads if ranks == 1 else 1)}

@@ -26,7 +26,7 @@ from sftmix.types import Rows, Scores, Split
 
 
 def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedDataset:
-    """The first `limit` rows of a file under the model's own tokenizer and template."""
+    """Return the first `limit` rows of a file under the model's own tokenizer and template."""
     encoder = make_encoder(load_tokenizer(model))
     options = DataOptions(train=[rows], limit=limit)
     return load_data(options, encoder, max_length=max_length, seed=0, progress=False).train
@@ -61,9 +61,9 @@ def random_llama(
 def ntp_stage(
     model: PreTrainedModel, data: TokenisedRows, options: TrainingOptions, world: World, directory: Path
 ) -> Stage:
-    """NTP in the order that pairs from random halves give: SFTMix's is the same with another objective (and model).
+    """Return an NTP stage in the order of pairs from random halves; SFTMix's has another objective (and model).
 
-    Which half an example is in changes nothing of what a step costs.
+    The halves do not change the cost of a step.
     """
     n = len(data)
     nothing = np.full(n, np.nan)
@@ -85,7 +85,7 @@ def ntp_stage(
 
 
 def tokens_and_slots(stage: Stage, world: World, module: nn.Module, steps: int) -> tuple[int, int]:
-    """Real tokens, and token slots, of the micro-batches of the first steps as the (wrapped) module is fed."""
+    """Return the numbers of real tokens and of token slots in the micro-batches of the first steps, for this module."""
     tokens = slots = 0
     for step in range(steps):
         units = stage.order.batch(step)

@@ -51,7 +51,7 @@ def write_rows(path: Path, sources: list[str], count: int) -> None:
 
 
 def load(model: str, rows: Path, length: int, environment: dict[str, str]) -> dict[str, float]:
-    """Seconds from rows to tokenised data set (imports left out), and MiB by which the peak grew."""
+    """Return the seconds from rows to tokenised data set (without imports), and the MiB by which the peak grew."""
     command = [sys.executable, "-c", LOAD, model, str(rows), str(length)]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     seconds, tokens, grown = done.stdout.split()[-3:]
@@ -59,7 +59,7 @@ def load(model: str, rows: Path, length: int, environment: dict[str, str]) -> di
 
 
 def first_step(model: str, rows: Path, length: int, out: Path, environment: dict[str, str]) -> float:
-    """Seconds from starting the command to the end of its first step."""
+    """Return the seconds from starting the command to the end of its first step."""
     command = [
         *(sys.executable, str(ROOT / "cli.py"), "run", "--model.path", model, "--data.train", str(rows)),
         *("--data.max_length", str(length), "--objective", "NTP", "--pairing", "null", "--out", str(out)),

@@ -5,7 +5,7 @@
 
 Six training loops take turns, step by step, on the same global batches: NTP and SFTMix, each with padded
 micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
-a GPU whose attention skips what lies between examples). NTP is paired as SFTMix pairs, so it has the same order. A
+a GPU whose attention does no work between examples). NTP is paired as SFTMix pairs, so it has the same order. A
 seventh takes its turn: scoring a part of the rows. With `--layouts "length groups" "length groups, compiled"` the
 first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them.
 
@@ -62,7 +62,7 @@ MATMULS = (1024, 2048, 4096)
 
 
 def alternate(contestants: dict[str, Callable[[], float]], args: Namespace) -> dict[str, list[dict[str, float]]]:
-    """Seconds, CPU seconds and tokens of each contestant's turn, round after round; the first rounds are left out."""
+    """Return seconds, CPU seconds and tokens of each contestant's turns, without those of the first rounds."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for number in range(args.steps + args.warm_up):
         for name, run in contestants.items():
@@ -77,9 +77,9 @@ def step_of(loop: TrainingLoop) -> Callable[[], float]:
 
 
 def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
-    """Scores another part of the rows at each turn, and begins again after the last.
+    """Return a function that scores another part of the rows at each call, and starts again after the last.
 
-    Rows are sorted by length before they are scored: parts of a few rows would be padded as they never are in a run.
+    Rows are sorted by length before scoring: parts of a few rows would have more padding than in a run.
     """
     assert stage.scorer is not None
     rows, score = np.arange(len(stage.data)), stage.scorer
@@ -95,13 +95,13 @@ def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
 
 
 def fill(loop: TrainingLoop) -> float:
-    """Share of the slots of the loop's micro-batches that hold a real token, over up to 40 steps."""
+    """Return the share of the slots of the loop's micro-batches that hold a real token, over up to 40 steps."""
     tokens, slots = tokens_and_slots(loop.stage, loop.world, loop.module, min(40, loop.total))
     return round(tokens / slots, 4)
 
 
 def flops_of(loop: TrainingLoop, args: Namespace) -> float:
-    """What the real tokens of the steps that were timed need."""
+    """Return the FLOPs that the real tokens of the timed steps need."""
     model, total = FakeModel(args.model, None, LoraOptions()), 0.0
     for number in range(args.warm_up, args.steps + args.warm_up):
         rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
@@ -110,7 +110,7 @@ def flops_of(loop: TrainingLoop, args: Namespace) -> float:
 
 
 def best_matmul(args: Namespace) -> float:
-    """FLOP/s of the fastest of some square matrix products in the precision of the run."""
+    """Return the FLOP/s of the fastest of some square matrix products in the precision of the run."""
     kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
     best = 0.0
     for size in MATMULS:
@@ -125,7 +125,7 @@ def best_matmul(args: Namespace) -> float:
 
 
 def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, TrainingLoop]:
-    """One for each objective and layout, all with the same weights and global batches."""
+    """Return a loop for each objective and layout, all with the same weights and global batches."""
     data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
     shared: dict[str, Any] = {
         "global_batch_size": args.global_batch_size,

@@ -9,7 +9,7 @@ Contestants (see contestants.py; they take turns, step by step, each in a proces
     trl_grouped   and with train_sampling_strategy group_by_length
     trl_best      and with what is fastest on the device: CPU smaller micro-batches; CUDA padding_free
     ours_ntp      NTP, in the order of SFTMix
-    ours_sftmix   SFTMix on random halves: what makes the halves costs extra (pipeline.py)
+    ours_sftmix   SFTMix on random halves: a reference for the halves costs extra (pipeline.py)
 
 Speed is real tokens per second of whole epochs, so every contestant has done the same work; one value per epoch.
 """
@@ -36,7 +36,7 @@ QUICK = {"limit": 64, "held_out": 16, "epochs": 1, "max_length": 128}
 
 
 def race(args: Namespace) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, float]]]:
-    """What every step of every contestant took, and its last message."""
+    """Return the figures of every step of every contestant, and the last message of each."""
     context = get_context("spawn")
     lines, processes = {}, []
     for name in args.contestants:
@@ -73,7 +73,7 @@ def summary(steps: list[dict[str, float]], figures: dict[str, float], epochs: in
 
 
 def against(ours: str, theirs: str, steps: dict, found: dict[str, dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """How ours compares with theirs: faster is above 1, less memory is below 1, NLLs as differences in nats."""
+    """Return ours against theirs: faster is above 1, less memory is below 1, NLLs as differences in nats."""
     made: dict[str, Any] = {}
     for key in ("seconds", "cpu_seconds"):
         each = [by_epoch(steps[name], key, epochs) for name in (theirs, ours)]
@@ -86,7 +86,7 @@ def against(ours: str, theirs: str, steps: dict, found: dict[str, dict[str, Any]
 
 
 def variant(options: ArgumentParser, args: Namespace) -> str:
-    """What of the setting is not the default, so that results of one day lie side by side."""
+    """Return the settings that are not the default, so that results of one day lie side by side."""
     told = ("vocabulary", "trl_micro_batch_size", "micro_batch_size", "precision")
     return "-".join(f"{k}-{getattr(args, k)}" for k in told if getattr(args, k) != options.get_default(k))
 

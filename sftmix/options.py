@@ -13,11 +13,11 @@ SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
 Check = tuple[str, Callable[[Any], bool], str]
-"""An option's name, whether a value of it is allowed, and what is, in words."""
+"""Name of an option, a test that is True for allowed values, and the allowed values in words."""
 
 
 def out_of_range(prefix: str, options: object, checks: tuple[Check, ...]) -> Iterator[str]:
-    """One sentence per option that is set (not None) and out of its range."""
+    """Yield one sentence for each option that is set (not None) and out of its range."""
     for name, allowed, words in checks:
         value = getattr(options, name, None)
         if value is not None and not allowed(value):
@@ -55,7 +55,7 @@ class LoraOptions:
     """4bit: QLoRA, the frozen weights as NF4 by bitsandbytes; with training.parallel ddp or one process."""
 
     def without_adapters(self) -> LoraOptions:
-        """The options of the base model, which is stored as it is when adapters are trained on it."""
+        """Return the options for the base model under the adapters, which is stored without them."""
         return LoraOptions(quantize=self.quantize)
 
 
@@ -92,7 +92,7 @@ class DataOptions:
     """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
-    """Decides which rows data.eval_fraction holds out; null: the run's seed."""
+    """Seed by which data.eval_fraction chooses the held-out rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
     (.txt files, or rows with a field `text`), every token trained."""
@@ -118,7 +118,7 @@ class DataOptions:
     """Processes that tokenise conversations. null: on Linux one for each 10,000 of them, up to the number of cores;
     elsewhere 1."""
     cache_dir: str | None = None
-    """Where tokenised rows are cached. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
+    """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 
     def __post_init__(self) -> None:
         # One file may be given without a list, in YAML, on the command line and in Python.
@@ -127,7 +127,7 @@ class DataOptions:
         self.labels = None if self.labels is None else as_list(self.labels)
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with these options, whatever the rest of a configuration: one sentence each."""
+        """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
         train = as_list(self.train)
         held_out, labels = (None if given is None else as_list(given) for given in (self.eval, self.labels))
         if not train:
@@ -155,21 +155,21 @@ class DataOptions:
 
 
 def as_list(value: list[str] | str) -> list[str]:
-    """One name as a list of one."""
+    """Return a list of names; a single name becomes a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 DEFAULT_MICRO_BATCH = 8
-"""Examples per forward and backward on one rank where neither their number nor that of their tokens is limited."""
+"""Examples per forward and backward on one rank, if neither their number nor the number of their tokens is limited."""
 
 
 @dataclass(kw_only=True)
 class TrainingOptions:
     global_batch_size: int = 32
-    """Examples per optimizer step, over all ranks and accumulation steps; even when examples are paired."""
+    """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
-    """Examples per forward and backward on one rank, at most; even when examples are paired. null: 8, or as many as
-    training.micro_batch_tokens allows. Excludes it."""
+    """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: 8, or
+    as many as training.micro_batch_tokens allows. Excludes it."""
     micro_batch_tokens: int | None = None
     """Token slots per forward and backward on one rank, at most, padding included: as many examples as fit. A pair, or
     an example, that needs more gets a micro-batch of its own. Excludes training.micro_batch_size."""
@@ -195,7 +195,7 @@ class TrainingOptions:
     """bf16: autocast (FSDP: bf16 parameters in compute), weights and optimizer stay float32. auto: bf16 on a GPU
     that has it, else fp32."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
-    """How ranks share the work under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
+    """Division of work between ranks under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
     shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
@@ -220,7 +220,7 @@ class CheckpointOptions:
     every: int | None = None
     """Optimizer steps between checkpoints; null: ten per stage, at least 50 steps apart. 0: none."""
     keep: int = 2
-    """How many checkpoints of a stage are kept, at least 1."""
+    """Number of checkpoints kept for each stage, at least 1."""
 
 
 @dataclass(kw_only=True)
@@ -234,7 +234,7 @@ class ReferenceModel:
     max_length: int | None = None
     """As data.max_length, for the reference."""
     lora: LoraOptions | None = None
-    """Adapters of the reference. null: those of model.lora where the base model is the target's, none for another; r 0
+    """Adapters of the reference. null: those of model.lora if the base model is the target's, else none; r 0
     trains all weights."""
 
 
@@ -269,7 +269,7 @@ class ReferenceTraining:
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """Precision of the computation."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None
-    """How ranks share the work."""
+    """Division of work between ranks."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""
     activation_checkpointing: bool | None = None
@@ -279,7 +279,7 @@ class ReferenceTraining:
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded."""
     padding_free: bool | Literal["auto"] | None = None
-    """Whether the examples of a micro-batch stand in one row without padding."""
+    """true: the examples of a micro-batch stand in one row without padding."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None
@@ -287,7 +287,7 @@ class ReferenceTraining:
 
 
 def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
-    """The adapters of a reference model: its own, or the target's where it has the same base model, or none."""
+    """Return the adapters of a reference model: its own, or the target's if both have the same base model, or none."""
     if not isinstance(reference, ReferenceModel):  # null: the target's base model
         return target.lora
     if reference.lora is not None:

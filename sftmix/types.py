@@ -100,7 +100,7 @@ class RowScores:
 
 
 NOT_COUNTED = -1
-"""In place of a number of correct tokens: they were not counted."""
+"""Marker in place of a number of correct tokens: they were not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,11 @@ class TrainingDynamics:
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:
-        """bool[N]: the reference had at least one response token of the example within its length."""
+        """bool[N], True if at least one response token of the example is within the reference's length."""
         return self.n_tokens > 0
 
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
-        """The dynamics of exactly `ids`, in that order; an id that is not here gets n_tokens 0."""
+        """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
         found = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
         known = found >= 0
@@ -173,7 +173,7 @@ class Scores:
 
 
 UNPAIRED = -1
-"""In place of a group: the example gets NTP, no Mixup."""
+"""Marker in place of a group: the example gets NTP, no Mixup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +181,14 @@ class Split:
     """The group of every example.
 
     group  i8[N], index into `names`, or UNPAIRED (-1)
-    names  of the groups, most confident first
+    names  names of the groups, most confident first
     """
 
     group: npt.NDArray[np.int8]
     names: tuple[str, ...]
 
     def rows(self, group: int) -> Rows:
-        """Rows of one group, in file order."""
+        """Return the rows of one group, in file order."""
         return np.flatnonzero(self.group == group).astype(np.int64)
 
     @property
@@ -214,7 +214,7 @@ class Split:
 class BatchNLL:
     """NLL of the G distinct examples of the whole global batch, under the model in eval mode before this step.
 
-    Repeated slots and fillers of ranks without work are not in it. The same on every rank and in every micro-batch.
+    Repeated slots, and fillers of ranks without work, are left out. All ranks and micro-batches have the same values.
     rows      i64[G], dataset rows, ascending
     nll_sum   f64[G], nats
     n_tokens  i64[G], response tokens
@@ -230,8 +230,8 @@ class Batch:
     """One micro-batch on one rank, already aligned for the losses.
 
     Every slot is an example; a slot may be a repeat that carries no NTP loss (`ntp_weight` 0). Token rows are the
-    response tokens of all slots, slot after slot: `labels[t]` is predicted by the hidden state one position earlier,
-    and that shift happened here, once.
+    response tokens of all slots, slot after slot. The hidden state one position earlier predicts `labels[t]`; the batch
+    is already shifted by this position.
 
     ids          B example ids
     rows         i64[B], dataset rows
@@ -265,14 +265,13 @@ class Batch:
 class Segment:
     """Slots of similar length, padded together on the right; or slots one after the other in a single line.
 
-    slots        i64[b], the slot of the batch that stands in each line (padding-free: the slots in the single line);
-                 empty for an idle segment, which is one token that nobody reads
-    input_ids, attention_mask  i64[b, l]
+    slots        i64[b], the batch's slot in each line (padding-free: the slots in the line); empty for an idle segment
+    input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
-    order        i64[t], the token row (0..T-1 of the batch) each of them is
-    position_ids None, or i64[b, l], counted from the beginning of each document where a line holds several: the model
-                 is then given these in place of the attention mask, and must keep them apart (`sftmix.model.packing`)
-    lengths      None, or the tokens of each of the slots that stand in the single line
+    order        i64[t], the token row (0..T-1 of the batch) of each of these positions
+    position_ids None, or i64[b, l], counted from the start of each document if a line holds several: the model then
+                 gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
+    lengths      None, or the number of tokens of each slot in the single line
     """
 
     slots: torch.Tensor
@@ -296,14 +295,14 @@ class Plan:
     where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
     Weights are float32 or, where they are fractions, float64; the loss takes them in its own precision.
-    row_weight       [T], or a rule (nll, entropy) -> weight evaluated detached inside the loss, where it is
-                     multiplied with the NTP weight of the row's slot
+    row_weight       [T], or a rule (nll, entropy) -> weight; the loss evaluates the rule, detached, and
+                     multiplies its result with the NTP weight of the row's slot
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)
     pair_weight      [M], mu included
     lam              f32[M], lambda of column 0
     mixup_row_weight None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
-    ntp_count        what this micro-batch adds to the NTP denominator (usually: trained response tokens)
-    mixup_count      what it adds to the Mixup denominator (usually: aligned token pairs)
+    ntp_count        this micro-batch's part of the NTP denominator (usually: trained response tokens)
+    mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the Mixup weight, for the log
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
     label_smoothing  epsilon in [0, 1), NTP only

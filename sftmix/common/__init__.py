@@ -1,3 +1,3 @@
-"""What every part of the package may use, and what knows none of them."""
+"""Basic tools for every part of the package; they know nothing of the other parts."""
 
 from __future__ import annotations

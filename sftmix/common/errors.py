@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 
 class SFTMixError(Exception):
-    """Base class: a message for people (what, which value, what to do) and an exit code."""
+    """Base class: a message for people (the problem, the value, the remedy) and an exit code."""
 
     exit_code = 1
     everywhere = False
-    """Every rank raises it, so one of them saying so is enough."""
+    """True if every rank raises this error, so that one rank's message is enough."""
 
 
 class ConfigError(SFTMixError):
@@ -55,13 +55,13 @@ class NoSpaceError(SFTMixError):
 
 
 class Stopped(SFTMixError):
-    """SIGTERM or SIGUSR1 arrived; where a model was being trained, a checkpoint was saved."""
+    """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved."""
 
     exit_code = 143
 
 
 def refuse(problems: Sequence[str], where: str) -> None:
-    """ConfigError that lists every problem; nothing where there is none."""
+    """Raise one ConfigError that lists every problem; do nothing if there is none."""
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
@@ -69,6 +69,6 @@ def refuse(problems: Sequence[str], where: str) -> None:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """` Did you mean X?` for the closest allowed word, or nothing."""
+    """Return ` Did you mean X?` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else ""

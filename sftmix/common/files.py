@@ -30,13 +30,13 @@ def _sha256(f: Any) -> str:  # Python 3.10
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a JSON-able value, independent of the order of keys."""
+    """Return the hash of a JSON-able value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
 def placing(path: Path) -> Iterator[Path]:
-    """A path beside `path`: the file made there takes its place when the block ends. NoSpaceError on a full disk."""
+    """Yield a path beside `path`; its file replaces `path` when the block ends. NoSpaceError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
     staging.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def placing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file opened beside `path` that takes its place when the block ends, whole; NoSpaceError on a full disk."""
+    """Open a file beside `path` that replaces it, whole, when the block ends; NoSpaceError on a full disk."""
     with placing(path) as staging, staging.open("wb") as file:
         yield file
         file.flush()
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 def fresh_directory(final: Path) -> Path:
-    """An empty staging directory beside `final`; leftovers of earlier attempts at it are removed."""
+    """Make an empty staging directory beside `final`, without leftovers of earlier attempts."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".tmp-{final.name}.*"):
         shutil.rmtree(leftover)
@@ -85,7 +85,7 @@ def fresh_directory(final: Path) -> Path:
 
 
 def commit_directory(staging: Path, final: Path, *, about: Mapping[str, Any]) -> None:
-    """Write the manifest last, sync, and rename `staging` to `final` (an invalid `final` is replaced)."""
+    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`)."""
     files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():
         _fsync(path)
@@ -99,7 +99,7 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, Any]) ->
 
 
 def verify_directory(path: Path) -> str | None:
-    """None if the manifest is there and every file has its hash, else what is wrong."""
+    """Return None if the manifest is there and every file has its hash, else the problem."""
     try:
         files = read_json(path / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}

@@ -1,4 +1,4 @@
-"""GPUs that `estimate` knows; apart from it, as the help of the command line needs no torch."""
+"""The GPUs that `estimate` knows, in a module without torch, because the help of the command line reads it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """What the maker's data sheet says of a GPU: dense bf16 peak, TFLOP/s; memory, GB; GB/s to the other GPUs of its
-    node in one direction (sheets give the sum of both), by NVLink, or PCIe where there is none."""
+    """A GPU by its maker's data sheet: dense bf16 peak, TFLOP/s; memory, GB; GB/s to the other GPUs of its node in one
+    direction (sheets give the sum of both), by NVLink, or by PCIe without NVLink."""
 
     tflops: float
     gigabytes: float

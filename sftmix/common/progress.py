@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes long."""
+"""The progress bar of long work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def progress_bar(
     delay: float = 0.0,
     unit_scale: bool = False,
 ) -> tqdm:
-    """A bar on stderr: lively on a terminal, one line every ten seconds in a log file, none without a name."""
+    """Return a bar on stderr: live on a terminal, one line every ten seconds in a log file, none without a name."""
     pause = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,

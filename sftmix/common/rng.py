@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a pure function of what it is for.
+"""Counter-based randomness: every draw is a pure function of its purpose.
 
 `generator(seed, "lambda", step, id_c, id_u)` gives the same numbers on any rank, at any world size and after
 any resume, because no state travels from one draw to the next.
@@ -12,13 +12,13 @@ import numpy as np
 
 
 def stable_hash(*parts: object) -> int:
-    """128-bit hash of the parts, the same on every machine and Python version."""
+    """Return a 128-bit hash of the parts, the same on every machine and Python version."""
     fields = [(type(p).__name__, str(p)) for p in parts]
-    text = "".join(f"{kind}:{len(value)}:{value}" for kind, value in fields)  # lengths: no two keys read alike
+    text = "".join(f"{kind}:{len(value)}:{value}" for kind, value in fields)  # lengths: no two keys give one text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def generator(seed: int, purpose: str, *parts: int | str) -> np.random.Generator:
-    """A fresh Philox generator keyed by (seed, purpose, parts): epoch or step, then example ids."""
+    """Return a new Philox generator keyed by (seed, purpose, parts): epoch or step, then example ids."""
     plain = (int(p) if isinstance(p, (int, np.integer)) else str(p) for p in parts)
     return np.random.Generator(np.random.Philox(key=stable_hash(int(seed), purpose, *plain)))

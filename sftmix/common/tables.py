@@ -1,4 +1,4 @@
-"""The kept artefacts of the confidence and split stages as Parquet files, keyed by example id.
+"""The artefacts that stages keep as Parquet files, keyed by example id.
 
 Files are written beside their place and moved there in one step: a reader sees a whole file or none. pyarrow is
 imported on first use.
@@ -37,7 +37,7 @@ _INTEGER_COLUMNS = ("checkpoint", "step", "n_tokens", "n_correct")
 def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
     """Write one line per example and checkpoint: id, checkpoint, step, nll_sum, n_tokens, n_correct.
 
-    Where there is such data: alone_nll_sum and token_nll, too.
+    Also write alone_nll_sum and token_nll, if the dynamics have them.
     """
     import pyarrow as pa
 
@@ -63,7 +63,7 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
 def read_dynamics(path: PathLike) -> TrainingDynamics:
     """Read a dynamics file, in whatever order its lines are.
 
-    Raises DataError where the file is missing, unreadable or not well formed: every example must have exactly one
+    Raises DataError if the file is missing, unreadable or not well formed: every example must have exactly one
     line for each checkpoint, with finite numbers that agree between the lines.
     """
     table = _read(path, ["id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct"])
@@ -111,7 +111,7 @@ def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
 
 
 def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
-    """Write exactly id and group, the group's name or `unpaired`; the names' order goes to the metadata."""
+    """Write exactly id and group (a group's name or `unpaired`); the order of the names goes to the metadata."""
     import pyarrow as pa
 
     if _UNPAIRED_NAME in split.names:
@@ -122,7 +122,7 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
 
 
 def read_split(path: PathLike) -> tuple[list[str], Split]:
-    """Return (ids, split). A file without our metadata may use confident, unconfident and unpaired only."""
+    """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired."""
     table = _read(path, ["id", "group"])
     ids = _unique_ids(path, table)
     stored = (table.schema.metadata or {}).get(_NAMES_KEY)
@@ -155,7 +155,7 @@ def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum:
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores]:
-    """Return (ids, scores) of the held-out examples; DataError where the file is not what `write_eval` writes."""
+    """Return (ids, scores) of the held-out examples; DataError if `write_eval` did not write the file."""
     table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct"])
     ids = _unique_ids(path, table)
     nll, count, correct = (_numbers(path, table, name) for name in ("nll_sum", "n_tokens", "n_correct"))

@@ -1,4 +1,4 @@
-"""This process among its peers: rank, device, and the few things ranks say to each other."""
+"""This process among the other ranks: its rank and device, and messages between ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among its peers. `rank` 0 writes; every rank computes."""
+    """This process among the other ranks. Every rank computes; only `rank` 0 writes."""
 
     rank: int = 0
     size: int = 1
@@ -38,7 +38,7 @@ class World:
             dist.barrier()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over ranks, in float64."""
+        """Return the sums over ranks, in float64."""
         if self.size == 1:
             return [float(v) for v in values]
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -46,7 +46,7 @@ class World:
         return [float(v) for v in total.tolist()]
 
     def max(self, value: float) -> float:
-        """Largest value over ranks."""
+        """Return the largest value over ranks."""
         if self.size == 1:
             return value
         top = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -54,7 +54,7 @@ class World:
         return float(top)
 
     def gather(self, value: T) -> list[T]:
-        """One picklable object of every rank, on every rank (small ones: over the network only, never to a file)."""
+        """Return one picklable object of every rank, on every rank; small ones, which go over the network only."""
         if self.size == 1:
             return [value]
         out: list[T | None] = [None] * self.size
@@ -62,7 +62,7 @@ class World:
         return cast(list[T], out)
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -70,7 +70,7 @@ class World:
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Do `work` on rank 0 while the others wait; its error is everybody's error."""
+        """Do `work` on rank 0 while the others wait; raise its error on every rank."""
         error, result = None, None
         if self.is_main:
             try:
@@ -84,14 +84,14 @@ class World:
         return result
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0, then on the others, which find its caches filled."""
+        """Do `work` on rank 0, then on the other ranks, which find the caches filled."""
         result = self.on_main(work)
         return cast(T, result) if self.is_main else work()
 
 
 @contextlib.contextmanager
 def start_world() -> Iterator[World]:
-    """Join the process group that torchrun announces, or be alone."""
+    """Join the process group that torchrun announces; without torchrun, yield a world of one rank."""
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
@@ -105,6 +105,6 @@ def start_world() -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-        dist.barrier()  # a rank that leaves early can abort the others at exit
+        dist.barrier()  # if one rank leaves early, the others can abort at exit
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A table: variants of one configuration x seeds, each a run directory, with the statistics that so many runs carry."""
+"""A table: variants of one configuration x seeds, each cell a run directory, with statistics for so many seeds."""
 
 from __future__ import annotations
 

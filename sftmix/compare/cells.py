@@ -15,14 +15,14 @@ from sftmix.compare.plan import Cell, Comparison
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What a finished cell has to say.
+    """The results of a finished cell.
 
     metrics   every finite number of its summary.json, nested ones with dots
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
     revision  version and git revision that trained the target
-    same      what runs may have in common, as their stages' inputs tell it: data, eval, reference, and order, which
-              decides the examples of each step
+    same      things that runs may share, by the inputs of their stages: data, eval, reference, and order, which decides
+              the examples of each step
     """
 
     cell: Cell
@@ -34,7 +34,7 @@ class CellResult:
 
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
-    """The result of a cell whose run returned `summary`."""
+    """Return the result of a cell whose run returned `summary`."""
     from sftmix.pipeline.directory import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
@@ -49,17 +49,17 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
 
 
 def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the examples of each step of a training with these inputs, and nothing else."""
+    """Return the inputs that decide the examples of each step of a training with these inputs, and nothing else."""
     options = inputs["training"]
     length = {"epochs": options["epochs"]} if options["max_steps"] is None else {"max_steps": options["max_steps"]}
     found = {key: inputs.get(key) for key in ("data", "split", "confidence", "pairing", "seed")}
-    # Pairs made from a run's own losses depend on all that decides these.
+    # Pairs made from a run's own losses depend on every input that decides these losses.
     own_losses = sha256_json(inputs) if "online" in inputs else None
     return {**found, **length, "global_batch_size": options["global_batch_size"], "own_losses": own_losses}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted name, number) of every number in nested mappings; NaN where the value is null."""
+    """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -74,9 +74,9 @@ _ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "st
 
 
 def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]) -> None:
-    """ConfigError for a name in `metric` or `metrics` that is no figure of the runs, as soon as that can be told.
+    """Raise ConfigError if `metric` or `metrics` names no figure of the runs, as soon as this can be known.
 
-    That is after the first run; for figures of the split after the first run of every variant.
+    It is known after the first run; for figures of the split, after the first run of every variant.
     """
     options = comparison.options
     there = list(dict.fromkeys(name for r in results for name in (*r.metrics, *r.no_value)))

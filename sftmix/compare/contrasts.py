@@ -1,4 +1,4 @@
-"""One contrast of a table: two variants paired by seed, what both sides share, and what the seeds can carry."""
+"""One contrast of a table: two variants paired by seed, the things both sides share, and the statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibratio
 
 
 def differences_of(ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str) -> dict[int, float]:
-    """Seed -> ours - theirs, of the seeds that both have."""
+    """Return seed -> ours - theirs, for the seeds that both have."""
     a, b = ({r.cell.seed: r.metrics[metric] for r in side if metric in r.metrics} for side in (ours, theirs))
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
@@ -35,7 +35,7 @@ def differences_of(ours: Sequence[CellResult], theirs: Sequence[CellResult], met
 def contrast_of(
     comparison: Comparison, by_variant: Mapping[str, list[CellResult]], pair: tuple[str, str], complete: bool
 ) -> dict[str, Any]:
-    """What the runs so far say on a contrast. Its interval and the detectable effect wait for the last run."""
+    """Return the figures of a contrast from the runs so far. Interval and detectable effect wait for the last run."""
     ours, theirs = (by_variant[name] for name in pair)
     metric = comparison.options.metric
     differences = differences_of(ours, theirs, metric)
@@ -63,7 +63,7 @@ def contrast_of(
 
 
 def _same(ours: Sequence[CellResult], theirs: Sequence[CellResult], what: str) -> bool | None:
-    """Whether both sides have this in common at every seed that both have run; None where that is not known."""
+    """Return True if both sides share `what` at every seed that both have run; None if this is not known."""
     a, b = ({r.cell.seed: r.same.get(what) for r in side} for side in (ours, theirs))
     sides = [(a[seed], b[seed]) for seed in a if seed in b]
     known = bool(sides) and all(None not in pair for pair in sides)
@@ -71,7 +71,7 @@ def _same(ours: Sequence[CellResult], theirs: Sequence[CellResult], what: str) -
 
 
 def verdict_of(contrast: Mapping[str, Any], complete: bool) -> str:
-    """The result in words: only at the end, only with enough seeds, and only by p after Holm."""
+    """Return the result in words: only at the end, only with enough seeds, and only by p after Holm."""
     n = len(contrast["seeds"])
     if not n:
         return "not measured" if complete else "nothing to compare yet"
@@ -80,16 +80,16 @@ def verdict_of(contrast: Mapping[str, Any], complete: bool) -> str:
     if n < MIN_SEEDS:
         return f"not tested: with {n} seeds no p is below {smallest_p(n):.2g}"
     if not complete:
-        return "wait for the end"  # a verdict on a part of the seeds would be one of many looks
+        return "wait for the end"  # testing a part of the seeds would be one of many looks
     return "different" if contrast["p_holm"] <= ALPHA else "no difference shown"
 
 
 def _counts(
     ours: Sequence[CellResult], theirs: Sequence[CellResult], metric: str, seeds: Container[int]
 ) -> tuple[Counts, Counts] | None:
-    """The metric's sums per example on both sides; None without per-example files of the same held-out rows.
+    """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows.
 
-    seeds  those that have the metric on both sides
+    seeds  the seeds that have the metric on both sides
     """
     if metric not in RATIOS:
         return None
@@ -108,7 +108,7 @@ def _counts(
 
 
 def _held_out(path: Path, numerator: str) -> dict[str, tuple[float, ...]] | None:
-    """Example id -> that column and n_tokens; None where the run wrote no such file."""
+    """Return example id -> (this column, n_tokens); None if the run wrote no such file."""
     if not path.exists():
         return None
     import pyarrow.parquet as pq

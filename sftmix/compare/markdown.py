@@ -12,7 +12,7 @@ _LOWER_IS_BETTER = ("eval_nll_after", "eval_nll_best", "eval_nll_before")
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """table.md: the metric, the contrasts, further figures, and what all of it can and cannot say."""
+    """Return table.md: the metric, the contrasts, further figures, and notes on the limits of the table."""
     variants = table["variants"]
     seeds = table["options"]["seeds"]
     parts = [f"# {len(variants)} variant{_s(variants)} x {len(seeds)} seed{_s(seeds)}"]
@@ -34,7 +34,7 @@ def _s(values: Sequence[Any] | Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, *, like: float | None = None) -> str:
-    """A number with the decimals that its size asks for, or the size of the number it stands beside."""
+    """Write a number with the decimals that suit its size, or the size of `like`, the number beside it."""
     if value is None:
         return "-"
     size = abs(value if like is None else like)
@@ -44,7 +44,7 @@ def number(value: float | None, *, like: float | None = None) -> str:
 
 
 def _count(found: int, runs: int) -> str:
-    """How many seeds a figure is over, and of how many where some lack it."""
+    """Return the number of seeds with a figure, and of how many if some lack it."""
     return str(found) if found == runs else f"{found} of {runs}"
 
 
@@ -87,7 +87,7 @@ def _contrast_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 
 def _trained_on(contrast: Mapping[str, Any]) -> str:
-    """What the two sides' trainings have in common."""
+    """Return in words which training data the two sides share."""
     if contrast["same_order"]:
         return "same order"
     return {True: "same rows", False: "other rows", None: "-"}[contrast["same_rows"]]
@@ -205,12 +205,12 @@ def _variant_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 
 def shown_options(options: Mapping[str, Any]) -> str:
-    """Options as `key: value; ...`."""
+    """Write options as `key: value; ...`."""
     return "; ".join(f"{key}: {_value(value)}" for key, value in options.items()) or "(none)"
 
 
 def _value(value: Any) -> str:
-    """A plain value; a component by its class and options, a group by what is set in it."""
+    """Write a plain value; a component as its class and options, a group as its options that are set."""
     if isinstance(value, Mapping):
         args = value.get("init_args") or {} if "class_path" in value else value
         listed = ", ".join(f"{k}={_value(v)}" for k, v in args.items() if v is not None)
@@ -224,7 +224,7 @@ def _versions(table: Mapping[str, Any]) -> str:
 
 
 def _grid(rows: Iterator[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned for those who read the text."""
+    """Return a Markdown table, its columns aligned for people who read the text."""
     lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     if not lines:
         return ""

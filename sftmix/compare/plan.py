@@ -1,4 +1,4 @@
-"""What a table consists of: variants, seeds, the run of each cell, and the checks before the first one starts."""
+"""The plan of a table: variants, seeds, the run of each cell, and the checks before the first run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
-"""Options of a run that a variant cannot set: the table does."""
+"""Options of a run that the table sets, so that a variant cannot."""
 CONFIGURATION = "compare.yaml"
 TABLES = ("table.md", "table.csv", "table.json", "cells.csv")
 
@@ -31,9 +31,9 @@ class TableOptions:
     baseline: str | None = None
     """The variant that the others are compared with; null: the first."""
     metric: str = "eval_nll_after"
-    """What the contrasts are tested on: a figure of summary.json, with dots (calibration.ece)."""
+    """Figure of summary.json that the contrasts are tested on, with dots (calibration.ece)."""
     metrics: list[str] | None = None
-    """Further figures shown; the name of a group (calibration) stands for all of it. null: a choice of those there."""
+    """Further figures shown; the name of a group (calibration) stands for all of it. null: a choice of them."""
     contrasts: list[list[str]] | None = None
     """Planned comparisons, pairs [A, B] of variants for A - B; null: every variant with the baseline."""
     fresh_reference: bool = False
@@ -54,13 +54,13 @@ class Cell:
         return f"{self.variant}/seed-{self.seed}"
 
     def config(self) -> RunConfig:
-        """The configuration with components of its own: no cell sees the state of another."""
+        """Return the configuration with components of its own: no cell sees the state of another."""
         return from_plain(self.plain)
 
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Variants x seeds. The variants' own seed (the same in all) decides reference and held-out rows.
+    """Variants x seeds. The variants' own seed, the same in all, decides the reference and the held-out rows.
 
     out  directory of the table; a run lies in OUT/<variant>/seed-<seed>
     """
@@ -91,7 +91,7 @@ class Comparison:
         return Cell(variant, seed, path, plain)
 
     def _shared(self, config: RunConfig) -> dict[str, Any]:
-        """The plain configuration of a variant in which what all seeds share does not depend on the run's seed."""
+        """Return a variant's plain configuration; parts that all seeds share do not depend on the run's seed."""
         plain = config.plain()
         if self.options.fresh_reference:
             return plain
@@ -103,24 +103,24 @@ class Comparison:
         return plain
 
     def options_of(self, variant: str) -> dict[str, Any]:
-        """The options of a variant that are not the same in all, as plain values; a component of its own as a whole."""
+        """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
         own, found = self.variants[variant].plain(), dict[str, Any]()
         for other in self.variants.values():
             found |= dict(_different(other.plain(), own, ""))
         return {k: v for k, v in found.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in found}
 
     def hash_of(self, cell: Cell) -> str:
-        """Identity of a cell's configuration, wherever its directory is."""
+        """Return the identity of a cell's configuration, wherever its directory is."""
         return sha256_json({k: v for k, v in cell.plain.items() if k != "out"})[:16]
 
     def plain(self) -> dict[str, Any]:
-        """The table as `compare --config` takes it back: each variant with all its options."""
+        """Return the table in the form that `compare --config` reads: each variant with all its options."""
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
         seed = self.variants[self.baseline].seed
         return {"seed": seed, **asdict(self.options), "variants": own}
 
     def warnings(self) -> list[str]:
-        """What the table will not be able to show, whatever comes out."""
+        """Return warnings about results that the table will not be able to show, whatever the figures."""
         contrasts, seeds = len(self.contrasts), len(self.options.seeds)
         needed = seeds_needed(contrasts) if contrasts else 0
         if seeds >= needed:
@@ -180,7 +180,7 @@ def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
 
 
 def _different(base: Any, own: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
+    """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
     if isinstance(base, Mapping) and isinstance(own, Mapping) and base.get("class_path") == own.get("class_path"):
         for name in own:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)

@@ -1,4 +1,4 @@
-"""Running a table: cell after cell through the pipeline, in directories that share what is made from equal inputs."""
+"""The run of a table: cell after cell through the pipeline, in directories that share stages with equal inputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
-    """Run what is missing of a table and return it as table.json holds it.
+    """Run the missing cells of a table and return it in the form of table.json.
 
-    Call it in every process of a torchrun. Every run is checked before the first starts; the same call continues a
-    table that was interrupted, and one that has got more variants or seeds. Raises the errors of
-    `sftmix.common.errors`; those of a run name its cell.
+    Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
+    interrupted table, or one with more variants or seeds than before. Raises the errors of `sftmix.common.errors`; an
+    error of a run names its cell.
     """
     comparison.validate()
     from sftmix.common.world import start_world
@@ -48,7 +48,7 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
             results.append(_run_cell(cell, cells, world))
             if len(results) <= len(comparison.variants):
                 world.on_main(lambda: refuse_unknown_metrics(comparison, results))
-            # The last word needs every run. What is read back says nothing new, and another run may yet be refused.
+            # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new and len(results) < len(cells):
                 world.on_main(lambda: _write(comparison, directory, build_table(comparison, results), results))
             bar.update()
@@ -59,14 +59,14 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
 
 
 def _is_new(cell: Cell, directory: RunDirectory) -> bool:
-    """Whether the cell is still to be run, or no table was written yet."""
+    """Return True if the cell has not run yet, or if no table was written yet."""
     return not ((cell.path / "train" / MANIFEST).exists() and (directory.path / "table.json").exists())
 
 
 def _write(
     comparison: Comparison, directory: RunDirectory, table: dict[str, Any], results: Sequence[CellResult]
 ) -> None:
-    """The table's files, and compare.yaml beside them: it follows what was run, never what was refused."""
+    """Write the table's files, and compare.yaml beside them: it describes what was run, never what was refused."""
     _write_configuration(comparison, directory)
     write_tables(directory.path, table, results)
 
@@ -94,7 +94,7 @@ def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
 
 
 def _refuse_foreign(comparison: Comparison) -> None:
-    """ConfigError where the directory holds something that no table wrote."""
+    """Raise ConfigError if the directory holds something that no table wrote."""
     from pathlib import Path
 
     out = Path(comparison.out or "")

@@ -1,8 +1,8 @@
-"""The statistics of a table: few seeds, paired by seed, and no claim that they cannot carry.
+"""The statistics of a table: few seeds, paired by seed, and no claim that they cannot support.
 
-Every difference is taken within a seed, so what a seed means for both sides cancels: the held-out rows always, training
-rows and their order where both sides share them (each contrast says whether they do). Sources: the sign-flip test is
-Fisher's randomisation test (The Design of Experiments, 1935), with the correction of Phipson and Smyth (2010) where
+Every difference is taken within a seed, so an effect of the seed on both sides cancels: the held-out rows always,
+training rows and their order if both sides share them (each contrast says whether they do). Sources: the sign-flip test
+is Fisher's randomisation test (The Design of Experiments, 1935), with the correction of Phipson and Smyth (2010) if
 assignments are sampled; the correction for several contrasts is Holm's (1979); the detectable effect follows from the
 means of subsets (Hartigan, Using subsample values as typical values, 1969); the intervals are Student's, and those over
 seeds and examples follow Banerjee (Approximate confidence interval for linear functions of means of k populations when
@@ -24,47 +24,47 @@ from sftmix.common.rng import generator
 from sftmix.types import Float64
 
 MIN_SEEDS = 6
-"""Fewest seeds with which anything may be called significant: with 5, the smallest possible p is 2/32 = 0.0625."""
+"""Fewest seeds with which a result may be called significant: with 5, the smallest possible p is 2/32 = 0.0625."""
 ALPHA = 0.05
 POWER = 0.8
 LEVEL = 0.95
 EXACT_UP_TO = 20
-"""Largest number of seeds whose 2^n sign assignments are all gone through."""
+"""Largest number of seeds for which all 2^n sign assignments are used."""
 SAMPLES = 200_000
 
 _CHUNK = 1 << 20
-"""Numbers held at once by the loops over assignments and simulations."""
+"""Numbers in memory at once in the loops over assignments and simulations."""
 _SUBSETS = 1 << 14
-"""Most subsets of the seeds that a simulation goes through: all of them up to 14 seeds, a sample above."""
+"""Largest number of subsets in a simulation: all subsets up to 14 seeds, a sample above."""
 _SIMULATED = 1 << 27
 """Means of subsets over all simulations of one effect."""
 
 
 def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (ddof 1); None for the deviation of a single value."""
+    """Return the mean and the sample standard deviation (ddof 1); None for the deviation of a single value."""
     x = np.asarray(values, dtype=np.float64)
     return float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
 
 
 def smallest_p(n: int) -> float:
-    """The smallest two-sided p-value that the sign-flip test of n differences can give: 2 of 2^n assignments."""
+    """Return the smallest two-sided p-value that the sign-flip test of n differences can give: 2 of 2^n assignments."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def seeds_needed(contrasts: int, *, alpha: float = ALPHA) -> int:
-    """The fewest seeds with which Holm's correction over so many contrasts can reject at least one."""
+    """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one."""
     return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / alpha)))
 
 
 def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples: int = SAMPLES) -> float:
-    """Two-sided p-value of the mean of n paired differences under the hypothesis that their signs are exchangeable.
+    """Return the two-sided p-value of the mean of n paired differences if their signs are exchangeable.
 
-    The share of the 2^n sign assignments whose |mean| is at least the observed one; exact up to 20 differences, from
-    `samples` assignments drawn with `seed` above that (the observed one counted among them).
+    It is the share of the 2^n sign assignments whose |mean| is at least the observed one. It is exact up to 20
+    differences; above, it comes from `samples` assignments drawn with `seed` (the observed one counted among them).
     """
     d = np.asarray(differences, dtype=np.float64)
     n, observed = len(d), abs(float(np.sum(differences)))
-    bound = observed - 1e-12 * float(np.abs(d).sum())  # equal sums differ by rounding
+    bound = observed - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
     exact = n <= EXACT_UP_TO
     total, found, rng = (2**n if exact else samples), 0, generator(seed, "sign flip")
     rows = max(1, _CHUNK // max(n, 1))
@@ -79,7 +79,7 @@ def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), made monotone, at most 1."""
+    """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -91,15 +91,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_effect(
     sd: float, n: int, *, contrasts: int = 1, alpha: float = ALPHA, power: float = POWER
 ) -> float | None:
-    """The true mean difference that the sign-flip test of n seeds, after Holm, finds with probability `power`.
+    """Return the true mean difference that the sign-flip test of n seeds, after Holm, finds with probability `power`.
 
     sd         standard deviation of the paired differences, in the unit of the metric (as is the result)
-    contrasts  how many are tested; the effect is that of one among others without effect, for which Holm asks p <=
-               alpha / contrasts (where others have an effect too, he asks less)
-    None where no effect can be found: the smallest p of n seeds is above alpha / contrasts.
+    contrasts  number of tested contrasts; the effect is that of one among others without effect, for which Holm asks p
+               <= alpha / contrasts (if others have an effect too, he asks less)
+    None if no effect can be found: the smallest p of n seeds is above alpha / contrasts.
 
-    By simulation, always with the same draws: the power is right to about half a percent. The differences are taken as
-    normal with exactly that sd. An sd of few seeds is itself a rough estimate, and the result as rough.
+    The effect is simulated, always with the same draws: the power is right to about half a percent. The differences are
+    taken as normal with exactly this sd. The sd of few seeds is itself a rough estimate, and the result as rough.
     """
     if smallest_p(n) * contrasts > alpha:
         return None
@@ -108,11 +108,11 @@ def smallest_effect(
 
 @lru_cache
 def _effect_in_sds(n: int, threshold: float, power: float) -> float:
-    """The effect in units of sd at which p <= threshold, and the mean is above 0, with probability `power`.
+    """Return the effect in units of sd at which p <= threshold, and the mean is above 0, with probability `power`.
 
-    Turning the signs of a subset leaves the sum at least as far from 0 where the subset's own sum is not above 0. With
-    noise z and effect e that is where e <= -mean(z of the subset): p is at most 2k / 2^n as soon as e is above the k-th
-    largest of these means, which a simulation gives without a search. The empty subset always counts, as one of the k.
+    Turning the signs of a subset leaves the sum at least as far from 0 if the subset's own sum is not above 0. With
+    noise z and effect e, this means e <= -mean(z of the subset). So p is at most 2k / 2^n as soon as e is above the
+    k-th largest of these means; a simulation gives it without a search. The empty subset always counts.
     """
     rng, size = generator(0, "smallest effect", n), min(2**n, _SUBSETS)
     needed = max(1, math.floor(threshold / 2 * size))
@@ -121,14 +121,14 @@ def _effect_in_sds(n: int, threshold: float, power: float) -> float:
     for start in range(0, runs, at_once):
         z = rng.standard_normal((min(at_once, runs - start), n), dtype=np.float32)
         drawn = _averaging(rng.integers(0, 2, size=(size, n), dtype=np.int8)) if all_of_them is None else all_of_them
-        means = z @ drawn  # noise is symmetric: no minus sign
+        means = z @ drawn  # the noise is symmetric: no minus sign
         means.partition(-needed, axis=1)
         found.append(means[:, -needed].astype(np.float64))
     return float(np.quantile(np.concatenate(found), power))
 
 
 def _averaging(members: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-    """f32[n, size], which takes n values to the means of subsets; members holds 1 where a subset has a value."""
+    """Return f32[n, size], which turns n values into means of subsets; members holds 1 for a value in a subset."""
     weights = members.astype(np.float32)
     return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)).T
 
@@ -145,7 +145,7 @@ class Counts:
     denominator: Float64
 
     def values(self) -> Float64:
-        """f64[S, N] whose mean over examples is the metric of each seed, and whose spread is what examples do to it.
+        """f64[S, N]: its mean over examples is the metric of each seed, its spread is the effect of the examples.
 
         The linear part of a ratio: its value plus the example's residual numerator, in units of the mean denominator.
         """
@@ -154,9 +154,9 @@ class Counts:
 
 
 def interval_seeds(differences: Sequence[float] | Float64) -> tuple[float, float] | None:
-    """Student's 95% interval of the mean of paired differences; None for one seed.
+    """Return Student's 95% interval of the mean of paired differences; None for one seed.
 
-    Exact for normal differences with any number of seeds from 2.
+    The interval is exact for normal differences with any number of seeds from 2.
     """
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 2:
@@ -165,12 +165,12 @@ def interval_seeds(differences: Sequence[float] | Float64) -> tuple[float, float
 
 
 def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | None:
-    """95% interval of (ours - theirs) over other seeds and other examples; None for one of each.
+    """Return the 95% interval of (ours - theirs) over other seeds and other examples; None for one of each.
 
-    The two factors are crossed: an example is the same at all seeds. The squared half-widths of Student's interval over
-    seeds and of that over examples are added (Banerjee: this covers at least 95% where both means are normal). The
-    spread of examples' means holds that of single cells as well, which the seeds' spread has already: it is taken off.
-    With one seed only the examples vary, and with one example the seeds.
+    The two factors are crossed: an example is the same at all seeds. The squared half-widths of the Student intervals
+    over seeds and over examples are added (Banerjee: this covers at least 95% if both means are normal). The spread of
+    the examples' means also holds the spread of single cells; the seeds' spread holds it already, so it is subtracted.
+    With one seed only the examples vary, and with one example only the seeds.
     """
     if theirs.numerator.shape != ours.numerator.shape:
         raise ValueError(f"shapes differ: {ours.numerator.shape} and {theirs.numerator.shape}")
@@ -189,7 +189,7 @@ def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | No
 
 
 def _reach(variance: float, n: int) -> float:
-    """The squared half-width of Student's interval of a mean of n values, given the variance of that mean."""
+    """Return the squared half-width of Student's interval of a mean of n values, given the variance of that mean."""
     from scipy.special import stdtrit
 
     return float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * variance

@@ -1,4 +1,4 @@
-"""The table that is made from finished cells: a plain value that JSON, CSV and Markdown show."""
+"""The table of finished cells: a plain value that JSON, CSV and Markdown show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = (
     *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "spearman_confidence_length", "confounds"),
     "stages.train.wall_seconds",
 )
-"""The figures and groups of figures that are shown unless `metrics` names others; those not there are left out."""
+"""Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""
 
 RELATIVE = ("confidence_std.after", "confidence_std.log_after")
 """Metrics whose ratio to the baseline's is shown: the paper reports that SFTMix narrows confidence by 7%."""
@@ -35,12 +35,12 @@ _VERSIONS = ("torch", "transformers", "numpy", "scipy")
 
 
 def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[str, Any]:
-    """The table of the cells that are done; `complete` says whether these are all."""
+    """Return the table of the finished cells; `complete` is True if these are all."""
     complete = len(results) == len(comparison.cells)
     by_variant = {name: [r for r in results if r.cell.variant == name] for name in comparison.variants}
     names = list(dict.fromkeys(name for r in results for name in r.metrics))
     contrasts = [contrast_of(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
-    # Over all that were planned: one that could not be measured makes the others no more significant.
+    # Count all planned contrasts: one that could not be measured makes the others no more significant.
     adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
     for contrast, p_holm in zip(contrasts, adjusted, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
@@ -99,13 +99,13 @@ _SAME = ("data", "eval", "reference")
 
 
 def _relative(ours: Sequence[CellResult], differences: Mapping[int, float], metric: str) -> list[float]:
-    """ours / theirs - 1 of each seed, of positive figures."""
+    """Return ours / theirs - 1 of each seed, for positive figures."""
     values = {r.cell.seed: r.metrics[metric] for r in ours if r.cell.seed in differences}
     return [values[seed] / (values[seed] - off) - 1 for seed, off in differences.items()]
 
 
 def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) -> list[str]:
-    """The metric of the table, then those chosen; a group stands for its members, an unknown name for itself."""
+    """Return the table's metric, then the chosen ones; a group stands for its members, an unknown name for itself."""
     found = [metric]
     for name in SHOWN if chosen is None else chosen:
         members = [m for m in there if m == name or m.startswith(f"{name}.")]

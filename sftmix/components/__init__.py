@@ -1,4 +1,4 @@
-"""Base classes and shipped components, for users to swap; each is imported on first use, so that this costs nothing.
+"""Base classes and shipped components, for users to swap; each is imported on first use.
 
 The two `FromFile` (a reference from a dynamics file, a split from a split file) are reached through their modules:
 `sftmix.components.reference.FromFile`, `sftmix.components.splitters.FromFile`.

@@ -4,7 +4,7 @@ A component is a plain class whose keyword-only, typed __init__ is its whole sch
 arrive as method arguments, never through the constructor, so a component can be pickled and tested alone. Every random
 choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`.
 
-Component modules import torch inside methods: building the command line must not pay for it.
+Component modules import torch inside methods: the command line imports these modules, and must start fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sftmix.types import Batch, Float64, Plan, Rows, RowScores, Scores, Split, T
 
 
 class Component:
-    """Remembers its constructor's arguments, so that a run can be rebuilt, compared and hashed from its config."""
+    """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them."""
 
     _init_args: dict[str, Any]
 
@@ -33,29 +33,29 @@ class Component:
             try:
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
             except TypeError:
-                return self  # __init__ raises the same error, with the better message (and unpickling gets here)
+                return self  # __init__ raises the same error with a better message (unpickling gets here, too)
             bound.apply_defaults()
             object.__setattr__(self, "_init_args", dict(list(bound.arguments.items())[1:]))
         return self
 
     def files(self) -> Sequence[str]:
-        """Files and model directories whose content this component depends on; a change of them is refused."""
+        """Return the files and model directories that this component reads; a run refuses a change of their content."""
         return ()
 
     def spec(self) -> dict[str, Any]:
-        """{"class_path": import path, "init_args": plain values}: what config.yaml stores."""
+        """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
         args = {k: plain(v) for k, v in getattr(self, "_init_args", {}).items()}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
 
 
 def files_of(component: Component) -> list[str]:
-    """`files()` of a component and of the components among its options."""
+    """Return the `files()` of a component and of the components among its options."""
     inner = [value for value in getattr(component, "_init_args", {}).values() if isinstance(value, Component)]
     return [*component.files(), *(name for part in inner for name in files_of(part))]
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: components as their spec, dataclasses as dictionaries."""
+    """Return the value in a form that JSON can hold: components as their spec, dataclasses as dictionaries."""
     if isinstance(value, Component):
         return value.spec()
     if is_dataclass(value) and not isinstance(value, type):
@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
 
 
 class ReferenceContext(Protocol):
-    """The examples' ids and a run of the training loop with scoring, which the pipeline lends to a Reference."""
+    """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -84,13 +84,13 @@ class ReferenceContext(Protocol):
         token_nll: bool = False,
         response_alone: bool = False,
     ) -> TrainingDynamics:
-        """Train by NTP and score every example at the checkpoints; see TrainedReference for the meaning of each."""
+        """Train by NTP and score every example at the checkpoints; the options are those of TrainedReference."""
         ...
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
-        """Score every example by each of the models as it is; see FromCheckpoints."""
+        """Score every example by each of the models, untrained; see FromCheckpoints."""
         ...
 
 
@@ -98,20 +98,20 @@ class Reference(Component, ABC):
     """A source of training dynamics."""
 
     single_run: bool = False
-    """True where there is no reference run: the target's own losses of one epoch split the data for the next."""
+    """True if there is no reference run: the target's own losses of one epoch split the data for the next."""
     trains: bool = True
     """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
     gives_response_alone: bool = True
-    """False where the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
+    """False if the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
     gives_correct: bool = True
-    """False where the dynamics do not count correct tokens."""
+    """False if the dynamics do not count correct tokens."""
     gives_before_training: bool = True
-    """False where no checkpoint is of the model before training (step 0)."""
+    """False if no checkpoint is that of the model before training (step 0)."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        """Return how many checkpoints the dynamics have at most; None where that is not known beforehand.
+        """Return the largest possible number of checkpoints of the dynamics; None if it is not known beforehand.
 
-        epochs  the length of a reference run; None where it is given in steps
+        epochs  length of a reference run; None if it is given in steps
         """
         return None
 
@@ -124,11 +124,11 @@ class ConfidenceEstimator(Component, ABC):
     """Training dynamics -> one number per example."""
 
     needs_response_alone: bool = False
-    """True where the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
+    """True if the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
     needs_before_training: bool = False
-    """True where the first checkpoint must be of the model before training."""
+    """True if the first checkpoint must be the model before training."""
     needs_correct: bool = False
-    """True where the estimator reads `dynamics.n_correct`, which online losses do not have."""
+    """True if the estimator reads `dynamics.n_correct`, which online losses do not have."""
     needs_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 
@@ -141,7 +141,7 @@ class Splitter(Component, ABC):
     """Scores -> groups, most confident first."""
 
     needs_confidence: bool = True
-    """False where the split comes from labels or a file: then no reference is trained."""
+    """False if the split comes from labels or a file: then no reference is trained."""
 
     @abstractmethod
     def split(self, scores: Scores, *, seed: int) -> Split:
@@ -149,20 +149,20 @@ class Splitter(Component, ABC):
 
 
 def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise ConfigError where an option's value is none of the allowed words."""
+    """Raise ConfigError if an option's value is none of the allowed words."""
     if value not in allowed:
         raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def check_number(key: str, value: float, *, above: float | None = None, least: float | None = None, hint: str) -> None:
-    """Raise ConfigError where a number is not finite, not above `above` or below `least`; `hint`: what is allowed."""
+    """Raise ConfigError if a number is not finite, not above `above` or below `least`; `hint` says what is allowed."""
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
 
 
 class PairSampler(Component, ABC):
-    """Chooses which examples are mixed with each other in one epoch."""
+    """The choice of the examples that are mixed with each other in one epoch."""
 
     @abstractmethod
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -173,7 +173,7 @@ class PairSampler(Component, ABC):
 
 
 class Selector(Component, ABC):
-    """Chooses the examples to train on, before anything is trained: there is no confidence yet."""
+    """The choice of the examples to train on, made before any training: there is no confidence yet."""
 
     @abstractmethod
     def select(self, scores: Scores, *, seed: int) -> Rows:
@@ -189,7 +189,7 @@ class Schedule(Component, ABC):
 
 
 class Perturbation(Component, ABC):
-    """Changes the input embeddings in training steps; scoring and evaluation never see it."""
+    """A change of the input embeddings in training steps; scoring and evaluation never see it."""
 
     @abstractmethod
     def embeddings(self, e: Tensor, mask: Tensor, *, ids: Sequence[str], step: int, seed: int) -> Tensor:
@@ -197,7 +197,7 @@ class Perturbation(Component, ABC):
 
         e     [B, L, D], the embedding module's output for B examples padded to L tokens
         mask  i64[B, L], 1 for real tokens
-        ids   B example ids; what is random must be drawn from (seed, step, id), each example by itself
+        ids   B example ids; random numbers must be drawn from (seed, step, id), for each example by itself
         """
 
 
@@ -205,11 +205,11 @@ class Objective(Component, ABC):
     """The loss of an optimizer step, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
 
     mixes: bool = False
-    """True where the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
+    """True if the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
     trains_unpaired: bool = True
-    """False where examples outside pairs add nothing to the loss: an epoch without pairs would train nothing."""
+    """False if examples outside pairs add nothing to the loss: an epoch without pairs would train nothing."""
     needs_batch_nll: bool = False
-    """True where the objective reads `batch.batch_nll`, which costs a pass over the global batch before each step."""
+    """True if the objective reads `batch.batch_nll`, which costs a pass over the global batch before each step."""
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -220,7 +220,7 @@ class Objective(Component, ABC):
 
 
 def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """NTP alone: every response token weighs as its slot does, f32[B], and nothing is mixed."""
+    """Return a plan of NTP alone: each response token has the weight of its slot, f32[B], and nothing is mixed."""
     import torch
 
     row_weight_T = slot_weight[batch.slot]
@@ -236,7 +236,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
 
 def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """NTP on the mean NLL of each slot's response, times `slot_weight` [B]; its count is the sum of these weights."""
+    """Return a plan of NTP on the mean NLL of each response, times `slot_weight` [B]; its count is their sum."""
     import torch
 
     size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
@@ -251,22 +251,22 @@ class Optimizer(Component, ABC):
     package: str | None = None
     """The package that has to be installed beside torch."""
     shards: bool = True
-    """False where it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
+    """False if it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
     state_bytes: float = 8
-    """Bytes of its state per trained number, by which `estimate` counts its memory; 8: two float32 moments."""
+    """Bytes of state per trained number, from which `estimate` counts the memory; 8: two float32 moments."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
-        """Return a torch.optim.Optimizer of exactly these parameters, which sets no learning rate by itself.
+        """Return a torch.optim.Optimizer of exactly these parameters; it sets no learning rate by itself.
 
-        parameters  the trained parameters by their names in the model, float32; DTensors where ranks share the weights
+        parameters  the trained parameters by their names in the model, float32; DTensors if ranks share the weights
         training    learning_rate is the peak: before each step the loop sets `lr` of every group
-        Its state must be tensors and numbers, which is what a checkpoint holds.
+        The optimizer's state must be tensors and numbers: a checkpoint holds nothing else.
         """
 
 
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which matrices decay, and vectors (biases, norms) do not."""
+    """Return parameter groups: matrices decay, and vectors (biases, norms) do not."""
     matrices, vectors = ([p for p in parameters.values() if (p.ndim >= 2) is matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -277,13 +277,13 @@ class StageState:
     """The state of a stage, for callbacks to read.
 
     stage        "reference", "train" or "baseline"
-    step         optimizer steps done; total_steps of this stage
+    step         optimizer steps done, of total_steps in this stage
     epoch        epochs completed
     metrics      the metrics of the last step, as in metrics.jsonl
-    score        NLL, token count and correct count of every training row, or of the `rows` given, under the model as
-                 it is now; with `alone=True` of the responses without their instructions
-    evaluate     the same as metrics of the held-out rows, or None without held-out rows
-    Both are forward passes in eval mode that every rank must call together.
+    score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
+                 current model; with `alone=True`, of the responses without their instructions
+    evaluate     function: the metrics of the held-out rows; None without held-out rows
+    Both functions make forward passes in eval mode; every rank must call them together.
     """
 
     stage: str
@@ -297,26 +297,26 @@ class StageState:
 
 @dataclass(frozen=True, slots=True)
 class CallbackResult:
-    """Metrics to add to the log, and whether training should stop after this step."""
+    """Metrics to add to the log; `stop` ends the training after this step."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     stop: bool = False
 
 
 class Callback(Component):
-    """Called by the loop on every rank, in every training stage; every hook may return a CallbackResult."""
+    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult."""
 
     observer: bool = False
-    """True promises that it never stops training: runs with and without it are then the same run."""
+    """True promises that the callback never stops training: a run is then the same with and without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        """Before the first step, and again after a resume."""
+        """Run before the first step, and again after a resume."""
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        """After every optimizer step."""
+        """Run after every optimizer step."""
 
     def on_epoch_end(self, state: StageState) -> CallbackResult | None:
-        """After the last step of every epoch."""
+        """Run after the last step of every epoch."""
 
     def on_stage_end(self, state: StageState) -> CallbackResult | None:
-        """After the last step."""
+        """Run after the last step."""

@@ -29,7 +29,7 @@ class Perplexity(ConfidenceEstimator):
 
 
 class LogPerplexity(ConfidenceEstimator):
-    """Minus the mean NLL per response token, averaged over the checkpoints: less driven by outliers."""
+    """Minus the mean NLL per response token, averaged over the checkpoints: outliers weigh less."""
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         return -_mean_nll(dynamics).mean(axis=1)
@@ -53,7 +53,7 @@ class Correctness(ConfidenceEstimator):
 
 
 class LowVariability(ConfidenceEstimator):
-    """Minus the standard deviation of the perplexity over the checkpoints: examples that hardly changed rank first.
+    """Minus the standard deviation of the perplexity over the checkpoints: the smallest change ranks first.
 
     Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
     """
@@ -72,15 +72,14 @@ class IFD(ConfidenceEstimator):
     """Minus the Instruction-Following Difficulty (arXiv 2308.12032): how little the instruction helps.
 
     IFD = (NLL of the response after its instruction) / (NLL of the response alone), means over its tokens. Near 1 or
-    above, the instruction does not help: its paper calls such an example hard, and selects the hard ones. Where the
-    response alone has NLL 0, IFD is 1 if its NLL is 0 after the instruction, too, else infinite: the
-    confidence is LEAST.
+    above, the instruction does not help: the paper calls such an example hard, and selects the hard ones. If the
+    response alone has NLL 0, IFD is 1 if the NLL after the instruction is 0, too; else the confidence is LEAST.
     """
 
     needs_response_alone = True
 
     def __init__(self, *, checkpoint: Checkpoint = "first") -> None:
-        """checkpoint: the scoring of the reference that is used; its paper uses a model that is hardly trained."""
+        """checkpoint: the scoring of the reference that is used; the paper of IFD uses a model with little training."""
         check_choice("confidence.checkpoint", checkpoint, get_args(Checkpoint))
         self.checkpoint = checkpoint
 
@@ -102,8 +101,8 @@ class LearningPercentage(ConfidenceEstimator):
     """Share of the fall in perplexity reached at the first checkpoint (arXiv 2402.10430): learned early is easy.
 
     LP(1) = (P_0 - P_1) / (P_0 - P_C), with P_0 before training, P_1 at the first checkpoint after it, P_C at the last.
-    Its paper takes P_1 after the first epoch, and trains on the hard examples, which have a low LP(1). An example whose
-    perplexity did not fall by the end was never learned: it has LEAST, and ranks last.
+    The paper takes P_1 after the first epoch, and trains on the hard examples, which have a low LP(1). If the
+    perplexity of an example has not fallen at the end, the example was never learned: it has LEAST and ranks last.
     """
 
     needs_before_training = True
@@ -117,7 +116,7 @@ class LearningPercentage(ConfidenceEstimator):
                 f"the dynamics are of the steps {steps}; use --reference.checkpoints [0, 0.33, 1] or a longer list"
             )
         nll_NC = _mean_nll(dynamics)
-        with np.errstate(over="ignore"):  # divided by P_0: a perplexity may be beyond float64 where its fall is not
+        with np.errstate(over="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
         learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
@@ -142,10 +141,10 @@ def variability(dynamics: TrainingDynamics) -> Float64:
 
 
 def _mean_nll(dynamics: TrainingDynamics) -> Float64:
-    """f64[N, C], nats per response token; NaN where n_tokens is 0."""
+    """Return f64[N, C], nats per response token; NaN where n_tokens is 0."""
     return np.asarray(dynamics.nll_sum, dtype=np.float64) / _n_tokens(dynamics)[:, None]
 
 
 def _n_tokens(dynamics: TrainingDynamics) -> Float64:
-    """f64[N]; NaN where n_tokens is 0."""
+    """Return the token counts as f64[N]; NaN where n_tokens is 0."""
     return np.where(dynamics.scored, dynamics.n_tokens, np.nan)

@@ -32,7 +32,7 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
 
 
 def as_shipped(cls: type) -> Shipped:
-    """A component as it is listed."""
+    """Return a component's entry in the list."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     doc = (inspect.getdoc(cls) or "").partition("\n")[0]

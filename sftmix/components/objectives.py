@@ -29,8 +29,8 @@ class SFTMix(Objective):
     """The paper's objective: NTP plus mu times the Mixup between confident and unconfident examples.
 
     For a pair (c, u) with lambda ~ Beta(alpha, alpha), the head's inputs and the one-hot labels of their n-th response
-    tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0 the
-    plan is that of NTP, bit for bit (with `mean: sequence` that of NTP over sequences, the baseline for that mean).
+    tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0, the
+    plan is that of NTP, bit for bit (with `mean: sequence`, that of NTP over sequences, the baseline for this mean).
     """
 
     mixes = True
@@ -51,7 +51,7 @@ class SFTMix(Objective):
         ntp_on: the examples that carry the NTP loss; `confident` and `unconfident` also leave out the unpaired ones.
         mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
         lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
-        mean: over tokens, or over sequences: then the tokens of each response (Mixup: of each pair) are averaged first,
+        mean: average over tokens, or over sequences: then the tokens of each response (Mixup: pair) are averaged first,
             and mixup_mean counts pairs and responses.
         """
         for key, value in (("mu", mu), ("alpha", alpha)):
@@ -88,12 +88,12 @@ class SFTMix(Objective):
         )
 
     def _ntp(self, batch: Batch) -> Plan:
-        """NTP on the examples that carry it, averaged over tokens or sequences."""
+        """Return the NTP plan of the examples that carry NTP, averaged over tokens or sequences."""
         averaged = ntp_plan if self.mean == "token" else sequence_plan
         return averaged(batch, batch.ntp_weight * self._carries_ntp(batch))
 
     def _carries_ntp(self, batch: Batch) -> Tensor:
-        """bool[B]: the slots whose group carries the NTP loss."""
+        """Return bool[B], True for the slots whose group carries the NTP loss."""
         import torch
 
         if self.ntp_on == "all":
@@ -103,7 +103,7 @@ class SFTMix(Objective):
         return batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1)
 
     def _shares(self, batch: Batch) -> tuple[Tensor, float]:
-        """[M], the weight of each aligned token pair before mu, and what they add to the Mixup denominator."""
+        """Return [M], the weight of each aligned token pair before mu, and their part of the Mixup denominator."""
         import torch
 
         if self.mean == "token":
@@ -112,7 +112,7 @@ class SFTMix(Objective):
         return 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
 
     def _draw_lambda(self, batch: Batch, *, alpha: float, step: int, seed: int) -> Float64:
-        """f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""
+        """Return f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""
         n_mixed = batch.pairs.shape[0]
         if self.lambda_per == "batch":
             return np.full(n_mixed, generator(seed, "lambda", step).beta(alpha, alpha))
@@ -127,7 +127,7 @@ class SFTMix(Objective):
 
 
 class MixupOnly(SFTMix):
-    """Mixup without NTP (section 5.3): SFTMix's Mixup term alone, with weight 1, over its own count."""
+    """Mixup without NTP (section 5.3): SFTMix's Mixup term alone, with weight 1, divided by its own count."""
 
     trains_unpaired = False
 
@@ -135,7 +135,7 @@ class MixupOnly(SFTMix):
         """
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
-        mean: over token pairs, or over pairs of sequences, the tokens of each averaged first.
+        mean: average over token pairs, or over pairs of sequences: then the tokens of each pair are averaged first.
         """
         super().__init__(mu=1.0, alpha=alpha, lambda_per=lambda_per, mean=mean)
 
@@ -147,7 +147,7 @@ class DecomposedMixup(SFTMix):
     """Control: lambda CE_c + (1 - lambda) CE_u instead of the Mixup loss; neither inputs nor labels are mixed.
 
     Pairs, positions, lambdas, weights and counts are those of SFTMix: the two differ in the mixing alone (appendix A:
-    the gradient of Mixup is not this one, because softmax is not linear).
+    Mixup has another gradient, because softmax is not linear).
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -165,7 +165,7 @@ class DecomposedMixup(SFTMix):
 
 
 def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float:
-    """The number, or what the schedule makes of it at this step, checked."""
+    """Return the number, or the schedule's value at this step, checked."""
     if not isinstance(value, Schedule):
         return value
     number = value.value(step, total_steps)

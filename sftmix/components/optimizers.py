@@ -15,7 +15,7 @@ class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), the paper's, with float32 state: eight bytes per trained parameter."""
 
     def __init__(self, *, fused: bool = False) -> None:
-        """fused: do the whole update in one pass over the memory, where the device can; same rule, other rounding."""
+        """fused: do the whole update in one pass over the memory, if the device can; same rule, other rounding."""
         self.fused = fused
 
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
@@ -30,7 +30,7 @@ class AdamW(Optimizer):
                 eps=training.eps,
                 fused=self.fused or None,
             )
-        except RuntimeError as error:  # fused, on a device that does not have it
+        except RuntimeError as error:  # fused on a device that lacks it
             raise ConfigError(f"optimizer.fused is {self.fused}: {error}; set it to false") from error
 
 

@@ -15,14 +15,14 @@ from sftmix.types import UNPAIRED, Rows, Scores, Split
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 
 SWAP_ROUNDS = 32
-"""Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4 more of them no longer change the spread of
-the distances; closer to 0.5 some pairs remain where they started, half the ranks apart."""
+"""Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
+the distances; closer to 0.5, some pairs stay as they started, half the ranks apart."""
 
 
 class RandomPairs(PairSampler):
     """The paper's pairing: every epoch a fresh random matching of confident with unconfident examples, in random order.
 
-    Where the groups differ in size, the smaller one is repeated in a new order.
+    If the groups differ in size, the smaller one is repeated in a new order.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -59,12 +59,12 @@ class LevelPairs(PairSampler):
     mirrored    the k-th level with the k-th from the end: first with last, second with last but one, ...
     neighbours  the first level with the second, the third with the fourth, ...
     extremes    the first level with the last; the levels between get NTP, no Mixup
-    The first two rules mix every example of a level; with an odd number of levels the one left over (the middle one, or
-    the last) is paired within itself. Where two levels differ in size, the smaller one is repeated.
+    The first two rules mix every example of a level. With an odd number of levels, the level left over (the middle one,
+    or the last) is paired within itself. If two levels differ in size, the smaller one is repeated.
     """
 
     def __init__(self, *, rule: LevelRule = "mirrored") -> None:
-        """rule: how levels are matched."""
+        """rule: the way levels are matched."""
         check_choice("pairing.rule", rule, get_args(LevelRule))
         self.rule = rule
 
@@ -85,7 +85,7 @@ class LevelPairs(PairSampler):
 class SameGroupPairs(PairSampler):
     """Control: both examples come from the same group, so that confident examples never meet unconfident ones.
 
-    A group with an odd number of examples leaves one out, another one in every epoch.
+    A group with an odd number of examples leaves one out, a different one in every epoch.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -97,8 +97,8 @@ class SameGroupPairs(PairSampler):
 class AnyPairs(PairSampler):
     """Control: random pairs of any two examples, whatever their groups (but not the unpaired): Mixup without the split.
 
-    With `--splitter RandomSplit` no reference is trained for it. Of an odd number of examples one is left out, another
-    one in every epoch.
+    With `--splitter RandomSplit`, no reference is trained. If the number of examples is odd, one is left out, a
+    different one in every epoch.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -109,14 +109,14 @@ class AnyPairs(PairSampler):
 class ConfidenceGapPairs(PairSampler):
     """Continuous confidence instead of halves: random pairs of examples far enough apart in rank.
 
-    The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random;
-    partners are at least `min_gap` of their number apart. Of an odd number the one in the middle is left out. Groups
-    play no part. (The paper names continuous confidence as future work.)
+    The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random. The
+    ranks of partners differ by at least `min_gap` times the number of examples. If this number is odd, the example in
+    the middle is left out. Groups play no part. (The paper names continuous confidence as future work.)
     """
 
     def __init__(self, *, min_gap: float = 0.25) -> None:
-        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger one leaves
-        fewer matchings: a single one at 0.5."""
+        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger gap leaves
+        fewer matchings, only one at 0.5."""
         if not 0 < min_gap <= 0.5:
             raise ConfigError(
                 f"pairing.min_gap is {min_gap}; allowed: above 0 and at most 0.5, because the example in the middle "
@@ -140,10 +140,10 @@ class ConfidenceGapPairs(PairSampler):
 
 
 def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Rows:
-    """i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even) whose partners are `gap` or more apart.
+    """Return i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even), partners `gap` or more apart.
 
-    It starts from the matching of r with r + n/2. In each round pairs meet two by two and exchange partners, one way
-    or the other at random, wherever the gap allows it: a symmetric walk, so all matchings that it reaches are equally
+    The walk starts from the matching of r with r + n/2. In each round, pairs meet two by two and exchange partners, in
+    one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it reaches are equally
     likely in the end.
     """
     matched = np.stack([np.arange(n // 2), np.arange(n // 2, n)], axis=1)
@@ -159,7 +159,7 @@ def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Rows:
 
 
 def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
-    """i64[P, 2]: two groups in random order, the smaller one repeated, each time in a new order."""
+    """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
     if len(split.names) < 2:
         raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
     groups = {split.names[index]: split.rows(index) for index in (upper, lower)}
@@ -179,7 +179,7 @@ def _repeat(rows: Rows, n: int, rng: np.random.Generator) -> Rows:
 
 
 def _within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
-    """i64[P, 2]: a random matching of rows with each other; column 0 the more confident where a confidence is there."""
+    """Return i64[P, 2]: a random matching of rows with each other; column 0 the more confident, if scored."""
     pairs = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(-1, 2)
     confidence = scores.confidence[pairs]
     swapped = confidence[:, 0] < confidence[:, 1]

@@ -19,7 +19,7 @@ class NEFTune(Perturbation):
     """
 
     def __init__(self, *, alpha: float = 5.0) -> None:
-        """alpha: size of the noise, above 0; its authors tried 5, 10 and 15."""
+        """alpha: size of the noise, above 0; the authors tried 5, 10 and 15."""
         check_number("perturbation.alpha", alpha, above=0, hint="a number above 0 (its authors: 5, 10 or 15)")
         self.alpha = alpha
 

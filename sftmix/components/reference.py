@@ -14,7 +14,7 @@ from sftmix.types import TrainingDynamics
 
 
 class TrainedReference(Reference):
-    """The paper's reference: a separate model is trained by NTP on the same data and scores every example meanwhile."""
+    """The paper's reference: a separate model is trained by NTP on the same data, and scores every example."""
 
     def __init__(
         self,
@@ -29,10 +29,10 @@ class TrainedReference(Reference):
         model: another base model with its own tokenizer, template and length; null is the target's own base model.
         checkpoints: the number of scorings, evenly spaced with the last at the end of training; or a list, whose values
             are shares of the run if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1),
-            else optimizer steps; or `online`: no scoring at all, the loss of each example is taken while it is trained
-            on, one checkpoint per full epoch.
+            else optimizer steps; or `online`: no scoring, the loss of each example is taken in its own training step,
+            one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
-        response_alone: also score each response without its instruction (IFD needs it), at twice the scoring.
+        response_alone: also score each response without its instruction (IFD needs it); scoring costs twice as much.
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
@@ -61,7 +61,7 @@ class TrainedReference(Reference):
             return len(set(self.checkpoints))
         if isinstance(self.checkpoints, int):
             return self.checkpoints
-        return None if epochs is None else int(epochs)  # online: one for each whole epoch
+        return None if epochs is None else int(epochs)  # online: one for each full epoch
 
     def files(self) -> Sequence[str]:
         if self.model is None:
@@ -82,7 +82,7 @@ class TrainedReference(Reference):
 class FromCheckpoints(Reference):
     """Models already on disk score every example; nothing is trained.
 
-    They may come from any trainer, for instance as the `checkpoint-*` directories of a Trainer's run.
+    The models may come from any trainer, for instance as the `checkpoint-*` directories of a Trainer's run.
     """
 
     trains = False
@@ -98,9 +98,9 @@ class FromCheckpoints(Reference):
         token_nll: bool = False,
     ) -> None:
         """
-        paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all with
+        paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
             the tokenizer of the first.
-        template: as data.template, for that tokenizer; null: the run's own, or the tokenizer's where it is another.
+        template: as data.template, for that tokenizer; null: the run's own, or the tokenizer's if it is another one.
         max_length: as data.max_length, for these models.
         token_nll: also keep the NLL of every response token.
         """
@@ -127,10 +127,10 @@ class FromCheckpoints(Reference):
 class Online(Reference):
     """Single-run SFTMix: no reference model, the target's own losses of one epoch split the data for the next.
 
-    The first epoch is NTP on shuffled examples. From the second on, confidence comes from the losses that each example
-    had while it was trained on, so the whole recipe costs one plain run. This is our variant, not the paper's, which
-    trains a reference. The losses come from a moving model with dropout on, as in Dataset Cartography (arXiv
-    2009.10795): examples late in an epoch look easier for that alone.
+    The first epoch is NTP on shuffled examples. From the second on, confidence comes from the loss of each example in
+    its own training step, so the whole recipe costs one plain run. This is our variant, not the paper's, which trains a
+    reference. As in Dataset Cartography (arXiv 2009.10795), the model changes during an epoch, and dropout is on:
+    examples late in an epoch look easier only because the model has learned more.
     """
 
     single_run = True
@@ -139,29 +139,29 @@ class Online(Reference):
     gives_before_training = False
 
     def __init__(self, *, window: int | None = 1) -> None:
-        """window: number of past epochs that count as checkpoints, at least 1; null: all so far."""
+        """window: number of past epochs that count as checkpoints, at least 1; null: all past epochs."""
         if window is not None and window < 1:
             raise ConfigError(f"reference.window is {window}; allowed: 1 and above, or null for all epochs")
         self.window = window
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        return 1  # whatever the window: the second epoch is split by the first alone
+        return 1  # whatever the window: the first epoch alone splits the second
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         raise ConfigError("reference Online has no run of its own: its losses come to be while the target is trained")
 
 
 class FromFile(Reference):
-    """Dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
+    """The dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
 
     trains = False
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
-        """path: the dynamics file; examples that it does not hold count as not scored, others in it are ignored."""
+        """path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored."""
         self.path = path
 
     def files(self) -> Sequence[str]:
-        if not os.path.isfile(self.path):  # here, before the stage remembers what it is made from
+        if not os.path.isfile(self.path):  # checked here, before the stage stores its inputs
             raise DataError(f"reference.path: {os.fspath(self.path)}: there is no such file")
         return [os.fspath(self.path)]
 

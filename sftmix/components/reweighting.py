@@ -37,7 +37,7 @@ class IRDRO(Objective):
     """Instance-reweighted, distributionally robust optimisation (arXiv 2402.14270): a higher loss weighs more.
 
     loss_i is the mean NLL of response i, w = softmax(loss / tau) over the whole global batch, detached, and
-    L = sum_i w_i loss_i. Each step costs one more forward pass, which gives the losses before the weights.
+    L = sum_i w_i loss_i. Each step costs one more forward pass, which gives the losses that set the weights.
     """
 
     needs_batch_nll = True

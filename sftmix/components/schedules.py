@@ -78,7 +78,7 @@ class AfterFraction(Schedule):
 
 
 def _done(step: int, total_steps: int) -> float:
-    """0 at the first step, 1 at the last; a single step is the first."""
+    """Return the share of steps done: 0 at the first step, 1 at the last; a single step is the first."""
     return step / max(total_steps - 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""Selectors: the examples that are trained on at all (arXiv 2410.05248, section 5.5)."""
+"""Selectors: the choice of the examples to train on (arXiv 2410.05248, section 5.5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class All(Selector):
 
 
 class Longest(Selector):
-    """The examples with the most response tokens (arXiv 2402.04833): its authors call it hard to beat for its price.
+    """The examples with the most response tokens (arXiv 2402.04833): its authors call it hard to beat at its cost.
 
     Equal lengths are ordered by example id.
     """
@@ -50,7 +50,7 @@ class Random(Selector):
 
 
 class ScoreAtLeast(Selector):
-    """The examples whose score is high enough: AlpaGasus keeps those that a judge gave 4.5 of 5 (arXiv 2307.08701).
+    """The examples with a high enough score: AlpaGasus keeps those rated 4.5 of 5 by a judge (arXiv 2307.08701).
 
     The score is a column of numbers among the rows' fields, or the number of response tokens (`n_tokens`). True and
     false count as 1 and 0; text is read as a number. An example without a value is not selected.
@@ -76,7 +76,7 @@ class ScoreAtLeast(Selector):
         return np.flatnonzero([value >= self.threshold for value in values]).astype(np.int64)
 
     def _number(self, example_id: str, value: Any, columns: dict[str, Sequence[Any]]) -> float:
-        """The score; -inf where there is none."""
+        """Return the score; -inf if there is none."""
         if value is None or value == "":
             return -math.inf
         try:
@@ -110,7 +110,7 @@ class WithLabel(Selector):
 
 
 def _first(k: int, keys: Sequence[Any]) -> Rows:
-    """The k rows with the smallest keys."""
+    """Return the k rows with the smallest keys."""
     if k > len(keys):
         raise ConfigError(f"selector.k is {k:,}, but there are only {len(keys):,} examples; use a smaller k")
     return np.sort(np.asarray(sorted(range(len(keys)), key=keys.__getitem__)[:k], dtype=np.int64))

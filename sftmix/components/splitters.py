@@ -14,7 +14,7 @@ from sftmix.components.base import Splitter
 from sftmix.types import UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
-"""Names of halves of which neither is the more confident."""
+"""Names of two halves, neither of them the more confident."""
 
 
 class Median(Splitter):
@@ -31,7 +31,7 @@ class Median(Splitter):
 class Quantile(Splitter):
     """Groups of equal size by the rank of the confidence, for a pairing between levels (the paper's future work).
 
-    The ranking is that of Median, which has two levels. Where the number of scored examples is not a multiple of the
+    The ranking is that of Median, which has two levels. If the number of scored examples is not a multiple of the
     levels, some in the middle of the ranking are unpaired.
     """
 
@@ -95,9 +95,9 @@ class RandomSplit(Splitter):
 class LengthMatched(Splitter):
     """Control: two halves with almost the same response lengths, without any reference model.
 
-    Confidence goes with length; these halves do not differ in it. Examples are ranked by response tokens (equal ones in
-    random order), and a coin sends one of each two neighbours to each half. Both draws are keyed by seed and ids. With
-    an odd number of examples the one in the middle is unpaired.
+    Confidence goes with length; these halves hardly differ in length. Examples are ranked by response tokens (equal
+    ones in random order), and a coin sends one of each two neighbours to each half. Both draws are keyed by seed and
+    ids. With an odd number of examples, the one in the middle is unpaired.
     """
 
     needs_confidence = False
@@ -119,7 +119,7 @@ class LengthMatched(Splitter):
 class FromFile(Splitter):
     """The split of another run, or one you made, read from a split.parquet and joined by example id.
 
-    It must cover exactly the examples that are trained on.
+    The file must cover exactly the examples that are trained on.
     """
 
     needs_confidence = False
@@ -129,7 +129,7 @@ class FromFile(Splitter):
         self.path = path
 
     def files(self) -> Sequence[str]:
-        if not os.path.isfile(self.path):  # here, before the stage remembers what it is made from
+        if not os.path.isfile(self.path):  # checked here, before the stage stores its inputs
             raise DataError(f"splitter.path: {os.fspath(self.path)}: there is no such file")
         return [os.fspath(self.path)]
 
@@ -158,13 +158,13 @@ def _as_list(labels: str | Iterable[str]) -> list[str]:
 
 
 def _by_confidence(scores: Scores) -> list[int]:
-    """The scored rows, most confident first, equal ones by id."""
+    """Return the scored rows, most confident first, equal ones by id."""
     scored = np.flatnonzero(~np.isnan(scores.confidence)).tolist()
     return sorted(scored, key=lambda row: (-scores.confidence[row], scores.id[row]))
 
 
 def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:
-    """Equal groups of the ranked rows, in their order; those in the middle that do not fit, and others, unpaired."""
+    """Return equal groups of the ranked rows, in their order; the rest in the middle, and unranked rows, unpaired."""
     if len(ranked) < len(names):
         raise DataError(
             f"a split into {len(names)} groups needs at least {len(names)} scored examples, but only {len(ranked)} of "

@@ -6,7 +6,7 @@
              mixup_m = -lam_m log p~[y_i] - (1 - lam_m) log p~[y_j]
     loss     sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m
 
-(arXiv 2410.05248, section 3). The head is linear, so interpolating the logits is interpolating the hidden states: Mixup
+(arXiv 2410.05248, section 3). The head is linear, so mixing the logits is the same as mixing the hidden states: Mixup
 needs no head matmul of its own. Legend as in sftmix.types: T token rows, M pairs of them, D hidden, V vocabulary; the
 fused kernel is in sftmix.functional.fused.
 """
@@ -27,11 +27,11 @@ RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class SFTLoss(NamedTuple):
-    """loss: scalar with a graph. The rest is detached, float32 (float64 for float64 inputs).
+    """The loss, a scalar with a graph, and statistics, detached, float32 (float64 for float64 inputs).
 
     nll      [T], -log p of the label in nats, never smoothed
     mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`
-    correct  bool[T], the label is the argmax (None unless stats)
+    correct  bool[T], True if the label is the argmax (None unless stats)
     entropy  [T], of the row's own prediction, nats (None unless stats)
     """
 
@@ -59,15 +59,15 @@ def sft_loss(
     stats: bool = False,
     row_scale: Tensor | None = None,
 ) -> SFTLoss:
-    """NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
+    """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
 
     The gradients are computed together with the loss, chunk by chunk (three matmuls with the head, none for Mixup), so
     backward only scales them. Without grad mode, or with nothing that requires grad, no gradient work is done; a frozen
-    weight costs no weight gradient. The weight's gradient is accumulated in float32 or better, and everything repeats
+    weight costs no weight gradient. The weight's gradient is accumulated in float32 or better, and all results repeat
     bit for bit on one device.
 
     hidden [T, D], weight [V, D], bias [V]: one floating dtype, or any under autocast, whose dtype the matmuls then use.
-    labels i64[T] in [0, V), already shifted; no ignore value: drop such rows before.
+    labels i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before.
     pairs i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself. lam [M]: share of column 0.
     row_weight: [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R of the rows at a time.
     pair_weight [M]. label_smoothing in [0, 1) spreads that share of the NTP target evenly over V, in the loss only.
@@ -82,7 +82,7 @@ def sft_loss(
     )
     given = _given(row_weight, row_scale, labels)
     inputs = (hidden, weight, bias)
-    # Read here: inside autograd.Function grad mode is always off, and needs_input_grad does not know of no_grad.
+    # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
     grad_mode = torch.is_grad_enabled()
     need = [grad_mode and x is not None and x.requires_grad for x in inputs]
     device = hidden.device.type
@@ -97,7 +97,7 @@ def sft_loss(
         entropy=stats or callable(row_weight),
         need=(need[0], need[1], need[2]),
     )
-    with torch.no_grad(), torch.autocast(device, enabled=False):  # it would take more than the matmuls down
+    with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
         rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, spec)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):
@@ -122,9 +122,9 @@ def reference_sft_loss(
     stats: bool = False,
     row_scale: Tensor | None = None,
 ) -> SFTLoss:
-    """The formula written as the paper writes it, under plain autograd: what tests and benchmarks compare with.
+    """Compute the formula as the paper writes it, under plain autograd, for tests and benchmarks to compare with.
 
-    Mixes hidden states, multiplies them with the head again, and takes dense soft labels. `chunk_size` has no effect.
+    It mixes hidden states, applies the head to them again, and takes dense soft labels. `chunk_size` has no effect.
     """
     _check(
         hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
@@ -161,7 +161,7 @@ def reference_sft_loss(
 def _check(
     hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
 ):
-    """Shapes, dtypes and ranges; a wrong index would otherwise read another row, or crash a GPU."""
+    """Check shapes, dtypes and ranges; a wrong index would otherwise read another row, or crash a GPU."""
     for name, x, dim in (("hidden", hidden, 2), ("weight", weight, 2), ("labels", labels, 1), ("pairs", pairs, 2)):
         if x.dim() != dim:
             raise ValueError(f"{name} must have {dim} dimensions, not shape {tuple(x.shape)}.")
@@ -203,7 +203,7 @@ def _check(
 
 
 def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> Tensor:
-    """[T], the row weights, or what a rule's are multiplied with."""
+    """Return [T], the row weights, or the factors of a rule's weights."""
     if isinstance(row_weight, Tensor):
         if row_scale is not None:
             raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
@@ -219,13 +219,13 @@ def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> T
 
 
 class _GradientsInForward(torch.autograd.Function):
-    """Gives a loss the gradients that were computed with it."""
+    """A node of the graph that gives a loss the gradients computed together with it."""
 
     @staticmethod
     def forward(ctx, loss, gradients, *inputs):
         ctx.gradients = gradients
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
-        ctx.save_for_backward(*inputs)  # for double backward to find its way to them, and fail
+        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
         return loss.clone()
 
     @staticmethod
@@ -237,7 +237,7 @@ class _GradientsInForward(torch.autograd.Function):
         else:  # in place: a second [V, D] would be the peak of the memory
             scaled = [None if g is None else g.mul_(upstream) for g in ctx.gradients]
             ctx.gradients = None
-        if keep and torch.is_grad_enabled():  # create_graph: give the gradients a graph that says it is not one
+        if keep and torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
             inputs = [x for x in ctx.saved_tensors if x is not None]
             scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
         return None, None, *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
@@ -254,6 +254,6 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def _graph_is_kept() -> bool:
-    """Whether the running backward retains its graph; where this torch cannot tell, it must be assumed."""
+    """Return True if the running backward keeps its graph, or if this torch cannot tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()

@@ -1,12 +1,12 @@
 """The fused pass of `sftmix.functional.sft_loss`: loss and gradients together, chunk by chunk.
 
     for each chunk:  logits = one head matmul;  logits -> d loss / d logits, block by block, in place;
-                     two matmuls carry that to the hidden states and the head
+                     two matmuls carry the result to the hidden states and the head
 
-Three levels. A *slot* is one use of a token row: a row in several pairs has several, of which the first carries its NTP
-loss. A *chunk* of K slots shares one logits buffer and the matmuls; both slots of a pair are in one chunk, laid out as
-[column 0 of its pairs, column 1 of its pairs, unpaired rows]. A *block* of R rows goes through all pointwise passes
-before the next one starts, so that on CPU it stays in the caches; Mixup's own buffers are one block large.
+Three levels. A *slot* is one use of a token row: a row in several pairs has several slots, and the first one carries
+its NTP loss. A *chunk* of K slots shares one logits buffer and the matmuls; both slots of a pair are in one chunk, laid
+out as [column 0 of its pairs, column 1 of its pairs, unpaired rows]. A *block* of R rows goes through all pointwise
+passes before the next one starts, so that on CPU it stays in the caches; Mixup's own buffers are one block large.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
-"""Logits of a block on CPU (1 MiB: of 2^16 to 2^21 the fastest) and on an accelerator."""
+"""Logits of a block on CPU (1 MiB, the fastest of 2^16 to 2^21) and on an accelerator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to compute. `cast`: the dtype of autocast; `need`: whether hidden, weight and bias get a gradient."""
+    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient."""
 
     cast: torch.dtype | None
     softcap: float | None
@@ -38,7 +38,7 @@ class Spec:
 
 
 class Rows(NamedTuple):
-    """What is known of each slot, and at the end of each row: all of one length."""
+    """The figures of each slot, and at the end of each row: columns of one length."""
 
     row: Tensor
     label: Tensor
@@ -54,19 +54,19 @@ class Rows(NamedTuple):
 
 
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Rows of logits: 128 MiB of float32 on CPU, eight times that on an accelerator (fewer and larger matmuls)."""
+    """Return the rows of logits: 128 MiB of float32 on CPU, eight times as much on an accelerator (larger matmuls)."""
     cells = 2**25 if device.type == "cpu" else 2**28
     return max(64, min(4096, cells // max(vocabulary, 1)))
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of logits that go through all pointwise passes before the next ones, at least 1."""
+    """Return the rows of logits that go through all pointwise passes before the next rows, at least 1."""
     cells = CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS
     return max(1, cells // max(vocabulary, 1))
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of softmax, losses and accumulated gradients: float32 or better."""
+    """Return the dtype of softmax, losses and accumulated gradients: float32 or better."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -79,7 +79,7 @@ def fused_loss(
     pair_weight: Tensor,
     spec: Spec,
 ) -> tuple[Rows, Tensor, list[Tensor | None]]:
-    """Rows of all T rows, mixup [M] and the gradients of hidden, weight, bias. Call without grad mode and autocast."""
+    """Return Rows of all T rows, mixup [M], gradients of hidden, weight, bias. Call without grad mode and autocast."""
     head = _Head(*inputs, spec)
     kind, vocabulary = head.kind, len(head.weight)
     lam, pair_weight = lam.to(kind), pair_weight.to(kind)
@@ -116,7 +116,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(pairs: Tensor, rows: int, size: int) -> Iterator[_Chunk]:
-    """Pairs in their order, then the rows that are in no pair, in theirs; chunks of nearly equal size."""
+    """Yield chunks of nearly equal size: pairs in their order, then the rows in no pair, in theirs."""
     alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
     alone[pairs.flatten()] = False
     singles = alone.nonzero().squeeze(1)
@@ -132,7 +132,7 @@ def _chunks(pairs: Tensor, rows: int, size: int) -> Iterator[_Chunk]:
 
 
 def _slots(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtype) -> tuple[Rows, Tensor]:
-    """The slots in the order of computation, and the first slot of every row."""
+    """Return the slots in the order of computation, and the first slot of every row."""
     row = torch.cat([labels.new_empty(0), *(c.rows for c in chunks)])
     place = torch.arange(len(row), device=row.device)
     first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")
@@ -161,22 +161,22 @@ class _Head:
         return None if x is None else torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
 
     def logits(self, rows: Tensor, out: Tensor) -> Tensor:
-        """scale (hidden[rows] W^T + bias) into `out`."""
+        """Write scale (hidden[rows] W^T + bias) into `out` and return it."""
         h, start, beta = self.hidden[rows], out, 0.0
         if self.bias is not None:
             start, beta = self.bias, self.scale
         return torch.addmm(start, h, self.weight.T, beta=beta, alpha=self.scale, out=out)
 
     def backward(self, rows: Tensor, d_KV: Tensor) -> None:
-        """Add what d loss / d logits of these rows means for hidden, weight and bias."""
+        """Add the gradients of hidden, weight and bias that follow from d loss / d logits of these rows."""
         dh, dw, db = self.gradients
         if dh is not None:
             _add_rows(dh, rows, torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale))
         if dw is not None and d_KV.dtype == self.kind:
             dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
-        elif dw is not None and dw.is_cuda and self.scale == 1:  # added up in float32 by the matmul itself
+        elif dw is not None and dw.is_cuda and self.scale == 1:  # the matmul itself adds up in float32
             torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
-        elif dw is not None:  # each chunk's product has the autocast dtype, their sum does not
+        elif dw is not None:  # each chunk's product has the autocast dtype, the sum does not
             dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
         if db is not None:
             db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
@@ -187,7 +187,7 @@ def _autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
-    """out[rows] += values; rows may repeat, so each device gets its operation with a fixed order."""
+    """Add values: out[rows] += values; rows may repeat, so each device uses an operation with a fixed order."""
     if out.is_cuda:
         out.index_put_((rows,), values, accumulate=True)
     else:
@@ -210,7 +210,7 @@ class _Spare:
         return self.buffers[name][:rows]
 
     def load(self, name: str, x: Tensor) -> Tensor:
-        """x itself where softmax can work in place, else a float32 copy."""
+        """Return x itself if softmax can work in place, else a float32 copy."""
         return x if x.dtype == self.dtype else self(name, len(x)).copy_(x)
 
 
@@ -244,11 +244,11 @@ def _store(x: Tensor, place: Tensor, spec: Spec) -> None:
 
 
 def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
-    """Logits x [R, V] -> d (row_weight ntp) / dx in place; fills nll, ntp, entropy, correct and a rule's weight."""
+    """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill nll, ntp, entropy, correct, a rule's weight."""
     slope = _cap(x, spec, spare)
     label = slots.label[:, None]
     at_label = _shift(x).gather(1, label).squeeze(1)
-    if spec.correct:  # the maximum is 0 now; argmax takes longer than all the rest, so only where it may be the label
+    if spec.correct:  # the maximum is 0 now; argmax is slow, so only where it may be the label
         hits = (at_label == 0).nonzero().squeeze(1)
         slots.correct[hits] = x[hits].argmax(1) == slots.label[hits]
     mean = x.mean(1) if spec.smoothing else None
@@ -261,7 +261,7 @@ def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
     if log_p is not None:
         slots.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
     if spec.rule is not None:
-        scale = slots.weight.clone()  # 0 where the slot is not the row's first, whatever the rule makes of it
+        scale = slots.weight.clone()  # 0 if the slot is not the row's first, whatever the rule returns
         slots.weight.copy_(torch.where(scale == 0, 0.0, scale * _apply(spec.rule, slots)))
     if any(spec.need):
         w = slots.weight[:, None]
@@ -274,8 +274,8 @@ def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
 
 
 def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spec, spare: _Spare) -> Tensor:
-    """Mixed logits x [R, V] -> d (pair_weight mixup) / dx in place, but for a factor of each row [R], which is returned
-    (a pass less); fills mixup."""
+    """Turn mixed logits x [R, V] into d (pair_weight mixup) / dx in place, except for a factor of each row [R]: it is
+    returned (this saves a pass). Fill mixup."""
     slope = _cap(x, spec, spare)
     _shift(x)
     targets = ((label_i[:, None], mixed.lam), (label_j[:, None], 1 - mixed.lam))
@@ -291,7 +291,7 @@ def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spe
 
 
 def _cap(x: Tensor, spec: Spec, spare: _Spare) -> Tensor | None:
-    """x -> softcap tanh(x / softcap) in place; the derivative of that, where it will be needed."""
+    """Turn x into softcap tanh(x / softcap) in place; return the derivative if it will be needed."""
     if spec.softcap is None:
         return None
     x.div_(spec.softcap).tanh_()

@@ -1,3 +1,3 @@
-"""What is said of a model and of a split once they are there."""
+"""Measurements of a finished model and of a finished split."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Token calibration on held-out rows: how far the probabilities of a model can be believed.
+"""Token calibration on held-out rows: how far the probabilities of a model can be trusted.
 
 For the T response tokens of the held-out rows, under teacher forcing, with p_t the model's distribution at token t:
 
@@ -8,10 +8,10 @@ For the T response tokens of the held-out rows, under teacher forcing, with p_t 
     NLL after temperature scaling (Guo et al., arXiv 1706.04599): softmax(logits / tau), where tau minimises the NLL of
            one half of the examples and is judged on the other half, both ways round
 
-All of it comes from one forward pass over the rows, without logits being kept. The NLL as a function of tau is known
-after it at the 11 temperatures of TAUS, with two derivatives, and in between by quintic Hermite interpolation, whose
-error is below 1e-5 nats and 1e-3 in tau where the curve is as smooth as those of language models are. A second pass
-around the minimum would cost the whole backbone again.
+One forward pass over the rows gives all of these, and keeps no logits. The pass gives the NLL with two derivatives at
+the 11 temperatures of TAUS; in between, quintic Hermite interpolation gives the NLL as a function of tau. Its error is
+below 1e-5 nats and 1e-3 in tau if the curve is as smooth as those of language models are. A second pass around the
+minimum would cost the whole backbone again.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _STEP = float(np.log(2) / 2)
 
 @dataclass(frozen=True, slots=True)
 class TokenCalibration:
-    """What one pass over N examples with T response tokens leaves.
+    """The results of one pass over N examples with T response tokens.
 
     scores      RowScores of the examples
     brier_sum   f64[N]
     tempered    f64[N, len(TAUS), 3]: NLL sum at each temperature tau, and its first and second derivative by 1 / tau
     confidence  f32[T] (f64 for a float64 model), the largest probability, example after example
-    correct     bool[T], the largest probability is the label's
+    correct     bool[T], True if the largest probability is the label's
     """
 
     scores: RowScores
@@ -72,7 +72,7 @@ def calibrate(
 ) -> TokenCalibration:
     """Measure every row of `data` in one pass, together with all ranks; the same result on each.
 
-    Raises NonFiniteError where a row has no NLL.
+    Raises NonFiniteError if a row has no NLL.
     """
     nll, count, n_correct, brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
     scores = refuse_nan(RowScores(nll, count, n_correct))
@@ -103,9 +103,9 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(hidden: Tensor, head: Head, labels: Tensor, *, block: int | None = None) -> TokenStatistics:
-    """The statistics of T token rows through the model's own head (scale, soft-cap and bias included).
+    """Return the statistics of T token rows through the model's own head (scale, soft-cap and bias included).
 
-    block: rows of logits alive at once; None chooses from the vocabulary. Two buffers of that size are made.
+    block: rows of logits alive at once; None chooses from the vocabulary. Two buffers of this size are made.
     """
     kind, device = statistics_dtype(hidden), hidden.device.type
     block = block or block_rows(len(head.weight), hidden.device)
@@ -140,7 +140,7 @@ def _of_logits(x: Tensor, labels: Tensor) -> TokenStatistics:
 
 
 def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
-    """Figures of the held-out rows: ECE, Brier, NLL before and after temperature scaling, the reliability curve."""
+    """Return figures of the held-out rows: ECE, Brier, NLL before and after temperature scaling, reliability curve."""
     tokens = int(measured.scores.n_tokens.sum())
     curve = reliability(measured.confidence, measured.correct)
     return {
@@ -157,7 +157,7 @@ def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int = N_BINS) -> list[dict[str, float]]:
-    """The bins that hold tokens, least confident first: mean confidence, accuracy, count (`equal_mass_bins`)."""
+    """Return the bins with tokens, least confident first: mean confidence, accuracy, count (`equal_mass_bins`)."""
     bins = equal_mass_bins(confidence, n_bins)
     counts = np.bincount(bins, minlength=n_bins)
     sums = np.bincount(bins, weights=confidence, minlength=n_bins)
@@ -169,16 +169,16 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int = N_BIN
 
 
 def expected_calibration_error(curve: Sequence[dict[str, float]]) -> float:
-    """Mean over tokens of |accuracy - confidence| of their bin. Noise in the bins can only raise it."""
+    """Return the mean over tokens of |accuracy - confidence| of their bin. Noise in the bins can only raise it."""
     total = sum(b["count"] for b in curve)
     return sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / total
 
 
 def temperature_scaling(tempered: Float64, n_tokens: np.ndarray, ids: Sequence[str]) -> dict[str, Any]:
-    """Two-fold cross-fitted NLL per token: each half of the examples at the temperature that suits the other half.
+    """Return two-fold cross-fitted NLL per token: each half of the examples at the temperature fitted on the other.
 
     The halves are drawn by a hash of the ids, so they are the same for every model. With one example there is nothing
-    to fit on, and the figures are None. `temperature_at_limit`: a fit ended at the first or last of TAUS.
+    to fit on, and the figures are None. `temperature_at_limit` is True if a fit ended at the first or last of TAUS.
     """
     if len(ids) < 2:
         return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
@@ -196,7 +196,7 @@ def temperature_scaling(tempered: Float64, n_tokens: np.ndarray, ids: Sequence[s
 
 
 def best_temperature(sums: Float64) -> float:
-    """The tau in [TAUS[-1], TAUS[0]] with the smallest NLL, from sums f64[len(TAUS), 3].
+    """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, from sums f64[len(TAUS), 3].
 
     The NLL is convex in 1 / tau, so its derivative changes sign once, and the minimum lies between two neighbours.
     """
@@ -215,15 +215,15 @@ def best_temperature(sums: Float64) -> float:
 
 
 def nll_at(sums: Float64, tau: float) -> float:
-    """The NLL sum at a temperature within [TAUS[-1], TAUS[0]]."""
+    """Return the NLL sum at a temperature within [TAUS[-1], TAUS[0]]."""
     place = np.log(TAUS[0] / tau) / _STEP
     left = min(int(place), len(TAUS) - 2)
     return float(_between(sums, left)(place - left))
 
 
 def _between(sums: Float64, left: int) -> Polynomial:
-    """The quintic in x from 0 (TAUS[left]) to 1 (the next), x linear in log(1 / tau), that has the sums' NLL and
-    derivatives at both ends."""
+    """Return the quintic in x from 0 (TAUS[left]) to 1 (the next tau), x linear in log(1 / tau), that has the NLL and
+    derivatives of the sums at both ends."""
     beta = 1 / np.asarray(TAUS[left : left + 2])
     (v0, v1), first, second = sums[left : left + 2].T
     s0, s1 = _STEP * beta * first

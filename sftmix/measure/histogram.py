@@ -1,4 +1,4 @@
-"""The histogram of confidence, by group and by label: counts in JSON, and a picture of them without any library."""
+"""The histogram of confidence, by group and by label: counts in JSON, and an SVG picture without any library."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sftmix.types import Float64
 BINS = 40
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#762a83", "#b8860b", "#01665e", "#8e0152", "#555555")
-"""Colours of the series; further series begin anew."""
+"""Colours of the series; after the last, they start again."""
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 900, 300, 60, 40, 630, 200
 
 
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
-    """Counts of every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
+    """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
 
     edges has BINS + 1 ascending numbers, every `counts` BINS. Values that are not finite are left out. The bins are
-    equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold what lies beyond.
-    `scale` is "log" where all confidences are negative and the largest is ten times the smallest in size, as those of
-    perplexities are: then the bins are equally wide in log(-confidence).
+    equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold all values beyond.
+    `scale` is "log" if all confidences are negative and the largest is ten times the smallest in size, as with
+    perplexities: then the bins are equally wide in log(-confidence).
     """
     finite = {p: {s: v[np.isfinite(v)] for s, v in series.items()} for p, series in panels.items()}
     pooled = np.concatenate([v for series in finite.values() for v in series.values()])
@@ -43,7 +43,7 @@ def _counts(values: Float64, edges: Float64) -> list[int]:
 
 
 def svg(counted: Mapping[str, Any]) -> str:
-    """A self-contained picture: one panel of step curves below the other, each as the share of its series."""
+    """Return a self-contained picture: panels of step curves below each other, each curve as shares of its series."""
     panels = counted["panels"]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT * len(panels)}" '
@@ -89,7 +89,7 @@ def _panel(name: str, series: Mapping[str, Sequence[int]], counted: Mapping[str,
 
 
 def _steps(heights: Float64, bottom: float) -> str:
-    """The outline of the bars, in pixels."""
+    """Return the outline of the bars, in pixels."""
     x = np.repeat(_LEFT + np.arange(len(heights) + 1) / len(heights) * _PLOT_WIDTH, 2)
     y = bottom - np.concatenate([[0.0], np.repeat(heights, 2), [0.0]]) * _PLOT_HEIGHT
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))

@@ -1,8 +1,8 @@
-"""What is measured of the base model and of what was trained from it, beside the steps themselves.
+"""Measurements of the base model and of the models trained from it, outside the training steps.
 
-Of the base model: the held-out metrics, and the confidence of a sample of training rows. Of the trained target: the
-same, token calibration, and which share of the response tokens was mixed. The NTP baseline is measured in the same way,
-on the same rows.
+The base model: the held-out metrics, and the confidence of a sample of training rows. The trained target: the same,
+token calibration, and the share of the response tokens that was mixed. The NTP baseline is measured in the same way, on
+the same rows.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from sftmix.training.scoring import held_out_metrics
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
 SAMPLE = "sample.parquet"
-"""The file of a stage that holds the sample under its model."""
+"""The file in which a stage keeps the dynamics of the sample under its model."""
 
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
 """Share of the training rows whose confidence is measured under the base model and the trained ones, and its bounds in
-rows: small beside the training itself, and never so few that a standard deviation says nothing."""
+rows: few beside the training itself, and enough for a standard deviation."""
 
 
 def sample_rows(ids: Sequence[str]) -> Rows:
-    """Some of the N rows, in file order, chosen by a hash of the id: the same ones in every arm and every run."""
+    """Return some of the N rows, in file order, chosen by a hash of the id: the same in every arm and every run."""
     size = min(SAMPLE_MAX, max(SAMPLE_MIN, int(SAMPLE_SHARE * len(ids))))
     ranked = sorted(range(len(ids)), key=lambda row: stable_hash("confidence_sample", ids[row]))
     return np.sort(np.asarray(ranked[:size], dtype=np.int64))
@@ -48,7 +48,7 @@ def sample_rows(ids: Sequence[str]) -> Rows:
 class Measurement:
     """The figures of one model, by all ranks together: `base` for the untrained one, `trained` after a stage.
 
-    directory  of the stage, which the files are written into
+    directory  the stage's directory, for the files
     """
 
     def __init__(self, directory: Path, world: World, data: LoadedData) -> None:
@@ -56,13 +56,13 @@ class Measurement:
         self._sample = RowSubset(data.train, sample_rows(data.train.ids))
 
     def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
-        """score: of rows under the untrained model."""
+        """Measure the untrained model, whose scores of rows `score` gives."""
         held_out = {} if self._data.eval is None else held_out_metrics(score(self._data.eval))
         self._keep_sample(0, score(self._sample))
         return Measured([SAMPLE], held_out)
 
     def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
-        """The module that the stage has trained in so many steps."""
+        """Measure the module that the stage has trained for so many steps."""
         started = time.perf_counter()
         files, figures = [SAMPLE], dict[str, Any]()
         if self._data.eval is not None:
@@ -92,7 +92,7 @@ class Measurement:
         return {"mixed_token_share": share, **best_evaluation(lines, figures.get("eval_nll"))}
 
     def _lines(self) -> list[dict[str, Any]]:
-        """What is needed of each line of metrics.jsonl."""
+        """Return the needed figures of each line of metrics.jsonl."""
         text = (self._directory / "metrics.jsonl").read_text(encoding="utf-8")
         kept = ("step", "epoch", "mixup_tokens", "eval_nll")
         return [{k: line.get(k) for k in kept} for line in map(json.loads, text.splitlines())]
@@ -111,12 +111,12 @@ class Measured:
 
 
 def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
-    """Population standard deviation over the sample of minus the perplexity, of the base model and after training.
+    """Return the population standard deviation over the sample of minus the perplexity, before and after training.
 
-    Under `log_` that of minus the mean NLL per token, which single outliers do not decide. `change` is after / before
-    - 1. A figure that is not finite, or whose before is not known, is None.
+    The keys under `log_` hold the same of minus the mean NLL per token, which single outliers do not decide. `change`
+    is after / before - 1. A figure that is not finite, or whose before is not known, is None.
 
-    base, trained  directories of their stages
+    base, trained  directories of the stages of the base model and of the trained one
     """
     after = read_dynamics(trained / SAMPLE)
     found: dict[str, Any] = {"rows": len(after.ids)}
@@ -130,7 +130,7 @@ def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
 
 
 def _spread(dynamics: TrainingDynamics) -> dict[str, float | None]:
-    """Standard deviation of the perplexity at the last checkpoint, and under `log_` of its logarithm."""
+    """Return the standard deviation of the perplexity at the last checkpoint, and under `log_` of its logarithm."""
     nll_N = dynamics.nll_sum[:, -1] / dynamics.n_tokens
     with np.errstate(over="ignore", invalid="ignore"):
         return {prefix: _finite(float(values.std())) for prefix, values in (("", np.exp(nll_N)), ("log_", nll_N))}
@@ -141,14 +141,14 @@ def _finite(value: float) -> float | None:
 
 
 def best_evaluation(lines: Iterable[Mapping[str, Any]], last: float | None) -> dict[str, Any]:
-    """The smallest held-out NLL of the evaluations during training and at its end: value, step, epoch (from 0).
+    """Return the smallest held-out NLL of the evaluations during and after training: value, step, epoch (from 0).
 
     lines  of metrics.jsonl
     last   held-out NLL after the last step; None: no held-out rows
     """
     if last is None:
         return {}
-    lines = list(lines) or [{"step": 0, "epoch": 0}]  # stopped before the first step
+    lines = list(lines) or [{"step": 0, "epoch": 0}]  # training stopped before the first step
     found = [(line["eval_nll"], line["step"], line["epoch"]) for line in lines[:-1] if line.get("eval_nll") is not None]
     nll, step, epoch = min([*found, (last, lines[-1]["step"], lines[-1]["epoch"])])
     return {"eval_nll_best": nll, "eval_nll_best_step": step, "eval_nll_best_epoch": epoch}
@@ -157,10 +157,10 @@ def best_evaluation(lines: Iterable[Mapping[str, Any]], last: float | None) -> d
 def mixed_share(
     batch: Callable[[int], Sequence[Unit]], mixed: Sequence[int], steps: Sequence[int], counts: np.ndarray
 ) -> float:
-    """Share of the response tokens seen in training that were mixed at least once in that epoch.
+    """Return the share of the response tokens seen in training that were mixed at least once in their epoch.
 
-    The n-th response token of an example is mixed when it has a partner with at least n of them. A repeat of an
-    example within an epoch (NTP weight 0) may mix tokens that its first turn did not; it adds no tokens to the whole.
+    The n-th response token of an example is mixed if its partner has at least n response tokens. A repeat of an example
+    within an epoch (NTP weight 0) may mix tokens that its first turn did not; it adds no tokens to the whole.
 
     batch   step (from 0) -> the units of its global batch
     mixed   the steps that mixed; steps: all of them

@@ -1,7 +1,7 @@
-"""What else may be behind a split: length, duplicates, labels. Written beside the split when it is made.
+"""Other causes that may stand behind a split: length, duplicates, labels. Written with the split.
 
 A high AUC or rank correlation says that the two halves differ in the length of their responses, so a gain from mixing
-them may be one from length; RandomSplit and LengthMatched are the controls.
+may come from length; RandomSplit and LengthMatched are the controls.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sftmix.measure.ranks import auc, equal_mass_bins, spearman
 from sftmix.types import Float64, Rows, Scores, Split
 
 MAX_LABELS = 12
-"""Labels that are told of, the most frequent ones."""
+"""Largest number of labels that are reported, the most frequent ones."""
 
 SHUFFLES = 200
 """Random exchanges of the labels behind `overlap_if_unrelated`."""
 
 
 def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDataset) -> list[str]:
-    """Write split/confounds.json and, where there is confidence, confidence/histogram.json and .svg under `root`.
+    """Write split/confounds.json and, if there is confidence, confidence/histogram.json and .svg under `root`.
 
-    Returns the files, relative to split/.
+    Return the files, relative to split/.
     """
     prompts, contents = content_keys(data)
     found = {
@@ -51,7 +51,7 @@ def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDatas
 
 
 def length_correlation(scores: Scores) -> float | None:
-    """Spearman's rank correlation of confidence with response length, over the examples with a finite confidence."""
+    """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence."""
     scored = np.isfinite(scores.confidence)
     return spearman(scores.confidence[scored], scores.n_tokens[scored])
 
@@ -60,7 +60,7 @@ def length_correlation(scores: Scores) -> float | None:
 
 
 def content_keys(data: EncodedDataset) -> tuple[list[int | None], list[int]]:
-    """Per example: hash of everything before the last turn (None where there is nothing: text), and of the whole."""
+    """Return two hashes per example: of all turns before the last (None if there are none: text), and of the whole."""
     prompts, contents = list[int | None](), []
     for example in data.examples():
         *before, last = ((m.role, m.content) for m in example.messages)
@@ -71,11 +71,11 @@ def content_keys(data: EncodedDataset) -> tuple[list[int | None], list[int]]:
 
 
 def duplicates(split: Split, prompts: Sequence[int | None], contents: Sequence[int]) -> dict[str, int]:
-    """What the first and the last group have in common.
+    """Count the contents and prompts that the first and the last group share.
 
-    examples_in_both             examples of either whose whole content is in the other, too
+    examples_in_both             examples of either group whose whole content is also in the other
     prompts_in_both              different prompts that are in both
-    examples_with_prompt_in_both examples of either that have one of these
+    examples_with_prompt_in_both examples of either group that have one of these prompts
     """
 
     def common(keys: Sequence[int | None]) -> tuple[int, int]:
@@ -95,7 +95,7 @@ def duplicates(split: Split, prompts: Sequence[int | None], contents: Sequence[i
 
 
 def _labelled(scores: Scores) -> dict[str, Rows]:
-    """Rows with a finite confidence of the most frequent labels, most frequent first."""
+    """Return the rows with a finite confidence of the most frequent labels, most frequent first."""
     if scores.label is None:
         return {}
     rows = defaultdict(list)
@@ -107,7 +107,7 @@ def _labelled(scores: Scores) -> dict[str, Rows]:
 
 
 def by_label(scores: Scores) -> dict[str, Any]:
-    """Confidence of each label, and how far those of the two most frequent ones overlap (`overlap`)."""
+    """Return the confidence of each label, and the overlap of the two most frequent ones (`overlap`)."""
     rows = _labelled(scores)
     found: dict[str, Any] = {
         "labels": {
@@ -127,12 +127,12 @@ def by_label(scores: Scores) -> dict[str, Any]:
 
 
 def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
-    """The share that two histograms have in common: sum over bins of min(share of a, share of b), 0 to 1.
+    """Return the share that two histograms have in common: sum over bins of min(share of a, share of b), 0 to 1.
 
-    The bins hold equally many of both samples together (`equal_mass_bins`), so any increasing change of the scale,
-    such as perplexity to log-perplexity, leaves the figure as it is; there are sqrt(smaller sample) of them, 2 to 20.
-    Bins make samples of one distribution differ, too: `overlap_if_unrelated` is the mean over random exchanges of the
-    labels.
+    Each bin holds equally many values of both samples together (`equal_mass_bins`), so any increasing change of the
+    scale, such as perplexity to log-perplexity, leaves the figure as it is. There are sqrt(smaller sample) bins, 2 to
+    20. With bins, two samples of one distribution differ, too: `overlap_if_unrelated` is the mean over random exchanges
+    of labels.
     """
     n_bins = int(np.clip(np.sqrt(min(len(a), len(b))), 2, 20))
     bins = equal_mass_bins(np.concatenate([a, b]), n_bins)
@@ -147,7 +147,7 @@ def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
 
 
 def mixing(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """How much of a training was mixed, from the figures of its stage.
+    """Return how much of a training was mixed, from the figures of its stage.
 
     mixed_pairs_per_token  aligned token pairs / response tokens with NTP loss, of all steps
     mixed_token_share      distinct response tokens mixed at least once in an epoch / response tokens of that epoch

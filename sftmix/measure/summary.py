@@ -1,4 +1,4 @@
-"""summary.json: what a finished run has to say, gathered from the artefacts of its stages."""
+"""summary.json: the results of a finished run, gathered from the artefacts of its stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sftmix.measure.split import length_correlation, mixing
 from sftmix.types import Scores, Split
 
 EXTREMES = 5
-"""How many of the most and the least confident examples are shown."""
+"""Number of the most and of the least confident examples that are shown."""
 
 
 def summarise(
@@ -34,7 +34,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Write summary.json of the run directory `root` (rank 0) and return it.
 
-    scores, split  None where the run has no split
+    scores, split  None if the run has no split
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
@@ -59,7 +59,7 @@ def summarise(
 
 
 def made_by(world_size: int) -> dict[str, Any]:
-    """What runs now; a finished training keeps its own, whoever reads it back."""
+    """Return version, revision and world size of this process; a finished training keeps those it was made by."""
     return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
 
 
@@ -85,7 +85,7 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
         **_trained(root, "train", train),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
-        # Without any NTP there is nothing that Mixup has a weight beside.
+        # Without any NTP, Mixup has no other term to be weighed against.
         "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
     }
     if "baseline" in stages:
@@ -98,7 +98,7 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """What one arm came to."""
+    """Return the results of one arm."""
     measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration")
     names = {"eval_nll": "eval_nll_after"} | {k: k for k in ("eval_accuracy", "eval_exact_match", *measured)}
     found = {shown: figures.get(key) for key, shown in names.items()}
@@ -119,7 +119,7 @@ def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str,
 
 
 def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
-    """The confounds of the split, and how much was mixed; empty where there is neither."""
+    """Return the confounds of the split, and how much was mixed; empty if there is neither."""
     path = root / "split" / "confounds.json"
     of_split = read_json(path) if "split" in stages and path.exists() else {}
     return {**of_split, **(mixing(stages["train"]) if "train" in stages else {})}
@@ -138,7 +138,7 @@ def _group(scores: Scores, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _shares(labels: list[str | None]) -> dict[str, float]:
-    """Share of each label (data.label_field) among some examples."""
+    """Return the share of each label (data.label_field) among some examples."""
     return {str(label): count / len(labels) for label, count in sorted(Counter(labels).items(), key=str)}
 
 
@@ -155,8 +155,8 @@ def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, Any]:
 
 @cache
 def git_revision() -> str | None:
-    """Revision of the source tree this package runs from, `+` if it was changed; None outside a checkout."""
-    here = Path(sftmix.__file__).resolve().parent.parent  # of the package, wherever this file stands in it
+    """Return the revision of this package's source tree, `+` if it was changed; None outside a checkout."""
+    here = Path(sftmix.__file__).resolve().parent.parent  # above the package, wherever this file stands in it
     if not (here / ".git").exists():
         return None
     try:

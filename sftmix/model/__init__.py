@@ -1,3 +1,3 @@
-"""Hugging Face models, in and out: what the loss and the loop have to know of them."""
+"""Hugging Face models: loading, export, and the details that the loss and the loop need."""
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ ALL_LINEAR = "all-linear"
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> None:
-    """Put adapters into `model`, in place, and freeze what they leave untrained.
+    """Put adapters into `model`, in place, and freeze all weights that are not trained.
 
-    The initial values are a function of the seed alone, so they are the same on every rank. ConfigError where PEFT
-    cannot do what the options say; `sftmix.model.head.check_head` refuses what the loss cannot follow on the LM head.
+    The initial values are a function of the seed alone, so they are the same on every rank. Raises ConfigError if PEFT
+    cannot follow the options; `sftmix.model.head.check_head` refuses an LM head that the loss cannot follow.
     """
     from peft import LoraConfig
 
@@ -55,12 +55,12 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
 
 
 def adapter_config(model: nn.Module) -> Any | None:
-    """The PEFT config of the model's adapters; None for a model without."""
+    """Return the PEFT config of the model's adapters; None for a model without adapters."""
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
 def described_adapters(model: PreTrainedModel) -> str:
-    """One line on what is trained."""
+    """Describe in one line which weights are trained."""
     trained, others = trained_numbers(model), sum(p.numel() for p in model.parameters() if not p.requires_grad)
     adapted = sum(1 for module in model.modules() if hasattr(module, "base_layer"))
     untied = "; embeddings and LM head are untied by their adapters" if unties(model) else ""
@@ -68,12 +68,12 @@ def described_adapters(model: PreTrainedModel) -> str:
 
 
 def trained_numbers(model: nn.Module) -> int:
-    """How many numbers of the model are trained (a tied weight counts once)."""
+    """Return how many numbers of the model are trained (a tied weight counts once)."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """The targets, with all-linear among other names opened: the head is not of it, and may stand beside it."""
+    """Return the targets, with all-linear replaced by its module names; the head is not one, but may be named too."""
     if ALL_LINEAR not in targets:
         return list(targets)
     head = model.get_output_embeddings()
@@ -82,7 +82,7 @@ def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
 
 
 def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
-    """PEFT is content when one of the names fits; a name that fits nothing would be ignored."""
+    """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
     modules = [name for name, _ in model.named_modules()]
     listed = [] if isinstance(names, str) else names
     if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
@@ -99,7 +99,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @contextmanager
 def _as_documented() -> Iterator[None]:
-    """Silence PEFT's warnings of what is meant: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
+    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
@@ -110,7 +110,7 @@ def _as_documented() -> Iterator[None]:
 
 
 def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> Any | None:
-    """The transformers config that loads the base model as NF4 (QLoRA, arXiv 2305.14314); None without quantize.
+    """Return the transformers config that loads the base model as NF4 (QLoRA, arXiv 2305.14314); None without quantize.
 
     compute  dtype of the matmuls with dequantised weights
     """
@@ -135,13 +135,13 @@ def write_adapters(
     """Write adapter_config.json and adapter_model.safetensors, PEFT's format, into an existing directory.
 
     weights  the full (gathered) trainable weights, by their names in `model`
-    base     the model that the adapters belong to: hub id, or a directory, of which the absolute path is kept
-    Raises ConfigError where a trained weight would be missing from the file, or is another when it is read back.
+    base     hub id or directory of the base model; a directory is written as its absolute path
+    Raises ConfigError if the file lacks a trained weight, or if reading it back gives another value.
     """
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    # DoRA's magnitudes by their full name, which PEFT takes, too: transformers 5.23 loses the short one.
+    # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
     state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
     state = {f"base_model.model.{name}": x.detach().to(dtype).contiguous() for name, x in state.items()}
     expected = trained_numbers(model)
@@ -159,7 +159,7 @@ def write_adapters(
     assert config is not None
     config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
+        config.target_modules = sorted(config.target_modules)  # each process writes a set in another order
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     config.save_pretrained(str(directory))
 
@@ -171,7 +171,7 @@ def write_adapters(
 def merge_adapters(model: PreTrainedModel) -> None:
     """Turn an adapted model into a plain one with the same function, in place.
 
-    Where the adapters made input embeddings and LM head differ, a tied model is untied.
+    If the adapters made input embeddings and LM head differ, a tied model is untied.
     """
     if unties(model):
         _untie(model)
@@ -186,7 +186,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def unties(model: PreTrainedModel) -> bool:
-    """Whether adapters on one end, or one on each, make the embeddings and the head of a tied model differ."""
+    """Return True if adapters on one end, or on both, make the embeddings and the head of a tied model differ."""
     return bool(model.config.get_text_config().tie_word_embeddings) and any(map(_is_adapted, _ends(model)))
 
 

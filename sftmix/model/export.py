@@ -26,12 +26,12 @@ def export_model(
     stop_ids: Iterable[int] = (),
     chat_template: str | None = None,
 ) -> Path:
-    """Write a directory that AutoModelForCausalLM and AutoTokenizer load, and return it; complete or not there at all.
+    """Write a directory that AutoModelForCausalLM and AutoTokenizer load, whole or not at all, and return it.
 
     state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once.
-    dtype          of the files and of the config
-    base           of a model with adapters: what they belong to; only they are written, as PEFT does it
-    stop_ids       end-of-turn ids, beside the eos ids of the tokenizer and of the model's generation_config
+    dtype          dtype of the files and of the config
+    base           the base model of a model with adapters: only the adapters are written, in PEFT's format
+    stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def export_model(
 
 
 def _cast(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights to store: floats in `dtype`, of a tied group only the first name (gathering loses the aliasing)."""
+    """Return the weights to store: floats in `dtype`, a tied group by its first name only (gathering unties them)."""
     names: dict[int, str] = {}
     aliases = {
         name
@@ -78,7 +78,7 @@ def _write_model(
     before = model.config, model.generation_config
     try:
         model.config, model.generation_config = copy.deepcopy(model.config), generation
-        model.save_pretrained(path, state_dict=state)  # writes into the config
+        model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
         model.config.dtype = dtype
         model.config.save_pretrained(path)
     finally:
@@ -98,12 +98,12 @@ def _generation_config(
     try:
         config.validate(strict=True)
     except ValueError:
-        config.do_sample = True  # sampling options without it: common on the hub, and refused when written
+        config.do_sample = True  # sampling options without do_sample: common on the hub, and refused when written
     return config
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Put a finished directory in its place; what was there goes only when the new one stands."""
+    """Put a finished directory in its place; the old one is removed only when the new one stands."""
     for file in source.rglob("*"):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())

@@ -1,7 +1,7 @@
 """Access to the LM head of a model, with or without an adapter on it.
 
-The loss multiplies hidden states with the head itself, so it must know everything the model does to them on the way to
-its logits: `check_head` compares both on a probe batch and refuses a model where they differ.
+The loss multiplies hidden states with the head itself, so it must know every step from the hidden states to the model's
+logits: `check_head` compares the logits of both on a probe batch and refuses a model whose logits differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ADAPTER = "default"
 class Head:
     """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap where softcap is None.
 
-    Weight and bias are read from the module at each use: FSDP exchanges them. With an adapter on the head, W is the
+    Weight and bias are read from the module at each use: FSDP replaces them. With an adapter on the head, W is the
     effective weight, which each use of `weight` computes anew.
     """
 
@@ -46,21 +46,21 @@ class Head:
         return effective_bias(self.module)
 
     def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """The formula above, for probes and measurements; what follows the matmul in `dtype` (None: its own)."""
+        """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
         z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """[B, L, D], what the LM head receives (after the final norm), by one pass of the backbone alone."""
+    """Return [B, L, D], the input of the LM head (after the final norm), by one pass of the backbone alone."""
     decoder = model.get_decoder()
     return decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The model's LM head with its scale and soft-cap, from its config; by `check_head` where that is ambiguous.
+    """Return the LM head with its scale and soft-cap by the config; if this is ambiguous, by `check_head`.
 
-    A model on the meta device has no logits to decide by: there it is the first reading, until `check_head` can.
+    A model on the meta device has no logits to compare: it gets the first candidate, until `check_head` can decide.
     """
     candidates = _candidates(model)
     return candidates[0] if len(candidates) == 1 or model.device.type == "meta" else check_head(model)
@@ -68,7 +68,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> Head:
-    """The head whose logits equal `model(...).logits` on a probe batch; ConfigError if the formula does not fit."""
+    """Return the head whose logits equal `model(...).logits` on a probe batch; ConfigError if no formula fits."""
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
     ids = (torch.arange(2 * 8, device=model.device) * 7919 % n_embeddings(model)).view(2, 8)
@@ -83,7 +83,7 @@ def check_head(model: PreTrainedModel) -> Head:
     finally:
         model.train(training)
     best, difference = _closest(candidates, hidden, theirs)
-    # The same matmul twice: only the rounding of a scale or cap may differ.
+    # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     if not difference <= limit:
         raise ConfigError(
@@ -103,7 +103,7 @@ def _closest(candidates: Sequence[Head], hidden: Tensor, theirs: Tensor) -> tupl
 
 
 def _candidates(model: PreTrainedModel) -> list[Head]:
-    """Every reading of what the config says about the head; one, for a model without scale or cap."""
+    """Return every head that the config can mean; a single one for a model without scale or cap."""
     module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
     if module is None or model.config.is_encoder_decoder:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
@@ -127,7 +127,7 @@ def _number(config: Any, key: str) -> float | None:
 
 
 def _or(named: list[T], neutral: T) -> list[T]:
-    """The named values without repeats, or the neutral one where there are none."""
+    """Return the named values without repeats, or the neutral one if there are none."""
     return list(dict.fromkeys(named)) or [neutral]
 
 
@@ -135,10 +135,10 @@ def _or(named: list[T], neutral: T) -> list[T]:
 
 
 def effective_weight(module: nn.Module) -> Tensor:
-    """[V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
+    """Return [V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
 
     With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
-    modules_to_save: its trained copy. Call it once per forward: [V, D] is written anew each time.
+    modules_to_save: its trained copy. Call this once per forward: each call writes [V, D] anew.
     """
     layer = active(module)
     if not hasattr(layer, "base_layer"):
@@ -148,13 +148,13 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def effective_bias(module: nn.Module) -> Tensor | None:
-    """[V], the bias that goes with `effective_weight`; None where the layer has none."""
+    """Return [V], the bias that belongs to `effective_weight`; None if the layer has none."""
     layer = active(module)
     return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
 
 def check_adapted_head(head: nn.Module) -> None:
-    """Refuse an adapter on the LM head that is no constant sum of matrices: ConfigError with the remedy."""
+    """Refuse an adapter on the LM head that is not a constant sum of matrices: ConfigError with the remedy."""
     layer = active(head)
     if not hasattr(layer, "base_layer"):
         return
@@ -169,6 +169,6 @@ def check_adapted_head(head: nn.Module) -> None:
 
 
 def active(module: nn.Module) -> Any:
-    """The layer that computes: the module, or the trained copy of it (`modules_to_save`)."""
+    """Return the layer that computes: the module, or the trained copy of it (`modules_to_save`)."""
     copies: Any = getattr(module, "modules_to_save", None)
     return module if copies is None else copies[ADAPTER]

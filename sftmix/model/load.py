@@ -1,4 +1,4 @@
-"""Hugging Face causal language models and tokenizers: loading, and what can be known before any weight is read."""
+"""Hugging Face causal language models and tokenizers: loading, and the facts known before any weight is read."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def load_model(
     attention: str | None = None,
     quantization: Any | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a hub id or directory, weights cast to `dtype`, vocabulary as it is.
+    """Load the causal language model of a hub id or directory: weights cast to `dtype`, vocabulary as it is.
 
     quantization  a transformers quantisation config (`sftmix.model.adapters.quantization_config`)
 
-    Reads safetensors only and runs no code that comes with the model. ConfigError where there is no such model, where
-    it needs such code or has no safetensors, or where weights are missing (they would be random).
+    Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
+    it needs such code or has no safetensors, or if weights are missing (they would be random).
     """
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if attention is not None:
@@ -64,23 +64,23 @@ def _keep_the_backward(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or directory; ConfigError where there is none or it needs code of its own."""
+    """Load the tokenizer of a hub id or directory; ConfigError if there is none or it needs code of its own."""
     return _from_pretrained(AutoTokenizer, path)
 
 
 def model_config(path: str | Path) -> PretrainedConfig:
-    """The config of a hub id or directory; ConfigError where there is none or it needs code of its own."""
+    """Load the config of a hub id or directory; ConfigError if there is none or it needs code of its own."""
     return _from_pretrained(AutoConfig, path)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """The dtype the model's config says its weights are stored in (float32 where it says nothing)."""
+    """Return the dtype of the stored weights by the model's config (float32 if it names none)."""
     dtype = model_config(path).get_text_config().dtype
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32")
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids the model has no embedding for (spare embeddings are normal; nothing is resized)."""
+    """Refuse a tokenizer with ids that have no embedding (spare embeddings are normal; nothing is resized)."""
     rows = n_embeddings(model)
     if len(tokenizer) > rows:
         raise ConfigError(
@@ -90,7 +90,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def n_embeddings(model: PreTrainedModel) -> int:
-    """Token ids that the model has an embedding for."""
+    """Return the number of token ids that have an embedding."""
     weight: Any = model.get_input_embeddings().weight
     return weight.shape[0]
 
@@ -111,16 +111,16 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
 
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
-"""What decides weights, tokenizer and chat template of a model directory."""
+"""Suffixes of the files that decide weights, tokenizer and chat template of a model directory."""
 
 
 def context_length(path: str) -> int | None:
-    """Positions the model was made for; None where its config does not say."""
+    """Return the number of positions the model was made for; None if its config does not say."""
     return getattr(model_config(path).get_text_config(), "max_position_embeddings", None)
 
 
 def fingerprint(path: str) -> str:
-    """Identity of a file's content, or of a model and its tokenizer: a hub model's commit, or a directory's hash."""
+    """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
     if Path(path).is_file():
         return _hash(Path(path))
     commit = getattr(model_config(path), "_commit_hash", None)
@@ -131,7 +131,7 @@ def fingerprint(path: str) -> str:
 
 
 def _hash(path: Path) -> str:
-    """Hash of a file, read once per process as long as its size and time stay the same: weights take seconds."""
+    """Return the hash of a file; it is read again only if its size or time changed, because weights take seconds."""
     about = path.stat()
     return _hash_of(path, about.st_size, about.st_mtime_ns)
 

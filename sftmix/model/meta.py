@@ -1,13 +1,13 @@
-"""Loading for ranks that share the weights, none of which may hold the whole model, in three steps.
+"""Loading in three steps for ranks that share the weights: no rank may hold the whole model.
 
     1. a model with its values        `mapped_model`: every rank maps the safetensors files, which copies nothing.
-                                      Where their dtypes or adapters do not allow it, rank 0 loads the whole model, and
-                                      the others have an `empty_model`.
-    2. the values apart from it       `take_values`: what is left are float32 parameters on the meta device, sharded as
-                                      those of any other model (`sftmix.training.parallel.wrap`)
+                                      If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
+                                      others have an `empty_model`.
+    2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
+                                      sharded like those of any other model (`sftmix.training.parallel.wrap`)
     3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
 
-Names, conversions and missing weights are transformers' own business, as in a plain load.
+transformers handles names, conversions and missing weights, as in a plain load.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from sftmix.common.world import World
 from sftmix.model.load import load_model, model_config, stored_dtype
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""By their names in safetensors files."""
+"""The dtypes by their names in safetensors files."""
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
 
 def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
-    """The float32 model of a hub id or directory, its parameters on the meta device and its buffers on the CPU.
+    """Return the float32 model of a hub id or directory: parameters on the meta device, buffers on the CPU.
 
-    The buffers are those that the model computes of its config (rotary frequencies); tied weights are tied.
+    The buffers are those that the model computes from its config (rotary frequencies); tied weights are tied.
     """
     from accelerate import init_empty_weights
 
@@ -49,17 +49,17 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
 
 
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
-    """The model with the values as they are in the files, for `take_values`; its buffers are those of a plain load.
+    """Return the model with the values as they are in the files, for `take_values`, and the buffers of a plain load.
 
-    Values that are mapped from disk take no memory before they are read, and the system takes it back when it needs it.
-    None where the tensors in the files have several dtypes, which the model could not keep.
+    Values that are mapped from disk take no memory until they are read, and the system can take this memory back.
+    Returns None if the tensors in the files have several dtypes, which the model could not keep.
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
     if _dtypes_of_files(path) != {stored}:
         return None
     persistent = model.state_dict().keys()
-    for name, buffer in empty_model(path, attention=attention).named_buffers():  # in half precision they are rounded
+    for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
         parent, _, key = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, key, getattr(owner, key).to(buffer.dtype) if name in persistent else buffer)
@@ -69,7 +69,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
 
 
 def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
-    """Dtypes of all tensors in the safetensors files of a model that was loaded before; empty where none are found."""
+    """Return the dtypes of all tensors in the safetensors files of a model loaded before; empty if there are none."""
     return {
         _DTYPES.get(file.get_slice(name).get_dtype())
         for place in _files(path)
@@ -79,7 +79,7 @@ def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
 
 
 def _files(path: str | Path) -> Iterator[Path]:
-    """The safetensors files of a model, one or several."""
+    """Yield the safetensors files of a model, one or several."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         try:
             place = cached_file(str(Path(path).expanduser()), name, local_files_only=True)
@@ -97,7 +97,7 @@ def _files(path: str | Path) -> Iterator[Path]:
 
 
 def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Move the values of all parameters out of the model, which keeps float32 parameters on the meta device.
+    """Move the values of all parameters out of the model; it keeps float32 parameters on the meta device.
 
     Tied parameters stay tied and have one value, under the name that `named_parameters` gives them.
     """
@@ -115,12 +115,12 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 class Values:
-    """The values that the parameters of a model on the meta device are to have. Create it on every rank.
+    """The values for the parameters of a model on the meta device. Create it on every rank.
 
     values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
-    from_main  whether rank 0 alone has `values`, which it then sends tensor by tensor, and the buffers at once; without
-               it, every rank has all of them (mapped from a file: a rank reads what it keeps)
-    checks     what the model has to pass once it has its values; called on every rank, inside a forward
+    from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
+               rank has all values (mapped from a file: a rank reads what it keeps)
+    checks     checks of the model once it has its values; called on every rank, inside a forward
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class Values:
                 dist.broadcast(buffer, src=0)
 
     def fill(self, model: nn.Module) -> None:
-        """Put values in the place of the sharded parameters on the meta device, in the dtype of those.
+        """Put values in the place of the sharded parameters on the meta device, in the dtype of these parameters.
 
-        The values are let go as they are used. A parameter with several names (tied) has one value and stays one.
+        Each value is released after its use. A parameter with several names (tied) has one value and stays one.
         """
         made: dict[int, nn.Parameter] = {}
         for name, parameter in list(model.named_parameters(remove_duplicate=False)):
@@ -155,7 +155,7 @@ class Values:
                 setattr(model.get_submodule(owner), key, made[id(parameter)])
 
     def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        """This rank's part, as `fully_shard` cuts it: along the first dimension, as torch.chunk does."""
+        """Return this rank's part, cut as `fully_shard` cuts it: along the first dimension, as torch.chunk does."""
         like = cast(DTensor, parameter.data)
         mesh, last = like.device_mesh, like.device_mesh.ndim - 1
         value = self._whole(name, like)
@@ -169,7 +169,7 @@ class Values:
         return nn.Parameter(whole, requires_grad=parameter.requires_grad)
 
     def _whole(self, name: str, like: Tensor) -> Tensor:
-        """The whole value: on this rank already, or sent by rank 0."""
+        """Return the whole value: from this rank, or sent by rank 0."""
         if self._sent is None:
             return self._values.pop(name)
         if self._world.is_main:

@@ -1,8 +1,8 @@
-"""Whether a model keeps documents in one row apart, measured on the model itself: if not, they leak into each other.
+"""A probe of the model itself: does it keep documents in one row apart, or do they leak into each other?
 
-transformers builds block-diagonal causal masks from position ids that start again, where it is given no attention mask
-and the attention is one it builds masks for; flash attention is handed the places where they start again, of a batch of
-one row. What an architecture makes of it decides: a probe is compared with its documents one at a time.
+transformers builds block-diagonal causal masks from position ids that start again, if it gets no attention mask and
+builds masks for this attention at all. Flash attention gets the places where positions start again, in a batch of one
+row. Each architecture uses these in its own way, so a probe is compared with its documents one at a time.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 
 _DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
-"""Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one."""
+"""Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
 
 _SKIPPING = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether the attention computes the documents of a row apart, without a dense mask over all pairs of tokens."""
+    """Return True if the attention computes the documents of a row apart, without a dense mask over all token pairs."""
     return is_skipping(model.config._attn_implementation, device)
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
-    """Whether the attention implementation of that name does, on that device."""
+    """Return True if this attention implementation does no work between documents on this device."""
     return device.type == "cuda" and attention in _SKIPPING
 
 
 def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:
-    """ConfigError where the attention implementation does not exist on the device, or has no gradient there."""
+    """Raise ConfigError if the attention implementation does not exist on the device, or has no gradient there."""
     name = model.config._attn_implementation
     if device.type == "cpu" and name in _SKIPPING and (trains or name != "flex_attention"):
         raise ConfigError(
@@ -41,12 +41,12 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
 
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
-    """A message if the hidden states of packed documents differ from those that each has alone; None if they do not.
+    """Return a message if packed documents have other hidden states than each document alone; None if not.
 
-    padding_free  in a batch of one row, else also in lines of packed documents and padding
+    padding_free  probe a single row; else several lines of packed documents and padding
 
-    A value, so that a forward which asks ends as any other: FSDP keeps gathered what an error goes through. ConfigError
-    where the backbone itself fails.
+    The problem is returned, not raised, so that the forward around the probe ends normally: after an error, FSDP keeps
+    its parameters gathered. Raises ConfigError if the backbone itself fails.
     """
     name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
     remedy = _ONE_ROW if padding_free else _LINES
@@ -75,7 +75,7 @@ _ONE_ROW = "Set training.padding_free to false (micro-batches are padded), or an
 
 
 def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, torch.dtype]:
-    """Largest difference of a hidden state, largest hidden state, of packed lines and their documents alone; dtype."""
+    """Return the largest difference between hidden states of packed and single documents, the largest state; dtype."""
     decoder, device = model.get_decoder(), model.device
     documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
     embeddings: Any = model.get_input_embeddings()

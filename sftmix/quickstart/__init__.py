@@ -17,7 +17,7 @@ N_EVAL = 400
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """Where the quickstart's inputs lie: a Hugging Face model directory and two JSONL files."""
+    """The paths of the quickstart's inputs: a Hugging Face model directory and two JSONL files."""
 
     model: Path
     train: Path

@@ -1,4 +1,4 @@
-"""The quickstart: the whole recipe beside the NTP baseline on rows whose truth is known, and what came out."""
+"""The quickstart: the recipe and the NTP baseline on rows whose truth is known, and a table of the results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sftmix.quickstart import Materials, materialise
 
 
 def quickstart(out: str | Path, seed: int) -> dict[str, Any]:
-    """Make model and rows under `out`, run the recipe and the baseline, print the table; returns the summary.
+    """Make model and rows under `out`, run the recipe and the baseline, print the table; return the summary.
 
-    Running it again on the same directory reads what is there.
+    A second call on the same directory reads what is there.
     """
     out = Path(out)
     print(f"Making a small model, a tokenizer and rows of known truth in {out}/materials ...", flush=True)
@@ -28,7 +28,7 @@ def quickstart(out: str | Path, seed: int) -> dict[str, Any]:
 
 
 def configuration(out: Path, made: Materials, seed: int) -> RunConfig:
-    """The recipe quickstart.yaml on these materials."""
+    """Return the recipe quickstart.yaml with these materials."""
     with resources.as_file(resources.files("sftmix") / "recipes" / "quickstart.yaml") as recipe:
         config = read_config(recipe)
     return replace(
@@ -42,7 +42,7 @@ def configuration(out: Path, made: Materials, seed: int) -> RunConfig:
 
 
 def table(out: Path, summary: dict[str, Any]) -> list[str]:
-    """What came out, whoever won, and where to look next."""
+    """Return the lines of the results, whoever won, and of the next things to look at."""
     baseline = summary["baseline"]
     rows = [
         ("held-out NLL per response token", f"{baseline['eval_nll_after']:.4f}", f"{summary['eval_nll_after']:.4f}"),

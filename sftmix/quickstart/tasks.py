@@ -1,6 +1,6 @@
 """A synthetic instruction set whose truth about confidence is known.
 
-Half of the rows come from deterministic families (one right answer, which a rule gives), half from open ones (the
+Half of the rows come from deterministic families (a rule gives the one right answer), half from open ones (the
 answer is drawn at random, so no model can be sure of it). The responses of both kinds are of similar length, so that
 length alone does not tell them apart.
 """
@@ -59,7 +59,7 @@ def make_rows(*, n: int, seed: int) -> list[Row]:
 
 
 def _draw(rng: np.random.Generator, items: Sequence[str], low: int = 2, high: int = 5) -> list[str]:
-    """Between low and high different items, in random order."""
+    """Return low to high different items, in random order."""
     return [items[k] for k in rng.permutation(len(items))[: rng.integers(low, high + 1)].tolist()]
 
 
@@ -72,7 +72,7 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _mapped(items: Sequence[str], length: int, rule: Callable[[Sequence[str]], Sequence[str]], *phrasings: str) -> Task:
-    """A family that turns a list of words into another by a rule.
+    """Return a family of tasks that turn a list of words into another by a rule.
 
     The list has a fixed length: a small model learns to look a fixed distance back within a minute, not to align lists.
     """

@@ -7,7 +7,7 @@
         check_splitter(ByLength(threshold=20))
 
 Each check runs the component on generated inputs, the same ones every time. It raises AssertionError with the smallest
-input that breaks the contract of the base class. They need hypothesis (`pip install sftmix[test]`), no data and no GPU.
+input that breaks the contract of its base class. All need hypothesis (`pip install sftmix[test]`), no data and no GPU.
 """
 
 from __future__ import annotations

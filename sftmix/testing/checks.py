@@ -37,7 +37,7 @@ SEED = 7
 
 
 def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -> None:
-    """Run `holds` on generated inputs. An SFTMixError is a refusal: of some inputs it is allowed, of all it is not."""
+    """Run `holds` on generated inputs. An SFTMixError refuses an input: some inputs may be refused, but not all."""
     answered = 0
 
     @settings(
@@ -59,7 +59,7 @@ def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -
 
 
 def copy_of(component: C) -> C:
-    """A copy without any history, as a resumed run or another rank begins with."""
+    """Return a copy without any history, as in a resumed run or on another rank."""
     try:
         return copy.deepcopy(component)  # by the same protocol as pickle
     except Exception as error:
@@ -78,7 +78,7 @@ def assert_is(component: base.Component, kind: type) -> None:
 
 
 def valid(check: Callable[..., V], *values: Any) -> V:
-    """Run a check of the pipeline; what it refuses is a wrong answer here, not a refusal."""
+    """Run a check of the pipeline; here its refusal means a wrong answer."""
     try:
         return check(*values)
     except SFTMixError as error:
@@ -103,7 +103,7 @@ def untouched(*records: Any) -> Iterator[None]:
 
 
 def permuted(record: Any, order: Rows) -> Any:
-    """A record of N examples with them in another order; `row` stays 0..N-1."""
+    """Return a record of N examples with these in another order; `row` stays 0..N-1."""
     assert is_dataclass(record)
     changed: dict[str, Any] = {}
     for field in fields(record):
@@ -124,7 +124,7 @@ def _another_order(size: int) -> Rows:
 def check_confidence_estimator(
     estimator: ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None, examples: int = 50
 ) -> None:
-    """Check for one number per example, NaN exactly where unscored, from the example's own dynamics alone."""
+    """Check that each example gets one number, NaN exactly if unscored, from its own dynamics alone."""
     assert_is(estimator, ConfidenceEstimator)
 
     def holds(given: TrainingDynamics) -> None:
@@ -140,9 +140,9 @@ def check_confidence_estimator(
 
 
 def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
-    """Check for a group for every example (unpaired without confidence), whatever the order of the file.
+    """Check that every example gets a group (unpaired without confidence), whatever the order of the file.
 
-    scores  the tables it is tried on; by default with confidence exactly where it says `needs_confidence`
+    scores  the tables to try; by default with confidence exactly if the splitter `needs_confidence`
     """
     assert_is(splitter, Splitter)
 
@@ -168,9 +168,9 @@ def _same_split(a: Split, b: Split, message: str) -> None:
 def check_pair_sampler(
     sampler: PairSampler, *, groups: int = 2, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50
 ) -> None:
-    """Check for pairs without unpaired rows or a row with itself, whatever epochs were asked for before.
+    """Check that no pair has an unpaired row or a row twice, whatever epochs were asked for before.
 
-    groups  number of groups in the splits it is tried on
+    groups  number of groups in the splits to try
     """
     assert_is(sampler, PairSampler)
     tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
@@ -192,14 +192,14 @@ def check_pair_sampler(
 
 
 def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
-    """Check for distinct rows, of the same examples whatever the order of the file."""
+    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
     assert_is(selector, Selector)
 
     def holds(table: Scores) -> None:
         with untouched(table):
             chosen = selector.select(table, seed=SEED)
         if len(chosen) == 0:
-            raise DataError("nothing is selected")  # the pipeline refuses it, but other data may do
+            raise DataError("nothing is selected")  # the pipeline refuses this, but other data may give rows
         found = valid(contracts.check_selection, selector, chosen, len(table))
         again = valid(contracts.check_selection, selector, copy_of(selector).select(table, seed=SEED), len(table))
         np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
@@ -213,7 +213,7 @@ def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | No
 
 
 def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
-    """Check for a finite number of at least `minimum` at every step of runs of several lengths, from the step alone."""
+    """Check that every step of runs of several lengths gives a finite number >= `minimum`, from the step alone."""
     assert_is(schedule, Schedule)
     for total in (1, 2, 10, 1000):
         values = [schedule.value(step, total) for step in range(total)]
@@ -226,7 +226,7 @@ def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
 
 
 class _Lent:
-    """A context that trains nothing and returns stored dynamics as those of a run."""
+    """A context that trains nothing and returns stored dynamics as if a run had made them."""
 
     def __init__(self, stored: TrainingDynamics) -> None:
         self.ids, self._stored = stored.ids, stored
@@ -239,7 +239,7 @@ class _Lent:
 
 
 def check_reference(reference: Reference, *, examples: int = 20) -> None:
-    """Check for dynamics of exactly the examples asked for, in their order, with columns that fit together."""
+    """Check that the dynamics are of exactly the requested examples, in their order, with columns that fit together."""
     assert_is(reference, Reference)
 
     def holds(stored: TrainingDynamics) -> None:

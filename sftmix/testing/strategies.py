@@ -13,7 +13,7 @@ from sftmix.types import Encoded, Rows, Scores, Split, TrainingDynamics
 
 @dataclass(frozen=True)
 class RowsInMemory(Sequence[Encoded]):
-    """Tokenised rows as the loop sees them, from a list."""
+    """Tokenised rows, as the loop sees them, in a list."""
 
     rows: list[Encoded]
 
@@ -33,7 +33,7 @@ class RowsInMemory(Sequence[Encoded]):
 
 
 def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, seed: int = 0) -> RowsInMemory:
-    """One row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
+    """Return one row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
     rng = np.random.default_rng(seed)
     rows = []
     for row, (prompt, response) in enumerate(lengths):
@@ -48,7 +48,7 @@ _LENGTHS = st.integers(min_value=1, max_value=40)
 
 @st.composite
 def training_dynamics(draw: st.DrawFn, *, max_size: int = 24, checkpoints: int = 3) -> TrainingDynamics:
-    """Dynamics of 2 to max_size examples, some of which could not be scored (n_tokens 0); the first step is 0."""
+    """Draw dynamics of 2 to max_size examples, some of them not scored (n_tokens 0); the first step is 0."""
     size = draw(st.integers(min_value=2, max_value=max_size))
     n_tokens = np.array(draw(st.lists(st.integers(0, 40), min_size=size, max_size=size)), dtype=np.int64)
     n_tokens[0] = max(1, n_tokens[0])
@@ -68,7 +68,7 @@ def training_dynamics(draw: st.DrawFn, *, max_size: int = 24, checkpoints: int =
 def score_tables(
     draw: st.DrawFn, *, max_size: int = 30, labels: Sequence[str] | None = None, confidence: bool = True
 ) -> Scores:
-    """Tables of 4 to max_size examples, with ties and (where `confidence`) some that were not scored.
+    """Draw tables of 4 to max_size examples, with ties and (if `confidence`) some examples that were not scored.
 
     labels  the labels to draw from; None: no labels
     """
@@ -90,7 +90,7 @@ def score_tables(
 
 
 def equal_groups(scores: Scores, groups: int = 2) -> Split:
-    """A split of the table into equal groups by confidence; examples without one, and those left over, are unpaired."""
+    """Split the table into equal groups by confidence; examples without confidence, and those left over, unpaired."""
     assigned = np.full(len(scores), -1, dtype=np.int8)
     scored = np.flatnonzero(~np.isnan(scores.confidence))
     ranked = sorted(scored.tolist(), key=lambda row: (-scores.confidence[row], scores.id[row]))

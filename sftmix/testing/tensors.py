@@ -48,7 +48,7 @@ def _well_formed(objective: Objective, plan: Plan, batch: Batch) -> None:
 
 
 def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:
-    """Weight of each token row and each aligned pair in the loss of the global batch, by example and place."""
+    """Return the weight of each token row and each aligned pair in the global batch's loss, by example and place."""
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     found: dict[tuple, float] = {}
     for batch, plan in zip(batches, plans, strict=True):
@@ -58,7 +58,7 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
         if isinstance(scaled.row_weight, torch.Tensor):
             row = scaled.row_weight
         else:
-            like = 0.1 + 0.3 * torch.from_numpy(place).double()  # some NLL of each token, whatever it is batched with
+            like = 0.1 + 0.3 * torch.from_numpy(place).double()  # an NLL of each token, whatever its batch
             assert scaled.row_scale is not None
             row = scaled.row_scale * scaled.row_weight(like, like)
         for key, weight, trained in zip(token, row.tolist(), batch.ntp_weight[batch.slot].tolist(), strict=True):
@@ -75,10 +75,10 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
 
 
 def check_objective(objective: Objective, *, steps: int = 3) -> None:
-    """Check for plans that are well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
+    """Check that plans are well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
 
-    The last makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss, divided
-    by the counts of the whole global batch, must not depend on the micro-batch it is in.
+    The last point makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss,
+    divided by the counts of the whole global batch, must not depend on its micro-batch.
     """
     assert_is(objective, Objective)
     whole = _batches([_UNITS], _DATA)
@@ -106,7 +106,7 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
 
 
 def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) -> None:
-    """Check for embeddings of the same shape, differentiable, drawn for each example whatever it is batched with."""
+    """Check that embeddings keep their shape, are differentiable and drawn for each example, whatever its batch."""
     assert_is(perturbation, Perturbation)
     ids, lengths, width = ["a", "b", "c"], [7, 4, 5], 8
     e = torch.linspace(-1, 1, 3 * 7 * width).view(3, 7, width).requires_grad_()
@@ -131,7 +131,7 @@ def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) ->
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Check that it trains exactly its parameters, at its groups' rates, with a state that a checkpoint can hold."""
+    """Check that the optimizer trains exactly its parameters, at its groups' rates, with a state that can be saved."""
     assert_is(optimizer, Optimizer)
     training = TrainingOptions(learning_rate=0.01)
 

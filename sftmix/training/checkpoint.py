@@ -1,10 +1,10 @@
 """Atomic, verified checkpoints of model and optimizer: safetensors and JSON only.
 
-`step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors, `optimizer.json`
-with what the optimizer keeps beside tensors, `state.json` with what the loop needs, and MANIFEST.json, written last,
-with the SHA-256 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor
-atomic renames are trusted. Being sharded by name, a checkpoint of two ranks loads on one and the other way round. Of a
-model with adapters only what is trained is stored, the rest is the base model's.
+`step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors; `optimizer.json`
+with the optimizer's numbers; `state.json` with the state of the loop; and MANIFEST.json, written last, with the SHA-256
+of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor atomic renames
+are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other way round. For a
+model with adapters, only the trained weights are stored; the rest belongs to the base model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sftmix.training.module import unwrap
 _NAME = re.compile(r"step-(\d{8})")
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
-"""Not *.safetensors: torch's reader takes every file of that name for a part of the sharded tensors."""
+"""Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -51,7 +51,7 @@ class CheckpointStore:
         self.world = world
 
     def steps(self) -> list[int]:
-        """Steps that have a directory, newest first, valid or not."""
+        """Return the steps that have a directory, newest first, valid or not."""
         found = (_NAME.fullmatch(p.name) for p in self.directory.glob("step-*"))
         return sorted((int(m[1]) for m in found if m), reverse=True)
 
@@ -59,7 +59,7 @@ class CheckpointStore:
         return self.directory / f"step-{step:08d}"
 
     def clean(self) -> None:
-        """Remove what a process that was killed while saving left; only for the holder of the run directory."""
+        """Remove leftovers of a process that was killed while saving; only for the holder of the run directory."""
         if self.world.is_main:
             for leftover in self.directory.glob(".tmp-step-*"):
                 shutil.rmtree(leftover)
@@ -72,9 +72,9 @@ class CheckpointStore:
         state: dict[str, Any],
         arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write `step` on all ranks; it exists for readers only once it is whole. Then prune to the newest `keep`.
+        """Write the checkpoint of `step` from all ranks; readers see it once it is whole. Then keep the newest `keep`.
 
-        state   what the loop needs beside tensors, as JSON
+        state   the state of the loop except tensors, as JSON
         arrays  more tensors, the same on every rank
         """
         staging = self.world.share(str(fresh_directory(self.path(step))) if self.world.is_main else None)
@@ -94,9 +94,9 @@ class CheckpointStore:
         self.world.barrier()
 
     def newest_valid(self) -> int | None:
-        """The newest step that verifies; None when there is none at all.
+        """Return the newest step that verifies; None if there are no checkpoints.
 
-        Raises CheckpointError when there are checkpoints, but all are damaged: never a silent fresh start.
+        Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
         newest: int | None = None
         if self.world.is_main:
@@ -114,16 +114,16 @@ class CheckpointStore:
         return newest
 
     def state(self, step: int) -> dict[str, Any]:
-        """The loop's state in `step`, as it was saved."""
+        """Return the loop's state in `step`, as it was saved."""
         return json.loads((self.path(step) / "state.json").read_text())
 
     def arrays(self, step: int) -> dict[str, torch.Tensor]:
-        """The loop's tensors in `step`; none where none were saved."""
+        """Return the loop's tensors in `step`; none if none were saved."""
         file = self.path(step) / _ARRAYS
         return load_file(file) if file.exists() else {}
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-        """Load `step` in place, at any world size (without an optimizer: the weights only); the loop's state."""
+        """Load `step` in place, at any world size; return the loop's state; the weights only without an optimizer."""
         problem = verify_directory(self.path(step)) if self.world.is_main else None
         if problem := self.world.share(problem):
             raise CheckpointError(f"{self.path(step)}: {problem}")
@@ -155,9 +155,9 @@ class CheckpointStore:
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained weights of the wrapped causal language model, gathered to the CPU of rank 0 (call it on every rank).
+    """Gather the trained weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
 
-    All weights, tied ones under each of their names; of a model with adapters those that are not frozen.
+    These are all weights, tied ones under each of their names; with adapters, only those that are not frozen.
     """
     module = unwrap(wrapped)
     frozen = _has_frozen(module)
@@ -176,7 +176,7 @@ def _trained(module: nn.Module) -> list[str]:
 
 
 def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    """Model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
+    """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
     module = unwrap(wrapped)
     tensors = {f"weights/{k}": v for k, v in _weights(module).items()}
     state = {} if optimizer is None else _optimizer_state(module, optimizer)
@@ -191,7 +191,7 @@ def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _with_aliases(module: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Each of the weights under all names of its tensor."""
+    """Return the weights under all names of their tensors."""
     by_tensor = {id(p): name for name, p in module.named_parameters()}
     names = {name: by_tensor[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
     return weights | {alias: weights[name] for alias, name in names.items() if name in weights}
@@ -202,13 +202,13 @@ def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def _numbers(optimizer_state: Mapping[str, Any]) -> dict[str, int | float]:
-    """What an optimizer keeps beside tensors: counters of single parameters, and what it adapts in its groups."""
+    """Return an optimizer's numbers: counters of single parameters, and values that it adapts in its groups."""
     return {k: v for k, v in optimizer_state.items() if type(v) in (int, float)}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Saving in a single process is what we mean; torch warns about it."""
+    """Silence torch's warning about saving in a single process, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -1,7 +1,7 @@
 """Training dynamics: the scores of all examples at C checkpoints, put side by side.
 
-Perp_c(Y|X) = exp(nll_sum / n_tokens) at checkpoint c. What is stored are the sums and counts, so that any confidence
-can be computed from them afterwards.
+Perp_c(Y|X) = exp(nll_sum / n_tokens) at checkpoint c. The sums and counts are stored, so that any confidence can be
+computed from them afterwards.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sftmix.types import RowScores, TrainingDynamics
 
 
 def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> list[int]:
-    """Optimizer steps at which the reference is scored; 0 = before training.
+    """Return the optimizer steps at which the reference is scored; 0 = before training.
 
-    A number C: evenly spaced, the last at the end; with fewer steps than C each step is one. A list: shares of the run
-    if none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
+    A number C: evenly spaced, the last at the end; all steps if there are fewer than C. A list: shares of the run if
+    none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
     """
     if isinstance(checkpoints, int):
         return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
@@ -41,12 +41,12 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 
 
 def _step_of_share(share: float, total_steps: int) -> int:
-    """The nearest step, but never 0 for a share above 0: before training, perplexities are of another size."""
+    """Return the nearest step, but never 0 for a share above 0: before training, perplexities have another size."""
     return max(round(share * total_steps), 1 if share > 0 else 0)
 
 
 def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
-    """Notes on `checkpoint_steps` where a short run cannot place the checkpoints as they were asked for."""
+    """Return notes for a short run, which cannot place the checkpoints as they were asked for."""
     steps = checkpoint_steps(checkpoints, total_steps)
     if isinstance(checkpoints, int):
         fewer = len(steps) < checkpoints
@@ -66,11 +66,11 @@ def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> li
 
 
 class ScoreAtCheckpoints(Callback):
-    """Scores all rows at the given steps and keeps each result on disk, so that a resumed run does not score twice.
+    """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
 
-    Training beyond the last of them would change nothing: it stops there.
+    Training stops after the last of them: more steps would change nothing.
 
-    alone  the responses without their instructions are scored, too
+    alone  also score the responses without their instructions
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ScoreAtCheckpoints(Callback):
         return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
 
     def dynamics(self) -> TrainingDynamics:
-        """All checkpoints together, in order."""
+        """Return all checkpoints together, in order."""
         missing = [step for step in self._steps if not self._path(step).exists()]
         if missing:
             raise ConfigError(
@@ -125,7 +125,7 @@ class ScoreAtCheckpoints(Callback):
 def one_checkpoint(
     ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
 ) -> TrainingDynamics:
-    """One model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint."""
+    """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint."""
     token_nll = None if scores.token_nll is None else [t[None, :] for t in scores.token_nll]
     return TrainingDynamics(
         ids=ids,
@@ -139,7 +139,7 @@ def one_checkpoint(
 
 
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
-    """Dynamics of the same examples at several checkpoints, side by side; scored is what is scored at all of them."""
+    """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
     first = parts[0]
     tokens = None
     if first.token_nll is not None:
@@ -159,7 +159,7 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
 
 
 def described(dynamics: TrainingDynamics) -> str:
-    """One line on the dynamics of a reference: where it scored, and how its NLL per token went."""
+    """Describe the dynamics of a reference in one line: the scored steps, and the NLL per token."""
     nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
     course = " -> ".join(f"{value:.3f}" for value in nll)
     steps = ", ".join(str(step) for step in dynamics.steps)

@@ -1,4 +1,4 @@
-"""What a stage reports while it runs: metrics.jsonl, sums over its steps, peak memory, and the wish to stop."""
+"""The reports of a running stage: metrics.jsonl, sums over its steps, peak memory; and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Totals:
     tokens                   of all examples, prompts included
     ntp_tokens, mixup_tokens as in metrics.jsonl
     ntp_count, mixup_count   denominators of the steps that mixed
-    mu_own, mu_ntp           mu times mixup_count, of the steps whose mixup_mean that is (mu may follow a schedule)
+    mu_own, mu_ntp           mu times mixup_count, over the steps with mixup_mean own or ntp (mu may follow a schedule)
     skipped                  steps with a gradient that was not finite
     """
 
@@ -69,7 +69,7 @@ class Totals:
 
     @staticmethod
     def restored(kept: Mapping[str, float]) -> Totals:
-        """The totals of a checkpoint, which may hold more."""
+        """Return the totals of a checkpoint, which may hold more entries."""
         return Totals(**{f.name: kept[f.name] for f in fields(Totals)})
 
     def add(self, done: StepResult, *, tokens: int, seconds: float) -> None:
@@ -87,7 +87,7 @@ class Totals:
             self.mu_own += done.mu * done.mixup_count
 
     def figures(self) -> dict[str, float]:
-        """All of them, and mu_effective of the steps that mixed together, with the mean of mu over what was mixed."""
+        """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
         ntp, mixup = self.ntp_count, self.mixup_count
         own, direct = (total / mixup if mixup else 0.0 for total in (self.mu_own, self.mu_ntp))
         effective = mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)
@@ -95,21 +95,21 @@ class Totals:
 
 
 def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:
-    """mu N_ntp / N_mix: what mu would be if both terms were divided by the NTP count."""
+    """Return mu N_ntp / N_mix, the mu that gives the same loss if both terms are divided by the NTP count."""
     if not mixup_count or not mu:
         return 0.0
     return mu * ntp_count / mixup_count if mixup_mean == "own" else mu
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary."""
+    """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary."""
 
     def __init__(self) -> None:
         self.received = False
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals are the caller's own business
+        if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._arrived)
         return self
@@ -123,7 +123,7 @@ class StopSignal:
 
 
 class StopAtOnce(StopSignal):
-    """Outside the loop, where nothing is to be saved first: either signal raises Stopped where it arrives."""
+    """A handler for work outside the loop, with nothing to save: either signal raises Stopped at once."""
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         raise Stopped("stopped by a signal; what was finished is kept, the same command continues")
@@ -132,8 +132,8 @@ class StopAtOnce(StopSignal):
 class PeakMemory:
     """Peak bytes since construction: of the GPU's allocator, or resident memory of this process on CPU.
 
-    What was resident at construction counts, files that are mapped and were read as well. Only one at a time: another
-    one starts the count anew. Where the system cannot do that (not Linux), it is the peak since the process started.
+    Memory resident at construction counts, and so do mapped files that were read. Use one at a time: a new one restarts
+    the count. If the system cannot restart it (not Linux), the peak counts from the start of the process.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -39,7 +39,7 @@ from sftmix.types import Rows, RowScores, Split
 
 @dataclass(kw_only=True)
 class Stage:
-    """One training stage: what to train, on what, in which order, towards what."""
+    """One training stage: its model, data, order and objective."""
 
     name: str
     model: PreTrainedModel
@@ -51,21 +51,21 @@ class Stage:
     directory: Path
     seed: int
     identity: str = ""
-    """Hash of what the stage is made from; a checkpoint of another identity is refused."""
+    """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
     values: Values | None = None
     """The values of a model on the meta device, where ranks share the weights."""
     memory: PeakMemory | None = None
-    """What measures the stage since it began; None: the loop measures itself."""
+    """The peak memory since the stage began; None: the loop measures from its own start."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""
     optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
     online: OnlineLosses | None = None
-    """Keeps the losses of the epoch that is being trained on."""
+    """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
     packed: bool = False
-    """Some rows hold several documents, which must not attend to each other."""
+    """True if some rows hold several documents, which must not attend to each other."""
     scorer: Scorer | None = None
     callbacks: Sequence[Callback] = ()
     on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
@@ -89,7 +89,7 @@ def train(stage: Stage, world: World) -> StageResult:
 
 
 class TrainingLoop:
-    """The state of one stage on one rank; `run` goes to the end, `advance` is one step and what follows it."""
+    """The state of one stage on one rank; `run` goes to the end, `advance` makes one step and the work after it."""
 
     def __init__(self, stage: Stage, world: World) -> None:
         self.stage, self.world = stage, world
@@ -140,7 +140,7 @@ class TrainingLoop:
         if newest is None:
             return
         state = self.store.state(newest)
-        if state["identity"] != self.stage.identity:  # before its tensors, which may have other shapes
+        if state["identity"] != self.stage.identity:  # checked before its tensors, which may have other shapes
             raise ConfigError(
                 f"{self.store.path(newest)} belongs to a run on other inputs; move {self.store.directory} away, "
                 "or use another --out"
@@ -166,7 +166,7 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------- step
 
     def advance(self, signal: StopSignal | None = None) -> tuple[dict[str, float], bool]:
-        """One optimizer step: its metrics, and whether any rank was told to stop."""
+        """Make one optimizer step; return its metrics, and True if any rank was told to stop."""
         stage, started = self.stage, time.perf_counter()
         epoch = stage.order.epoch_of(self.step)
         units, split = stage.order.batch(self.step), stage.split_of(epoch)
@@ -202,11 +202,11 @@ class TrainingLoop:
             if stage.online is not None:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
-        # Asked after the callbacks: an evaluation may take longer than a scheduler's patience for one more step.
+        # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
         return metrics, self.world.max(float(signal is not None and signal.received)) > 0
 
     def _count_skipped(self, done: StepResult) -> None:
-        """Say which examples a skipped step had, and stop where too many follow each other."""
+        """Print the examples of a skipped step, and stop if too many skipped steps follow each other."""
         if not done.skipped:
             self.skipped_in_a_row = 0
             return
@@ -253,7 +253,7 @@ class TrainingLoop:
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:
-    """The stage's model, wrapped, with its optimizer; rank 0 says what is to be known before the first step."""
+    """Wrap the stage's model and make its optimizer; rank 0 prints notes before the first step."""
     options = stage.options
     precision = resolve_precision(options.precision, world.device)
     module = training_module(
@@ -280,5 +280,5 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:
-    """Steps between checkpoints; 0 = none."""
+    """Return the number of steps between checkpoints; 0 = none."""
     return options.every if options.every is not None else max(50, math.ceil(total_steps / 10))

@@ -1,7 +1,7 @@
-"""Model and losses in one forward: the module that DDP and FSDP wrap, and what surrounds a call of it.
+"""Model and losses in one forward: the module that DDP and FSDP wrap, and the contexts around its calls.
 
-Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP. How the module
-is wrapped stands in `sftmix.training.parallel`.
+Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP.
+`sftmix.training.parallel` wraps the module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sftmix.types import Batch, Plan, Segment
 
 
 class Perturb(Protocol):
-    """`Perturbation.embeddings` of one step: seed and step are given."""
+    """`Perturbation.embeddings` with seed and step filled in."""
 
     def __call__(self, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor: ...
 
@@ -33,8 +33,8 @@ T = TypeVar("T")
 class TrainingModule(nn.Module):
     """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
 
-    padding_free  it is fed all examples of a micro-batch in one row; whoever sets it has asked
-                  `sftmix.model.packing.packing_problem`
+    padding_free  True if the examples of a micro-batch stand in one row; before it is set to True,
+                  `sftmix.model.packing.packing_problem` must have found no problem
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
@@ -45,7 +45,7 @@ class TrainingModule(nn.Module):
         self.chunk_size = chunk_size
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
-        """hidden[T, D]: what the LM head receives at the positions that predict the response tokens."""
+        """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
         decoder = self.model.get_decoder()
         parts, order = [], []
         for segment in batch.segments:
@@ -70,10 +70,10 @@ class TrainingModule(nn.Module):
         return perturb(padded, mask, ids=ids)[mask.bool()][None]
 
     def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
-        """The loss of `plan`, whose weights are already divided by the global counts.
+        """Return the loss of `plan`, whose weights are already divided by the global counts.
 
         stats    also count correct tokens and compute the entropy
-        perturb  what a training step does to the input embeddings; scoring leaves it out
+        perturb  a training step's change of the input embeddings; None in scoring
         """
         return sft_loss(
             self.hidden_states(batch, perturb),
@@ -93,11 +93,11 @@ class TrainingModule(nn.Module):
         )
 
     def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
-        """`function(hidden[T, D], head, labels i64[T])` inside a forward: `wrap` tells FSDP that this is one."""
+        """Return `function(hidden[T, D], head, labels i64[T])`; `wrap` makes this call a forward for FSDP, too."""
         return function(self.hidden_states(batch), self.head, batch.labels)
 
     def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
-        """`function(model)` inside a forward, as `read`; a head that it finds is taken."""
+        """Return `function(model)` inside a forward, as `read` does; if it returns a Head, keep this head."""
         found = function(self.model)
         if isinstance(found, Head):
             self.head = found
@@ -105,9 +105,9 @@ class TrainingModule(nn.Module):
 
 
 def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
-    """What tells the backbone who attends to whom: the mask of real tokens, or the positions of packed documents.
+    """Return the backbone inputs that say who attends to whom: the mask of real tokens, or packed positions.
 
-    transformers keeps documents apart by their positions only where it is given no mask.
+    transformers keeps documents apart by their positions only if it gets no mask.
     """
     if segment.position_ids is None:
         return {"attention_mask": segment.attention_mask}
@@ -115,16 +115,16 @@ def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
 
 
 def unwrap(wrapped: nn.Module) -> TrainingModule:
-    """The module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
+    """Return the module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
     module = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
     return cast("TrainingModule", module)
 
 
 @contextlib.contextmanager
 def gradient_sync(wrapped: nn.Module, enabled: bool) -> Iterator[None]:
-    """Gradients are reduced over ranks only where enabled (the last micro-batch of a step).
+    """Reduce gradients over ranks only if `enabled` (the last micro-batch of a step).
 
-    Stands around forward and backward: around the backward alone it would do nothing under DDP.
+    Use it around forward and backward: around the backward alone it would do nothing under DDP.
     """
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         with contextlib.nullcontext() if enabled else wrapped.no_sync():
@@ -136,6 +136,6 @@ def gradient_sync(wrapped: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.autocast:
-    """bf16 autocast, except under FSDP, whose policy already computes in bf16."""
+    """Return bf16 autocast; it is off under FSDP, whose policy already computes in bf16."""
     fsdp = isinstance(wrapped, FSDPModule)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" and not fsdp)

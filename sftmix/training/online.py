@@ -1,8 +1,8 @@
-"""Online losses: what every example cost while it was trained on, epoch by epoch, at no extra pass.
+"""Online losses: the loss of every example in its own training step, epoch by epoch, without an extra pass.
 
-This is how Dataset Cartography (arXiv 2009.10795) collects training dynamics. An example's NLL is taken when its turn
-comes, in training mode (dropout and perturbations on) and under weights that move on during the epoch; scoring all
-examples at a checkpoint has neither, and costs a forward pass of everything.
+This is how Dataset Cartography (arXiv 2009.10795) collects training dynamics. An example's NLL is taken in its turn, in
+training mode (dropout and perturbations on), under weights that change during the epoch. Scoring all examples at a
+checkpoint has neither drawback, but costs a forward pass over all examples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Split, TrainingDynamics
 
 
 class OnlineLosses:
-    """Collects the NLL of each example in its turn; every finished epoch is a dynamics file of one checkpoint.
+    """The NLL of each example in its turn; every finished epoch becomes a dynamics file of one checkpoint.
 
     ids        N example ids
     directory  holds `epoch-<3 digits>.parquet`, epochs from 0
@@ -35,16 +35,16 @@ class OnlineLosses:
         self._parts: list[BatchNLL] = []
 
     def record(self, losses: Iterable[tuple[Batch, torch.Tensor]]) -> None:
-        """Note this rank's micro-batches of a step, each with the NLL [T] of its token rows, left on the device."""
+        """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
         self._parts += [example_nll(batch, nll_T) for batch, nll_T in losses]
 
     def gathered(self) -> dict[str, torch.Tensor]:
-        """Everything noted in this epoch on all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
+        """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
         found = gather_nll(self._parts, self._world)
         return {} if found is None else {"row": found.rows, "nll_sum": found.nll_sum, "n_tokens": found.n_tokens}
 
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
-        """Go on in the middle of an epoch with what `gathered` returned; rank 0 keeps it."""
+        """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         self._parts = []
         if arrays and self._world.is_main:
             self._parts = [BatchNLL(*(arrays[name].to(self._world.device) for name in ("row", "nll_sum", "n_tokens")))]
@@ -85,11 +85,11 @@ class OnlineLosses:
         return self._directory / f"epoch-{epoch:03d}.parquet"
 
     def epochs(self) -> list[int]:
-        """The epochs that are written, in order."""
+        """Return the epochs that are written, in order."""
         return sorted(int(path.stem.removeprefix("epoch-")) for path in self._directory.glob("epoch-*.parquet"))
 
     def read(self, epoch: int) -> TrainingDynamics:
-        """The losses of one finished epoch, in the order of the ids."""
+        """Return the losses of one finished epoch, in the order of the ids."""
         if not self.path(epoch).exists():
             raise DataError(f"{self.path(epoch)} is missing: the losses of epoch {epoch + 1} decide what follows it")
         return read_dynamics(self.path(epoch)).of(self._ids)
@@ -99,10 +99,10 @@ class OnlineLosses:
 def padded_losses(
     setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None
 ) -> list[tuple[Batch, torch.Tensor]]:
-    """The losses of a step that was skipped, computed anew with padding; the weights are still those of the step.
+    """Compute the losses of a skipped step again, with padding; the weights are still those of the step.
 
-    In a row that examples share, one that is not finite spoils all: what attention masks is multiplied by 0, and 0
-    times NaN is NaN. Every rank skips the same steps, so this forward is one of all ranks, too.
+    If examples share a row, one non-finite value spoils all: attention multiplies masked values by 0, and 0 times NaN
+    is NaN. Every rank skips the same steps, so all ranks make this forward.
     """
     world, module, perturb = setup.world, setup.module, setup.perturb(step)
     batches = micro_batches(

@@ -16,9 +16,9 @@ from sftmix.options import TrainingOptions
 def build_optimizer(
     model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer (None: AdamW) over the trainable parameters of `model`.
+    """Return the optimizer (None: AdamW) over the trainable parameters of `model`.
 
-    ConfigError where it takes other parameters than those, or some twice.
+    Raises ConfigError if the optimizer takes other parameters than these, or some twice.
     """
     chosen = AdamW() if optimizer is None else optimizer
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

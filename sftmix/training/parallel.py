@@ -1,7 +1,7 @@
-"""How a model is wrapped to be trained or scored: `training_module`, with DDP, FSDP2 or neither.
+"""Wrapping of a model for training or scoring, with DDP, FSDP2 or neither: `training_module`.
 
-Gradients are averaged over ranks by both DDP and FSDP2, so the step multiplies its sums by the world size and divides
-by counts reduced over all ranks.
+DDP and FSDP2 both average gradients over ranks, so the step multiplies its sums by the world size and divides by counts
+reduced over all ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
 
 RECOMPILE_LIMIT = 32
-"""Variants of a layer that are compiled, at most: with and without mask, gradients, one example or several, ..."""
+"""Largest number of compiled variants of a layer: with and without mask, gradients, one example or several, ..."""
 
 
 def training_module(
@@ -39,12 +39,12 @@ def training_module(
     trains: bool = False,
     values: Values | None = None,
 ) -> nn.Module:
-    """The wrapped module that trains or scores the model, which keeps apart what it is given in one row.
+    """Return the wrapped module that trains or scores the model; it keeps the examples of one row apart.
 
     packed  some examples hold several documents
     trains  gradients are wanted
-    values  those of a model on the meta device
-    Raises ConfigError where the attention cannot do that, on this device.
+    values  the values of a model on the meta device
+    Raises ConfigError if the attention cannot do this on the device.
     """
     check_attention(model, world.device, trains=trains)
     if trains and options.activation_checkpointing:
@@ -65,14 +65,14 @@ def training_module(
     )
     unwrap(module).padding_free = _padding_free(module, options, precision=precision, world=world, packed=packed)
     if isinstance(module, FSDPModule):
-        module.reshard()  # what the probe gathered: the optimizer is made of shards
+        module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
     return module
 
 
 def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
-    """Whether the examples of a micro-batch share a row: as asked, or (auto) where the attention then skips work.
+    """Return True if the examples of a micro-batch share a row: as asked, or (auto) if the attention then skips work.
 
-    ConfigError where a probe finds that the model mixes the documents of a row, unless auto can pad instead.
+    Raises ConfigError if a probe finds that the model mixes the documents of a row, unless auto can pad instead.
     """
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
@@ -90,10 +90,10 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
 
 
 def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
-    """`sftmix.model.packing.packing_problem` of the wrapped module's model, also where the model fails.
+    """Return `sftmix.model.packing.packing_problem` of the wrapped model, or the error of a model that fails.
 
-    ConfigError where it fails under FSDP: its forward did not end, so its parameters stay gathered and another forward
-    would train what the optimizer does not have.
+    Under FSDP, a ConfigError of the model is raised: its forward did not end, so its parameters stay gathered, and
+    another forward would train parameters that the optimizer does not have.
     """
     with autocast(module, precision, world.device):
         try:
@@ -105,7 +105,7 @@ def _packing_problem(module: nn.Module, precision: str, world: World, *, padding
 
 
 def resolve_parallel(requested: str, world: World) -> str:
-    """auto -> none, ddp or fsdp."""
+    """Turn auto into ddp or fsdp, and ddp on a single rank into none."""
     if requested == "auto":
         requested = "fsdp" if world.device.type == "cuda" and world.size > 1 else "ddp"
     if requested == "ddp" and world.size == 1:
@@ -114,7 +114,7 @@ def resolve_parallel(requested: str, world: World) -> str:
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
-    """auto -> bf16 on a GPU that has it, else fp32."""
+    """Turn auto into bf16 on a GPU that has it, else fp32."""
     if requested != "auto":
         return requested
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -134,9 +134,9 @@ def wrap(
 ) -> nn.Module:
     """Wrap the module, whose forward runs backbone, head and losses.
 
-    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per
-    forward and kept until the backward is done, so tied weights live in one group. Each group is moved to the device
-    as it is sharded. A model on the meta device has its `values` put into its shards: no rank holds it whole.
+    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head). The rest is gathered once per
+    forward and kept until the backward is done, so tied weights live in one group. Each group moves to the device when
+    it is sharded. For a model on the meta device, `values` go into the shards: no rank holds the whole model.
     """
     if parallel == "none":
         return module.to(world.device)
@@ -150,8 +150,8 @@ def wrap(
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # What enters the root is no activation: FSDP would look for floats inside Batch and Plan and round lambdas, weights
-    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). What flows in it is bf16 as its parameters are.
+    # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
+    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
     policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for name in ("read", "probe"):
@@ -165,7 +165,7 @@ def wrap(
 
 
 def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
-    """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
+    """Return the mesh. fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does."""
     if not dist.is_initialized():
         raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
     if parallel == "fsdp":
@@ -175,7 +175,7 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
 
 
 def shard_group(shard_group_size: int | None, world: World) -> int:
-    """Ranks that share one copy of the weights under hsdp; ConfigError where that does not divide their number."""
+    """Return how many ranks share one copy of the weights under hsdp; ConfigError if it does not divide all."""
     group = shard_group_size or world.local_size
     if world.size % group:
         divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
@@ -190,7 +190,7 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks that transformers itself never splits."""
+    """Return the repeated blocks, which transformers itself never splits."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
     if not layers:
@@ -211,7 +211,7 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """ConfigError where torch.compile has nothing to compile with, before anything is read."""
+    """Raise ConfigError if torch.compile has no compiler to use, before anything is read."""
     if device.type == "cuda":
         if find_spec("triton") is None:
             raise ConfigError(
@@ -230,10 +230,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each decoder layer by itself, in place: layers of one kind share what was compiled, names stay.
+    """Compile each decoder layer by itself, in place: layers of one kind share the compiled code, names stay.
 
-    Lengths differ from batch to batch, so they are symbols of what is compiled. After `recompute_activations`, before
-    the layers are sharded.
+    Lengths differ from batch to batch, so the compiled code treats them as symbols. Call this after
+    `recompute_activations` and before the layers are sharded.
     """
     from torch._dynamo import config  # takes a second to import
 

@@ -1,6 +1,6 @@
-"""Scoring: what the model as it is makes of rows, in eval mode and without gradients, by all ranks together.
+"""Scoring: the losses of the current model on rows, in eval mode and without gradients, by all ranks together.
 
-`Scorer` does it for every row of a data set, `with_batch_nll` for the global batch that a step is about to train on.
+`Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""
 
 CPU_SCORING_TOKENS = 2048
-"""Padded tokens per scoring batch on a CPU, at most: larger ones leave its caches, and are padded more."""
+"""Largest number of padded tokens per scoring batch on a CPU: larger ones leave its caches, and are padded more."""
 
 Column: TypeAlias = Any
-"""A value of each of B rows: an array [B, ...], or a list of B arrays of any length, as the measure decides."""
+"""One value for each of B rows: an array [B, ...], or a list of B arrays of any length; the measure decides."""
 
 Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
 """(module, batch of B rows) -> columns of these rows."""
 
 
 def scoring_tokens(device: torch.device) -> int:
-    """Padded tokens per scoring batch on one rank, on that kind of device."""
+    """Return the padded tokens per scoring batch on one rank, for this kind of device."""
     return min(SCORING_TOKENS, CPU_SCORING_TOKENS) if device.type == "cpu" else SCORING_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Scores data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
+    """The scoring of data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
 
     precision  fp32 or bf16
-    token_nll  the NLL of every response token is kept, too
+    token_nll  also keep the NLL of every response token
     progress   the name of the bar; None: no bar
     """
 
@@ -58,14 +58,14 @@ class Scorer:
     progress: str | None = None
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
-        """The scores of every row of `data`, in row order; NonFiniteError where one is NaN."""
+        """Return the scores of every row of `data`, in row order; NonFiniteError if one is NaN."""
         return refuse_nan(RowScores(*self.columns(module, data, self._scores)))
 
     def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:
-        """The columns of `measure` for all rows of `data`, in row order, on every rank.
+        """Return the columns of `measure` for all rows of `data`, in row order, on every rank.
 
-        Rows are sorted by length and dealt to the ranks batch by batch; every rank makes the same number of forward
-        passes (a collective under FSDP), and the results are joined by row, so that none counts twice.
+        Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
+        passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
         mine: list[tuple[np.ndarray, Sequence[Column]]] = []
         with eval_mode(module, self.world, self.precision) as target:
@@ -91,7 +91,7 @@ class Scorer:
 
 @contextmanager
 def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[TrainingModule]:
-    """The module inside its wrapping, for forward passes only: no dropout, no gradients; then as it was before."""
+    """Yield the module inside its wrapping for forward passes without dropout and gradients; then restore its mode."""
     target = unwrap(module)
     was_training = target.training
     target.eval()
@@ -101,8 +101,8 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
 
 
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
-    """This rank's batches; a rank that has one fewer repeats its last, uncounted."""
-    order = np.argsort(-lengths, kind="stable")  # longest first: memory is at its peak at once
+    """Yield this rank's batches; a rank with one batch fewer repeats its last one, uncounted."""
+    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
     budget = scoring_tokens(world.device)
     cuts, start = [], 0
     while start < len(order):
@@ -133,7 +133,7 @@ def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows:
 
 
 def refuse_nan(scores: RowScores) -> RowScores:
-    """The scores, if none is NaN; else NonFiniteError: no perplexity may be made of it, nor a median."""
+    """Return the scores if none is NaN; else raise NonFiniteError: a perplexity or a median of NaN has no meaning."""
     bad = np.flatnonzero(np.isnan(scores.nll_sum))
     if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): the model is broken")
@@ -141,10 +141,10 @@ def refuse_nan(scores: RowScores) -> RowScores:
 
 
 def held_out_metrics(scores: RowScores) -> dict[str, float]:
-    """NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
+    """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
-    The last is exact match under greedy decoding: greedy decoding returns the reference answer if and only if each of
-    its tokens is the argmax given the ones before it.
+    The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if
+    each of its tokens is the argmax given the tokens before.
     """
     tokens = max(int(scores.n_tokens.sum()), 1)
     rows = max(len(scores.n_tokens), 1)
@@ -159,7 +159,7 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
 
 
 def scoring_plan(batch: Batch) -> Plan:
-    """A plan that trains nothing: what a pass that only wants NLLs is given."""
+    """Return a plan that trains nothing, for a pass that only computes NLLs."""
     size, device = len(batch.labels), batch.labels.device
     nothing = torch.zeros(0, device=device)
     return Plan(
@@ -173,18 +173,18 @@ def scoring_plan(batch: Batch) -> Plan:
 
 
 def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
-    """f64[B, ...], sums of token-row values [T, ...] over each slot."""
+    """Return f64[B, ...], the sums of token-row values [T, ...] over each slot."""
     sums = values_T.new_zeros(len(batch.ids), *values_T.shape[1:], dtype=torch.float64)
     return sums.index_add_(0, batch.slot, values_T.double())
 
 
 def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
-    """f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
+    """Return f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
     return per_slot(batch, values).cpu().numpy()
 
 
 def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
-    """The token rows [T] of each of the B examples of the batch."""
+    """Return the token rows [T] of each of the B examples of the batch."""
     counts = torch.bincount(batch.slot, minlength=len(batch.rows)).tolist()
     return [part.numpy() for part in torch.split(values.cpu(), counts)]
 
@@ -193,14 +193,14 @@ def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
 
 
 def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
-    """The NLL of the examples that have their turn in this micro-batch: repeats and fillers have theirs elsewhere."""
+    """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere."""
     own = batch.ntp_weight > 0
     count = torch.bincount(batch.slot, minlength=len(batch.ids))
     return BatchNLL(batch.rows[own], per_slot(batch, nll_T)[own], count[own])
 
 
 def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
-    """The parts of all ranks in one, by row, on the CPU of every rank; None where no rank has any."""
+    """Join the parts of all ranks by row, on the CPU of every rank; None if no rank has any."""
     columns = [[getattr(part, name) for part in parts] for name in BatchNLL.__slots__]
     mine = [torch.cat(column).cpu().numpy() for column in columns] if parts else []
     ranks = [of_rank for of_rank in world.gather(mine) if of_rank]
@@ -212,8 +212,8 @@ def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
 
 
 def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
-    """The same micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
-    with eval_mode(module, world, precision) as target:  # every rank has equally many: a forward is a collective
+    """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
+    with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
         found = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
     whole = gather_nll(found, world)
     assert whole is not None

@@ -1,4 +1,4 @@
-"""One optimizer step, from top to bottom: `train_step` is all of it, and what it calls stands below in that order.
+"""One optimizer step, from top to bottom: `train_step` is the whole step, and its parts follow in their order.
 
     1. the micro-batches of this rank            `micro_batches`
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`
@@ -6,17 +6,17 @@
     4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
     5. clip, and update                          `clip_gradients`; the rate is `learning_rate`
 
-What each loss is divided by:
+Each loss is divided by a count:
 
     NTP    all trained tokens of the global batch
     Mixup  all mixed token pairs of the global batch; under mixup_mean "ntp" the NTP count
 
-The global batch is what all ranks see in all micro-batches of the step. A mean of the micro-batches' means would weigh
-a token by the micro-batch it happens to be in, so both counts are known before the first backward. Every loss is also
-multiplied by the world size, because DDP and FSDP average gradients over ranks where a sum is wanted.
+The global batch is the examples of all ranks in all micro-batches of the step. A mean of the micro-batches' means would
+weigh a token by its micro-batch, so both counts are known before the first backward. Every loss is also multiplied by
+the world size, because DDP and FSDP average gradients over ranks, but a sum is wanted.
 
 Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step). Resume, log, checkpoints,
-callbacks and online losses are the business of `sftmix.training.loop`, which calls this and reads the `StepResult`.
+callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the `StepResult`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sftmix.types import Batch, Plan, Split
 
 @dataclass(frozen=True, kw_only=True)
 class StepSetup:
-    """What all steps of a stage have in common; `module` is wrapped, and `optimizer` that of its parameters."""
+    """The setup that all steps of a stage share; `module` is wrapped, and `optimizer` updates its parameters."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class StepSetup:
     total_steps: int
 
     def perturb(self, step: int) -> Perturb | None:
-        """The change of the input embeddings in that step; None for no change."""
+        """Return the change of the input embeddings in this step; None for no change."""
         if self.perturbation is None:
             return None
         perturbation, seed = self.perturbation, self.seed
@@ -75,15 +75,15 @@ class StepSetup:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The outcome of one step. All but the last two are of the whole global batch, and the same on every rank.
+    """The outcome of one step. All fields but the last two cover the whole global batch, the same on every rank.
 
-    loss           what was minimised: both terms, weighted and divided
-    ntp, mixup     each term by itself, over its count and without mu; 0 where there is none
+    loss           the minimised loss: both terms, weighted and divided
+    ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
     ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
-    mu, mixup_mean            of the plans
-    grad_norm      before clipping; where it is not finite, no weight has moved
-    batches, nll   this rank's micro-batches, and of each the NLL of its token rows [T], detached
+    mu, mixup_mean            those of the plans
+    grad_norm      before clipping; if it is not finite, no weight has moved
+    batches, nll   this rank's micro-batches, and for each the NLL of its token rows [T], detached
     """
 
     loss: float
@@ -106,7 +106,7 @@ class StepResult:
 
 
 def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> StepResult:
-    """Train on one global batch: `units` of all ranks, step number `step` (from 0). Every rank calls it at once."""
+    """Train on one global batch: the `units` of all ranks, step number `step` (from 0). All ranks call it together."""
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
@@ -131,12 +131,12 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     if broken:
         refuse_plans(setup.objective, plans, world)
     norm = clip_gradients(module, options.max_grad_norm)
-    if math.isfinite(norm):  # the global norm, so every rank decides the same
+    if math.isfinite(norm):  # the norm is global, so every rank decides the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
     return StepResult(
-        loss=loss / world.size,  # each rank's was multiplied by it
+        loss=loss / world.size,  # each rank's loss was multiplied by it
         ntp=ntp / ntp_count if ntp_count else 0.0,
         mixup=mixup / mixup_count if mixup_count else 0.0,
         ntp_count=ntp_count,
@@ -166,12 +166,12 @@ def micro_batches(
     pad_id: int,
     padded: bool = False,
 ) -> list[Batch]:
-    """This rank's share of a global batch, laid out as the (wrapped) module is fed, or padded in any case."""
+    """Return this rank's share of a global batch, in the layout of the (wrapped) module, or padded if `padded`."""
     one_row = unwrap(module).padding_free and not padded
     made = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         own, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
-        if not isinstance(module, FSDPModule):  # which alone gathers for each segment, on all ranks at once
+        if not isinstance(module, FSDPModule):  # only FSDP gathers for each segment, on all ranks at once
             n_segments = min(n_segments, sum(map(len, own)))
         made.append(collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id))
     return [to_device(batch, world.device) for batch in made]
@@ -198,7 +198,7 @@ def refuse_plans(objective: Objective, plans: Sequence[Plan], world: World) -> N
 def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
     """Divide the plan's weights by the counts of the whole global batch, times the world size (see above).
 
-    A rule knows nothing of repeated slots, so its weights are multiplied with the slots' NTP weights.
+    A rule does not know about repeated slots, so its weights are multiplied with the slots' NTP weights.
     """
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
@@ -217,9 +217,9 @@ def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float,
 def _forward_backward(
     setup: StepSetup, batch: Batch, plan: Plan, scaled: Plan, perturb: Perturb | None, *, last: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add one micro-batch to the gradients, which ranks exchange with the last one; its `step_sums`, and its NLL [T].
+    """Add one micro-batch to the gradients; return its `step_sums`, and its NLL [T].
 
-    scaled  the plan, normalised
+    scaled  the plan, normalised; last: ranks exchange the gradients after this micro-batch
     """
     with gradient_sync(setup.module, last):
         with autocast(setup.module, setup.precision, setup.world.device):
@@ -229,11 +229,11 @@ def _forward_backward(
 
 
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """f64[6] on the device: loss, weighted NLL, Mixup loss (mu left out), trained tokens, aligned token pairs, and how
-    many lambdas and weights are not allowed."""
+    """Return f64[6] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs, and
+    the number of lambdas and weights that are not allowed."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
     mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
-    if plan.mixup_row_weight is not None:  # NTP losses in the place of Mixup's
+    if plan.mixup_row_weight is not None:  # NTP losses in place of Mixup's
         mixed = mixed + (plan.mixup_row_weight * out.nll).sum()
         aligned = aligned.new_tensor(len(batch.pairs))
     if plan.mu:
@@ -246,7 +246,7 @@ def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
-    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, over all shards."""
+    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, for all shards."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
     if hasattr(norm, "full_tensor"):
@@ -257,7 +257,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up over ceil(ratio * total), then the schedule."""
+    """Return the learning rate of step `step` (from 0): linear warm-up over ceil(ratio * total), then the schedule."""
     warmup = math.ceil(options.warmup_ratio * total_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
