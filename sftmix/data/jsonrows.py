@@ -21,7 +21,7 @@ _FOREIGN = {codecs.BOM_UTF16_LE: "UTF-16 text", codecs.BOM_UTF16_BE: "UTF-16 tex
 class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`.
 
-    source  None, or the place of the problem where this is not the place at which the row begins
+    source  place of the problem; None if it is the place at which the row begins
     """
 
     def __init__(self, reason: str, source: str | None = None) -> None:

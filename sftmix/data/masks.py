@@ -114,7 +114,7 @@ def _single(encoder: Encoder, turn: _Turn) -> Outcome:
 
 
 def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
-    """Tokenise prompt and rest apart, where one token would span both; None if the text changes by that.
+    """Tokenise prompt and rest apart, because one token would span both; None if that changes the text.
 
     The rest is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text.
     """

@@ -68,7 +68,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
 
 
 def _check_text_options(options: DataOptions, text: bool) -> None:
-    """Raise ConfigError for an option of conversations where the rows are plain text, or of plain text where not."""
+    """Raise ConfigError for an option that does not fit the kind of the rows, plain text (`text`) or conversations."""
     if not text:
         if options.packing:
             raise ConfigError(
@@ -192,8 +192,8 @@ def _first_rows(train: Conversations, limit: int | None, report: DataReport) -> 
 def _divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
     """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
 
-    Parts of documents are held out where there are fewer than 2 / fraction documents. Single windows never are: the
-    windows beside them would be trained on, and the test would be on text that the model nearly knows.
+    With fewer than 2 / fraction documents, the last part of each is held out. Windows from inside a document are not:
+    the model would be tested on text that stands between trained text.
     """
     if isinstance(rows, Documents) and len(rows.records) * fraction < 2:
         return _tails(rows, fraction, report)

@@ -23,7 +23,7 @@ from sftmix.types import Example, Int64
 AT_ONCE = 256
 """Conversations of a part, and examples tokenised in one call: enough for the tokenizer's threads, little memory."""
 WORTH_A_PROCESS = 10_000
-"""Conversations for which one more process is worth its start, where the user names no number."""
+"""Conversations for which one more process is worth its start; data.num_proc overrules it."""
 _AHEAD = 4
 """Most parts per process that wait to be written."""
 
