@@ -1,13 +1,12 @@
-"""Which examples are step s on this rank, as tensors.
+"""The examples of each step on each rank, as tensors.
 
-    pairs    the groups and pairs of each epoch
-    order    the global batch of each step
-    deal     its ranks and micro-batches
+    order    the pairs of each epoch, and the global batch of each step
+    deal     the ranks and micro-batches of a global batch
     collate  the tensors of one micro-batch
-    rows     data sets as all of these see them
+    rows     data sets as all of these read them
 
-Everything is a pure function of (pairs, lengths, seed, epoch): any rank can work out what every rank does, and a
-resumed run needs nothing but the step number.
+Everything is a pure function of (pairs, lengths, seed, epoch): any rank can work out the work of every rank, and a
+resumed run needs only the step number.
 """
 
 from __future__ import annotations

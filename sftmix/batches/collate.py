@@ -1,6 +1,6 @@
-"""The tensors of one micro-batch: padded or in one row without padding, and the pairs aligned by response token.
+"""The tensors of one micro-batch, padded or in one row without padding, with pairs aligned by response token.
 
-Examples of similar length are padded together: `length_groups` finds the groups with the least padding.
+Examples of similar length are padded together; `length_groups` finds the groups with the least padding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sftmix.batches.order import Unit
 from sftmix.batches.rows import TokenisedRows
-from sftmix.types import Batch, Encoded, Rows, Segment, Split
+from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,8 @@ def collate(
 ) -> Batch:
     """Build the Batch of one rank: token rows of all slots in unit order, pairs aligned by response token.
 
-    n_segments    groups of similar length, each padded to its longest; beyond one for each slot they are idle
-    padding_free  instead, all slots one after the other in a single row, kept apart by their positions
+    n_segments    groups of similar length, each padded to its longest; if there are fewer slots, the others are idle
+    padding_free  put all slots one after the other into a single row; position ids keep them apart
     """
     import torch
 
@@ -69,10 +69,13 @@ def collate(
     )
 
 
-def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Rows, Rows]:
-    """slot_pairs, pairs and pair_index: n-th response token with n-th, n <= min(N_c, N_u), in every unit of two.
+def _align(units: Sequence[Unit], counts: Int64, offsets: Int64) -> tuple[Int64, Int64, Int64]:
+    """Align the n-th response token of one slot with the n-th of the other, n <= min(N_c, N_u), in every unit of two.
 
-    Never by position in the sequence: the prompts of the two differ in length.
+    Positions in the sequence would not do: the prompts of the two differ in length.
+
+    counts, offsets  i64[B], i64[B + 1]: response tokens of each slot, and the first token row of each
+    Returns slot_pairs, pairs and pair_index of a Batch.
     """
     firsts = np.cumsum([0] + [len(u) for u in units])[:-1]
     slot_pairs = np.array([(f, f + 1) for f, u in zip(firsts, units, strict=True) if len(u) == 2], dtype=np.int64)
@@ -86,11 +89,15 @@ def _align(units: Sequence[Unit], counts: Rows, offsets: Rows) -> tuple[Rows, Ro
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A slot of the batch, where the tokens of its example are predicted, and the first of its token rows."""
+    """A slot of the batch.
+
+    targets  i64, places of the response tokens in the example
+    offset   the first of its token rows
+    """
 
     slot: int
     example: Encoded
-    targets: Rows
+    targets: Int64
     offset: int
 
     def __len__(self) -> int:
@@ -98,7 +105,7 @@ class _Member:
 
 
 def _segment(lines: Sequence[Sequence[_Member]], pad_id: int) -> Segment:
-    """Lines of examples that stand one after the other, padded to the longest line; an idle segment is one token."""
+    """Pad lines to the longest; in a line, examples stand one after the other. An idle segment is one token."""
     import torch
 
     width = max(1, *(sum(map(len, line)) for line in lines))
@@ -126,9 +133,9 @@ def _segment(lines: Sequence[Sequence[_Member]], pad_id: int) -> Segment:
 
 
 def _position_ids(lines: Sequence[Sequence[_Member]], width: int) -> torch.Tensor | None:
-    """i64[b, width], counted from the beginning of each document; None where no line holds two of them.
+    """Positions i64[b, width], counted from the beginning of each document; None if no line holds two documents.
 
-    Padding is one more document: no result depends on what it attends to, and nothing attends to what follows it.
+    Padding is one more document: nothing reads its results, and no other document attends to it.
     """
     import torch
 
@@ -143,7 +150,7 @@ def _position_ids(lines: Sequence[Sequence[_Member]], width: int) -> torch.Tenso
 
 
 def _starts(line: Sequence[_Member]) -> list[int]:
-    """Where the documents of a line begin: its examples, and what is packed into each."""
+    """Places where the documents of a line begin: its examples, and the documents packed into each."""
     starts, begin = [], 0
     for member in line:
         inner = [0] if member.example.starts is None else member.example.starts.tolist()
@@ -170,7 +177,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def token_slots(lengths: Sequence[int], n_segments: int, *, padding_free: bool = False) -> int:
-    """Token slots that examples of these lengths are computed in: padded in up to so many groups, or not at all."""
+    """Count the token slots of examples of these lengths: padded in up to `n_segments` groups, or not padded."""
     if padding_free or n_segments >= len(lengths):
         return sum(lengths)
     if n_segments == 1:
@@ -181,8 +188,8 @@ def token_slots(lengths: Sequence[int], n_segments: int, *, padding_free: bool =
 def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
     """Partition slots into exactly `n_groups` groups of similar length with the fewest padded tokens.
 
-    Sorted by length the best groups are contiguous, so a small dynamic programme finds them: cost of a group is its
-    size times its longest member.
+    In order of length the best groups are runs of neighbours, so a small dynamic programme finds them. The cost of a
+    group is its size times its longest member.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     _, cuts = _best_cuts(np.asarray([lengths[i] for i in order], dtype=np.float64), n_groups)
@@ -194,8 +201,8 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
     return groups[::-1]
 
 
-def _best_cuts(ordered: npt.NDArray[np.float64], n_groups: int) -> tuple[float, list[Rows]]:
-    """Padded tokens of ascending lengths in the best groups; for each group, where it starts if it ends at i."""
+def _best_cuts(ordered: npt.NDArray[np.float64], n_groups: int) -> tuple[float, list[Int64]]:
+    """Find the best groups of ascending lengths: their padded tokens, and for each group its start if it ends at i."""
     size = len(ordered)
     start, end = np.arange(size + 1)[:, None], np.arange(1, size + 1)
     group = np.full((size + 1, size + 1), np.inf)  # [start, end]

@@ -1,7 +1,7 @@
-"""How a global batch is dealt out to ranks and micro-batches: `deal`, within the limits of the training options.
+"""A global batch dealt to ranks and micro-batches: `deal`, within the limits of the training options.
 
-The loss is a sum over the global batch, so it does not care which micro-batch an example is in: units are dealt so that
-few token slots are padding and the ranks of a micro-step have about the same work. A unit is never cut.
+The loss is a sum over the global batch, so an example may be in any of its micro-batches. Units are dealt so that few
+token slots are padding, and so that the ranks of a micro-step have about the same work. A unit is never cut.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ import numpy as np
 from sftmix.batches.collate import token_slots
 from sftmix.batches.order import Unit
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
-from sftmix.types import Rows
+from sftmix.types import Int64
 
 if TYPE_CHECKING:
     import torch
 
 WORTH_SORTING = 0.9
-"""Micro-batches of similar length are made where they need at most this share of the slots of balanced ones: sorted,
-the longest examples meet in one micro-batch, whose memory is the peak."""
+"""Largest share of the slots of balanced micro-batches that those of similar length may need. If they need more, they
+are not worth it: they put the longest examples into one micro-batch, and its memory is the peak."""
 
 BALANCE_STEPS = 7
-"""Halvings of the interval in which the largest micro-batch is sought: to about 1% of it."""
+"""Halvings in the search for the size of the largest micro-batch: they leave about 1% of the interval."""
 
 MOST_GROUPS = 16
-"""Length groups of a micro-batch on CPU, at most: what more of them save in padding, their passes cost."""
+"""Most length groups of a micro-batch on CPU: more would save less padding than their passes cost."""
 
 Deal = list[list[Unit]]
-"""The units of each micro-batch; W neighbours are one micro-step."""
+"""The units of each micro-batch; on W ranks, W neighbours are one micro-step."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroStep:
-    """One forward and backward on every rank at once: units of each rank, and into how many segments each pads them.
+    """One forward and backward on every rank at once.
 
-    A rank with fewer slots than segments has idle ones where FSDP gathers parameters once per segment.
+    ranks       the units of each rank
+    n_segments  segments into which each rank pads its slots; a rank with fewer slots has idle segments, because FSDP
+                gathers parameters once per segment on all ranks
     """
 
     ranks: tuple[tuple[Unit, ...], ...]
@@ -48,14 +50,14 @@ class MicroStep:
 
 def deal(
     units: Sequence[Unit],
-    lengths: Rows,
+    lengths: Int64,
     options: TrainingOptions,
     *,
     ranks: int,
     device: torch.device,
     padding_free: bool,
 ) -> list[MicroStep]:
-    """A global batch as the options have it dealt to so many ranks with such a device.
+    """Deal a global batch to `ranks` ranks with such a device, as the options say.
 
     lengths  i64[N], tokens of each row of the data set
     """
@@ -71,27 +73,27 @@ def deal(
 
 
 def micro_batch_limit(options: TrainingOptions) -> int | None:
-    """Examples of a micro-batch, at most; None where only their tokens are limited."""
+    """Most examples of a micro-batch; None if only their tokens are limited."""
     default = DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None
     return default if options.micro_batch_size is None else options.micro_batch_size
 
 
 def default_length_groups(examples: int, device: torch.device) -> int:
-    """One group per two examples of a micro-batch on CPU; one on a GPU, which prefers one large batch."""
+    """One length group per two examples of a micro-batch on CPU; one in all on a GPU, which prefers a large batch."""
     return min(MOST_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
 
 
-def _most_groups(lengths: Rows, options: TrainingOptions, device: torch.device) -> int:
-    """Length groups of a padded micro-batch, at most."""
+def _most_groups(lengths: Int64, options: TrainingOptions, device: torch.device) -> int:
+    """Most length groups of a padded micro-batch."""
     expected = micro_batch_limit(options) or int((options.micro_batch_tokens or 0) // lengths.mean())  # its examples
     return options.length_groups or default_length_groups(expected, device)
 
 
-def too_long(lengths: Rows, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
-    """A sentence for people about examples and pairs that exceed training.micro_batch_tokens; or none.
+def too_long(lengths: Int64, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
+    """One sentence for people if examples or pairs exceed training.micro_batch_tokens; else none.
 
     lengths       i64[N], tokens of each row of the data set
-    padding_free  of the module that is trained; else a pair may be as wide as its longer member
+    padding_free  True if the module is trained without padding; else the shorter of a pair may be padded to the longer
     """
     budget = options.micro_batch_tokens
     if budget is None:
@@ -109,7 +111,7 @@ def too_long(lengths: Rows, options: TrainingOptions, *, device: torch.device, p
 
 def micro_steps(
     units: Sequence[Unit],
-    lengths: Rows,
+    lengths: Int64,
     *,
     world_size: int,
     micro_batch_size: int | None = None,
@@ -119,13 +121,13 @@ def micro_steps(
 ) -> list[MicroStep]:
     """Deal one global batch out to ranks and accumulation steps, in as few micro-steps as the limits allow.
 
-    micro_batch_size    slots of a micro-batch at most; even where there are pairs (ValueError)
-    micro_batch_tokens  token slots of a micro-batch at most, padding included; a unit that needs more gets a
-                        micro-batch of its own
-    max_segments        length groups into which a micro-batch is padded, at most
+    micro_batch_size    most slots of a micro-batch; ValueError if it is odd and there are pairs
+    micro_batch_tokens  most token slots of a micro-batch, with padding; a unit that needs more gets a micro-batch of
+                        its own
+    max_segments        most length groups into which a micro-batch is padded
     padding_free        all examples of a micro-batch stand in one row
 
-    A rank left without a unit repeats the shortest slot with NTP weight 0, so that it joins every collective.
+    A rank that is left without a unit repeats the shortest slot with NTP weight 0, so that it joins every collective.
     """
     if micro_batch_size is not None and micro_batch_size % 2 and any(len(unit) == 2 for unit in units):
         raise ValueError(f"a pair does not fit: micro_batch_size {micro_batch_size} must be even")
@@ -148,9 +150,9 @@ def micro_steps(
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """The limits of a micro-batch, and what a set of units takes of them."""
+    """The limits of a micro-batch, and measures of a set of units against them."""
 
-    lengths: Rows
+    lengths: Int64
     ranks: int
     examples: int | None
     tokens: int | None
@@ -161,13 +163,13 @@ class _Room:
         return sum(int(self.lengths[slot.row]) for slot in unit)
 
     def cost(self, units: Sequence[Unit]) -> int:
-        """Token slots that the units are computed in, idle segments included."""
+        """Count the token slots of the units in one micro-batch, with idle segments."""
         found = [int(self.lengths[slot.row]) for unit in units for slot in unit]
         idle = max(0, self.segments - len(found)) if self.ranks > 1 else 0
         return token_slots(found, self.segments, padding_free=self.padding_free) + idle
 
     def holds(self, units: Sequence[Unit], tokens: int | None) -> bool:
-        """Whether the units make one micro-batch of so many tokens; a single unit always does."""
+        """True if the units fit into one micro-batch of at most `tokens` token slots; a single unit always does."""
         if len(units) < 2:
             return True
         if self.examples is not None and sum(len(unit) for unit in units) > self.examples:
@@ -177,7 +179,7 @@ class _Room:
         return sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens
 
     def fewest_steps(self, units: Sequence[Unit]) -> int:
-        """Micro-steps that the units take at least."""
+        """Fewest micro-steps that the units may take."""
         bins = 1.0
         if self.examples is not None:
             bins = max(bins, sum(map(len, units)) / self.examples)
@@ -189,13 +191,16 @@ class _Room:
         return -(-len(bins) // self.ranks)
 
     def total(self, bins: Deal) -> int:
-        """Token slots that the slowest rank of each micro-step computes, summed."""
+        """Count the token slots of the slowest rank of each micro-step, and add them up."""
         costs = [self.cost(units) for units in bins]
         return sum(max(costs[k : k + self.ranks]) for k in range(0, len(costs), self.ranks))
 
 
 def _deal(units: Sequence[Unit], room: _Room) -> Deal:
-    """The better of two deals: fewest micro-steps, then balanced ones unless similar lengths save slots."""
+    """Choose the better of two deals: the one of fewer micro-steps, else the balanced one unless the other saves slots.
+
+    The other puts units of similar length together, which saves padding.
+    """
     least = sum(map(room.weight, units))  # without any padding
     fewest = room.fewest_steps(units)
     balanced = _balanced(units, room, fewest, fewest)
@@ -211,7 +216,7 @@ def _deal(units: Sequence[Unit], room: _Room) -> Deal:
 
 
 def _balanced(units: Sequence[Unit], room: _Room, first: int, last: int) -> Deal | None:
-    """Micro-batches of equally many tokens in the first number of micro-steps that the limits allow; None if none."""
+    """Deal equally many tokens to each micro-batch, in the fewest micro-steps within the limits; or None."""
     for n_steps in range(first, last + 1):
         bins = _spread_tokens(units, room, n_steps * room.ranks)
         if bins is not None and all(room.holds(units, room.tokens) for units in bins):
@@ -220,7 +225,7 @@ def _balanced(units: Sequence[Unit], room: _Room, first: int, last: int) -> Deal
 
 
 def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | None:
-    """Heaviest first, each unit to the lightest of `n_bins` that has room for its examples."""
+    """Deal units, heaviest first, each to the lightest of `n_bins` with room for its examples; or None."""
     bins: Deal = [[] for _ in range(n_bins)]
     tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples or len(units) * 2)
     for unit in sorted(units, key=lambda u: (-len(u), -room.weight(u))):
@@ -234,7 +239,7 @@ def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | No
 
 
 def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
-    """Runs of the units in order of length, in as few micro-steps as that allows, the largest as small as possible."""
+    """Cut the units, in order of length, into runs: as few micro-steps as that allows, the largest run kept small."""
     ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
     bins = _cut(ordered, room, room.tokens)
     most = room.steps(bins) * room.ranks
@@ -254,10 +259,10 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
 
 
 def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
-    """Runs of units, each as long as a micro-batch of so many tokens holds."""
+    """Cut units into runs, each as long as a micro-batch of `tokens` token slots holds."""
     bins, start = [], 0
     while start < len(ordered):
-        fits, over = 1, len(ordered) - start + 1  # what fits is found by bisection: with a unit more it costs no less
+        fits, over = 1, len(ordered) - start + 1  # bisection: a unit more never costs less
         if room.examples is not None:
             over = min(over, room.examples + 1)
         while over - fits > 1:
@@ -272,7 +277,7 @@ def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
 
 
 def _level(step: Deal, room: _Room) -> Deal:
-    """The units of one micro-step, dealt among its ranks anew where that relieves the slowest."""
+    """Deal the units of one micro-step among its ranks anew, if that relieves the slowest rank."""
     anew = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
     if anew is None or not all(room.holds(units, room.tokens) for units in anew):
         return step

@@ -1,7 +1,8 @@
-"""Which examples are step s: a pure function of (pairs, seed, step), so that a resume needs only the step.
+"""The examples of each step, a pure function of (pairs, seed, step): a resume needs only the step.
 
-`TrainingOrder` is all of it. An epoch is a list of *units* (`epoch_units`), cut into global batches (`global_batches`).
-A unit is what must stay in one micro-batch: a pair of slots, or a single slot.
+`EpochPairs` are the pairs of each epoch, and `TrainingOrder` makes the global batches of a stage from them. An epoch is
+a list of *units* (`epoch_units`), which `global_batches` cuts. A unit is a pair of slots, or a single slot; its slots
+stay in one micro-batch.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
+from sftmix.components.base import PairSampler
+from sftmix.components.contracts import check_pairs
 from sftmix.options import TrainingOptions
-from sftmix.types import Rows
+from sftmix.types import Rows, Scores, Split
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place in a batch. A repeat of a row that already had its turn in this epoch has `ntp_weight` 0."""
+    """One place in a batch. A row that comes again in the same epoch has `ntp_weight` 0."""
 
     row: int
     ntp_weight: float = 1.0
@@ -32,12 +35,40 @@ class Slot:
 Unit = tuple[Slot, ...]
 
 
+@dataclass(frozen=True)
+class EpochPairs:
+    """The groups and pairs of each epoch of a stage; epochs count from 0.
+
+    split_of  epoch -> the groups, or None
+    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
+    known     False if the pairs of an epoch are made only when it begins
+    """
+
+    split_of: Callable[[int], Split | None]
+    pairs_of: Callable[[int], Rows | None]
+    known: bool = True
+
+
+def unpaired() -> EpochPairs:
+    """Shuffled singles in every epoch."""
+    return EpochPairs(lambda epoch: None, lambda epoch: None)
+
+
+def fixed(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
+    """One split for all epochs (the paper's)."""
+
+    def pairs_of(epoch: int) -> Rows:
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), len(scores))
+
+    return EpochPairs(lambda epoch: split, pairs_of)
+
+
 class TrainingOrder:
     """The global batches of a stage.
 
     n_rows    rows of the training set
     pairs_of  epoch -> i64[P, 2] pairs, or None for shuffled singles
-    known     False where an epoch's pairs come to be only when it begins: every example is then one slot of each epoch
+    known     False if the pairs of an epoch are made only when it begins; every example is then one slot of each epoch
     """
 
     def __init__(
@@ -53,7 +84,7 @@ class TrainingOrder:
         self._size = options.global_batch_size
         self._cached: tuple[int, list[list[Unit]]] = (-1, [])
         self.ends: list[int] = []
-        """Steps done at the end of each epoch; the last may be cut short by epochs or max_steps."""
+        """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
         self._lay_out(options)
         self.total_steps = self.ends[-1]
 
@@ -70,7 +101,7 @@ class TrainingOrder:
             epoch += 1
 
     def _batches_in(self, epoch: int) -> int:
-        """Global batches of an epoch, without building them where every example has one slot and batches are full."""
+        """Count the global batches of an epoch; build them only if an example may have several slots."""
         pairs = self._pairs_of(epoch) if self._known else None
         once = pairs is None or len(np.unique(pairs)) == pairs.size
         if once and (pairs is None or self._size % 2 == 0):
@@ -105,7 +136,7 @@ class TrainingOrder:
 
 
 def _decimal(number: float) -> Fraction:
-    """The fraction that was written: 1.1 is 11/10, whose tenth of an epoch of 10 batches is 1 step and not 2."""
+    """Fraction that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2."""
     return Fraction(number).limit_denominator(1_000_000)
 
 
@@ -115,8 +146,10 @@ def _decimal(number: float) -> Fraction:
 def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> list[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
-    pairs: i64[P, 2] from the pair sampler, or None for an epoch of shuffled singles. Rows in no pair are shuffled and
-    spread evenly among the pairs, two at a time, so that every global batch but the last is full.
+    Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
+    last is full.
+
+    pairs  i64[P, 2] from the pair sampler, or None for an epoch of shuffled singles
     """
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows)
@@ -135,7 +168,7 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
 
 
 def _spread(paired: list[Unit], singles: list[Unit]) -> list[Unit]:
-    """Merge single units evenly into the pairs, in neighbouring twos; an odd one comes last."""
+    """Merge single units evenly into the pairs, two at a time; an odd one comes last."""
     odd = [singles.pop()] if len(singles) % 2 else []
     twos = len(singles) // 2
     total = len(paired) + twos

@@ -1,4 +1,4 @@
-"""Data sets as batching sees them: tokenised rows, some of them, or their responses alone."""
+"""Data sets as batching reads them: tokenised rows, some of them, or their responses alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
-from sftmix.types import Encoded, Rows
+from sftmix.types import Encoded, Int64, Rows
 
 
 class TokenisedRows(Protocol):
-    """What batching needs of a data set: its length, token counts per row, and rows."""
+    """A data set as batching needs it: number of rows, tokens of each row, and rows."""
 
     @property
-    def lengths(self) -> Rows: ...
+    def lengths(self) -> Int64: ...
     def __len__(self) -> int: ...
     def __getitem__(self, row: int) -> Encoded: ...
 
@@ -27,7 +27,7 @@ class RowSubset:
     rows: Rows
 
     @property
-    def lengths(self) -> Rows:
+    def lengths(self) -> Int64:
         return self.data.lengths[self.rows]
 
     def __len__(self) -> int:
@@ -40,15 +40,15 @@ class RowSubset:
 class ResponsesAlone:
     """The same rows, each cut down to the first token of its sequence and its response tokens.
 
-    The first token (BOS, or what the chat template begins with) has to stay: a model says nothing about a token with
-    nothing before it, and so the response keeps its number of tokens.
+    The first token (BOS, or the first of the chat template) has to stay: a model predicts no token that has none before
+    it. So the response keeps its number of tokens.
     """
 
     def __init__(self, rows: TokenisedRows) -> None:
         self._rows = rows
 
     @property
-    def lengths(self) -> Rows:
+    def lengths(self) -> Int64:
         return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
 
     def __len__(self) -> int:

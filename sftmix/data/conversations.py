@@ -1,4 +1,4 @@
-"""Checked rows on disk, one record each, with final ids; and one side of a data set, which is some of them."""
+"""Checked rows on disk, one record each, with final ids; and one side of a data set, which is some of the records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sftmix.common.rng import stable_hash
-from sftmix.data.arrow import RowFile, RowWriter
-from sftmix.data.cache import key_of
+from sftmix.data.store import RowFile, RowWriter, key_of
 from sftmix.types import Example, Int64, Message
 
 Side = TypeVar("Side", bound="Conversations")
 
 WHOLE = -1
-"""In place of a turn: the example is the whole conversation."""
+"""Stands in place of a turn where the example is the whole conversation."""
 
 SCHEMA = pa.schema(
     [
@@ -40,7 +39,7 @@ SCHEMA = pa.schema(
 
 
 class ConversationWriter:
-    """Streams checked rows into `directory`; `finish` gives the duplicates of ids their `#k`."""
+    """Writer of checked rows to `directory`; `finish` gives repeated ids their `#k`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -59,7 +58,7 @@ class ConversationWriter:
         """Write one record.
 
         example  with the row's own id, or ""
-        turns    places of the assistant turns to train on, at least one (none for a document, which has no turns)
+        turns    places of the assistant turns to train on, at least one; for a document, which has no turns, none
         content  16 hex digits of a hash of the content
         """
         self._hashes.append(stable_hash(example.id or content) & (2**64 - 1))
@@ -78,7 +77,11 @@ class ConversationWriter:
         )
 
     def finish(self) -> tuple[Int64, Int64]:
-        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier conversation)."""
+        """Number repeated ids.
+
+        Returns two i64 arrays: records whose own id is taken by an earlier one (they are left out), and records that
+        repeat the content of an earlier one.
+        """
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         explicit = np.frombuffer(self._explicit, dtype=np.int8) == 1
         order = np.argsort(hashes, kind="stable")
@@ -93,7 +96,7 @@ class ConversationWriter:
 
 
 def content_hash(messages: tuple[Message, ...]) -> str:
-    """16 hex digits of the canonical content: the turns and their order, nothing else."""
+    """Hash of the turns in their order, and of nothing else; 16 hex digits."""
     turns = [[m.role, m.content, m.trained] for m in messages]
     text = json.dumps(turns, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -102,9 +105,9 @@ def content_hash(messages: tuple[Message, ...]) -> str:
 class Conversations:
     """The conversations of one side: records of a directory, numbered in file order, read when they are asked for.
 
-    records      i64[n], the records of this side; at first all but those whose explicit id was taken
-    fingerprint  hash of the rows' content, whatever the files are called
-    cache_key    the same with the files' names, which the records cite as their source
+    records      i64[n], the records of this side; at first all of the directory but those whose own id was taken
+    fingerprint  hash of the rows' content, the same under any file names
+    cache_key    hash of the content and of the files' names, which the records give as their source
     """
 
     def __init__(self, directory: Path, fingerprint: str = "", cache_key: str = "") -> None:
@@ -115,11 +118,11 @@ class Conversations:
         self.cache_key = cache_key
 
     def some(self: Side, records: Int64) -> Side:
-        """A side with these of its records only."""
+        """Make a side of these records, which are some of its own."""
         return self if len(records) == len(self.records) else self._side(records, records)
 
     def _side(self: Side, records: Int64, numbers: Int64) -> Side:
-        """A side of the same file; `numbers` say what was chosen, for the keys."""
+        """Make a side of these records; `numbers` stand for the choice in the keys."""
         chosen = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
         side = copy.copy(self)
         side.records = records
@@ -128,7 +131,7 @@ class Conversations:
 
     @cached_property
     def content(self) -> npt.NDArray[np.uint64]:
-        """u64, the hash of the content of every record of the file: equal for equal conversations."""
+        """u64, hash of the content of each record of the file; equal conversations have equal hashes."""
         return self.file.column("content").to_numpy()
 
     def id(self, record: int) -> str:
@@ -140,7 +143,7 @@ class Conversations:
         return f"{base}#{number}" if number else base
 
     def id_as_written(self, record: int) -> str:
-        """The row's own id or the hash of its content, without `#k`."""
+        """The row's own id, or the hash of its content; without `#k`."""
         return str(self.file.cell(record, "id").as_py())
 
     def source(self, record: int) -> str:
@@ -157,20 +160,21 @@ class Conversations:
         return json.loads(stored) if stored else {}
 
     def example(self, record: int, turn: int = WHOLE) -> Example:
-        """The whole conversation, or the conversation up to the assistant turn at place `turn`, which alone is trained.
+        """Read the whole conversation, or the conversation up to the assistant turn at place `turn`.
 
-        A whole conversation ends with its last trained turn: what follows teaches nothing.
+        In the second case that turn alone is trained. A whole conversation ends with its last trained turn: the turns
+        behind it teach nothing.
         """
         return next(self.examples_at(np.array([record]), np.array([turn])))
 
     def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
-        """(record, turn, example) of the given records, in their order."""
+        """Read (record, turn, example) of the given records, in their order; without `whole`, of each trained turn."""
         for record, stored in zip(records.tolist(), self.file.rows(records), strict=True):
             for turn in (WHOLE,) if whole else stored["turns"]:
                 yield record, turn, self._example(record, stored, turn)
 
     def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
-        """The example of each (record, turn), in their order."""
+        """Read the example of each (record, turn), in their order."""
         for record, turn, stored in zip(records.tolist(), turns.tolist(), self.file.rows(records), strict=True):
             yield self._example(record, stored, turn)
 
@@ -182,7 +186,7 @@ class Conversations:
         return Example(self._id(record, stored, turn), messages, stored["source"], stored["label"], columns)
 
     def _id(self, record: int, stored: dict[str, Any], turn: int) -> str:
-        """The conversation's id, or that of the example of one of its assistant turns."""
+        """The conversation's id; for one turn of several, with `@turn<k>` behind it."""
         base = self._numbered(record, stored["id"])
         if turn == WHOLE or not stored["several"]:
             return base

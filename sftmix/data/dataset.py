@@ -1,4 +1,4 @@
-"""Tokenised examples behind a memory map, and the cache that they live in."""
+"""Tokenised examples behind a memory map, made by `encode` or read from the cache."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.arrow import RowFile, RowWriter
-from sftmix.data.cache import cache_root, get_or_build, key_of
 from sftmix.data.conversations import Conversations
 from sftmix.data.documents import Documents
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
+from sftmix.data.store import RowFile, RowWriter, cache_root, get_or_build, key_of
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
@@ -42,7 +41,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-
 WINDOW_SCHEMA = pa.schema(
     [
         *SCHEMA,
@@ -52,15 +50,15 @@ WINDOW_SCHEMA = pa.schema(
         ("records", pa.list_(pa.int64())),
     ]
 )
-"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` says
-where each document begins, `records` which one it is."""
+"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` are the
+places where the documents begin, and `records` are the documents."""
 
 
 class EncodedDataset(Sequence[Encoded]):
     """N tokenised examples in file order; `dataset[row]` reads one of them from the Arrow file.
 
-    fingerprint  hash of the rows' content, the tokenizer, the template, the length and the code version: artefacts
-                 made from this dataset carry it, and are refused beside another
+    fingerprint  hash of the rows' content, the tokenizer, the template, the length and the code version. Artefacts
+                 made from this data set carry it, and are refused beside another data set.
     """
 
     def __init__(self, path: Path, conversations: Conversations, fingerprint: str) -> None:
@@ -108,7 +106,7 @@ class EncodedDataset(Sequence[Encoded]):
 
     @cached_property
     def truncated(self) -> npt.NDArray[np.bool_]:
-        """bool[N], cut at the maximum length."""
+        """bool[N], True where the example was cut at the maximum length."""
         return self._file.column("truncated").to_numpy()
 
     @cached_property
@@ -128,7 +126,7 @@ class EncodedDataset(Sequence[Encoded]):
 
     @cached_property
     def packed(self) -> bool:
-        """Some example holds several documents, which must not attend to each other."""
+        """True if some example holds several documents, which must not attend to each other."""
         if not self.is_text:
             return False
         return any(len(chunk.values) > len(chunk) for chunk in self._file.column("starts").chunks)
@@ -138,14 +136,14 @@ class EncodedDataset(Sequence[Encoded]):
         return self._file.column("record").to_pylist()
 
     def example(self, row: int) -> Example:
-        """The text of one row: its messages, source, label and columns."""
+        """Read the text of one row: its messages, source, label and columns."""
         record, turn = self._file.cell(row, "record").as_py(), self._file.cell(row, "turn").as_py()
         if self.is_text:
             return self._window(row, record)
         return self._conversations.example(record, turn)
 
     def examples(self) -> Iterator[Example]:
-        """The text of all rows, in file order."""
+        """Read the text of all rows, in file order."""
         if self.is_text:
             yield from map(self.example, range(len(self)))
         else:
@@ -160,7 +158,7 @@ class EncodedDataset(Sequence[Encoded]):
         return Example(self._file.cell(row, "id").as_py(), (message,), source, about.label(record), columns)
 
     def pieces(self, row: int) -> list[tuple[int, str, str]]:
-        """(first token, id, source) of each document in a window of text; nothing for a conversation."""
+        """Read (first token, id, source) of each document in a window of text; nothing for a conversation."""
         if not self.is_text:
             return []
         about, records = self._conversations, self._numbers(row, "records").tolist()
@@ -180,7 +178,7 @@ class LoadedData:
 def load_data(
     options: DataOptions, encoder: Encoder, *, max_length: int, seed: int, progress: bool = True
 ) -> LoadedData:
-    """`prepare`, then `encode`."""
+    """Call `prepare`, then `encode`."""
     return encode(prepare(options, seed, progress=progress), encoder, max_length=max_length, progress=progress)
 
 
@@ -195,11 +193,11 @@ def encode(
 ) -> LoadedData:
     """Tokenise both sides, or read them from the cache.
 
-    max_length  tokens per example; longer ones are cut at the end, and dropped when no response token is left
-    length_option  the option that set max_length, for messages
-    keep        train only: leave out examples whose id is not among these (a weaker reference keeps to the examples
-                that the target trains on)
-    Raises DataError when nothing is left of a side.
+    max_length     tokens per example; longer ones are cut at the end, and dropped if no response token is left
+    keep           None, or the ids of the training examples to keep; a weaker reference trains on no example that the
+                   target leaves out
+    length_option  name of the option that set max_length, for messages
+    Raises DataError if a side has no example left, or if the template fails for too many.
     """
     if max_length < 2:
         raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
@@ -218,7 +216,7 @@ def encode(
 
 
 def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> None:
-    """Raise DataError when the template loses so many examples that it cannot be the right one for these rows."""
+    """Raise DataError if the template loses so many examples that it cannot be the right one for these rows."""
     lost = sum(report.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
     if lost > MAX_TEMPLATE_LOSS * (lost + report.train) and not skip_bad:
         lines = "\n".join(report.lines()[1:])
@@ -237,7 +235,7 @@ def _side(
     length_option: str,
     progress: bool,
 ) -> tuple[EncodedDataset, DataReport]:
-    """One side, tokenised or read from the cache, and the report of what became of its rows."""
+    """Tokenise one side, or read it from the cache; return it with the report on its rows."""
     options, is_train = prepared.options, side is prepared.train
     whole, packed, limit = options.multi_turn == "whole", options.packing is not False, options.limit
     settings = [encoder.fingerprint, max_length, whole, None if keep is None else key_of(sorted(keep))]

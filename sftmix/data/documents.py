@@ -1,33 +1,29 @@
-"""Documents of plain text on disk, kept in pieces, so that none is held in memory."""
+"""Documents of plain text on disk, in pieces, so that no document is ever in memory as a whole."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from sftmix.common.errors import DataError
-from sftmix.data.arrow import RowFile, RowWriter
 from sftmix.data.conversations import Conversations, ConversationWriter
-from sftmix.data.formats import TEXT, recognise
-from sftmix.data.jsonrows import BadRow
-from sftmix.data.sources import Source
+from sftmix.data.store import RowFile, RowWriter
 from sftmix.types import Example, Int64
 
 PIECE = 1 << 16
-"""Characters of a document in one record, at most."""
+"""Most characters of a piece."""
 
 SCHEMA = pa.schema([("text", pa.string())])
 
 
 class DocumentWriter:
-    """Streams documents into `directory`: what stands beside the text as a ConversationWriter does, and the text."""
+    """Writer of documents to `directory`: the text, and beside it all that a ConversationWriter writes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -46,9 +42,9 @@ class DocumentWriter:
         self._pieces.__exit__(*error)
 
     def add(self, example: Example, text: Iterable[str]) -> bool:
-        """Write a document; False, and it does not count, when it holds nothing but white space.
+        """Write a document; return False, and leave it out, if it holds only white space.
 
-        text  in pieces of any length
+        text  its text in pieces of any length
         """
         digest, first, size, blank = hashlib.blake2b(digest_size=8), self._written, 0, True
         for piece in (part[at : at + PIECE] for part in text for at in range(0, len(part), PIECE)):
@@ -64,16 +60,16 @@ class DocumentWriter:
         return True
 
     def finish(self) -> tuple[Int64, Int64]:
-        """Number repeated ids; (records whose explicit id is taken, records that repeat an earlier document)."""
+        """Number repeated ids; return what `ConversationWriter.finish` returns."""
         extents = np.frombuffer(self._extents, dtype=np.int64).reshape(-1, 3)
         np.save(self._directory / "extents.npy", extents, allow_pickle=False)
         return self._about.finish()
 
 
 class Documents(Conversations):
-    """The documents of one side: id, source, label and columns as of conversations, and the text.
+    """The documents of one side: id, source, label and columns like those of conversations, and the text.
 
-    parts  i64[n, 2], the characters [start, end) of each of its records that belong to this side; at first all
+    parts  i64[n, 2], the characters [start, end) of each record that belong to this side; at first all of them
     """
 
     def __init__(self, directory: Path, fingerprint: str = "", cache_key: str = "") -> None:
@@ -84,23 +80,23 @@ class Documents(Conversations):
         self.parts: Int64 = np.stack([np.zeros_like(ends), ends], axis=1)
 
     def some(self, records: Int64) -> Documents:
-        """A side with these of its records only."""
+        """Make a side of these records, which are some of its own."""
         side = super().some(records)
         side.parts = self.parts[np.searchsorted(self.records, records)]
         return side
 
     def some_parts(self, records: Int64, parts: Int64) -> Documents:
-        """A side with these parts of these records only."""
+        """Make a side of these parts of these records."""
         side = self._side(records, np.concatenate([records, parts.reshape(-1)]))
         side.parts = parts
         return side
 
     def characters(self, record: int) -> int:
-        """The length of a document, whatever part of it belongs to this side."""
+        """Length of a whole document, with the parts of the other side."""
         return int(self._extents[record, 2])
 
     def text(self, record: int, start: int = 0, end: int | None = None) -> Iterator[str]:
-        """The characters [start, end) of a document, in pieces."""
+        """Read the characters [start, end) of a document, in pieces."""
         end = self.characters(record) if end is None else end
         place = 0
         for number in range(int(self._extents[record, 0]), int(self._extents[record, 1])):
@@ -112,40 +108,9 @@ class Documents(Conversations):
             place += len(piece)
 
     def tail(self, record: int, share: float) -> int:
-        """Place where about the last `share` of a document begins: behind the first newline there, or right there."""
+        """Find where about the last `share` of a document begins: behind the next newline, if there is one near."""
         place = round((1 - share) * self.characters(record))
         ahead = "".join(itertools.islice(self.text(record, place), 2))
         newline = ahead.find("\n")
         after = place + newline + 1
         return after if newline >= 0 and after < self.characters(record) else place
-
-
-def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
-    """Whether these sources hold documents (data.format text, or recognised as such) and not conversations.
-
-    Raises DataError where one option names both kinds, or a text file under another format.
-    """
-    if form == TEXT:
-        return True
-    is_text = [source.is_text or (form == "auto" and _begins_with_text(source)) for source in sources]
-    if not any(is_text):
-        return False
-    first = sources[is_text.index(True)].name
-    if form != "auto":
-        raise DataError(f"{option}: {first} is a text file, but data.format is {form}; text files need text or auto")
-    if not all(is_text):
-        other = sources[is_text.index(False)].name
-        raise DataError(
-            f"{option}: {first} holds plain text and {other} conversations: a run takes one kind of the two "
-            "(data.format text reads the field `text` of every row)"
-        )
-    return True
-
-
-def _begins_with_text(source: Source) -> bool:
-    """Whether the first row is recognised as text; its reader will say what is wrong with a file."""
-    try:
-        _, row = next(source.rows(), ("", None))
-        return isinstance(row, dict) and recognise(row) == TEXT
-    except (DataError, BadRow):
-        return False

@@ -15,14 +15,18 @@ from sftmix.types import Example, Message
 RESERVED_ID = re.compile(r"@turn\d+$")
 """`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
 
-
 TEXT = "text"
-"""The format of documents: rows whose one field that any format reads is `text`, and text files."""
+"""The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Fields that a row must have to be recognised, all fields the format reads, and the conversion."""
+    """One format.
+
+    needs    fields by which a row of this format is recognised
+    reads    all fields that the format reads
+    convert  row -> messages
+    """
 
     needs: tuple[str, ...]
     reads: tuple[str, ...]
@@ -30,53 +34,68 @@ class Format:
 
 
 def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
-    """The name of the first format whose fields the row has; else the file's usual one; BadRow when there is none."""
+    """Name the first format whose fields the row has; else `usual`, the format of the rows before it.
+
+    Raises BadRow if there is neither.
+    """
     for name, form in FORMATS.items():
         if all(need in row for need in form.needs):
             return name
     if TEXT in row and not any(field in row for form in FORMATS.values() for field in form.reads):
         return TEXT
     if usual is not None:
-        return usual  # it will say which field is missing
+        return usual  # its conversion says which field is missing
     known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
     fields = ", ".join(map(repr, row)) or "none"
     raise BadRow(f"format not recognised from the fields {fields} (known are {known}); name one with data.format")
 
 
-def convert(row: Any, name: str, label_field: str | None = None) -> Example:
-    """Read one row as format `name`; without an `id` of its own, the example has "". Raises BadRow."""
+def convert(
+    row: Any, name: str, *, source: str = "", label: str | None = None, label_field: str | None = None
+) -> Example:
+    """Read one row as format `name`; the id of a row without a field `id` is "". Raises BadRow.
+
+    source       the row's place, `file:line`
+    label        the label of the example, where no field of the row gives it
+    label_field  None, or the field that gives the label
+    """
     _object(row)
     if name == TEXT:
         raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
     form = FORMATS[name]
     messages = _checked(_with_system(form.convert(row), row))
-    return _example(row, messages, (*form.reads, "system"), label_field)
+    return _example(row, messages, (*form.reads, "system"), source, label, label_field)
 
 
-def document(row: Any, label_field: str | None = None) -> tuple[Example, Iterable[str]]:
-    """Read one row of plain text: an example without turns, and the text in pieces.
+def document(row: Any, *, source: str = "", label_field: str | None = None) -> tuple[Example, Iterable[str]]:
+    """Read one row of plain text: an example without turns, and the text in pieces. Options are those of `convert`.
 
-    Raises BadRow, and so may the pieces of a text file.
+    Raises BadRow; the pieces of a text file may raise it, too.
     """
     _object(row)
     text = _field(row, TEXT)
-    if isinstance(text, Iterator):  # a text file, which is never held in memory
+    if isinstance(text, Iterator):  # a text file, which is never in memory as a whole
         if label_field is not None:
             raise BadRow(f"a text file has no field {label_field!r} (data.label_field)")
-        return Example("", ()), text
-    return _example(row, (), (TEXT,), label_field), [_text(text, TEXT)]
+        return Example("", (), source), text
+    return _example(row, (), (TEXT,), source, None, label_field), [_text(text, TEXT)]
 
 
 def _example(
-    row: Mapping[str, Any], messages: tuple[Message, ...], reads: Sequence[str], label_field: str | None
+    row: Mapping[str, Any],
+    messages: tuple[Message, ...],
+    reads: Sequence[str],
+    source: str,
+    label: str | None,
+    label_field: str | None,
 ) -> Example:
     used = {*reads, "id", label_field}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
-    return Example(_own_id(row), messages, label=_label(row, label_field), columns=columns)
+    return Example(_own_id(row), messages, source, label if label_field is None else _label(row, label_field), columns)
 
 
 def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
-    """A row's own `system` field is the first turn, in whatever format the rest is."""
+    """Put a row's own `system` field before its turns; every format may have one."""
     if row.get("system") in (None, ""):
         return messages
     if messages and messages[0].role == "system":
@@ -130,9 +149,7 @@ def _own_id(row: Mapping[str, Any]) -> str:
     return text
 
 
-def _label(row: Mapping[str, Any], label_field: str | None) -> str | None:
-    if label_field is None:
-        return None
+def _label(row: Mapping[str, Any], label_field: str) -> str | None:
     if label_field not in row:
         raise BadRow(f"field {label_field!r} (data.label_field) is missing")
     value = row[label_field]
@@ -147,7 +164,7 @@ def _label(row: Mapping[str, Any], label_field: str | None) -> str | None:
 
 
 def _checked(messages: list[Message]) -> tuple[Message, ...]:
-    """Refuse orders of turns that no chat template is made for; drop a system message without text."""
+    """Refuse turns in an order that no chat template is made for; drop a system message without text."""
     if messages and messages[0].role == "system" and not messages[0].content.strip():
         messages = messages[1:]
     expected = "user"
@@ -243,4 +260,4 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(("instruction", "output"), _ALPACA_FIELDS, _alpaca),
     "prompt_completion": Format(("prompt", "completion"), ("prompt", "completion"), _prompt_completion),
 }
-"""In the order in which they are recognised: history before alpaca, whose fields it has, too."""
+"""The formats in the order in which they are recognised: history stands before alpaca, because it has its fields."""

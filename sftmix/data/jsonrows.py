@@ -1,4 +1,4 @@
-"""Strict reading of JSON rows: every problem has a line number, and no file is held in memory."""
+"""Strict reading of JSON rows: every problem has a line number, and no file is ever in memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from sftmix.common.errors import DataError
 
 MAX_ROW_BYTES = 16 << 20
-"""A longer line (or array element) is a bad row, not memory."""
+"""Longest line or array element that is read; a longer one is a bad row."""
 
 _PIECE = 1 << 20
 _UTF8_BOM = codecs.BOM_UTF8
@@ -19,7 +19,10 @@ _FOREIGN = {codecs.BOM_UTF16_LE: "UTF-16 text", codecs.BOM_UTF16_BE: "UTF-16 tex
 
 
 class BadRow(ValueError):
-    """Why a row cannot be used, for `file:line: reason`; `source` where that line is not the one the row begins at."""
+    """Reason why a row cannot be used, for a message `file:line: reason`.
+
+    source  place of the problem; None if it is the place at which the row begins
+    """
 
     def __init__(self, reason: str, source: str | None = None) -> None:
         super().__init__(reason)
@@ -27,11 +30,11 @@ class BadRow(ValueError):
 
 
 Row = tuple[str, Any]
-"""Where a row stands (`file:line` or `file[index]`), and its value or the BadRow that says why it has none."""
+"""The place of a row (`file:line` or `file[index]`), and its value or the BadRow that says why it has none."""
 
 
 class StrictDecoder:
-    """Python's JSON decoder, which accepts duplicate keys, NaN and Infinity, with a BadRow in their place."""
+    """JSON decoder that gives a BadRow for duplicate keys, NaN and Infinity, which Python's own decoder accepts."""
 
     def __init__(self) -> None:
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
@@ -49,13 +52,13 @@ class StrictDecoder:
         self._problem = BadRow(f"{name} is not JSON")
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """(value or BadRow, end) of the JSON value at text[start:]; raises ValueError or RecursionError."""
+        """Decode the JSON value at text[start:] to (value or BadRow, end). Raises ValueError or RecursionError."""
         self._problem = None
         value, end = self._json.raw_decode(text, start)
         return self._problem or value, end
 
     def decode_line(self, raw: bytes) -> Any:
-        """The one JSON value of a line, or a BadRow."""
+        """Decode the one JSON value of a line; return it or a BadRow."""
         self._problem = None
         try:
             value = self._json.decode(raw.decode("utf-8"))
@@ -71,8 +74,18 @@ class StrictDecoder:
 
 
 def foreign_encoding(head: bytes) -> str | None:
-    """The kind of file that begins so, for a message; None for what may be UTF-8 text."""
+    """Name the kind of a file by its first bytes, for a message; None for a file that may be UTF-8 text."""
     return next((f"{kind}; expected UTF-8 text" for mark, kind in _FOREIGN.items() if head.startswith(mark)), None)
+
+
+def iter_json(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a .json file: elements of an array where the file begins with `[`, else one row a line."""
+    with open(path, "rb") as file:
+        if file.read(1024).removeprefix(_UTF8_BOM).lstrip()[:1] == b"[":
+            file.seek(0)
+            yield from _ArrayReader(file, name).rows()
+            return
+    yield from iter_lines(path, name)
 
 
 def iter_lines(path: Path, name: str) -> Iterator[Row]:
@@ -102,23 +115,11 @@ def _skip_line(file: BinaryIO, raw: bytes) -> int:
     return skipped
 
 
-def is_array(path: Path) -> bool:
-    """Whether a .json file begins with `[` (else it is read line by line)."""
-    with open(path, "rb") as file:
-        return file.read(1024).removeprefix(_UTF8_BOM).lstrip()[:1] == b"["
-
-
-def iter_array(path: Path, name: str) -> Iterator[Row]:
-    """Elements of a JSON array, each at the line where it begins.
-
-    Raises DataError at the first syntax error: what follows it cannot be told apart.
-    """
-    with open(path, "rb") as file:
-        yield from _ArrayReader(file, name).rows()
-
-
 class _ArrayReader:
-    """A sliding window over the text of a JSON array."""
+    """A sliding window over the text of a JSON array.
+
+    Raises DataError at the first syntax error: behind it, nothing shows where the next row begins.
+    """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
@@ -130,6 +131,7 @@ class _ArrayReader:
         self._ended = False
 
     def rows(self) -> Iterator[Row]:
+        """Elements of the array, each with the line at which it begins."""
         decoder = StrictDecoder()
         self._expect("[")
         if self._next() == "]":
@@ -162,7 +164,7 @@ class _ArrayReader:
             self._read(max(_PIECE, len(self._text) - self._at))
 
     def _next(self) -> str:
-        """Skip white space; the next character, or "" at the end of the file."""
+        """Skip white space and return the next character, or "" at the end of the file."""
         while True:
             rest = len(self._text)
             end = self._at

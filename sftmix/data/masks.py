@@ -1,8 +1,9 @@
 """Examples -> token ids with a mask of the response tokens.
 
-Masks come from token ids. For every trained turn i, the conversation before it is rendered with the generation prompt
-(exactly what generation will start from) and the conversation up to it is rendered and cut after the end of the turn;
-the ids of the first must be the first ids of the second. What lies between their lengths is the response.
+Masks come from token ids. For every trained turn, two texts are rendered: the conversation before the turn with the
+generation prompt, which is the text that generation starts from, and the conversation through the turn, cut after the
+end of the turn. The ids of the first text must be the first ids of the second; the other ids of the second are the
+response.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sftmix.data.templates import Encoder, TemplateRefusal, as_dict
+from sftmix.data.templates import Encoder, TemplateRefusal
 from sftmix.types import Example
 
 
@@ -18,10 +19,10 @@ from sftmix.types import Example
 class Outcome:
     """The result of tokenising one example.
 
-    ids      its tokens, at most max_length; empty where it cannot be trained on
+    ids      its tokens, at most max_length; empty if it cannot be trained on
     spans    (start, end) of each trained response, end-of-turn token included
     reasons  keys of `report.REASONS` to count
-    detail   what the report adds to its name
+    detail   words that the report adds to the example's name
     split    the template rewrites earlier turns: the caller encodes each trained turn as an example of its own
     """
 
@@ -34,11 +35,15 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Turn:
-    """One trained turn: text and ids of its prompt, and of the conversation through that turn."""
+    """One trained turn.
+
+    prompt   text of the conversation before it, with the generation prompt
+    closed   text of the conversation through it
+    regular  `closed` is as the template writes it; else it was composed
+    """
 
     prompt: str
     closed: str
-    content: str
     regular: bool
     prompt_ids: list[int] = field(default_factory=list)
     closed_ids: list[int] = field(default_factory=list)
@@ -67,9 +72,9 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 
 
 def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] | Outcome]:
-    """The trained turns of each example as text; an Outcome where the template refuses the conversation."""
+    """Render the trained turns of each example; an Outcome stands for a conversation that the template refuses."""
     places = [[i for i, m in enumerate(example.messages) if m.trained] for example in examples]
-    chats = [[as_dict(m) for m in example.messages] for example in examples]
+    chats = [[{"role": m.role, "content": m.content} for m in example.messages] for example in examples]
     prompts = [chat[:i] for chat, found in zip(chats, places, strict=True) for i in found]
     through = [chat[: i + 1] for chat, found in zip(chats, places, strict=True) for i in found]
     try:
@@ -85,17 +90,17 @@ def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] |
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
-    """Cut off what follows the end of the turn; where the text does not begin with the prompt, compose it."""
+    """Cut the text behind the end of the turn; compose it if the template writes it without the prompt."""
     if full.startswith(prompt) and full.endswith(encoder.ending + encoder.trailer):
-        return _Turn(prompt, full[: len(full) - len(encoder.trailer)], content, regular=True)
-    return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, content, regular=False)
+        return _Turn(prompt, full[: len(full) - len(encoder.trailer)], regular=True)
+    return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, regular=False)
 
 
 # ----------------------------------------------------------------------------------------------- masks
 
 
 def _single(encoder: Encoder, turn: _Turn) -> Outcome:
-    """The usual case: one trained turn, at the end."""
+    """Mask of a conversation with one trained turn, at its end: the usual case."""
     start, ids, reasons = len(turn.prompt_ids), turn.closed_ids, [] if turn.regular else ["composed"]
     if ids[:start] != turn.prompt_ids:
         apart = _apart(encoder, turn)
@@ -109,7 +114,7 @@ def _single(encoder: Encoder, turn: _Turn) -> Outcome:
 
 
 def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
-    """Prompt ids, then the rest tokenised on its own, for a token that would span both; None if the text changes.
+    """Tokenise prompt and rest apart, because one token would span both; None if that changes the text.
 
     The rest is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text.
     """
@@ -123,7 +128,7 @@ def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
 
 
 def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
-    """A whole conversation: every trained turn must be where its own prompt ends, or the row is split into turns."""
+    """Mask of a whole conversation; it is split into its turns unless each begins where its own prompt ends."""
     ids = turns[-1].closed_ids
     spans = []
     for turn in turns:
@@ -136,7 +141,7 @@ def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
 
 
 def _cut(outcome: Outcome, max_length: int) -> Outcome:
-    """Keep the first max_length tokens; without a response token among them the example is dropped."""
+    """Keep the first max_length tokens; drop the example if no response token is among them."""
     if len(outcome.ids) <= max_length:
         return outcome
     spans = [(start, min(end, max_length)) for start, end in outcome.spans]

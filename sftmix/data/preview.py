@@ -1,4 +1,4 @@
-"""A preview of what the model will see: text with the response in colour, a table of tokens, dropped rows."""
+"""A preview of the rows as the model sees them: text with the response in colour, a table of tokens, dropped rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EDGE = 8
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
     """Text of the given training rows, the token table of the first of them, and the report on all rows.
 
-    The response (all tokens that carry loss, end-of-turn token included) is green; without colour it stands in [[ ]].
+    The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
     """
     paint = _Paint(color)
     parts = [_first_line(data, encoder)]
@@ -52,7 +52,7 @@ def _end_of_turn(encoder: Encoder) -> str:
 
 
 def runs(encoded: Encoded) -> Iterator[tuple[int, int, bool]]:
-    """(start, end, trained) of each run of tokens that are, or are not, response tokens."""
+    """Cut an example into runs (start, end, trained): a run holds only response tokens, or none."""
     edges = np.flatnonzero(np.diff(encoded.target)) + 1
     bounds = [0, *edges.tolist(), len(encoded.target)]
     for start, end in itertools.pairwise(bounds):
@@ -78,7 +78,7 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
 
 
 def _table(encoded: Encoded, encoder: Encoder, paint: _Paint) -> str:
-    """place, id, label (-100 = not trained) and token; the middle of long runs is left out."""
+    """Table of place, id, label (-100 = not trained) and token, without the middle of long runs."""
     lines = [paint(_BOLD, f"Tokens of row {encoded.row}"), f"{'place':>6} {'id':>7} {'label':>7}  token"]
     for start, end, trained in runs(encoded):
         for place in range(start, end):
@@ -94,5 +94,5 @@ def _table(encoded: Encoded, encoder: Encoder, paint: _Paint) -> str:
 
 
 def printable(text: str) -> str:
-    """Control characters of the data made visible, so that no row can write to the terminal."""
+    """Make control characters visible, so that no row can control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Counts of what happened to the rows on their way to the model, with the first few named."""
+"""The report on the rows: counts of the rows read, dropped, cut or refused, and the names of the first few."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sftmix.common.errors import DataError
+
 NAMED = 5
+"""Cases of each reason that the report names; the others are counted."""
+
+SHOWN = 20
+"""Bad rows that an error message lists; the others are counted."""
 
 REASONS = {
     "bad_row": "bad rows skipped (data.skip_bad)",
@@ -25,18 +31,18 @@ REASONS = {
     "split_turns": "conversations trained as one example per turn (the template rewrites earlier turns)",
     "eval_in_train": "held-out rows whose content also occurs in the training rows",
 }
-"""Every reason that is counted, with its words in the report."""
+"""Every reason that the report counts, with its words there."""
 
 
 @dataclass
 class DataReport:
-    """Counts of one loading of the data.
+    """Counts over the rows of one data set.
 
-    rows          rows read from all files, bad ones included; for text: documents
+    rows          rows read from all files, with the bad ones; for text: documents
     train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
     counts        reason (a key of REASONS) -> how many
     first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
-    notes         remarks, such as which template is used
+    notes         remarks, for example on the template in use
     max_length    tokens per example
     tokens        for text: the tokens of each side; else None
     """
@@ -59,7 +65,7 @@ class DataReport:
             named.append(name)
 
     def merge(self, others: Iterable[DataReport]) -> DataReport:
-        """A new report with the counts of all; train, eval, max_length are this one's."""
+        """Make a new report with the counts of all; train, eval and max_length are those of this one."""
         total = deepcopy(self)
         for other in others:
             total.rows += other.rows
@@ -74,7 +80,7 @@ class DataReport:
             self.first[reason] = (self.first.get(reason, []) + other.first.get(reason, []))[:NAMED]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form; `DataReport(**d)` reads it back."""
+        """The report in types that JSON can write; `DataReport(**d)` reads it back."""
         return asdict(self)
 
     def lines(self) -> list[str]:
@@ -97,3 +103,28 @@ class DataReport:
             f"{self.rows:,} documents read: {self.train:,} training and {self.eval:,} held-out windows of at most "
             f"{self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
         )
+
+
+class BadRows:
+    """The first SHOWN bad rows with their reasons, and the count of all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, source: str, reason: str) -> None:
+        """Count a bad row at `source` (`file:line`)."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{source}: {reason}")
+
+    def settle(self, report: DataReport, skip_bad: bool) -> None:
+        """Count the bad rows into the report; raise DataError if there are any and `skip_bad` is False."""
+        if self.count and not skip_bad:
+            more = [f"... and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
+            head = f"{self.count:,} bad row{'s' if self.count > 1 else ''} (data.skip_bad drops and counts them):"
+            raise DataError("\n".join([head, *self.first, *more]))
+        for line in self.first:
+            report.add("bad_row", line)
+        if self.count:
+            report.counts["bad_row"] = self.count

@@ -1,27 +1,25 @@
-"""Rows -> checked conversations (or documents) with ids and a held-out split, without any tokenizer or model."""
+"""Rows -> checked conversations (or documents) with ids, for training and held out. No tokenizer or model is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
-from sftmix.data.cache import cache_root, get_or_build, key_of
+from sftmix.common.rng import stable_hash
 from sftmix.data.conversations import Conversations, ConversationWriter, content_hash
-from sftmix.data.documents import Documents, DocumentWriter, holds_text
+from sftmix.data.documents import Documents, DocumentWriter
 from sftmix.data.formats import TEXT, convert, document, recognise
 from sftmix.data.jsonrows import BadRow
-from sftmix.data.report import DataReport
-from sftmix.data.sides import divide, first_rows, report_overlap
-from sftmix.data.sources import Source, expand
+from sftmix.data.report import BadRows, DataReport
+from sftmix.data.sources import Source, expand, holds_text
+from sftmix.data.store import cache_root, get_or_build, key_of
 from sftmix.options import DataOptions, as_list
-from sftmix.types import Example
-
-SHOWN = 20
-"""Bad rows that an error message lists; the others are counted."""
+from sftmix.types import Example, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class Prepared:
 
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
-    options      what they were read under
+    options      the options under which the rows were read
     """
 
     train: Conversations
@@ -47,8 +45,8 @@ class Prepared:
 def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
     """Read, check and number all rows, and decide which are held out (by data.seed, or else by `seed`).
 
-    Raises ConfigError for options that cannot be, DataError listing `file:line: reason` for the first bad rows and
-    their number (unless data.skip_bad), or naming the file that cannot be read.
+    Raises ConfigError for options that exclude each other. Raises DataError for a file that cannot be read, and for bad
+    rows unless data.skip_bad is set: the message counts them and lists `file:line: reason` of the first.
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report = _read("data.train", options, progress)
@@ -61,16 +59,16 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        train, held_out = divide(train, options.eval_fraction, seed if options.seed is None else options.seed, report)
-    if not text:  # of text, data.limit counts windows, which come to be with the tokens
-        train = first_rows(train, options.limit, report)
+        train, held_out = _divide(train, options.eval_fraction, seed if options.seed is None else options.seed, report)
+    if not text:  # for text, data.limit counts windows; these are cut later, from the tokens
+        train = _first_rows(train, options.limit, report)
     if held_out is not None:
-        report_overlap(train, held_out, report)
+        _report_overlap(train, held_out, report)
     return Prepared(train, held_out, report, replace(options))
 
 
 def _check_text_options(options: DataOptions, text: bool) -> None:
-    """ConfigError for an option that has no meaning for plain text, or only for plain text; both are named."""
+    """Raise ConfigError for an option that does not fit the kind of the rows, plain text (`text`) or conversations."""
     if not text:
         if options.packing:
             raise ConfigError(
@@ -108,7 +106,7 @@ def _check_text_options(options: DataOptions, text: bool) -> None:
 
 
 def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
-    """Checked rows of one side, from the cache when the files and options are the same."""
+    """Checked rows of one side; from the cache if the files and the options are the same as before."""
     names, label_field, labels = options.train, options.label_field, options.labels
     if option != "data.train":
         names, label_field, labels = options.eval or [], None, None  # held-out rows need no quality label
@@ -153,14 +151,13 @@ def _write(
                     if isinstance(row, BadRow):
                         raise row
                     if isinstance(writer, DocumentWriter):
-                        example, text = document(row, label_field)
-                        _add_document(writer, replace(example, source=place), text, report)
+                        if not writer.add(*document(row, source=place, label_field=label_field)):
+                            report.add("empty_document", place)
                         continue
                     if form == "auto" and isinstance(row, dict):
                         name = recognise(row, name)
-                    example = convert(row, name or "messages", label_field)
-                    label = example.label if source.label is None else source.label
-                    _add_conversation(writer, replace(example, source=place, label=label), report)
+                    usual = name or "messages"
+                    _add(writer, convert(row, usual, source=place, label=source.label, label_field=label_field), report)
                 except BadRow as problem:
                     bad.add(problem.source or place, str(problem))
     taken, repeated = writer.finish()
@@ -171,12 +168,8 @@ def _write(
         report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
 
 
-def _add_document(writer: DocumentWriter, example: Example, text: Iterable[str], report: DataReport) -> None:
-    if not writer.add(example, text):
-        report.add("empty_document", example.source)
-
-
-def _add_conversation(writer: ConversationWriter, example: Example, report: DataReport) -> None:
+def _add(writer: ConversationWriter, example: Example, report: DataReport) -> None:
+    """Store a conversation with the turns that have a response; count the empty responses."""
     trained = [place for place, message in enumerate(example.messages) if message.trained]
     turns = [place for place in trained if example.messages[place].content.strip()]
     for _ in range(len(trained) - len(turns)):
@@ -185,26 +178,58 @@ def _add_conversation(writer: ConversationWriter, example: Example, report: Data
         writer.add(example, turns, content_hash(example.messages))
 
 
-class BadRows:
-    """The first SHOWN bad rows with their reasons, and the count of all."""
+# ------------------------------------------------------------------------------------------- the two sides
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: list[str] = []
 
-    def add(self, source: str, reason: str) -> None:
-        """Count one, which stands at `source` (`file:line`)."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(f"{source}: {reason}")
+def _first_rows(train: Conversations, limit: int | None, report: DataReport) -> Conversations:
+    """The first `limit` rows; a note counts the others."""
+    if limit is None or len(train.records) <= limit:
+        return train
+    report.notes.append(f"{len(train.records) - limit:,} training rows left out (data.limit)")
+    return train.some(train.records[:limit])
 
-    def settle(self, report: DataReport, skip_bad: bool) -> None:
-        """Count the bad rows into the report, or raise DataError when they may not be skipped."""
-        if self.count and not skip_bad:
-            more = [f"... and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
-            head = f"{self.count:,} bad row{'s' if self.count > 1 else ''} (data.skip_bad drops and counts them):"
-            raise DataError("\n".join([head, *self.first, *more]))
-        for line in self.first:
-            report.add("bad_row", line)
-        if self.count:
-            report.counts["bad_row"] = self.count
+
+def _divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
+    """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
+
+    With fewer than 2 / fraction documents, the last part of each is held out. Windows from inside a document are not:
+    the model would be tested on text that stands between trained text.
+    """
+    if isinstance(rows, Documents) and len(rows.records) * fraction < 2:
+        return _tails(rows, fraction, report)
+    chosen = _held_out(rows, fraction, seed)
+    return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
+
+
+def _tails(rows: Documents, fraction: float, report: DataReport) -> tuple[Documents, Documents]:
+    cuts = np.array([rows.tail(record, fraction) for record in rows.records.tolist()], dtype=np.int64)
+    starts, ends = rows.parts.T
+    first, last = cuts > 0, cuts < ends  # a document of a few characters stays whole
+    if not first.any() or not last.any():
+        raise ConfigError(f"data.eval_fraction = {fraction} leaves one side without text: the documents are too short")
+    report.notes.append(
+        f"{len(cuts):,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held out "
+        "(it goes on where training stops, so its loss says little about other texts)"
+    )
+    train = rows.some_parts(rows.records[first], np.stack([starts, cuts], axis=1)[first])
+    return train, rows.some_parts(rows.records[last], np.stack([cuts, ends], axis=1)[last])
+
+
+def _held_out(rows: Conversations, fraction: float, seed: int) -> Int64:
+    """Choose round(fraction * N) records, at least one: those with the smallest hash of (seed, id)."""
+    total = len(rows.records)
+    count = max(1, round(fraction * total))
+    if count >= total:
+        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
+    ids = (rows.id(record) for record in rows.records.tolist())
+    hashes = np.fromiter((stable_hash(seed, "held out", i) & (2**64 - 1) for i in ids), dtype=np.uint64, count=total)
+    return np.sort(rows.records[np.argsort(hashes, kind="stable")[:count]])
+
+
+def _report_overlap(train: Conversations, held_out: Conversations, report: DataReport) -> None:
+    """Count the held-out rows whose content is also trained on."""
+    if train.file is held_out.file and np.isin(held_out.records, train.records).any():
+        return  # parts of the same documents are on both sides, on purpose
+    seen = np.isin(held_out.content[held_out.records], train.content[train.records])
+    for record in held_out.records[seen].tolist():
+        report.add("eval_in_train", f"{held_out.id(record)} ({held_out.source(record)})")

@@ -1,4 +1,4 @@
-"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of them, and hub ids."""
+"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of these files, and hub ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
-from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, is_array, iter_array, iter_lines
+from sftmix.data.formats import TEXT, recognise
+from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, iter_json, iter_lines
 
 V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
@@ -50,7 +51,7 @@ class Source:
 
 
 def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
-    """The parts as they are, with a DataError that names the file where it cannot be read."""
+    """Yield the parts as they are; raise a DataError that names the file if it cannot be read."""
     try:
         yield from parts
     except OSError as error:
@@ -60,12 +61,13 @@ def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    Text files of a directory are documents where `form` (data.format) is text, or where it is auto and the directory
-    holds nothing else; beside files of rows they are notes about these, and left out. A hub id may name a split:
-    `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`. `labels` holds one label for each name.
+    A hub id may name a split: `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`.
 
-    Raises DataError naming the path that is missing, unreadable, empty or of another kind. `option` is the name of
-    the option, for the message.
+    option  name of the option that holds the names, for messages
+    form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
+            holds nothing else. Beside files of rows they are notes about the rows, and are left out.
+    labels  None, or one label for each name
+    Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources: list[Source] = []
     for place, name in enumerate(names):
@@ -89,7 +91,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
 def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
     found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
     rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
-    if form != "text" and (rows or form != "auto"):
+    if form != TEXT and (rows or form != "auto"):
         found = rows
     if not found:
         raise DataError(f"{option}: {name}: no file ending in {_supported()} in this directory")
@@ -125,16 +127,40 @@ def _hub(name: str, option: str) -> Source:
     return Source(name, str(dataset._fingerprint), dataset)
 
 
+def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
+    """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
+
+    form    data.format
+    option  name of the option that holds the sources, for messages
+    Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
+    """
+    if form == TEXT:
+        return True
+    is_text = [source.is_text or (form == "auto" and _begins_with_text(source)) for source in sources]
+    if not any(is_text):
+        return False
+    first = sources[is_text.index(True)].name
+    if form != "auto":
+        raise DataError(f"{option}: {first} is a text file, but data.format is {form}; text files need text or auto")
+    if not all(is_text):
+        other = sources[is_text.index(False)].name
+        raise DataError(
+            f"{option}: {first} holds plain text and {other} conversations: a run takes one kind of the two "
+            "(data.format text reads the field `text` of every row)"
+        )
+    return True
+
+
+def _begins_with_text(source: Source) -> bool:
+    """True if the first row is recognised as text."""
+    try:
+        _, row = next(source.rows(), ("", None))
+        return isinstance(row, dict) and recognise(row) == TEXT
+    except (DataError, BadRow):  # the same error is raised again where the rows are read
+        return False
+
+
 # ---------------------------------------------------------------------------------------------- readers
-
-
-def _json_rows(path: Path, name: str) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        problem = foreign_encoding(file.read(4))
-    if problem:
-        yield f"{name}:1", BadRow(problem)
-    else:
-        yield from iter_array(path, name) if is_array(path) else iter_lines(path, name)
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[Row]:
@@ -179,14 +205,14 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _text_rows(path: Path, name: str) -> Iterator[Row]:
-    """One row, whose field `text` is read piece by piece."""
+    """The one row of a text file; its field `text` is an iterator of pieces."""
     yield name, {"text": _readable(iter_text(path, name), name)}
 
 
 def iter_text(path: Path, name: str) -> Iterator[str]:
-    """The text of a file in pieces of at most 64 Ki characters; CRLF and CR become LF, a byte order mark goes.
+    """Read the text of a file in pieces of at most 64 Ki characters, with LF for CRLF and CR, without byte order mark.
 
-    Raises BadRow with the line at which the file is not UTF-8 text.
+    Raises BadRow with the first line that is not UTF-8 text.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     line = 1
@@ -210,7 +236,7 @@ def iter_text(path: Path, name: str) -> Iterator[str]:
 
 
 _READERS = {
-    ".json": _json_rows,
+    ".json": iter_json,
     ".jsonl": iter_lines,
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,

@@ -1,9 +1,9 @@
 """Chat templates: how a conversation becomes text, then token ids, and which token ends a turn.
 
-Every template is a Jinja string that `tokenizer.apply_chat_template` renders; the rendered text holds all special
-tokens and is tokenised with add_special_tokens=False, in training and in generation alike, so both see the same ids
-and there is never a second BOS. What the template writes after a response is found by rendering a probe conversation,
-not from generation tags.
+Every template is a Jinja string that `tokenizer.apply_chat_template` renders. The rendered text holds all special
+tokens and is tokenised with add_special_tokens=False, in training and in generation alike: both see the same ids, and
+there is never a second BOS. A small conversation, the probe, is rendered to find the text that the template writes
+after a response; generation tags are not needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
 from sftmix.options import DataOptions
-from sftmix.types import Int64, Message
+from sftmix.types import Int64
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +46,7 @@ _SAME_DAY = """\
 {% macro strftime_now(form) %}\
 {{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(form, '26 Jul 2024') }}\
 {% endmacro %}"""
-"""Templates that write today's date get this one: prompts must not change from one day, or one resume, to the next."""
+"""One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 _QUESTION = "Name a colour."
 _ANSWER = "Blue"
@@ -55,21 +54,21 @@ _PROBE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content
 
 
 class TemplateRefusal(ValueError):
-    """The template raised an error for a conversation."""
+    """Error of a template that cannot render a conversation."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer with the chat template it is used with; made by `make_encoder`.
+    """A tokenizer and its chat template; made by `make_encoder`.
 
     name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
-    chat_template   the Jinja source in use: export it with the model; None: plain text, the tokenizer keeps its own
+    chat_template   the Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own
     end_of_turn_id  the token that ends a response, trained; the template writes it unless `appends_end`
-    appends_end     the template writes none: eos is put after the response
+    appends_end     the template writes no such token: eos is put after the response
     ending          text between a response's content and the end of its turn, end-of-turn token included
     trailer         text that the template writes after that, not trained
     lead            white space that the template puts before a response's content
-    notices         what a user should know, one sentence each
+    notices         sentences that the user should read
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,55 +82,38 @@ class Encoder:
     notices: tuple[str, ...]
 
     @property
-    def notice(self) -> str:
-        """All notices in one string, empty when there is nothing to say."""
-        return " ".join(self.notices)
-
-    @property
     def pad_id(self) -> int:
-        """The id at the end of shorter rows. Any will do, even eos: masks go by length, so nobody looks at it."""
+        """The id at the end of shorter rows. Any id will do, even eos: masks go by length, so nothing reads it."""
         pad = self.tokenizer.pad_token_id
         return self.end_of_turn_id if pad is None else int(pad)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens at which generation stops: the end of a turn, and eos."""
+        """Ids at which generation stops: the end of a turn, and eos."""
         eos = self.tokenizer.eos_token_id
         return (self.end_of_turn_id,) if eos in (None, self.end_of_turn_id) else (self.end_of_turn_id, int(eos))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the ids: the tokenizer's content, the template, the special tokens."""
+        """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         parts = [tokenizer_content(self.tokenizer), self.chat_template, self.end_of_turn_id, self.appends_end]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
-        """Text of each conversation; `prompt` adds what comes before a response. Raises TemplateRefusal."""
+        """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal."""
         assert self.chat_template is not None, "plain text has no turns to render"
         return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of rendered texts, nothing added."""
+        """Tokenise rendered texts; no token is added."""
         if not texts:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]
 
     def decode(self, ids: list[int] | Int64) -> str:
-        """The text of token ids, special tokens and white space as they are."""
+        """Decode token ids; special tokens and white space stay as they are."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def encode_prompt(self, messages: Sequence[Message | Mapping[str, str]]) -> Int64:
-        """i64[length]: what generation starts from; equal to the untrained part of a training example."""
-        chat = [as_dict(message) for message in messages]
-        return np.asarray(self.tokenize(self.render([chat], prompt=True))[0], dtype=np.int64)
-
-
-def as_dict(message: Message | Mapping[str, str]) -> dict[str, str]:
-    """A turn as templates want it."""
-    if isinstance(message, Message):
-        return {"role": message.role, "content": message.content}
-    return dict(message)
 
 
 def render(
@@ -154,7 +136,7 @@ def render(
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a tokenizer's behaviour, whatever files it came from."""
+    """Hash of all that decides how a tokenizer works, the same for any files that it was read from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -170,12 +152,12 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
-    """The encoder of rows under these options: with a chat template, or without one where data.format is text."""
+    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one."""
     return text_encoder(tokenizer) if options.format == TEXT else make_encoder(tokenizer, options.template)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder of plain text: documents end with eos, there are no turns. ConfigError without an eos token."""
+    """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
@@ -188,7 +170,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None
     """Choose the template, probe it, and return the encoder.
 
     template  None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja file
-    Raises ConfigError for an unknown name, a template that cannot be rendered, or when no token could end a response.
+    Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
     name, source, notices = _choose(tokenizer, template)
     try:
@@ -218,7 +200,7 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """One of our templates: BOS where the tokenizer itself writes one, and turns that end with a token it knows."""
+    """Adapt one of our templates: BOS if the tokenizer itself writes one, and turns that end with a token it knows."""
     source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
     if "eos_token" in source and tokenizer.eos_token is None:
         raise ConfigError("data.template: this tokenizer has no eos token, with which this template ends a response")
@@ -226,7 +208,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
 
 
 def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer begins plain text with BOS when it adds special tokens."""
+    """True if the tokenizer begins plain text with BOS when it adds special tokens."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer(_QUESTION)["input_ids"][:1] == [bos]
 
@@ -235,10 +217,10 @@ def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, list[str]]:
-    """Render a small conversation to find what the template writes around a response.
+    """Render a small conversation to find the text that the template writes around a response.
 
-    Returns the end-of-turn fields of Encoder, the template (extended when its generation prompt is not all that comes
-    before the content: an empty thinking block, or the whole header of a turn), and notices.
+    Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
+    if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
     """
     notices = []
     before, after = _around(tokenizer, source)
@@ -267,7 +249,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
-    """Text between the generation prompt and the probe's answer, and text after the answer."""
+    """Find the text between the generation prompt and the probe's answer, and the text after the answer."""
     prompt = render(tokenizer, source, [_PROBE[:1]], prompt=True)[0]
     full = render(tokenizer, source, [_PROBE], prompt=False)[0]
     place = full.rfind(_ANSWER)
@@ -277,7 +259,7 @@ def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
 
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
-    """(end-of-turn id, text through it, text after it) of what follows a response; id None when there is none."""
+    """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
         if token in special:

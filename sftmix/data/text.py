@@ -1,8 +1,8 @@
-"""Documents -> windows of tokens, every token but the first of each document in a window a target.
+"""Documents -> windows of tokens. Every token is a target but the first of each document in a window.
 
-A document is its tokens, with BOS before where the tokenizer writes one to plain text and eos behind. Packed, documents
-stand one after the other and are cut into windows of exactly max_length tokens; a window says where each of its
-documents begins, because neither attention nor targets may go across: a model would learn from an unrelated text.
+A document is BOS, if the tokenizer writes one before plain text, its tokens, and eos. Packed documents stand one after
+the other and are cut into windows of exactly max_length tokens. A window names the places where its documents begin:
+neither attention nor targets may cross them, or the model would learn from an unrelated text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAME = 32
 
 
 class Part(NamedTuple):
-    """The characters [start, end) of a document; all of it, or one side of the held-out cut."""
+    """The characters [start, end) of a document: all of it, or the part of one side."""
 
     record: int
     start: int
@@ -47,8 +47,8 @@ class Window:
     """Tokens of one example.
 
     input_ids  the tokens
-    starts     where each document (or piece of one) begins
-    records    the document of each
+    starts     places where the documents (or pieces of documents) begin
+    records    the documents
     offset     place of the first token among the tokens of its document
     """
 
@@ -65,9 +65,9 @@ class Window:
         return spans[spans[:, 0] < spans[:, 1]]
 
     def content_hash(self) -> str:
-        """16 hex digits of a hash of the tokens and of where documents begin.
+        """Hash of the tokens and of the places where documents begin, 16 hex digits.
 
-        Another length, tokenizer or order of documents gives other windows, so artefacts of one never join the other's.
+        Another length, tokenizer or order of documents gives other hashes, so artefacts of different windows never mix.
         """
         digest = hashlib.blake2b(digest_size=8)
         for numbers in (self.input_ids, self.starts):
@@ -78,8 +78,8 @@ class Window:
 def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, packed: bool) -> Iterator[Window]:
     """Cut the tokens of documents into windows of `length`.
 
-    tokens  (record, place of the first token in its document, token ids), document after document, in any number of
-            stretches each
+    tokens  (record, place of the first token in its document, token ids), document after document; a document may come
+            in several stretches
     packed  a window may hold several documents; else a document ends its window
     """
     window = Window()
@@ -110,9 +110,9 @@ def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, pa
 def document_tokens(
     encoder: Encoder, side: Documents, *, size: int = STRETCH, progress: bool = False
 ) -> Iterator[tuple[int, int, list[int]]]:
-    """(record, place of the first token, ids) of the documents, long ones in several stretches.
+    """Tokenise the documents into (record, place of the first token, ids); long ones come in several stretches.
 
-    BOS stands before the first character of a document and eos behind its last, so a part has them only at those ends.
+    BOS stands before the first character of a document and eos behind its last; a part in the middle has neither.
     """
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
     parts = [Part(record, *part) for record, part in zip(side.records.tolist(), side.parts.tolist(), strict=True)]
@@ -131,7 +131,7 @@ def document_tokens(
 
 
 def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
-    """Parts that are tokenised in one call: at most `size` characters together; a longer one comes alone."""
+    """Group the parts that are tokenised in one call: at most `size` characters together; a longer part is alone."""
     batch: list[Part] = []
     total = 0
     for part in parts:
@@ -145,18 +145,21 @@ def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
 
 
 def _stretches_of(encoder: Encoder, side: Documents, batch: Sequence[Part], size: int) -> Iterable[Iterable[list[int]]]:
-    """For each part its token ids in stretches: one stretch, unless the part is alone and may be long."""
+    """Tokenise each part, in one stretch; a part that is alone may be long and takes several."""
     if len(batch) == 1:
         return [stretches(encoder, side.text(*batch[0]), size=size, name=side.source(batch[0].record))]
     return [[ids] for ids in encoder.tokenize(["".join(side.text(*part)) for part in batch])]
 
 
 def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, name: str = "") -> Iterator[list[int]]:
-    """Token ids of one text, a stretch at a time; together they are those of the text tokenised in one call.
+    """Tokenise one text, a stretch at a time; together the ids are those of the text tokenised in one call.
 
-    A stretch ends beside a newline, at a boundary between tokens. The next one is tokenised from some thousand
-    characters earlier on, and the cut is used only if both tokenise its surroundings alike. A tokenizer that does not
-    say where its tokens stand in the text tokenises it in one call. `name` is for the message where that fails.
+    A stretch ends behind a newline, at a boundary between tokens. The next one is tokenised from some thousand
+    characters earlier, and the cut is used only if both give the same tokens around it. A tokenizer that does not give
+    the places of its tokens in the text tokenises the text in one call.
+
+    name  of the text, for messages
+    Raises DataError if the tokens of a stretch change with the text that follows.
     """
     text, done, wanted = "", 0, size
     known: list[int] = []
@@ -167,7 +170,7 @@ def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, n
         ids, places = _placed(encoder, text)
         first = _first(ids, places, done, known, name)
         cut, start = _cut(encoder, text, ids, places, done)
-        if cut is None:  # no newline, or none where both sides agree: more text is needed
+        if cut is None:  # more text is needed
             wanted = 2 * len(text)
             continue
         at = int(np.searchsorted(places, cut))
@@ -183,7 +186,7 @@ def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, n
 
 
 def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
-    """Token ids of a text and the character at which each begins, i64."""
+    """Tokenise a text; return the ids and the character at which each begins, i64."""
     encoded = encoder.tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
     )
@@ -192,7 +195,7 @@ def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
 
 
 def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str) -> int:
-    """Index of the first token that was not handed out yet; what stands before it must be what was."""
+    """Find the first token that was not yielded yet; the tokens before it must be the last that were (`known`)."""
     first = int(np.searchsorted(places, done))
     if done and (first == len(ids) or places[first] != done or ids[first - len(known) : first] != known):
         raise DataError(
@@ -202,7 +205,10 @@ def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str
 
 
 def _cut(encoder: Encoder, text: str, ids: list[int], places: Int64, done: int) -> tuple[int | None, int]:
-    """(character at which a token begins behind a newline, character from which the next stretch is tokenised)."""
+    """Find the cut, a character behind a newline at which a token begins, and the start of the next stretch.
+
+    The cut is None if there is none where both stretches agree.
+    """
     cut = len(text) - MARGIN
     for _ in range(8):
         cut = text.rfind("\n", done, cut) + 1
@@ -225,7 +231,7 @@ def _cut(encoder: Encoder, text: str, ids: list[int], places: Int64, done: int) 
 def encode_windows(
     encoder: Encoder, side: Documents, length: int, packed: bool, report: DataReport, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """The windows of one side, as `sftmix.data.dataset` stores them; those without a target are only counted."""
+    """Make the windows of one side, as `sftmix.data.dataset` stores them; count those without a target."""
     seen: Counter[str] = Counter()
     for window in windows(document_tokens(encoder, side, progress=progress), length, packed=packed):
         spans = window.spans
@@ -251,7 +257,7 @@ def encode_windows(
 
 
 def first_windows(rows: Iterator[dict[str, Any]], limit: int | None, report: DataReport) -> Iterator[dict[str, Any]]:
-    """The first `limit` windows; a note says that there were more."""
+    """Take the first `limit` windows; a note in the report says that there were more."""
     yield from itertools.islice(rows, limit)
     if limit is not None and next(rows, None) is not None:
         report.notes.append(f"the first {limit:,} training windows are used, the rest left out (data.limit)")

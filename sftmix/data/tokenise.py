@@ -1,4 +1,4 @@
-"""Conversations -> stored rows of tokens; one process and several give the same result."""
+"""Conversations -> rows of tokens to store; one process and several give the same result."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from sftmix.types import Example, Int64
 AT_ONCE = 256
 """Conversations of a part, and examples tokenised in one call: enough for the tokenizer's threads, little memory."""
 WORTH_A_PROCESS = 10_000
-"""Conversations for which one more process is started unasked."""
+"""Conversations for which one more process is worth its start; data.num_proc overrules it."""
 _AHEAD = 4
-"""Parts per process that wait to be written at most."""
+"""Most parts per process that wait to be written."""
 
 Stored = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenise:
-    """records -> the stored rows of their examples, and the report on them.
+    """Function: records -> the rows of their examples to store, and the report on them.
 
-    kept  ids of the examples to keep, None for all: the others are neither stored nor counted
+    kept  None, or the ids of the examples to keep; others are neither stored nor counted
     """
 
     conversations: Conversations
@@ -53,26 +53,27 @@ class Tokenise:
         return stored, report
 
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
-        """Every example with its outcome, in file order; conversations that must be split come as their turns."""
-        batch = list(self.conversations.examples(records, whole=self.whole))
-        # Rows with many turns make long batches: the pieces keep memory bounded.
-        for at in range(0, len(batch), AT_ONCE):
-            piece = batch[at : at + AT_ONCE]
-            outcomes = encode_examples(self.encoder, [e for _, _, e in piece], self.max_length)
-            for (record, turn, example), outcome in zip(piece, outcomes, strict=True):
+        """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
+        found = list(self.conversations.examples(records, whole=self.whole))
+        # Conversations with many turns make long lists: pieces of them keep memory bounded.
+        for at in range(0, len(found), AT_ONCE):
+            for record, turn, example, outcome in self._encoded(found[at : at + AT_ONCE]):
                 yield record, turn, example, outcome
                 if outcome.split:
-                    one = list(self.conversations.examples(np.array([record]), whole=False))
-                    found = encode_examples(self.encoder, [e for _, _, e in one], self.max_length)
-                    yield from ((r, t, e, o) for (r, t, e), o in zip(one, found, strict=True))
+                    yield from self._encoded(list(self.conversations.examples(np.array([record]), whole=False)))
+
+    def _encoded(self, found: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
+        outcomes = encode_examples(self.encoder, [example for _, _, example in found], self.max_length)
+        for (record, turn, example), outcome in zip(found, outcomes, strict=True):
+            yield record, turn, example, outcome
 
 
 def tokenised(
     work: Tokenise, records: Int64, report: DataReport, *, processes: int | None, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """The stored rows of the records, in their order; the counts go into `report`.
+    """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
-    processes  None: as many as there are cores and work for
+    processes  number of processes; None takes as many as there are cores, and fewer where there is little work
     """
     parts = [records[start : start + AT_ONCE] for start in range(0, len(records), AT_ONCE)]
     many = min(processes or default_processes(len(records)), max(len(parts), 1))
@@ -85,7 +86,7 @@ def tokenised(
 
 
 def default_processes(conversations: int) -> int:
-    """Cores of this process, or fewer where there is not enough to do; 1 where processes cannot be forked safely."""
+    """Number of cores of this process, or fewer where there is little work; 1 where forking is not safe."""
     if sys.platform != "linux":
         return 1
     return max(1, min(len(os.sched_getaffinity(0)), conversations // WORTH_A_PROCESS))
@@ -95,11 +96,11 @@ def default_processes(conversations: int) -> int:
 
 
 _work: Tokenise | None = None
-"""In a worker process: what it does with each part."""
+"""The work of this process on each part, where it is a worker."""
 
 
 def _parallel(work: Tokenise, parts: list[Int64], processes: int) -> Iterator[tuple[Stored, DataReport]]:
-    """`map(work, parts)` by forked workers, which share the memory map and the tokenizer with this process."""
+    """Run `map(work, parts)` in forked workers, which share the memory map and the tokenizer with this process."""
     waiting: deque[Future[tuple[Stored, DataReport]]] = deque()
     # Spawned workers would import the user's script again, and need seconds to import transformers.
     context = multiprocessing.get_context("fork")
@@ -118,7 +119,7 @@ def _parallel(work: Tokenise, parts: list[Int64], processes: int) -> Iterator[tu
 def _begin(work: Tokenise) -> None:
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads do not exist here, and the cores are in use
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads are not in a fork
 
 
 def _do(part: Int64) -> tuple[Stored, DataReport]:

@@ -12,8 +12,7 @@ import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import deal, token_slots
-from sftmix.batches.order import TrainingOrder
-from sftmix.batches.pairs import fixed, unpaired
+from sftmix.batches.order import TrainingOrder, fixed, unpaired
 from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sftmix.batches.pairs import EpochPairs, fixed, unpaired
+from sftmix.batches.order import EpochPairs, fixed, unpaired
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sftmix.batches.pairs import EpochPairs
+from sftmix.batches.order import EpochPairs
 from sftmix.common.files import read_json
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import ConfidenceEstimator, PairSampler, Splitter

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.batches.pairs import EpochPairs
+from sftmix.batches.order import EpochPairs, TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Objective, Perturbation, plain
 from sftmix.config.checks import sharded_optimizer

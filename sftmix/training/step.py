@@ -229,8 +229,8 @@ def _forward_backward(
 
 
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """Return f64[6] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs, and
-    the number of lambdas and weights that are not allowed."""
+    """Return f64[6] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs,
+    and the number of lambdas and weights that are not allowed."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
     mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
     if plan.mixup_row_weight is not None:  # NTP losses in place of Mixup's

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sftmix.data import Encoder
+from sftmix.types import Message
 
 TEXT = [
     "Name a colour. Blue is a colour, and so is green.",
@@ -61,6 +65,14 @@ def metaspace_tokenizer() -> PreTrainedTokenizerBase:
     backend = Tokenizer.from_str(json.dumps(plain))
     backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def prompt_ids(encoder: Encoder, messages: Sequence[Message]) -> list[int]:
+    """Token ids that transformers starts generation from, with the template that is exported."""
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    return encoder.tokenizer.apply_chat_template(
+        chat, chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
 
 
 SMALL = {"chatml": chatml_tokenizer, "bos": bos_tokenizer, "metaspace": metaspace_tokenizer}

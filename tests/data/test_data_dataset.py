@@ -14,9 +14,8 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
-from sftmix.data.arrow import BATCH_ROWS, RowWriter
-from sftmix.data.cache import get_or_build
 from sftmix.data.preview import render_preview
+from sftmix.data.store import BATCH_ROWS, RowWriter, get_or_build
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
@@ -114,7 +113,7 @@ def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path):
 BUILD_TOGETHER = """
 import sys, time
 from pathlib import Path
-from sftmix.data.cache import get_or_build
+from sftmix.data.store import get_or_build
 
 root, me, other = Path(sys.argv[1]), *sys.argv[2:]
 

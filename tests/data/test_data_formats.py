@@ -73,10 +73,10 @@ def test_turns_of_the_prompt_are_not_trained():
 
 def test_label_columns_and_id():
     row = {"id": 5, "instruction": "a", "output": "b", "good": True, "score": 1.5, "tags": ["x"], "note": None}
-    found = convert(row, "alpaca", "good")
+    found = convert(row, "alpaca", label_field="good")
     assert (found.id, found.label, found.columns) == ("5", "true", {"score": 1.5, "note": None})
     with pytest.raises(BadRow, match=r"'quality' \(data\.label_field\) is missing"):
-        convert(row, "alpaca", "quality")
+        convert(row, "alpaca", label_field="quality")
 
 
 def _all_messages(prepared):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sftmix.data.masks import encode_examples
 from sftmix.data.templates import make_encoder
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer
+from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -63,7 +63,7 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
             assert end == len(found.ids)
             assert found.ids[-1] == encoder.end_of_turn_id
             assert encoder.end_of_turn_id in encoder.stop_ids
-            assert found.ids[:start] == encoder.encode_prompt(chat.messages[:-1]).tolist()
+            assert found.ids[:start] == prompt_ids(encoder, chat.messages[:-1])
             said = tokenizer.decode(found.ids[start : end - 1], clean_up_tokenization_spaces=False)
             assert said.strip() == chat.messages[-1].content.strip()
 
@@ -85,15 +85,15 @@ def test_any_text(small, question, answer, name):
     """The prompt's ids are generation's, and the whole decodes to the text that the template renders."""
     encoder = make_encoder(small[name])
     (found,) = encode(encoder, example(question, answer))
-    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    chat = [Message("user", question), Message("assistant", answer)]
     if not found.ids:
         assert found.reasons == ["prefix_mismatch"]
         return
     ((start, _),) = found.spans
-    prompt = encoder.encode_prompt(chat[:1])
-    assert found.ids[:start] == prompt.tolist()
+    assert found.ids[:start] == prompt_ids(encoder, chat[:1])
     assert found.ids[-1] == encoder.end_of_turn_id
-    text = encoder.render([chat], prompt=False)[0].removesuffix(encoder.trailer)
+    turns = [{"role": message.role, "content": message.content} for message in chat]
+    text = encoder.render([turns], prompt=False)[0].removesuffix(encoder.trailer)
     whole = encoder.tokenize([text])[0]
     assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
     if "boundary" not in found.reasons:
@@ -108,8 +108,7 @@ def test_a_token_across_the_boundary_is_cut_apart(small):
     (found,) = encode(encoder, example("Hi", "\n\n1. Apple"))
     assert found.reasons == ["boundary"]
     ((start, _),) = found.spans
-    chat = [{"role": "user", "content": "Hi"}]
-    assert found.ids[:start] == encoder.encode_prompt(chat).tolist()
+    assert found.ids[:start] == prompt_ids(encoder, [Message("user", "Hi")])
     assert pieces(encoder, found) == ["\n\n1. Apple</s>"]
 
 
@@ -134,8 +133,7 @@ def test_whole_conversations_train_every_response(tokenizer):
             f"{text}{tokenizer.decode([encoder.end_of_turn_id])}" for text in ("Yo", "More", "So long")
         ]
         for i, (start, _) in enumerate(found.spans):
-            prompt = encoder.encode_prompt(chat.messages[: 2 * i + 1])
-            assert found.ids[:start] == prompt.tolist()
+            assert found.ids[:start] == prompt_ids(encoder, chat.messages[: 2 * i + 1])
 
 
 @pytest.fixture

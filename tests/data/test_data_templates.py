@@ -6,7 +6,8 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.templates import make_encoder
-from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer
+from sftmix.types import Message
+from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -37,7 +38,7 @@ def test_end_of_turn_of_real_tokenizers(shared):
 def test_a_base_model_gets_alpaca_and_says_so(small):
     encoder = make_encoder(small["bos"])
     assert encoder.name == "alpaca"
-    assert "no chat template" in encoder.notice
+    assert any("no chat template" in notice for notice in encoder.notices)
     assert encoder.render([CHAT], prompt=True) == [
         "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\nYo</s>\n\n### Instruction:\nBye\n\n### Response:\n"
     ]
@@ -63,7 +64,7 @@ def test_one_bos_in_training_and_chat(tokenizer):
     """Exactly one where the tokenizer writes one, and none where it writes none (plain templates)."""
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
-        ids = encoder.encode_prompt(CHAT[1:2]).tolist()
+        ids = encoder.tokenize(encoder.render([CHAT[1:2]], prompt=True))[0]
         writes_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
         if encoder.name != "tokenizer":
             assert (ids[0] == tokenizer.bos_token_id) == writes_bos
@@ -75,10 +76,8 @@ def test_the_prompt_is_what_transformers_gives_for_the_exported_template(tokeniz
     """Whoever generates with the exported template starts from the same ids."""
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
-        theirs = tokenizer.apply_chat_template(
-            CHAT[1:], chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        assert encoder.encode_prompt(CHAT[1:]).tolist() == theirs
+        ours = encoder.tokenize(encoder.render([CHAT[1:]], prompt=True))
+        assert ours == [prompt_ids(encoder, [Message(**turn) for turn in CHAT[1:]])]
 
 
 def test_a_jinja_file(small, tmp_path):
@@ -88,7 +87,7 @@ def test_a_jinja_file(small, tmp_path):
     assert encoder.name == str(path)
     # The header that comes before every response becomes the generation prompt.
     assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
-    assert "part of the prompt" in encoder.notice
+    assert any("part of the prompt" in notice for notice in encoder.notices)
 
 
 def test_an_empty_thinking_block_belongs_to_the_prompt(small, tmp_path):
@@ -116,7 +115,7 @@ def test_a_template_without_end_of_turn_gets_eos(small, tmp_path):
     encoder = make_encoder(small["chatml"], str(path))
     assert encoder.appends_end
     assert encoder.end_of_turn_id == small["chatml"].eos_token_id
-    assert "no end-of-turn token" in encoder.notice
+    assert any("no end-of-turn token" in notice for notice in encoder.notices)
 
 
 def test_no_stop_token_at_all_is_refused(tmp_path):
@@ -158,7 +157,7 @@ def test_the_date_does_not_change_prompts(small, tmp_path):
     path.write_text("{{ strftime_now('%d %b %Y') }}" + NO_GENERATION_PROMPT)
     encoder = make_encoder(small["chatml"], str(path))
     assert encoder.render([CHAT[:2]], prompt=True)[0].startswith("26 Jul 2024")
-    assert "date" in encoder.notice
+    assert any("date" in notice for notice in encoder.notices)
 
 
 def test_fingerprint_follows_tokenizer_and_template(small):

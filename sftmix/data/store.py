@@ -1,0 +1,155 @@
+"""Storage of rows: Arrow files, and the cache directory that holds them.
+
+Every directory in the cache has a key. The key changes with everything that its rows depend on, never with file times.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sftmix.common.errors import ConfigError, NoSpaceError
+from sftmix.types import Int64
+
+CODE_VERSION = 1
+"""Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
+
+BATCH_ROWS = 1024
+"""Rows of a record batch in an Arrow file."""
+
+
+# ------------------------------------------------------------------------------------------- the directory
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """`cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix."""
+    return Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
+
+
+def key_of(*parts: Any) -> str:
+    """Hash of parts that JSON can write, 32 hex digits."""
+    text = json.dumps([CODE_VERSION, *parts], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """Return the directory `root/name` and its summary; build it first if it is absent or incomplete.
+
+    `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
+    and renamed when it is complete, so no reader, and no other process that builds the same key, sees half of it.
+
+    Raises ConfigError when nothing can be written under `root`, NoSpaceError when the disk is full.
+    """
+    target = root / name
+    if (summary := _read(target)) is not None:
+        return target, summary
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+        try:
+            return _commit(scratch, target, build(scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(
+            f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
+            "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
+        ) from error
+
+
+def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    sizes = {file.name: file.stat().st_size for file in sorted(scratch.iterdir())}
+    (scratch / "summary.json").write_text(json.dumps({"sizes": sizes, "summary": summary}), encoding="utf-8")
+    if target.exists() and _read(target) is None:
+        shutil.rmtree(target)
+    try:
+        scratch.rename(target)
+    except OSError:
+        if _read(target) is None:  # another process may have finished the same key first; this is another error
+            raise
+    return target, summary
+
+
+def _read(target: Path) -> dict[str, Any] | None:
+    try:
+        stored = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+        if all((target / name).stat().st_size == size for name, size in stored["sizes"].items()):
+            return dict(stored["summary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent or incomplete: the caller builds it again
+    return None
+
+
+# --------------------------------------------------------------------------------------------- Arrow files
+
+
+class RowWriter:
+    """Writer of an Arrow IPC file, row by row; every record batch but the last holds BATCH_ROWS rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row, column -> value; a column that the row lacks is null."""
+        self._rows.append(row)
+        if len(self._rows) == BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+        finally:
+            self._sink.close()
+
+
+class RowFile:
+    """A file of RowWriter behind a memory map: any row can be read, and none is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
+        self.schema = reader.schema
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+    def __len__(self) -> int:
+        return BATCH_ROWS * (len(self._batches) - 1) + self._batches[-1].num_rows if self._batches else 0
+
+    def cell(self, row: int, column: str) -> pa.Scalar:
+        """One value; `row` counts from 0 and must be in range."""
+        batch, index = divmod(row, BATCH_ROWS)
+        return self._batches[batch].column(column)[index]
+
+    def rows(self, rows: Int64) -> Iterator[dict[str, Any]]:
+        """Whole rows in the given order; neighbours in one record batch are read together."""
+        batch = rows // BATCH_ROWS
+        cuts = np.flatnonzero(np.diff(batch)) + 1
+        for part in np.split(rows, cuts) if len(rows) else ():
+            yield from self._batches[part[0] // BATCH_ROWS].take(pa.array(part % BATCH_ROWS)).to_pylist()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column, still on disk."""
+        field = self.schema.field(name)
+        return pa.chunked_array([b.column(name) for b in self._batches], type=field.type)
