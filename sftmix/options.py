@@ -221,6 +221,8 @@ class CheckpointOptions:
     """Optimizer steps between checkpoints; null: ten per stage, at least 50 steps apart. 0: none."""
     keep: int = 2
     """Number of checkpoints kept for each stage, at least 1."""
+    keep_best: bool = False
+    """Also keep the weights of the best held-out evaluation in training, for `export --best`."""
 
 
 @dataclass(kw_only=True)

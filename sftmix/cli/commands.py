@@ -173,6 +173,8 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
+    best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
+    parser.add_argument("--best", action="store_true", help=best)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
     parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
@@ -180,7 +182,7 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     given = parser.parse_args(argv)
     from sftmix.pipeline.export import export_run
 
-    print(export_run(given.run, given.to, checkpoint=given.step, dtype=given.dtype, merge=given.merge))
+    print(export_run(given.run, given.to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge))
 
 
 def _status(argv: Sequence[str]) -> None:

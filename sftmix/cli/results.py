@@ -26,6 +26,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
     """Return lines for people: a table of measurements, the groups of the split, their confounds, time, files."""
     lines = [*measured(summary), *_groups(summary), *_confounds(summary), *_mixing(summary), *_time(summary)]
+    lines += [f"note: {remark}" for remark in summary.get("remarks", ())]
     return ["", *lines, *(f"see {Path(out) / name}" for name in _FILES[until] if (Path(out) / name).exists())]
 
 

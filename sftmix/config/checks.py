@@ -113,6 +113,11 @@ def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
     if config.data.eval is None and config.data.eval_fraction is None:
+        if config.checkpoint.keep_best:
+            yield (
+                "checkpoint.keep_best is true, but there are no held-out rows, so no evaluation is the best; set "
+                "data.eval or data.eval_fraction, or leave keep_best out"
+            )
         for callback in config.callbacks:
             if isinstance(callback, Evaluate) and callback.every is not None:
                 yield (

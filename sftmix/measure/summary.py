@@ -15,6 +15,7 @@ from sftmix.common.files import read_json, write_json
 from sftmix.common.world import World
 from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
+from sftmix.measure.remarks import remarks
 from sftmix.measure.split import length_correlation, mixing
 from sftmix.types import Scores, Split
 
@@ -31,10 +32,12 @@ def summarise(
     *,
     model: str,
     seed: int,
+    learning_rate: float,
 ) -> dict[str, Any]:
     """Write summary.json of the run directory `root` (rank 0) and return it.
 
     scores, split  None if the run has no split
+    learning_rate  of the target, for the remarks
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
@@ -52,6 +55,7 @@ def summarise(
     if scores is not None and split is not None:
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
+    summary["remarks"] = remarks(root, stages, learning_rate) if "train" in stages else []
     if world.is_main:
         write_json(root / "summary.json", summary)
     world.barrier()

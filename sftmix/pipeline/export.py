@@ -17,15 +17,23 @@ from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer, stored_dtype
 from sftmix.pipeline.directory import origin
 from sftmix.training.checkpoint import CheckpointStore, full_weights
+from sftmix.training.loop import BEST
 from sftmix.training.module import TrainingModule
 
 
 def export_run(
-    run: str | Path, to: str | Path, *, checkpoint: int | None = None, dtype: str = "auto", merge: bool = False
+    run: str | Path,
+    to: str | Path,
+    *,
+    checkpoint: int | None = None,
+    best: bool = False,
+    dtype: str = "auto",
+    merge: bool = False,
 ) -> Path:
     """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
 
     checkpoint  its step; None: the newest valid one
+    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
     merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT
     Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
     where it is damaged.
@@ -39,7 +47,14 @@ def export_run(
     lora = config.model.lora
     if merge and not lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
-    store = CheckpointStore(origin(run / "train") / "checkpoints", keep=1, world=World())
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
+    store = CheckpointStore(origin(run / "train") / (BEST if best else "checkpoints"), keep=1, world=World())
+    if best and not store.steps():
+        raise ConfigError(
+            f"--best: {store.directory} has no weights; a run keeps those of its best evaluation with "
+            "--checkpoint.keep_best true and held-out rows"
+        )
     step = store.newest_valid() if checkpoint is None else checkpoint
     if step is None or step not in store.steps():
         raise ConfigError(f"{store.directory} has no checkpoint {'' if step is None else step}; it has {store.steps()}")

@@ -91,7 +91,16 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
             dynamics = reference_dynamics(run, rows)
         scores = confidence_scores(run, rows, dynamics)
         split = split_of(run, rows, scores)
-    summary = summarise(directory.path, world, rows.data, scores, split, model=config.model.path, seed=config.seed)
+    summary = summarise(
+        directory.path,
+        world,
+        rows.data,
+        scores,
+        split,
+        model=config.model.path,
+        seed=config.seed,
+        learning_rate=config.training.learning_rate,
+    )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
     directory.status(stage=until, step=step, total_steps=total)

@@ -68,20 +68,21 @@ class CheckpointStore:
         self,
         step: int,
         wrapped: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,
         state: dict[str, Any],
         arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write the checkpoint of `step` from all ranks; readers see it once it is whole. Then keep the newest `keep`.
 
-        state   the state of the loop except tensors, as JSON
-        arrays  more tensors, the same on every rank
+        optimizer  None: the weights alone, to export and not to resume from
+        state      the state of the loop except tensors, as JSON
+        arrays     more tensors, the same on every rank
         """
         staging = self.world.share(str(fresh_directory(self.path(step))) if self.world.is_main else None)
         writer = dcp.HuggingFaceStorageWriter(staging, save_distributed=True)
         with _quiet():
             dcp.save(_tensors(wrapped, optimizer), storage_writer=writer, no_dist=self.world.size == 1)
-        numbers = _numbers(_optimizer_state(unwrap(wrapped), optimizer))
+        numbers = {} if optimizer is None else _numbers(_optimizer_state(unwrap(wrapped), optimizer))
         self.world.barrier()
         if self.world.is_main:
             (Path(staging) / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
@@ -89,7 +90,8 @@ class CheckpointStore:
             if arrays:
                 save_file(dict(arrays), Path(staging) / _ARRAYS)
             commit_directory(Path(staging), self.path(step), about={"step": step, "world_size": self.world.size})
-            for old in self.steps()[self.keep :]:
+            others = [s for s in self.steps() if s != step]  # a damaged one may be newer than this
+            for old in others[self.keep - 1 :]:
                 shutil.rmtree(self.path(old))
         self.world.barrier()
 

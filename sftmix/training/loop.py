@@ -71,6 +71,8 @@ class Stage:
     on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
 
 
+BEST = "best"
+"""The folder of a stage with the weights of its best evaluation (checkpoint.keep_best)."""
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
 
@@ -97,6 +99,9 @@ class TrainingLoop:
         self.setup = _prepared(stage, world)
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
+        keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
+        self.best = CheckpointStore(stage.directory / BEST, keep=1, world=world) if keeps_best else None
+        self.best_nll = math.inf
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = Totals()
@@ -120,7 +125,10 @@ class TrainingLoop:
                     bar.update()
                     bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['learning_rate']:.2e}")
                     self.stage.on_progress(self.step, self.total)
+                    self._keep_if_best(metrics)
                     self._save_if_due(interrupted=interrupted)
+                if self.best is not None and "eval_nll" not in metrics:  # the last step may be the best one
+                    self._keep_if_best(self._evaluate())
                 last = self._call("on_stage_end", metrics)
         finally:
             bar.close()
@@ -135,6 +143,10 @@ class TrainingLoop:
         return StageResult(self.module, figures)
 
     def _resume(self) -> None:
+        if self.best is not None:
+            self.best.clean()
+            kept = self.best.newest_valid()
+            self.best_nll = math.inf if kept is None else self.best.state(kept)["eval_nll"]
         self.store.clean()
         newest = self.store.newest_valid()
         if newest is None:
@@ -152,6 +164,13 @@ class TrainingLoop:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
+
+    def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weights if the held-out rows were evaluated, and never better before."""
+        nll = metrics.get("eval_nll", math.inf)
+        if self.best is not None and nll < self.best_nll:
+            self.best_nll = nll
+            self.best.save(self.step, self.module, None, {"eval_nll": nll})
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped)

@@ -1,0 +1,86 @@
+"""Remarks on a finished training: one sentence for each thing that its figures should make a user stop at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.tables import read_dynamics
+from sftmix.measure.model import SAMPLE
+
+UNMOVED = 1e-3
+"""Relative change of the NLL below which a training is said to have moved nothing: it shows in no digit of a table."""
+BETTER = 1e-3
+"""Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
+
+
+def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: float) -> list[str]:
+    """Return the sentences about the trained target of a run; none if nothing is wrong.
+
+    root    run directory
+    stages  stage -> its figures
+    """
+    train = stages["train"]
+    before, after = stages.get("base", {}).get("eval_nll"), train.get("eval_nll")
+    found = list(_skipped(train))
+    if not found and (change := _change(root, before, after)) is not None and abs(change) < UNMOVED:
+        found.append(
+            f"The training hardly changed the model: {_shown(before, after)} ({train['steps']} steps, learning rate "
+            f"{learning_rate:g}). The rate is too small for this model, or the steps are too few: try "
+            f"--training.learning_rate {10 * learning_rate:g}; models below 100M parameters often need 1e-4 to 1e-3."
+        )
+    elif before is not None and after is not None and after > before:
+        found.append(
+            f"The trained model is worse than the base model on the held-out rows: {_shown(before, after)}. Try a "
+            "smaller --training.learning_rate or fewer --training.epochs."
+        )
+    return found + list(_best(root, train, after))
+
+
+def _skipped(train: Mapping[str, Any]) -> Iterator[str]:
+    skipped, steps = int(train.get("skipped", 0)), int(train["steps"])
+    if skipped and skipped == steps:
+        yield (
+            f"All {steps} steps were skipped, since their gradients were not finite: the model is the base model. "
+            "Lower --training.learning_rate, or look for bad rows."
+        )
+    elif skipped:
+        yield f"{skipped} of {steps} steps were skipped, since their gradients were not finite."
+
+
+def _best(root: Path, train: Mapping[str, Any], after: float | None) -> Iterator[str]:
+    best, step = train.get("eval_nll_best"), train.get("eval_nll_best_step")
+    if after is not None and best is not None and after - best > BETTER:
+        kept = (root / "train" / "best").is_dir()
+        how = (
+            f"sftmix export {root} --best --to DIR writes its model" if kept else "--checkpoint.keep_best true keeps it"
+        )
+        yield (
+            f"The best evaluation was at step {step} of {train['steps']}: held-out NLL {best:.4f}, {after:.4f} at the "
+            f"end; {how}."
+        )
+
+
+def _shown(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "the NLL of a sample of training rows is as before"
+    return f"NLL per token {before:.4f} before, {after:.4f} after"
+
+
+def _change(root: Path, before: float | None, after: float | None) -> float | None:
+    """Return the relative change of the NLL by training: of held-out rows or, without these, of the sample."""
+    if before is not None and after is not None:
+        return after / before - 1
+    files = [root / stage / SAMPLE for stage in ("base", "train")]
+    if not all(file.exists() for file in files):
+        return None
+    old, new = (_mean_nll(file) for file in files)
+    return new / old - 1 if old else None
+
+
+def _mean_nll(file: Path) -> float:
+    sample = read_dynamics(file)
+    return float(np.sum(sample.nll_sum[:, -1]) / np.sum(sample.n_tokens))

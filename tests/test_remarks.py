@@ -1,0 +1,148 @@
+"""Remarks on a run that ended worse than it began, and the weights of its best evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sftmix.data import encode, encoder_for, prepare
+from sftmix.model.load import load_tokenizer
+from sftmix.options import DataOptions
+from tests.tiny import Tiny, metrics
+
+SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.every", "0")
+"""Options of a training without pairs, which needs no reference."""
+EVALUATE = '[{"class_path": "Evaluate", "init_args": {"every": 2}}]'
+
+
+def remarks_of(run: Path) -> list[str]:
+    return json.loads((run / "summary.json").read_text())["remarks"]
+
+
+def without_eval(tiny: Tiny) -> list[str]:
+    place = tiny.options.index("--data.eval")
+    return tiny.options[:place] + tiny.options[place + 2 :]
+
+
+def test_a_run_that_went_well_has_none(finished):
+    assert remarks_of(finished.path) == []
+
+
+def test_a_learning_rate_that_moves_nothing(tiny, tmp_path, sftmix):
+    out = tmp_path / "run"
+    ended = sftmix(
+        "run",
+        *tiny.options,
+        *SINGLE,
+        "--training.learning_rate",
+        "1e-7",
+        "--training.max_steps",
+        "2",
+        "--out",
+        str(out),
+    )
+    assert ended.code == 0
+    (remark,) = remarks_of(out)
+    assert f"note: {remark}" in ended.out.splitlines()
+    assert remark.startswith("The training hardly changed the model: NLL per token ")
+    assert "--training.learning_rate 1e-06" in remark
+
+
+def test_without_held_out_rows_the_sample_tells(tiny, tmp_path, sftmix):
+    out = tmp_path / "run"
+    rate = ("--training.learning_rate", "1e-7", "--training.max_steps", "2")
+    assert sftmix("run", *without_eval(tiny), *SINGLE, *rate, "--out", str(out)).code == 0
+    (remark,) = remarks_of(out)
+    assert "the NLL of a sample of training rows is as before" in remark
+
+
+def test_steps_that_were_all_skipped(tiny, tmp_path, sftmix, monkeypatch):
+    Path(tmp_path / "too_much.py").write_text(
+        "import dataclasses\n"
+        "from sftmix.components import NTP\n"
+        "class TooMuch(NTP):\n"
+        "    def plan(self, batch, **given):\n"
+        "        plan = super().plan(batch, **given)\n"
+        "        return dataclasses.replace(plan, row_weight=plan.row_weight * 1e38)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    ended = sftmix(
+        *("run", *tiny.options, *SINGLE[2:], "--objective", "too_much.TooMuch", "--training.max_steps", "2"),
+        *("--out", str(out)),
+    )
+    assert ended.code == 0
+    assert remarks_of(out)[0].startswith("All 2 steps were skipped")
+
+
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory, finished) -> Path:
+    """A run at a learning rate under which the first evaluation is the best."""
+    import contextlib
+    import io
+
+    from sftmix.cli import main
+
+    out = tmp_path_factory.mktemp("worse") / "run"
+    words = ["run", *finished.tiny.options, *SINGLE, "--training.learning_rate", "0.1", "--training.max_steps", "6"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*words, "--callbacks", EVALUATE, "--checkpoint.keep_best", "true", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
+    summary = json.loads((worse / "summary.json").read_text())
+    evaluations = {m["step"]: m["eval_nll"] for m in metrics(worse) if "eval_nll" in m}
+    best = min(evaluations, key=evaluations.__getitem__)
+    assert best < 6
+    assert summary["eval_nll_after"] > summary["eval_nll_before"]
+    first, second = summary["remarks"]
+    assert first.startswith("The trained model is worse than the base model on the held-out rows")
+    assert f"step {best} of 6: held-out NLL {evaluations[best]:.4f}" in second
+    assert f"sftmix export {worse} --best" in second
+
+
+def naive_nll(model_path: Path, rows: Path) -> float:
+    """Held-out NLL per response token, from the logits of transformers, one example at a time."""
+    options = DataOptions(train=[str(rows)])
+    encoder = encoder_for(load_tokenizer(str(model_path)), options)
+    data = encode(prepare(options, 0), encoder, max_length=128).train
+    model, total, count = AutoModelForCausalLM.from_pretrained(model_path).eval(), 0.0, 0
+    for row in range(len(data)):
+        ids, target = torch.as_tensor(data[row].input_ids).long(), torch.as_tensor(data[row].target)
+        with torch.no_grad():
+            logp = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        chosen = logp.gather(1, ids[1:, None])[:, 0][target[1:]]
+        total, count = total - float(chosen.sum()), count + len(chosen)
+    return total / count
+
+
+def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):
+    assert sftmix("export", str(worse), "--best", "--to", str(tmp_path / "best")).code == 0
+    summary = json.loads((worse / "summary.json").read_text())
+    assert naive_nll(tmp_path / "best", finished.tiny.eval) == pytest.approx(summary["eval_nll_best"], rel=1e-5)
+    assert naive_nll(worse / "train" / "model", finished.tiny.eval) == pytest.approx(
+        summary["eval_nll_after"], rel=1e-5
+    )
+    assert not math.isclose(summary["eval_nll_best"], summary["eval_nll_after"], rel_tol=1e-2)
+
+
+def test_export_best_says_what_is_missing(finished, tmp_path, sftmix):
+    ended = sftmix("export", str(finished.path), "--best", "--to", str(tmp_path / "best"))
+    assert ended.code == 2
+    assert "--checkpoint.keep_best true" in ended.err
+    both = sftmix("export", str(finished.path), "--best", "--step", "1", "--to", str(tmp_path / "best"))
+    assert both.code == 2
+    assert "--best and --step 1 exclude each other" in both.err
+
+
+def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
+    words = ("--checkpoint.keep_best", "true", "--out", str(tmp_path / "run"))
+    ended = sftmix("run", *without_eval(tiny), *words)
+    assert ended.code == 2
+    assert "checkpoint.keep_best is true, but there are no held-out rows" in ended.err
