@@ -28,6 +28,7 @@ Float64 = npt.NDArray[np.float64]
 Tensor: TypeAlias = "torch.Tensor"
 """A torch tensor, for component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they cannot
 import torch there."""
+TorchOptimizer: TypeAlias = "torch.optim.Optimizer"
 
 
 # --------------------------------------------------------------------------------------------- data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 
@@ -66,6 +67,13 @@ def test_a_component_may_be_a_class_inside_a_class() -> None:
     config = RunConfig(splitter=Outer.Inner())
     assert config.plain()["splitter"]["class_path"].endswith("test_config_messages.Outer.Inner")
     assert from_plain(config.plain()) == config
+
+
+def test_a_callback_that_the_package_makes_itself_is_not_offered() -> None:
+    importlib.import_module("sftmix.training.dynamics")
+    with pytest.raises(ConfigError, match=r"there are .*Evaluate") as caught:
+        from_plain({"callbacks": ["Evaluat"]})
+    assert "ScoreAtCheckpoints" not in str(caught.value)
 
 
 def test_plain_values_are_left_as_they_were() -> None:

@@ -137,7 +137,7 @@ def resolve(dotted: str) -> object:
 
 
 def known_options() -> set[str]:
-    own = {"config", "print_config", "rows", "no_color", "to", "step", "dtype", "merge", "help", "version"}
+    own = {"config", "print_config", "rows", "no_color", "to", "step", "best", "dtype", "merge", "help", "version"}
     own |= {
         "gpu",
         "gpus",

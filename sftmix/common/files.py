@@ -22,14 +22,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
 
 
-def _sha256(f: Any) -> str:  # Python 3.10
+def _sha256(f: BinaryIO) -> str:  # Python 3.10
     digest = hashlib.sha256()
     while block := f.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
 
 
-def sha256_json(value: Any) -> str:
+def sha256_json(value: object) -> str:
     """Return the hash of a JSON-able value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -84,7 +84,7 @@ def fresh_directory(final: Path) -> Path:
     return staging
 
 
-def commit_directory(staging: Path, final: Path, *, about: Mapping[str, Any]) -> None:
+def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object]) -> None:
     """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`)."""
     files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import replacing
-from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, RowScores, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, Int64, RowScores, Split, TrainingDynamics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -165,7 +165,7 @@ def read_eval(path: PathLike) -> tuple[list[str], RowScores]:
 # ------------------------------------------------------------------------------------------- details
 
 
-def _check_dynamics(path: PathLike, dynamics: TrainingDynamics, n_tokens_NC: npt.NDArray[np.int64]) -> None:
+def _check_dynamics(path: PathLike, dynamics: TrainingDynamics, n_tokens_NC: Int64) -> None:
     n_tokens = dynamics.n_tokens[:, None]
     rules = (
         ("n_tokens differs between the checkpoints", n_tokens_NC == n_tokens),
@@ -181,7 +181,7 @@ def _check_dynamics(path: PathLike, dynamics: TrainingDynamics, n_tokens_NC: npt
 
 
 def _read_token_nll(
-    path: PathLike, table: pa.Table, order: npt.NDArray[np.int64], n_tokens_NC: npt.NDArray[np.int64]
+    path: PathLike, table: pa.Table, order: Int64, n_tokens_NC: Int64
 ) -> list[npt.NDArray[np.float32]] | None:
     if "token_nll" not in table.column_names:
         return None
@@ -194,9 +194,7 @@ def _read_token_nll(
     return [nll.reshape(n_tokens_NC.shape[1], -1) for nll in per_example]
 
 
-def _read_alone(
-    path: PathLike, table: pa.Table, order: npt.NDArray[np.int64], shape: tuple[int, int]
-) -> Float64 | None:
+def _read_alone(path: PathLike, table: pa.Table, order: Int64, shape: tuple[int, int]) -> Float64 | None:
     if "alone_nll_sum" not in table.column_names:
         return None
     values = _numbers(path, table, "alone_nll_sum")[order].reshape(shape)

@@ -30,7 +30,7 @@ class CellResult:
     no_value: Sequence[str]
     adopted: Mapping[str, str]
     revision: str
-    same: Mapping[str, Any]
+    same: Mapping[str, object]
 
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:

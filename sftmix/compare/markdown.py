@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from sftmix.compare.statistics import EXACT_UP_TO, MIN_SEEDS, smallest_p
@@ -29,7 +29,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _s(values: Sequence[Any] | Mapping[str, Any]) -> str:
+def _s(values: Sized) -> str:
     return "s" * (len(values) != 1)
 
 
@@ -204,12 +204,12 @@ def _variant_rows(table: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield (name, shown_options(variant["options"]))
 
 
-def shown_options(options: Mapping[str, Any]) -> str:
+def shown_options(options: Mapping[str, object]) -> str:
     """Write options as `key: value; ...`."""
     return "; ".join(f"{key}: {_value(value)}" for key, value in options.items()) or "(none)"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """Write a plain value; a component as its class and options, a group as its options that are set."""
     if isinstance(value, Mapping):
         args = value.get("init_args") or {} if "class_path" in value else value

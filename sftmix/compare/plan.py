@@ -47,7 +47,7 @@ class Cell:
     variant: str
     seed: int
     path: Path
-    plain: Mapping[str, Any]
+    plain: Mapping[str, object]
 
     @property
     def name(self) -> str:
@@ -102,9 +102,9 @@ class Comparison:
             own["training"] = {**(own["training"] or {}), "seed": config.seed}
         return plain
 
-    def options_of(self, variant: str) -> dict[str, Any]:
+    def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
-        own, found = self.variants[variant].plain(), dict[str, Any]()
+        own, found = self.variants[variant].plain(), dict[str, object]()
         for other in self.variants.values():
             found |= dict(_different(other.plain(), own, ""))
         return {k: v for k, v in found.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in found}
@@ -113,7 +113,7 @@ class Comparison:
         """Return the identity of a cell's configuration, wherever its directory is."""
         return sha256_json({k: v for k, v in cell.plain.items() if k != "out"})[:16]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
         seed = self.variants[self.baseline].seed
@@ -179,7 +179,7 @@ def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
         yield f"variant {name}: {error}"
 
 
-def _different(base: Any, own: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _different(base: object, own: object, key: str) -> Iterator[tuple[str, object]]:
     """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
     if isinstance(base, Mapping) and isinstance(own, Mapping) and base.get("class_path") == own.get("class_path"):
         for name in own:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +126,7 @@ def _effect_in_sds(n: int, threshold: float, power: float) -> float:
     return float(np.quantile(np.concatenate(found), power))
 
 
-def _averaging(members: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+def _averaging(members: NDArray[np.integer]) -> NDArray[np.float32]:
     """Return f32[n, size], which turns n values into means of subsets; members holds 1 for a value in a subset."""
     weights = members.astype(np.float32)
     return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)).T

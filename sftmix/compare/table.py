@@ -150,7 +150,7 @@ def _cell_rows(table: Mapping[str, Any], results: Sequence[CellResult]) -> Itera
             yield (name, run["seed"], run["run"], run["configuration"], *figures)
 
 
-def _csv(rows: Iterator[Sequence[Any]]) -> str:
+def _csv(rows: Iterator[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)  # None is an empty cell
     return text.getvalue()

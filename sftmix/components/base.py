@@ -19,7 +19,18 @@ from typing import Any, Literal, Protocol
 
 from sftmix.common.errors import ConfigError
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
-from sftmix.types import Batch, Float64, Plan, Rows, RowScores, Scores, Split, Tensor, TrainingDynamics
+from sftmix.types import (
+    Batch,
+    Float64,
+    Plan,
+    Rows,
+    RowScores,
+    Scores,
+    Split,
+    Tensor,
+    TorchOptimizer,
+    TrainingDynamics,
+)
 
 
 class Component:
@@ -256,7 +267,7 @@ class Optimizer(Component, ABC):
     """Bytes of state per trained number, from which `estimate` counts the memory; 8: two float32 moments."""
 
     @abstractmethod
-    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         """Return a torch.optim.Optimizer of exactly these parameters; it sets no learning rate by itself.
 
         parameters  the trained parameters by their names in the model, float32; DTensors if ranks share the weights
@@ -265,7 +276,7 @@ class Optimizer(Component, ABC):
         """
 
 
-def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
     """Return parameter groups: matrices decay, and vectors (biases, norms) do not."""
     matrices, vectors = ([p for p in parameters.values() if (p.ndim >= 2) is matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sftmix.components import base
 
@@ -16,7 +16,7 @@ class Shipped(NamedTuple):
     name: str
     path: str
     doc: str
-    defaults: dict[str, Any]
+    defaults: dict[str, object]
 
 
 def catalogue() -> list[tuple[str, list[Shipped]]]:

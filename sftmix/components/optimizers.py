@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Optimizer, decay_groups
 from sftmix.options import TrainingOptions
-from sftmix.types import Tensor
+from sftmix.types import Tensor, TorchOptimizer
 
 
 class AdamW(Optimizer):
@@ -18,7 +17,7 @@ class AdamW(Optimizer):
         """fused: do the whole update in one pass over the memory, if the device can; same rule, other rounding."""
         self.fused = fused
 
-    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         import torch
 
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
@@ -45,7 +44,7 @@ class AdamW8bit(Optimizer):
     shards = False
     state_bytes = 2
 
-    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> Any:
+    def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         from bitsandbytes.optim import AdamW8bit as Blockwise  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         groups = decay_groups(parameters, training.weight_decay)

@@ -10,7 +10,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler, check_choice
-from sftmix.types import UNPAIRED, Rows, Scores, Split
+from sftmix.types import UNPAIRED, Int64, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 
@@ -139,7 +139,7 @@ class ConfidenceGapPairs(PairSampler):
         return _some(np.asarray(ranked, dtype=np.int64)[ranks])
 
 
-def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Rows:
+def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:
     """Return i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even), partners `gap` or more apart.
 
     The walk starts from the matching of r with r + n/2. In each round, pairs meet two by two and exchange partners, in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,5 +121,5 @@ def _check_k(k: int) -> None:
         raise ConfigError(f"selector.k is {k}; allowed: a number of examples, 1 and above")
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[object]) -> str:
     return ", ".join(map(repr, dict.fromkeys(names))) or "none"

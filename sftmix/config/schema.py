@@ -128,7 +128,13 @@ def import_class(path: str) -> type:
 def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """Return short name -> class for every imported concrete subclass of a base class, shipped ones first."""
     every = all_components(base).items()
-    return {name: cls for name, cls in every if not inspect.isabstract(cls) and not name.startswith("_")}
+    return {name: cls for name, cls in every if not inspect.isabstract(cls) and _may_be_chosen(cls)}
+
+
+def _may_be_chosen(cls: type[Component]) -> bool:
+    """Return False for names with an underscore, and for classes of this package that it makes itself."""
+    internal = cls.__module__.startswith("sftmix.") and not cls.__module__.startswith("sftmix.components.")
+    return not internal and not cls.__name__.startswith("_")
 
 
 def all_components(base: type[Component]) -> dict[str, type[Component]]:

@@ -32,7 +32,7 @@ from sftmix.measure.ranks import equal_mass_bins
 from sftmix.model.head import Head
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Column, Scorer, refuse_nan, split_by_row, sum_by_row
-from sftmix.types import Batch, Float64, RowScores
+from sftmix.types import Batch, Float64, Int64, RowScores
 
 N_BINS = 15
 
@@ -174,7 +174,7 @@ def expected_calibration_error(curve: Sequence[dict[str, float]]) -> float:
     return sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / total
 
 
-def temperature_scaling(tempered: Float64, n_tokens: np.ndarray, ids: Sequence[str]) -> dict[str, Any]:
+def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, object]:
     """Return two-fold cross-fitted NLL per token: each half of the examples at the temperature fitted on the other.
 
     The halves are drawn by a hash of the ids, so they are the same for every model. With one example there is nothing

@@ -107,7 +107,7 @@ class Measured:
     """Files written into the stage's directory, and figures for figures.json."""
 
     files: list[str]
-    figures: dict[str, Any]
+    figures: Mapping[str, object]
 
 
 def confidence_std(base: Path, trained: Path) -> dict[str, Any]:

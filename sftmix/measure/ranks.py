@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sftmix.types import Float64, Rows
+from sftmix.types import Float64, Int64
 
 Numbers = npt.NDArray[np.number]
 
@@ -31,7 +31,7 @@ def auc(a: Numbers, b: Numbers) -> float | None:
     return float((rank_sum - len(a) * (len(a) + 1) / 2) / (len(a) * len(b)))
 
 
-def equal_mass_bins(values: Numbers, n_bins: int) -> Rows:
+def equal_mass_bins(values: Numbers, n_bins: int) -> Int64:
     """Return i64[n], the bin 0..n_bins-1 of each value, by its place in the order of values.
 
     bin = floor(n_bins (mean rank - 1/2) / n). Without ties the sizes differ by at most one. Equal values share a bin,

@@ -18,7 +18,7 @@ from sftmix.common.rng import generator, stable_hash
 from sftmix.data import EncodedDataset
 from sftmix.measure.histogram import histogram, svg
 from sftmix.measure.ranks import auc, equal_mass_bins, spearman
-from sftmix.types import Float64, Rows, Scores, Split
+from sftmix.types import Float64, Int64, Rows, Scores, Split
 
 MAX_LABELS = 12
 """Largest number of labels that are reported, the most frequent ones."""
@@ -106,10 +106,10 @@ def _labelled(scores: Scores) -> dict[str, Rows]:
     return {name: np.asarray(found, dtype=np.int64) for name, found in frequent[:MAX_LABELS]}
 
 
-def by_label(scores: Scores) -> dict[str, Any]:
+def by_label(scores: Scores) -> dict[str, object]:
     """Return the confidence of each label, and the overlap of the two most frequent ones (`overlap`)."""
     rows = _labelled(scores)
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "labels": {
             name: {
                 "examples": len(at),
@@ -138,7 +138,7 @@ def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
     bins = equal_mass_bins(np.concatenate([a, b]), n_bins)
     total = np.bincount(bins, minlength=n_bins)
 
-    def shared(of_a: Rows) -> float:
+    def shared(of_a: Int64) -> float:
         return float(np.minimum(of_a / len(a), (total - of_a) / len(b)).sum(axis=-1).mean())
 
     exchanged = generator(0, "label_overlap").multivariate_hypergeometric(total, len(a), size=SHUFFLES)

@@ -17,7 +17,7 @@ from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
 from sftmix.measure.split import length_correlation, mixing
-from sftmix.types import Scores, Split
+from sftmix.types import Rows, Scores, Split
 
 EXTREMES = 5
 """Number of the most and of the least confident examples that are shown."""
@@ -41,7 +41,7 @@ def summarise(
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
-    summary: dict[str, Any] = {
+    summary: dict[str, object] = {
         "version": made["version"],
         "git_revision": made["git_revision"],
         "model": model,
@@ -62,12 +62,12 @@ def summarise(
     return summary
 
 
-def made_by(world_size: int) -> dict[str, Any]:
+def made_by(world_size: int) -> dict[str, object]:
     """Return version, revision and world size of this process; a finished training keeps those it was made by."""
     return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
 
 
-def _stage(figures: dict[str, Any]) -> dict[str, Any]:
+def _stage(figures: dict[str, object]) -> dict[str, object]:
     kept = (
         "wall_seconds",
         "elapsed",
@@ -109,7 +109,7 @@ def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {**found, "confidence_std": confidence_std(root / "base", root / name)}
 
 
-def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, Any]:
+def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, object]:
     groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
     groups["unpaired"] = {"examples": len(split.unpaired)}
     scored = np.flatnonzero(np.isfinite(scores.confidence))
@@ -129,7 +129,7 @@ def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
     return {**of_split, **(mixing(stages["train"]) if "train" in stages else {})}
 
 
-def _group(scores: Scores, rows: np.ndarray) -> dict[str, Any]:
+def _group(scores: Scores, rows: Rows) -> dict[str, object]:
     values = scores.confidence[rows]
     values = values[np.isfinite(values)]
     return {
@@ -146,7 +146,7 @@ def _shares(labels: list[str | None]) -> dict[str, float]:
     return {str(label): count / len(labels) for label, count in sorted(Counter(labels).items(), key=str)}
 
 
-def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, Any]:
+def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, object]:
     messages = rows.example(row).messages
     return {
         "id": scores.id[row],

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
 from sftmix.options import LoraOptions
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
@@ -54,7 +58,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
 
 
-def adapter_config(model: nn.Module) -> Any | None:
+def adapter_config(model: nn.Module) -> LoraConfig | None:
     """Return the PEFT config of the model's adapters; None for a model without adapters."""
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
@@ -109,7 +113,7 @@ def _as_documented() -> Iterator[None]:
 # -------------------------------------------------------------------------------------------- quantised base
 
 
-def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> Any | None:
+def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> BitsAndBytesConfig | None:
     """Return the transformers config that loads the base model as NF4 (QLoRA, arXiv 2305.14314); None without quantize.
 
     compute  dtype of the matmuls with dequantised weights
@@ -199,7 +203,7 @@ def _is_adapted(module: nn.Module) -> bool:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    head: Any = active(model.get_output_embeddings())
+    head = active(model.get_output_embeddings())
     layer = getattr(head, "base_layer", head)
     layer.weight = nn.Parameter(layer.weight.detach().clone())
     for config in (model.config, model.config.get_text_config()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from transformers import (
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
 # ------------------------------------------------------------------------------------------------- loading
 
 
@@ -29,7 +32,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
-    quantization: Any | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Load the causal language model of a hub id or directory: weights cast to `dtype`, vocabulary as it is.
 

@@ -29,14 +29,14 @@ from sftmix.components.base import (
     StageState,
 )
 from sftmix.testing.strategies import equal_groups, score_tables, training_dynamics
-from sftmix.types import Rows, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import Int64, Rows, RowScores, Scores, Split, TrainingDynamics
 
 C = TypeVar("C", bound=base.Component)
 V = TypeVar("V")
 SEED = 7
 
 
-def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -> None:
+def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], None], *, examples: int) -> None:
     """Run `holds` on generated inputs. An SFTMixError refuses an input: some inputs may be refused, but not all."""
     answered = 0
 
@@ -44,7 +44,7 @@ def on_examples(strategy: Any, holds: Callable[[Any], None], *, examples: int) -
         max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(strategy)
-    def check(value: Any) -> None:
+    def check(value: V) -> None:
         nonlocal answered
         try:
             holds(value)
@@ -77,7 +77,7 @@ def assert_is(component: base.Component, kind: type) -> None:
         )
 
 
-def valid(check: Callable[..., V], *values: Any) -> V:
+def valid(check: Callable[..., V], *values: object) -> V:
     """Run a check of the pipeline; here its refusal means a wrong answer."""
     try:
         return check(*values)
@@ -102,7 +102,7 @@ def untouched(*records: Any) -> Iterator[None]:
     assert all(same), "it drew from a global random state; draw from sftmix.common.rng.generator(seed, purpose, ...)"
 
 
-def permuted(record: Any, order: Rows) -> Any:
+def permuted(record: V, order: Int64) -> V:
     """Return a record of N examples with these in another order; `row` stays 0..N-1."""
     assert is_dataclass(record)
     changed: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def permuted(record: Any, order: Rows) -> Any:
     return replace(record, **changed)  # type: ignore[type-var]
 
 
-def _another_order(size: int) -> Rows:
+def _another_order(size: int) -> Int64:
     return np.random.default_rng(size).permutation(size)
 
 
@@ -231,10 +231,10 @@ class _Lent:
     def __init__(self, stored: TrainingDynamics) -> None:
         self.ids, self._stored = stored.ids, stored
 
-    def train_and_score(self, **_: Any) -> TrainingDynamics:
+    def train_and_score(self, **_: object) -> TrainingDynamics:
         return self._stored
 
-    def score_models(self, paths: Any, **_: Any) -> TrainingDynamics:
+    def score_models(self, paths: object, **_: object) -> TrainingDynamics:
         return self._stored
 
 

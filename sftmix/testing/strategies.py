@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from sftmix.types import Encoded, Rows, Scores, Split, TrainingDynamics
+from sftmix.types import Encoded, Int64, Scores, Split, TrainingDynamics
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RowsInMemory(Sequence[Encoded]):
         return self.rows[row]
 
     @property
-    def lengths(self) -> Rows:
+    def lengths(self) -> Int64:
         return np.array([len(example.input_ids) for example in self.rows], dtype=np.int64)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +134,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
     assert_is(optimizer, Optimizer)
     training = TrainingOptions(learning_rate=0.01)
 
-    def trained(component: Optimizer, *, steps: int, rate: float | None = None) -> tuple[list[torch.Tensor], Any]:
+    def trained(
+        component: Optimizer, *, steps: int, rate: float | None = None
+    ) -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
         shapes = {"wte.weight": (6, 4), "layer.weight": (4, 4), "layer.bias": (4,)}
         parameters = {n: nn.Parameter(torch.linspace(-1, 1, math.prod(s)).view(s)) for n, s in shapes.items()}
         built = component.build(parameters, training=training)

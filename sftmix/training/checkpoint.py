@@ -69,7 +69,7 @@ class CheckpointStore:
         step: int,
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer | None,
-        state: dict[str, Any],
+        state: Mapping[str, object],
         arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write the checkpoint of `step` from all ranks; readers see it once it is whole. Then keep the newest `keep`.

@@ -30,10 +30,9 @@ from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, mu_effective
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
-from sftmix.training.optim import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, held_out_metrics
-from sftmix.training.step import StepResult, StepSetup, train_step
+from sftmix.training.step import StepResult, StepSetup, build_optimizer, train_step
 from sftmix.types import Rows, RowScores, Split
 
 

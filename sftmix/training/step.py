@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
@@ -36,8 +37,9 @@ from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Objective, Perturbation
+from sftmix.components.base import Objective, Optimizer, Perturbation
 from sftmix.components.contracts import broken_values, check_embeddings, check_plan, refuse_values
+from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
@@ -268,3 +270,29 @@ def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> floa
         "constant": 1.0,
     }[options.schedule]
     return options.learning_rate * factor
+
+
+# ----------------------------------------------------------------------------------- before the first step
+
+
+def build_optimizer(
+    model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer (None: AdamW) over the trainable parameters of `model`.
+
+    Raises ConfigError if the optimizer takes other parameters than these, or some twice.
+    """
+    chosen = AdamW() if optimizer is None else optimizer
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if any(isinstance(part, FSDPModule) for part in model.modules()):
+        whole = [name for name, p in trainable.items() if not isinstance(p, DTensor)]
+        assert not whole, f"{', '.join(whole[:3])}: still gathered; FSDP puts shards in their place, untrained"
+    built = chosen.build(trainable, training=options)
+    taken = [id(p) for group in built.param_groups for p in group["params"]]
+    if sorted(taken) != sorted(map(id, trainable.values())):
+        left = [name for name, p in trainable.items() if id(p) not in taken]
+        raise ConfigError(
+            f"optimizer {type(chosen).__name__} must take each of {len(trainable)} parameters once; it has "
+            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+        )
+    return built
