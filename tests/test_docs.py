@@ -72,7 +72,9 @@ def sftmix_words(words: list[str]) -> list[str] | None:
     """What our command line is given, or None for another program."""
     if words[0] == "sftmix":
         return words[1:]
-    return words[words.index("cli.py") + 1 :] if "cli.py" in words else None
+    if " -m sftmix " in f" {shlex.join(words)} ":
+        return words[words.index("sftmix") + 1 :]
+    return None
 
 
 # ------------------------------------------------------------------------------------- links and names

@@ -69,13 +69,15 @@ def make_tiny(directory: Path) -> Tiny:
 
 
 def sftmix(*words: str, ranks: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python cli.py ...` or `torchrun cli.py ...` in a process of its own, one thread per rank."""
-    launcher = [sys.executable]
+    """`python cli.py ...` or `torchrun -m sftmix ...` in a process of its own, one thread per rank."""
+    launcher, program = [sys.executable], [str(ROOT / "cli.py")]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
         launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "cli.py"), *words]
+        program = ["-m", "sftmix"]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [*launcher, *program, *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sftmix COMMAND`, `python cli.py COMMAND` and `torchrun cli.py COMMAND` do the same."""
+"""The command line: `sftmix COMMAND`, `python -m sftmix COMMAND` and `torchrun -m sftmix COMMAND` do the same."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from collections.abc import Sequence
 
 from sftmix import __version__
 from sftmix.common.errors import ConfigError, SFTMixError, Stopped, nearest
+from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error
 
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
+    end_with_launcher()  # before anything that takes its time
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except SFTMixError as error:
-        _report(error)
-        return error.exit_code
+        return _report(error)
     except KeyboardInterrupt:
         if _rank() == 0:
             print("interrupted; the same command continues the run", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        record_error(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -51,14 +55,21 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _report(error: SFTMixError) -> None:
-    """Print one message per run: rank 0 prints an error that all ranks share, and any rank one of its own."""
+def _report(error: SFTMixError) -> int:
+    """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
+
+    Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
+    """
     rank = _rank()
-    if rank and (error.everywhere or isinstance(error, ConfigError | Stopped)):
-        return
-    where = f"[rank {rank}] " if rank else ""
     kind = "stopped" if isinstance(error, Stopped) else "error"
-    print(f"{where}{kind}: {error}", file=sys.stderr, flush=True)
+    message = f"{kind}: {error}"
+    shared = error.everywhere or isinstance(error, ConfigError | Stopped)
+    if shared and first_rank_tells(message):
+        return 0
+    if not (shared and rank) or by_torchrun():
+        print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+    record_error(message)
+    return error.exit_code
 
 
 _OVERVIEW = """sftmix {version}: instruction tuning with confidence-guided Mixup (arXiv 2410.05248)

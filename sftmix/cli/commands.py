@@ -35,7 +35,7 @@ Stages that are done are read back, so the same command continues an interrupted
 
   sftmix run {_EXAMPLE} --data.eval_fraction 0.05
   sftmix run --config runs/first/config.yaml --out runs/second --objective.mu 0.4
-  torchrun --nproc_per_node 8 cli.py run --config recipe:NAME --out runs/third""",
+  torchrun --nproc_per_node 8 -m sftmix run --config recipe:NAME --out runs/third""",
     ),
     "reference": (
         "reference",

@@ -30,7 +30,7 @@ Stages of equal inputs are made once (the reference is trained and scored once);
 
   sftmix compare --config recipe:table5-role --out runs/table5
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
-  torchrun --nproc_per_node 8 cli.py compare --config recipe:table5-role --out runs/table5"""
+  torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 _FLAG_LIST = "--list=true"
 _METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from sftmix.common.errors import SFTMixError
+from sftmix.common.launcher import end_with_launcher
 
 T = TypeVar("T")
 
@@ -91,7 +92,11 @@ class World:
 
 @contextlib.contextmanager
 def start_world() -> Iterator[World]:
-    """Join the process group that torchrun announces; without torchrun, yield a world of one rank."""
+    """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
+
+    A rank ends when its torchrun is gone.
+    """
+    end_with_launcher()
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )

@@ -1,0 +1,111 @@
+"""torchrun, where it started this process: what ranks tell it, and how they end with it.
+
+torchrun starts one process per rank, watches them, and ends the others when one fails. It names itself in variables of
+the environment that start with TORCHELASTIC. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+GRACE = 60.0
+"""Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
+number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
+
+_watched = threading.Event()
+
+
+def by_torchrun() -> bool:
+    """Return True if torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def torchrun_command() -> str:
+    """Return how the program that runs here is started on N ranks: by its path if it is a script, else by `-m`."""
+    program = sys.argv[0]
+    is_script = program.endswith(".py") and os.path.basename(program) != "__main__.py"
+    return f"torchrun --nproc_per_node N {shlex.quote(program) if is_script else '-m sftmix'}"
+
+
+# --------------------------------------------------------------------------------------------- the end of the launcher
+
+
+def end_with_launcher() -> None:
+    """Have this process stopped (SIGTERM, then `GRACE` seconds) once torchrun, which started it, is gone.
+
+    Call it as early as possible: a launcher that is gone before is not missed. It does nothing without torchrun, and
+    nothing a second time.
+    """
+    if by_torchrun() and not _watched.is_set():
+        _watched.set()
+        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    # torchrun forwards SIGTERM, SIGINT, SIGHUP and SIGQUIT to its ranks, but SIGKILL and SIGUSR1 end it alone. A rank
+    # is in a session of its own, so that nothing else reaches it: it would go on, unseen, and keep its GPU.
+    #
+    # A thread that asks for the parent, and not prctl(PR_SET_PDEATHSIG). The kernel sends that when the thread that
+    # forked ends, which may be before its process does; it exists on Linux alone; and it is one signal, while a rank
+    # whose peers are gone may wait in a collective, where Python runs no handler, and needs an end that asks nobody.
+    while os.getppid() == launcher:
+        time.sleep(1)
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)  # to the main thread, whose waiting it interrupts
+    grace = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or GRACE)
+    time.sleep(grace)
+    with contextlib.suppress(OSError, ValueError):  # where it wrote to may be gone, too
+        rank = os.environ.get("RANK", "0")
+        end = f"torchrun is gone, and this did not stop in {grace:g} s: it ends as it is"
+        print(f"[rank {rank}] {end}", file=sys.stderr)
+    os._exit(143)
+
+
+# ------------------------------------------------------------------------------------------------ one error, told once
+
+
+def record_error(message: str) -> None:
+    """Leave the message where torchrun looks for it, so that its own report of the failure ends with it."""
+    file = _error_file()
+    if file is None:
+        return
+    told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):
+        staging = file.with_suffix(".writing")
+        staging.write_text(json.dumps({"message": told}), encoding="utf-8")
+        staging.replace(file)  # in one step: other ranks read it
+
+
+def first_rank_tells(message: str, *, seconds: float = 10.0) -> bool:
+    """Wait until the first rank of this node has recorded the same message; False if it does not, or is this rank.
+
+    torchrun ends all ranks as soon as one fails. A rank that fails faster than the first one would have it killed
+    before it says what is wrong and writes STATUS.json. One that succeeds does not.
+    """
+    own = _error_file()
+    if own is None or os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the first rank has failed: this rank ends, too
+    first = own.parents[1] / "0" / own.name
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
+        time.sleep(0.02)
+    return False
+
+
+def _error_file() -> Path | None:
+    """The file of this rank, DIRECTORY/LOCAL_RANK/error.json."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE") if by_torchrun() else None
+    return Path(file) if file else None

@@ -1,0 +1,180 @@
+"""Under torchrun: one error told once, and ranks that end with their launcher having saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import ROOT, Tiny, make_tiny, metrics, sftmix, status, weights
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+# --------------------------------------------------------------------------------------------------------- one error
+
+
+def test_a_mistake_in_an_option_is_told_first_and_last_and_by_one_rank(tmp_path: Path) -> None:
+    done = sftmix("run", "--training.epochz", "3", ranks=3, cwd=tmp_path)
+    assert done.returncode == 1  # torchrun's own for any failure
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: unknown option training.epochz")
+    assert lines[-2].strip().startswith("traceback : error: unknown option training.epochz")
+    assert sum(line.strip().startswith("exitcode") for line in lines) == 1
+    assert sum("epochz" in line for line in lines) == 2
+    assert any(line.split()[:3] == ["exitcode", ":", "2"] for line in lines)
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_in_status_and_told_by_one(tiny: Tiny, tmp_path: Path) -> None:
+    words = [word if word != str(tiny.train) else "no.json" for word in tiny.options]
+    done = sftmix("run", *words, "--out", "run", ranks=2, cwd=tmp_path)
+    assert done.returncode == 1
+    assert status(tmp_path / "run")["exit_code"] == 3
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "no.json" in line] == [
+        line for line in lines if line.startswith("error: data.train") or "traceback : error: data.train" in line
+    ]
+    assert lines[-2].strip().startswith("traceback : error: data.train")
+    assert sum(line.strip().startswith("exitcode") for line in lines) == 1
+
+
+ONE_RANK_REFUSES = """
+import os
+from sftmix.common.errors import ConfigError
+from sftmix.components import RandomSplit
+
+class Refuses(RandomSplit):
+    def __init__(self):
+        if os.environ.get("RANK") == "1":
+            raise ConfigError("rank one alone says no")
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "refusing.py").write_text(ONE_RANK_REFUSES)
+    words = ["run", *tiny.options, "--splitter", "refusing.Refuses", "--out", "run"]
+    done = sftmix(*words, ranks=2, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "[rank 1] error: " in done.stderr
+    assert "rank one alone says no" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_path", [False, True], ids=["-m sftmix", "cli.py"])
+def test_fsdp_alone_is_told_the_command_that_works_here(tiny: Tiny, tmp_path: Path, by_path: bool) -> None:
+    program = [str(ROOT / "cli.py")] if by_path else ["-m", "sftmix"]
+    done = subprocess.run(
+        ["python", *program, "run", *tiny.options, "--training.parallel", "fsdp", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"torchrun --nproc_per_node N {' '.join(program)} " in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------- the end of a launcher
+
+SIGNALS = """
+import os, signal, time
+from pathlib import Path
+from sftmix.components import Callback
+
+class SignalOnce(Callback):
+    \"\"\"Sends a signal at step 5, the first time it gets there, and notes who the ranks are.\"\"\"
+    observer = True
+    def __init__(self, *, to: str, signal: int, deaf: bool = False):
+        \"\"\"to: launcher or rank. deaf: from then on, SIGTERM does not reach this rank.\"\"\"
+        self.to, self.signal, self.deaf = to, signal, deaf
+    def on_step_end(self, state):
+        if (state.stage, state.step) != ("train", 5) or Path("signalled").exists():
+            return
+        Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+        if os.environ["RANK"] == "1":
+            while not Path("pid-0").exists():
+                time.sleep(0.01)
+            Path("signalled").touch()
+            if self.deaf:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            os.kill(os.getppid() if self.to == "launcher" else os.getpid(), self.signal)
+            time.sleep(600 if self.deaf else 3)  # longer than it takes to see that the launcher is gone
+"""
+WORDS = ("--training.parallel", "fsdp", "--checkpoint.every", "100", "--callbacks+", "signals.SignalOnce")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def signalled(tiny: Tiny, place: Path, to: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run until a signal ends it; then no rank may be left within a minute of the signal."""
+    (place / "signals.py").write_text(SIGNALS)
+    signal = ("--callbacks.to", to, "--callbacks.signal", str(number))
+    done = sftmix("run", *tiny.options, *WORDS, *signal, *words, "--out", "run", ranks=2, cwd=place)
+    pids = [int((place / f"pid-{rank}").read_text()) for rank in (0, 1)]
+    sent = (place / "signalled").stat().st_mtime
+    while not all(map(gone, pids)):
+        assert time.time() < sent + 60, [pid for pid in pids if not gone(pid)]
+        time.sleep(0.1)
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory) -> Path:
+    """The uninterrupted run on two ranks."""
+    place = tmp_path_factory.mktemp("whole")
+    done = sftmix("run", *tiny.options, *WORDS[:4], "--out", "run", ranks=2, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "number", "code"),
+    [("launcher", 9, -9), ("launcher", 10, -10), ("launcher", 15, 1), ("rank", 10, 1)],
+    ids=["launcher KILL", "launcher USR1", "launcher TERM", "one rank USR1"],
+)
+def test_ranks_save_and_end_with_their_launcher(tiny, whole, tmp_path, to, number, code):
+    for stage in ("reference", "confidence", "split"):
+        shutil.copytree(whole / stage, tmp_path / "run" / stage)
+    done = signalled(tiny, tmp_path, to, number)
+    assert done.returncode == code, done.stderr
+    told = status(tmp_path / "run")
+    assert (told["exit_code"], told["stage"], told["step"]) == (143, "train", 5)
+    assert (tmp_path / "run" / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
+    signal = ("--callbacks.to", to, "--callbacks.signal", str(number))
+    again = sftmix("run", *tiny.options, *WORDS, *signal, "--out", "run", ranks=2, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 5" in again.stdout
+    assert [m["loss"] for m in metrics(tmp_path / "run")] == [m["loss"] for m in metrics(whole)]
+    left, right = weights(tmp_path / "run"), weights(whole)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_stop_are_ended(tiny, whole, tmp_path, monkeypatch):
+    """One hears nothing, the other waits for it in a collective."""
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "4")
+    for stage in ("reference", "confidence", "split"):
+        shutil.copytree(whole / stage, tmp_path / "run" / stage)
+    done = signalled(tiny, tmp_path, "launcher", 9, "--callbacks.deaf", "true")
+    assert done.returncode == -9
+    assert "torchrun is gone, and this did not stop in 4 s" in done.stderr
+    assert json.loads((tmp_path / "run" / "STATUS.json").read_text())["exit_code"] is None
