@@ -12,6 +12,12 @@ from typing import Any, Literal
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
+
+def needs_torchrun(parallel: str) -> str:
+    """The sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
+    return f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)"
+
+
 Check = tuple[str, Callable[[Any], bool], str]
 """An option's name, whether a value of it is allowed, and what is, in words."""
 

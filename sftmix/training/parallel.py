@@ -22,7 +22,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
-from sftmix.options import TrainingOptions
+from sftmix.options import TrainingOptions, needs_torchrun
 from sftmix.training.module import TrainingModule, autocast, unwrap
 
 RECOMPILE_LIMIT = 32
@@ -167,7 +167,7 @@ def wrap(
 def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
     """fsdp: all ranks share one copy of the weights. hsdp: each group of so many neighbouring ranks shares one."""
     if not dist.is_initialized():
-        raise ConfigError(f"training.parallel {parallel} needs torchrun (torchrun --nproc_per_node N cli.py ...)")
+        raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
         return init_device_mesh(world.device.type, (world.size,))
     group = shard_group(shard_group_size, world)
