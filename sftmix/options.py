@@ -12,6 +12,7 @@ from typing import Any, Literal
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
+
 Check = tuple[str, Callable[[Any], bool], str]
 """Name of an option, a test that is True for allowed values, and the allowed values in words."""
 

@@ -97,3 +97,46 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
         report(tmp_path)
     with pytest.raises(ConfigError, match="is not a run directory"):
         report(tmp_path / "missing")
+
+
+def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path) -> None:
+    status = {"stage": "train", "step": 2, "total_steps": 4, "exit_code": 130, "message": "KeyboardInterrupt: "}
+    told = report(lay(tmp_path / "r", status=status, steps={"train": 2})).splitlines()[0]
+    assert told.endswith("interrupted in stage train (exit code 130); the same command continues it")
+
+
+def test_a_table_shows_its_runs(tmp_path: Path) -> None:
+    """One line each: finished, failed, running, interrupted, begun after the table was planned, not begun."""
+    table = lay(tmp_path / "t", status={"stage": "B/seed-2", "exit_code": None, "pid": os.getpid()})
+    plan = "metric: calibration.ece\nseeds: [1, 2]\nvariants: {A: {}, B: {}}\n"
+    (table / "compare.yaml").write_text(plan)
+    for variant in "ABC":
+        (table / variant).mkdir()
+    ended = {"stage": "train", "exit_code": 0, "step": 7, "total_steps": 7}
+    first = lay(table / "A" / "seed-1", status=ended, done=("train",), steps={"train": 7})
+    (first / "summary.json").write_text(json.dumps({"calibration": {"ece": 0.125}, "eval_nll_after": 3.0}))
+    lay(table / "B" / "seed-1", status={"stage": "data", "exit_code": 3, "message": "no rows"})
+    lay(table / "A" / "seed-2", status={**ended, "exit_code": 143}, steps={"train": 5})
+    lay(table / "B" / "seed-2", status={**ended, "exit_code": None, "pid": os.getpid()}, steps={"train": 2})
+    lay(table / "C" / "seed-1", status={**ended, "exit_code": None, "pid": dead_pid()}, steps={"train": 3})
+    (table / "compare.yaml").write_text(plan.replace("[1, 2]", "[1, 2, 3]"))
+    head, *rows = report(table).splitlines()
+    assert head == f"{table}: running run B/seed-2, pid {os.getpid()} on this machine; 1 of 7 runs finished"
+    assert [" ".join(row.split()) for row in rows] == [
+        "variant seed state steps calibration.ece",
+        "A 1 finished 7/7 (100%) 0.1250",
+        "B 1 exit code 3 in data",
+        "A 2 interrupted in train 5/7 (71%)",
+        "B 2 in train 2/7 (28%)",
+        "A 3 -",
+        "B 3 -",
+        "C 1 died in train 3/7 (42%)",
+    ]
+    assert report(first).startswith(f"{first}: finished\n  stage ")
+
+
+@pytest.mark.parametrize("text", ["seeds: [1]", "{", "- 1"])
+def test_a_table_that_cannot_be_read_is_a_wrong_argument(tmp_path: Path, text: str) -> None:
+    (tmp_path / "compare.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot read .*compare\.yaml"):
+        report(tmp_path)

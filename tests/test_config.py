@@ -384,7 +384,7 @@ def test_the_reference_inherits_every_training_option() -> None:
 )
 def test_a_limit_of_the_references_micro_batches_replaces_the_inherited(own, limits) -> None:
     from sftmix.options import ReferenceTraining
-    from sftmix.pipeline.reference import inherit
+    from sftmix.pipeline.stages import inherit
 
     options = inherit(TrainingOptions(micro_batch_size=8), ReferenceTraining(**own))
     assert (options.micro_batch_size, options.micro_batch_tokens) == limits

@@ -7,15 +7,36 @@ import sys
 from collections.abc import Sequence
 
 from sftmix import __version__
-from sftmix.common.errors import ConfigError, SFTMixError, Stopped, nearest
+from sftmix.common.errors import (
+    INTERRUPTED,
+    OUTPUT_CLOSED,
+    ConfigError,
+    SFTMixError,
+    Stopped,
+    closed_outputs,
+    nearest,
+)
 from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error
-
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        closed = closed_outputs()
+        if not closed:
+            raise
+        with open(os.devnull, "w") as nothing:  # what is still to be written when the interpreter ends
+            for descriptor in closed:
+                os.dup2(nothing.fileno(), descriptor)
+        return OUTPUT_CLOSED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:

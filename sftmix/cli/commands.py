@@ -71,16 +71,20 @@ Nothing is trained or written; no --out is needed.
 def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
-    from sftmix.cli.results import results, say
+    from sftmix.cli.results import results, say, starting
     from sftmix.config.checks import validate
 
     config, _ = configuration(name, _ABOUT[name][1], argv)
     validate(config)
     for note in config.unused():
         say(f"note: {note}")
+    until = _ABOUT[name][0]
+    say(starting(name, config))
+    from sftmix.pipeline.start import check_start
+
+    check_start(config, until)
     from sftmix.pipeline.recipe import run
 
-    until = _ABOUT[name][0]
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
 
@@ -98,6 +102,9 @@ def _preview(argv: Sequence[str]) -> None:
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
     validate(config, needs_out=False)
+    from sftmix.pipeline.start import check_names_given
+
+    check_names_given(config)
     from sftmix.pipeline.rows import preview
 
     color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
@@ -142,6 +149,9 @@ end shows whatever came out.
     parser.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where to write [%(default)s]")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of everything [%(default)s]")
     given = parser.parse_args(argv)
+    from sftmix.cli.results import say
+
+    say(f"quickstart: a small model on rows of known truth, in {given.out}")
     _claim(Path(given.out), given.seed)
     from sftmix.quickstart.run import quickstart
 

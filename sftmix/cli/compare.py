@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
         return
     for warning in comparison.warnings():
         say(warning)
+    runs = f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds"
+    say(f"compare: {runs}, in {comparison.out}")
     run_table(comparison)
 
 

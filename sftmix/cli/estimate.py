@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
     config, parsed = configuration("estimate", ABOUT, argv, _OWN)
     validate(config, needs_out=False)
+    from sftmix.pipeline.start import check_names_given
+
+    check_names_given(config)
     from sftmix.estimate import estimate, make_machine
     from sftmix.estimate.text import described
 

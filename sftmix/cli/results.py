@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from sftmix.config import RunConfig
+from sftmix.options import as_list
+
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 _FILES = {
     "reference": ("confidence/dynamics.parquet",),
@@ -21,6 +24,13 @@ def say(text: str, file: TextIO | None = None) -> None:
     """Print on rank 0 only: notes to stderr, or results to the given file."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=file or sys.stderr, flush=True)
+
+
+def starting(name: str, config: RunConfig) -> str:
+    """Return the line that a command begins with, while its libraries are still to be loaded."""
+    rows = as_list(config.data.train)
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f"{name}: {config.model.path} on {rows[0]}{more}, in {config.out}"
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
@@ -62,7 +72,7 @@ def measured(summary: Mapping[str, Any]) -> list[str]:
     arms = {"after": summary, "NTP baseline": summary.get("baseline") or {}}
     lines = []
     for name, before, after, form in MEASURED:
-        values = [_at(summary, before), *(_at(arm, after) for arm in arms.values())]
+        values = [at(summary, before), *(at(arm, after) for arm in arms.values())]
         if any(value is not None for value in values[1:]):
             cells = ["" if value is None else format(value, form) for value in values]
             lines.append(f"{name:<40}{cells[0]:>10}{cells[1]:>10}{cells[2]:>14}".rstrip())
@@ -70,7 +80,7 @@ def measured(summary: Mapping[str, Any]) -> list[str]:
     return [title, *lines, *_relative(summary), ""] if lines else []
 
 
-def _at(arm: Mapping[str, Any], key: str | None) -> Any:
+def at(arm: Mapping[str, Any], key: str | None) -> Any:
     """Return arm["a"]["b"] for "a.b", or None if it is absent."""
     value: Any = arm
     for name in key.split(".") if key else []:

@@ -1,4 +1,4 @@
-"""`status`: the progress of a run, from its files alone; the run may be on another machine, or finished."""
+"""`status`: the progress of a run or a table, from its files alone; it may be on another machine, or finished."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import STAGES, held_out
-from sftmix.common.errors import ConfigError
+from sftmix.cli.results import STAGES, at, held_out
+from sftmix.common.errors import INTERRUPTED, OUTPUT_CLOSED, ConfigError, NoSpaceError, Stopped
 from sftmix.common.files import MANIFEST
+from sftmix.compare.plan import CONFIGURATION
 
 _TAIL_BYTES = 1 << 16
 
+CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_code)
+"""Exit codes after which the same command continues the run."""
+
 
 def report(run: str | Path) -> str:
-    """Return the state of one run directory as text; raise ConfigError if it is none."""
+    """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
     run = Path(run)
+    if (run / CONFIGURATION).exists():
+        return _table(run)
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):
         raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
@@ -29,18 +35,56 @@ def report(run: str | Path) -> str:
         row = _stage(run, stage, status, running=alive is not False and status.get("exit_code") is None)
         if row:
             rows.append((stage, *row))
+    lines = [f"{run}: {_headline(status, alive)}", *_aligned(rows), *(f"  {line}" for line in held_out(summary))]
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines with columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(
-        [
-            f"{run}: {_headline(status, alive)}",
-            *(line.rstrip() for line in table),
-            *(f"  {line}" for line in held_out(summary)),
-        ]
-    )
+    padded = ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in padded]
 
 
-def _headline(status: Mapping[str, Any], alive: bool | None) -> str:
+def _table(out: Path) -> str:
+    """Return the state of a table: one line for each of its runs, those that are planned, too."""
+    import yaml
+
+    try:
+        planned = yaml.safe_load((out / CONFIGURATION).read_text(encoding="utf-8"))
+        metric, seeds, variants = planned["metric"], planned["seeds"], list(planned["variants"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot read {out / CONFIGURATION}: {error}") from error
+    cells = [(str(variant), f"seed-{seed}") for seed in seeds for variant in variants]
+    # Runs that were begun after the file was written, which follows what is finished.
+    cells += sorted((p.parent.parent.name, p.parent.name) for p in out.glob("*/seed-*/STATUS.json"))
+    rows = [("variant", "seed", "state", "steps", metric)]
+    rows += [_cell(out, variant, seed, metric) for variant, seed in dict.fromkeys(cells)]
+    status = _json(out / "STATUS.json")
+    done = sum(row[2] == "finished" for row in rows)
+    progress = f"{done} of {len(rows) - 1} runs finished"
+    return "\n".join([f"{out}: {_headline(status, _alive(status), 'run')}; {progress}", *_aligned(rows)])
+
+
+def _cell(out: Path, variant: str, seed: str, metric: str) -> tuple[str, str, str, str, str]:
+    """Return the line of a run in a table: variant, seed, state, steps of the stage it is in, and its figure."""
+    run = out / variant / seed
+    status, number = _json(run / "STATUS.json"), seed.removeprefix("seed-")
+    if not status:
+        return variant, number, "-", "", ""
+    code, stage = status.get("exit_code"), status.get("stage", "?")
+    if code == 0:
+        state, stage = "finished", "train"
+    elif code is None:
+        state = f"{'died in' if _alive(status) is False else 'in'} {stage}"
+    else:
+        state = f"{'interrupted' if code in CONTINUED else f'exit code {code}'} in {stage}"
+    row = _stage(run, stage, status, running=code is None)
+    figure = at(_json(run / "summary.json"), metric) if code == 0 else None
+    return variant, number, state, row[1] if row else "", _number(figure)
+
+
+def _headline(status: Mapping[str, Any], alive: bool | None, noun: str = "stage") -> str:
     code, place = status.get("exit_code"), f"pid {status.get('pid', '?')} on {status.get('host', 'this machine')}"
     stage, message = status.get("stage", "?"), status.get("message") or status.get("error")
     why = f": {message}" if message else ""
@@ -48,14 +92,18 @@ def _headline(status: Mapping[str, Any], alive: bool | None) -> str:
         return "not started (no STATUS.json)"
     if code == 0:
         return "finished"
+    again = "; the same command continues it" if code in CONTINUED and "continues" not in why else ""
+    where = "before the first stage" if stage == "start" else f"in {noun} {stage}"
+    if code in (INTERRUPTED, OUTPUT_CLOSED):
+        how = "interrupted" if code == INTERRUPTED else "stopped, as nobody read its output any more,"
+        return f"{how} {where} (exit code {code}){again}"
     if code is not None:
-        again = "; the same command continues it" if code in (143, 7) and "continues" not in why else ""
-        return f"ended in stage {stage} with exit code {code}{why}{again}"
+        return f"ended {where} with exit code {code}{why}{again}"
     if alive is None:
-        return f"in stage {stage}, {place} (cannot be looked up from here)"
+        return f"{where}, {place} (cannot be looked up from here)"
     if alive:
-        return f"running stage {stage}, {place}"
-    return f"died in stage {stage}, {place} is gone; the same command continues it"
+        return f"running {noun} {stage}, {place}"
+    return f"died {where}, {place} is gone; the same command continues it"
 
 
 def _alive(status: Mapping[str, Any]) -> bool | None:

@@ -1,12 +1,14 @@
 """The errors a user can meet, each with the exit code of the command line.
 
 0 done, 2 usage, configuration or changed inputs, 3 bad data, 4 own checkpoint unreadable,
-5 directory in use, 6 non-finite numbers, 7 no space, 143 stopped by a signal with a checkpoint saved.
+5 directory in use, 6 non-finite numbers, 7 no space, 130 interrupted by Ctrl-C, 141 nobody reads the output any more,
+143 stopped by a signal with a checkpoint saved.
 """
 
 from __future__ import annotations
 
 import difflib
+import select
 from collections.abc import Iterable, Sequence
 
 
@@ -58,6 +60,29 @@ class Stopped(SFTMixError):
     """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved."""
 
     exit_code = 143
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+OUTPUT_CLOSED = 141
+"""Exit code after a write to a pipe that nobody reads any more, as in `sftmix status RUN | head -1`."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code that tells of an error: its own, or 1 for an unexpected one."""
+    if isinstance(error, SFTMixError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return OUTPUT_CLOSED if isinstance(error, BrokenPipeError) and closed_outputs() else 1
+
+
+def closed_outputs() -> list[int]:
+    """Return the descriptors of stdout (1) and stderr (2) that are pipes which nobody reads any more."""
+    pipes = select.poll()
+    for descriptor in (1, 2):
+        pipes.register(descriptor, 0)
+    return [descriptor for descriptor, event in pipes.poll(0) if event & (select.POLLERR | select.POLLHUP)]
 
 
 def refuse(problems: Sequence[str], where: str) -> None:

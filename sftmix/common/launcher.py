@@ -35,6 +35,11 @@ def torchrun_command() -> str:
     return f"torchrun --nproc_per_node N {shlex.quote(program) if is_script else '-m sftmix'}"
 
 
+def needs_torchrun(parallel: str) -> str:
+    """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
+    return f"training.parallel {parallel} needs torchrun: {torchrun_command()} ..."
+
+
 # --------------------------------------------------------------------------------------------- the end of the launcher
 
 

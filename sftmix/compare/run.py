@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, SFTMixError
@@ -24,14 +25,13 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     error of a run names its cell.
     """
     comparison.validate()
+    _check_cells(comparison)
     from sftmix.common.world import start_world
     from sftmix.pipeline.directory import RunDirectory
 
     assert comparison.out is not None
-    with start_world() as world:
-        world.on_main(lambda: _refuse_foreign(comparison))
-        with RunDirectory(comparison.out, world) as directory:
-            return _run(comparison, world, directory)
+    with start_world() as world, RunDirectory(comparison.out, world) as directory:
+        return _run(comparison, world, directory)
 
 
 def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
     with progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar:
         for done, cell in enumerate(cells):
             bar.set_postfix_str(cell.name)
-            directory.status(stage=cell.name, step=done, total_steps=len(cells))
             new = world.share(_is_new(cell, directory) if world.is_main else None)
+            if new:
+                directory.starts_work()
+            directory.status(stage=cell.name, step=done, total_steps=len(cells))
             results.append(_run_cell(cell, cells, world))
             if len(results) <= len(comparison.variants):
                 world.on_main(lambda: refuse_unknown_metrics(comparison, results))
@@ -85,12 +87,31 @@ def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
 
     if world.is_main:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
-    try:
+    with _named(cell):
         summary = run(cell.config(), world=world, pool=[other.path for other in cells])
+    return result_of(cell, summary)
+
+
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Let errors name the cell."""
+    try:
+        yield
     except SFTMixError as error:
         error.args = (f"variant {cell.variant}, seed {cell.seed}: {error}",)
         raise
-    return result_of(cell, summary)
+
+
+def _check_cells(comparison: Comparison) -> None:
+    """Refuse, before torch is imported and a run is read back, what is certain of any run without a model."""
+    from sftmix.pipeline.start import check_run, holding
+
+    cells = comparison.cells
+    _refuse_foreign(comparison)
+    with holding(comparison.out or ""):
+        for cell in cells:
+            with _named(cell):
+                check_run(cell.config(), "train", pool=[other.path for other in cells])
 
 
 def _refuse_foreign(comparison: Comparison) -> None:

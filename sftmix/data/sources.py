@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,21 +72,43 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     """
     sources: list[Source] = []
     for place, name in enumerate(names):
-        path = Path(name).expanduser()
-        try:
-            if path.is_dir():
-                found = [_file(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
-            elif path.exists():
-                found = [_file(path, name)]
-            elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _READERS:
-                found = [_hub(name, option)]
-            else:
-                seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
-                raise DataError(f"{option}: {name}: no such file or directory{seen}")
-        except OSError as error:
-            raise DataError(f"{option}: {name}: cannot be read: {error.strerror or error}") from error
+        with _reading(name, option):
+            there = _files(name, option, form)
+            found = [_hub(name, option)] if there is None else [Source(file, sha256_file(path)) for path, file in there]
         sources += found if labels is None else [replace(source, label=labels[place]) for source in found]
     return sources
+
+
+def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
+    """Raise the errors of `expand` that need no look into a file or at the hub; its arguments are the same."""
+    for name in names:
+        with _reading(name, option):
+            _files(name, option, form)
+
+
+@contextmanager
+def _reading(name: str, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{option}: {name}: cannot be read: {error.strerror or error}") from error
+
+
+def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
+    """Return the files behind a name, each with its name in messages; None if the name is a hub id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
+    elif path.exists():
+        found = [(path, name)]
+    elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _READERS:
+        return None
+    else:
+        seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
+        raise DataError(f"{option}: {name}: no such file or directory{seen}")
+    for file, shown in found:
+        _check_file(file, shown)
+    return found
 
 
 def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
@@ -102,12 +125,11 @@ def _supported() -> str:
     return ", ".join(sorted(_READERS))
 
 
-def _file(path: Path, name: str) -> Source:
+def _check_file(path: Path, name: str) -> None:
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
-    return Source(name, sha256_file(path))
 
 
 def _hub(name: str, option: str) -> Source:

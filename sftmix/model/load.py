@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from transformers import (
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
+from sftmix.model.paths import model_place, refuse_adapters
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -99,13 +99,9 @@ def n_embeddings(model: PreTrainedModel) -> int:
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
-    name = str(path)
-    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).exists()
-    name = os.path.expanduser(name) if local else name
-    if not name or (local and not Path(name).is_dir()):
-        raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
-    if auto is not AutoTokenizer and (Path(name) / "adapter_config.json").exists():
-        raise ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --merge makes one.")
+    name, local = model_place(path)
+    if auto is not AutoTokenizer:
+        refuse_adapters(path)
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:

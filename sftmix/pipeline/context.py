@@ -10,6 +10,8 @@ from sftmix.common.files import write_text
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.identity import Known
+from sftmix.pipeline.rows import RunRows
 from sftmix.training.log import PeakMemory
 
 
@@ -26,6 +28,10 @@ class RunContext:
     def say(self, text: str) -> None:
         if self.world.is_main:
             print(text, flush=True)
+
+    def known(self, rows: RunRows | None) -> Known:
+        """Return what the inputs of a stage are made of, once the stages before it are done."""
+        return Known(self.config, self.world, rows, self.directory.path)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted."""

@@ -1,4 +1,4 @@
-"""The run directory: one process at a time, stages that are valid for their inputs or refused, and STATUS.json.
+"""The run directory: stages that are valid for their inputs, or refused.
 
 A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
@@ -8,19 +8,19 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, InUseError, SFTMixError
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, placing, read_json, sha256_file, write_json
-from sftmix.common.world import World
+from sftmix.pipeline.hold import Hold
+
+if TYPE_CHECKING:
+    from sftmix.common.world import World
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
@@ -36,55 +36,32 @@ class RunDirectory:
         self.path = Path(path)
         self.world = world
         self.pool = [Path(sibling) for sibling in pool]
-        self._lock: IO[str] | None = None
-        self._status: dict[str, Any] = {}
-        self._written = 0.0
+        self._hold = Hold(path)
 
     def __enter__(self) -> RunDirectory:
-        problem = self._take_lock() if self.world.is_main else None
+        problem = self._hold.take() if self.world.is_main else None
         problem = self.world.share(problem)
         if problem is not None:
             raise problem
-        if self.world.is_main:
-            started = time.time()
-            self._status = {"stage": "start", "step": 0, "total_steps": 0, "exit_code": None, "started": started}
-            self.status()
+        self.status()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if not self.world.is_main:
             return
-        code = 0 if error is None else error.exit_code if isinstance(error, SFTMixError) else 1
-        self.status(exit_code=code, message="" if error is None else f"{kind.__name__ if kind else ''}: {error}")
-        if self._lock is not None:
-            self._lock.close()
-
-    def _take_lock(self) -> SFTMixError | None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
-        except OSError as error:
-            return ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return InUseError(f"another process is using {self.path}; wait for it, or choose another --out")
-        self._lock = lock
-        return None
-
-    # ----------------------------------------------------------------------------------------- status
+        if error is None:
+            self._hold.end()
+        self._hold.release(error)
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
-        if not self.world.is_main:
-            return
-        self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        if time.monotonic() - self._written >= throttle:
-            write_json(self.path / "STATUS.json", self._status)
-            self._written = time.monotonic()
+        if self.world.is_main:
+            self._hold.status(throttle=throttle, **fields)
 
-    # ----------------------------------------------------------------------------------------- stages
+    def starts_work(self) -> None:
+        """Note that something is about to be made here: STATUS.json of an earlier command no longer holds."""
+        if self.world.is_main:
+            self._hold.begin()
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
@@ -92,15 +69,18 @@ class RunDirectory:
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and where an
         output was changed since.
         """
+        done = self.is_done(stage, inputs)
+        if self.world.is_main and not done:
+            self.starts_work()
+            write_json(self.path / stage / "inputs.json", inputs)
+            self.status(stage=stage, step=0, total_steps=0)
+            done = self._adopt(stage, inputs)
+        return self.world.share(done)
+
+    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
         directory = self.path / stage
-        problem, done = None, False
-        if self.world.is_main:
-            problem, done = self._inspect(directory, inputs)
-            if problem is None and not done:
-                write_json(directory / "inputs.json", inputs)
-                self.status(stage=stage, step=0, total_steps=0)
-                done = self._adopt(stage, inputs)
-        problem, done = self.world.share((problem, done))
+        problem, done = self.world.share(self._inspect(directory, inputs) if self.world.is_main else None)
         if problem:
             raise ConfigError(f"{directory}: {problem}")
         return done
@@ -114,14 +94,9 @@ class RunDirectory:
         return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
 
     def _inspect(self, directory: Path, inputs: Mapping[str, Any]) -> tuple[str | None, bool]:
-        if not (directory / "inputs.json").exists() or _untouched(directory):
-            return None, False
-        different = differences(read_json(directory / "inputs.json"), inputs)
-        if different:
-            listed = "; ".join(different[:8])
-            return f"was made with other inputs: {listed}. Use another --out, or the old settings", False
-        if not (directory / MANIFEST).exists():
-            return None, False
+        problem = other_inputs(directory, inputs)
+        if problem is not None or not (directory / MANIFEST).exists():
+            return problem, False
         changed = _changed(directory)
         if changed:
             return f"{changed} is not the file this stage wrote; restore it, or move {directory} away", False
@@ -154,6 +129,16 @@ class RunDirectory:
             hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
             write_json(directory / MANIFEST, {"files": hashes})
         self.world.barrier()
+
+
+def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
+    """Return what refuses `inputs` for a stage that was made, or begun, from others; None if nothing does."""
+    if not (directory / "inputs.json").exists() or _untouched(directory):
+        return None
+    different = differences(read_json(directory / "inputs.json"), inputs)
+    if not different:
+        return None
+    return f"was made with other inputs: {'; '.join(different[:8])}. Use another --out, or the old settings"
 
 
 def _untouched(directory: Path) -> bool:

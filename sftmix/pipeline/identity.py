@@ -1,37 +1,78 @@
-"""The inputs of a stage as values and hashes: a stage is read back only if all of them are equal."""
+"""The inputs of each stage as values and hashes: a stage is read back only if all of them are equal.
+
+Importing this module imports no torch, so that a command can be refused before it is loaded: what the configuration
+alone decides is known at once, and the rest is UNKNOWN until ranks and rows are there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
-from sftmix.common.world import World
-from sftmix.components.base import Callback, Component, files_of, plain
+from sftmix.components.base import Callback, Component, Objective, Perturbation, files_of, plain
+from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.model.load import fingerprint
-from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.pipeline.rows import RunRows
-from sftmix.training.parallel import resolve_precision
+from sftmix.options import LoraOptions, TrainingOptions, reference_lora
+from sftmix.pipeline.stages import is_single_run, training_of_reference
+
+if TYPE_CHECKING:
+    from sftmix.common.world import World
+    from sftmix.pipeline.rows import RunRows
 
 LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
 LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "compile", "chunk_size")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 
-def file_hash(path: Path, world: World) -> str:
-    """Return the SHA-256 of a file of the run, on all ranks."""
-    return world.share(sha256_file(path) if world.is_main else None)
+class _Unknown:
+    """A value that is not known yet, and so differs from no other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def model_identity(path: str, world: World) -> str:
+UNKNOWN: Any = _Unknown()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a run when the inputs of a stage are named.
+
+    world      the ranks; None: neither files nor devices were looked at
+    rows       the rows; None: they were not read
+    directory  the run directory, with the files of the stages before; None: those may still be to be made
+    """
+
+    config: RunConfig
+    world: World | None = None
+    rows: RunRows | None = None
+    directory: Path | None = None
+
+
+# ------------------------------------------------------------------------------------------ parts of inputs
+
+
+def _model(path: str | None, world: World | None) -> str:
     """Return the fingerprint of a model's files, or the commit of a hub model."""
-    return world.share(fingerprint(path) if world.is_main else None)
+    if world is None:
+        return UNKNOWN
+    from sftmix.model.load import fingerprint
+
+    return world.share(fingerprint(path or "") if world.is_main else None)
 
 
-def files_identity(world: World, *components: Component | None) -> dict[str, str | None]:
+def _files(world: World | None, *components: Component | None) -> dict[str, str | None]:
     """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain."""
+    if world is None:
+        return UNKNOWN
+    from sftmix.model.load import fingerprint
 
     def known(name: str) -> str | None:
         try:
@@ -44,34 +85,182 @@ def files_identity(world: World, *components: Component | None) -> dict[str, str
     return world.share({name: known(name) for name in names} if world.is_main else None)
 
 
-def data_identity(config: RunConfig, rows: RunRows) -> dict[str, Any]:
+def _made(known: Known, name: str) -> str:
+    """Return the hash of a file that an earlier stage of the run made."""
+    if known.directory is None or known.world is None:
+        return UNKNOWN
+    return known.world.share(sha256_file(known.directory / name) if known.world.is_main else None)
+
+
+def _data(known: Known) -> dict[str, Any]:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
-    data = config.data
+    data, rows = known.config.data, known.rows
+    found = {k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels")}
+    if rows is None:  # which may turn out to be plain text
+        read = {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
+        return {**found, "format": UNKNOWN if data.format == "auto" else data.format, **read}
+    about = rows.data
     return {
-        **{k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels")},
-        "max_length": rows.data.report.max_length,
+        **found,
+        "max_length": about.report.max_length,
         "template": rows.encoder.name,
-        "fingerprint": rows.data.train.fingerprint,
+        "fingerprint": about.train.fingerprint,
     }
 
 
-def computation_identity(config: RunConfig, world: World) -> dict[str, Any]:
+def _held_out(rows: RunRows | None) -> str | None:
+    if rows is None:
+        return UNKNOWN
+    return rows.data.eval.fingerprint if rows.data.eval else None
+
+
+def _precision(requested: str, world: World | None) -> str:
+    if world is None:
+        return UNKNOWN if requested == "auto" else requested
+    from sftmix.training.parallel import resolve_precision
+
+    return resolve_precision(requested, world.device)
+
+
+def _computed(known: Known) -> dict[str, Any]:
     """Return the options of a model's computation that decide numbers."""
-    precision = resolve_precision(config.training.precision, world.device)
-    return {"precision": precision, "attention": config.model.attention}
+    config = known.config
+    return {"precision": _precision(config.training.precision, known.world), "attention": config.model.attention}
 
 
-def training_identity(options: TrainingOptions, world: World) -> dict[str, Any]:
+def _training(options: TrainingOptions, world: World | None) -> dict[str, Any]:
     """Return the training options that decide the result."""
-    values = {**plain(options), "precision": resolve_precision(options.precision, world.device)}
+    values = {**plain(options), "precision": _precision(options.precision, world)}
     return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 
 
-def lora_identity(lora: LoraOptions) -> dict[str, Any] | None:
+def _lora(lora: LoraOptions) -> dict[str, Any] | None:
     """Return the options of the adapters; None if all weights are trained."""
     return plain(lora) if lora.r else None
 
 
-def deciding_callbacks(config: RunConfig) -> list[Callback]:
+def _deciding_callbacks(config: RunConfig) -> list[Callback]:
     """List the callbacks that may change the course of a training."""
     return [callback for callback in config.callbacks if not callback.observer]
+
+
+# ------------------------------------------------------------------------------------------- the stages
+
+
+def selection_inputs(known: Known, fingerprint: str = UNKNOWN) -> dict[str, Any]:
+    """Return the inputs of the selection.
+
+    fingerprint  of all training rows
+    """
+    selector = known.config.selector
+    return {
+        "data": fingerprint,
+        "selector": selector.spec(),
+        "selector_files": _files(known.world, selector),
+        "seed": known.config.seed,
+    }
+
+
+def reference_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the reference; one that is not trained adds only its files."""
+    config, world, reference = known.config, known.world, known.config.reference
+    inputs = {
+        "data": _data(known),
+        "model": _model(config.model.path, world),
+        "reference": reference.spec(),
+        "reference_files": _files(world, reference, *([config.optimizer] if reference.trains else [])),
+        "computed": _computed(known),
+    }
+    if not reference.trains:
+        return inputs
+    training, seed = training_of_reference(config)
+    return {
+        **inputs,
+        "lora": _lora(reference_lora(config.model, getattr(reference, "model", None))),
+        "optimizer": config.optimizer.spec(),
+        "training": _training(training, world),
+        "callbacks": [callback.spec() for callback in _deciding_callbacks(config)],
+        "seed": seed,
+    }
+
+
+def confidence_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the confidence."""
+    estimator = known.config.confidence
+    return {
+        "dynamics": _made(known, "confidence/dynamics.parquet"),
+        "confidence": estimator.spec(),
+        "confidence_files": _files(known.world, estimator),
+    }
+
+
+def split_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the split."""
+    splitter = known.config.splitter
+    return {
+        "data": _data(known),
+        "confidence": _made(known, "confidence/confidence.parquet") if splitter.needs_confidence else None,
+        "splitter": splitter.spec(),
+        "splitter_files": _files(known.world, splitter),
+        "seed": known.config.seed,
+    }
+
+
+def arm_of(config: RunConfig, name: str) -> tuple[Objective, Perturbation | None]:
+    """Return objective and perturbation of an arm: those of the configuration, or the baseline's plain NTP."""
+    return (NTP(), None) if name == "baseline" else (config.objective, config.perturbation)
+
+
+def arm_inputs(known: Known, name: str) -> dict[str, Any]:
+    """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
+    config, world, pairing = known.config, known.world, known.config.resolved_pairing()
+    objective, perturbation = arm_of(config, name)
+    single = is_single_run(config)
+    paired = pairing is not None and not single
+    scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
+    inputs = {
+        "data": _data(known),
+        "eval": _held_out(known.rows),
+        "model": _model(config.model.path, world),
+        "dtype": config.model.dtype,
+        "lora": _lora(config.model.lora),
+        "split": _made(known, "split/split.parquet") if paired else None,
+        "confidence": _made(known, "confidence/confidence.parquet") if scored else None,
+        "pairing": plain(pairing),
+        "objective": objective.spec(),
+        "optimizer": config.optimizer.spec(),
+        "perturbation": plain(perturbation),
+        "files": _files(world, pairing, objective, config.optimizer, perturbation, *_deciding_callbacks(config)),
+        "computed": _computed(known),
+        "training": _training(config.training, world),
+        "callbacks": [callback.spec() for callback in _deciding_callbacks(config)],
+        "seed": config.seed,
+    }
+    if single:
+        chosen = (config.reference, config.confidence, config.splitter)
+        inputs["online"] = [{**component.spec(), "files": _files(world, component)} for component in chosen]
+    return inputs
+
+
+def base_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the measurement of the base model."""
+    config = known.config
+    return {
+        "data": _data(known),
+        "eval": _held_out(known.rows),
+        "model": _model(config.model.path, known.world),
+        "quantize": config.model.lora.without_adapters().quantize,
+        "computed": _computed(known),
+    }
+
+
+STAGE_INPUTS: Mapping[str, Callable[[Known], dict[str, Any]]] = {
+    "selection": selection_inputs,
+    "reference": reference_inputs,
+    "confidence": confidence_inputs,
+    "split": split_inputs,
+    "train": partial(arm_inputs, name="train"),
+    "baseline": partial(arm_inputs, name="baseline"),
+    "base": base_inputs,
+}
+"""Stage -> its inputs, as far as they are known."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sftmix.batches.order import EpochPairs, fixed, unpaired
-from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
-from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.data import EncodedDataset
@@ -26,16 +24,16 @@ from sftmix.measure.split import write_confounds
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import data_identity, file_hash, files_identity
-from sftmix.pipeline.reference import reference_dynamics, training_of_reference
+from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
+from sftmix.pipeline.reference import reference_dynamics
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.single_run import after_single_run, is_single_run, losses_of_single_run
+from sftmix.pipeline.single_run import after_single_run, losses_of_single_run
+from sftmix.pipeline.stages import StageName, stages_needed, training_of_reference
+from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import measure_base, train_arm
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
 from sftmix.types import Scores, Split, TrainingDynamics
-
-StageName = Literal["reference", "confidence", "split", "train"]
 
 
 def run(
@@ -61,12 +59,16 @@ def run(
 
 def recipe(config: RunConfig, until: StageName, world: World, directory: RunDirectory) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
+    world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
     directory.status(stage="data")
     config, prepared = read_rows(config, world, progress=world.is_main)
     run = RunContext(config, world, directory)
-    stages = stages_needed(run, until)
+    stages = stages_needed(config, until)
 
-    rows = tokenised_rows(config, prepared, world, select=lambda whole: selection(run, whole), progress=world.is_main)
+    select = Selection(run)
+    rows = tokenised_rows(config, prepared, world, select=select.ids, progress=world.is_main)
+    refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
+    select.keep()
     run.say("\n".join(rows.data.report.lines()))
     dynamics = reference_dynamics(run, rows) if "reference" in stages else None
     scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
@@ -76,14 +78,14 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
         online = losses_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
         pairs = epoch_pairs(run, scores, split) if online is None else online.pairs()
         losses = None if online is None else online.losses
-        train_arm(run, rows, "train", config.objective, config.perturbation, pairs, online=losses)
+        train_arm(run, rows, "train", pairs, online=losses)
         if online is not None:
             pairs, dynamics = after_single_run(run, rows, online)
             if dynamics is not None:  # those that divided the last epoch, for people to look at
                 scores = confidence_scores(run, rows, dynamics)
                 split = split_of(run, rows, scores)
         if config.with_baseline:
-            train_arm(run, rows, "baseline", NTP(), None, pairs)
+            train_arm(run, rows, "baseline", pairs)
         measure_base(run, rows)
 
     if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
@@ -107,43 +109,34 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
     return summary
 
 
-def stages_needed(run: RunContext, until: StageName) -> set[StageName]:
-    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference."""
-    config = run.config
-    if is_single_run(run):
-        if until == "train":
-            return {"train"}
-        raise ConfigError(
-            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
-            f"there is no {until} before it: use `run`, or another --reference"
-        )
-    divided = until in ("confidence", "split") or (until == "train" and run.pairing is not None)
-    needed: set[StageName] = {until}
-    if divided and config.splitter.needs_confidence:
-        needed.add("reference")
-    if divided:
-        needed.add("confidence")
-    if divided and until != "confidence":
-        needed.add("split")
-    return needed
-
-
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection(run: RunContext, rows: EncodedDataset) -> list[str]:
-    """Return the ids that the selector keeps, in file order."""
-    path = run.directory.path / "selection" / "selected.parquet"
-    inputs = {
-        "data": rows.fingerprint,
-        "selector": run.config.selector.spec(),
-        "selector_files": files_identity(run.world, run.config.selector),
-        "seed": run.config.seed,
-    }
-    if not run.begin("selection", inputs):
-        run.world.on_main(lambda: write_ids(path, selected_ids(run.config, rows)))
-        run.finish("selection", ["selected.parquet"], {})
-    return read_ids(path)
+class Selection:
+    """The stage of the selector. Nothing is written before all that is known of the other stages is accepted."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._path = run.directory.path / "selection" / "selected.parquet"
+        self._inputs: dict[str, Any] | None = None
+        self._ids: list[str] = []
+
+    def ids(self, rows: EncodedDataset) -> list[str]:
+        """Return the ids that the selector keeps, in file order: those of the finished stage, or a new choice."""
+        run = self._run
+        self._inputs = selection_inputs(run.known(None), rows.fingerprint)
+        if run.directory.is_done("selection", self._inputs):
+            self._ids = read_ids(self._path)
+        else:
+            self._ids = run.world.share(run.world.on_main(lambda: selected_ids(run.config, rows)))
+        return self._ids
+
+    def keep(self) -> None:
+        """Make the stage of the ids, if there is a selector."""
+        run = self._run
+        if self._inputs is not None and not run.begin("selection", self._inputs):
+            run.world.on_main(lambda: write_ids(self._path, self._ids))
+            run.finish("selection", ["selected.parquet"], {})
 
 
 def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics | None) -> Scores:
@@ -152,17 +145,12 @@ def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics
         return rows.table()
     folder, estimator = run.directory.path / "confidence", run.config.confidence
     path = folder / "confidence.parquet"
-    inputs = {
-        "dynamics": file_hash(folder / "dynamics.parquet", run.world),
-        "confidence": estimator.spec(),
-        "confidence_files": files_identity(run.world, estimator),
-    }
 
     def write() -> None:
         confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
         write_confidence(path, dynamics.ids, confidence, variability(dynamics))
 
-    if not run.begin("confidence", inputs):
+    if not run.begin("confidence", confidence_inputs(run.known(rows))):
         run.world.on_main(write)
         run.finish("confidence", ["confidence.parquet"], {"wall_seconds": run.seconds()})
     return rows.table(path)
@@ -172,19 +160,11 @@ def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
     """Divide the training examples into groups."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
-    scored = splitter.needs_confidence
-    inputs = {
-        "data": data_identity(run.config, rows),
-        "confidence": file_hash(root / "confidence" / "confidence.parquet", run.world) if scored else None,
-        "splitter": splitter.spec(),
-        "splitter_files": files_identity(run.world, splitter),
-        "seed": seed,
-    }
 
     def write() -> None:
         write_split(path, scores.id, check_split(splitter, splitter.split(scores, seed=seed), scores))
 
-    if not run.begin("split", inputs):
+    if not run.begin("split", split_inputs(run.known(rows))):
         run.world.on_main(write)
         made = read_split(path)[1]
         files = run.world.on_main(lambda: write_confounds(root, scores, made, rows.data.train))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sftmix.batches.order import TrainingOrder
@@ -18,19 +17,13 @@ from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encoder_for
 from sftmix.model.load import load_tokenizer
-from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions, reference_lora
+from sftmix.model.paths import named
+from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.identity import (
-    computation_identity,
-    data_identity,
-    deciding_callbacks,
-    files_identity,
-    lora_identity,
-    model_identity,
-    training_identity,
-)
+from sftmix.pipeline.identity import reference_inputs
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.rows import RunRows, encode_rows
+from sftmix.pipeline.stages import training_with
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -52,7 +45,7 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     """Return the training dynamics of the reference, one row per example of the training set."""
     config, world, ids = run.config, run.world, rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
-    if not run.begin("reference", _inputs(run, rows)):
+    if not run.begin("reference", reference_inputs(run.known(rows))):
         context = ReferenceRun(run, rows)
         dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
         _refuse_if_unscored(run, dynamics)
@@ -61,29 +54,6 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
         run.finish("reference", ["../confidence/dynamics.parquet"], figures)
         run.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
     return read_dynamics(path).of(ids)
-
-
-def _inputs(run: RunContext, rows: RunRows) -> dict[str, Any]:
-    """Return the inputs of the stage; a reference that is not trained adds only its files."""
-    config, world, reference = run.config, run.world, run.config.reference
-    inputs = {
-        "data": data_identity(config, rows),
-        "model": model_identity(config.model.path, world),
-        "reference": reference.spec(),
-        "reference_files": files_identity(world, reference, *([config.optimizer] if reference.trains else [])),
-        "computed": computation_identity(config, world),
-    }
-    if not reference.trains:
-        return inputs
-    training, seed = training_of_reference(config)
-    return {
-        **inputs,
-        "lora": lora_identity(reference_lora(config.model, getattr(reference, "model", None))),
-        "optimizer": config.optimizer.spec(),
-        "training": training_identity(training, world),
-        "callbacks": [callback.spec() for callback in deciding_callbacks(config)],
-        "seed": seed,
-    }
 
 
 def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
@@ -117,9 +87,9 @@ class ReferenceRun:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
         path, encoder, data = self._rows_of(model)
-        options, seed = _training_with(config, training)
+        options, seed = training_with(config, training)
         seed = stable_hash(seed, "reference") % 2**62
-        with _named("reference.model.path" if model.path else "model.path"):
+        with named("reference.model.path" if model.path else "model.path"):
             stage = training_stage(
                 run,
                 "reference",
@@ -162,12 +132,12 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, started = self._run, time.perf_counter()
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
-        with _named("reference.paths"):
+        with named("reference.paths"):
             _, encoder, data = self._rows_of(model, option="reference")
         parts = []
         for number, name in enumerate(paths, start=1):
             run.say(f"reference: {name} scores {len(data):,} examples")
-            with _named("reference.paths"):
+            with named("reference.paths"):
                 score = scoring_model(
                     run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
                 )
@@ -193,7 +163,7 @@ def rows_of_reference(
         return config.model.path, rows.encoder, rows.data.train, []
     path = model.path or config.model.path
     template = model.template if model.path else model.template or config.data.template
-    with _named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
+    with named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
         encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
     length = model.max_length
     if rows.prepared.text:
@@ -226,36 +196,3 @@ def check_same_windows(model: ReferenceModel, reference: Encoder, target: Encode
             "other windows, whose confidence says nothing about the target's. Use a reference with the same tokenizer "
             "(or none: the target's base model), or conversations, which join by their rows' ids"
         )
-
-
-@contextmanager
-def _named(option: str) -> Iterator[None]:
-    """Let errors about a model name the option that chose it."""
-    try:
-        yield
-    except ConfigError as error:
-        text = str(error)
-        if option == "model.path" or not text.startswith("model.path:"):
-            raise
-        raise ConfigError(f"{option}{text.removeprefix('model.path')}") from error
-
-
-def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
-    """Return options and seed of the reference's training: `reference.training`, and the run's where it sets none."""
-    own = getattr(config.reference, "training", None)
-    return _training_with(config, own if isinstance(own, ReferenceTraining) else None)
-
-
-def _training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[TrainingOptions, int]:
-    seed = config.seed if own is None or own.seed is None else own.seed
-    return inherit(config.training, own), seed
-
-
-def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
-    """Return the run's training options, replaced by those of the reference; of two that exclude each other its own."""
-    names = {f.name for f in fields(TrainingOptions)}
-    given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
-    sizes = ("micro_batch_size", "micro_batch_tokens")
-    if any(name in given for name in sizes):
-        given = dict.fromkeys(sizes) | given
-    return replace(training, **given)

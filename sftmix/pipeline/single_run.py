@@ -13,6 +13,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.stages import is_single_run
 from sftmix.pipeline.target import order_of_training
 from sftmix.training.dynamics import merge
 from sftmix.training.online import OnlineLosses
@@ -67,16 +68,10 @@ class FromOnlineLosses:
         return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)
 
 
-def is_single_run(run: RunContext) -> bool:
-    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    uses_confidence = run.pairing is not None and run.config.splitter.needs_confidence
-    return uses_confidence and run.config.reference.single_run
-
-
 def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
     """Return the source of a single run's splits, epoch by epoch; None for any other run."""
     config, data = run.config, rows.data.train
-    if run.pairing is None or not is_single_run(run):
+    if run.pairing is None or not is_single_run(run.config):
         return None
     return FromOnlineLosses(
         losses=OnlineLosses(data.ids, run.directory.path / "train" / "online", run.world),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from sftmix.batches.order import EpochPairs, TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Objective, Perturbation, plain
+from sftmix.components.base import Objective
 from sftmix.config.checks import sharded_optimizer
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
@@ -17,16 +17,7 @@ from sftmix.model.adapters import described_adapters
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.export import write_model
-from sftmix.pipeline.identity import (
-    computation_identity,
-    data_identity,
-    deciding_callbacks,
-    file_hash,
-    files_identity,
-    lora_identity,
-    model_identity,
-    training_identity,
-)
+from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
 from sftmix.pipeline.models import load_for_run, scorer, scoring_model
 from sftmix.pipeline.rows import RunRows, any_packed
 from sftmix.training.checkpoint import full_weights
@@ -38,9 +29,7 @@ from sftmix.training.parallel import resolve_parallel
 def train_arm(
     run: RunContext,
     rows: RunRows,
-    name: str,
-    objective: Objective,
-    perturbation: Perturbation | None,
+    name: Literal["train", "baseline"],
     pairs: EpochPairs,
     *,
     online: OnlineLosses | None = None,
@@ -49,8 +38,9 @@ def train_arm(
 
     online  keeper of the losses of a single run
     """
-    if run.begin(name, _inputs(run, rows, objective, perturbation, pairs)):
+    if run.begin(name, arm_inputs(run.known(rows), name)):
         return
+    objective, perturbation = arm_of(run.config, name)
     config, world, directory = run.config, run.world, run.directory.path / name
     stage = training_stage(
         run,
@@ -78,39 +68,6 @@ def train_arm(
     run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
     held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
     run.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
-
-
-def _inputs(
-    run: RunContext, rows: RunRows, objective: Objective, perturbation: Perturbation | None, pairs: EpochPairs
-) -> dict[str, Any]:
-    """Return the inputs of a trained arm. Their order is part of the identity of its checkpoints."""
-    config, world, root = run.config, run.world, run.directory.path
-    paired = run.pairing is not None and pairs.known
-    scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
-    inputs = {
-        "data": data_identity(config, rows),
-        "eval": rows.data.eval.fingerprint if rows.data.eval else None,
-        "model": model_identity(config.model.path, world),
-        "dtype": config.model.dtype,
-        "lora": lora_identity(config.model.lora),
-        "split": file_hash(root / "split" / "split.parquet", world) if paired else None,
-        "confidence": file_hash(root / "confidence" / "confidence.parquet", world) if scored else None,
-        "pairing": plain(run.pairing),
-        "objective": objective.spec(),
-        "optimizer": config.optimizer.spec(),
-        "perturbation": plain(perturbation),
-        "files": files_identity(
-            world, run.pairing, objective, config.optimizer, perturbation, *deciding_callbacks(config)
-        ),
-        "computed": computation_identity(config, world),
-        "training": training_identity(config.training, world),
-        "callbacks": [callback.spec() for callback in deciding_callbacks(config)],
-        "seed": config.seed,
-    }
-    if not pairs.known:  # a single run
-        chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": files_identity(world, component)} for component in chosen]
-    return inputs
 
 
 def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
@@ -184,14 +141,7 @@ def measure_base(run: RunContext, rows: RunRows) -> None:
     """Measure the untrained model once for all arms. It comes after them, so that no first step waits for it."""
     config, world, data = run.config, run.world, rows.data
     lora = config.model.lora.without_adapters()
-    inputs = {
-        "data": data_identity(config, rows),
-        "eval": data.eval.fingerprint if data.eval else None,
-        "model": model_identity(config.model.path, world),
-        "quantize": lora.quantize,
-        "computed": computation_identity(config, world),
-    }
-    if run.begin("base", inputs):
+    if run.begin("base", base_inputs(run.known(rows))):
         return
     packed = any_packed(data.train, data.eval)
     score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.launcher import torchrun_command
+from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
@@ -168,7 +168,7 @@ def wrap(
 def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
     """Return the mesh. fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does."""
     if not dist.is_initialized():
-        raise ConfigError(f"training.parallel {parallel} needs torchrun: {torchrun_command()} ...")
+        raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
         return init_device_mesh(world.device.type, (world.size,))
     group = shard_group(shard_group_size, world)

@@ -1,0 +1,84 @@
+"""The stages that a command enters, and the options that each is trained with, by the configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from sftmix.common.errors import ConfigError
+from sftmix.components.selection import All
+from sftmix.config import RunConfig
+from sftmix.options import ReferenceTraining, TrainingOptions
+
+StageName = Literal["reference", "confidence", "split", "train"]
+
+ALL = ("selection", "reference", "confidence", "split", "train", "baseline", "base")
+"""The stages in the order in which they are entered."""
+
+
+def is_single_run(config: RunConfig) -> bool:
+    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
+    uses_confidence = config.resolved_pairing() is not None and config.splitter.needs_confidence
+    return uses_confidence and config.reference.single_run
+
+
+def stages_needed(config: RunConfig, until: StageName) -> set[str]:
+    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference."""
+    if is_single_run(config):
+        if until == "train":
+            return {"train"}
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
+            f"there is no {until} before it: use `run`, or another --reference"
+        )
+    divided = until in ("confidence", "split") or (until == "train" and config.resolved_pairing() is not None)
+    needed: set[str] = {until}
+    if divided and config.splitter.needs_confidence:
+        needed.add("reference")
+    if divided:
+        needed.add("confidence")
+    if divided and until != "confidence":
+        needed.add("split")
+    return needed
+
+
+def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list[str]:
+    """Return every stage that a command makes or reads back, in order; none that it may turn out not to enter.
+
+    directory  the run directory; a split that an earlier command made there is read back for the summary
+    """
+    found = stages_needed(config, until)
+    if not isinstance(config.selector, All):
+        found.add("selection")
+    if until == "train":
+        found |= {"base", "baseline"} if config.with_baseline else {"base"}
+    if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
+        found.add("split")
+    if not config.splitter.needs_confidence:
+        found.discard("confidence")
+    elif "split" in found:
+        found |= {"reference", "confidence"}
+    return [stage for stage in ALL if stage in found]
+
+
+def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
+    """Return options and seed of the reference's training: `reference.training`, and the run's where it sets none."""
+    own = getattr(config.reference, "training", None)
+    return training_with(config, own if isinstance(own, ReferenceTraining) else None)
+
+
+def training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[TrainingOptions, int]:
+    """Return the run's training options and seed, replaced by those that the reference sets itself."""
+    seed = config.seed if own is None or own.seed is None else own.seed
+    return inherit(config.training, own), seed
+
+
+def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
+    """Return the run's training options, replaced by those of the reference; of two that exclude each other its own."""
+    names = {f.name for f in fields(TrainingOptions)}
+    given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
+    sizes = ("micro_batch_size", "micro_batch_tokens")
+    if any(name in given for name in sizes):
+        given = dict.fromkeys(sizes) | given
+    return replace(training, **given)

@@ -1,0 +1,101 @@
+"""Refusals that need no model: they come before torch is imported, and before a stage is made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sftmix.common.errors import ConfigError, SFTMixError
+from sftmix.common.files import MANIFEST
+from sftmix.common.launcher import needs_torchrun
+from sftmix.components.reference import FromCheckpoints
+from sftmix.config import RunConfig
+from sftmix.data.sources import check_names
+from sftmix.model.paths import model_place, named, refuse_adapters
+from sftmix.options import SHARDED, ReferenceModel, as_list
+from sftmix.pipeline.directory import other_inputs
+from sftmix.pipeline.hold import Hold
+from sftmix.pipeline.identity import STAGE_INPUTS, Known
+from sftmix.pipeline.stages import StageName, stages_entered, training_of_reference
+
+
+def check_start(config: RunConfig, until: StageName) -> None:
+    """Raise what `run` would raise anyway, as far as it is certain without a model, and without torch.
+
+    These are the errors of `check_run`, and a directory that cannot be written or is in use. STATUS.json tells of the
+    error, unless the run is finished.
+    """
+    assert config.out is not None
+    with holding(config.out):
+        check_run(config, until)
+
+
+@contextlib.contextmanager
+def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
+    with Hold(directory) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        try:
+            yield
+        except SFTMixError as error:
+            error.everywhere = True
+            raise
+
+
+def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ()) -> None:
+    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
+
+    pool  as for `run`
+    """
+    directory = Path(config.out or "")
+    check_names_given(config)
+    entered = stages_entered(config, until, directory)
+    if "reference" in entered:
+        _check_reference(config)
+    refuse_other_inputs(Known(config), until, directory)
+    if "RANK" not in os.environ:
+        for parallel in _parallel(config, entered, [directory, *pool]):
+            if parallel in SHARDED:
+                raise ConfigError(needs_torchrun(parallel))
+
+
+def check_names_given(config: RunConfig) -> None:
+    """Raise DataError or ConfigError if files of rows, or the directory of the model, are not there."""
+    check_names(as_list(config.data.train), "data.train", config.data.format)
+    check_names(as_list(config.data.eval or []), "data.eval", config.data.format)
+    model_place(config.model.path or "")
+    refuse_adapters(config.model.path or "")
+
+
+def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None:
+    """Raise ConfigError if a stage that the command enters was made, or begun, from other inputs.
+
+    Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
+    """
+    share = known.world.share if known.world else lambda found: found
+    for stage in share(stages_entered(known.config, until, directory)):
+        inputs = STAGE_INPUTS[stage](known)
+        problem = share(other_inputs(directory / stage, inputs))
+        if problem is not None:
+            raise ConfigError(f"{directory / stage}: {problem}")
+
+
+def _check_reference(config: RunConfig) -> None:
+    reference = config.reference
+    own = getattr(reference, "model", None)
+    if isinstance(own, ReferenceModel) and own.path:
+        with named("reference.model.path"):
+            model_place(own.path)
+    for path in reference.paths if isinstance(reference, FromCheckpoints) else ():
+        with named("reference.paths"):
+            model_place(path)
+
+
+def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[Path]) -> Iterator[str]:
+    """Yield training.parallel of the stages with a model that neither this run nor one of the pool has finished."""
+    own = {"reference": training_of_reference(config)[0].parallel} if config.reference.trains else {}
+    for stage in entered:
+        made = any((directory / stage / MANIFEST).exists() for directory in directories)
+        if stage in ("reference", "train", "baseline", "base") and not made:
+            yield own.get(stage, config.training.parallel)

@@ -1,0 +1,270 @@
+"""Refused commands as processes of their own: what they leave untouched, and what they never import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sftmix.common.world import World
+from sftmix.pipeline.directory import RunDirectory
+from tests.conftest import Finished
+from tests.tiny import ROOT, SHORT, Tiny, status
+
+Call = Callable[..., SimpleNamespace]
+
+NO_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refuse())
+from sftmix.cli import main
+sys.exit(main())
+"""
+
+
+def without_torch(*words: str, **environment: str) -> SimpleNamespace:
+    """The command in a process in which torch cannot be imported."""
+    command = [sys.executable, "-c", NO_TORCH, *words]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert "was imported" not in done.stderr
+    assert "Traceback" not in done.stderr
+    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def everything(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.path, tmp_path / "run")
+
+
+def missing(path: Path) -> str:
+    return str(path.with_name("is-not-there" + path.suffix))
+
+
+def with_rows(words: list[str], option: str, rows: str) -> list[str]:
+    """The words with other rows: an option that takes several values is not given twice."""
+    place = words.index(option) + 1
+    return [*words[:place], rows, *words[place + 1 :]]
+
+
+# ---------------------------------------------------------------------- a finished run stays as it was
+
+REFUSED = {
+    "seed": (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7"),
+    "objective": (("--objective.mu", "0.7"), "train: was made with other inputs"),
+    "template, which is known with the rows": (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
+    "selection, which is a new stage": (("--selector", "Longest", "--selector.k", "9"), "data.fingerprint: "),
+    "model": (("--model.path", "./is-not-there"), "model.path: ./is-not-there is not a directory"),
+    "reference": (("--reference.model.path", "./is-not-there"), "reference.model.path: ./is-not-there is not"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_command_leaves_a_finished_run_as_it_was(
+    finished: Finished, copied: Path, sftmix: Call, kind: str
+) -> None:
+    words, message = REFUSED[kind]
+    before = everything(copied)
+    done = sftmix(*finished.words, *words, "--out", str(copied))
+    assert (done.code, message in done.err) == (2, True), done.err
+    assert everything(copied) == before
+
+
+def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
+    finished: Finished, copied: Path, tiny: Tiny, sftmix: Call
+) -> None:
+    tiny.train.write_text('{"instruction": "no response"}\n' * 9)
+    before = everything(copied)
+    for rows, message in ((str(tiny.train), "train.jsonl:1"), (missing(tiny.train), "no such file")):
+        done = sftmix(*with_rows(finished.words, "--data.train", rows), "--out", str(copied))
+        assert (done.code, message in done.err) == (3, True), done.err
+        assert everything(copied) == before
+
+
+def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path) -> None:
+    before = everything(copied)
+    with RunDirectory(copied, World()) as directory:
+        done = without_torch(*finished.words, "--out", str(copied))
+        assert (done.code, everything(copied)) == (5, before)
+        directory.starts_work()
+        directory.status(stage="train")
+        during = everything(copied)
+        assert during != before
+        assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 5
+        assert everything(copied) == during
+
+
+def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    """A run without pairs has no reference: none is trained for a target that is refused."""
+    run = tmp_path / "run"
+    words = ["run", *tiny.options, *SHORT, "--out", str(run)]
+    assert sftmix(*words, "--objective", "NTP").code == 0
+    before = everything(run)
+    done = sftmix(*words)
+    assert (done.code, f"{run / 'train'}: was made with other inputs" in done.err) == (2, True), done.err
+    assert everything(run) == before
+
+
+def test_a_run_that_is_read_back_is_finished(finished: Finished, copied: Path, sftmix: Call) -> None:
+    """On shards, too, and without torchrun: nothing is left to be trained."""
+    first = status(copied)
+    assert sftmix(*finished.words, "--training.parallel", "fsdp", "--out", str(copied)).code == 0
+    again = status(copied)
+    same = ("stage", "step", "total_steps", "exit_code", "message")
+    assert [again[key] for key in same] == [first[key] for key in same]
+    assert again["started"] > first["started"]
+
+
+def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Path, sftmix: Call) -> None:
+    for stage in ("train", "baseline"):
+        shutil.rmtree(copied / stage)
+    (copied / "base" / "figures.json").write_text("{}")
+    assert sftmix(*finished.words, "--out", str(copied)).code == 2
+    told = status(copied)
+    assert (told["stage"], told["exit_code"], "figures.json is not the file" in told["message"]) == (
+        "baseline",
+        2,
+        True,
+    )
+
+
+# ------------------------------------------------------------------------------- how a run ended
+
+
+def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = with_rows(["run", *tiny.options, "--out", str(run)], "--data.train", missing(tiny.train))
+    assert without_torch(*words).code == 3
+    assert (status(run)["exit_code"], status(run)["message"][:10]) == (3, "DataError:")
+    told = without_torch("status", str(run)).out
+    assert "ended before the first stage with exit code 3: DataError: data.train: " in told
+
+
+def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]
+    command = [sys.executable, str(ROOT / "cli.py"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, end = run / "train" / "metrics.jsonl", time.time() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.time() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False), errors
+    assert status(run)["exit_code"] == 130
+    told = without_torch("status", str(run)).out
+    assert f"{run}: interrupted in stage train (exit code 130); the same command continues it" in told
+
+
+# -------------------------------------------------------------------- refusals that load no torch
+
+
+@pytest.mark.parametrize("command", ["run", "train", "reference", "preview", "estimate"])
+def test_rows_and_models_that_are_not_there_are_refused_at_once(tiny: Tiny, tmp_path: Path, command: str) -> None:
+    out = [] if command in ("preview", "estimate") else ["--out", str(tmp_path / "run")]
+    words = [command, *tiny.options, *out]
+    for option, path in (("--data.train", tiny.train), ("--data.eval", tiny.eval)):
+        rows = without_torch(*with_rows(words, option, missing(path)))
+        assert (rows.code, f"{option[2:]}: {missing(path)}: no such file" in rows.err) == (3, True), rows.err
+    model = without_torch(*words, "--model.path", missing(tiny.model))
+    assert (model.code, "model.path: " in model.err) == (2, True)
+
+
+def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = without_torch("run", *tiny.options, "--out", str(tmp_path / "file" / "run"))
+    assert (done.code, "cannot be a run directory" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+@pytest.mark.parametrize("option", ["training.parallel", "reference.training.parallel"])
+def test_shards_without_torchrun_are_refused_at_once(tiny: Tiny, tmp_path: Path, option: str, parallel: str) -> None:
+    words = ["run", *tiny.options, f"--{option}", parallel, "--out", str(tmp_path / "run")]
+    done = without_torch(*words)
+    assert (done.code, f"{parallel} needs torchrun" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7."),
+        (("--training.learning_rate", "0.5"), "training.learning_rate: 0.01 -> 0.5"),
+        (("--objective.mu", "0.7"), "objective.init_args.mu: 0.2 -> 0.7"),
+        (("--splitter", "RandomSplit"), "splitter: sftmix.components.splitters.Median -> "),
+        (("--data.limit", "20"), "data.limit: None -> 20"),
+        (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
+    ],
+)
+def test_a_directory_of_other_options_is_refused_at_once(
+    finished: Finished, copied: Path, words: tuple[str, ...], named: str
+) -> None:
+    before = everything(copied)
+    done = without_torch(*finished.words, *words, "--out", str(copied))
+    assert (done.code, named in done.err) == (2, True), done.err
+    assert everything(copied) == before
+
+
+def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    """Also for its last variant: no run before it is read back or started."""
+    out, table = tmp_path / "table", tmp_path / "table.yaml"
+    words = ["compare", "--config", str(table), *tiny.options, *SHORT, "--objective", "NTP", "--seeds", "[1]"]
+    words += ["--out", str(out)]
+    table.write_text(json.dumps({"variants": {"a": {}, "b": {}}}))
+    assert sftmix(*words).code == 0
+    before = everything(out)
+    table.write_text(json.dumps({"variants": {"a": {}, "b": {"training.weight_decay": 0.5}}}))
+    done = without_torch(*words)
+    assert (done.code, "variant b, seed 1: " in done.err) == (2, True), done.err
+    assert "training.weight_decay: 0.1 -> 0.5" in done.err
+    assert everything(out) == before
+
+
+def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:
+    """An import of torch fails here, as the rest is in order."""
+    command = [sys.executable, "-c", NO_TORCH, "run", *tiny.options, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "was imported" in done.stderr
+    assert done.stderr.startswith(f"run: {tiny.model} on {tiny.train}, in {tmp_path / 'run'}\n")
+
+
+# --------------------------------------------------------------------------------- closed outputs
+
+
+@pytest.mark.parametrize("words", [["components"], ["run", "--help"], ["--help"], ["run", "--print_config"]])
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
+def test_nobody_reads_the_output(words: list[str], both: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = writer if both else subprocess.PIPE
+    command = [sys.executable, str(ROOT / "cli.py"), *words]
+    done = subprocess.run(command, stdout=writer, stderr=errors, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr or "") == (141, "")
+
+
+def test_a_status_that_nobody_reads_to_its_end(finished: Finished) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "cli.py"), "status", str(finished.path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
