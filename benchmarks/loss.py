@@ -6,7 +6,7 @@
 
 Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
 a busy machine disturbs them alike; each one's memory is measured in a process of its own, above the memory before.
-TRL's and Liger's heads take part where they are installed and run. `gemm` is the three matmuls alone that every head
+TRL's and Liger's heads take part if they are installed and run. `gemm` is the three matmuls alone that every head
 needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """

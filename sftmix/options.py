@@ -101,7 +101,7 @@ class DataOptions:
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
     template: str | None = None
-    """null: the tokenizer's own chat template, or alpaca where it has none; alpaca; chatml; or a Jinja file."""
+    """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     max_length: int | None = None
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
     multi_turn: Literal["per_turn", "whole"] = "per_turn"

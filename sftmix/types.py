@@ -295,7 +295,7 @@ class Plan:
          + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
     where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
-    Weights are float32 or, where they are fractions, float64; the loss takes them in its own precision.
+    Weights are float32 or, if they are fractions, float64; the loss takes them in its own precision.
     row_weight       [T], or a rule (nll, entropy) -> weight; the loss evaluates the rule, detached, and
                      multiplies its result with the NTP weight of the row's slot
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)

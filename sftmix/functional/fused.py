@@ -248,7 +248,7 @@ def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
     slope = _cap(x, spec, spare)
     label = slots.label[:, None]
     at_label = _shift(x).gather(1, label).squeeze(1)
-    if spec.correct:  # the maximum is 0 now; argmax is slow, so only where it may be the label
+    if spec.correct:  # the maximum is 0 now; argmax is slow, so only if it may be the label
         hits = (at_label == 0).nonzero().squeeze(1)
         slots.correct[hits] = x[hits].argmax(1) == slots.label[hits]
     mean = x.mean(1) if spec.smoothing else None
