@@ -1,0 +1,125 @@
+"""Keep what is small of a table of the study: its own files, and a short summary of each finished run.
+
+    python benchmarks/evidence/collect.py --table runs/evidence/primary --name primary
+
+The folder benchmarks/results/evidence/NAME then holds table.json, table.md and cells.csv of the table, and a file
+runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
+per token by quartile of response length, and the NLL per token of a sample of the training rows by half of the
+confidence, before and after. It may be called while the table is unfinished; the next call adds what has come since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+TEXT = ("least_confident", "most_confident", "data", "model")
+"""Entries of summary.json that hold text of rows, or names of this machine."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, required=True, help="directory of a table that compare wrote")
+    parser.add_argument("--name", required=True, help="folder of the results")
+    parser.add_argument("--halves", default="SFTMix", help="variant whose split by confidence tells the halves")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
+    options = parser.parse_args()
+    kept = collect(options.table, options.out / options.name, halves=options.halves)
+    print(f"{kept} runs in {options.out / options.name}")
+
+
+def collect(table: Path, out: Path, *, halves: str) -> int:
+    """Write what is kept of a table to `out`, and return the number of its finished runs.
+
+    halves  the variant whose split.parquet names the confident and the unconfident rows of each seed
+    """
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    for name in ("table.md", "cells.csv"):
+        shutil.copyfile(table / name, out / name)
+    _write(out / "table.json", _without_runs(_read(table / "table.json")))
+    found = list(_finished(table))
+    for run, variant, seed in found:
+        split = table / halves / f"seed-{seed}" / "split" / "split.parquet"
+        _write(out / "runs" / f"{variant}-seed-{seed}.json", reduced(run, split))
+    return len(found)
+
+
+def _finished(table: Path) -> Iterator[tuple[Path, str, int]]:
+    """Directory, variant and seed of each finished run."""
+    for summary in sorted(table.glob("*/seed-*/summary.json")):
+        run = summary.parent
+        if (run / "train" / "MANIFEST.json").exists():
+            yield run, run.parent.name, int(run.name.removeprefix("seed-"))
+
+
+def _without_runs(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without the figures of single runs, which have files of their own."""
+    variants = {name: {k: v for k, v in found.items() if k != "runs"} for name, found in table["variants"].items()}
+    return {**table, "variants": variants}
+
+
+def reduced(run: Path, split: Path) -> dict[str, Any]:
+    """The numbers of a run: summary.json without text, and the NLL by length and by half.
+
+    split  names the halves; the NLL by half is left out where there is no such file
+    """
+    summary = {k: v for k, v in _read(run / "summary.json").items() if k not in TEXT}
+    summary["eval_nll_by_length"] = by_length(run / "train" / "eval.parquet")
+    samples = {"before": run / "base" / "sample.parquet", "after": run / "train" / "sample.parquet"}
+    if split.exists():
+        summary["sample_nll_by_half"] = {when: by_half(path, split) for when, path in samples.items()}
+    return summary
+
+
+def by_length(path: Path) -> list[dict[str, float]]:
+    """Held-out rows by quartile of response tokens, shortest first: rows, tokens, nats per token.
+
+    Equal lengths are ordered by id, so the quartiles hold the same rows in every run.
+    """
+    ids, scores = read_eval(path)
+    ranked = sorted(range(len(ids)), key=lambda row: (scores.n_tokens[row], ids[row]))
+    return [_group(scores.nll_sum[rows], scores.n_tokens[rows]) for rows in np.array_split(ranked, 4)]
+
+
+def by_half(path: Path, split: Path) -> dict[str, dict[str, float]]:
+    """Group of the split -> rows of the sample in it, their tokens, nats per token."""
+    ids, groups = read_split(split)
+    group_of = dict(zip(ids, groups.group.tolist(), strict=True))
+    sample = read_dynamics(path)
+    group = np.array([group_of[example] for example in sample.ids])
+    nll, tokens = sample.nll_sum[:, 0], sample.n_tokens
+    return {name: _group(nll[group == g], tokens[group == g]) for g, name in enumerate(groups.names)}
+
+
+def _group(nll_sum: np.ndarray, n_tokens: np.ndarray) -> dict[str, float]:
+    tokens = int(n_tokens.sum())
+    return {"rows": len(n_tokens), "tokens": tokens, "nll": float(nll_sum.sum()) / tokens}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON of one line for each list of numbers and an indent of one space."""
+    text = json.dumps(value, indent=1)
+    path.write_text(re.sub(r"\[[\s\d.,e+-]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The plan of the study: its tables are valid, share what the preregistration says, and its scripts count right."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence.collect import by_half, by_length
+from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.compare import comparison_of
+from sftmix.common.tables import write_dynamics, write_eval, write_split
+from sftmix.compare import Comparison, TableOptions
+from sftmix.compare.statistics import seeds_needed
+from sftmix.components.objectives import NTP
+from sftmix.types import RowScores, Split, TrainingDynamics
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks" / "evidence"
+PILOTS = ("pilot-rate", "pilot-strength")
+TIERS = {"primary": (7, 10), "overfit": (6, 10), "parts": (6, 6), "rows": (3, 5), "others": (6, 6)}
+"""Table -> its arms and seeds."""
+PLANNED = [("SFTMix", other) for other in ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")]
+
+
+@cache
+def table(name: str) -> Comparison:
+    words = ["--config", str(FOLDER / f"{name}.yaml"), "--out", "o"]
+    return comparison_of(sort_arguments(words, list(vars(TableOptions()))))
+
+
+def strengths(made: Comparison) -> dict[str, float]:
+    return {name: config.objective.mu for name, config in made.variants.items() if hasattr(config.objective, "mu")}
+
+
+@pytest.mark.parametrize("name", [*TIERS, *PILOTS])
+def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table(name).validate()
+
+
+def test_every_file_of_a_table_is_known():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"study", *TIERS, *PILOTS}
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_tiers_have_the_arms_and_seeds_of_the_plan(name):
+    made = table(name)
+    assert (len(made.variants), len(made.options.seeds)) == TIERS[name]
+    assert made.baseline == "NTP"
+    assert set(made.options.seeds) <= set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", ["primary", "overfit"])
+def test_the_planned_contrasts_can_be_significant(name):
+    made = table(name)
+    assert made.contrasts == PLANNED
+    assert len(made.options.seeds) >= seeds_needed(len(PLANNED))
+
+
+@pytest.mark.parametrize("name", ["primary", "overfit"])
+def test_arms_of_a_table_mix_with_one_strength(name):
+    mu = 1 if name == "overfit" else table("parts").variants["SFTMix"].objective.mu
+    mixing = ("SFTMix", "SFTMix-ntp", "RandomSplit", "LengthMatched", "DecomposedMixup")
+    assert strengths(table(name)) == dict.fromkeys(mixing, mu)
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_tables_differ_from_the_study_only_in_what_the_plan_names(name):
+    """Same rows, model, batches and learning rate in all arms; the regime that overfits has fewer rows, more epochs."""
+    study, epochs, rows = table("primary").variants["NTP"], *((8, 480) if name == "overfit" else (3, 960))
+    for config in table(name).variants.values():
+        assert config.training.epochs == epochs
+        assert config.data.limit == rows
+        assert (config.model, config.seed) == (study.model, study.seed)
+        assert config.training.learning_rate == study.training.learning_rate
+        assert config.training.global_batch_size == 32
+
+
+def test_arms_that_are_read_from_tier_1_are_the_same_there():
+    tier_1 = {cell.name: cell.plain for cell in table("primary").cells}
+    for name in ("parts", "others"):
+        shared = [cell for cell in table(name).cells if cell.variant in ("NTP", "SFTMix")]
+        assert len(shared) == 12
+        assert all(cell.plain == tier_1[cell.name] for cell in shared)
+
+
+def test_pilots_use_other_seeds_and_other_held_out_rows():
+    seeds = {seed for name in TIERS for seed in table(name).options.seeds} | {table("primary").variants["NTP"].seed}
+    eval_rows = [config.data.eval for name in TIERS for config in table(name).variants.values()]
+    for name in PILOTS:
+        made = table(name)
+        assert not seeds & {*made.options.seeds, made.variants[made.baseline].seed}
+        assert all(config.data.eval not in eval_rows for config in made.variants.values())
+
+
+def test_the_pilot_varies_the_learning_rate_of_ntp_alone():
+    made = table("pilot-rate")
+    varied = {name: made.options_of(name) for name in made.variants}
+    assert all(list(options) == ["training.learning_rate"] for options in varied.values())
+    assert all(isinstance(config.objective, NTP) for config in made.variants.values())
+
+
+# ------------------------------------------------------------------------------------------ the scripts
+
+
+def row(instruction: str, given: str = "", output: str = "Yes.") -> dict[str, str]:
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def test_the_cut_keeps_an_instruction_on_one_side_whatever_the_order_of_the_file():
+    rows = [row(f"Question {k % 1_500}?", given=str(k)) for k in range(3_000)]
+    parts = parts_of(rows)
+    assert [len(parts[name]) for name in ("held_out", "pilot")] == [HELD_OUT, PILOT]
+    told = {name: {plain(r["instruction"]) for r in found} for name, found in parts.items()}
+    assert not told["held_out"] & told["pilot"] | told["held_out"] & told["train"] | told["pilot"] & told["train"]
+    assert len(parts["train"]) == 3_000 - HELD_OUT - PILOT - 1  # HELD_OUT is odd: one row of two was left over
+    assert parts_of(rows[::-1]) == parts
+
+
+def test_rows_without_a_response_and_repeated_questions_are_dropped():
+    rows = [row("Add  1 and 2!"), row("add 1 and 2"), row("Add 1 and 2", given="now"), row("Nothing", output=" \n")]
+    assert sorted(r["input"] for r in ordered(rows)) == ["", "now"]
+    assert rows[0] in ordered(rows)
+
+
+def test_losses_by_length_and_by_half_are_sums_over_tokens(tmp_path):
+    ids, tokens = list("hgfedcba"), np.array([8, 7, 6, 5, 4, 3, 2, 1])
+    nll, zeros = np.array([8.0, 14.0, 3.0, 5.0, 2.0, 9.0, 1.0, 4.0]), np.zeros(8, dtype=np.int64)
+    write_eval(tmp_path / "eval.parquet", ids, RowScores(nll, tokens, zeros), np.zeros(8))
+    quartiles = by_length(tmp_path / "eval.parquet")
+    assert [q["rows"] for q in quartiles] == [2, 2, 2, 2]
+    assert [q["nll"] for q in quartiles] == pytest.approx([5 / 3, 11 / 7, 8 / 11, 22 / 15])
+
+    dynamics = TrainingDynamics(ids, np.array([3]), nll[:, None], tokens, zeros[:, None])
+    write_dynamics(tmp_path / "sample.parquet", dynamics)
+    group = np.array([0, 1, 0, 1, 0, 1, -1, 0], dtype=np.int8)
+    write_split(tmp_path / "split.parquet", ids[:8], Split(group=group, names=("confident", "unconfident")))
+    halves = by_half(tmp_path / "sample.parquet", tmp_path / "split.parquet")
+    assert json.loads(json.dumps(halves)) == {
+        "confident": {"rows": 4, "tokens": 19, "nll": pytest.approx(17 / 19)},
+        "unconfident": {"rows": 3, "tokens": 15, "nll": pytest.approx(28 / 15)},
+    }
