@@ -1,8 +1,8 @@
 """Documents -> windows of tokens. Every token is a target but the first of each document in a window.
 
-A document is BOS, if the tokenizer writes one before plain text, its tokens, and eos. Packed documents stand one after
-the other and are cut into windows of exactly max_length tokens. A window names the places where its documents begin:
-neither attention nor targets may cross them, or the model would learn from an unrelated text.
+A document ends with eos, and begins with BOS if the tokenizer writes one before plain text. Packed documents stand one
+after the other and are cut into windows of exactly max_length tokens. A window names the places where its documents
+begin: neither attention nor targets may cross them, or the model would learn from an unrelated text.
 """
 
 from __future__ import annotations
