@@ -48,18 +48,16 @@ def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list
 
     directory  the run directory; a split that an earlier command made there is read back for the summary
     """
-    found = stages_needed(config, until)
+    found, again = stages_needed(config, until), set[str]()
     if not isinstance(config.selector, All):
         found.add("selection")
     if until == "train":
         found |= {"base", "baseline"} if config.with_baseline else {"base"}
-    if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
-        found.add("split")
     if not config.splitter.needs_confidence:
         found.discard("confidence")
-    elif "split" in found:
-        found |= {"reference", "confidence"}
-    return [stage for stage in ALL if stage in found]
+    if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
+        again = {"reference", "confidence", "split"} if config.splitter.needs_confidence else {"split"}
+    return [*(stage for stage in ALL if stage in found), *(stage for stage in ALL if stage in again - found)]
 
 
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
