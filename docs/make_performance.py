@@ -96,7 +96,7 @@ _LOSSES = {
 
 _PIPELINE = """\
 Whole runs from rows to exported model, in turns. What is saved by losses taken on the way, by a smaller reference, or
-by none is said in [the README](../README.md), by arithmetic. `time with imports` is that of the process. The seconds
+by none is said in [cost](cost.md), by arithmetic. `time with imports` is that of the process. The seconds
 are of whole stages: scoring is a part of the reference's. `measuring` is the confidence of a sample of rows under the
 base model and after training (this is a part of the target's seconds), which the plain run has, too. A ratio of
 `single` below 1 is noise: it trains as `plain` does, with Mixup from the second epoch on."""
