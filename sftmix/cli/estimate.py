@@ -1,4 +1,4 @@
-"""`estimate`: a run's configuration and a machine -> memory and hours, before anything is started."""
+"""The command `estimate`: memory and hours of a run on some machine, before anything is started."""
 
 from __future__ import annotations
 
@@ -49,13 +49,6 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.estimate import estimate, make_machine
     from sftmix.estimate.text import described
 
-    machine = make_machine(
-        parsed.gpu,
-        parsed.gpus,
-        mfu=parsed.mfu,
-        tflops=parsed.tflops,
-        per_node=parsed.gpus_per_node,
-        bandwidth=parsed.bandwidth,
-    )
+    machine = make_machine(**{option.name: parsed[option.name] for option in _OWN if option.name != "json"})
     found = estimate(config, machine)
     print(json.dumps(found, indent=1) if parsed.json else described(found))

@@ -1,4 +1,4 @@
-"""What a run is to be made on, and how a stage lies on it."""
+"""The devices of a run, and how a stage lies on them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sftmix.common.world import World
 from sftmix.options import SHARDED, TrainingOptions
 from sftmix.training.parallel import resolve_parallel, shard_group
 
-CPU = "cpu"
 FLOAT, HALF = 4, 2
+"""Bytes of a float32 and of a bf16 number."""
 
 Compute = Literal["float32", "autocast", "bfloat16"]
-"""float32; bf16 autocast over float32 weights; or bf16 weights (FSDP's policy), with which all is bf16."""
+"""float32; bf16 autocast over float32 weights; or bf16 weights (FSDP's policy), with which everything is bf16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """`count` devices of one kind.
 
-    flops      peak of one device, FLOP/s; None: unknown, and with it the hours
+    flops      peak of one device, FLOP/s; None: unknown, and so are the hours
     memory     bytes of one device; None: unknown
-    mfu        share of the peak that the FLOPs of real tokens reach, padding and all overheads included
+    mfu        share of the peak that the FLOPs of real tokens reach, with padding and all other overheads
     per_node   devices of one node
     bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
     """
@@ -40,50 +40,40 @@ class Machine:
     bandwidth: float | None
 
     @property
-    def is_cpu(self) -> bool:
-        return self.name == CPU
-
-    @property
     def device(self) -> torch.device:
-        return torch.device("cpu" if self.is_cpu else "cuda")
+        return torch.device("cpu" if self.name == "cpu" else "cuda")
 
-    @property
-    def world(self) -> World:
-        """What a rank of a run on this machine sees of it."""
-        return World(size=self.count, device=self.device, local_size=min(self.count, self.per_node))
-
-    def computing(self, flops: float) -> float | None:
-        """Seconds on all devices for so many FLOPs."""
-        return None if self.flops is None else flops / (self.flops * self.mfu * self.count)
-
-    def communicating(self, sent: float) -> float | None:
-        """Seconds in which each device sends so many bytes and receives as many."""
-        return None if self.bandwidth is None else sent / self.bandwidth
+    def seconds(self, flops: float, sent: float) -> tuple[float | None, float | None]:
+        """Time in which all devices together compute so many FLOPs; time in which each sends so many bytes and receives
+        as many."""
+        computing = None if self.flops is None else flops / (self.flops * self.mfu * self.count)
+        return computing, None if self.bandwidth is None else sent / self.bandwidth
 
     def hours(self, flops: float, sent: float) -> float:
-        """Device-hours for so many FLOPs of all while each device sends so many bytes: the longer, not the sum.
+        """Device-hours of both: those of the longer one, as if the shorter one were hidden behind it.
 
-        FSDP gathers a layer while the one before it computes, DDP sends gradients while the backward goes on. Where
-        they hide each other badly it is too little, by half at most.
+        FSDP gathers a layer while the layer before it computes. DDP sends gradients during the backward. Where the two
+        do not overlap well, the true time is longer, at most twice as long.
         """
-        return max(self.computing(flops) or 0.0, self.communicating(sent) or 0.0) * self.count / 3600
+        return max(one or 0.0 for one in self.seconds(flops, sent)) * self.count / 3600
 
 
 def make_machine(
-    name: str, count: int | None, *, mfu: float, tflops: float | None, per_node: int = 8, bandwidth: float | None = None
+    gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
 ) -> Machine:
-    """A machine of the table, or `cpu`; ConfigError for anything else.
+    """The machine that the options of the command line describe; ConfigError where one of them is not allowed.
 
-    count      None: a node of GPUs, or one CPU
-    tflops     takes the place of the table's peak
-    bandwidth  GB/s in one direction, in place of the table's, which holds within a node
+    gpu        a name of the table, or cpu
+    gpus       None: as many as a node has, or one CPU
+    tflops     peak of one device, TFLOP/s; None: that of the table
+    bandwidth  GB/s in one direction; None: that of the table, which holds within a node
     """
-    known = GPUS.get(name)
-    if known is None and name != CPU:
-        raise ConfigError(f"gpu is {name!r}; there are {', '.join(GPUS)} and {CPU} (--tflops gives another peak)")
-    if count is None:
-        count = per_node if known else 1
-    for option, number in (("gpus_per_node", per_node), ("gpus", count)):
+    known = GPUS.get(gpu)
+    if known is None and gpu != "cpu":
+        raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
+    if gpus is None:
+        gpus = gpus_per_node if known else 1
+    for option, number in (("gpus_per_node", gpus_per_node), ("gpus", gpus)):
         if number < 1:
             raise ConfigError(f"{option} is {number}; allowed: at least 1")
     if not 0 < mfu <= 1:
@@ -93,35 +83,32 @@ def make_machine(
             raise ConfigError(f"{option} is {value}; allowed: above 0")
     if known:
         tflops = tflops or known.tflops
-        bandwidth = bandwidth or (known.bandwidth if count <= per_node else None)
+        bandwidth = bandwidth or (known.bandwidth if gpus <= gpus_per_node else None)
     memory = known.gigabytes * 1e9 if known else None
-    return Machine(name, count, tflops and tflops * 1e12, memory, mfu, per_node, bandwidth and bandwidth * 1e9)
+    return Machine(gpu, gpus, tflops and tflops * 1e12, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """How ranks work together (none, ddp, fsdp or hsdp), into how many parts they divide the weights, and what these
-    are computed in."""
+    """How the ranks of a stage share its weights, and in which numbers they compute.
 
-    parallel: str
-    shards: int
-    compute: Compute
+    parallel    none, ddp, fsdp or hsdp
+    is_sharded  each rank holds a part of the weights
+    shards      number of such parts; 1: each rank holds all
+    compute     numbers that the weights are computed in
+    size        bytes of a number in a matrix product
+    """
 
-    @property
-    def is_sharded(self) -> bool:
-        return self.parallel in SHARDED
-
-    @property
-    def size(self) -> int:
-        """Bytes of a number in a matrix product."""
-        return FLOAT if self.compute == "float32" else HALF
-
-
-def make_layout(options: TrainingOptions, machine: Machine) -> Layout:
-    """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-    parallel, shards = resolve_parallel(options.parallel, machine.world), 1
-    if parallel in SHARDED:
-        shards = machine.count if parallel == "fsdp" else shard_group(options.shard_group_size, machine.world)
-    if options.precision == "fp32" or (options.precision == "auto" and machine.is_cpu):
-        return Layout(parallel, shards, "float32")
-    return Layout(parallel, shards, "bfloat16" if parallel in SHARDED else "autocast")
+    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
+        """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
+        count, device = machine.count, machine.device
+        world = World(size=count, device=device, local_size=min(count, machine.per_node))
+        self.machine = machine
+        self.parallel = resolve_parallel(options.parallel, world)
+        self.is_sharded = self.parallel in SHARDED
+        self.shards = count if self.parallel == "fsdp" else 1
+        if self.parallel == "hsdp":
+            self.shards = shard_group(options.shard_group_size, world)
+        self.compute: Compute = "bfloat16" if self.is_sharded else "autocast"
+        if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
+            self.compute = "float32"
+        self.size = FLOAT if self.compute == "float32" else HALF

@@ -1,7 +1,7 @@
-"""What must be known of a model to say what it costs, from its config alone: its weights are never read.
+"""The sizes of a model, from its config alone: its weights are never read.
 
-The model is built of fake tensors, which have shapes and no storage, and a forward of one micro-batch is run on them:
-autograd then saves exactly what it would save of the real one, whatever the architecture.
+A forward of one micro-batch is run on fake tensors, which have shapes and no storage. For these, autograd saves as many
+bytes as for real ones, whatever the architecture.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from sftmix.training.parallel import decoder_layers
 from sftmix.types import Segment
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale of each 64, a float32 one of each 256 of those."""
+"""Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""
 
 UNMASKED = "sftmix_sdpa_without_mask"
-"""transformers leaves the mask out where it sees that nothing is masked, which it cannot see of fake tensors. To an
-implementation without a mask function it gives none."""
+"""sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
+cannot see that in fake tensors."""
 AttentionInterface.register(UNMASKED, AttentionInterface()["sdpa"])
 
 
 class Count(NamedTuple):
-    """Numbers in some parameters: in all of them, and in those that are trained."""
+    """How many numbers some parameters have: all of them, and those that are trained."""
 
     all: float
     trained: float
 
 
 def count(parameters: Iterable[nn.Parameter], experts: int | None = None) -> Count:
-    """experts: as many as a token is sent to count of those in one tensor [experts, ...]."""
+    """Count the numbers; of a tensor [experts, ...], those of as many experts as a token is sent to."""
     found = [(p.numel() * (min(1.0, experts / len(p)) if experts and p.dim() == 3 else 1), p) for p in parameters]
     return Count(sum(n for n, _ in found), sum(n for n, p in found if p.requires_grad))
 
@@ -50,28 +50,26 @@ def count(parameters: Iterable[nn.Parameter], experts: int | None = None) -> Cou
 class FakeModel:
     """A causal language model without weights.
 
-    numbers        of the model, a tied one once
-    outside        of embeddings, last norm and head
-    largest_layer  of the largest decoder layer
-    per_token      of the backbone that each token is multiplied with: its matrices; embeddings are looked up
-    stored_bytes   of the weights: float32, but for a quantised base
+    numbers        all numbers; those of a tied weight count once
+    outside        numbers of embeddings, last norm and head
+    largest_layer  numbers of the largest decoder layer
+    per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
+    stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
     head_shape     V, D
     """
 
     def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
-        """path and attention as model.path and model.attention; lora: its adapters (r 0: none)."""
+        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model = model = _built(path, attention, lora)
-        with self._mode:
-            _to_cpu(model)
         self._attention = attention or model.config._attn_implementation
         self._traces: dict[Any, list[float]] = {}
         head: Any = model.get_output_embeddings()
         embedding: Any = model.get_input_embeddings()
-        # bitsandbytes turns frozen linear layers into 4 bits, but for the head.
+        # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
         linear = [one for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad]
         self._quantized = [one for one in linear if one.weight is not head.weight] if lora.quantize else []
-        for layer in self._quantized:  # what comes out of one has the dtype of what went in
+        for layer in self._quantized:  # its output has the dtype of its input
             layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
 
         self.numbers = count(model.parameters())
@@ -88,108 +86,89 @@ class FakeModel:
         self.is_tied = head.weight is embedding.weight
 
         config = model.config.get_text_config()
-        modules = [one for one in model.get_decoder().modules() if not isinstance(one, nn.Embedding)]
-        found = {p: None for one in modules for p in one.parameters(recurse=False) if p.dim() > 1}
-        self._matrices = [p for p in found if p is not embedding.weight]
+        looked_up = {one.weight for one in model.get_decoder().modules() if isinstance(one, nn.Embedding)}
+        self._matrices = [p for p in model.get_decoder().parameters() if p.dim() > 1 and p not in looked_up]
         self.per_token = count(self._matrices, experts=getattr(config, "num_experts_per_tok", None))
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.attention_width: int = config.num_attention_heads * size
         self._window: int | None = getattr(config, "sliding_window", None)
 
-    def saved(self, segments: Sequence[Segment], compute: Compute, *, recompute: bool) -> float:
-        """Bytes that autograd keeps of the backbone for the backward of one micro-batch.
+    def saved(self, segments: Sequence[Segment], compute: Compute, *, recompute: bool) -> tuple[float, float]:
+        """Bytes that autograd keeps for the backward of one micro-batch: of the backbone, and of one layer for the
+        largest segment. The backward of that layer makes about as much again.
 
-        recompute  activation checkpointing: only the inputs of the layers, and all of one layer at a time
+        recompute  activation checkpointing: the inputs of all layers are kept, and everything of one layer at a time
         """
-        if not recompute:
-            return sum(self._traced(segments, compute))
-        size = HALF if compute == "bfloat16" else FLOAT  # autocast leaves float32 between the layers
-        inputs = size * sum(one.input_ids.numel() for one in segments) * self.head_shape[1] * self.n_layers
-        # What autocast made of the weights it keeps to the end of the forward, recomputed or not.
-        copies = HALF * count(self._matrices).trained if compute == "autocast" else 0
-        return inputs + copies + self.saved_by_a_layer(segments, compute)
-
-    def saved_by_a_layer(self, segments: Sequence[Segment], compute: Compute) -> float:
-        """Bytes kept of one layer for its largest segment; the backward of the layer makes about as much again."""
-        return max(self._traced(segments, compute), default=0.0) / self.n_layers
-
-    def _traced(self, segments: Sequence[Segment], compute: Compute) -> list[float]:
-        """What each segment adds, the largest one first, which shares copies of the weights with the others."""
         ordered = sorted(segments, key=lambda one: -one.input_ids.numel())
-        kinds = ((x.input_ids.shape, x.position_ids is None, self._implementation(x)) for x in ordered)
-        key = (compute, *kinds)
+        key = (compute, *((one.input_ids.shape, one.position_ids is None, self._kernel(one)) for one in ordered))
         if key not in self._traces:
             self._traces[key] = self._trace(ordered, compute)
-        return self._traces[key]
+        layer = max(self._traces[key], default=0.0) / self.n_layers
+        if not recompute:
+            return sum(self._traces[key]), layer
+        size = HALF if compute == "bfloat16" else FLOAT  # autocast leaves float32 between the layers
+        inputs = size * sum(one.input_ids.numel() for one in segments) * self.head_shape[1] * self.n_layers
+        # Autocast keeps its bf16 copies of the weights to the end of the forward, recomputed or not.
+        copies = HALF * count(self._matrices).trained if compute == "autocast" else 0
+        return inputs + copies + layer, layer
 
     def _trace(self, segments: Sequence[Segment], compute: Compute) -> list[float]:
-        """Bytes that each segment adds to what the backward needs, the weights left out."""
+        """Bytes that each segment adds to what autograd keeps, without the weights."""
         decoder: Any = self.model.get_decoder()
         weights = self._weights(compute)
         kept: dict[int, tuple[float, Any]] = {}
-        own = {p.untyped_storage()._cdata for p in [*decoder.parameters(), *weights.values()]}
+        own = {p.untyped_storage()._cdata for p in weights.values()}
 
         def keep(x: torch.Tensor) -> torch.Tensor:
             storage = x.untyped_storage()
             if storage._cdata not in own:
-                kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its place
+                kept[storage._cdata] = (storage.nbytes(), storage)  # is held, so that no other one gets its address
             return x
 
         self.model.train()
-        added, outputs = list[float](), []  # outputs are held until all is counted: what is freed would count twice
+        added, outputs = list[float](), []  # outputs are held as well, or freed storages would count twice
         with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"):  # one for all, as in training
             for segment in segments:
-                self.model.set_attn_implementation(self._implementation(segment))
-                given = {"input_ids": segment.input_ids, **attention_inputs(segment)}
-                inputs = {name: x if x is None else self._mode.from_tensor(x) for name, x in given.items()}
+                self.model.set_attn_implementation(self._kernel(segment))
+                inputs = {"input_ids": segment.input_ids, **attention_inputs(segment), "use_cache": False}
                 with self._mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                    outputs.append(functional_call(decoder, weights, kwargs={**inputs, "use_cache": False}))
+                    outputs.append(functional_call(decoder, weights, kwargs=inputs))
                 added.append(sum(size for size, _ in kept.values()) - sum(added))
         return added
 
-    def _implementation(self, segment: Segment) -> str:
-        """Attention with the mask that the segment has in training.
+    def _kernel(self, segment: Segment) -> str:
+        """The attention, with a mask if it has one for this segment in training.
 
-        sdpa has none where nothing is padded, packed or beyond the window of a layer; kernels of GPUs never have one.
+        sdpa has one if something is padded, packed or outside the window of a layer. Kernels of GPUs never have one.
         """
         slides = self._window is not None and segment.input_ids.shape[1] >= self._window
         masked = segment.position_ids is not None or slides or not segment.attention_mask.all()
         return self._attention if self._attention == "eager" or (self._attention == "sdpa" and masked) else UNMASKED
 
     def _weights(self, compute: Compute) -> dict[str, torch.Tensor]:
-        """Parameters of the backbone that are computed in bf16 without autocast: FSDP's all, or those in 4 bits."""
-        if compute == "float32":
-            return {}
+        """Fake parameters of the backbone, in the dtype that it computes in, in place of those on the meta device.
+
+        FSDP computes in bf16. So do 4-bit layers under autocast, which casts all other weights itself.
+        """
         in_4_bits = {id(layer.weight) for layer in self._quantized}
-        with self._mode:
-            return {
-                name: nn.Parameter(torch.empty_like(p, dtype=torch.bfloat16), p.requires_grad)
-                for name, p in self.model.get_decoder().named_parameters()
-                if compute == "bfloat16" or id(p) in in_4_bits
-            }
+        weights = dict[str, torch.Tensor]()
+        for name, p in self.model.get_decoder().named_parameters():
+            half = compute == "bfloat16" or (compute == "autocast" and id(p) in in_4_bits)
+            with self._mode:
+                made = torch.empty_like(p, dtype=torch.bfloat16 if half else p.dtype, device="cpu")
+            weights[name] = nn.Parameter(made, p.requires_grad)
+        return weights
 
 
 def _built(path: str | Path, attention: str | None, lora: LoraOptions) -> PreTrainedModel:
     """The model on the meta device, with its adapters."""
-    # On fake tensors the attention of GPUs cannot run; sdpa without a mask saves as much.
+    # The kernels of GPUs cannot run on fake tensors. sdpa without a mask saves as much.
     try:
         model = empty_model(path, attention={None: None, "eager": "eager"}.get(attention, "sdpa"))
     except (ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
     if lora.r:
         add_adapters(model, lora, seed=0)
-    elif lora.quantize:  # only read, all of it in 4 bits
+    elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
         model.requires_grad_(False)
     return model
-
-
-def _to_cpu(model: nn.Module) -> None:
-    """Put tensors of the current (fake) mode in the place of those on the meta device: attention on the CPU chooses
-    the kernel that saves as little as those of GPUs, on the meta device it does not."""
-    moved: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in module.named_parameters(recurse=False, remove_duplicate=False):
-            made = nn.Parameter(torch.empty_like(old, device="cpu"), old.requires_grad)
-            setattr(module, name, moved.setdefault(id(old), made))  # a tied one stays one
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty_like(buffer, device="cpu")

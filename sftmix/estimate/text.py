@@ -1,4 +1,4 @@
-"""An estimate for people."""
+"""The report of an estimate as text for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIME = {" hours": 3600.0, " minutes": 60.0, " s": 1.0, " ms": 1e-3}
 
 
 def described(found: Mapping[str, Any]) -> str:
-    """A table of the stages, the parts of the memory, one step of each training, and the whole."""
+    """A table of the stages, the parts of their memory, an optimizer step of each training, and the whole."""
     machine, stages, hours = found["machine"], found["stages"], found["device_hours"]
     count, flops = machine["count"], machine["flops"]
     speed = f", {flops / 1e12:,.3g} TFLOP/s each at MFU {machine['mfu']:g}" if flops else ""
@@ -29,12 +29,13 @@ def described(found: Mapping[str, Any]) -> str:
     if hours is not None:
         each = "" if count == 1 else f": {_in(TIME, hours * 3600 / count)} on {count}"
         whole = f"In all {_in(TIME, hours * 3600)} of device time{each}."
+    table = [_columns(name, stage) for name, stage in stages.items()]
     lines = [
         f"{found['examples']:,} examples of {found['tokens']:,} tokens on {count} x {machine['name']}{speed}",
         "",
-        "| stage | model | trained | steps | training tokens | scored tokens | PFLOP | device time | memory each |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_row(name, stage) for name, stage in stages.items()),
+        f"| {' | '.join(table[0])} |",
+        f"|{'---|' * len(table[0])}",
+        *(f"| {' | '.join(columns.values())} |" for columns in table),
         "",
         "Memory of each at its peak:",
         *(f"  {name}: {_sum(MEMORY, stage['memory_bytes'])}" for name, stage in stages.items()),
@@ -45,39 +46,38 @@ def described(found: Mapping[str, Any]) -> str:
         "",
         whole,
         f"The whole costs {found['times_plain']:.2f} times the FLOPs of the target's training alone.",
+        *_notes(machine, stages),
     ]
-    return "\n".join([*lines, *_notes(machine, stages)])
+    return "\n".join(lines)
 
 
-def _row(name: str, stage: Mapping[str, Any]) -> str:
-    cells = (
-        name,
-        f"{stage['model']} ({_in(NUMBERS, stage['numbers'])})",
-        _in(NUMBERS, stage["trained"]) if stage["steps"] else "no",
-        f"{stage['steps']:,}",
-        _in(NUMBERS, stage["training_tokens"]),
-        _in(NUMBERS, stage["scored_tokens"]),
-        f"{(stage['training_flops'] + stage['scoring_flops']) / 1e15:,.3g}",
-        "?" if stage["device_hours"] is None else _in(TIME, stage["device_hours"] * 3600),
-        _in(MEMORY, stage["memory_bytes"]["peak"]),
-    )
-    return f"| {' | '.join(cells)} |"
+def _columns(name: str, stage: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "stage": name,
+        "model": f"{stage['model']} ({_in(NUMBERS, stage['numbers'])})",
+        "trained": _in(NUMBERS, stage["trained"]) if stage["steps"] else "no",
+        "steps": f"{stage['steps']:,}",
+        "training tokens": _in(NUMBERS, stage["training_tokens"]),
+        "scored tokens": _in(NUMBERS, stage["scored_tokens"]),
+        "PFLOP": f"{(stage['training_flops'] + stage['scoring_flops']) / 1e15:,.3g}",
+        "device time": "?" if stage["device_hours"] is None else _in(TIME, stage["device_hours"] * 3600),
+        "memory each": _in(MEMORY, stage["memory_bytes"]["peak"]),
+    }
 
 
 def _step(step: Mapping[str, Any]) -> Iterator[str]:
-    """Tokens, what is sent, and how long the two take."""
+    """Tokens, bytes that are sent, and the time that each takes."""
     sent, several = step["sent_bytes_per_device"], "" if step["micro_batches"] == 1 else "es"
     yield f"{step['tokens_per_device']:,.0f} tokens in {step['micro_batches']:,.3g} micro-batch{several}"
     if sent["all"]:
         yield f"{_in(SENT, sent['all'])} sent and as much received ({_sum(SENT, sent)})"
-    if step["computing_seconds"] is not None:
-        yield f"computation {_in(TIME, step['computing_seconds'])}"
-    if step["communicating_seconds"]:
-        yield f"communication {_in(TIME, step['communicating_seconds'])}"
+    for key, name in (("computing_seconds", "computation"), ("communicating_seconds", "communication")):
+        if step[key]:
+            yield f"{name} {_in(TIME, step[key])}"
 
 
 def _notes(machine: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What hours leave out, and what does not fit."""
+    """A note if no communication is counted, and a warning for each stage that does not fit."""
     if machine["bandwidth"] is None and machine["count"] > 1:
         where = "" if machine["name"] == "cpu" else " (that of the data sheet holds within a node)"
         yield f"note: no time is counted for communication: give its --bandwidth in GB/s{where}"
@@ -90,12 +90,12 @@ def _notes(machine: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) 
 
 
 def _sum(units: Mapping[str, float], parts: Mapping[str, float]) -> str:
-    """The parts that are not zero, without their sum, which is the last."""
+    """The parts that are not zero; the last one, their sum, is left out."""
     return " + ".join(f"{name} {_in(units, size)}" for name, size in [*parts.items()][:-1] if size)
 
 
 def _in(units: Mapping[str, float], value: float) -> str:
-    """The value in the largest unit that it fills, or the smallest there is: three digits, or all of a whole number."""
+    """The value in the largest unit that it fills, or in the smallest: three digits, or all of a whole number."""
     unit = next((unit for unit, size in units.items() if value >= size), [*units][-1])
     scaled = value / units[unit]
     return f"{scaled:,.0f}{unit}" if scaled >= 100 else f"{scaled:.3g}{unit}"

@@ -17,11 +17,19 @@ from sftmix.types import Batch, Segment
 from tests.toy import toy_rows
 
 TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32")
-CPU = make_machine("cpu", 1, mfu=0.5, tflops=0.1)
+
+
+def machine(gpu: str = "H100", gpus: int | None = 4, **options) -> Machine:
+    """A machine of the options of the command line, with its defaults."""
+    defaults = {"mfu": 0.4, "tflops": None, "gpus_per_node": 8, "bandwidth": None}
+    return make_machine(gpu, gpus, **(defaults | options))
 
 
 def gpus(count: int = 4, **options) -> Machine:
-    return make_machine("H100", count, mfu=0.4, tflops=None, **options)
+    return machine("H100", count, **options)
+
+
+CPU = machine("cpu", 1, mfu=0.5, tflops=0.1)
 
 
 def config(tiny, **changes) -> RunConfig:

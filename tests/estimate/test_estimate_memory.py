@@ -17,7 +17,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.optimizers import AdamW, AdamW8bit
-from sftmix.estimate.machine import make_layout
+from sftmix.estimate.machine import Layout
 from sftmix.estimate.model import FakeModel
 from sftmix.estimate.needs import memory_of
 from sftmix.estimate.work import Amount, Work
@@ -48,8 +48,7 @@ def memory(path: str, *segments, count: int = 4, parallel: Any = "auto", lora=No
     largest = batch(*segments, targets=given.get("targets", 1)) if segments else None
     accumulated = given.get("accumulated", False)
     work = Work("train", path, lora, options, Amount(), largest=largest, accumulated=accumulated)
-    machine = gpus(count)
-    return memory_of(work, FakeModel(path, None, lora), optimizer or AdamW(), make_layout(options, machine), machine, 0)
+    return memory_of(work, FakeModel(path, None, lora), optimizer or AdamW(), Layout(options, gpus(count)), 0)
 
 
 # ---------------------------------------------------------------------------------------- gradients
@@ -157,7 +156,7 @@ def test_what_ranks_share_is_divided_and_what_they_gather_is_not(paths):
         assert (fake.numbers.all, fake.is_tied) == (numbers, tied)
         assert (found["weights"], found["optimizer"], found["activations"]) == (numbers, 2 * numbers, 0)
         gathered, reduced = 2 * (2 * LAYER + ends), (2 + 4) * (LAYER + ends)
-        backward = fake.saved_by_a_layer([SHORT], "bfloat16")
+        backward = fake.saved([SHORT], "bfloat16", recompute=False)[1]
         assert found["working"] == pytest.approx(gathered + reduced + backward + 2 * VOCABULARY * WIDTH * tied, abs=1)
         scores = memory(paths[tied])
         assert (scores["weights"], scores["working"], scores["peak"]) == (numbers, gathered, numbers + gathered)
@@ -166,7 +165,7 @@ def test_what_ranks_share_is_divided_and_what_they_gather_is_not(paths):
 def test_hsdp_shares_within_a_node():
     def shards(count: int, group: int | None = None, per_node: int = 8) -> int:
         options = TrainingOptions(parallel="hsdp", shard_group_size=group)
-        return make_layout(options, gpus(count, per_node=per_node)).shards
+        return Layout(options, gpus(count, gpus_per_node=per_node)).shards
 
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
     with pytest.raises(ConfigError, match="shard_group_size is 3, but there are 16 ranks; allowed: 1, 2, 4, 8, 16"):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sftmix.estimate.machine import Compute
 from sftmix.estimate.model import QUANTIZED_BYTES, FakeModel
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
@@ -61,15 +62,21 @@ def saved(model: PreTrainedModel, segments: Sequence[Segment], *, autocast: bool
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def kept(fake: FakeModel, segments: Sequence[Segment], compute: Compute = "float32") -> float:
+    """The same as the estimate has it."""
+    return fake.saved(segments, compute, recompute=False)[0]
+
+
 @pytest.mark.parametrize("compute", ["float32", "autocast", "bfloat16"])
 @pytest.mark.parametrize("segments", [FULL, MIXED, PACKED], ids=["full", "mixed", "packed"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_saved_bytes_are_those_that_autograd_saves(path, attention, segments, compute):
-    real = real_model(path, attention)
+@pytest.mark.parametrize(("attention", "lora"), [("sdpa", NO_LORA), ("eager", NO_LORA), ("sdpa", LORA)])
+def test_saved_bytes_are_those_that_autograd_saves(path, attention, lora, segments, compute):
+    """With adapters, too: under autocast each use of a frozen weight has a bf16 copy of its own."""
+    real = real_model(path, attention, lora)
     if compute == "bfloat16":  # as FSDP computes
         real = real.bfloat16()
     total = saved(real, segments, autocast=compute == "autocast")
-    assert FakeModel(path, attention, NO_LORA).saved(segments, compute, recompute=False) == total
+    assert kept(FakeModel(path, attention, lora), segments, compute) == total
 
 
 def test_weights_that_are_stored_in_bf16_are_trained_in_float32(path, tmp_path):
@@ -77,26 +84,16 @@ def test_weights_that_are_stored_in_bf16_are_trained_in_float32(path, tmp_path):
     options = json.loads((Path(path) / "config.json").read_text()) | {"dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(options))
     for compute in ("float32", "autocast", "bfloat16"):
-        one, other = (
-            FakeModel(place, "sdpa", NO_LORA).saved(FULL, compute, recompute=False) for place in (tmp_path, path)
-        )
+        one, other = (kept(FakeModel(place, "sdpa", NO_LORA), FULL, compute) for place in (tmp_path, path))
         assert one == other
 
 
 def test_a_mask_is_counted_where_something_is_masked_and_the_attention_wants_one(path):
     sdpa, flash = FakeModel(path, "sdpa", NO_LORA), FakeModel(path, "flash_attention_2", NO_LORA)
-    padded, full = [segment(4, 64, "padded")], sdpa.saved(FULL, "float32", recompute=False)
-    assert sdpa.saved(padded, "float32", recompute=False) > full + LAYERS * 4 * 64 * 64
-    assert flash.saved(padded, "float32", recompute=False) == full
-    assert flash.saved([segment(1, 256, "packed")], "float32", recompute=False) < 1.02 * full
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_adapters(path, autocast):
-    """Under autocast each use of a frozen weight has a bf16 copy of its own."""
-    compute = "autocast" if autocast else "float32"
-    total = saved(real_model(path, lora=LORA), MIXED, autocast=autocast)
-    assert FakeModel(path, "sdpa", LORA).saved(MIXED, compute, recompute=False) == total
+    padded, full = [segment(4, 64, "padded")], kept(sdpa, FULL)
+    assert kept(sdpa, padded) > full + LAYERS * 4 * 64 * 64
+    assert kept(flash, padded) == full
+    assert kept(flash, [segment(1, 256, "packed")]) < 1.02 * full
 
 
 @pytest.mark.parametrize("compute", ["float32", "autocast", "bfloat16"])
@@ -113,11 +110,10 @@ def test_recomputation_holds_what_the_forward_leaves_and_one_layer(path, compute
         held = made.bytes(without=real.parameters())
     del outputs
     model = FakeModel(path, "sdpa", NO_LORA)
-    fake = model.saved(FULL * 2, compute, recompute=True)
+    fake, layer = model.saved(FULL * 2, compute, recompute=True)
     assert {one.itemsize for one in dtypes} == {size}
     copies = 2 * model.per_token.all * autocast
-    inputs = fake - copies - model.saved_by_a_layer(FULL * 2, compute)
-    assert inputs == pytest.approx(size * 2 * 4 * 64 * WIDTH * LAYERS, rel=1e-12)
+    assert fake - copies - layer == pytest.approx(size * 2 * 4 * 64 * WIDTH * LAYERS, rel=1e-12)
     # Not in the estimate: outputs, final norm (in float32, too), cosines and sines.
     beside = 2 * 4 * 64 * (3 * size * WIDTH + 4 * 2 * WIDTH + 4) + 2 * 2 * 64 * 8 * 4
     assert fake - one_layer <= held <= fake - one_layer + beside
@@ -155,4 +151,4 @@ def test_four_bit_layers_save_no_copies_and_keep_the_dtype_of_their_input(path):
             module.__class__ = FourBitLinear
     with torch.autocast("cpu", torch.bfloat16):
         hidden_of(real, FULL[0]).sum().backward()  # the stand-in is one that trains
-    assert fake.saved(MIXED, "autocast", recompute=False) == saved(real, MIXED, autocast=True)
+    assert kept(fake, MIXED, "autocast") == saved(real, MIXED, autocast=True)

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
-from sftmix.estimate.machine import make_layout
+from sftmix.estimate.machine import Layout
 from sftmix.estimate.model import FakeModel
-from sftmix.estimate.needs import reading_traffic, step_traffic
+from sftmix.estimate.needs import traffic
 from sftmix.estimate.work import Amount, Work
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
@@ -26,7 +26,7 @@ from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import recompute_activations, wrap
 from sftmix.training.scoring import Scorer, scoring_plan
 from tests.distributed.test_sharding import COUNTED
-from tests.estimate.configs import gpus, small_llama
+from tests.estimate.configs import batch, gpus, segment, small_llama
 from tests.toy import on_ranks, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
@@ -108,11 +108,11 @@ def counted(world: World, way: Way, path: str) -> list[float]:
 
 def a_step(module: torch.nn.Module, way: Way) -> None:
     for number in range(way.micro_batches):
-        batch = collate([(Slot(k),) for k in range(4)], DATA, n_segments=way.segments)
-        plan = scoring_plan(batch)
+        given = collate([(Slot(k),) for k in range(4)], DATA, n_segments=way.segments)
+        plan = scoring_plan(given)
         plan.row_weight.fill_(1.0)
         with gradient_sync(module, number == way.micro_batches - 1):
-            module(batch, plan).loss.backward()
+            module(given, plan).loss.backward()
     module.zero_grad(set_to_none=True)
 
 
@@ -132,9 +132,9 @@ def counts(tmp_path_factory, path) -> Path:
 def sent(path: str, ranks: int, lora: LoraOptions, micro_batches: float, passes: float, **options: Any) -> list[float]:
     """Estimated bytes of weights and gradients in a step, and of weights in a forward pass of scoring."""
     training, model = TrainingOptions(**options), FakeModel(path, None, lora)
-    work = Work("train", path, lora, training, Amount(), micro_batches=micro_batches, passes=passes)
-    layout = make_layout(training, gpus(ranks))
-    return [*step_traffic(work, model, layout, ranks), reading_traffic(model, 1, layout)]
+    counts = {"micro_batches": micro_batches, "passes": passes, "largest": batch(segment(1, 2))}
+    work = Work("train", path, lora, training, Amount(forwards=1), **counts)
+    return [*traffic(work, model, Layout(training, gpus(ranks)))]
 
 
 @pytest.mark.parametrize("hybrid", [False, True], ids=["two-ranks", "four-ranks"])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sftmix.batches.collate import token_slots
@@ -19,27 +18,29 @@ from sftmix.components.objectives import NTP
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import QualityLabel, RandomSplit
-from sftmix.estimate.machine import Machine, make_machine
-from sftmix.estimate.work import Amount, Planner, Work, with_batches
-from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions
-from sftmix.pipeline.rows import read_rows, tokenised_rows
+from sftmix.config import RunConfig
+from sftmix.estimate.machine import Machine
+from sftmix.estimate.work import Planner, Work
+from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
+from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
 from sftmix.training import scoring
 from tests.estimate.configs import CPU, TRAINING, config, gpus
-from tests.toy import toy_rows
 
 ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
 
 
-def planned(tiny, machine: Machine = CPU, **changes) -> dict[str, Work]:
+def rows_of(tiny, **changes) -> tuple[RunConfig, RunRows]:
     given, prepared = read_rows(config(tiny, **changes), World())
-    rows = tokenised_rows(given, prepared, World())
-    return {work.name: work for work in Planner(given, rows, machine).plan()}
+    return given, tokenised_rows(given, prepared, World())
+
+
+def planned(tiny, machine: Machine = CPU, **changes) -> dict[str, Work]:
+    return {work.name: work for work in Planner(*rows_of(tiny, **changes), machine).plan()}
 
 
 def tokens_of(tiny) -> float:
     """Of all rows: those that a base model reads where no sample is smaller."""
-    given, prepared = read_rows(config(tiny), World())
-    return float(tokenised_rows(given, prepared, World()).data.train.lengths.sum())
+    return float(rows_of(tiny)[1].data.train.lengths.sum())
 
 
 # ------------------------------------------------------------------------------------------- reference
@@ -127,26 +128,16 @@ def test_steps_are_of_the_run_s_micro_batches(tiny):
         assert (train.micro_batches, train.passes) == (micro_batches, passes)
 
 
-ROWS = toy_rows([tuple(pair) for pair in np.random.default_rng(0).integers(1, 20, size=(30, 2)).tolist()])
-
-
-def laid_out(machine: Machine = CPU, attention: str | None = None, **options) -> Work:
-    """Of 30 rows of 2 to 40 tokens, one epoch."""
-    training = TrainingOptions(**{"global_batch_size": 8, "micro_batch_size": 4, "epochs": 1} | options)
-    order = TrainingOrder(30, lambda epoch: None, options=training, seed=1)
-    work = Work("train", "", LoraOptions(), training, Amount())
-    return with_batches(work, ROWS, order, machine, attention)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("groups", [1, 2, None])
-def test_the_largest_micro_batch_is_the_one_with_the_most_slots(groups):
-    work = laid_out(length_groups=groups)
-    order = TrainingOrder(30, lambda epoch: None, options=work.options, seed=1)
-    slots = []
+def test_the_largest_micro_batch_is_the_one_with_the_most_slots(tiny, groups):
+    changes = ALONE | {"training": replace(TRAINING, length_groups=groups)}
+    work, (given, rows) = planned(tiny, **changes)["train"], rows_of(tiny, **changes)
+    data, slots = rows.data.train, []
+    order = TrainingOrder(len(data), lambda epoch: None, options=given.training, seed=given.seed)
     for step in range(order.total_steps):
-        given = {"ranks": 1, "device": CPU.device, "padding_free": False}
-        for micro in deal(order.batch(step), ROWS.lengths, work.options, **given):
-            lengths = [int(ROWS.lengths[slot.row]) for unit in micro.ranks[0] for slot in unit]
+        dealing = {"ranks": 1, "device": CPU.device, "padding_free": False}
+        for micro in deal(order.batch(step), data.lengths, given.training, **dealing):
+            lengths = [int(data.lengths[slot.row]) for unit in micro.ranks[0] for slot in unit]
             slots.append(token_slots(lengths, micro.n_segments))
     assert work.largest is not None
     assert sum(one.input_ids.numel() for one in work.largest.segments) == max(slots) > min(slots)
@@ -154,15 +145,16 @@ def test_the_largest_micro_batch_is_the_one_with_the_most_slots(groups):
     assert sum(len(one.input_ids) for one in work.largest.segments) == 4
 
 
-def test_micro_batches_are_without_padding_where_a_run_s_are():
-    def is_one_row(*machine, **options) -> bool:
-        largest = laid_out(*machine, **options).largest
+def test_micro_batches_are_without_padding_where_a_run_s_are(tiny):
+    def is_one_row(machine: Machine = CPU, attention: str | None = None, **options) -> bool:
+        model = ModelOptions(path=str(tiny.model), attention=attention)
+        largest = planned(tiny, machine, **ALONE, model=model, training=replace(TRAINING, **options))["train"].largest
         assert largest is not None
         return largest.segments[0].lengths is not None
 
     assert all(is_one_row(gpus(), name) for name in ("flash_attention_2", "flex_attention"))
     assert not any(is_one_row(gpus(), name) for name in ("sdpa", None))
     assert is_one_row(padding_free=True)
-    assert not is_one_row(make_machine("cpu", 4, mfu=1, tflops=1), "flex_attention")
+    assert not is_one_row(CPU, "flex_attention")
     assert not is_one_row(gpus(), "flash_attention_2", length_groups=2)
     assert not is_one_row(gpus(), "flash_attention_2", padding_free=False)
