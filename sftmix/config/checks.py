@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from sftmix.common.errors import refuse
+from sftmix.common.errors import ConfigError, refuse
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import Evaluate
 from sftmix.config.run_config import RunConfig
@@ -270,6 +270,14 @@ def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
         f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that ranks "
         "share. Use parallel ddp, or --optimizer AdamW"
     )
+
+
+def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> None:
+    """Raise ConfigError for an optimizer or adapters that ranks cannot share; `parallel` names the option."""
+    if not optimizer.shards:
+        raise ConfigError(sharded_optimizer(optimizer, parallel))
+    if lora.quantize:
+        raise ConfigError(quantized_shards(lora, parallel))
 
 
 def _shard_group(prefix: str, options: TrainingOptions | ReferenceTraining, parallel: str) -> Iterator[str]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.base import Optimizer
 from sftmix.config import RunConfig
-from sftmix.config.checks import quantized_shards, sharded_optimizer, validate
+from sftmix.config.checks import refuse_sharded, validate
 from sftmix.estimate import needs
 from sftmix.estimate.machine import Layout, Machine, make_machine
 from sftmix.estimate.model import FakeModel
@@ -55,8 +54,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
 
 def _resident() -> float:
-    """Bytes of this process, which a run holds as well: libraries, rows, tokenizers, and what the first matrix product
-    and the first optimizer step load."""
+    """Return the bytes of this process, which a run holds, too, after a first matrix product and optimizer step."""
     layer = torch.nn.Linear(512, 512)
     layer(torch.ones(512, 512)).sum().backward()
     torch.optim.AdamW(layer.parameters()).step()
@@ -67,11 +65,7 @@ def _stage(work: Work, model: FakeModel, optimizer: Optimizer, machine: Machine,
     """FLOPs and hours of all devices together, bytes that each one sends and holds."""
     options, layout = work.options, Layout(work.options, machine)
     if layout.is_sharded and work.largest:
-        named = f"training.parallel {options.parallel} (here {layout.parallel})"
-        if not optimizer.shards:
-            raise ConfigError(sharded_optimizer(optimizer, named))
-        if work.lora.quantize:
-            raise ConfigError(quantized_shards(work.lora, named))
+        refuse_sharded(optimizer, work.lora, f"training.parallel {options.parallel} (here {layout.parallel})")
     memory = needs.memory_of(work, model, optimizer, layout, process)
     training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
     scoring = sum(needs.forward_flops(model, work.read))

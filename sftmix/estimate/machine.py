@@ -44,8 +44,7 @@ class Machine:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
 
     def seconds(self, flops: float, sent: float) -> tuple[float | None, float | None]:
-        """Time in which all devices together compute so many FLOPs; time in which each sends so many bytes and receives
-        as many."""
+        """Return the time to compute so many FLOPs on all devices, and the time in which each sends so many bytes."""
         computing = None if self.flops is None else flops / (self.flops * self.mfu * self.count)
         return computing, None if self.bandwidth is None else sent / self.bandwidth
 

@@ -1,7 +1,4 @@
-"""The stages of a run: what each reads and trains on, as the reference and the order of the run itself say it.
-
-Nothing is trained or scored.
-"""
+"""The stages of a run, with the rows that each reads and trains on, by the run's own order; nothing is trained."""
 
 from __future__ import annotations
 

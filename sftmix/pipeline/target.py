@@ -9,7 +9,7 @@ from typing import Literal
 from sftmix.batches.order import EpochPairs, TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Objective
-from sftmix.config.checks import sharded_optimizer
+from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
@@ -102,8 +102,8 @@ def training_stage(
     """Return a training stage of this run, with its model loaded and checked."""
     config, world = run.config, run.world
     optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
-    if parallel in SHARDED and not optimizer.shards:
-        raise ConfigError(sharded_optimizer(optimizer, f"training.parallel {options.parallel} (here {parallel})"))
+    if parallel in SHARDED:
+        refuse_sharded(optimizer, lora, f"training.parallel {options.parallel} (here {parallel})")
     model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
