@@ -152,6 +152,7 @@ def known_options() -> set[str]:
         "list",
         *(f.name for f in fields(TableOptions)),
     }
+    of_launchers = {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "signal", "signals"}
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
@@ -160,7 +161,7 @@ def known_options() -> set[str]:
     }
     groups = (("model", ReferenceModel), ("training", ReferenceTraining), ("model.lora", LoraOptions))
     nested = {f"reference.{group}.{f.name}" for group, cls in groups for f in fields(cls)}
-    return {*own, *lists, *option_hints(), *components, *nested}
+    return {*own, *of_launchers, *lists, *option_hints(), *components, *nested}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

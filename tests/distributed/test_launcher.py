@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,7 +79,7 @@ def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny: Tiny, tmp_
 def test_fsdp_alone_is_told_the_command_that_works_here(tiny: Tiny, tmp_path: Path, by_path: bool) -> None:
     program = [str(ROOT / "cli.py")] if by_path else ["-m", "sftmix"]
     done = subprocess.run(
-        ["python", *program, "run", *tiny.options, "--training.parallel", "fsdp", "--out", "run"],
+        [sys.executable, *program, "run", *tiny.options, "--training.parallel", "fsdp", "--out", "run"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -97,7 +101,7 @@ class SignalOnce(Callback):
     \"\"\"Sends a signal at step 5, the first time it gets there, and notes who the ranks are.\"\"\"
     observer = True
     def __init__(self, *, to: str, signal: int, deaf: bool = False):
-        \"\"\"to: launcher or rank. deaf: from then on, SIGTERM does not reach this rank.\"\"\"
+        \"\"\"to: rank, launcher, or script, which started it. deaf: from then on, this rank hears no SIGTERM.\"\"\"
         self.to, self.signal, self.deaf = to, signal, deaf
     def on_step_end(self, state):
         if (state.stage, state.step) != ("train", 5) or Path("signalled").exists():
@@ -109,7 +113,9 @@ class SignalOnce(Callback):
             Path("signalled").touch()
             if self.deaf:
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            os.kill(os.getppid() if self.to == "launcher" else os.getpid(), self.signal)
+            launcher = os.getppid()
+            script = int(Path(f"/proc/{launcher}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            os.kill({"rank": os.getpid(), "launcher": launcher, "script": script}[self.to], self.signal)
             time.sleep(600 if self.deaf else 3)  # longer than it takes to see that the launcher is gone
 """
 WORDS = ("--training.parallel", "fsdp", "--checkpoint.every", "100", "--callbacks+", "signals.SignalOnce")
@@ -122,17 +128,26 @@ def gone(pid: int) -> bool:
         return True
 
 
-def signalled(tiny: Tiny, place: Path, to: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run until a signal ends it; then no rank may be left within a minute of the signal."""
+Runs = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def signalled(tiny: Tiny, place: Path, to: str, number: int, *words: str, runs: Runs = sftmix) -> str:
+    """Run until a signal ends it; no rank may be left within a minute of the signal. Returns what was printed."""
     (place / "signals.py").write_text(SIGNALS)
     signal = ("--callbacks.to", to, "--callbacks.signal", str(number))
-    done = sftmix("run", *tiny.options, *WORDS, *signal, *words, "--out", "run", ranks=2, cwd=place)
+    done = runs("run", *tiny.options, *WORDS, *signal, *words, "--out", "run", ranks=2, cwd=place)
     pids = [int((place / f"pid-{rank}").read_text()) for rank in (0, 1)]
     sent = (place / "signalled").stat().st_mtime
     while not all(map(gone, pids)):
         assert time.time() < sent + 60, [pid for pid in pids if not gone(pid)]
         time.sleep(0.1)
-    return done
+    return f"{done.returncode} {done.stdout} {done.stderr}"
+
+
+def assert_saved(run: Path) -> None:
+    told = status(run)
+    assert (told["exit_code"], told["stage"], told["step"]) == (143, "train", 5)
+    assert (run / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +168,8 @@ def whole(tiny, tmp_path_factory) -> Path:
 def test_ranks_save_and_end_with_their_launcher(tiny, whole, tmp_path, to, number, code):
     for stage in ("reference", "confidence", "split"):
         shutil.copytree(whole / stage, tmp_path / "run" / stage)
-    done = signalled(tiny, tmp_path, to, number)
-    assert done.returncode == code, done.stderr
-    told = status(tmp_path / "run")
-    assert (told["exit_code"], told["stage"], told["step"]) == (143, "train", 5)
-    assert (tmp_path / "run" / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
+    assert signalled(tiny, tmp_path, to, number).startswith(f"{code} ")
+    assert_saved(tmp_path / "run")
     signal = ("--callbacks.to", to, "--callbacks.signal", str(number))
     again = sftmix("run", *tiny.options, *WORDS, *signal, "--out", "run", ranks=2, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -174,7 +186,28 @@ def test_ranks_that_cannot_stop_are_ended(tiny, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "4")
     for stage in ("reference", "confidence", "split"):
         shutil.copytree(whole / stage, tmp_path / "run" / stage)
-    done = signalled(tiny, tmp_path, "launcher", 9, "--callbacks.deaf", "true")
-    assert done.returncode == -9
-    assert "torchrun is gone, and this did not stop in 4 s" in done.stderr
+    printed = signalled(tiny, tmp_path, "launcher", 9, "--callbacks.deaf", "true")
+    assert printed.startswith("-9 ")
+    assert "torchrun is gone, and this did not stop in 4 s" in printed
     assert json.loads((tmp_path / "run" / "STATUS.json").read_text())["exit_code"] is None
+
+
+def batch_script(*words: str, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The body of the batch script with a trap, as the page on distributed runs has it, with these words and ranks."""
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (script,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if "trap" in body)
+    ours = f"--nproc_per_node {ranks} --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0 -m sftmix "
+    script, found = re.subn(r"--nproc_per_node 8 -m sftmix .*(?= &$)", ours + shlex.join(words), script, flags=re.M)
+    assert found == 1
+    (cwd / "job.sh").write_text(script)
+    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "job.sh"], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_batch_script_of_the_docs_hands_the_signal_on(tiny, whole, tmp_path):
+    for stage in ("reference", "confidence", "split"):
+        shutil.copytree(whole / stage, tmp_path / "run" / stage)
+    signalled(tiny, tmp_path, "script", 10, runs=batch_script)
+    assert_saved(tmp_path / "run")
