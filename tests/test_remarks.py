@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftmix.data import encode, encoder_for, prepare
+from sftmix.measure.remarks import remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import Tiny, metrics
@@ -146,3 +148,53 @@ def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
     ended = sftmix("run", *without_eval(tiny), *words)
     assert ended.code == 2
     assert "checkpoint.keep_best is true, but there are no held-out rows" in ended.err
+
+
+BEFORE = """
+from sftmix.components import Callback, CallbackResult
+
+class Before(Callback):
+    observer = True
+    def on_stage_start(self, state):
+        return None if state.evaluate is None else CallbackResult(metrics=state.evaluate())
+"""
+
+
+def test_an_evaluation_before_the_first_step_is_of_the_base_model(tiny, tmp_path, sftmix, monkeypatch):
+    Path(tmp_path / "before_parts.py").write_text(BEFORE)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = [*tiny.options]
+    options[options.index("0.01")] = "3"  # so that every step makes it worse
+    words = ("--training.max_steps", "3", "--callbacks+", "before_parts.Before", "--checkpoint.keep_best", "true")
+    out = tmp_path / "run"
+    assert sftmix("run", *options, *SINGLE, *words, "--out", str(out)).code == 0
+    assert [p.name for p in (out / "train" / "best").iterdir()] == ["step-00000000"]
+    assert sftmix("export", str(out), "--best", "--to", str(tmp_path / "best")).code == 0
+    first = metrics(out)[0]["eval_nll"]
+    assert naive_nll(tmp_path / "best", tiny.eval) == pytest.approx(first, rel=1e-5)
+    assert naive_nll(tiny.model, tiny.eval) == pytest.approx(first, rel=1e-5)
+
+
+def test_keep_best_on_a_finished_run_says_that_it_is_late(finished, tmp_path, sftmix):
+    run = shutil.copytree(finished.path, tmp_path / "run")
+    ended = sftmix(*finished.words, "--checkpoint.keep_best", "true", "--out", str(run))
+    assert ended.code == 0
+    assert "note: checkpoint.keep_best comes too late" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"eval_nll": 4.0075, "eval_nll_best": 3.355}, ["The best evaluation was at step 6"]),
+        ({"eval_nll": 4.0075, "eval_nll_best": 4.0074}, ["The training hardly changed the model"]),
+        ({"eval_nll": 4.007 + 1e-9, "eval_nll_best": 4.0, "skipped": 12}, ["All 12 steps were skipped"]),
+        ({"eval_nll": 4.0075, "eval_nll_best": 4.0074, "skipped": 1}, ["1 of 12 steps", "The training hardly"]),
+        ({"eval_nll": 5.008, "eval_nll_best": 3.355}, ["The trained model is worse", "The best evaluation"]),
+        ({"eval_nll": 3.0, "eval_nll_best": 3.0}, []),
+    ],
+)
+def test_remarks_do_not_contradict_each_other(figures, expected, tmp_path):
+    stages = {"base": {"eval_nll": 4.007}, "train": {"steps": 12, "skipped": 0, "eval_nll_best_step": 6, **figures}}
+    found = remarks(tmp_path, stages, 1e-3)
+    assert len(found) == len(expected)
+    assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))

@@ -67,7 +67,9 @@ def test_another_selection_is_another_run(tiny, tmp_path):
         run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
 
 
-@pytest.mark.parametrize(("selector", "named"), [(Nobody(), "none of the 29"), (Twice(), "selected twice")])
+@pytest.mark.parametrize(
+    ("selector", "named"), [(Nobody(), "none of the 29"), (Twice(), "row 3 twice; allowed: each row once")]
+)
 def test_an_impossible_selection_is_said(tiny, tmp_path, selector, named):
     with pytest.raises(ConfigError, match=named):
         run(config(tiny, tmp_path / "run", selector=selector))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import ConfidenceEstimator, check_choice
@@ -13,7 +14,7 @@ from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 Checkpoint = Literal["first", "last", "mean"]
 
 LEAST = float(np.finfo(np.float64).min)
-"""In place of -inf, which is no confidence: it ranks below every other."""
+"""In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""
 
 
 class Perplexity(ConfidenceEstimator):
@@ -120,6 +121,11 @@ class LearningPercentage(ConfidenceEstimator):
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
         learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
+
+
+def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:
+    """Return bool[N]: True for a confidence that means and pictures can count, which is neither NaN nor LEAST."""
+    return np.isfinite(confidence) & (confidence > LEAST)
 
 
 def perplexity(dynamics: TrainingDynamics) -> Float64:

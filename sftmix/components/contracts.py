@@ -8,6 +8,7 @@ where each look costs a wait: `broken_values` counts them there, and the step re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -79,7 +80,7 @@ def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
     if np.isfinite(scores.confidence).any() and unscored.any():
         first = f"group {group[unscored][0]} for {scores.id[int(np.flatnonzero(unscored)[0])]}, which has no confidence"
         raise broken("splitter", splitter, first, "-1 (unpaired) for every example without a confidence (NaN)")
-    return split
+    return replace(split, group=group.astype(np.int8))
 
 
 def check_pairs(sampler: PairSampler, pairs: Rows, n_rows: int) -> Rows:
@@ -127,7 +128,15 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
             raise broken("objective", objective, f"{name} {list(value.shape)}", of)
     for name in ("ntp_count", "mixup_count", "mu"):
         if not isinstance(value := getattr(plan, name), Real) or not 0 <= float(value) < float("inf"):
-            raise broken("objective", objective, f"{name} {value!r}", "a finite number, 0 or more")
+            answer = value if isinstance(value, Real) else _described(value)
+            raise broken("objective", objective, f"{name} {answer}", "a finite number (float or int), 0 or more")
+    if not 0 <= plan.label_smoothing < 1:
+        raise broken("objective", objective, f"label_smoothing {plan.label_smoothing}", "from 0 to below 1")
+    if plan.pairs.device.type == "cpu" and len(plan.pairs):  # on a GPU a look costs a wait
+        low, high = int(plan.pairs.min()), int(plan.pairs.max())
+        if low < 0 or high >= len(batch.labels):
+            allowed = f"token rows 0 to {len(batch.labels) - 1}"
+            raise broken("objective", objective, f"pairs of the rows {low} to {high}", allowed)
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
     return plan
@@ -140,7 +149,7 @@ def broken_values(plan: Plan) -> Tensor:
     return torch.stack([(~good).sum() for _, _, good, _ in _values(plan)]).sum()
 
 
-def refuse_values(objective: Objective, plans: Sequence[Plan]) -> str | None:
+def broken_value(objective: Objective, plans: Sequence[Plan]) -> str | None:
     """Return the message for the first lambda or weight that is not allowed; None if all are."""
     for name, value, good, allowed in (found for plan in plans for found in _values(plan)):
         if not good.all():
@@ -172,7 +181,8 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
     _is(result, CallbackResult, "callbacks", callback, f"{hook}()", " or None")
     if not isinstance(result.metrics, Mapping) or not all(isinstance(v, Real) for v in result.metrics.values()):
         raise broken("callbacks", callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
-    return result
+    plain = {name: v if isinstance(v, (int, float)) else float(v) for name, v in result.metrics.items()}  # for JSON
+    return replace(result, metrics=plain)
 
 
 def _is(value: object, kind: type, option: str, component: Component, method: str, more: str = "") -> None:
@@ -189,7 +199,7 @@ def _numbers(values: Any, option: str, component: Component, allowed: str) -> np
     """Return the answer as an array of numbers; else raise ConfigError."""
     try:
         found = np.asarray(values)
-    except (TypeError, ValueError):  # a ragged list
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor that no array can be made of
         found = np.empty(0, dtype=object)
     if found.dtype.kind not in "iuf":
         raise broken(option, component, _described(values), allowed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.components.confidence import is_measured
 from sftmix.types import Float64
 
 BINS = 40
@@ -21,12 +22,13 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 900, 300, 60, 40, 630,
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
     """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
 
-    edges has BINS + 1 ascending numbers, every `counts` BINS. Values that are not finite are left out. The bins are
-    equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold all values beyond.
+    edges has BINS + 1 ascending numbers, every `counts` BINS. Values that are not measured (NaN, LEAST) are left out.
+    The bins are equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold all
+    values beyond.
     `scale` is "log" if all confidences are negative and the largest is ten times the smallest in size, as with
     perplexities: then the bins are equally wide in log(-confidence).
     """
-    finite = {p: {s: v[np.isfinite(v)] for s, v in series.items()} for p, series in panels.items()}
+    finite = {p: {s: v[is_measured(v)] for s, v in series.items()} for p, series in panels.items()}
     pooled = np.concatenate([v for series in finite.values() for v in series.values()])
     logarithmic = bool(pooled.max() < 0 and pooled.min() < 10 * pooled.max())
     low, high = np.quantile(pooled, [0.005, 0.995])

@@ -25,19 +25,22 @@ def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
     """
     train = stages["train"]
     before, after = stages.get("base", {}).get("eval_nll"), train.get("eval_nll")
-    found = list(_skipped(train))
-    if not found and (change := _change(root, before, after)) is not None and abs(change) < UNMOVED:
+    found, change, best = list(_skipped(train)), _change(root, before, after), train.get("eval_nll_best")
+    if train["steps"] and train.get("skipped") == train["steps"]:
+        return found
+    moved = before is not None and best is not None and abs(best / before - 1) >= UNMOVED
+    if change is not None and abs(change) < UNMOVED and not moved:
         found.append(
             f"The training hardly changed the model: {_shown(before, after)} ({train['steps']} steps, learning rate "
             f"{learning_rate:g}). The rate is too small for this model, or the steps are too few: try "
             f"--training.learning_rate {10 * learning_rate:g}; models below 100M parameters often need 1e-4 to 1e-3."
         )
-    elif before is not None and after is not None and after > before:
+    elif before is not None and after is not None and after > before * (1 + UNMOVED):
         found.append(
             f"The trained model is worse than the base model on the held-out rows: {_shown(before, after)}. Try a "
             "smaller --training.learning_rate or fewer --training.epochs."
         )
-    return found + list(_best(root, train, after))
+    return found + list(_best(root, train, best, after))
 
 
 def _skipped(train: Mapping[str, Any]) -> Iterator[str]:
@@ -51,13 +54,12 @@ def _skipped(train: Mapping[str, Any]) -> Iterator[str]:
         yield f"{skipped} of {steps} steps were skipped, since their gradients were not finite."
 
 
-def _best(root: Path, train: Mapping[str, Any], after: float | None) -> Iterator[str]:
-    best, step = train.get("eval_nll_best"), train.get("eval_nll_best_step")
+def _best(root: Path, train: Mapping[str, Any], best: float | None, after: float | None) -> Iterator[str]:
+    step = train.get("eval_nll_best_step")
     if after is not None and best is not None and after - best > BETTER:
-        kept = (root / "train" / "best").is_dir()
-        how = (
-            f"sftmix export {root} --best --to DIR writes its model" if kept else "--checkpoint.keep_best true keeps it"
-        )
+        how = f"sftmix export {root} --best --to DIR writes its model"
+        if not train.get("best_kept"):
+            how = "a run in another --out with --checkpoint.keep_best true keeps its model"
         yield (
             f"The best evaluation was at step {step} of {train['steps']}: held-out NLL {best:.4f}, {after:.4f} at the "
             f"end; {how}."

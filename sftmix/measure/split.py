@@ -15,6 +15,7 @@ import numpy as np
 
 from sftmix.common.files import write_json, write_text
 from sftmix.common.rng import generator, stable_hash
+from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset
 from sftmix.measure.histogram import histogram, svg
 from sftmix.measure.ranks import auc, equal_mass_bins, spearman
@@ -40,7 +41,7 @@ def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDatas
         **by_label(scores),
     }
     write_json(root / "split" / "confounds.json", found)
-    if not np.isfinite(scores.confidence).any():
+    if not is_measured(scores.confidence).any():
         return ["confounds.json"]
     groups = {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}
     labels = {name: scores.confidence[rows] for name, rows in _labelled(scores).items()}
@@ -52,7 +53,7 @@ def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDatas
 
 def length_correlation(scores: Scores) -> float | None:
     """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence."""
-    scored = np.isfinite(scores.confidence)
+    scored = is_measured(scores.confidence)
     return spearman(scores.confidence[scored], scores.n_tokens[scored])
 
 
@@ -99,7 +100,7 @@ def _labelled(scores: Scores) -> dict[str, Rows]:
     if scores.label is None:
         return {}
     rows = defaultdict(list)
-    for row in np.flatnonzero(np.isfinite(scores.confidence)).tolist():
+    for row in np.flatnonzero(is_measured(scores.confidence)).tolist():
         if scores.label[row] is not None:
             rows[str(scores.label[row])].append(row)
     frequent = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -13,6 +13,7 @@ import numpy as np
 import sftmix
 from sftmix.common.files import read_json, write_json
 from sftmix.common.world import World
+from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
@@ -112,7 +113,7 @@ def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
 def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, object]:
     groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
     groups["unpaired"] = {"examples": len(split.unpaired)}
-    scored = np.flatnonzero(np.isfinite(scores.confidence))
+    scored = np.flatnonzero(is_measured(scores.confidence))
     order = scored[np.argsort(scores.confidence[scored], kind="stable")]
     return {
         "confidence": groups,
@@ -131,7 +132,7 @@ def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
 
 def _group(scores: Scores, rows: Rows) -> dict[str, object]:
     values = scores.confidence[rows]
-    values = values[np.isfinite(values)]
+    values = values[is_measured(values)]
     return {
         "examples": len(rows),
         "confidence_mean": float(values.mean()) if len(values) else None,

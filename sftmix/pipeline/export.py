@@ -16,8 +16,8 @@ from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer, stored_dtype
 from sftmix.pipeline.directory import origin
+from sftmix.training.best import BEST
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.loop import BEST
 from sftmix.training.module import TrainingModule
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
+from sftmix.components.base import files_of
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.sources import check_names
@@ -53,6 +54,9 @@ def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ())
     entered = stages_entered(config, until, directory)
     if "reference" in entered:
         _check_reference(config)
+    for stage, component in (("reference", config.reference), ("split", config.splitter)):
+        if stage in entered:
+            files_of(component)  # which raises for a file that is not there
     refuse_other_inputs(Known(config), until, directory)
     if "RANK" not in os.environ:
         for parallel in _parallel(config, entered, [directory, *pool]):

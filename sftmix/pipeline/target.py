@@ -8,6 +8,7 @@ from typing import Literal
 
 from sftmix.batches.order import EpochPairs, TrainingOrder
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
 from sftmix.components.base import Objective
 from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset, Encoder
@@ -20,6 +21,7 @@ from sftmix.pipeline.export import write_model
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
 from sftmix.pipeline.models import load_for_run, scorer, scoring_model
 from sftmix.pipeline.rows import RunRows, any_packed
+from sftmix.training.best import BEST
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.online import OnlineLosses
@@ -39,6 +41,7 @@ def train_arm(
     online  keeper of the losses of a single run
     """
     if run.begin(name, arm_inputs(run.known(rows), name)):
+        _say_if_too_late(run, name)
         return
     objective, perturbation = arm_of(run.config, name)
     config, world, directory = run.config, run.world, run.directory.path / name
@@ -64,10 +67,18 @@ def train_arm(
     )
     _export(run, rows, stage, result, directory / "model")
     figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
+    figures["best_kept"] = (directory / BEST).is_dir()
     kept = ["online"] if (directory / "online").exists() else []
     run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
     held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
     run.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
+
+
+def _say_if_too_late(run: RunContext, name: str) -> None:
+    """Say that a finished arm cannot keep its best weights any more, where the configuration asks for them."""
+    figures = read_json(run.directory.path / name / "figures.json")
+    if name == "train" and run.config.checkpoint.keep_best and not figures.get("best_kept"):
+        run.say("note: checkpoint.keep_best comes too late for this run, whose training is done; use another --out")
 
 
 def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
@@ -118,7 +129,7 @@ def training_stage(
         optimizer=optimizer,
         memory=run.memory,
         options=options,
-        checkpoint=config.checkpoint,
+        checkpoint=config.checkpoint if name == "train" else replace(config.checkpoint, keep_best=False),
         directory=run.directory.path / name,
         identity=run.directory.identity(name),
         seed=seed,

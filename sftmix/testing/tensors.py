@@ -13,7 +13,7 @@ from torch import nn
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.components.base import Objective, Optimizer, Perturbation
-from sftmix.components.contracts import check_plan, refuse_values
+from sftmix.components.contracts import broken_value, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched, valid
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
@@ -41,7 +41,7 @@ def _plans(objective: Objective, batches: Sequence[Batch], step: int, total: int
 
 def _well_formed(objective: Objective, plan: Plan, batch: Batch) -> None:
     valid(check_plan, objective, plan, batch)
-    problem = refuse_values(objective, [plan])
+    problem = broken_value(objective, [plan])
     assert problem is None, problem
     assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
 

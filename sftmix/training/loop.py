@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sftmix.batches.deal import too_long
@@ -26,13 +29,14 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, mu_effective
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, held_out_metrics
-from sftmix.training.step import StepResult, StepSetup, build_optimizer, train_step
+from sftmix.training.step import StepResult, StepSetup, train_step
 from sftmix.types import Rows, RowScores, Split
 
 
@@ -70,8 +74,6 @@ class Stage:
     on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
 
 
-BEST = "best"
-"""The folder of a stage with the weights of its best evaluation (checkpoint.keep_best)."""
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
 
@@ -99,8 +101,7 @@ class TrainingLoop:
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
         self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
-        self.best = CheckpointStore(stage.directory / BEST, keep=1, world=world) if keeps_best else None
-        self.best_nll = math.inf
+        self.best = BestWeights(stage.directory, stage.identity, world) if keeps_best else None
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = Totals()
@@ -124,10 +125,9 @@ class TrainingLoop:
                     bar.update()
                     bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['learning_rate']:.2e}")
                     self.stage.on_progress(self.step, self.total)
-                    self._keep_if_best(metrics)
                     self._save_if_due(interrupted=interrupted)
-                if self.best is not None and "eval_nll" not in metrics:  # the last step may be the best one
-                    self._keep_if_best(self._evaluate())
+                if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
+                    self.best.offer(self.step, self.module, self._evaluate())
                 last = self._call("on_stage_end", metrics)
         finally:
             bar.close()
@@ -142,10 +142,6 @@ class TrainingLoop:
         return StageResult(self.module, figures)
 
     def _resume(self) -> None:
-        if self.best is not None:
-            self.best.clean()
-            kept = self.best.newest_valid()
-            self.best_nll = math.inf if kept is None else self.best.state(kept)["eval_nll"]
         self.store.clean()
         newest = self.store.newest_valid()
         if newest is None:
@@ -163,13 +159,6 @@ class TrainingLoop:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
-
-    def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights if the held-out rows were evaluated, and never better before."""
-        nll = metrics.get("eval_nll", math.inf)
-        if self.best is not None and nll < self.best_nll:
-            self.best_nll = nll
-            self.best.save(self.step, self.module, None, {"eval_nll": nll})
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped)
@@ -257,6 +246,8 @@ class TrainingLoop:
             if result is not None:
                 added |= result.metrics
                 self.stopped = self.stopped or result.stop
+        if self.best is not None:
+            self.best.offer(self.step, self.module, added)
         return added
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
@@ -295,6 +286,29 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
         seed=stage.seed,
         total_steps=stage.order.total_steps,
     )
+
+
+def build_optimizer(
+    model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer (None: AdamW) over the trainable parameters of `model`.
+
+    Raises ConfigError if the optimizer takes other parameters than these, or some twice.
+    """
+    chosen = AdamW() if optimizer is None else optimizer
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if any(isinstance(part, FSDPModule) for part in model.modules()):
+        whole = [name for name, p in trainable.items() if not isinstance(p, DTensor)]
+        assert not whole, f"{', '.join(whole[:3])}: still gathered; FSDP puts shards in their place, untrained"
+    built = chosen.build(trainable, training=options)
+    taken = [id(p) for group in built.param_groups for p in group["params"]]
+    if sorted(taken) != sorted(map(id, trainable.values())):
+        left = [name for name, p in trainable.items() if id(p) not in taken]
+        raise ConfigError(
+            f"optimizer {type(chosen).__name__} must take each of {len(trainable)} parameters once; it has "
+            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+        )
+    return built
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:

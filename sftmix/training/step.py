@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
@@ -37,9 +36,8 @@ from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Objective, Optimizer, Perturbation
-from sftmix.components.contracts import broken_values, check_embeddings, check_plan, refuse_values
-from sftmix.components.optimizers import AdamW
+from sftmix.components.base import Objective, Perturbation
+from sftmix.components.contracts import broken_value, broken_values, check_embeddings, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
@@ -119,8 +117,11 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
     if setup.objective.needs_batch_nll:
         batches = with_batch_nll(batches, module, world, setup.precision)
-    plans = [planned(setup, batch, step) for batch in batches]
-    ntp_count, mixup_count = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
+    plans, problem = plans_of(setup, batches, step)
+    own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), problem is not None]
+    ntp_count, mixup_count, broken = world.sum(own)
+    if broken:
+        refuse(problem, world)
 
     perturb, sums, nll = setup.perturb(step), torch.zeros(6, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
@@ -131,7 +132,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
 
     loss, ntp, mixup, ntp_tokens, mixup_tokens, broken = world.sum(sums.tolist())
     if broken:
-        refuse_plans(setup.objective, plans, world)
+        refuse(broken_value(setup.objective, plans), world)
     norm = clip_gradients(module, options.max_grad_norm)
     if math.isfinite(norm):  # the norm is global, so every rank decides the same
         optimizer.step()
@@ -182,16 +183,21 @@ def micro_batches(
 # -------------------------------------------------------------------------------------------- 2. plans
 
 
-def planned(setup: StepSetup, batch: Batch, step: int) -> Plan:
-    """Return the plan of one micro-batch, checked for types and shapes."""
-    plan = setup.objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed)
-    return check_plan(setup.objective, plan, batch)
+def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[list[Plan], str | None]:
+    """Return the plans of this rank's micro-batches, and None or what is wrong with their types and shapes."""
+    objective, plans = setup.objective, list[Plan]()
+    try:
+        for batch in batches:
+            plan = objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed)
+            plans.append(check_plan(objective, plan, batch))
+    except ConfigError as error:
+        return [], str(error)
+    return plans, None
 
 
-def refuse_plans(objective: Objective, plans: Sequence[Plan], world: World) -> None:
-    """Raise ConfigError, the same on every rank, for the first value that is not allowed in a plan of any rank."""
-    found = [problem for problem in world.gather(refuse_values(objective, plans)) if problem]
-    raise ConfigError(found[0])
+def refuse(problem: str | None, world: World) -> None:
+    """Raise ConfigError, the same on every rank, with the first problem of any rank."""
+    raise ConfigError(next(found for found in world.gather(problem) if found))
 
 
 # --------------------------------------------------------------------------------- 4. forward and backward
@@ -270,29 +276,3 @@ def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> floa
         "constant": 1.0,
     }[options.schedule]
     return options.learning_rate * factor
-
-
-# ----------------------------------------------------------------------------------- before the first step
-
-
-def build_optimizer(
-    model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
-) -> torch.optim.Optimizer:
-    """Return the optimizer (None: AdamW) over the trainable parameters of `model`.
-
-    Raises ConfigError if the optimizer takes other parameters than these, or some twice.
-    """
-    chosen = AdamW() if optimizer is None else optimizer
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if any(isinstance(part, FSDPModule) for part in model.modules()):
-        whole = [name for name, p in trainable.items() if not isinstance(p, DTensor)]
-        assert not whole, f"{', '.join(whole[:3])}: still gathered; FSDP puts shards in their place, untrained"
-    built = chosen.build(trainable, training=options)
-    taken = [id(p) for group in built.param_groups for p in group["params"]]
-    if sorted(taken) != sorted(map(id, trainable.values())):
-        left = [name for name, p in trainable.items() if id(p) not in taken]
-        raise ConfigError(
-            f"optimizer {type(chosen).__name__} must take each of {len(trainable)} parameters once; it has "
-            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
-        )
-    return built

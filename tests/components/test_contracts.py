@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import SHORT
+from sftmix.components.confidence import LEAST
+from tests.tiny import SHORT, metrics, table
 from tests.tiny import sftmix as in_a_process
 
 MODULE = """
@@ -67,6 +69,22 @@ class SecondRank(Planned):
     def changed(self, plan):
         return Beyond.changed(self, plan) if os.environ.get("RANK") == "1" else plan
 
+class ShortOnOneRank(Planned):
+    def changed(self, plan):
+        return Short.changed(self, plan) if os.environ.get("RANK") == "1" else plan
+
+class FarPairs(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, pairs=plan.pairs + 1000)
+
+class Counted(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
+
+class Smooth(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, label_smoothing=float("nan"))
+
 class Wide(Perturbation):
     def embeddings(self, e, mask, *, ids, step, seed):
         return torch.cat([e, e], dim=1)
@@ -103,6 +121,12 @@ BROKEN = [
         "--objective=broken_parts.NoPlan",
         r"objective NoPlan returned dict of 1; allowed: plan\(\) returns sftmix.types.Plan",
     ),
+    (
+        "--objective=broken_parts.FarPairs",
+        r"objective FarPairs returned pairs of the rows 1\d+ to \d+; allowed: token rows 0 to",
+    ),
+    ("--objective=broken_parts.Counted", r"objective Counted returned ntp_count float32\[\]; allowed: a finite number"),
+    ("--objective=broken_parts.Smooth", r"objective Smooth returned label_smoothing nan; allowed: from 0"),
     ("--perturbation=broken_parts.Wide", r"perturbation Wide returned float32\[.*\]; allowed: embeddings float32\["),
     (
         "--callbacks+=broken_parts.Says",
@@ -124,12 +148,62 @@ def test_a_run_ends_with_one_line(option, message, tiny, tmp_path, monkeypatch, 
     assert not (tmp_path / "run" / "train" / "model").exists()
 
 
+NUMBERS = """
+import dataclasses
+import numpy as np
+from sftmix.components import Callback, CallbackResult, Median
+
+class Numpy(Callback):
+    observer = True
+    def on_step_end(self, state):
+        return CallbackResult(metrics={"mine": np.float32(1.5), "count": np.int64(3)})
+
+class AsList(Median):
+    def split(self, scores, *, seed):
+        found = super().split(scores, seed=seed)
+        return dataclasses.replace(found, group=found.group.tolist())
+"""
+
+
+def test_numbers_of_numpy_and_groups_in_a_list_are_taken(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "numpy_parts.py").write_text(NUMBERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [word for word in tiny.options if word not in ("--reference.checkpoints", "2")]
+    parts = ("--callbacks+=numpy_parts.Numpy", "--splitter=numpy_parts.AsList", "--reference=Online")
+    ended = sftmix("run", *words, *parts, "--training.max_steps", "8", "--out", str(tmp_path / "run"))
+    assert ended.code == 0, ended.err
+    lines = metrics(tmp_path / "run")
+    assert all((line["mine"], line["count"]) == (1.5, 3) for line in lines)
+    assert lines[-1]["mixup_tokens"] > 0
+
+
+def test_examples_that_were_never_learned_rank_last_and_are_in_no_mean(tiny, tmp_path, sftmix):
+    rate = [*tiny.options, *SHORT]
+    rate[rate.index("0.01")] = "5"  # the perplexity of some examples rises
+    out, checkpoints = tmp_path / "run", ("--reference.checkpoints", "[0,0.5,1]")
+    place = rate.index("--reference.checkpoints")
+    words = [*rate[:place], *rate[place + 2 :], *checkpoints, "--confidence", "LearningPercentage"]
+    assert sftmix("split", *words, "--out", str(out)).code == 0
+    values = table(out / "confidence" / "confidence.parquet")["confidence"]
+    assert min(values) == LEAST
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    means = [group.get("confidence_mean") for group in summary["confidence"].values()]
+    assert all(mean is None or abs(mean) < 1e6 for mean in means)
+
+
 @pytest.mark.slow
-def test_what_one_rank_returned_ends_all_ranks_alike(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("SecondRank", r"objective SecondRank returned lam 1\.\d+; allowed: 0 to 1"),
+        ("ShortOnOneRank", r"objective ShortOnOneRank returned lam \[\d+\]; allowed: \[\d+\], one for each pair"),
+    ],
+)
+def test_what_one_rank_returned_ends_all_ranks_alike(objective, message, tiny, tmp_path):
     Path(tmp_path / "broken_parts.py").write_text(MODULE)
-    option = "--objective=broken_parts.SecondRank"
+    option = f"--objective=broken_parts.{objective}"
     ended = in_a_process("run", *tiny.options, *SHORT, option, "--out", str(tmp_path / "run"), ranks=2, cwd=tmp_path)
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: objective")]
     assert len(said) == 1
-    assert re.search(r"objective SecondRank returned lam 1\.\d+; allowed: 0 to 1", said[0])
+    assert re.search(message, said[0])
     assert '"exit_code": 2' in (tmp_path / "run" / "STATUS.json").read_text()

@@ -19,10 +19,11 @@ from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Optimizer, Perturbation
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
+from sftmix.training.loop import build_optimizer
 from sftmix.training.module import TrainingModule, unwrap
 from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
-from sftmix.training.step import build_optimizer, micro_batches, normalise
+from sftmix.training.step import micro_batches, normalise
 from tests.test_attention import FAMILIES, LEAKY, build
 from tests.test_models import TINY
 from tests.toy import on_ranks, toy_model, toy_rows

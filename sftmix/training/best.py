@@ -1,0 +1,47 @@
+"""The weights of the best held-out evaluation of a stage (checkpoint.keep_best), to export and not to resume from."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from sftmix.common.errors import CheckpointError
+from sftmix.common.world import World
+from sftmix.training.checkpoint import CheckpointStore
+
+BEST = "best"
+"""Folder of the stage."""
+
+
+class BestWeights:
+    """The best weights so far, in STAGE/best. A resumed stage goes on with those that it kept before."""
+
+    def __init__(self, stage: Path, identity: str, world: World) -> None:
+        self._store, self._identity = CheckpointStore(stage / BEST, keep=1, world=world), identity
+        self._nll, self.evaluated = math.inf, -1
+        self._store.clean()
+        try:
+            step = self._store.newest_valid()
+        except CheckpointError as error:  # the stage itself is not harmed
+            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
+            return
+        kept = {} if step is None else self._store.state(step)
+        if kept.get("identity") == identity:
+            self._nll = kept["eval_nll"]
+
+    def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
+
+        All ranks call it with the same metrics. `evaluated` is the last step that had an evaluation.
+        """
+        nll = metrics.get("eval_nll")
+        if nll is None:
+            return
+        self.evaluated = step
+        if nll < self._nll:
+            self._nll = nll
+            self._store.save(step, module, None, {"identity": self._identity, "eval_nll": nll})
