@@ -21,7 +21,8 @@ import docstring_parser
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sftmix.cli.help import component_docs, group_in
+from sftmix.cli.option_lines import component_docs, group_in
+from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, component_options, import_class, nested_bases, option_groups
@@ -40,6 +41,7 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 - `--config FILE` or `--config recipe:NAME` is read first, wherever it stands; options on the command line win over it.
 - A file may name others, `base: [FILE, recipe:NAME]`, which are applied before it: see [compare](compare.md).
 - `--print_config` prints the whole configuration as YAML, and loads nothing. `config.yaml` of a run is the same.
+- `--help` shows the options that matter most, `--help all` every one, `--help data` those of one group or component.
 - A list takes one value at a time: `--data.train a.json --data.train+ b.json`.
 - A component is chosen by its short name or by an import path, and then takes its own options:
   `--pairing LengthMatchedPairs --pairing.window 8`. In YAML it is `class_path` and `init_args`. Where another class
@@ -133,7 +135,7 @@ def _first_line(cls: type) -> str:
 def _default_class(option: str) -> str:
     value = getattr(RunConfig(), option)
     chosen = value[0] if isinstance(value, list) else value
-    return f"`{chosen if isinstance(chosen, str) else type(chosen).__name__}`"
+    return f"`{type(chosen).__name__ if isinstance(chosen, Component) else 'null' if chosen is None else chosen}`"
 
 
 def _shown(value: Any) -> str:

@@ -371,22 +371,6 @@ def test_version_and_overview(run: Run) -> None:
     assert run()[0] == 2
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_help_has_an_example_and_no_jargon(run: Run, name: str) -> None:
-    code, out, err = run(name, "--help")
-    assert (code, err) == (0, "")
-    assert f"sftmix {name}" in out.partition("usage:")[2].partition("\n\n")[2]
-    for jargon in ("class_path", "init_args", "subclass", "SUPPRESS", "<class", "Literal", "Union", "==", "MISSING"):
-        assert jargon not in out
-
-
-def test_the_help_of_run_names_every_option(run: Run) -> None:
-    out = run("run", "--help")[1]
-    for key, _, _ in OPTIONS:
-        assert f"--{key} " in out or f"--{key}\n" in out, key
-    assert "[2e-06]" in out
-
-
 def test_components_lists_all_and_shows_one(run: Run) -> None:
     out = run("components")[1]
     for name in ("--objective", "SFTMix", "NTP", "Median", "RandomSplit", "Perplexity", "TrainedReference", "Evaluate"):

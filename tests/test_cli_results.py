@@ -1,80 +1,172 @@
-"""What a finished command says: the figures of summary.json, and only files that are there."""
+"""What a finished command says: a dozen lines with figures of summary.json, and commands that go on from there."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from sftmix.cli.results import held_out, measured, results
+import pytest
 
-SPREAD = {"rows": 99, "before": 20.0, "after": 18.5, "log_before": 0.75, "log_after": 0.5}
+from sftmix.cli.results import following, held_out, results
+from sftmix.training.log import losses_shown
+from tests.tiny import metrics
+
 SUMMARY = {
     "eval_nll_before": 5.125,
     "eval_nll_after": 3.25,
     "eval_nll_best": 3.0,
     "eval_nll_best_step": 40,
     "eval_accuracy": 0.25,
-    "eval_exact_match": 0.0,
-    "calibration": {"ece": 0.03125, "brier": 0.75, "nll_temperature_scaled": 3.125, "temperature": 1.5},
-    "confidence_std": {**SPREAD, "vs_baseline": -0.07, "log_vs_baseline": 0.01},
-    "baseline": {"eval_nll_after": 3.375, "calibration": None, "confidence_std": SPREAD},
+    "confidence_std": {"rows": 99, "before": 167800.0, "after": 1.5},
+    "baseline": {"eval_nll_after": 3.375},
     "confidence": {
-        "confident": {"examples": 1500, "confidence_mean": -8.0, "confidence_std": 2.5},
-        "unconfident": {"examples": 1500, "confidence_mean": -40.0, "confidence_std": 11.0},
+        "confident": {"examples": 1500, "confidence_median": -8.031, "labels": {"High": 0.8, "Low": 0.2}},
+        "unconfident": {"examples": 1500, "confidence_median": -40.25, "labels": {"High": 0.5, "Low": 0.5}},
         "unpaired": {"examples": 1},
     },
     "spearman_confidence_length": 0.31,
     "confounds": {
         "auc_length_confident": 0.625,
         "duplicates": {"examples_in_both": 2, "prompts_in_both": 7, "examples_with_prompt_in_both": 15},
-        "labels": {"High": {"examples": 1200, "confidence_mean": -9.0, "confidence_std": 3.0}},
         "label_overlap": {"labels": ["High", "Low"], "bins": 20, "overlap": 0.75, "overlap_if_unrelated": 0.96},
         "mixed_token_share": 0.43,
     },
     "mixup_tokens": 1234,
     "ntp_tokens": 5678,
     "mu_effective": 0.92,
-    "stages": {"train": {"wall_seconds": 20.0}, "reference": {"wall_seconds": 12.4}, "split": {}},
+    "stages": {"train": {"wall_seconds": 7500}, "reference": {"wall_seconds": 150.4}, "split": {"wall_seconds": 0.1}},
+    "remarks": ["Mind this."],
 }
+HELD_OUT = "before 5.1250, after 3.2500, NTP baseline 3.3750, best 3.0000 at step 40"
+GROUPS = "groups: 1,500 confident (median confidence -8.03), 1,500 unconfident (-40.2), 1 unpaired"
+MIXUP = (
+    "Mixup: 43% of the response tokens were mixed with a token of the other example of their pair; mu_effective 0.92"
+)
 
 
-def test_the_figures_are_told(tmp_path: Path) -> None:
+def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
     (tmp_path / "train" / "model").mkdir(parents=True)
+    (tmp_path / "summary.json").touch()
     assert results(tmp_path, SUMMARY, "train") == [
         "",
-        "                                            before     after  NTP baseline",
-        "held-out NLL per response token             5.1250    3.2500        3.3750",
-        "  of the best evaluation                              3.0000",
-        "    which was at step                                     40",
-        "  after temperature scaling                           3.1250",
-        "    mean temperature                                   1.500",
-        "held-out token calibration error (ECE)                0.0312",
-        "held-out Brier score                                  0.7500",
-        "held-out token accuracy                                25.0%",
-        "held-out exact match                                    0.0%",
-        "sd of confidence, minus perplexity              20      18.5          18.5",
-        "sd of confidence, minus mean NLL            0.7500    0.5000        0.5000",
-        "sd of confidence against the NTP baseline: -7.0%, of minus mean NLL: +1.0%",
+        f"held-out NLL per response token (lower is better): {HELD_OUT}",
+        MIXUP,
+        GROUPS,
+        "time: reference 3 min, train 2.1 h",
+        "note: Mind this.",
+        f"see {tmp_path / 'train' / 'model'}, {tmp_path / 'summary.json'}",
+    ]
+
+
+def test_the_figures_of_a_split_are_told(tmp_path: Path) -> None:
+    known = ("confidence", "spearman_confidence_length", "confounds")
+    assert results(tmp_path, {k: SUMMARY[k] for k in known}, "split") == [
         "",
-        "confident: 1,500 examples, confidence -8.00 +- 2.50",
-        "unconfident: 1,500 examples, confidence -40.00 +- 11.00",
-        "unpaired: 1 example",
-        "label High: 1,200 examples, confidence -9.00 +- 3.00",
+        GROUPS,
+        "labels of confident: High 80%, Low 20%; unconfident: High 50%, Low 50%",
         "overlap of the confidence of High and Low: 0.75 (labels at random: 0.96)",
         "rank correlation of confidence with response length: 0.31",
         "AUC of response length telling the first group from the last: 0.62 (0.5: it cannot)",
         "in both groups: 2 examples, 7 prompts",
-        "1,234 token pairs mixed beside 5,678 response tokens (43% of them mixed), mu_effective 0.92",
-        "time: reference 12 s, train 20 s",
-        f"see {tmp_path / 'train' / 'model'}",
     ]
 
 
 def test_status_tells_the_held_out_loss_on_one_line() -> None:
-    assert held_out(SUMMARY) == ["held-out NLL per response token: before 5.1250, after 3.2500, NTP baseline 3.3750"]
+    assert held_out(SUMMARY) == [f"held-out NLL per response token: {HELD_OUT}"]
+    assert held_out({**SUMMARY, "eval_nll_best": 3.25})[0].endswith("NTP baseline 3.3750")
 
 
 def test_what_a_run_did_not_do_is_not_mentioned(tmp_path: Path) -> None:
     assert results(tmp_path, {"stages": {}}, "reference") == [""]
     assert results(tmp_path, {"eval_nll_after": None, "mixup_tokens": 0, "ntp_tokens": 9}, "train") == [""]
-    title, line, blank = measured({"eval_nll_after": 2.0, "calibration": None, "confounds": {}})
-    assert (title.split(), line.split()[-1], blank) == (["before", "after"], "2.0000", "")
+
+
+def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed() -> None:
+    step = {"loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": 7}
+    assert losses_shown(step) == {"ntp": "3.0000", "mixup": "5.0000"}
+    assert losses_shown({**step, "mixup_tokens": 0}) == {"loss": "4.0000"}
+
+
+# -------------------------------------------------------------------------------------- of real runs
+
+
+def next_commands(printed: str) -> list[str]:
+    """The commands that a run recommends, without the reasons behind them."""
+    return [line.strip() for line in printed.partition("\nNext:\n")[2].splitlines()]
+
+
+def test_a_run_ends_with_a_dozen_lines(finished) -> None:
+    lines = finished.printed[finished.printed.index("\n\nheld-out NLL") :].strip().splitlines()
+    assert len(lines) <= 12
+    assert lines[0].startswith("held-out NLL per response token (lower is better): before ")
+    assert ", NTP baseline " in lines[0]
+    assert f"{finished.path / 'summary.json'}" in lines[-4]
+    assert [command.split()[0] for command in next_commands(finished.printed)] == ["python", "sftmix"]
+
+
+def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix) -> None:
+    ask, compare = next_commands(finished.printed)
+    answered = subprocess.run(
+        ["bash", "-c", ask.replace("python ", f"{sys.executable} ", 1)], capture_output=True, text=True, timeout=300
+    )
+    assert answered.returncode == 0, answered.stderr
+    assert "'role': 'assistant', 'content': " in answered.stdout
+    fewer = ["--seeds", "[1]", "--training.max_steps", "2", "--out", str(tmp_path)]  # of the six seeds that it takes
+    done = sftmix(*shlex.split(compare, comments=True)[1:], *fewer)
+    assert done.code == 0, done.err
+    assert "SFTMix, seed 1 (2 of 2)" in done.out
+    assert (tmp_path / "table.md").exists()
+
+
+def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> None:
+    options = ["--training.max_steps", "2", "--model.lora.r", "2", "--out", str(tmp_path / "run")]
+    done = sftmix("run", *tiny.options, *options)
+    assert "ntp=" in bar_of("train", done.err)
+    assert "loss=" not in bar_of("train", done.err)
+    assert "loss=" in bar_of("reference", done.err)
+    assert done.err.replace("\r", "\n").count("\ntrain: ") == 2  # begun and ended: no line for each step in a log file
+    export, baseline = next_commands(done.out)
+    for command in (export, baseline):
+        done = sftmix(*shlex.split(command, comments=True)[1:])
+        assert done.code == 0, done.err
+    assert (tmp_path / "run-merged" / "model.safetensors").exists()
+    assert not (tmp_path / "run-merged" / "adapter_config.json").exists()
+    assert len(metrics(tmp_path / "run", "baseline")) == 2
+    assert "NTP baseline" in done.out
+    told = sftmix("status", str(tmp_path / "run")).out.splitlines()
+    assert told[1].split() == ["stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left"]
+    last, plain = (metrics(tmp_path / "run", stage)[-1] for stage in ("train", "baseline"))
+    arms = {line.split()[0]: line for line in told}
+    assert f"{last['loss']:.4f}  {last['ntp']:.4f}  {last['mixup']:.4f}" in arms["train"]
+    assert f"{plain['loss']:.4f}  {plain['ntp']:.4f}  " in arms["baseline"]
+    assert "  loss = NTP + mu x Mixup, so compare stages by NTP" in told
+
+
+def bar_of(stage: str, err: str) -> str:
+    """The last state of a progress bar."""
+    return next(line for line in reversed(err.replace("\r", "\n").splitlines()) if line.startswith(f"{stage}: 100%"))
+
+
+def test_a_command_survives_an_odd_name_of_its_directory(tmp_path: Path) -> None:
+    out = tmp_path / 'it\'s "my" $HOME `run`'
+    (out / "train" / "model").mkdir(parents=True)
+    (out / "config.yaml").touch()
+    [(command, _)] = following(out, {}, "train")
+    shown = subprocess.run(["bash", "-c", command.replace("python -c", "printf %s")], capture_output=True, text=True)
+    compile(shown.stdout, "", "exec")
+    assert repr(str(out / "train" / "model")) in shown.stdout
+
+
+def test_before_the_training_the_next_command_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    [(command, _)] = following(tmp_path, SUMMARY, "split")
+    assert command == f"sftmix run --config {tmp_path / 'config.yaml'}"
+
+
+@pytest.mark.parametrize("changed", [{"mixup_tokens": 0}, {"eval_nll_after": None}])
+def test_no_comparison_is_recommended_where_it_could_say_nothing(tmp_path: Path, changed: dict) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert len(following(tmp_path, SUMMARY, "train")) == 1
+    assert following(tmp_path, {**SUMMARY, **changed}, "train") == []

@@ -54,6 +54,17 @@ def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
     assert "baseline" not in text
 
 
+def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> None:
+    run = lay(tmp_path / "r", status={"stage": "train", "exit_code": 0}, done=("train",), steps={"baseline": 3})
+    step = {"step": 3, "time": 1.0, "loss": 4.0, "ntp": 3.0, "mixup": 5.0, "tokens_per_second": 9}
+    (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup_tokens": 7}) + "\n")
+    assert line(report(run), "train") == ["train", "done", "3", "4.0000", "3.0000", "5.0000", "9"]
+    assert line(report(run), "stage") == ["stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left"]
+    (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup": 0.0, "mixup_tokens": 0}) + "\n")
+    assert line(report(run), "train") == ["train", "done", "3", "4.0000", "9"]
+    assert "Mixup" not in report(run)
+
+
 def test_a_dead_process_is_told_from_a_living_one(tmp_path: Path) -> None:
     status = {"stage": "train", "step": 3, "total_steps": 9, "exit_code": None, "pid": dead_pid()}
     text = report(lay(tmp_path / "r", status=status, steps={"train": 3}))

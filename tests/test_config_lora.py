@@ -162,7 +162,7 @@ def test_the_command_line(sftmix, tmp_path):
 
 
 def test_help_names_every_option(sftmix):
-    shown = sftmix("run", "--help").out
+    shown = sftmix("run", "--help", "all").out
     for name in ("r", "lora_alpha", "target_modules", "use_dora", "quantize"):
         assert f"--model.lora.{name} " in shown or f"--model.lora.{name}\n" in shown
         assert f"--reference.model.lora.{name}" in shown

@@ -70,6 +70,7 @@ def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
         assert group["examples"] == len(values) == 14
         assert group["confidence_mean"] == pytest.approx(values.mean())
         assert group["confidence_std"] == pytest.approx(values.std())
+        assert group["confidence_median"] == pytest.approx(sum(sorted(values)[6:8]) / 2)  # of 14
     assert summary["confidence"]["unpaired"]["examples"] == 1
     lengths = dynamics.drop_duplicates("id").set_index("id").n_tokens
     ranks = joined.join(lengths)[["confidence", "n_tokens"]].rank()

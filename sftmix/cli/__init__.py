@@ -95,7 +95,7 @@ def _report(error: SFTMixError) -> int:
 
 _OVERVIEW = """sftmix {version}: instruction tuning with confidence-guided Mixup (arXiv 2410.05248)
 
-usage: sftmix COMMAND [options]        sftmix COMMAND --help
+usage: sftmix COMMAND [options]        sftmix COMMAND --help        sftmix run --help all
 
 {commands}
 

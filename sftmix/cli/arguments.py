@@ -35,13 +35,14 @@ class Arguments:
     configs       files of --config, in order
     options       the other options as `--key=value`, classes first
     print_config  None, or the flags of --print_config
+    help          None, or what --help is asked for; "" without a word after it
     notes         remarks for the user, about options given twice
     """
 
     configs: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     print_config: str | None = None
-    wants_help: bool = False
+    help: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -55,7 +56,7 @@ def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collec
     given, seen = list[tuple[str, str | None]](), Counter[str]()
     for key, value in _pairs(argv, lambda key: key in flags or is_flag(key)):
         if key == "help":
-            found.wants_help = True
+            found.help = value or ""
         elif key == "print_config":
             found.print_config = value or ""
         elif key == "config":
@@ -77,13 +78,13 @@ def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collec
 
 
 def _pairs(argv: Sequence[str], flag: Callable[[str], bool]) -> list[tuple[str, str | None]]:
-    """Return (key, value) of every option; the value is None for --help and a bare --print_config."""
+    """Return (key, value) of every option; the value is None for a bare --help or --print_config."""
     words, found = deque(argv), list[tuple[str, str | None]]()
     while words:
         word = words.popleft()
         key, equals, value = word[2:].partition("=")
         if word in ("-h", "--help"):
-            found.append(("help", None))
+            found.append(("help", words.popleft() if words and not words[0].startswith("-") else None))
         elif not word.startswith("--") or not key:
             raise ConfigError(_stray(word, found[-1][0] if found else None))
         elif equals or key == "print_config":

@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 import jsonargparse
 
 from sftmix.cli.arguments import Arguments, OwnOption, sort_arguments
-from sftmix.cli.help import field_docs, run_help
+from sftmix.cli.help import help_text
+from sftmix.cli.option_lines import field_docs
 from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
@@ -41,8 +42,8 @@ def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
     own = [*_own(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
     given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
-    if given.wants_help:
-        print(run_help("sftmix compare --config FILE --out DIR [options]", ABOUT, own), end="")
+    if given.help is not None:
+        print(help_text("compare", "sftmix compare --config FILE --out DIR [options]", ABOUT, given.help, own), end="")
         return
     only_list = _FLAG_LIST in given.options
     given.options = [option for option in given.options if not option.startswith("--list=")]

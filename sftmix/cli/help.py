@@ -1,162 +1,163 @@
-"""The help of the commands that take a run's configuration, written from the types and docstrings of RunConfig."""
+"""The help of the commands that take a run's configuration: the options that matter, or all, or one group of them."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-import shutil
-import textwrap
-import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import docstring_parser
+from collections.abc import Mapping, Sequence
 
 from sftmix.cli.arguments import OwnOption
-from sftmix.components.base import Component
-from sftmix.config import RunConfig
-from sftmix.config.schema import (
-    alternatives,
-    component_bases,
-    component_classes,
-    component_options,
-    known_components,
-    list_options,
-    option_groups,
-    option_hints,
-)
+from sftmix.cli.option_lines import Row, Section, option_lines, sections, wrapped
+from sftmix.common.errors import ConfigError, nearest
 
-_NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
-_COLUMN = 30
-_NO_DEFAULT = (dataclasses.MISSING, inspect.Parameter.empty)
+SHORT: Mapping[str, Mapping[str, str]] = {
+    "Run": {
+        "out": "run directory; the same command continues it",
+        "config": "options from a YAML file, or recipe:NAME",
+        "seed": "of order, pairs, lambdas, held-out rows",
+        "print_config": "print all options as YAML, and exit",
+    },
+    "Model and rows": {
+        "model.path": "base model: hub id or directory",
+        "data.train": "rows: files, directories or hub ids",
+        "data.eval_fraction": "share of these rows to hold out, as 0.05",
+        "data.eval": "or held-out rows from a file of their own",
+        "data.limit": "use at most this many training rows",
+        "data.max_length": "tokens per example; longer ones are cut",
+        "data.template": "the model's own, or alpaca, chatml, a file",
+    },
+    "Training": {
+        "training.learning_rate": "peak, after a warm-up",
+        "training.epochs": "passes over the rows",
+        "training.max_steps": "or so many optimizer steps",
+        "training.global_batch_size": "examples per step, on all GPUs",
+        "training.micro_batch_size": "examples at a time on each GPU; null: 8",
+        "model.lora.r": "train LoRA adapters of this rank",
+        "checkpoint.keep_best": "keep the model of the best evaluation, too",
+    },
+    "SFTMix": {
+        "objective": "the loss: SFTMix, NTP ...",
+        "objective.mu": "weight of the Mixup term",
+        "with_baseline": "also train plain NTP, to compare with",
+        "reference": "source of the scores",
+        "reference.checkpoints": "how often each row is scored",
+        "splitter": "the groups: Median, Quantile ...",
+    },
+}
+"""The options that matter most, in groups, each with a few words that leave it on one line."""
 
-Row = tuple[str, str, str]
-"""What the help says of an option: its name with its metavar, what it does, its default (or an empty string)."""
+_OF_ROWS = {
+    "data.format": "recognised, or alpaca, messages, sharegpt ...",
+    "data.multi_turn": "an example per_turn, or the whole",
+    "data.skip_bad": "drop bad rows, and count them",
+    "selector": "which rows are used: All, Longest ...",
+}
+"""More of the kind, for a command that is about rows."""
+
+_FEW: Mapping[str, Sequence[str]] = {
+    "compare": (
+        "out",
+        "config",
+        "print_config",
+        "model.path",
+        "data.train",
+        "data.eval_fraction",
+        "training.max_steps",
+    ),
+    "estimate": (
+        *("config", "model.path", "data.train", "data.max_length", "training.epochs", "training.global_batch_size"),
+        *("training.micro_batch_size", "model.lora.r", "with_baseline", "reference", "reference.checkpoints"),
+    ),
+}
+"""The options of SHORT that a command with many options of its own shows beside them."""
+
+_SHORT_COLUMN = 34  # where the few words begin
+
+_OF_REFERENCE = ("out", "seed", "model", "data", "training", "checkpoint", "reference", "selector", "optimizer")
+_OF_REFERENCE = (*_OF_REFERENCE, "callbacks", "config", "print_config")
+
+READ: Mapping[str, Sequence[str]] = {
+    "preview": ("config", "seed", "model.path", "data", "selector"),
+    "reference": _OF_REFERENCE,
+    "confidence": (*_OF_REFERENCE, "confidence"),
+    "split": (*_OF_REFERENCE, "confidence", "splitter"),
+}
+"""Options and groups that a command reads, beside its own; a command that is not named here reads all of a run's."""
 
 
-def run_help(usage: str, description: str, own: Sequence[OwnOption] = ()) -> str:
-    """Return the whole help text of a command; `own` holds its options beside those of RunConfig."""
-    default, docs = RunConfig(), field_docs(RunConfig)
-    scalars = [k for k in option_hints() if "." not in k and k not in component_bases()]
-    run = [
-        *((f"--{option.name} {option.metavar}".rstrip(), option.doc, _default(option.default)) for option in own),
-        ("--config FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; those given here win.", ""),
-        *(_option(k, option_hints()[k], docs[k], getattr(default, k)) for k in scalars),
-        ("--print_config", "Print the whole configuration as YAML for --config, and exit.", ""),
+def help_text(name: str, usage: str, about: str, topic: str, own: Sequence[OwnOption] = ()) -> str:
+    """Return the help of a command; raise ConfigError for an unknown topic.
+
+    topic  "": the options that matter; all: every option; or a group of options, a component field, a single option
+    own    the command's options beside those of RunConfig
+    """
+    there = _read_by(name, sections(own), [option.name for option in own])
+    if topic and topic != "all":
+        return "\n\n".join([*map(_full, _on(topic, there, name)), "All options: --help all."]) + "\n"
+    listed = map(_full, there) if topic else _short(name, there, [option.name for option in own])
+    return "\n\n".join([f"usage: {usage}\n\n{about}", *listed, _COMPONENTS if topic else _footer(there)]) + "\n"
+
+
+def _read_by(name: str, every: Sequence[Section], own: Sequence[str]) -> list[Section]:
+    """Return the sections without the options that the command does not read."""
+    if name not in READ:
+        return list(every)
+    kept = [
+        section._replace(rows=[row for row in section.rows if _within(row.key, (*READ[name], *own))])
+        for section in every
     ]
-    sections = [("Run", run)]
-    for group, cls in option_groups().items():
-        sections.append((f"{group}: {docs[group]}", list(_group(group, cls, getattr(default, group)))))
-    for name, base in component_bases().items():
-        sections.append((f"{name}: {docs[name]}", list(_component(name, base, getattr(default, name)))))
-    text = "\n\n".join(_section(title, options) for title, options in sections)
-    return f"usage: {usage}\n\n{description}\n\n{text}\n\n{_FOOTER}\n"
+    return [section for section in kept if section.rows]
 
 
-_FOOTER = """Components (reference ... callbacks) are chosen by short name or import path (--splitter my_module.Mine)
+def _within(key: str, groups: Sequence[str]) -> bool:
+    """Return True if an option is one of the groups, or lies in one."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _on(topic: str, there: Sequence[Section], name: str) -> list[Section]:
+    """Return the options that a topic asks for: of a whole section, or those at and below a key."""
+    for section in there:
+        if topic == section.name:
+            return [section]
+        if rows := [row for row in section.rows if _within(row.key, (topic,))]:
+            return [section._replace(rows=rows)]
+    topics = [section.name for section in there]
+    keys = [row.key for section in there for row in section.rows]
+    raise ConfigError(
+        f"{name} has no option or group {topic!r} to help with; there are all, {', '.join(topics)}, and each single "
+        f"option.{nearest(topic, topics) or nearest(topic, keys)}"
+    )
+
+
+def _full(section: Section) -> str:
+    return "\n".join([section.title, *option_lines(section.rows)])
+
+
+def _short(name: str, there: Sequence[Section], own: Sequence[str]) -> list[str]:
+    """Return the command's own options in full, and those of SHORT that it reads with a line each."""
+    rows = {row.key: row for section in there for row in section.rows}
+    few = _FEW.get(name, list(rows))
+    found = [_full(Section("", name.capitalize(), [rows[key] for key in own]))] if own else []
+    for title, texts in SHORT.items():
+        more = _OF_ROWS if name == "preview" and "data.train" in texts else {}
+        shown = [_on_a_line(rows[key], text) for key, text in {**texts, **more}.items() if key in few]
+        if shown:
+            found.append("\n".join([title, *option_lines(shown, column=_SHORT_COLUMN)]))
+    return found
+
+
+def _on_a_line(row: Row, text: str) -> Row:
+    """Return the row with a few words for its explanation, and one form of its value."""
+    option, _, value = row.name.partition(" ")
+    form = value.partition("|")[0]
+    default = "" if row.default in ("null", "auto") else row.default
+    return Row(row.key, f"{option} {'NAME' if form.islower() else form}".rstrip(), text, default)
+
+
+def _footer(there: Sequence[Section]) -> str:
+    number = sum(not row.name.endswith("...") for section in there for row in section.rows)  # not headings of groups
+    topics = ", ".join(section.name for section in there)
+    return wrapped(f"All {number} options: --help all. One group in full: --help GROUP, of {topics}.")
+
+
+_COMPONENTS = """\
+Components (reference ... callbacks) are chosen by short name or import path (--splitter my_module.Mine)
 and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
-
-
-def _section(title: str, options: Sequence[Row]) -> str:
-    return "\n".join([title, *option_lines(options)])
-
-
-def option_lines(options: Sequence[Row]) -> Iterator[str]:
-    """Return the lines of a list of options: names on the left, explanations on the right."""
-    width = max(min(shutil.get_terminal_size().columns, 118), 78)
-    for name, doc, default in options:
-        silent = default in ("", "false") or (default == "null" and "null" in doc)
-        wrapped = textwrap.wrap(doc if silent else f"{doc} [{default}]", width - _COLUMN) or [""]
-        if len(name) > _COLUMN - 4:
-            yield f"  {name}"
-            name = ""
-        yield f"  {name:<{_COLUMN - 2}}{wrapped[0]}".rstrip()
-        yield from (" " * _COLUMN + line for line in wrapped[1:])
-
-
-def _option(key: str, hint: Any, doc: str, default: Any) -> Row:
-    metavar = _metavar(key, hint)
-    return (f"--{key} {metavar}".rstrip(), doc, _default(default))
-
-
-def _default(value: Any) -> str:
-    if value in _NO_DEFAULT or value in ("", [], {}):
-        return "required" if value is inspect.Parameter.empty else ""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _metavar(key: str, hint: Any) -> str:
-    name = key.rpartition(".")[2]
-    if hint is bool:
-        return ""
-    if name in _NAMES:
-        return _NAMES[name]
-    words = []
-    for option in (part for part in alternatives(hint) if part is not type(None)):
-        if typing.get_origin(option) is typing.Literal:
-            words.append("|".join(map(str, typing.get_args(option))))
-        elif typing.get_origin(option) in (list, tuple):
-            inner = [_TYPES.get(a, "VALUE") for a in typing.get_args(option)]
-            words.append(f"[{', '.join(inner if typing.get_origin(option) is tuple else [*inner, '...'])}]")
-        else:
-            words.append("CLASS" if component_classes(option) else _TYPES.get(option, "VALUE"))
-    return "|".join(words)
-
-
-def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
-    hints, docs = typing.get_type_hints(cls), field_docs(cls)
-    for f in dataclasses.fields(cls):
-        key = f"{prefix}.{f.name}"
-        if inner := group_in(hints[f.name]):
-            yield (f"--{key}...", docs.get(f.name, ""), "")
-            yield from _group(key, inner, inner())
-            continue
-        more = f" More: --{key}+ {_NAMES.get(f.name, 'TEXT')}." if key in list_options() else ""
-        yield _option(key, hints[f.name], docs.get(f.name, "") + more, getattr(default, f.name))
-
-
-def group_in(hint: Any) -> type | None:
-    """Return the dataclass (a group of options) in a type hint such as `LoraOptions | None`, or None."""
-    found = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
-    return typing.cast(type, found[0]) if found else None
-
-
-def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
-    """Yield the line of the class, then the options of the default class."""
-    chosen = default[0] if isinstance(default, list) else default
-    names = list(known_components(base))
-    doc = f"One of {', '.join(names)}" + (", auto, null" if name == "pairing" else "") + ", or an import path."
-    shown = chosen if isinstance(chosen, str) else type(chosen).__name__
-    yield (f"--{name} CLASS", doc, shown)
-    if isinstance(chosen, Component):
-        yield from component_lines(name, type(chosen))
-
-
-def component_lines(prefix: str, cls: type) -> Iterator[Row]:
-    """Yield the options of one component class under `prefix`, with the options inside groups."""
-    docs = component_docs(cls)
-    for key, parameter in component_options(cls).items():
-        full, hint = f"{prefix}.{key}", parameter.annotation
-        if inner := group_in(hint):
-            yield (f"--{full}...", docs.get(key, ""), "")
-            yield from _group(full, inner, inner())
-        else:
-            yield _option(full, hint, docs.get(key, ""), parameter.default)
-
-
-def component_docs(cls: Any) -> dict[str, str]:
-    """Return option -> text, from the `name: text` lines of the constructor's docstring."""
-    names = "|".join(map(re.escape, component_options(cls)))
-    text = inspect.getdoc(cls.__init__) or ""
-    parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []
-    return {name: " ".join(doc.split()) for name, doc in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """Return field -> the docstring below it."""
-    parsed = docstring_parser.parse_from_object(cls)
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from sftmix.cli.help import component_lines, option_lines
+from sftmix.cli.option_lines import component_lines, option_lines
 from sftmix.common.errors import ConfigError, nearest
 from sftmix.components.listing import Shipped, as_shipped, catalogue
 from sftmix.config.schema import component_bases, import_class, nested_bases

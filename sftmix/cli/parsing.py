@@ -22,10 +22,10 @@ def configuration(
 ) -> tuple[RunConfig, jsonargparse.Namespace]:
     """Return the RunConfig of a command line and all parsed values; --help and --print_config end here."""
     given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
-    if given.wants_help:
-        from sftmix.cli.help import run_help
+    if given.help is not None:
+        from sftmix.cli.help import help_text
 
-        print(run_help(f"sftmix {name} [--config FILE] [options]", about, own), end="")
+        print(help_text(name, f"sftmix {name} [--config FILE] [options]", about, given.help, own), end="")
         raise SystemExit(0)
     parser = build_parser(f"sftmix {name}", own)
     config, parsed, notes = parse(parser, given)

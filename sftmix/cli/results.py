@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,50 +36,39 @@ def starting(name: str, config: RunConfig) -> str:
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
-    """Return lines for people: a table of measurements, the groups of the split, their confounds, time, files."""
-    lines = [*measured(summary), *_groups(summary), *_confounds(summary), *_mixing(summary), *_time(summary)]
+    """Return about a dozen lines for people; all figures are in summary.json.
+
+    After training they are the held-out NLL, Mixup and groups, before it what is known of the groups; then time,
+    remarks, files, and commands that go on from here.
+    """
+    out, trained = Path(out), until == "train"
+    lines = held_out(summary, " (lower is better)") or (_NOT_HELD_OUT if trained and summary.get("stages") else [])
+    lines = [*lines, *_mixing(summary), *_groups(summary), *([] if trained else _confounds(summary)), *_time(summary)]
     lines += [f"note: {remark}" for remark in summary.get("remarks", ())]
-    return ["", *lines, *(f"see {Path(out) / name}" for name in _FILES[until] if (Path(out) / name).exists())]
+    files = [str(out / name) for name in _FILES[until] if (out / name).exists()]
+    next_ones = following(out, summary, until)
+    return [
+        "",
+        *lines,
+        *([f"see {', '.join(files)}"] if files else []),
+        *(["Next:", *(f"  {command}  # {why}" for command, why in next_ones)] if next_ones else []),
+    ]
 
 
-def held_out(summary: Mapping[str, Any]) -> list[str]:
-    """Return one line with the held-out NLL per token before and after training, and of the baseline."""
-    after = summary.get("eval_nll_after")
+_NOT_HELD_OUT = ["held-out NLL: not measured, since no rows are held out; --data.eval_fraction 0.05 does so"]
+
+
+def held_out(summary: Mapping[str, Any], meaning: str = "") -> list[str]:
+    """Return one line with the held-out NLL per token before and after training, and of the baseline; or nothing."""
+    after, best = summary.get("eval_nll_after"), summary.get("eval_nll_best")
     if not isinstance(after, float):
         return []
     before, baseline = summary.get("eval_nll_before"), (summary.get("baseline") or {}).get("eval_nll_after")
     figures = [("before", before), ("after", after), ("NTP baseline", baseline)]
     shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
-    return [f"held-out NLL per response token: {', '.join(shown)}"]
-
-
-MEASURED = (
-    ("held-out NLL per response token", "eval_nll_before", "eval_nll_after", ".4f"),
-    ("  of the best evaluation", None, "eval_nll_best", ".4f"),
-    ("    which was at step", None, "eval_nll_best_step", "d"),
-    ("  after temperature scaling", None, "calibration.nll_temperature_scaled", ".4f"),
-    ("    mean temperature", None, "calibration.temperature", ".3f"),
-    ("held-out token calibration error (ECE)", None, "calibration.ece", ".4f"),
-    ("held-out Brier score", None, "calibration.brier", ".4f"),
-    ("held-out token accuracy", None, "eval_accuracy", ".1%"),
-    ("held-out exact match", None, "eval_exact_match", ".1%"),
-    ("sd of confidence, minus perplexity", "confidence_std.before", "confidence_std.after", ".4g"),
-    ("sd of confidence, minus mean NLL", "confidence_std.log_before", "confidence_std.log_after", ".4f"),
-)
-"""What is told of an arm, where the summary has it before and after training, and its format."""
-
-
-def measured(summary: Mapping[str, Any]) -> list[str]:
-    """Return a table with a column each for the base model, the trained model, and the NTP baseline if any."""
-    arms = {"after": summary, "NTP baseline": summary.get("baseline") or {}}
-    lines = []
-    for name, before, after, form in MEASURED:
-        values = [at(summary, before), *(at(arm, after) for arm in arms.values())]
-        if any(value is not None for value in values[1:]):
-            cells = ["" if value is None else format(value, form) for value in values]
-            lines.append(f"{name:<40}{cells[0]:>10}{cells[1]:>10}{cells[2]:>14}".rstrip())
-    title = f"{'':<40}{'before':>10}{'after':>10}{'NTP baseline' if arms['NTP baseline'] else '':>14}".rstrip()
-    return [title, *lines, *_relative(summary), ""] if lines else []
+    if isinstance(best, float) and best < after:
+        shown.append(f"best {best:.4f} at step {summary['eval_nll_best_step']}")
+    return [f"held-out NLL per response token{meaning}: {', '.join(shown)}"]
 
 
 def at(arm: Mapping[str, Any], key: str | None) -> Any:
@@ -88,31 +79,34 @@ def at(arm: Mapping[str, Any], key: str | None) -> Any:
     return value if key else None
 
 
-def _relative(summary: Mapping[str, Any]) -> list[str]:
-    spread = summary.get("confidence_std") or {}
-    against, log_against = spread.get("vs_baseline"), spread.get("log_vs_baseline")
-    if against is None or log_against is None:
+def _mixing(summary: Mapping[str, Any]) -> list[str]:
+    mixed, trained = summary.get("mixup_tokens"), summary.get("ntp_tokens")
+    if not mixed:
         return []
-    return [f"sd of confidence against the NTP baseline: {against:+.1%}, of minus mean NLL: {log_against:+.1%}"]
+    share = at(summary, "confounds.mixed_token_share")
+    how_many = f"{mixed:,} token pairs" if not trained or share is None else f"{share:.0%} of the response tokens"
+    effective = f"; mu_effective {summary['mu_effective']:.2f}" if summary.get("mu_effective") else ""
+    return [f"Mixup: {how_many} were mixed with a token of the other example of their pair{effective}"]
 
 
 def _groups(summary: Mapping[str, Any]) -> list[str]:
-    lines = []
+    """Return one line with the size of each group and its median confidence, which no outlier moves."""
+    groups, word = [], "median confidence "
     for name, group in (summary.get("confidence") or {}).items():
-        mean, spread = group.get("confidence_mean"), group.get("confidence_std")
-        what = "" if mean is None else f", confidence {mean:.2f} +- {spread:.2f}"
+        median = group.get("confidence_median")
         if group["examples"]:
-            lines.append(f"{name}: {group['examples']:,} example{'s' * (group['examples'] != 1)}{what}")
-    return lines
+            what = "" if median is None else f" ({word}{_figure(median)})"
+            groups.append(f"{group['examples']:,} {name}{what}")
+            word = "" if what else word
+    return [f"groups: {', '.join(groups)}"] if groups else []
 
 
 def _confounds(summary: Mapping[str, Any]) -> list[str]:
-    found = summary.get("confounds") or {}
-    lines = [
-        f"label {name}: {label['examples']:,} examples, confidence {label['confidence_mean']:.2f} +- "
-        f"{label['confidence_std']:.2f}"
-        for name, label in (found.get("labels") or {}).items()
-    ]
+    found, lines = summary.get("confounds") or {}, []
+    groups = [(name, group.get("labels")) for name, group in (summary.get("confidence") or {}).items()]
+    shares = [f"{name}: {', '.join(f'{k} {v:.0%}' for k, v in labels.items())}" for name, labels in groups if labels]
+    if shares:
+        lines.append(f"labels of {'; '.join(shares)}")
     if overlap := found.get("label_overlap"):
         lines.append(
             f"overlap of the confidence of {' and '.join(overlap['labels'])}: {overlap['overlap']:.2f} "
@@ -128,18 +122,59 @@ def _confounds(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _mixing(summary: Mapping[str, Any]) -> list[str]:
-    mixed, trained = summary.get("mixup_tokens"), summary.get("ntp_tokens")
-    if not mixed or not trained:
-        return []
-    share = (summary.get("confounds") or {}).get("mixed_token_share")
-    of_all = "" if share is None else f" ({share:.0%} of them mixed)"
-    effective = f", mu_effective {summary['mu_effective']:.2f}" if summary.get("mu_effective") else ""
-    return [f"{mixed:,} token pairs mixed beside {trained:,} response tokens{of_all}{effective}"]
-
-
 def _time(summary: Mapping[str, Any]) -> list[str]:
     stages = summary.get("stages") or {}
     timed = {name: stages[name]["wall_seconds"] for name in STAGES if "wall_seconds" in stages.get(name, {})}
-    shown = [f"{name} {seconds:.0f} s" for name, seconds in timed.items()]
+    shown = [f"{name} {_duration(seconds)}" for name, seconds in timed.items() if seconds >= 0.5]
     return [f"time: {', '.join(shown)}"] if shown else []
+
+
+def _figure(value: float) -> str:
+    """Return a number with three digits or so: -0.312, -8.03, -89.4, -167,800."""
+    digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2)) if abs(value) >= limit), 3)
+    return f"{value:,.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# -------------------------------------------------------------------------------------------- what is next
+
+
+def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[str, str]]:
+    """Return commands that go on from a finished one, ready for a shell, each with a reason."""
+    config = shlex.quote(str(out / "config.yaml"))
+    if not (out / "config.yaml").exists():
+        return []
+    if until != "train":
+        return [(f"sftmix run --config {config}", "goes on from here")]
+    found = [_use_of(out)] if (out / "train" / "model").is_dir() else []
+    if not summary.get("mixup_tokens") or not held_out(summary):
+        return found
+    if not summary.get("baseline"):
+        return [*found, (f"sftmix run --config {config} --with_baseline", "plain NTP beside it, for comparison")]
+    table = shlex.quote(f"{out}-table")
+    variants = "--with_baseline false --variants '{NTP: {objective: NTP}, SFTMix: {}}'"
+    compare = f"sftmix compare --config {config} {variants} --out {table}"
+    return [*found, (compare, "one seed cannot say which is better; this takes six")]
+
+
+def _use_of(out: Path) -> tuple[str, str]:
+    """Return the command that makes a whole model of adapters, if there is a checkpoint, or asks the model."""
+    model = out / "train" / "model"
+    if (model / "adapter_config.json").exists() and any((out / "train" / "checkpoints").glob("step-*")):
+        return (
+            f"sftmix export {shlex.quote(str(out))} --to {shlex.quote(f'{out}-merged')} --merge",
+            "adapters -> a model",
+        )
+    prompt = "[{'role': 'user', 'content': 'Hello'}]" if (model / "chat_template.jinja").exists() else "'Hello'"
+    code = f"from transformers import pipeline; print(pipeline('text-generation', {str(model)!r})({prompt}))"
+    return f"python -c {_double_quoted(code)}", "ask the model"
+
+
+def _double_quoted(text: str) -> str:
+    """Return a word of the shell in double quotes, in which Python's own quotes can stand."""
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

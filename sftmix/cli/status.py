@@ -16,6 +16,7 @@ from sftmix.common.files import MANIFEST
 from sftmix.compare.plan import CONFIGURATION
 
 _TAIL_BYTES = 1 << 16
+_MIXUP = 5  # the column of the Mixup loss; that of NTP is before it
 
 CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_code)
 """Exit codes after which the same command continues the run."""
@@ -30,13 +31,17 @@ def report(run: str | Path) -> str:
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):
         raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
     alive = _alive(status)
-    rows: list[tuple[str, ...]] = [("stage", "state", "steps", "loss", "tokens/s", "left")]
+    rows: list[tuple[str, ...]] = [("stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left")]
     for stage in STAGES:
         row = _stage(run, stage, status, running=alive is not False and status.get("exit_code") is None)
         if row:
             rows.append((stage, *row))
-    lines = [f"{run}: {_headline(status, alive)}", *_aligned(rows), *(f"  {line}" for line in held_out(summary))]
-    return "\n".join(lines)
+    told = list(held_out(summary))
+    if any(row[_MIXUP] for row in rows[1:]):
+        told.insert(0, "loss = NTP + mu x Mixup, so compare stages by NTP")
+    else:
+        rows = [(*row[: _MIXUP - 1], *row[_MIXUP + 1 :]) for row in rows]
+    return "\n".join([f"{run}: {_headline(status, alive)}", *_aligned(rows), *(f"  {line}" for line in told)])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -121,20 +126,21 @@ def _alive(status: Mapping[str, Any]) -> bool | None:
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> tuple[str, ...] | None:
-    """Return the state, steps, loss, tokens per second and time left of a stage; None if it has not begun."""
+    """Return state, steps, loss, NTP, Mixup, tokens per second and time left of a stage; None if it has not begun."""
     lines = _last_lines(run / stage / "metrics.jsonl")
     done, current = (run / stage / MANIFEST).exists(), status.get("stage") == stage
     if not (lines or done or current):
         return None
     state = "done" if done else "running" if current and running else "interrupted" if lines or current else "-"
     if not lines:
-        return (state, "", "", "", "")
+        return (state, *[""] * 6)
     last = lines[-1]
     step, total = int(last.get("step", 0)), (status.get("total_steps") if current else None) or last.get("total_steps")
     steps = f"{step}/{total} ({100 * step // total}%)" if total else str(step)
     rate = (last["time"] - lines[0]["time"]) / (step - lines[0]["step"]) if step > lines[0].get("step", step) else None
     left = _duration(rate * (total - step)) if rate and total and state == "running" else ""
-    return (state, steps, _number(last.get("loss")), _number(last.get("tokens_per_second"), "{:,.0f}"), left)
+    losses = [last.get("loss"), last.get("ntp"), last.get("mixup") if last.get("mixup_tokens") else None]
+    return (state, steps, *map(_number, losses), _number(last.get("tokens_per_second"), "{:,.0f}"), left)
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:

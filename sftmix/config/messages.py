@@ -48,7 +48,7 @@ def unknown_option(key: str, allowed: Iterable[str]) -> str:
     listed = f"; there are {', '.join(siblings)}" if siblings else ""
     last = {k.rpartition(".")[2]: k for k in allowed}
     guess = nearest(key, siblings) or nearest(key, allowed) or nearest(key.rpartition(".")[2], last)
-    return f"unknown option {key}{listed}.{guess or ' --help lists them all.'}"
+    return f"unknown option {key}{listed}.{guess or ' --help all lists them.'}"
 
 
 # ------------------------------------------------------------------------ names, before anything is parsed

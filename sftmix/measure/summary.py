@@ -137,6 +137,7 @@ def _group(scores: Scores, rows: Rows) -> dict[str, object]:
         "examples": len(rows),
         "confidence_mean": float(values.mean()) if len(values) else None,
         "confidence_std": float(values.std()) if len(values) else None,
+        "confidence_median": float(np.median(values)) if len(values) else None,
         "response_tokens_mean": float(scores.n_tokens[rows].mean()) if len(rows) else None,
         "labels": _shares([scores.label[row] for row in rows]) if scores.label is not None else {},
     }

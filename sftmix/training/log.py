@@ -101,6 +101,15 @@ def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: floa
     return mu * ntp_count / mixup_count if mixup_mean == "own" else mu
 
 
+def losses_shown(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return what a progress bar shows of a step: NTP and Mixup apart where pairs were mixed, else the loss.
+
+    SFTMix minimises NTP + mu Mixup: its loss beside that of NTP alone would look worse for counting more.
+    """
+    names = ("ntp", "mixup") if metrics["mixup_tokens"] else ("loss",)
+    return {name: f"{metrics[name]:.4f}" for name in names}
+
+
 class StopSignal:
     """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary."""
 

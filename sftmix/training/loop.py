@@ -31,7 +31,7 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, mu_effective
+from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, losses_shown, mu_effective
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.parallel import resolve_precision, training_module
@@ -122,8 +122,8 @@ class TrainingLoop:
                 while self.step < self.total and not self.stopped:
                     metrics, interrupted = self.advance(signal)
                     log.write(metrics)
+                    bar.set_postfix(**losses_shown(metrics), lr=f"{metrics['learning_rate']:.2e}", refresh=False)
                     bar.update()
-                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['learning_rate']:.2e}")
                     self.stage.on_progress(self.step, self.total)
                     self._save_if_due(interrupted=interrupted)
                 if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
