@@ -50,7 +50,7 @@ class RunDirectory:
         if not self.world.is_main:
             return
         if error is None:
-            self._hold.end()
+            self.status(exit_code=0, message="")
         self._hold.release(error)
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:

@@ -18,8 +18,8 @@ from sftmix.common.files import read_json, write_json
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    The STATUS.json of a finished run stays as it is until a stage begins to be made (`begin`), or the command ends well
-    (`end`). So a command that is refused, or interrupted while it reads, leaves a finished run as it was.
+    The STATUS.json of a finished run stays as it is until a stage begins to be made (`begin`). So a command that is
+    refused, only reads back, or is interrupted while it reads leaves a finished run as it was.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -65,11 +65,6 @@ class Hold:
     def begin(self) -> None:
         """Note that a stage begins to be made: from now on STATUS.json tells of this process."""
         self._keeps = False
-
-    def end(self) -> None:
-        """Note that the command ended well."""
-        self.begin()
-        self.status(exit_code=0, message="")
 
     def release(self, error: BaseException | None = None) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
