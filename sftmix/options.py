@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from sftmix.common.errors import nearest
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
@@ -82,6 +84,23 @@ _DATA: tuple[Check, ...] = (
 )
 
 
+FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "history": ("instruction", "input", "output", "history"),
+    "alpaca": ("instruction", "input", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+"""The fields that each format reads, beside those of ANY_FORMAT."""
+
+ANY_FORMAT = ("system", "id")
+"""Fields that every format reads (text: `id` alone)."""
+
+OTHER_NAMES = {"response": "completion"}
+"""Other names of fields, in data.columns."""
+
+
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
@@ -97,6 +116,9 @@ class DataOptions:
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
     (.txt files, or rows with a field `text`), every token trained."""
+    columns: dict[str, str] | None = None
+    """Where the rows have other names: our field -> their field, {prompt: question, response: answer}. The fields are
+    those of one format (response: completion), system and id."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
@@ -152,7 +174,37 @@ class DataOptions:
                 f"data.labels names {len(labels)} labels ({', '.join(labels)}) for {len(train)} entries "
                 f"of data.train ({', '.join(train)}); give one label for each, in their order"
             )
+        yield from _column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
+
+
+def _column_problems(form: str, columns: dict[str, str]) -> Iterator[str]:
+    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
+    fields = field_columns(columns)
+    if len(fields) < len(columns):
+        yield "data.columns names completion and response, which are the same field; leave one out"
+    if formats_with(fields, form):
+        return
+    known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
+    every = [*dict.fromkeys(name for names in known.values() for name in names), *ANY_FORMAT]
+    wrong = [name for name in columns if OTHER_NAMES.get(name, name) not in every]
+    has = "no format has" if form == "auto" else f"data.format {form} does not have"
+    reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
+    yield (
+        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}. On the left stand our "
+        f"names ({reads}), on the right those of the rows.{nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else ''}"
+    )
+
+
+def field_columns(columns: dict[str, str] | None) -> dict[str, str]:
+    """Return data.columns with each field under its own name: `completion` for `response`."""
+    return {OTHER_NAMES.get(name, name): column for name, column in (columns or {}).items()}
+
+
+def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
+    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
+    wanted = set(fields) - set(ANY_FORMAT)
+    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
 
 
 def as_list(value: list[str] | str) -> list[str]:

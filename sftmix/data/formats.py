@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftmix.data.jsonrows import BadRow
+from sftmix.options import FORMAT_FIELDS
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -24,30 +25,32 @@ class Format:
     """One format.
 
     needs    fields by which a row of this format is recognised
-    reads    all fields that the format reads
     convert  row -> messages
     """
 
     needs: tuple[str, ...]
-    reads: tuple[str, ...]
     convert: Callable[[Mapping[str, Any]], list[Message]]
 
 
-def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
+def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[str] = ()) -> str:
     """Name the first format whose fields the row has; else `usual`, the format of the rows before it.
 
+    first  formats that are tried before the others
     Raises BadRow if there is neither.
     """
-    for name, form in FORMATS.items():
-        if all(need in row for need in form.needs):
+    for name in (*first, *FORMATS):
+        if all(need in row for need in (FORMATS[name].needs if name in FORMATS else (TEXT,))):
             return name
-    if TEXT in row and not any(field in row for form in FORMATS.values() for field in form.reads):
+    if TEXT in row and not any(field in row for name in FORMATS for field in FORMAT_FIELDS[name]):
         return TEXT
     if usual is not None:
         return usual  # its conversion says which field is missing
     known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
     fields = ", ".join(map(repr, row)) or "none"
-    raise BadRow(f"format not recognised from the fields {fields} (known are {known}); name one with data.format")
+    raise BadRow(
+        f"format not recognised from the fields {fields} (known are {known}); name one with data.format, or say with "
+        "data.columns which field is which"
+    )
 
 
 def convert(
@@ -62,9 +65,8 @@ def convert(
     _object(row)
     if name == TEXT:
         raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
-    form = FORMATS[name]
-    messages = _checked(_with_system(form.convert(row), row))
-    return _example(row, messages, (*form.reads, "system"), source, label, label_field)
+    messages = _checked(_with_system(FORMATS[name].convert(row), row))
+    return _example(row, messages, (*FORMAT_FIELDS[name], "system"), source, label, label_field)
 
 
 def document(row: Any, *, source: str = "", label_field: str | None = None) -> tuple[Example, Iterable[str]]:
@@ -251,13 +253,11 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     return [Message("user", _text(prompt, "prompt")), Message("assistant", _text(completion, "completion"), True)]
 
 
-_ALPACA_FIELDS = ("instruction", "input", "output")
-
 FORMATS: dict[str, Format] = {
-    "messages": Format(("messages",), ("messages",), _messages),
-    "sharegpt": Format(("conversations",), ("conversations",), _sharegpt),
-    "history": Format(("instruction", "output", "history"), (*_ALPACA_FIELDS, "history"), _history),
-    "alpaca": Format(("instruction", "output"), _ALPACA_FIELDS, _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), ("prompt", "completion"), _prompt_completion),
+    "messages": Format(("messages",), _messages),
+    "sharegpt": Format(("conversations",), _sharegpt),
+    "history": Format(("instruction", "output", "history"), _history),
+    "alpaca": Format(("instruction", "output"), _alpaca),
+    "prompt_completion": Format(("prompt", "completion"), _prompt_completion),
 }
 """The formats in the order in which they are recognised: history stands before alpaca, because it has its fields."""

@@ -11,6 +11,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
+from sftmix.data.columns import Columns
 from sftmix.data.conversations import Conversations, ConversationWriter, content_hash
 from sftmix.data.documents import Documents, DocumentWriter
 from sftmix.data.formats import TEXT, convert, document, recognise
@@ -111,15 +112,17 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     if option != "data.train":
         names, label_field, labels = options.eval or [], None, None  # held-out rows need no quality label
     sources = expand(as_list(names), option, options.format, None if labels is None else as_list(labels))
-    form = TEXT if holds_text(sources, options.format, option) else options.format
+    columns = Columns(options.columns)
+    form = TEXT if holds_text(sources, options.format, option, columns) else options.format
     marks = label_field if labels is None else [source.label for source in sources]
-    content = [[source.digest for source in sources], form, marks]
+    content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
     key = key_of("rows", content, [source.name for source in sources], options.skip_bad)
 
     def build(directory: Path) -> dict[str, Any]:
         report, bad = DataReport(), BadRows()
-        _write(directory, sources, form, label_field, report, bad, progress)
-        bad.settle(report, options.skip_bad)
+        _write(directory, sources, form, columns, label_field, report, bad, progress)
+        columns.check(option, own_names=option != "data.train")
+        bad.settle(report, options.skip_bad, f"data.columns: {columns}" if columns.names else "")
         if not len(Conversations(directory).records):
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return report.to_dict()
@@ -133,6 +136,7 @@ def _write(
     directory: Path,
     sources: list[Source],
     form: str,
+    columns: Columns,
     label_field: str | None,
     report: DataReport,
     bad: BadRows,
@@ -141,10 +145,12 @@ def _write(
     """Store the usable rows of all sources, count and name the others."""
     writer = DocumentWriter(directory) if form == TEXT else ConversationWriter(directory)
     unit = "documents" if form == TEXT else "rows"
+    label_field = columns.label_field(label_field)
     with writer, progress_bar(f"Reading {unit}", unit=f" {unit}", delay=1, enabled=progress) as bar:
         for source in sources:
-            name = None if form == "auto" else form
-            for place, row in source.rows():
+            name = _usual(form, columns)
+            for place, found in source.rows():
+                row = found if source.is_text else columns.renamed(found)
                 bar.update()
                 report.rows += 1
                 try:
@@ -155,7 +161,7 @@ def _write(
                             report.add("empty_document", place)
                         continue
                     if form == "auto" and isinstance(row, dict):
-                        name = recognise(row, name)
+                        name = recognise(row, name, columns.formats)
                     usual = name or "messages"
                     _add(writer, convert(row, usual, source=place, label=source.label, label_field=label_field), report)
                 except BadRow as problem:
@@ -166,6 +172,13 @@ def _write(
         bad.add(stored.source(record), f"the id {stored.id_as_written(record)!r} is taken by an earlier row")
     for record in repeated.tolist():
         report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
+
+
+def _usual(form: str, columns: Columns) -> str | None:
+    """Return the format of rows that have too few fields to recognise one; None if data.format and columns leave it."""
+    if form != "auto":
+        return form
+    return columns.formats[0] if len(columns.formats) == 1 else None
 
 
 def _add(writer: ConversationWriter, example: Example, report: DataReport) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
+from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
 from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, iter_json, iter_lines
 
@@ -149,16 +150,17 @@ def _hub(name: str, option: str) -> Source:
     return Source(name, str(dataset._fingerprint), dataset)
 
 
-def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
+def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
     """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
 
-    form    data.format
-    option  name of the option that holds the sources, for messages
+    form     data.format
+    option   name of the option that holds the sources, for messages
+    columns  data.columns, under which the rows are read
     Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
     """
     if form == TEXT:
         return True
-    is_text = [source.is_text or (form == "auto" and _begins_with_text(source)) for source in sources]
+    is_text = [source.is_text or (form == "auto" and _begins_with_text(source, columns)) for source in sources]
     if not any(is_text):
         return False
     first = sources[is_text.index(True)].name
@@ -173,11 +175,11 @@ def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
     return True
 
 
-def _begins_with_text(source: Source) -> bool:
+def _begins_with_text(source: Source, columns: Columns) -> bool:
     """True if the first row is recognised as text."""
     try:
-        _, row = next(source.rows(), ("", None))
-        return isinstance(row, dict) and recognise(row) == TEXT
+        row = columns.renamed(next(source.rows(), ("", None))[1])
+        return isinstance(row, dict) and recognise(row, first=columns.formats) == TEXT
     except (DataError, BadRow):  # the same error is raised again where the rows are read
         return False
 
