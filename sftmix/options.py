@@ -104,8 +104,8 @@ OTHER_NAMES = {"response": "completion"}
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
-    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose split may be named
-    (NAME@train_sft, NAME@train[:50%]; the default is train); several are concatenated."""
+    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose subset and split may
+    be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None

@@ -22,6 +22,7 @@ V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
 
 HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
+SUBSET = re.compile(r"^[^@:/\\]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    A hub id may name a split: `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`.
+    A hub id may name a subset, a split or both: `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
 
     option  name of the option that holds the names, for messages
     form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
@@ -102,7 +103,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
     elif path.exists():
         found = [(path, name)]
-    elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _READERS:
+    elif hub_parts(name) is not None and path.suffix.lower() not in _READERS:
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -133,13 +134,27 @@ def _check_file(path: Path, name: str) -> None:
         raise DataError(f"{name}:1: the file is empty")
 
 
+def hub_parts(name: str) -> tuple[str, str | None, str] | None:
+    """Take NAME:SUBSET@SPLIT apart; the subset may be left out, and the split (train). None if it is no hub id."""
+    head, _, split = name.partition("@")
+    path, colon, subset = head.partition(":")
+    if not HUB_ID.match(path) or (colon and not SUBSET.match(subset)):
+        return None
+    return path, subset or None, split or "train"
+
+
 def _hub(name: str, option: str) -> Source:
     import datasets
 
+    path, subset, split = hub_parts(name) or (name, None, "train")
     try:
-        path, _, split = name.partition("@")
-        dataset = datasets.load_dataset(path, split=split or "train")
+        dataset = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # the hub client raises errors of many libraries
+        if there := _subsets(str(error)):
+            missing = "has several subsets" if subset is None else f"has no subset {subset!r}"
+            raise DataError(
+                f"{option}: {name}: the data set {missing}; name one of {', '.join(there)}: {path}:{there[0]}@{split}"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{option}: {name}: there is no such file, and as a Hugging Face hub id it cannot be loaded: {reason}. "
@@ -148,6 +163,12 @@ def _hub(name: str, option: str) -> Source:
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
     return Source(name, str(dataset._fingerprint), dataset)
+
+
+def _subsets(message: str) -> list[str]:
+    """Read the subsets that an error of `datasets` lists, where none was named, or one that is not there."""
+    found = re.search(r"(?:available configs|not found\. Available): \[(.*)\]", message)
+    return re.findall(r"""['"]([^'"]+)['"]""", found[1]) if found else []
 
 
 def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
