@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sftmix.common.errors import nearest
+from sftmix.common.fields import column_problems
+
+T = TypeVar("T")
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
@@ -84,23 +86,6 @@ _DATA: tuple[Check, ...] = (
 )
 
 
-FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "history": ("instruction", "input", "output", "history"),
-    "alpaca": ("instruction", "input", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""The fields that each format reads, beside those of ANY_FORMAT."""
-
-ANY_FORMAT = ("system", "id")
-"""Fields that every format reads (text: `id` alone)."""
-
-OTHER_NAMES = {"response": "completion"}
-"""Other names of fields, in data.columns."""
-
-
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
@@ -112,13 +97,13 @@ class DataOptions:
     """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
-    """Seed by which data.eval_fraction chooses the held-out rows; null: the run's seed."""
+    """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
     (.txt files, or rows with a field `text`), every token trained."""
     columns: dict[str, str] | None = None
-    """Where the rows have other names: our field -> their field, {prompt: question, response: answer}. The fields are
-    those of one format (response: completion), system and id."""
+    """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
+    one format (response stands for completion), system and id."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
@@ -135,6 +120,9 @@ class DataOptions:
     data.label_field."""
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
+    take: list[int | float | None] | int | float | None = None
+    """Rows used of each entry of data.train, in their order: [1000, 0.5, null] is 1,000 rows of the first, half of the
+    second and all of the third. They are chosen by id and seed, before any are held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     num_proc: int | None = None
@@ -148,6 +136,7 @@ class DataOptions:
         self.train = as_list(self.train)
         self.eval = None if self.eval is None else as_list(self.eval)
         self.labels = None if self.labels is None else as_list(self.labels)
+        self.take = None if self.take is None else as_list(self.take)
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
@@ -174,42 +163,35 @@ class DataOptions:
                 f"data.labels names {len(labels)} labels ({', '.join(labels)}) for {len(train)} entries "
                 f"of data.train ({', '.join(train)}); give one label for each, in their order"
             )
-        yield from _column_problems(self.format, self.columns or {})
+        yield from _take_problems(as_list(self.take), train) if self.take is not None else ()
+        yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
 
 
-def _column_problems(form: str, columns: dict[str, str]) -> Iterator[str]:
-    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
-    fields = field_columns(columns)
-    if len(fields) < len(columns):
-        yield "data.columns names completion and response, which are the same field; leave one out"
-    if formats_with(fields, form):
-        return
-    known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
-    every = [*dict.fromkeys(name for names in known.values() for name in names), *ANY_FORMAT]
-    wrong = [name for name in columns if OTHER_NAMES.get(name, name) not in every]
-    has = "no format has" if form == "auto" else f"data.format {form} does not have"
-    reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
-    yield (
-        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}. On the left stand our "
-        f"names ({reads}), on the right those of the rows.{nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else ''}"
-    )
+def _take_problems(sizes: list[Any], train: list[str]) -> Iterator[str]:
+    """Yield a sentence if data.take does not fit the entries of data.train, or is no number or share of rows."""
+    if len(sizes) != len(train):
+        yield (
+            f"data.take names {len(sizes)} numbers ({', '.join(map(_plain, sizes))}) for {len(train)} entries of "
+            f"data.train ({', '.join(train)}); give one for each, in their order, null for all rows of an entry"
+        )
+    for size in sizes:
+        share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+        if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
+            yield (
+                f"data.take has {_plain(size)}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or "
+                "null. No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
+            )
 
 
-def field_columns(columns: dict[str, str] | None) -> dict[str, str]:
-    """Return data.columns with each field under its own name: `completion` for `response`."""
-    return {OTHER_NAMES.get(name, name): column for name, column in (columns or {}).items()}
+def _plain(value: object) -> str:
+    """Return a value as YAML writes it."""
+    return "null" if value is None else str(value)
 
 
-def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
-    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
-    wanted = set(fields) - set(ANY_FORMAT)
-    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
-
-
-def as_list(value: list[str] | str) -> list[str]:
-    """Return a list of names; a single name becomes a list of one."""
-    return [value] if isinstance(value, str) else value
+def as_list(value: list[T] | T) -> list[T]:
+    """Return a list of names or numbers; a single one becomes a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 DEFAULT_MICRO_BATCH = 8

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sftmix.common.errors import DataError, nearest
-from sftmix.options import ANY_FORMAT, field_columns, formats_with
+from sftmix.common.fields import ANY_FORMAT, field_columns, formats_with
 
 SHOWN_FIELDS = 30
 """Most fields that a message lists."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftmix.common.fields import FORMAT_FIELDS
 from sftmix.data.jsonrows import BadRow
-from sftmix.options import FORMAT_FIELDS
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")

@@ -15,6 +15,12 @@ NAMED = 5
 SHOWN = 20
 """Bad rows that an error message lists; the others are counted."""
 
+HELD_OUT_BEFORE = (
+    "the held-out rows were chosen before that, so that they are the same for every limit "
+    "(data.take leaves rows out before any are held out)"
+)
+"""End of a note on data.limit where data.eval_fraction is set, too."""
+
 REASONS = {
     "bad_row": "bad rows skipped (data.skip_bad)",
     "duplicate": "rows with the same content as an earlier row (kept; their ids end in #k)",

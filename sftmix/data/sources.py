@@ -33,12 +33,14 @@ class Source:
     digest   sha256 of the file's bytes, or the fingerprint of the hub dataset
     dataset  the hub dataset's rows, None for a file
     label    the label of all its rows (data.labels)
+    entry    place of the name in data.train that it belongs to
     """
 
     name: str
     digest: str
     dataset: Any = None
     label: str | None = None
+    entry: int = 0
 
     @property
     def is_text(self) -> bool:
@@ -77,7 +79,8 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
         with _reading(name, option):
             there = _files(name, option, form)
             found = [_hub(name, option)] if there is None else [Source(file, sha256_file(path)) for path, file in there]
-        sources += found if labels is None else [replace(source, label=labels[place]) for source in found]
+        label = None if labels is None else labels[place]
+        sources += [replace(source, label=label, entry=place) for source in found]
     return sources
 
 

@@ -23,9 +23,7 @@ def test_what_is_no_hub_id(name: str) -> None:
     assert not HUB_ID.match(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["no-such/set@train_sft", "no-such/set@train[:50%]", "no-such/set", "no/set:main"]
-)
+@pytest.mark.parametrize("name", ["no-such/set@train_sft", "no-such/set@train[:50%]", "no-such/set", "no/set:main"])
 def test_a_split_belongs_to_a_hub_id(name: str) -> None:
     assert datasets.config.HF_HUB_OFFLINE  # the tests reach no network
     with pytest.raises(DataError) as error:
