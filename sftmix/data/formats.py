@@ -203,9 +203,26 @@ def _turns(value: Any, what: str, names: Mapping[str, str], keys: tuple[tuple[st
             raise BadRow(f"{where}.{role_key} is {turn[role_key]!r}; known are {', '.join(sorted(names))}")
         if turn.get("tool_calls"):
             raise BadRow(f"{where} has tool_calls, which are not supported")
-        content = _text(turn[content_key], f"{where}.{content_key}")
+        content = _content(turn[content_key], f"{where}.{content_key}")
         messages.append(Message(role, content, trained and role == "assistant"))
     return messages
+
+
+def _content(value: Any, what: str) -> str:
+    """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value) or not value:
+        return _text(value, what)
+    texts = []
+    for place, part in enumerate(value):
+        where = f"{what}[{place}]"
+        if "type" not in part:
+            raise BadRow(f"{where} has no 'type'")
+        if part["type"] != "text":
+            raise BadRow(f"{where} is a part of type {part['type']!r}; only parts of type 'text' are read")
+        if "text" not in part:
+            raise BadRow(f"{where} has no 'text'")
+        texts.append(_text(part["text"], f"{where}.text"))
+    return "".join(texts)
 
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
