@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from sftmix.common.fields import column_problems
+
+T = TypeVar("T")
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
@@ -85,18 +89,21 @@ _DATA: tuple[Check, ...] = (
 @dataclass(kw_only=True)
 class DataOptions:
     train: list[str] | str = field(default_factory=list)
-    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose split may be named
-    (NAME@train_sft, NAME@train[:50%]; the default is train); several are concatenated."""
+    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose subset and split may
+    be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
     """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
-    """Seed by which data.eval_fraction chooses the held-out rows; null: the run's seed."""
+    """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each file's first row. text: documents without turns
     (.txt files, or rows with a field `text`), every token trained."""
+    columns: dict[str, str] | None = None
+    """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
+    one format (response stands for completion), system and id."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
@@ -113,6 +120,9 @@ class DataOptions:
     data.label_field."""
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
+    take: list[int | float | None] | int | float | None = None
+    """Rows used of each entry of data.train, in their order: [1000, 0.5, null] is 1,000 rows of the first, half of the
+    second and all of the third. They are chosen by id and seed, before any are held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     num_proc: int | None = None
@@ -126,6 +136,7 @@ class DataOptions:
         self.train = as_list(self.train)
         self.eval = None if self.eval is None else as_list(self.eval)
         self.labels = None if self.labels is None else as_list(self.labels)
+        self.take = None if self.take is None else as_list(self.take)
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
@@ -152,12 +163,35 @@ class DataOptions:
                 f"data.labels names {len(labels)} labels ({', '.join(labels)}) for {len(train)} entries "
                 f"of data.train ({', '.join(train)}); give one label for each, in their order"
             )
+        yield from _take_problems(as_list(self.take), train) if self.take is not None else ()
+        yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
 
 
-def as_list(value: list[str] | str) -> list[str]:
-    """Return a list of names; a single name becomes a list of one."""
-    return [value] if isinstance(value, str) else value
+def _take_problems(sizes: list[Any], train: list[str]) -> Iterator[str]:
+    """Yield a sentence if data.take does not fit the entries of data.train, or is no number or share of rows."""
+    if len(sizes) != len(train):
+        yield (
+            f"data.take names {len(sizes)} numbers ({', '.join(map(_plain, sizes))}) for {len(train)} entries of "
+            f"data.train ({', '.join(train)}); give one for each, in their order, null for all rows of an entry"
+        )
+    for size in sizes:
+        share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+        if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
+            yield (
+                f"data.take has {_plain(size)}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or "
+                "null. No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
+            )
+
+
+def _plain(value: object) -> str:
+    """Return a value as YAML writes it."""
+    return "null" if value is None else str(value)
+
+
+def as_list(value: list[T] | T) -> list[T]:
+    """Return a list of names or numbers; a single one becomes a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 DEFAULT_MICRO_BATCH = 8

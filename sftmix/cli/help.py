@@ -71,7 +71,17 @@ _FEW: Mapping[str, Sequence[str]] = {
 
 _SHORT_COLUMN = 34  # where the few words begin
 
-_OF_REFERENCE = ("out", "seed", "model", "data", "training", "checkpoint", "reference", "selector", "optimizer")
+_OF_REFERENCE: tuple[str, ...] = (
+    "out",
+    "seed",
+    "model",
+    "data",
+    "training",
+    "checkpoint",
+    "reference",
+    "selector",
+    "optimizer",
+)
 _OF_REFERENCE = (*_OF_REFERENCE, "callbacks", "config", "print_config")
 
 READ: Mapping[str, Sequence[str]] = {

@@ -95,8 +95,9 @@ class Comparison:
         plain = config.plain()
         if self.options.fresh_reference:
             return plain
-        if plain["data"]["seed"] is None and plain["data"]["eval_fraction"] is not None:
-            plain["data"]["seed"] = config.seed
+        data = plain["data"]
+        if data["seed"] is None and (data["eval_fraction"] is not None or data["take"] is not None):
+            data["seed"] = config.seed
         own = plain["reference"]["init_args"]
         if "training" in own and (own["training"] or {}).get("seed") is None:
             own["training"] = {**(own["training"] or {}), "seed": config.seed}

@@ -54,6 +54,11 @@ class ConversationWriter:
     def __exit__(self, *error: Any) -> None:
         self._rows.__exit__(*error)
 
+    @property
+    def records(self) -> int:
+        """Number of records written so far."""
+        return len(self._hashes)
+
     def add(self, example: Example, turns: list[int], content: str) -> None:
         """Write one record.
 

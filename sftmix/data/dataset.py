@@ -248,7 +248,7 @@ def _side(
         if isinstance(side, Documents):
             found = encode_windows(encoder, side, max_length, packed, report, progress)
             found = (row for row in found if kept is None or row["id"] in kept)
-            rows = first_windows(found, limit if is_train else None, report)
+            rows = first_windows(found, limit if is_train else None, options.eval_fraction is not None, report)
         else:
             work = Tokenise(side, whole, encoder, max_length, kept)
             rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)

@@ -41,6 +41,11 @@ class DocumentWriter:
         self._about.__exit__(*error)
         self._pieces.__exit__(*error)
 
+    @property
+    def records(self) -> int:
+        """Number of documents written so far."""
+        return self._about.records
+
     def add(self, example: Example, text: Iterable[str]) -> bool:
         """Write a document; return False, and leave it out, if it holds only white space.
 

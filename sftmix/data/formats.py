@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftmix.common.fields import FORMAT_FIELDS
 from sftmix.data.jsonrows import BadRow
 from sftmix.types import Example, Message
 
@@ -24,30 +25,32 @@ class Format:
     """One format.
 
     needs    fields by which a row of this format is recognised
-    reads    all fields that the format reads
     convert  row -> messages
     """
 
     needs: tuple[str, ...]
-    reads: tuple[str, ...]
     convert: Callable[[Mapping[str, Any]], list[Message]]
 
 
-def recognise(row: Mapping[str, Any], usual: str | None = None) -> str:
+def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[str] = ()) -> str:
     """Name the first format whose fields the row has; else `usual`, the format of the rows before it.
 
+    first  formats that are tried before the others
     Raises BadRow if there is neither.
     """
-    for name, form in FORMATS.items():
-        if all(need in row for need in form.needs):
+    for name in (*first, *FORMATS):
+        if all(need in row for need in (FORMATS[name].needs if name in FORMATS else (TEXT,))):
             return name
-    if TEXT in row and not any(field in row for form in FORMATS.values() for field in form.reads):
+    if TEXT in row and not any(field in row for name in FORMATS for field in FORMAT_FIELDS[name]):
         return TEXT
     if usual is not None:
         return usual  # its conversion says which field is missing
     known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
     fields = ", ".join(map(repr, row)) or "none"
-    raise BadRow(f"format not recognised from the fields {fields} (known are {known}); name one with data.format")
+    raise BadRow(
+        f"format not recognised from the fields {fields} (known are {known}); name one with data.format, or say with "
+        "data.columns which field is which"
+    )
 
 
 def convert(
@@ -62,9 +65,8 @@ def convert(
     _object(row)
     if name == TEXT:
         raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
-    form = FORMATS[name]
-    messages = _checked(_with_system(form.convert(row), row))
-    return _example(row, messages, (*form.reads, "system"), source, label, label_field)
+    messages = _checked(_with_system(FORMATS[name].convert(row), row))
+    return _example(row, messages, (*FORMAT_FIELDS[name], "system"), source, label, label_field)
 
 
 def document(row: Any, *, source: str = "", label_field: str | None = None) -> tuple[Example, Iterable[str]]:
@@ -201,9 +203,26 @@ def _turns(value: Any, what: str, names: Mapping[str, str], keys: tuple[tuple[st
             raise BadRow(f"{where}.{role_key} is {turn[role_key]!r}; known are {', '.join(sorted(names))}")
         if turn.get("tool_calls"):
             raise BadRow(f"{where} has tool_calls, which are not supported")
-        content = _text(turn[content_key], f"{where}.{content_key}")
+        content = _content(turn[content_key], f"{where}.{content_key}")
         messages.append(Message(role, content, trained and role == "assistant"))
     return messages
+
+
+def _content(value: Any, what: str) -> str:
+    """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value) or not value:
+        return _text(value, what)
+    texts = []
+    for place, part in enumerate(value):
+        where = f"{what}[{place}]"
+        if "type" not in part:
+            raise BadRow(f"{where} has no 'type'")
+        if part["type"] != "text":
+            raise BadRow(f"{where} is a part of type {part['type']!r}; only parts of type 'text' are read")
+        if "text" not in part:
+            raise BadRow(f"{where} has no 'text'")
+        texts.append(_text(part["text"], f"{where}.text"))
+    return "".join(texts)
 
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -251,13 +270,11 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     return [Message("user", _text(prompt, "prompt")), Message("assistant", _text(completion, "completion"), True)]
 
 
-_ALPACA_FIELDS = ("instruction", "input", "output")
-
 FORMATS: dict[str, Format] = {
-    "messages": Format(("messages",), ("messages",), _messages),
-    "sharegpt": Format(("conversations",), ("conversations",), _sharegpt),
-    "history": Format(("instruction", "output", "history"), (*_ALPACA_FIELDS, "history"), _history),
-    "alpaca": Format(("instruction", "output"), _ALPACA_FIELDS, _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), ("prompt", "completion"), _prompt_completion),
+    "messages": Format(("messages",), _messages),
+    "sharegpt": Format(("conversations",), _sharegpt),
+    "history": Format(("instruction", "output", "history"), _history),
+    "alpaca": Format(("instruction", "output"), _alpaca),
+    "prompt_completion": Format(("prompt", "completion"), _prompt_completion),
 }
 """The formats in the order in which they are recognised: history stands before alpaca, because it has its fields."""

@@ -15,6 +15,12 @@ NAMED = 5
 SHOWN = 20
 """Bad rows that an error message lists; the others are counted."""
 
+HELD_OUT_BEFORE = (
+    "the held-out rows were chosen before that, so that they are the same for every limit "
+    "(data.take leaves rows out before any are held out)"
+)
+"""End of a note on data.limit where data.eval_fraction is set, too."""
+
 REASONS = {
     "bad_row": "bad rows skipped (data.skip_bad)",
     "duplicate": "rows with the same content as an earlier row (kept; their ids end in #k)",
@@ -118,12 +124,15 @@ class BadRows:
         if len(self.first) < SHOWN:
             self.first.append(f"{source}: {reason}")
 
-    def settle(self, report: DataReport, skip_bad: bool) -> None:
-        """Count the bad rows into the report; raise DataError if there are any and `skip_bad` is False."""
+    def settle(self, report: DataReport, skip_bad: bool, note: str = "") -> None:
+        """Count the bad rows into the report; raise DataError if there are any and `skip_bad` is False.
+
+        note  a remark for the message, on how the rows were read
+        """
         if self.count and not skip_bad:
             more = [f"... and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
             head = f"{self.count:,} bad row{'s' if self.count > 1 else ''} (data.skip_bad drops and counts them):"
-            raise DataError("\n".join([head, *self.first, *more]))
+            raise DataError("\n".join([head, *self.first, *more, *([note] if note else [])]))
         for line in self.first:
             report.add("bad_row", line)
         if self.count:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
+from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
 from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, iter_json, iter_lines
 
@@ -21,6 +22,7 @@ V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
 
 HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
+SUBSET = re.compile(r"^[^@:/\\]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Source:
     digest   sha256 of the file's bytes, or the fingerprint of the hub dataset
     dataset  the hub dataset's rows, None for a file
     label    the label of all its rows (data.labels)
+    entry    place of the name in data.train that it belongs to
     """
 
     name: str
     digest: str
     dataset: Any = None
     label: str | None = None
+    entry: int = 0
 
     @property
     def is_text(self) -> bool:
@@ -62,7 +66,7 @@ def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
-    A hub id may name a split: `HuggingFaceH4/x@train_sft`, `tatsu-lab/alpaca@train[:50%]`.
+    A hub id may name a subset, a split or both: `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
 
     option  name of the option that holds the names, for messages
     form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
@@ -75,7 +79,8 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
         with _reading(name, option):
             there = _files(name, option, form)
             found = [_hub(name, option)] if there is None else [Source(file, sha256_file(path)) for path, file in there]
-        sources += found if labels is None else [replace(source, label=labels[place]) for source in found]
+        label = None if labels is None else labels[place]
+        sources += [replace(source, label=label, entry=place) for source in found]
     return sources
 
 
@@ -101,7 +106,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
     elif path.exists():
         found = [(path, name)]
-    elif HUB_ID.match(name.partition("@")[0]) and path.suffix.lower() not in _READERS:
+    elif hub_parts(name) is not None and path.suffix.lower() not in _READERS:
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -132,13 +137,27 @@ def _check_file(path: Path, name: str) -> None:
         raise DataError(f"{name}:1: the file is empty")
 
 
+def hub_parts(name: str) -> tuple[str, str | None, str] | None:
+    """Take NAME:SUBSET@SPLIT apart; the subset may be left out, and the split (train). None if it is no hub id."""
+    head, _, split = name.partition("@")
+    path, colon, subset = head.partition(":")
+    if not HUB_ID.match(path) or (colon and not SUBSET.match(subset)):
+        return None
+    return path, subset or None, split or "train"
+
+
 def _hub(name: str, option: str) -> Source:
     import datasets
 
+    path, subset, split = hub_parts(name) or (name, None, "train")
     try:
-        path, _, split = name.partition("@")
-        dataset = datasets.load_dataset(path, split=split or "train")
+        dataset = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # the hub client raises errors of many libraries
+        if there := _subsets(str(error)):
+            missing = "has several subsets" if subset is None else f"has no subset {subset!r}"
+            raise DataError(
+                f"{option}: {name}: the data set {missing}; name one of {', '.join(there)}: {path}:{there[0]}@{split}"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{option}: {name}: there is no such file, and as a Hugging Face hub id it cannot be loaded: {reason}. "
@@ -149,16 +168,23 @@ def _hub(name: str, option: str) -> Source:
     return Source(name, str(dataset._fingerprint), dataset)
 
 
-def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
+def _subsets(message: str) -> list[str]:
+    """Read the subsets that an error of `datasets` lists, where none was named, or one that is not there."""
+    found = re.search(r"(?:available configs|not found\. Available): \[(.*)\]", message)
+    return re.findall(r"""['"]([^'"]+)['"]""", found[1]) if found else []
+
+
+def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
     """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
 
-    form    data.format
-    option  name of the option that holds the sources, for messages
+    form     data.format
+    option   name of the option that holds the sources, for messages
+    columns  data.columns, under which the rows are read
     Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
     """
     if form == TEXT:
         return True
-    is_text = [source.is_text or (form == "auto" and _begins_with_text(source)) for source in sources]
+    is_text = [source.is_text or (form == "auto" and _begins_with_text(source, columns)) for source in sources]
     if not any(is_text):
         return False
     first = sources[is_text.index(True)].name
@@ -173,11 +199,11 @@ def holds_text(sources: Sequence[Source], form: str, option: str) -> bool:
     return True
 
 
-def _begins_with_text(source: Source) -> bool:
+def _begins_with_text(source: Source, columns: Columns) -> bool:
     """True if the first row is recognised as text."""
     try:
-        _, row = next(source.rows(), ("", None))
-        return isinstance(row, dict) and recognise(row) == TEXT
+        row = columns.renamed(next(source.rows(), ("", None))[1])
+        return isinstance(row, dict) and recognise(row, first=columns.formats) == TEXT
     except (DataError, BadRow):  # the same error is raised again where the rows are read
         return False
 

@@ -20,7 +20,7 @@ from sftmix.common.errors import DataError
 from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
-from sftmix.data.report import DataReport
+from sftmix.data.report import HELD_OUT_BEFORE, DataReport
 from sftmix.data.templates import Encoder, writes_bos
 from sftmix.types import Int64
 
@@ -256,8 +256,14 @@ def encode_windows(
         }
 
 
-def first_windows(rows: Iterator[dict[str, Any]], limit: int | None, report: DataReport) -> Iterator[dict[str, Any]]:
-    """Take the first `limit` windows; a note in the report says that there were more."""
+def first_windows(
+    rows: Iterator[dict[str, Any]], limit: int | None, divided: bool, report: DataReport
+) -> Iterator[dict[str, Any]]:
+    """Take the first `limit` windows; a note in the report says that there were more.
+
+    divided  held-out text was taken out of the documents before
+    """
     yield from itertools.islice(rows, limit)
     if limit is not None and next(rows, None) is not None:
-        report.notes.append(f"the first {limit:,} training windows are used, the rest left out (data.limit)")
+        note = f"the first {limit:,} training windows are used, the rest left out (data.limit)"
+        report.notes.append(f"{note}; {HELD_OUT_BEFORE}" if divided else note)

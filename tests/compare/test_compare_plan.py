@@ -75,6 +75,12 @@ def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> Non
     assert {c.reference.training.seed for c in configs if isinstance(c.reference, TrainedReference)} == {42}
 
 
+def test_the_seeds_do_not_vary_which_rows_are_taken(table: Table) -> None:
+    alone = ("--data.eval_fraction", "null")
+    for words, seed in ((alone, None), ((*alone, "--data.take", "5"), 42)):
+        assert {cell.config().data.seed for cell in table(*words, variants={"a": {}}).cells} == {seed}
+
+
 def test_a_given_seed_of_the_split_or_the_reference_stays(table: Table) -> None:
     made = table("--data.seed", "7", "--reference.training.seed", "8", variants={"a": {}})
     config = made.cells[0].config()

@@ -244,6 +244,36 @@ def test_a_system_field_is_the_first_turn_in_every_format():
         convert(both, "messages")
 
 
+def parts(*texts: str) -> list[dict]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_parts_of_type_text_are_one_text(suffix, write, options, tmp_path):
+    """With the id of the same row with strings."""
+    turns = [("system", "S"), ("user", "one two"), ("assistant", "three\n\nfour")]
+    split = [parts("S"), parts("one", " two"), parts("three\n", "\nfour", "")]
+    rows = [{"messages": [{"role": r, "content": c} for (r, _), c in zip(turns, split, strict=True)]}]
+    if suffix == "parquet":  # where each part has all the fields of the others
+        rows[0]["messages"][0]["content"][0]["image_url"] = None
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    path = str(tmp_path / "rows.parquet") if suffix == "parquet" else write("rows.jsonl", rows)
+    found = prepare(options(path), 0, progress=False).train
+    strings = write("strings.jsonl", [{"messages": [{"role": r, "content": c} for r, c in turns]}])
+    expected = prepare(options(strings), 0, progress=False).train
+    assert [(m.role, m.content) for m in found.example(0).messages] == turns
+    assert found.id(0) == expected.id(0)
+
+
+def test_parts_in_sharegpt_and_in_prompt_and_completion():
+    turns = [{"role": "user", "content": parts("u", "v")}, {"role": "assistant", "content": "a"}]
+    for row, name in (
+        ({"conversations": turns}, "sharegpt"),
+        ({"prompt": turns[:1], "completion": turns[1:]}, "prompt_completion"),
+    ):
+        assert convert(row, name).messages == (U("uv"), A("a"))
+
+
 def test_every_row_of_a_file_is_recognised_by_itself(write, options):
     rows = [
         {"instruction": "u", "output": "a"},

@@ -1,12 +1,16 @@
-"""Hub ids and their splits: what counts as one, and what is said where it cannot be loaded."""
+"""Hub ids, their subsets and splits: what counts as one, and what is said where it cannot be loaded."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import datasets
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.data.sources import HUB_ID, Source, expand
+from sftmix.data.sources import HUB_ID, Source, expand, hub_parts
+from tests.tiny import make_tiny
 
 
 @pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "HuggingFaceH4/ultrachat_200k", "squad", "a.b/c-d_e.f"])
@@ -19,7 +23,7 @@ def test_what_is_no_hub_id(name: str) -> None:
     assert not HUB_ID.match(name)
 
 
-@pytest.mark.parametrize("name", ["no-such/set@train_sft", "no-such/set@train[:50%]", "no-such/set"])
+@pytest.mark.parametrize("name", ["no-such/set@train_sft", "no-such/set@train[:50%]", "no-such/set", "no/set:main"])
 def test_a_split_belongs_to_a_hub_id(name: str) -> None:
     assert datasets.config.HF_HUB_OFFLINE  # the tests reach no network
     with pytest.raises(DataError) as error:
@@ -46,3 +50,77 @@ def test_a_file_that_vanishes_is_named(name, tmp_path) -> None:
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name}: cannot be read: .*[Nn]o such file"):
         [list(row["text"]) for _, row in Source(path, "digest").rows()]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("openai/gsm8k:main@test", ("openai/gsm8k", "main", "test")),
+        ("openai/gsm8k:main", ("openai/gsm8k", "main", "train")),
+        ("tatsu-lab/alpaca@train[:50%]", ("tatsu-lab/alpaca", None, "train[:50%]")),
+        ("wikimedia/wikipedia:20231101.en@train[10:20]", ("wikimedia/wikipedia", "20231101.en", "train[10:20]")),
+        ("squad", ("squad", None, "train")),
+        ("openai/gsm8k:", None),
+        ("openai/gsm8k:a:b", None),
+        ("../gsm8k:main", None),
+        ("a/b/c:main@train", None),
+    ],
+)
+def test_the_parts_of_a_hub_id(name, parts) -> None:
+    assert hub_parts(name) == parts
+
+
+README = """\
+---
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: main.jsonl}
+  - {split: test, path: test.jsonl}
+- config_name: socratic
+  data_files: [{split: train, path: socratic.jsonl}]
+---
+"""
+
+
+@pytest.fixture
+def subsets(tmp_path, monkeypatch) -> None:
+    """A data set with two subsets, a directory here; `datasets` loads it as it loads one of the hub."""
+    directory = tmp_path / "openai" / "gsm8k"
+    directory.mkdir(parents=True)
+    (directory / "README.md").write_text(README)
+    for name in ("main", "test", "socratic"):
+        rows = [{"question": f"Say {name} {i}.", "answer": f"{name} {i}"} for i in range(3)]
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+
+
+@pytest.mark.parametrize(("name", "said"), [("main", "main"), ("main@test", "test"), ("socratic@train", "socratic")])
+def test_a_subset_is_read(subsets, name, said) -> None:
+    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")
+    assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
+
+
+def test_preview_of_a_subset_with_columns(subsets, tmp_path, sftmix) -> None:
+    """Its rows have the ids of a file with the same rows."""
+    model = make_tiny(tmp_path).model
+    words = ["preview", "--model.path", str(model), "--data.columns", "{prompt: question, response: answer}"]
+    shown = sftmix(*words, "--data.train", "openai/gsm8k:main", "--data.eval", "openai/gsm8k:main@test")
+    assert shown.code == 0, shown.err
+    assert "openai/gsm8k:main[0]" in shown.out
+    assert "6 rows read: 3 training and 3 held-out examples" in shown.out
+    from_file = sftmix(*words, "--data.train", "openai/gsm8k/main.jsonl")
+    ids = [re.findall(r"\| id (\w+)", out) for out in (shown.out, from_file.out)]
+    assert ids[0] == ids[1] != []
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("@train", "several subsets"), ("@test", "several subsets"), (":man", "no subset 'man'")]
+)
+def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name, problem) -> None:
+    split = name.partition("@")[2] or "train"
+    expected = f"the data set has {problem}; name one of main, socratic: openai/gsm8k:main@{split}"
+    with pytest.raises(DataError) as caught:
+        expand([f"openai/gsm8k{name}"], "data.train")
+    assert str(caught.value) == f"data.train: openai/gsm8k{name}: {expected}"

@@ -1,0 +1,52 @@
+"""Names of the fields that each format of rows reads, and the check of data.columns against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from sftmix.common.errors import nearest
+
+FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "history": ("instruction", "input", "output", "history"),
+    "alpaca": ("instruction", "input", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+"""The fields that each format reads, beside those of ANY_FORMAT."""
+
+ANY_FORMAT = ("system", "id")
+"""Fields that every format reads (text: `id` alone)."""
+
+OTHER_NAMES = {"response": "completion"}
+"""Other names of fields, in data.columns."""
+
+
+def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
+    fields = field_columns(columns)
+    if len(fields) < len(columns):
+        yield "data.columns names completion and response, which are the same field; leave one out"
+    if formats_with(fields, form):
+        return
+    known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
+    every = [*dict.fromkeys(name for names in known.values() for name in names), *ANY_FORMAT]
+    wrong = [name for name in columns if OTHER_NAMES.get(name, name) not in every]
+    has = "no format has" if form == "auto" else f"data.format {form} does not have"
+    reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
+    yield (
+        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}. On the left stand our "
+        f"names ({reads}), on the right those of the rows.{nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else ''}"
+    )
+
+
+def field_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return data.columns with each field under its own name: `completion` for `response`."""
+    return {OTHER_NAMES.get(name, name): column for name, column in (columns or {}).items()}
+
+
+def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
+    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
+    wanted = set(fields) - set(ANY_FORMAT)
+    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]

@@ -1,0 +1,69 @@
+"""Rows whose fields have other names than ours (data.columns)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sftmix.common.errors import DataError, nearest
+from sftmix.common.fields import ANY_FORMAT, field_columns, formats_with
+
+SHOWN_FIELDS = 30
+"""Most fields that a message lists."""
+
+
+class Columns:
+    """Reader of rows under the names of our fields.
+
+    names    our field -> its name in the rows; empty: the rows have our names
+    formats  the formats that read all these fields, which data.format auto tries first
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None) -> None:
+        self.names = field_columns(columns)
+        self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
+        self._fields = {column: field for field, column in self.names.items()}
+        self._unseen = set(self._fields)
+        self._own: set[str] = set()
+        self._there: dict[str, None] = {}
+
+    def renamed(self, row: Any) -> Any:
+        """Return the row under our names, and remember its fields; what is no object is returned as it is.
+
+        A field takes the place of another of its name. A row without the column keeps its own field.
+        """
+        if not self.names or not isinstance(row, Mapping):
+            return row
+        if self._unseen:
+            self._there.update(dict.fromkeys(row))
+            self._own.update(field for field in self.names if field in row)
+            self._unseen.difference_update(row)
+        moved = {field: row[column] for field, column in self.names.items() if column in row}
+        others = {key: value for key, value in row.items() if key not in moved and key not in self._fields}
+        return {**moved, **others}
+
+    def label_field(self, name: str | None) -> str | None:
+        """Return data.label_field under our name."""
+        return None if name is None else self._fields.get(name, name)
+
+    def check(self, option: str, *, own_names: bool) -> None:
+        """Raise DataError for a column that none of the rows has.
+
+        option     name of the option that holds the files of the rows
+        own_names  rows that have the field under our name are fine, too
+        """
+        for field, column in self.names.items():
+            if column in self._unseen and not (own_names and field in self._own):
+                raise DataError(
+                    f"data.columns: no row of {option} has the field {column!r} (for {field}); the fields there are "
+                    f"{listed(self._there)}.{nearest(column, self._there)}"
+                )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field} is read from {column!r}" for field, column in self.names.items())
+
+
+def listed(fields: Iterable[str]) -> str:
+    """List the names of fields for a message."""
+    names = [repr(field) for field in fields]
+    return ", ".join([*names[:SHOWN_FIELDS], *(["..."] if len(names) > SHOWN_FIELDS else [])]) or "none"

@@ -1,0 +1,189 @@
+"""Some rows of each source (data.take), and the order in which rows are taken, held out and limited."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import stable_hash
+from sftmix.data import encode
+from sftmix.data.rows import prepare
+from sftmix.data.templates import text_encoder
+from tests.tiny import SHORT, Tiny, make_tiny
+
+SEED = 3
+
+
+def rows_of(kind: str, n: int) -> list[dict]:
+    return [{"instruction": f"Say {kind} {i}.", "output": f"{kind} {i}", "kind": kind} for i in range(n)]
+
+
+@pytest.fixture
+def files(write) -> tuple[str, str, str]:
+    return write("a.jsonl", rows_of("a", 40)), write("b.json", rows_of("b", 30)), write("c.jsonl", rows_of("c", 7))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def ids(side) -> list[str]:
+    return [side.id(record) for record in side.records.tolist()]
+
+
+def kinds(side) -> list[str]:
+    return [side.columns(record)["kind"] for record in side.records.tolist()]
+
+
+def by_hash(found: list[str], count: int, seed: int = SEED) -> list[str]:
+    """Take the ids with the smallest hashes; in the order of `found`."""
+    smallest = sorted(found, key=lambda name: stable_hash(seed, "take", name) % 2**64)[:count]
+    return [name for name in found if name in smallest]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [([10, 0.5, None], (10, 15, 7)), ([0.99, 30, 1], (40, 30, 1)), ([None, None, 0.5], (40, 30, 4))],
+)
+def test_numbers_and_shares_of_each_entry(sizes, counts, files, options):
+    whole = prepare(options(*files), SEED, progress=False).train
+    prepared = prepare(options(*files, take=sizes), SEED, progress=False)
+    starts = {"a": (0, 40), "b": (40, 70), "c": (70, 77)}
+    parts = [by_hash(ids(whole)[slice(*starts[kind])], n) for kind, n in zip("abc", counts, strict=True)]
+    assert ids(prepared.train) == [name for part in parts for name in part]  # in the order of the files
+    assert kinds(prepared.train) == [kind for kind, n in zip("abc", counts, strict=True) for _ in range(n)]
+    note = ", ".join(f"{n} of {rows} from {f}" for n, rows, f in zip(counts, (40, 30, 7), files, strict=True))
+    assert prepared.report.lines()[0] == f"rows taken (data.take): {note}"
+    assert (prepared.train.fingerprint == whole.fingerprint) == (counts == (40, 30, 7))
+
+
+def test_the_choice_does_not_depend_on_the_order_and_grows_with_the_number(write, options):
+    rows = rows_of("a", 40)
+    for_seed = {}
+    for name, found in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        given = options(write(name, found), take=12)
+        for_seed[name] = set(ids(prepare(given, SEED, progress=False).train))
+    assert for_seed["a.jsonl"] == for_seed["b.jsonl"]
+    path = write("a.jsonl", rows)
+    more = set(ids(prepare(options(path, take=20), SEED, progress=False).train))
+    assert for_seed["a.jsonl"] < more
+    other = set(ids(prepare(options(path, take=12), SEED + 1, progress=False).train))
+    assert other != for_seed["a.jsonl"]
+    same = set(ids(prepare(options(path, take=12, seed=SEED), SEED + 1, progress=False).train))
+    assert same == for_seed["a.jsonl"]
+
+
+def test_a_directory_is_one_entry_and_bad_rows_are_none(write, options, tmp_path):
+    """A row whose own id is taken is written and left out: the entries behind it do not move."""
+    (tmp_path / "many").mkdir()
+    write("many/a.jsonl", [{"id": "x", **row} if i < 2 else row for i, row in enumerate(rows_of("a", 6))])
+    write("many/b.jsonl", [*rows_of("b", 3), {"instruction": "u"}])
+    path = write("c.jsonl", rows_of("c", 5))
+    given = options(str(tmp_path / "many"), path, take=[8, 2], skip_bad=True)
+    prepared = prepare(given, SEED, progress=False)
+    assert kinds(prepared.train) == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
+    assert f"8 of 8 from {tmp_path / 'many'}, 2 of 5 from {path}" in prepared.report.lines()[0]
+
+
+def test_labels_stay_with_their_rows(files, options):
+    prepared = prepare(options(*files, take=[3, 4, 5], labels=["A", "B", "C"]), SEED, progress=False)
+    labels = [prepared.train.label(record) for record in prepared.train.records.tolist()]
+    assert labels == ["A"] * 3 + ["B"] * 4 + ["C"] * 5
+
+
+def test_documents_are_taken_whole(write, options):
+    path = write("tales.jsonl", [{"text": f"Tale {i}."} for i in range(10)])
+    novel = write("novel.txt", "A novel.")
+    prepared = prepare(options(path, novel, take=[0.3, None]), SEED, progress=False)
+    assert [len(prepared.train.records), "".join(prepared.train.text(10))] == [4, "A novel."]
+    with pytest.raises(ConfigError, match=r"data\.take 0\.4 of .*novel\.txt is 0 of 1 usable rows; .* 1 to 1, or null"):
+        prepare(options(path, novel, take=[0.3, 0.4]), SEED, progress=False)
+
+
+def test_rows_are_held_out_of_those_that_are_taken(files, options):
+    taken = prepare(options(*files, take=[20, 10, 2]), SEED, progress=False).train
+    prepared = prepare(options(*files, take=[20, 10, 2], eval_fraction=0.25), SEED, progress=False)
+    assert len(prepared.eval.records) == 8
+    assert sorted(ids(prepared.train) + ids(prepared.eval)) == sorted(ids(taken))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([1, 2], r"data\.take names 2 numbers \(1, 2\) for 3 entries of data\.train \(.*\); give one for each"),
+        (5, r"names 1 numbers \(5\) for 3 entries"),
+        ([1, 1.5, None], r"data\.take has 1\.5; .*a share below 1\.0, or null\. No row is used twice"),
+        ([1, 1.0, None], r"data\.take has 1\.0"),
+        ([0, None, None], r"data\.take has 0;"),
+        ([True, None, None], r"data\.take has True"),
+        (["7", None, None], r"data\.take has 7;"),
+        ([None, 31, None], r"data\.take 31 of .*b\.json is 31 of 30 usable rows; name a number from 1 to 30, or null"),
+    ],
+)
+def test_sizes_that_cannot_be(sizes, message, files, options):
+    with pytest.raises(ConfigError, match=message):
+        prepare(options(*files, take=sizes), SEED, progress=False)
+
+
+def test_a_run_on_some_rows_of_each_file(tiny, files, tmp_path, sftmix):
+    """What is taken stands in what the run prints and in summary.json; another choice is refused."""
+    out = tmp_path / "run"
+    words = ["run", "--model.path", str(tiny.model), "--data.train", f"[{files[0]}, {files[1]}]", "--out", str(out)]
+    words += [*SHORT, "--training.global_batch_size", "8", "--training.micro_batch_size", "4"]
+    done = sftmix(*words, "--data.take", "[20, 0.5]")
+    assert done.code == 0, done.err
+    line = f"rows taken (data.take): 20 of 40 from {files[0]}, 15 of 30 from {files[1]}"
+    assert line in done.out + done.err
+    summary = json.loads((out / "summary.json").read_text())
+    assert line in summary["data"]["notes"]
+    assert summary["data"]["train"] == 35
+    again = sftmix(*words, "--data.take", "[20, 0.4]")
+    assert again.code == 2
+    assert "data.take: [20, 0.5] -> [20, 0.4]" in again.err
+
+
+def test_values_of_the_command_line(tiny, files, sftmix):
+    words = ["preview", "--model.path", str(tiny.model), "--data.train", f"[{files[0]}, {files[1]}]"]
+    for given, counts in (
+        (["--data.take", "[null, 3]"], "40 of 40 from {0}, 3 of 30"),
+        (["--data.take", "7", "--data.take+", "0.1"], "7 of 40 from {0}, 3 of 30"),
+    ):
+        shown = sftmix(*words, *given)
+        assert shown.code == 0, shown.err
+        assert f"rows taken (data.take): {counts.format(files[0])}" in shown.out
+    assert sftmix(*words, "--data.take", "[1.0, 2]").code == 2
+
+
+# ---------------------------------------------------------------------------------------------- the limit
+
+
+NOTE = "{} training rows left out (data.limit)"
+WHY = "the held-out rows were chosen before that, so that they are the same for every limit"
+
+
+def test_the_held_out_rows_are_those_of_every_limit_and_the_report_says_so(files, options):
+    full = prepare(options(*files, eval_fraction=0.1), SEED, progress=False)
+    for limit in (5, 60):
+        prepared = prepare(options(*files, eval_fraction=0.1, limit=limit), SEED, progress=False)
+        assert ids(prepared.eval) == ids(full.eval)
+        assert ids(prepared.train) == ids(full.train)[:limit]
+        assert any(line.startswith(f"{NOTE.format(69 - limit)}; {WHY}") for line in prepared.report.lines())
+
+
+def test_nothing_is_said_of_held_out_rows_from_files_of_their_own(files, options):
+    for more in ({}, {"eval": [files[2]]}):
+        prepared = prepare(options(*files[:2], limit=5, **more), SEED, progress=False)
+        assert NOTE.format(65) in prepared.report.lines()
+
+
+def test_of_text_too(write, options, small):
+    path = write("tales.jsonl", [{"text": f"Tale {i}, with some words in it."} for i in range(40)])
+    for more, why in (({"eval_fraction": 0.1}, True), ({}, False)):
+        prepared = prepare(options(path, limit=3, **more), SEED, progress=False)
+        data = encode(prepared, text_encoder(small["bos"]), max_length=16, progress=False)
+        (note,) = [line for line in data.report.lines() if "(data.limit)" in line]
+        assert note.startswith("the first 3 training windows are used, the rest left out")
+        assert (WHY in note) == why
