@@ -330,7 +330,7 @@ def mu(value: object) -> dict[str, object]:
         ({"objective": "SFTMx"}, ["objective", "'SFTMx'", "NTP", "SFTMix", "Did you mean SFTMix?"]),
         ({"pairing": "Random"}, ["pairing", "'Random'", "auto", "null", "Did you mean RandomPairs?"]),
         ({"splitter": "NTP"}, ["splitter", "no Splitter 'NTP'", "Median"]),
-        ({"splitter": "json.JSONDecoder"}, ["splitter", "another kind"]),
+        ({"splitter": "json.JSONDecoder"}, ["splitter", "json.JSONDecoder is no subclass of sftmix.comp"]),
         ({"splitter": "no_such_module.Mine"}, ["splitter", "No module named 'no_such_module'"]),
         ({"splitter": "sftmix.components.base.Splitter"}, ["splitter", "abstract"]),
         ({"objective": {"class_path": "SFTMix", "init_args": {"mo": 1}}}, ["objective.mo", "lambda_per", "mean mu?"]),

@@ -14,7 +14,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError
 from sftmix.config.layers import config_file
 from sftmix.config.messages import refuse_unknown_class, unknown_option
-from sftmix.config.schema import component_bases, is_flag, list_options, option_hints
+from sftmix.config.schema import component_bases, is_flag, list_options, option_hints, single_as_list
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def sort_arguments(argv: Sequence[str], own: Collection[str] = (), flags: Collec
             if key not in own:
                 _check_key(key)
             if key.rstrip("+") in component_bases():
-                refuse_unknown_class(key.rstrip("+"), _plain(value or ""))
+                chosen = _plain(value or "")
+                refuse_unknown_class(key.rstrip("+"), chosen)
+                value = value if single_as_list({key: chosen})[key] is chosen else f"[{value}]"
             seen[key] += 1
             given.append((key, value))
     given.sort(key=lambda option: _rank(option[0], seen))

@@ -7,7 +7,8 @@ import inspect
 from sftmix.cli.option_lines import component_lines, option_lines
 from sftmix.common.errors import ConfigError, nearest
 from sftmix.components.listing import Shipped, as_shipped, catalogue
-from sftmix.config.schema import component_bases, import_class, nested_bases
+from sftmix.config.classes import find_class
+from sftmix.config.schema import chosen_by, component_bases, import_class, nested_bases
 
 
 def _by_option() -> list[tuple[str, type, list[Shipped]]]:
@@ -34,8 +35,11 @@ def details(name: str) -> str:
     every = [(option, component) for option, _, shipped in _by_option() for component in shipped]
     found = [_describe(option, component) for option, component in every if component.name == name]
     if "." in name:
-        cls = import_class(name)
-        found = [_describe(option, as_shipped(cls)) for option, base, _ in _by_option() if issubclass(cls, base)]
+        cls, kinds = find_class(name), [(option, base) for option, base, _ in _by_option()]
+        found = [_describe(o, as_shipped(cls)) for o, base in kinds if inspect.isclass(cls) and issubclass(cls, base)]
+        if not found:
+            listed = ", ".join(base.__name__ for _, base in kinds)
+            raise ConfigError(f"{name} is no component: no subclass of a base class in sftmix.components ({listed})")
     if not found:
         names = list(dict.fromkeys(component.name for _, component in every))
         raise ConfigError(f"no component {name!r}; there are {', '.join(names)}.{nearest(name, names)}")
@@ -44,6 +48,6 @@ def details(name: str) -> str:
 
 def _describe(option: str, component: Shipped) -> str:
     cls = import_class(component.path)
-    text = [f"{component.name}  ({component.path}), chosen by --{option} {component.name}", ""]
+    text = [f"{component.name}  ({component.path}), chosen by --{option} {chosen_by(cls)}", ""]
     text += [*(inspect.getdoc(cls) or "").splitlines(), ""]
     return "\n".join([*text, *option_lines(list(component_lines(option, cls)))]).rstrip()

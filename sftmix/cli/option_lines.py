@@ -167,8 +167,10 @@ def component_lines(prefix: str, cls: type) -> Iterator[Row]:
             yield from _group(full, inner, inner())
         else:
             doc = docs.get(key, "")
-            untyped = "It has no type: any value of YAML."
-            yield _option(full, hint, f"{doc} {untyped}".strip() if hint is Any else doc, parameter.default)
+            if hint is parameter.empty:
+                needed = parameter.default is parameter.empty
+                doc += " It has no type" + (f", so nothing sets it: write `{key}: int`." if needed else ": any value.")
+            yield _option(full, hint, doc.strip(), parameter.default)
 
 
 def component_docs(cls: Any) -> dict[str, str]:

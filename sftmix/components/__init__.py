@@ -1,7 +1,8 @@
 """Base classes and shipped components, for users to swap; each is imported on first use.
 
-The two `FromFile` (a reference from a dynamics file, a split from a split file) are reached through their modules:
-`sftmix.components.reference.FromFile`, `sftmix.components.splitters.FromFile`.
+Two are named `FromFile`: a reference from a dynamics file, a split from a split file. `--reference FromFile` and
+`--splitter FromFile` each find theirs; in Python they are `sftmix.components.reference.FromFile` and
+`sftmix.components.splitters.FromFile`.
 """
 
 from __future__ import annotations

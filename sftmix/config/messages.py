@@ -6,7 +6,6 @@ value and the class; the type of the option gives the allowed values.
 
 from __future__ import annotations
 
-import inspect
 import re
 import types
 import typing
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 from sftmix.common.errors import ConfigError, nearest
 from sftmix.components.base import Component
+from sftmix.config.classes import why_not
 from sftmix.config.schema import (
-    all_components,
     alternatives,
     component_bases,
     component_classes,
@@ -38,6 +37,7 @@ _WORDS = {
     dict: "a mapping {name: value}",
     types.NoneType: "null",
 }
+_OTHER = "another type"
 
 
 def unknown_option(key: str, allowed: Iterable[str]) -> str:
@@ -97,35 +97,17 @@ def refuse_unknown_class(field: str, value: Any) -> None:
     if name in _choices(hint) or (isinstance(value, Mapping) and name is None):
         return
     if name is None:
-        if not may_be_null and typing.get_origin(hint) is not list:
-            raise ConfigError(f"{field} is null; it takes one of {_listed(base)}")
+        if not may_be_null:
+            several = "a list, [] for none, of" if typing.get_origin(hint) is list else "one of"
+            raise ConfigError(f"{field} is null; it takes {several} {_listed(base)}")
         return
-    reason = _why_not(base, str(name))
+    reason = why_not(base, str(name), [*_choices(hint), *(["null"] if may_be_null else [])])
     if reason is not None:
-        known = [*known_components(base), *_choices(hint), *(["null"] if may_be_null else [])]
-        raise ConfigError(
-            f"{field}: no {base.__name__} {str(name)!r}{reason}; there are {', '.join(known)}, or the import path of "
-            f"your own class (my_module.MyClass).{nearest(str(name).rpartition('.')[2], known)}"
-        )
+        raise ConfigError(f"{field}: {reason}")
 
 
 def _listed(base: type[Component]) -> str:
     return f"{', '.join(known_components(base))}, or an import path"
-
-
-def _why_not(base: type[Component], name: str) -> str | None:
-    """Return the reason (in brackets, or empty) why a name is no component of this kind; None if it is one."""
-    if "." not in name:
-        return None if name in all_components(base) else ""
-    try:
-        found = import_class(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        return f" ({error})"
-    if not inspect.isclass(found):  # a function may make one
-        found = typing.get_type_hints(found).get("return", object) if callable(found) else object
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        return " (it is of another kind)"
-    return " (it is abstract: a method is missing)" if inspect.isabstract(found) else None
 
 
 # ------------------------------------------------------------------------ values, which jsonargparse refuses
@@ -151,12 +133,16 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
     if missing := re.search(r"following arguments are required: (.+)", message):
         needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
+    of_component = len(keys) > 1
+    options = component_options(import_class(classes[len(keys) - 2])) if of_component else {}
+    hint = options[keys[-1]].annotation if of_component else hints.get(key)
     value = re.search(r"(?:Got value|Given value): (.*)", message)
-    if value is None:
-        return None
-    if len(keys) == 1:
-        return _not_allowed(key, hints.get(key), value[1])
-    return _not_allowed(key, component_options(import_class(classes[len(keys) - 2]))[keys[-1]].annotation, value[1])
+    if value is not None:
+        return _not_allowed(key, hint, value[1])
+    if of_component and _OTHER in map(_word, alternatives(hint)):
+        allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
+        return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
+    return None
 
 
 def _not_allowed(key: str, hint: Any, value: str) -> str:
@@ -167,6 +153,8 @@ def _not_allowed(key: str, hint: Any, value: str) -> str:
         listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
         if value.startswith("NestedArg"):  # jsonargparse's form of `--objective.mu.start 0`
             return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
+        if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
+            return f"{key}: {reason}"
         forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
         return f"{key}: {value!r} is not {' or '.join(forms)}; there are {listed}.{near}"
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
@@ -189,4 +177,4 @@ def _word(hint: Any) -> str:
         return "a group {option: value}"
     if typing.get_origin(hint) is tuple:
         return f"a list of {len(typing.get_args(hint))} values"
-    return _WORDS.get(typing.get_origin(hint) or hint, "another type")
+    return _WORDS.get(typing.get_origin(hint) or hint, _OTHER)

@@ -17,7 +17,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.messages import explain, refuse_unknown
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_bases, load_shipped
+from sftmix.config.schema import component_bases, load_shipped, single_as_list
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
@@ -29,7 +29,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
-    return _from_layers([Layer("", values)])
+    return _from_layers([Layer("", single_as_list(values))])
 
 
 class Parser(jsonargparse.ArgumentParser):

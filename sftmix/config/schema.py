@@ -7,10 +7,11 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
@@ -82,6 +83,12 @@ def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
+def single_as_list(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with a single component, where several may stand, in a list: `callbacks: Evaluate`."""
+    several = list_options() & component_bases().keys()
+    return {k: [v] if k in several and isinstance(v, (str, Mapping)) else v for k, v in values.items()}
+
+
 def list_options() -> set[str]:
     """Return the options that take several values: `--data.train a --data.train+ b`."""
     return {k for k, hint in option_hints().items() if list in (typing.get_origin(h) for h in alternatives(hint))}
@@ -104,13 +111,20 @@ def is_flag(key: str) -> bool:
 
 
 def component_options(cls: Any) -> dict[str, inspect.Parameter]:
-    """Return the options of a component class: its constructor's parameters, with their types resolved."""
+    """Return the options of a component class: its constructor's parameters, with their types resolved.
+
+    A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved.
+    """
     if cls.__init__ is object.__init__:
         return {}
-    hints = typing.get_type_hints(cls.__init__)
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except (NameError, AttributeError, TypeError) as error:
+        named = f"{cls.__module__}.{cls.__qualname__}"
+        raise ConfigError(f"the types in {named}.__init__ cannot be read, and they are its options: {error}") from error
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.kind in kinds}
+    return {p.name: p.replace(annotation=hints.get(p.name, p.empty)) for p in parameters if p.kind in kinds}
 
 
 def import_class(path: str) -> type:
@@ -126,9 +140,18 @@ def import_class(path: str) -> type:
 
 
 def known_components(base: type[Component]) -> dict[str, type[Component]]:
-    """Return short name -> class for every imported concrete subclass of a base class, shipped ones first."""
-    every = all_components(base).items()
-    return {name: cls for name, cls in every if not inspect.isabstract(cls) and _may_be_chosen(cls)}
+    """Return name -> class for every imported concrete subclass of a base class, shipped ones first.
+
+    The name is one that an option takes: the short name of a shipped class, the import path of any other.
+    """
+    found = [cls for cls in all_components(base).values() if not inspect.isabstract(cls) and _may_be_chosen(cls)]
+    return {chosen_by(cls): cls for cls in found}
+
+
+def chosen_by(cls: type) -> str:
+    """Return the name by which an option finds a class in a process that has not imported it."""
+    shipped = cls.__module__.startswith("sftmix.components.")
+    return cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _may_be_chosen(cls: type[Component]) -> bool:

@@ -41,7 +41,12 @@ def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], None], *, e
     answered = 0
 
     @settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
     )
     @given(strategy)
     def check(value: V) -> None:

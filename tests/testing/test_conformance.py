@@ -87,6 +87,20 @@ class PairsUnscored(Median):
         return replace(found, group=np.maximum(found.group, 0).astype(np.int8))
 
 
+class FailsInTwoWays(Median):
+    """By the size of the table: groups of another length, or groups that are no whole numbers."""
+
+    def split(self, scores, *, seed):
+        size = len(scores) + 1 if len(scores) > 10 else len(scores)
+        return Split(group=np.zeros(size, dtype=np.int8 if len(scores) > 10 else float), names=("a", "b"))
+
+
+def test_of_several_failures_one_is_told_in_words():
+    """Hypothesis would raise them together, as an ExceptionGroup whose message says nothing."""
+    with pytest.raises(AssertionError, match="splitter FailsInTwoWays returned groups of"):
+        testing.check_splitter(FailsInTwoWays())
+
+
 class SortsInPlace(components.Perplexity):
     def estimate(self, dynamics):
         dynamics.nll_sum.sort(axis=1)
