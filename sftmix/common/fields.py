@@ -1,4 +1,4 @@
-"""Names of the fields that each format of rows reads, and the check of data.columns against them."""
+"""Names of the fields of rows: those that each format reads, the check of data.columns, and how messages list them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ ANY_FORMAT = ("system", "id")
 
 OTHER_NAMES = {"response": "completion"}
 """Other names of fields, in data.columns."""
+
+SHOWN_FIELDS = 30
+"""Most fields that a message lists."""
 
 
 def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
@@ -50,3 +53,9 @@ def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
     """List the formats that read all these fields; of the one named `form`, or of all for auto."""
     wanted = set(fields) - set(ANY_FORMAT)
     return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
+
+
+def listed(fields: Iterable[str]) -> str:
+    """List the names of fields for a message."""
+    names = [repr(field) for field in fields]
+    return ", ".join([*names[:SHOWN_FIELDS], *(["..."] if len(names) > SHOWN_FIELDS else [])]) or "none"

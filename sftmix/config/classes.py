@@ -65,7 +65,7 @@ def _no_subclass(base: type[Component], name: str, found: Any) -> str | None:
 def _unfinished(name: str, found: type) -> str | None:
     """Return the reason why no object of the class can be made from options."""
     if inspect.isabstract(found):
-        methods = ", ".join(sorted(found.__abstractmethods__))
+        methods = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         return f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines"
     for option, parameter in component_options(found).items():
         if parameter.annotation is parameter.default is inspect.Parameter.empty:

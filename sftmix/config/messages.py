@@ -134,8 +134,8 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
         needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
     of_component = len(keys) > 1
-    options = component_options(import_class(classes[len(keys) - 2])) if of_component else {}
-    hint = options[keys[-1]].annotation if of_component else hints.get(key)
+    takes_it = component_options(import_class(classes[len(keys) - 2])) if of_component else {}
+    hint = takes_it[keys[-1]].annotation if of_component else hints.get(key)
     value = re.search(r"(?:Got value|Given value): (.*)", message)
     if value is not None:
         return _not_allowed(key, hint, value[1])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sftmix.common.errors import DataError, nearest
-from sftmix.common.fields import ANY_FORMAT, field_columns, formats_with
-
-SHOWN_FIELDS = 30
-"""Most fields that a message lists."""
+from sftmix.common.fields import ANY_FORMAT, field_columns, formats_with, listed
 
 
 class Columns:
@@ -61,9 +58,3 @@ class Columns:
 
     def __str__(self) -> str:
         return ", ".join(f"{field} is read from {column!r}" for field, column in self.names.items())
-
-
-def listed(fields: Iterable[str]) -> str:
-    """List the names of fields for a message."""
-    names = [repr(field) for field in fields]
-    return ", ".join([*names[:SHOWN_FIELDS], *(["..."] if len(names) > SHOWN_FIELDS else [])]) or "none"

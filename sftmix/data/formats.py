@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftmix.common.fields import FORMAT_FIELDS
+from sftmix.common.fields import FORMAT_FIELDS, listed
 from sftmix.data.jsonrows import BadRow
 from sftmix.types import Example, Message
 
@@ -46,10 +46,11 @@ def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[
     if usual is not None:
         return usual  # its conversion says which field is missing
     known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
-    fields = ", ".join(map(repr, row)) or "none"
+    fields = listed(row)
     raise BadRow(
         f"format not recognised from the fields {fields} (known are {known}); name one with data.format, or say with "
-        "data.columns which field is which"
+        "data.columns which field is which",
+        mistake="format not recognised",
     )
 
 

@@ -21,12 +21,14 @@ _FOREIGN = {codecs.BOM_UTF16_LE: "UTF-16 text", codecs.BOM_UTF16_BE: "UTF-16 tex
 class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`.
 
-    source  place of the problem; None if it is the place at which the row begins
+    source   place of the problem; None if it is the place at which the row begins
+    mistake  the reason without what is the row's own; two rows with the same one have the same mistake
     """
 
-    def __init__(self, reason: str, source: str | None = None) -> None:
+    def __init__(self, reason: str, source: str | None = None, mistake: str | None = None) -> None:
         super().__init__(reason)
         self.source = source
+        self.mistake = reason if mistake is None else mistake
 
 
 Row = tuple[str, Any]

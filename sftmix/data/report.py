@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sftmix.common.errors import DataError
+from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.data.jsonrows import BadRow
 
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
@@ -111,18 +113,59 @@ class DataReport:
         )
 
 
+class BadFile:
+    """The bad rows of one file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows = self.count = 0
+        self.first: list[str] = []
+        self._reason = ""
+        self._mistakes: set[str] = set()
+        self._fields: dict[str, None] = {}
+
+    def add(self, place: str, problem: BadRow, row: Any) -> None:
+        """Count a bad row at `place` (`file:line`); `row` is what was read."""
+        self.count += 1
+        self._reason = self._reason or str(problem)
+        if len(self._mistakes) < 2:
+            self._mistakes.add(problem.mistake)
+        if len(self.first) < SHOWN:
+            self.first.append(f"{problem.source or place}: {problem}")
+        if isinstance(row, Mapping) and len(self._fields) <= SHOWN_FIELDS:
+            self._fields.update(dict.fromkeys(row))
+
+    def lines(self) -> list[str]:
+        """The first SHOWN bad rows; one line instead if all rows of the file have the same mistake."""
+        if self.count != self.rows or self.rows < 2 or len(self._mistakes) > 1:
+            return self.first
+        fields = listed(self._fields)
+        there = f"; the fields there are {fields}" if self._fields and fields not in self._reason else ""
+        return [f"{self.name}: all {self.rows:,} rows: {self._reason}{there}"]
+
+
 class BadRows:
-    """The first SHOWN bad rows with their reasons, and the count of all."""
+    """The first SHOWN lines about bad rows, and the count of all."""
 
     def __init__(self) -> None:
         self.count = 0
         self.first: list[str] = []
+        self._told = 0
 
     def add(self, source: str, reason: str) -> None:
         """Count a bad row at `source` (`file:line`)."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(f"{source}: {reason}")
+        self._add([f"{source}: {reason}"], 1)
+
+    def add_file(self, found: BadFile) -> None:
+        """Count the bad rows of a file."""
+        self._add(found.lines(), found.count)
+
+    def _add(self, lines: list[str], count: int) -> None:
+        """Count bad rows, told by one line each, or by one line for all of them."""
+        self.count += count
+        shown = lines[: SHOWN - len(self.first)]
+        self.first += shown
+        self._told += count if len(shown) == len(lines) == 1 else len(shown)
 
     def settle(self, report: DataReport, skip_bad: bool, note: str = "") -> None:
         """Count the bad rows into the report; raise DataError if there are any and `skip_bad` is False.
@@ -130,7 +173,7 @@ class BadRows:
         note  a remark for the message, on how the rows were read
         """
         if self.count and not skip_bad:
-            more = [f"... and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
+            more = [f"... and {self.count - self._told:,} more"] if self.count > self._told else []
             head = f"{self.count:,} bad row{'s' if self.count > 1 else ''} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([head, *self.first, *more, *([note] if note else [])]))
         for line in self.first:

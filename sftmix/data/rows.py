@@ -14,7 +14,7 @@ from sftmix.data.conversations import Conversations, ConversationWriter, content
 from sftmix.data.documents import Documents, DocumentWriter
 from sftmix.data.formats import TEXT, convert, document, recognise
 from sftmix.data.jsonrows import BadRow
-from sftmix.data.report import BadRows, DataReport
+from sftmix.data.report import BadFile, BadRows, DataReport
 from sftmix.data.sides import divide, first_rows, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import cache_root, get_or_build, key_of
@@ -154,15 +154,17 @@ class _Reading:
         unit = "documents" if self.form == TEXT else "rows"
         with writer, progress_bar(f"Reading {unit}", unit=f" {unit}", delay=1, enabled=progress) as bar:
             for source in sources:
-                before, name = writer.records, self._usual()
+                before, name, problems = writer.records, self._usual(), BadFile(source.name)
                 for place, found in source.rows():
                     row = found if source.is_text else self.columns.renamed(found)
                     bar.update()
-                    self.report.rows += 1
+                    problems.rows += 1
                     try:
                         name = self._store(writer, source, place, row, name)
                     except BadRow as problem:
-                        bad.add(problem.source or place, str(problem))
+                        problems.add(place, problem, found)
+                self.report.rows += problems.rows
+                bad.add_file(problems)
                 written[source.entry] += writer.records - before
         taken, repeated = writer.finish()
         stored = Conversations(directory)

@@ -10,6 +10,7 @@ import pytest
 from sftmix.common.errors import DataError
 from sftmix.data.jsonrows import MAX_ROW_BYTES
 from sftmix.data.rows import prepare
+from tests.tiny import make_tiny
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
 
@@ -221,3 +222,69 @@ def test_empty_responses_are_dropped_and_counted(write, options):
     assert prepared.report.rows == 4
     with pytest.raises(DataError, match=r"(?s)no usable row is left.*empty responses"):
         prepare(options(write("none.jsonl", rows[1:3])), 0, progress=False)
+
+
+# ---------------------------------------------------------------- a file whose every row has the same mistake
+
+
+def messages_of(path: str | list[str], options, **more) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        prepare(options(*([path] if isinstance(path, str) else path), **more), 0, progress=False)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_one_mistake_of_every_row_is_told_once(suffix, write, options):
+    rows = [{"instruction": f"Say {i}.", "answer": str(i), "n": i} for i in range(1200)]
+    path = write(f"rows.{suffix}", [{**row, "extra": 1} if i == 3 else row for i, row in enumerate(rows)])
+    there = "the fields there are 'instruction', 'answer', 'n', 'extra'"
+    assert messages_of(path, options, format="alpaca") == [
+        "1,200 bad rows (data.skip_bad drops and counts them):",
+        f"{path}: all 1,200 rows: field 'output' is missing; {there}",
+    ]
+
+
+def test_fields_that_no_format_has_are_told_once(write, options):
+    """Rows with other fields have the same mistake; the fields are told once, too, where the reason lists them all."""
+    rows = [{"question": f"Say {i}.", "answer": str(i)} for i in range(50)]
+    head, line = messages_of(write("a.jsonl", rows), options)
+    assert head.startswith("50 bad rows")
+    assert "a.jsonl: all 50 rows: format not recognised from the fields 'question', 'answer' (known are " in line
+    assert line.endswith("name one with data.format, or say with data.columns which field is which")
+    _, line = messages_of(write("b.jsonl", [*rows, {"question": "u", "hint": "h"}]), options)
+    assert line.endswith("; the fields there are 'question', 'answer', 'hint'")
+
+
+def test_a_file_with_a_good_row_or_two_mistakes_names_its_rows(write, options):
+    good, none, null = {"prompt": "u", "completion": "a"}, {"prompt": "u"}, {"prompt": "u", "completion": None}
+    for number, (rows, bad) in enumerate([([good, none, none], 2), ([none, null, none], 3), ([none], 1)]):
+        path = write(f"{number}.jsonl", rows)
+        lines = messages_of(path, options, format="prompt_completion")[1:]
+        assert len(lines) == bad
+        assert all(line.startswith((f"{path}:1: ", f"{path}:2: ", f"{path}:3: ")) for line in lines)
+
+
+def test_files_are_told_apart_and_all_their_rows_are_counted(write, options):
+    none = [{"prompt": "u"}] * 30
+    whole, other = write("whole.jsonl", none), write("other.jsonl", none[:7])
+    mixed = write("mixed.jsonl", [{"prompt": "u", "completion": "a"}, *none])
+    lines = messages_of([whole, mixed, other], options, format="prompt_completion")
+    assert lines[0].startswith("67 bad rows")
+    assert lines[1] == f"{whole}: all 30 rows: field 'completion' is missing; the fields there are 'prompt'"
+    assert [line.split(": ")[0] for line in lines[2:21]] == [f"{mixed}:{n}" for n in range(2, 21)]
+    assert lines[21:] == ["... and 18 more"]  # 11 of the second file, 7 of the third
+    prepared = prepare(options(whole, mixed, format="prompt_completion", skip_bad=True), 0, progress=False)
+    assert prepared.report.counts == {"bad_row": 60}
+    assert prepared.report.rows == 61
+
+
+def test_the_command_line_tells_it_once(write, sftmix, tmp_path):
+    path = write("rows.jsonl", [{"question": "u", "answer": "a"}] * 500)
+    model = make_tiny(tmp_path).model
+    for command in (["preview"], ["run", "--out", str(tmp_path / "run")]):
+        found = sftmix(*command, "--model.path", str(model), "--data.train", path)
+        assert found.code == 3
+        assert len(found.err.split("error: ")[1].splitlines()) == 2
+        assert "all 500 rows: format not recognised from the fields 'question', 'answer'" in found.err
+    columns = ["--data.columns", "{prompt: question, response: answer}"]  # as the message says
+    assert sftmix("preview", "--model.path", str(model), "--data.train", path, *columns).code == 0
