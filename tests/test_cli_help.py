@@ -113,6 +113,8 @@ def test_a_command_shows_what_it_reads(sftmix, name) -> None:
         assert not {key for key in options(text) if key.partition(".")[0] in idle}
         assert {"model.path", "data.train", "config"} <= options(text)
     assert {key for key in option_hints() if key.startswith("data.")} <= options(full)
+    assert "checkpoint.keep_best" not in options(full)  # no held-out rows are evaluated before the target
     if name == "preview":
+        assert "  --data.columns {NAME: ...}" in short
         assert options(full) & {"model.lora.r", "model.dtype"} == set()
         assert {"rows", "no_color", "data.format", "data.template", "selector"} <= options(short)

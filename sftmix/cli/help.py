@@ -44,13 +44,16 @@ SHORT: Mapping[str, Mapping[str, str]] = {
 }
 """The options that matter most, in groups, each with a few words that leave it on one line."""
 
-_OF_ROWS = {
-    "data.format": "recognised, or alpaca, messages, sharegpt ...",
-    "data.multi_turn": "an example per_turn, or the whole",
-    "data.skip_bad": "drop bad rows, and count them",
-    "selector": "which rows are used: All, Longest ...",
+_MORE: Mapping[str, Mapping[str, str]] = {
+    "preview": {
+        "data.columns": "names of your rows' fields, where not ours",
+        "data.format": "recognised, or alpaca, messages, sharegpt ...",
+        "data.multi_turn": "an example per_turn, or the whole",
+        "data.skip_bad": "drop bad rows, and count them",
+        "selector": "which rows are used: All, Longest ...",
+    },
 }
-"""More of the kind, for a command that is about rows."""
+"""Further options about rows that matter to one command."""
 
 _FEW: Mapping[str, Sequence[str]] = {
     "compare": (
@@ -71,18 +74,10 @@ _FEW: Mapping[str, Sequence[str]] = {
 
 _SHORT_COLUMN = 34  # where the few words begin
 
-_OF_REFERENCE: tuple[str, ...] = (
-    "out",
-    "seed",
-    "model",
-    "data",
-    "training",
-    "checkpoint",
-    "reference",
-    "selector",
-    "optimizer",
+_OF_REFERENCE = (
+    *("config", "out", "seed", "print_config", "model", "data", "training", "checkpoint.every"),
+    *("checkpoint.keep", "reference", "selector", "optimizer", "callbacks"),
 )
-_OF_REFERENCE = (*_OF_REFERENCE, "callbacks", "config", "print_config")
 
 READ: Mapping[str, Sequence[str]] = {
     "preview": ("config", "seed", "model.path", "data", "selector"),
@@ -147,7 +142,7 @@ def _short(name: str, there: Sequence[Section], own: Sequence[str]) -> list[str]
     few = _FEW.get(name, list(rows))
     found = [_full(Section("", name.capitalize(), [rows[key] for key in own]))] if own else []
     for title, texts in SHORT.items():
-        more = _OF_ROWS if name == "preview" and "data.train" in texts else {}
+        more = _MORE.get(name, {}) if "data.train" in texts else {}
         shown = [_on_a_line(rows[key], text) for key, text in {**texts, **more}.items() if key in few]
         if shown:
             found.append("\n".join([title, *option_lines(shown, column=_SHORT_COLUMN)]))

@@ -122,6 +122,8 @@ def _metavar(key: str, hint: Any) -> str:
         elif typing.get_origin(option) in (list, tuple):
             inner = [_TYPES.get(a, "VALUE") for a in typing.get_args(option)]
             words.append(f"[{', '.join(inner if typing.get_origin(option) is tuple else [*inner, '...'])}]")
+        elif typing.get_origin(option) is dict:
+            words.append("{NAME: ...}")
         else:
             words.append("CLASS" if component_classes(option) else _TYPES.get(option, "VALUE"))
     return "|".join(words)

@@ -133,9 +133,8 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
     if missing := re.search(r"following arguments are required: (.+)", message):
         needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
-    of_component = len(keys) > 1
-    takes_it = component_options(import_class(classes[len(keys) - 2])) if of_component else {}
-    hint = takes_it[keys[-1]].annotation if of_component else hints.get(key)
+    of_component = 1 < len(keys) <= len(classes) + 1
+    hint = _option_of(classes[len(keys) - 2], keys[-1]) if of_component else hints.get(key)
     value = re.search(r"(?:Got value|Given value): (.*)", message)
     if value is not None:
         return _not_allowed(key, hint, value[1])
@@ -143,6 +142,11 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
         allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
         return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
     return None
+
+
+def _option_of(class_path: str, name: str) -> Any:
+    """Return the type of an option of a component."""
+    return component_options(import_class(class_path))[name].annotation
 
 
 def _not_allowed(key: str, hint: Any, value: str) -> str:
