@@ -126,7 +126,7 @@ def test_a_streaming_dataset_is_refused(monkeypatch, tmp_path):
     import datasets
 
     stream = datasets.Dataset.from_list([{"instruction": "a", "output": "b"}]).to_iterable_dataset()
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: stream)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split: stream)
     options = DataOptions(train=["somebody/rows"], cache_dir=str(tmp_path))
     with pytest.raises(DataError, match="somebody/rows: streaming datasets are not supported"):
         prepare(options, 0, progress=False)
