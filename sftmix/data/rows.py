@@ -154,9 +154,9 @@ class _Reading:
         unit = "documents" if self.form == TEXT else "rows"
         with writer, progress_bar(f"Reading {unit}", unit=f" {unit}", delay=1, enabled=progress) as bar:
             for source in sources:
-                before, name, problems = writer.records, self._usual(), BadFile(source.name)
+                before, name, problems, is_text = writer.records, self._usual(), BadFile(source.name), source.is_text
                 for place, found in source.rows():
-                    row = found if source.is_text else self.columns.renamed(found)
+                    row = found if is_text else self.columns.renamed(found)
                     bar.update()
                     problems.rows += 1
                     try:
