@@ -160,8 +160,12 @@ def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path) -> N
 def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]
-    command = [sys.executable, str(ROOT / "cli.py"), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom sftmix.cli import main"
+    )
+    command = [sys.executable, "-c", f"{listening}; sys.exit(main())", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, end = run / "train" / "metrics.jsonl", time.time() + 120
     while not (log.exists() and log.stat().st_size) and process.poll() is None and time.time() < end:
         time.sleep(0.05)
