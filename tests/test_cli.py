@@ -341,7 +341,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("kind", "code"), ERRORS.items())
 def test_each_error_has_its_exit_code(
-    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[errors.SFTMixError], code: int
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], code: int
 ) -> None:
     monkeypatch.setitem(COMMANDS, "status", raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"

@@ -41,7 +41,7 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except SFTMixError as error:
+    except (SFTMixError, Stopped) as error:
         return _report(error)
     except KeyboardInterrupt:
         if _rank() == 0:
@@ -76,7 +76,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _report(error: SFTMixError) -> int:
+def _report(error: SFTMixError | Stopped) -> int:
     """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
 
     Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
@@ -84,7 +84,7 @@ def _report(error: SFTMixError) -> int:
     rank = _rank()
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = f"{kind}: {error}"
-    shared = error.everywhere or isinstance(error, ConfigError | Stopped)
+    shared = error.everywhere or isinstance(error, ConfigError)
     if shared and first_rank_tells(message):
         return 0
     if not (shared and rank) or by_torchrun():

@@ -56,10 +56,15 @@ class NoSpaceError(SFTMixError):
     exit_code = 7
 
 
-class Stopped(SFTMixError):
-    """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved."""
+class Stopped(BaseException):
+    """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved.
+
+    Like KeyboardInterrupt no Exception: it is raised in the middle of whatever runs, and libraries that catch every
+    Exception, as around an import, would take it for a failure of their own and go on.
+    """
 
     exit_code = 143
+    everywhere = True
 
 
 INTERRUPTED = 130
@@ -70,7 +75,7 @@ OUTPUT_CLOSED = 141
 
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code that tells of an error: its own, or 1 for an unexpected one."""
-    if isinstance(error, SFTMixError):
+    if isinstance(error, SFTMixError | Stopped):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED

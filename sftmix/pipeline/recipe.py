@@ -50,19 +50,21 @@ def run(
     with (
         contextlib.nullcontext(world) if world else start_world() as ranks,
         RunDirectory(config.out, ranks, pool=pool) as directory,
-        StopAtOnce(),
+        StopAtOnce() as stop,
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(config, until, ranks, directory)
+        return recipe(config, until, ranks, directory, stop)
 
 
-def recipe(config: RunConfig, until: StageName, world: World, directory: RunDirectory) -> dict[str, Any]:
+def recipe(
+    config: RunConfig, until: StageName, world: World, directory: RunDirectory, stop: StopAtOnce
+) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
     directory.status(stage="data")
     config, prepared = read_rows(config, world, progress=world.is_main)
-    run = RunContext(config, world, directory)
+    run = RunContext(config, world, directory, stop)
     stages = stages_needed(config, until)
 
     select = Selection(run)
