@@ -113,6 +113,17 @@ def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path) -
         assert everything(copied) == during
 
 
+def test_a_refused_command_leaves_the_status_of_an_interrupted_run(finished: Finished, copied: Path) -> None:
+    (copied / "train" / "MANIFEST.json").unlink()
+    interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
+    (copied / "STATUS.json").write_text(json.dumps(interrupted))
+    before = everything(copied)
+    assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 2
+    assert everything(copied) == before
+    told = without_torch("status", str(copied)).out
+    assert told.startswith(f"{copied}: ended in stage train with exit code 143; the same command continues it")
+
+
 def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
     """A run without pairs has no reference: none is trained for a target that is refused."""
     run = tmp_path / "run"

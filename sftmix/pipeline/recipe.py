@@ -107,7 +107,7 @@ def recipe(
     )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
-    directory.status(stage=until, step=step, total_steps=total)
+    directory.status(stage=until, step=step, total_steps=total, doing="")
     return summary
 
 

@@ -62,9 +62,11 @@ def train_arm(
         stage, perturbation=perturbation, callbacks=config.callbacks, split_of=pairs.split_of, online=online
     )
     result = train(stage, world)
+    run.directory.status(doing="measuring the trained model")
     measured = Measurement(directory, world, rows.data).trained(
         stage, result.module, steps=int(result.figures["steps"])
     )
+    run.directory.status(doing="writing the model")
     _export(run, rows, stage, result, directory / "model")
     figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
     figures["best_kept"] = (directory / BEST).is_dir()
