@@ -95,7 +95,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("components my_parts.NotOne", "my_parts.NotOne is no component: no subclass of a base class in sftmix.compo"),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
-        ("run --splitter no_such.Medin", "No module named 'no_such'. There are Median, "),
+        ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter sftmix.components.NTP", KIND),
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),

@@ -15,6 +15,7 @@ from sftmix.common.errors import (
     Stopped,
     closed_outputs,
     nearest,
+    told,
 )
 from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error
 
@@ -64,7 +65,8 @@ def _dispatch(argv: list[str]) -> int:
         print(f"sftmix {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise ConfigError(f"no command {argv[0]!r}; there are {', '.join(COMMANDS)}.{nearest(argv[0], COMMANDS)}")
+        guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
     try:
         COMMANDS[argv[0]].main(argv[1:])
     except SystemExit as leave:  # --help and --print_config

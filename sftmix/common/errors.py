@@ -101,4 +101,17 @@ def refuse(problems: Sequence[str], where: str) -> None:
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
+    return did_you_mean(close[0]) if close else ""
+
+
+def did_you_mean(name: str) -> str:
+    return f" Did you mean {name}?"
+
+
+def told(problem: str, guess: str, more: str) -> str:
+    """Return `problem. Did you mean X? More.`, or `problem; more.` without a guess: what helps most comes first.
+
+    guess  of `nearest`
+    more   what is allowed, without a full stop
+    """
+    return f"{problem}.{guess} {more[:1].upper()}{more[1:]}." if guess else f"{problem}; {more}."
