@@ -56,7 +56,7 @@ def summarise(
     if scores is not None and split is not None:
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
-    summary["remarks"] = remarks(root, stages, learning_rate) if "train" in stages else []
+    summary["remarks"] = remarks(root, stages, learning_rate)
     if world.is_main:
         write_json(root / "summary.json", summary)
     world.barrier()

@@ -26,6 +26,7 @@ from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
 from sftmix.pipeline.reference import reference_dynamics
+from sftmix.pipeline.rehearsal import rehearse
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
 from sftmix.pipeline.single_run import after_single_run, losses_of_single_run
 from sftmix.pipeline.stages import StageName, stages_needed, training_of_reference
@@ -72,6 +73,8 @@ def recipe(
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
     select.keep()
     run.say("\n".join(rows.data.report.lines()))
+    if stages > {"reference"} and config.reference.trains and not directory.has("reference"):
+        world.on_main(lambda: rehearse(run, rows, stages))
     dynamics = reference_dynamics(run, rows) if "reference" in stages else None
     scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
     split = split_of(run, rows, scores) if scores is not None and "split" in stages else None
