@@ -251,6 +251,26 @@ def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmi
     assert everything(out) == before
 
 
+def test_an_export_that_cannot_be_is_refused_at_once(finished: Finished, copied: Path, tmp_path: Path) -> None:
+    to = ("--to", str(tmp_path / "model"))
+    shutil.rmtree(copied / "train" / "checkpoints", ignore_errors=True)
+    for words, message in (
+        ((str(tmp_path / "nothing"), *to), "is not a run directory"),
+        ((str(copied), "--to", str(copied)), f"{copied} exists; name a directory that does not"),
+        ((str(copied), *to), f"has no checkpoint; {copied / 'train' / 'model'} holds the model after the last step"),
+        ((str(copied), *to, "--best"), "--best: "),
+        ((str(copied), *to, "--merge"), "trained all weights"),
+    ):
+        done = without_torch("export", *words)
+        assert (done.code, message in done.err) == (2, True), done.err
+    shutil.rmtree(copied / "train" / "model")
+    done = without_torch("export", str(copied), *to)
+    assert (done.code, "has no checkpoint; a run writes some with --checkpoint.every N" in done.err) == (2, True)
+    (copied / "train" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    done = without_torch("export", str(copied), *to, "--step", "3")
+    assert (done.code, "has no checkpoint 3; it has 4" in done.err) == (2, True)
+
+
 def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:
     """An import of torch fails here, as the rest is in order."""
     command = [sys.executable, "-c", NO_TORCH, "run", *tiny.options, "--out", str(tmp_path / "run")]

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.head import ADAPTER, active
 from sftmix.options import LoraOptions
 
@@ -166,6 +167,12 @@ def write_adapters(
         config.target_modules = sorted(config.target_modules)  # each process writes a set in another order
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     config.save_pretrained(str(directory))
+
+
+def read_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put adapters that `write_adapters` wrote into their base model, in place; nothing of it is trained then."""
+    with _as_documented(), without_bars_of_transformers():
+        model.load_adapter(str(directory), adapter_name=ADAPTER)
 
 
 # ----------------------------------------------------------------------------------------------------- merging

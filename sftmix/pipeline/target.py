@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sftmix.batches.order import EpochPairs, TrainingOrder
+from sftmix.common.checkpoints import BEST
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.components.base import Objective
@@ -17,11 +18,10 @@ from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.export import write_model
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
 from sftmix.pipeline.models import load_for_run, scorer, scoring_model
 from sftmix.pipeline.rows import RunRows, any_packed
-from sftmix.training.best import BEST
+from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.online import OnlineLosses

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
+from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
@@ -99,7 +100,7 @@ class TrainingLoop:
         self.memory = stage.memory or PeakMemory(world.device)
         self.setup = _prepared(stage, world)
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
-        self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
+        self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, stage.identity, world) if keeps_best else None
         self.total = stage.order.total_steps
