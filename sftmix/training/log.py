@@ -132,7 +132,7 @@ class StopSignal:
         self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -147,8 +147,8 @@ class StopAtOnce(StopSignal):
     in place of an error that ends the work after the signal.
     """
 
-    def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
-        super().__exit__()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        super().__exit__(kind, error, trace)
         if self.received and isinstance(error, Exception):
             raise Stopped(_STOPPED) from error
 

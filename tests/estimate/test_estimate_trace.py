@@ -78,9 +78,7 @@ def test_a_model_that_looks_at_values_is_refused_with_another_way(kind, tmp_path
         rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
         LlamaConfig(**sizes, rope_parameters=rope, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     fake = FakeModel(str(tmp_path), None, NO_LORA)
-    with pytest.raises(
-        ConfigError, match=r"model\.path: estimate cannot follow .* --training\.max_steps 2"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.path: estimate cannot follow .* --training\.max_steps 2"):
         kept(fake, FULL)
 
 
