@@ -42,6 +42,7 @@ def write_checkpoint(config: RunConfig, kept: Path, to: Path, *, step: int | Non
 def write_merged(config: RunConfig, adapters: Path, to: Path, *, dtype: str) -> Path:
     """Write the whole model of adapters that a run has exported, with these in its weights."""
     encoder, model = _loaded(config)
+    add_adapters(model, config.model.lora, seed=0)
     read_adapters(model, adapters)
     merge_adapters(model)
     kind = _dtype(config, dtype)
