@@ -1,8 +1,10 @@
-"""The progress bar of long work."""
+"""The progress bar of long work; and none of transformers, which takes seconds where it shows one."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 from tqdm.auto import tqdm
 
@@ -33,3 +35,20 @@ def progress_bar(
         mininterval=pause,
         maxinterval=max(10.0, pause),
     )
+
+
+@contextlib.contextmanager
+def without_bars_of_transformers() -> Iterator[None]:
+    """Silence the bars of transformers while it loads or writes weights; those of downloads from the hub stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled() or are_progress_bars_disabled():
+        yield  # all of them are off, or set apart from each other, which its switch below cannot restore
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
