@@ -243,7 +243,6 @@ from sftmix.cli import main
 # What the commands call once their words are understood; everything before it is the real thing.
 sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
 sftmix.pipeline.recipe.run = lambda config, until: {}
-sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
 sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None

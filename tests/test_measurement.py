@@ -52,7 +52,7 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 def test_the_held_out_table_and_its_figures_are_those_of_the_exported_model(finished, data, arm):
     model = AutoModelForCausalLM.from_pretrained(finished.path / arm / "model").eval()
     expected = token_logits(model, data.eval)
-    ids, scores = read_eval(finished.path / arm / "eval.parquet")
+    ids, scores, _ = read_eval(finished.path / arm / "eval.parquet")
     assert ids == data.eval.ids
     logp = {i: log_softmax(z) for i, (z, _) in expected.items()}
     for i, nll, count, correct in zip(ids, scores.nll_sum, scores.n_tokens, scores.n_correct, strict=True):

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sftmix.common.errors import ConfigError
 
-Until = Literal["reference", "confidence", "split", "train"]
+if TYPE_CHECKING:
+    from sftmix.pipeline.stages import StageName
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Command:
 # -------------------------------------------------------------------- commands with a configuration
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
-_ABOUT: dict[str, tuple[Until, str]] = {
+_ABOUT: dict[str, tuple[StageName, str]] = {
     "run": (
         "train",
         f"""Do the whole recipe: reference training, confidence, split, SFTMix training, export.

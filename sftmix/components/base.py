@@ -112,6 +112,8 @@ class Reference(Component, ABC):
     """True if there is no reference run: the target's own losses of one epoch split the data for the next."""
     trains: bool = True
     """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
+    needs_model: bool = True
+    """False promises that no model is trained or scored, so that `collect` needs no ranks to share one."""
     gives_response_alone: bool = True
     """False if the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
     gives_correct: bool = True
