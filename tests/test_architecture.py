@@ -25,6 +25,7 @@ LEVELS = (
     {"measure", "testing"},
     {"pipeline"},
     {"compare", "estimate", "quickstart"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )
