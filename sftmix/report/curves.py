@@ -75,14 +75,17 @@ def mu_effective(view: RunView) -> go.Figure | None:
 
 
 def rates(view: RunView) -> go.Figure | None:
-    """Learning rate and gradient norm of every step."""
+    """Gradient norm of every step of all stages, and the learning rate of the target."""
     traces = []
     for stage, name in {"reference": "reference", **ARMS}.items():
         if lines := view.metrics(stage):
             traces.append(_lines(lines, "grad_norm", f"{name}, gradient norm", COLOURS[stage], width=1))
-            rate = _lines(lines, "learning_rate", f"{name}, learning rate", COLOURS[stage], width=1, dash="dot")
-            traces.append(rate.update(yaxis="y2"))
-    second = {"overlaying": "y", "side": "right", "showgrid": False, "title": {"text": "learning rate"}}
-    second |= {"exponentformat": "power", "rangemode": "tozero"}
+            if stage == "train":
+                rate = _lines(lines, "learning_rate", "learning rate", MIXUP_COLOUR, width=1, dash="dot")
+                traces.append(rate.update(yaxis="y2"))
+    if not traces:
+        return None
     log = {"type": "log", "exponentformat": "power"}
-    return figure(*traces, x="optimizer step", y="gradient norm (log)", yaxis=log, yaxis2=second) if traces else None
+    second = {"overlaying": "y", "side": "right", "showgrid": False, "title": {"text": "learning rate"}}
+    second |= {"tickformat": ".1e", "tickmode": "auto", "nticks": 5, "rangemode": "tozero", "automargin": True}
+    return figure(*traces, x="optimizer step", y="gradient norm (log)", yaxis=log, yaxis2=second)

@@ -22,14 +22,17 @@ const figures = [...document.querySelectorAll("script[data-plot]")].map((holder)
 }));
 
 function draw(how) {
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const options = { responsive: true, displayModeBar: false };
   for (const { place, data, layout } of figures) how(place, data, theme(layout), options);
 }
 
 draw(Plotly.newPlot);
 for (const change of [dark, narrow]) change.addEventListener("change", () => draw(Plotly.react));
 
-const table = document.getElementById("examples");
+for (const button of document.querySelectorAll("button.save"))
+  button.addEventListener("click", () => Plotly.downloadImage(button.value, { format: "svg", filename: button.value }));
+
+const table = document.getElementById("example-table");
 if (table) {
   const body = table.tBodies[0], rows = [...body.rows], found = document.getElementById("found");
   const texts = rows.map((row) => row.textContent.toLowerCase());

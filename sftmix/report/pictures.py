@@ -22,6 +22,9 @@ from sftmix.report.figures import COLOURS, GROUPS, figure
 from sftmix.report.run import ARMS, RunView
 from sftmix.types import Float64, Rows
 
+CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, "#3f8fd2"]]
+"""Colours of correctness from the least to the most, seen on light and dark paper alike."""
+
 POINTS = 4000
 """Most points of a scatter plot."""
 ENDS = 400
@@ -100,7 +103,7 @@ def data_map(view: RunView) -> go.Figure | None:
         hovertemplate="%{customdata}<br>%{text}<extra></extra>",
         marker={
             "color": None if np.isnan(correct).all() else correct,
-            "colorscale": "RdBu",
+            "colorscale": CORRECT,
             "size": 5,
             "opacity": 0.75,
             "colorbar": {"title": {"text": "correct", "side": "right"}, "tickformat": ".0%", "thickness": 12},

@@ -49,12 +49,15 @@ def _length(view: RunView) -> Iterator[str]:
     rank = view.summary.get("spearman_confidence_length")
     area = view.summary.get("confounds", {}).get("auc_length_confident")
     if rank is not None and area is not None:
-        strong = abs(area - 0.5)
-        verdict = "most of what the split sees" if strong > 0.3 else "a part of it" if strong > 0.1 else "little of it"
+        strength = abs(area - 0.5)
+        verdict = (
+            "most of what the split sees" if strength > 0.3 else "part of it" if strength > 0.1 else "little of it"
+        )
+        end = "longer" if area > 0.5 else "shorter"
         yield (
-            f"Length is {verdict}: confidence and response length have a rank correlation of {rank:.2f}, and length "
-            f"alone tells the two ends of the split apart with an AUC of {area:.2f} (0.5: not at all). The splitters "
-            "LengthMatched and RandomSplit are the controls."
+            f"Response length is {verdict}: the confident responses are the {end} ones with a probability of "
+            f"{0.5 + strength:.0%} (50%: length says nothing; rank correlation with confidence {rank:.2f}). The "
+            "splitters LengthMatched and RandomSplit are the controls."
         )
 
 
@@ -108,7 +111,7 @@ def _narrowing(summary: Mapping[str, Any]) -> Iterator[str]:
     ratio = spread.get("log_vs_baseline")
     if ratio is not None:
         yield (
-            f"The standard deviation of the examples' NLL per token, over a sample of {spread['rows']:,} training rows, "
+            f"The standard deviation of the examples' NLL per token, over a sample of {spread['rows']:,} rows, "
             f"is {abs(ratio):.1%} {'smaller' if ratio < 0 else 'larger'} than after NTP (the paper: 7% "
             "smaller, of the perplexity)."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from sftmix.report.ends import both_ends
 from sftmix.report.look import Look
 from sftmix.report.run import RunView
 from sftmix.types import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 4
 """Responses from each end, and of the largest variability, that are shown token by token."""
@@ -126,7 +130,7 @@ class Responses:
         example = view.rows.data.train[row]
         ids = example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist()
         shown, split = ids[:TOKENS], view.split
-        texts = [str(view.rows.encoder.tokenizer.decode([token])) for token in shown]
+        texts = pieces(view.rows.encoder.tokenizer, shown)
         nll = zip(texts, self._before[row].tolist(), self._after[row].tolist(), strict=False)
         name = "unpaired" if split is None or split.group[row] < 0 else split.names[split.group[row]]
         confidence = float(view.scores.confidence[row])
@@ -138,6 +142,20 @@ class Responses:
     def pair(self, planned: PlannedPair) -> MixedPair:
         first, second = (self.of(row) for row in planned.rows)
         return MixedPair(first, second, [lam for lam in planned.lam if math.isfinite(lam)])
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds to those before it; joined, they are the decoded whole.
+
+    A token alone would lose the space before its word; one that ends within a character adds nothing yet.
+    """
+    found, done = [], 0
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(ids[:end]))
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids)
+        found.append(text[done:] if whole else "")
+        done = len(text) if whole else done
+    return found
 
 
 def all_rows(chosen: Mapping[str, Rows], planned: Sequence[PlannedPair]) -> Rows:
