@@ -24,8 +24,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "quickstart"},
-    {"report"},
+    {"compare", "estimate", "quickstart", "report"},
     {"cli"},
     {"__main__"},
 )
