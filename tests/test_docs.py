@@ -139,7 +139,21 @@ def resolve(dotted: str) -> object:
 
 
 def known_options() -> set[str]:
-    own = {"config", "print_config", "rows", "no_color", "to", "step", "best", "dtype", "merge", "help", "version", "map", "score"}
+    own = {
+        "config",
+        "print_config",
+        "rows",
+        "no_color",
+        "to",
+        "step",
+        "best",
+        "dtype",
+        "merge",
+        "help",
+        "version",
+        "map",
+        "score",
+    }
     own |= {
         "gpu",
         "gpus",

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sftmix.report.figures import COLOURS, MIXUP_COLOUR, figure
+from sftmix.report.figures import COLOURS, GROUPS, MIXUP_COLOUR, figure
 from sftmix.report.run import ARMS, RunView
 
 CURVE = 800
@@ -72,6 +72,35 @@ def mu_effective(view: RunView) -> go.Figure | None:
         y="",
         yaxis={"rangemode": "tozero"},
     )
+
+
+def mixing(view: RunView) -> go.Figure | None:
+    """What MeasureMixing saw: the cosine of both gradients, Mixup's share of their norm, and the tokens unreached."""
+    lines = [line for line in view.metrics("train") if "mixing_cosine" in line]
+    if not lines:
+        return None
+    names = {
+        "mixing_cosine": ("cosine of the NTP and the Mixup gradient", MIXUP_COLOUR),
+        "mixing_gradient_share": ("Mixup's share of the gradient norm", COLOURS["train"]),
+        "mixing_unreached": ("response tokens that no pair reaches", COLOURS["base"]),
+    }
+    traces = [_lines(lines, key, name, colour, mode="lines+markers") for key, (name, colour) in names.items()]
+    lowest = min(0.0, *(line["mixing_cosine"] for line in lines))
+    return figure(*traces, x="optimizer step", y="", yaxis={"range": [lowest, 1]})
+
+
+def mixup_by_lambda(view: RunView) -> go.Figure | None:
+    """Mixup loss of the token pairs by the larger share, max(lambda, 1 - lambda), as MeasureMixing saw it."""
+    lines = view.metrics("train")
+    bins = sorted({key for line in lines for key in line if key.startswith("mixing_loss_")})
+    if not bins:
+        return None
+    seen = [line for line in lines if any(key in line for key in bins)]
+    traces = [
+        _lines(seen, key, f"{key.removeprefix('mixing_loss_')}% and more", colour, mode="lines+markers")
+        for key, colour in zip(bins, GROUPS, strict=False)
+    ]
+    return figure(*traces, x="optimizer step", y="Mixup loss (nats)")
 
 
 def rates(view: RunView) -> go.Figure | None:

@@ -164,6 +164,18 @@ def _training(view: RunView) -> Section:
             "mu_effective is the mu that would give the same loss if both terms were divided by the NTP count.",
             curves.mu_effective(view),
         ),
+        (
+            "mixing",
+            "What Mixup does to the training",
+            "MeasureMixing: gradients by the input of the LM head, NTP beside Mixup (mu included).",
+            curves.mixing(view),
+        ),
+        (
+            "mixup-by-lambda",
+            "Mixup loss by lambda",
+            "Token pairs by the share of the larger of the two. Near 50% two tokens are asked for at once.",
+            curves.mixup_by_lambda(view),
+        ),
         ("rates", "Gradient norm and learning rate", "The norm is before clipping.", curves.rates(view)),
     )
     return Section("training", "Training", plots=plots)
