@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where = "the page [RUN/report/report.html; of several runs report.html]"
     parser.add_argument("--to", metavar="FILE", help=where)
     size = "examples on the map of hidden states, half from each end; 0 loads no model [%(default)s]"
-    parser.add_argument("--map", type=int, default=600, metavar="N", dest="map_size", help=size)
+    parser.add_argument("--map", type=int, default=400, metavar="N", dest="map_size", help=size)
     score = "pass all training examples through the base model and the trained ones, for the table"
     parser.add_argument("--score", action="store_true", help=score)
 

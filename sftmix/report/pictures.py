@@ -195,7 +195,14 @@ def topics(found: Sequence[Topic]) -> go.Figure | None:
             ("confident", "most confident", GROUPS[0]),
         )
     ]
-    return figure(*bars, x="share of the instructions", y="", xaxis={"tickformat": ".0%"}, yaxis={"automargin": True})
+    return figure(
+        *bars,
+        x="share of the instructions",
+        y="",
+        xaxis={"tickformat": ".0%"},
+        yaxis={"automargin": True},
+        legend={"traceorder": "reversed"},
+    )
 
 
 def reliability(view: RunView) -> go.Figure | None:

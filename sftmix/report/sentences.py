@@ -51,7 +51,11 @@ def _length(view: RunView) -> Iterator[str]:
     if rank is not None and area is not None:
         strength = abs(area - 0.5)
         verdict = (
-            "most of what the split sees" if strength > 0.3 else "part of it" if strength > 0.1 else "little of it"
+            "most of what the split sees"
+            if strength > 0.3
+            else "part of what the split sees"
+            if strength > 0.1
+            else "little of what the split sees"
         )
         end = "longer" if area > 0.5 else "shorter"
         yield (
