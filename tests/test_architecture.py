@@ -24,7 +24,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "quickstart"},
+    {"compare", "estimate", "quickstart", "report"},
     {"cli"},
     {"__main__"},
 )

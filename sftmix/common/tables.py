@@ -146,12 +146,14 @@ def read_ids(path: PathLike) -> list[str]:
     return _unique_ids(path, _read(path, ["id"]))
 
 
-def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64) -> None:
-    """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, brier_sum."""
+def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
+    """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
     import pyarrow as pa
 
     columns = {"nll_sum": scores.nll_sum, "n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
-    _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns, "brier_sum": brier_sum}))
+    if brier_sum is not None:
+        columns["brier_sum"] = brier_sum
+    _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns}))
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64]:

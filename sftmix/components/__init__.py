@@ -26,6 +26,7 @@ _PUBLIC = {
     "Splitter": "base",
     "StageState": "base",
     "Evaluate": "callbacks",
+    "MeasureMixing": "mixing",
     "IFD": "confidence",
     "Correctness": "confidence",
     "LearningPercentage": "confidence",

@@ -296,7 +296,9 @@ class StageState:
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions
     evaluate     function: the metrics of the held-out rows; None without held-out rows
-    Both functions make forward passes in eval mode; every rank must call them together.
+    read         function: call `f(hidden[T, D], head, batch, plan)` for each micro-batch of the last step, hidden being
+                 the input of the LM head, and return the results of all ranks; None before the first step
+    All functions make forward passes in eval mode; every rank must call them together.
     """
 
     stage: str
@@ -306,6 +308,7 @@ class StageState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    read: Callable[[Callable[..., Any]], list[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

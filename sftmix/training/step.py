@@ -75,7 +75,7 @@ class StepSetup:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The outcome of one step. All fields but the last two cover the whole global batch, the same on every rank.
+    """The outcome of one step. All fields but the last three cover the whole global batch, the same on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
     ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
@@ -83,7 +83,8 @@ class StepResult:
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans
     grad_norm      before clipping; if it is not finite, no weight has moved
-    batches, nll   this rank's micro-batches, and for each the NLL of its token rows [T], detached
+    batches, plans this rank's micro-batches, and the plan of each, unnormalised
+    nll            for each the NLL of its token rows [T], detached
     """
 
     loss: float
@@ -98,6 +99,7 @@ class StepResult:
     learning_rate: float
     grad_norm: float
     batches: list[Batch]
+    plans: list[Plan]
     nll: list[torch.Tensor]
 
     @property
@@ -149,6 +151,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         learning_rate=rate,
         grad_norm=norm,
         batches=batches,
+        plans=plans,
         nll=nll,
     )
 
