@@ -50,8 +50,9 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 def test_the_base_model_keeps_its_view_of_every_held_out_example(finished, data):
     model = AutoModelForCausalLM.from_pretrained(finished.tiny.model).eval()
-    ids, scores = read_eval(finished.path / "base" / "eval.parquet")
+    ids, scores, brier = read_eval(finished.path / "base" / "eval.parquet")
     assert ids == data.eval.ids
+    assert brier is None
     expected = token_logits(model, data.eval)
     losses = [-log_softmax(z)[np.arange(len(y)), y].sum() for z, y in (expected[i] for i in ids)]
     assert scores.nll_sum == pytest.approx(losses, rel=1e-5)

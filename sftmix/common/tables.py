@@ -156,15 +156,16 @@ def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum:
     _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns}))
 
 
-def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64]:
-    """Return (ids, scores, brier_sum f64[N]) of the held-out examples.
+def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
+    """Return (ids, scores, brier_sum f64[N]) of the held-out examples; brier_sum is None where it was not measured.
 
     Raises DataError if `write_eval` did not write the file.
     """
-    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct", "brier_sum"])
+    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct"])
     ids = _unique_ids(path, table)
     nll, count, correct = (_numbers(path, table, name) for name in ("nll_sum", "n_tokens", "n_correct"))
-    return ids, RowScores(nll, count, correct), _numbers(path, table, "brier_sum")
+    brier_sum = _numbers(path, table, "brier_sum") if "brier_sum" in table.column_names else None
+    return ids, RowScores(nll, count, correct), brier_sum
 
 
 # ------------------------------------------------------------------------------------------- details

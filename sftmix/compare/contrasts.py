@@ -109,9 +109,9 @@ def _counts(
 
 
 def _held_out(path: Path, numerator: str) -> dict[str, tuple[float, ...]] | None:
-    """Return example id -> (this column, n_tokens); None if the run wrote no such file."""
+    """Return example id -> (this column, n_tokens); None if the run has no such figures."""
     if not path.exists():
         return None
     ids, scores, brier_sum = read_eval(path)
-    sums = {"nll_sum": scores.nll_sum, "n_correct": scores.n_correct, "brier_sum": brier_sum}
-    return dict(zip(ids, zip(sums[numerator], scores.n_tokens, strict=True), strict=True))
+    sums = {"nll_sum": scores.nll_sum, "n_correct": scores.n_correct, "brier_sum": brier_sum}[numerator]
+    return None if sums is None else dict(zip(ids, zip(sums, scores.n_tokens, strict=True), strict=True))

@@ -104,7 +104,7 @@ def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
         path = view.path / stage / "eval.parquet"
         losses = {}
         if path.exists():
-            ids, scores = read_eval(path)
+            ids, scores, _ = read_eval(path)
             losses = dict(zip(ids, (scores.nll_sum / scores.n_tokens).tolist(), strict=True))
         columns[name] = [losses.get(i) for i in data.ids]
     return {**columns, **_own_columns(data, columns)}

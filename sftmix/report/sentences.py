@@ -98,8 +98,8 @@ def _beside_baseline(view: RunView, name: str) -> str:
 
 def paired_difference(view: RunView) -> tuple[float, float]:
     """Return target - baseline in held-out NLL per token, and its standard error over examples (ratio estimator)."""
-    ids, ours = read_eval(view.path / "train" / "eval.parquet")
-    other, theirs = read_eval(view.path / "baseline" / "eval.parquet")
+    ids, ours, _ = read_eval(view.path / "train" / "eval.parquet")
+    other, theirs, _ = read_eval(view.path / "baseline" / "eval.parquet")
     place = {i: k for k, i in enumerate(other)}
     order = np.asarray([place[i] for i in ids])
     off, tokens = ours.nll_sum - theirs.nll_sum[order], ours.n_tokens

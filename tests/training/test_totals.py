@@ -13,7 +13,7 @@ from sftmix.training.step import StepResult
 def step(mu: float, mean: str, ntp: float, mixup: float, *, norm: float = 1.0) -> StepResult:
     figures = {"loss": 1.0, "ntp": 1.0, "mixup": 1.0, "learning_rate": 0.1, "ntp_tokens": 7, "mixup_tokens": 3}
     counts = {"ntp_count": ntp, "mixup_count": mixup, "mu": mu, "mixup_mean": mean, "grad_norm": norm}
-    return StepResult(**figures, **counts, batches=[], nll=[])  # type: ignore[arg-type]
+    return StepResult(**figures, **counts, batches=[], plans=[], nll=[])  # type: ignore[arg-type]
 
 
 def test_mu_effective_is_of_the_steps_that_mixed_with_the_mean_of_mu_over_what_was_mixed():
