@@ -124,7 +124,11 @@ def test_the_measurements_are_outputs_of_their_stage(finished):
 
 def test_the_base_model_is_measured_once_for_both_arms_and_after_them(finished, data):
     """Its figures are those of the model that was given, and no step waited for them."""
-    assert sorted(read_json(finished.path / "base" / "MANIFEST.json")["files"]) == ["figures.json", "sample.parquet"]
+    assert sorted(read_json(finished.path / "base" / "MANIFEST.json")["files"]) == [
+        "eval.parquet",
+        "figures.json",
+        "sample.parquet",
+    ]
     figures = read_json(finished.path / "base" / "figures.json")
     model = AutoModelForCausalLM.from_pretrained(finished.tiny.model).eval()
     nll = [-log_softmax(z)[np.arange(len(y)), y] for z, y in token_logits(model, data.eval).values()]
