@@ -42,5 +42,5 @@ def as_markdown(text: str) -> str:
 def _table(entries: list[list[str]]) -> list[str]:
     if not entries:
         return []
-    cells = [f"| `{name}` | {meaning} |".replace("\\", "\\\\") for name, meaning in entries]
-    return ["", "| | |", "|---|---|", *cells, ""]
+    rows = ["| `{}` | {} |".format(*(cell.replace("|", "\\|") for cell in entry)) for entry in entries]
+    return ["", "| | |", "|---|---|", *rows, ""]

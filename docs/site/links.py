@@ -33,13 +33,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def in_site(link: re.Match[str]) -> str:
         text, target, anchor = link[1], link[2], link[3] or ""
-        if "://" in target:
-            return link[0]
         path = posixpath.normpath(posixpath.join(folder, target))
         there = ROOT_PAGES.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(there):
             place = posixpath.relpath(there, posixpath.dirname(uri) or ".")
             return link[0].replace(f"]({target}", f"]({place}")
+        if not (ROOT / path).exists():
+            return link[0]  # an address, or a link to nowhere, which a strict build refuses
         return f"[{text}]({config.repo_url}/blob/HEAD/{path}{anchor})" if config.repo_url else text
 
     return LINK.sub(in_site, markdown)
