@@ -24,7 +24,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "quickstart"},
+    {"compare", "estimate", "quickstart", "trackers"},
     {"cli"},
     {"__main__"},
 )
