@@ -241,7 +241,6 @@ def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
     assert f"{run}: {0 if client in SINGLE else 14} of 14 steps sent to {client}" in done.stdout, done.stderr
     written = READERS[client](run)[-1]
     assert_same(client, without_rates(written.rows), without_rates(expected(run)))
-    assert written.config == yaml.safe_load((run / "config.yaml").read_text())
     assert written.summary["stages/train/steps"] == 7
 
 
