@@ -138,6 +138,11 @@ class DataOptions:
         self.labels = None if self.labels is None else as_list(self.labels)
         self.take = None if self.take is None else as_list(self.take)
 
+    @property
+    def drawn(self) -> bool:
+        """True if a seed decides which rows are trained on."""
+        return self.eval_fraction is not None or self.take is not None
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
         train = as_list(self.train)

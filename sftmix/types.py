@@ -51,7 +51,7 @@ class Example:
     """One training example: a conversation with at least one trained assistant turn.
 
     id       the row's own `id`, or a hash of its canonical content (`#k` for the k-th duplicate)
-    source   `file:line` (or `file[index]`), for messages to people
+    source   `file:line`, `file:line[index]` or `file[index]`, for messages to people
     label    the quality or group label of the row, if it has one
     columns  the row's other scalar fields, kept for selectors and splitters
     """

@@ -15,7 +15,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.components import NTP
-from sftmix.model.adapters import add_adapters, merge_adapters, trained_numbers, unties
+from sftmix.model.adapters import add_adapters, merge_adapters, read_adapters, trained_numbers, unties
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, effective_weight, head_of
 from sftmix.model.load import check_vocabulary, load_model
@@ -273,7 +273,13 @@ def test_adapters_and_merged_model_are_the_trained_model(
 
     by_transformers = AutoModelForCausalLM.from_pretrained(adapters, dtype=torch.float32)
     by_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapters)
-    for read in (by_transformers, by_peft):
+    put_back = adapted(family, **options)
+    for parameter in put_back.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    read_adapters(put_back, adapters)
+    merge_adapters(put_back)
+    for read in (by_transformers, by_peft, put_back):
         assert float((logits(read) - expected).abs().max()) <= limit
 
     tied, split = model.config.tie_word_embeddings, unties(model)

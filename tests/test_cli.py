@@ -275,7 +275,15 @@ def test_an_unknown_recipe_lists_those_there(run: Run) -> None:
         (["runn"], ["no command 'runn'", "quickstart", "Did you mean run?"]),
         (["run"], ["3 problems", "out is missing", "model.path is missing", "data.train is missing"]),
         (["run", "--trainng.epochs", "1"], ["trainng.epochs", "Did you mean training.epochs?"]),
-        (["run", "--training.epoch", "1"], ["training.epoch", "training.max_steps", "Did you mean training.epochs?"]),
+        (["run", "--training.epoch", "1"], ["option training.epoch. Did you mean training.epochs? --help training l"]),
+        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel fsdp?"]),
+        (["run", "--training.lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--model.template", "alpaca"], ["Did you mean data.template?"]),
+        (["run", "--model.lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--checkpoint.xyz", "1"], ["option checkpoint.xyz; there are checkpoint.every, checkpoint.keep, "]),
+        (["run", "--training.xyz", "1"], ["unknown option training.xyz; --help training lists them."]),
+        (["run", "--xyz", "1"], ["unknown option xyz; --help all lists them."]),
         (["run", "--epochs", "1"], ["epochs", "Did you mean training.epochs?"]),
         (["run", "--data", "a.json"], ["--data is a group", "--data.train"]),
         (["run", "--data.train", "a", "b"], ["'b'", "--data.train+ b"]),
@@ -341,7 +349,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("kind", "code"), ERRORS.items())
 def test_each_error_has_its_exit_code(
-    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[errors.SFTMixError], code: int
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], code: int
 ) -> None:
     monkeypatch.setitem(COMMANDS, "status", raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"

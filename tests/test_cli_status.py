@@ -55,6 +55,14 @@ def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
     assert "baseline" not in text
 
 
+def test_after_the_last_step_it_says_what_is_done_and_no_time(tmp_path: Path) -> None:
+    status = {"stage": "train", "step": 39, "total_steps": 40, "exit_code": None, "pid": os.getpid()}
+    run = lay(tmp_path / "r", status={**status, "doing": "writing the model"}, steps={"train": 40})
+    text = report(run)
+    assert f"running stage train (writing the model), pid {os.getpid()}" in text
+    assert line(text, "train") == ["train", "running", "40/40", "(100%)", "0.0250", "1,234"]
+
+
 def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> None:
     run = lay(tmp_path / "r", status={"stage": "train", "exit_code": 0}, done=("train",), steps={"baseline": 3})
     step = {"step": 3, "time": 1.0, "loss": 4.0, "ntp": 3.0, "mixup": 5.0, "tokens_per_second": 9}

@@ -71,7 +71,7 @@ def test_a_component_may_be_a_class_inside_a_class() -> None:
 
 def test_a_callback_that_the_package_makes_itself_is_not_offered() -> None:
     importlib.import_module("sftmix.training.dynamics")
-    with pytest.raises(ConfigError, match=r"there are .*Evaluate") as caught:
+    with pytest.raises(ConfigError, match=r"There are .*Evaluate") as caught:
         from_plain({"callbacks": ["Evaluat"]})
     assert "ScoreAtCheckpoints" not in str(caught.value)
 

@@ -104,6 +104,26 @@ def test_both_exports(run, sftmix, tmp_path):
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
+def test_without_checkpoints_the_exported_adapters_are_merged(run, sftmix, tmp_path):
+    out, _, words = run
+    none = tmp_path / "none"
+    assert sftmix(*words, "--checkpoint.every", "0", *LORA, "--out", str(none)).code == 0
+    assert not (none / "train" / "checkpoints").exists()
+    merged = tmp_path / "merged"
+    done = sftmix("export", str(none), "--to", str(merged), "--merge")
+    assert done.code == 0, done.err
+    assert not list(merged.glob("adapter*"))
+    assert AutoTokenizer.from_pretrained(merged).chat_template
+    assert float((logits(merged) - logits(none / "train" / "model")).abs().max()) < 1e-5
+    assert sftmix("export", str(out), "--to", str(tmp_path / "kept"), "--merge").code == 0
+    left, right = load_file(merged / "model.safetensors"), load_file(tmp_path / "kept" / "model.safetensors")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+    refused = sftmix("export", str(none), "--to", str(tmp_path / "adapters"))
+    assert refused.code == 2
+    assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
+
+
 def test_nothing_to_merge(finished, sftmix, tmp_path):
     refused = sftmix("export", str(finished.path), "--to", str(tmp_path / "m"), "--merge")
     assert refused.code == 2

@@ -126,6 +126,7 @@ def test_the_base_model_is_measured_once_for_both_arms_and_after_them(finished, 
     assert (finished.path / "base" / "inputs.json").stat().st_mtime > last
     status = read_json(finished.path / "STATUS.json")
     assert (status["stage"], status["step"], status["exit_code"]) == ("train", len(metrics(finished.path)), 0)
+    assert status["doing"] == ""
 
 
 def test_a_continued_run_knows_what_was_before(tiny, tmp_path, sftmix):

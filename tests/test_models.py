@@ -325,3 +325,12 @@ def test_real_model_round_trip(shared: Path, tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], x)
     assert tokens.chat_template == own.chat_template
     assert tokens("Hello there", add_special_tokens=False) == own("Hello there", add_special_tokens=False)
+
+
+def test_no_bar_of_transformers_is_shown_and_its_switch_stays(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export_model(build("llama"), tokenizer, tmp_path / "m", dtype=torch.float32)
+    load_model(tmp_path / "m")
+    assert capfd.readouterr().err == ""
+    assert transformers.utils.logging.is_progress_bar_enabled()

@@ -113,6 +113,17 @@ def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path) -
         assert everything(copied) == during
 
 
+def test_a_refused_command_leaves_the_status_of_an_interrupted_run(finished: Finished, copied: Path) -> None:
+    (copied / "train" / "MANIFEST.json").unlink()
+    interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
+    (copied / "STATUS.json").write_text(json.dumps(interrupted))
+    before = everything(copied)
+    assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 2
+    assert everything(copied) == before
+    told = without_torch("status", str(copied)).out
+    assert told.startswith(f"{copied}: ended in stage train with exit code 143; the same command continues it")
+
+
 def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
     """A run without pairs has no reference: none is trained for a target that is refused."""
     run = tmp_path / "run"
@@ -238,6 +249,26 @@ def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmi
     assert (done.code, "variant b, seed 1: " in done.err) == (2, True), done.err
     assert "training.weight_decay: 0.1 -> 0.5" in done.err
     assert everything(out) == before
+
+
+def test_an_export_that_cannot_be_is_refused_at_once(finished: Finished, copied: Path, tmp_path: Path) -> None:
+    to = ("--to", str(tmp_path / "model"))
+    shutil.rmtree(copied / "train" / "checkpoints", ignore_errors=True)
+    for words, message in (
+        ((str(tmp_path / "nothing"), *to), "is not a run directory"),
+        ((str(copied), "--to", str(copied)), f"{copied} exists; name a directory that does not"),
+        ((str(copied), *to), f"has no checkpoint; {copied / 'train' / 'model'} holds the model after the last step"),
+        ((str(copied), *to, "--best"), "--best: "),
+        ((str(copied), *to, "--merge"), "trained all weights"),
+    ):
+        done = without_torch("export", *words)
+        assert (done.code, message in done.err) == (2, True), done.err
+    shutil.rmtree(copied / "train" / "model")
+    done = without_torch("export", str(copied), *to)
+    assert (done.code, "has no checkpoint; a run writes some with --checkpoint.every N" in done.err) == (2, True)
+    (copied / "train" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    done = without_torch("export", str(copied), *to, "--step", "3")
+    assert (done.code, "has no checkpoint 3; it has 4" in done.err) == (2, True)
 
 
 def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:

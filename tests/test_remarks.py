@@ -15,7 +15,7 @@ from sftmix.data import encode, encoder_for, prepare
 from sftmix.measure.remarks import remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
-from tests.tiny import Tiny, metrics
+from tests.tiny import SHORT, Tiny, metrics
 
 SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.every", "0")
 """Options of a training without pairs, which needs no reference."""
@@ -61,6 +61,23 @@ def test_without_held_out_rows_the_sample_tells(tiny, tmp_path, sftmix):
     assert sftmix("run", *without_eval(tiny), *SINGLE, *rate, "--out", str(out)).code == 0
     (remark,) = remarks_of(out)
     assert "the NLL of a sample of training rows is as before" in remark
+
+
+def test_a_reference_that_diverged(tiny, tmp_path, sftmix):
+    """Its own learning rate is too large, the target's is not; the reference alone is told of, too."""
+    out = tmp_path / "run"
+    words = [*tiny.options, *SHORT, "--reference.training.learning_rate", "5", "--out", str(out)]
+    assert sftmix("reference", *words).code == 0
+    losses = [line["loss"] for line in metrics(out, "reference")]
+    half = len(losses) // 2
+    assert half < 16  # so that the remark is of the halves
+    ends = [sum(part) / len(part) for part in (losses[: min(half, 8)], losses[-min(half, 8) :])]
+    assert ends[1] > 1.2 * ends[0]
+    remark = remarks_of(out)[0]
+    assert remark.startswith("The training of the reference diverged: its loss was ")
+    assert f"{ends[0]:.4f} per token in the first steps and {ends[1]:.4f} in the last" in remark
+    assert sftmix("run", *words).code == 0
+    assert remarks_of(out)[0] == remark
 
 
 def test_steps_that_were_all_skipped(tiny, tmp_path, sftmix, monkeypatch):

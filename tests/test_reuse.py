@@ -218,17 +218,40 @@ import os, signal
 from pathlib import Path
 from sftmix.components import RandomSplit
 
+def at_once():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def caught():
+    try:
+        at_once()
+    except Exception:
+        pass
+
+def swallowed():
+    try:
+        at_once()
+    except:
+        pass
+
+def renamed():
+    try:
+        at_once()
+    except BaseException as error:
+        raise ImportError("could not be imported") from error
+
 class Stops(RandomSplit):
     def split(self, scores, *, seed):
         if not Path("stopped").exists():
             Path("stopped").touch()
-            os.kill(os.getpid(), signal.SIGTERM)
+            HOW()
         return super().split(scores, seed=seed)
 """
 
 
-def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path):
-    (tmp_path / "stops.py").write_text(STOPS)
+@pytest.mark.parametrize("how", ["at_once", "caught", "swallowed", "renamed"])
+def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path, how):
+    """Whatever catches it on its way: every Exception, everything, or to say something else of it."""
+    (tmp_path / "stops.py").write_text(STOPS.replace("HOW", how))
     words = ["run", *finished.tiny.options, "--splitter", "stops.Stops", "--training.max_steps", "1", "--out", "run"]
     done = sftmix(*words, cwd=tmp_path)
     told = status(tmp_path / "run")

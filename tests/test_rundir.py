@@ -15,6 +15,7 @@ from sftmix.common.errors import ConfigError, DataError, InUseError
 from sftmix.common.files import read_json
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.pipeline.hold import Hold
 
 ALONE = World()
 
@@ -148,6 +149,36 @@ def test_status_holds_the_exit_code_of_an_error(tmp_path, error, code):
         raise error
     assert status(tmp_path)["exit_code"] == code
     assert status(tmp_path)["message"] == f"{type(error).__name__}: {error}"
+
+
+def ends_with(path: Path, error: Exception, *, begins: str | None = None, reads: str = "start") -> None:
+    """A command that fails where it reads, or in a stage that it begins."""
+    with RunDirectory(path, ALONE) as directory:
+        directory.status(stage=reads)
+        assert (status(path)["stage"], status(path)["exit_code"]) == (reads, None)  # while it goes on
+        if begins:
+            directory.begin(begins, {})
+        raise error
+
+
+def test_an_error_before_a_stage_leaves_the_status_of_a_run_that_has_come_further(tmp_path):
+    with pytest.raises(DataError):
+        ends_with(tmp_path, DataError("bad"), begins="reference")
+    assert status(tmp_path)["stage"] == "reference"
+    before = (tmp_path / "STATUS.json").read_bytes()
+    for reads in ("start", "data"):
+        with pytest.raises(ConfigError):
+            ends_with(tmp_path, ConfigError("refused"), reads=reads)
+        assert (tmp_path / "STATUS.json").read_bytes() == before
+    with pytest.raises(ConfigError), Hold(tmp_path):
+        raise ConfigError("refused")
+    assert (tmp_path / "STATUS.json").read_bytes() == before
+    with pytest.raises(DataError):
+        ends_with(tmp_path, DataError("worse"), begins="confidence")
+    assert [status(tmp_path)[key] for key in ("stage", "message")] == ["confidence", "DataError: worse"]
+    with RunDirectory(tmp_path, ALONE) as directory:
+        directory.status(stage="train")  # all stages are read back
+    assert [status(tmp_path)[key] for key in ("stage", "exit_code")] == ["train", 0]
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -95,7 +95,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("components my_parts.NotOne", "my_parts.NotOne is no component: no subclass of a base class in sftmix.compo"),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
-        ("run --splitter no_such.Medin", "No module named 'no_such'. There are Median, "),
+        ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter sftmix.components.NTP", KIND),
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
@@ -130,7 +130,7 @@ def test_the_recommended_command_finds_the_users_class(directory) -> None:
 def test_a_class_is_offered_by_a_name_that_works(directory) -> None:
     """One of the user's by its import path: its short name means nothing to a process that has not imported it."""
     wrong = process("run", "--splitter", "my_parts.Tails", "--splitter", "Medin", cwd=directory).stderr
-    offered = wrong.partition("there are ")[2].partition(", or the import path")[0].split(", ")
+    offered = wrong.partition("There are ")[2].partition(", or the import path")[0].split(", ")
     assert {"Median", "FromFile", "my_parts.Tails", "my_parts.Needs"} <= set(offered)
     assert "Tails" not in offered
     again = process("run", "--splitter", "my_parts.Tails", "--splitter.share", "x", cwd=directory).stderr

@@ -15,6 +15,7 @@ from sftmix.common.errors import (
     Stopped,
     closed_outputs,
     nearest,
+    told,
 )
 from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error
 
@@ -41,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except SFTMixError as error:
+    except (SFTMixError, Stopped) as error:
         return _report(error)
     except KeyboardInterrupt:
         if _rank() == 0:
@@ -64,7 +65,8 @@ def _dispatch(argv: list[str]) -> int:
         print(f"sftmix {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise ConfigError(f"no command {argv[0]!r}; there are {', '.join(COMMANDS)}.{nearest(argv[0], COMMANDS)}")
+        guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
     try:
         COMMANDS[argv[0]].main(argv[1:])
     except SystemExit as leave:  # --help and --print_config
@@ -76,7 +78,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _report(error: SFTMixError) -> int:
+def _report(error: SFTMixError | Stopped) -> int:
     """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
 
     Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
@@ -84,7 +86,7 @@ def _report(error: SFTMixError) -> int:
     rank = _rank()
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = f"{kind}: {error}"
-    shared = error.everywhere or isinstance(error, ConfigError | Stopped)
+    shared = error.everywhere or isinstance(error, ConfigError)
     if shared and first_rank_tells(message):
         return 0
     if not (shared and rank) or by_torchrun():

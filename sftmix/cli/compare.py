@@ -168,7 +168,8 @@ def _needs_reference(config: RunConfig) -> bool:
 def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
     """Return the options that decide the reference of a cell, as far as they are known before rows are read."""
     seed = plain["seed"]
-    rows = {**plain["data"], "seed": seed if plain["data"]["seed"] is None else plain["data"]["seed"]}
+    drawn_by = seed if plain["data"]["seed"] is None else plain["data"]["seed"]
+    rows = {**plain["data"], "seed": drawn_by if config.data.drawn else None}
     parts = [rows, plain["model"]["path"], plain["reference"]]
     if not isinstance(config.selector, All):
         parts += [plain["selector"], seed]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sftmix.cli.arguments import OwnOption
 from sftmix.cli.option_lines import Row, Section, option_lines, sections, wrapped
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, nearest, told
 
 SHORT: Mapping[str, Mapping[str, str]] = {
     "Run": {
@@ -126,10 +126,8 @@ def _on(topic: str, there: Sequence[Section], name: str) -> list[Section]:
             return [section._replace(rows=rows)]
     topics = [section.name for section in there]
     keys = [row.key for section in there for row in section.rows]
-    raise ConfigError(
-        f"{name} has no option or group {topic!r} to help with; there are all, {', '.join(topics)}, and each single "
-        f"option.{nearest(topic, topics) or nearest(topic, keys)}"
-    )
+    guess, listed = nearest(topic, topics) or nearest(topic, keys), f"all, {', '.join(topics)}, and each single option"
+    raise ConfigError(told(f"{name} has no option or group {topic!r} to help with", guess, f"there are {listed}"))
 
 
 def _full(section: Section) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from sftmix.cli.option_lines import component_lines, option_lines
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.listing import Shipped, as_shipped, catalogue
 from sftmix.config.classes import find_class
 from sftmix.config.schema import chosen_by, component_bases, import_class, nested_bases
@@ -42,7 +42,7 @@ def details(name: str) -> str:
             raise ConfigError(f"{name} is no component: no subclass of a base class in sftmix.components ({listed})")
     if not found:
         names = list(dict.fromkeys(component.name for _, component in every))
-        raise ConfigError(f"no component {name!r}; there are {', '.join(names)}.{nearest(name, names)}")
+        raise ConfigError(told(f"no component {name!r}", nearest(name, names), f"there are {', '.join(names)}"))
     return "\n\n".join(found) + "\n"
 
 

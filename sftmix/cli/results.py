@@ -163,9 +163,9 @@ def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[s
 
 
 def _use_of(out: Path) -> tuple[str, str]:
-    """Return the command that makes a whole model of adapters, if there is a checkpoint, or asks the model."""
+    """Return the command that makes a whole model of adapters, or asks the model."""
     model = out / "train" / "model"
-    if (model / "adapter_config.json").exists() and any((out / "train" / "checkpoints").glob("step-*")):
+    if (model / "adapter_config.json").exists():
         return (
             f"sftmix export {shlex.quote(str(out))} --to {shlex.quote(f'{out}-merged')} --merge",
             "adapters -> a model",

@@ -107,7 +107,8 @@ def _headline(status: Mapping[str, Any], alive: bool | None, noun: str = "stage"
     if alive is None:
         return f"{where}, {place} (cannot be looked up from here)"
     if alive:
-        return f"running {noun} {stage}, {place}"
+        doing = f" ({status['doing']})" if status.get("doing") else ""
+        return f"running {noun} {stage}{doing}, {place}"
     return f"died {where}, {place} is gone; the same command continues it"
 
 
@@ -138,7 +139,7 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> t
     step, total = int(last.get("step", 0)), (status.get("total_steps") if current else None) or last.get("total_steps")
     steps = f"{step}/{total} ({100 * step // total}%)" if total else str(step)
     rate = (last["time"] - lines[0]["time"]) / (step - lines[0]["step"]) if step > lines[0].get("step", step) else None
-    left = _duration(rate * (total - step)) if rate and total and state == "running" else ""
+    left = _duration(rate * (total - step)) if rate and total and step < total and state == "running" else ""
     losses = [last.get("loss"), last.get("ntp"), last.get("mixup") if last.get("mixup_tokens") else None]
     lr, speed = _number(last.get("learning_rate"), "{:.2e}"), _number(last.get("tokens_per_second"), "{:,.0f}")
     return (state, steps, *map(_number, losses), lr, speed, left)

@@ -56,10 +56,15 @@ class NoSpaceError(SFTMixError):
     exit_code = 7
 
 
-class Stopped(SFTMixError):
-    """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved."""
+class Stopped(BaseException):
+    """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved.
+
+    Like KeyboardInterrupt no Exception: it is raised in the middle of whatever runs, and libraries that catch every
+    Exception, as around an import, would take it for a failure of their own and go on.
+    """
 
     exit_code = 143
+    everywhere = True
 
 
 INTERRUPTED = 130
@@ -70,7 +75,7 @@ OUTPUT_CLOSED = 141
 
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code that tells of an error: its own, or 1 for an unexpected one."""
-    if isinstance(error, SFTMixError):
+    if isinstance(error, SFTMixError | Stopped):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
@@ -96,4 +101,17 @@ def refuse(problems: Sequence[str], where: str) -> None:
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
+    return did_you_mean(close[0]) if close else ""
+
+
+def did_you_mean(name: str) -> str:
+    return f" Did you mean {name}?"
+
+
+def told(problem: str, guess: str, more: str) -> str:
+    """Return `problem. Did you mean X? More.`, or `problem; more.` without a guess: what helps most comes first.
+
+    guess  of `nearest`
+    more   what is allowed, without a full stop
+    """
+    return f"{problem}.{guess} {more[:1].upper()}{more[1:]}." if guess else f"{problem}; {more}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from sftmix.common.errors import nearest
+from sftmix.common.errors import nearest, told
 
 FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -38,9 +38,10 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     wrong = [name for name in columns if OTHER_NAMES.get(name, name) not in every]
     has = "no format has" if form == "auto" else f"data.format {form} does not have"
     reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
-    yield (
-        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}. On the left stand our "
-        f"names ({reads}), on the right those of the rows.{nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else ''}"
+    yield told(
+        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}",
+        nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else "",
+        f"on the left stand our names ({reads}), on the right those of the rows",
     )
 
 

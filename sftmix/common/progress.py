@@ -1,10 +1,11 @@
-"""The progress of long work on stderr: one live line in a terminal, plain lines in a log file."""
+"""The progress of long work on stderr: one live line in a terminal, plain lines in a log file; none of libraries."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -160,3 +161,20 @@ class LogLines:
         if self._scaled:
             return str(tqdm.format_sizeof(value))
         return f"{value:.2f}" if isinstance(value, float) and value < 10 else f"{value:.0f}"
+
+
+@contextlib.contextmanager
+def without_bars_of_transformers() -> Iterator[None]:
+    """Silence the bars of transformers while it loads or writes weights; those of downloads from the hub stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled() or are_progress_bars_disabled():
+        yield  # all of them are off, or set apart from each other, which its switch below cannot restore
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

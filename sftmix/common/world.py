@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from sftmix.common.errors import SFTMixError
+from sftmix.common.errors import SFTMixError, Stopped
 from sftmix.common.launcher import end_with_launcher
 
 T = TypeVar("T")
@@ -72,11 +72,12 @@ class World:
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do `work` on rank 0 while the others wait; raise its error on every rank."""
-        error, result = None, None
+        error: SFTMixError | Stopped | None = None
+        result = None
         if self.is_main:
             try:
                 result = work()
-            except SFTMixError as raised:
+            except (SFTMixError, Stopped) as raised:
                 error = raised
         error = self.share(error)
         if error is not None:

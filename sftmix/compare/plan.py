@@ -96,7 +96,7 @@ class Comparison:
         if self.options.fresh_reference:
             return plain
         data = plain["data"]
-        if data["seed"] is None and (data["eval_fraction"] is not None or data["take"] is not None):
+        if data["seed"] is None and config.data.drawn:
             data["seed"] = config.seed
         own = plain["reference"]["init_args"]
         if "training" in own and (own["training"] or {}).get("seed") is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, SFTMixError
+from sftmix.common.errors import ConfigError, SFTMixError, Stopped
 from sftmix.common.files import MANIFEST
 from sftmix.compare.cells import CellResult, refuse_unknown_metrics, result_of
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
@@ -97,7 +97,7 @@ def _named(cell: Cell) -> Iterator[None]:
     """Let errors name the cell."""
     try:
         yield
-    except SFTMixError as error:
+    except (SFTMixError, Stopped) as error:
         error.args = (f"variant {cell.variant}, seed {cell.seed}: {error}",)
         raise
 

@@ -30,9 +30,13 @@ from sftmix.components.base import (
 from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
 
 
-def broken(kind: str, component: Component, answer: str, allowed: str) -> ConfigError:
+class ContractError(ConfigError):
+    """An answer of a component that its contract does not allow."""
+
+
+def broken(kind: str, component: Component, answer: str, allowed: str) -> ContractError:
     """Return the error of a component whose answer is not allowed; `kind` is the option that chooses it."""
-    return ConfigError(f"{kind} {type(component).__name__} returned {answer}; allowed: {allowed}")
+    return ContractError(f"{kind} {type(component).__name__} returned {answer}; allowed: {allowed}")
 
 
 def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> TrainingDynamics:

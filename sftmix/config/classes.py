@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
 from sftmix.config.schema import all_components, component_bases, component_options, import_class, known_components
 
@@ -37,17 +37,17 @@ def why_not(base: type[Component], name: str, more: Sequence[str] = ()) -> str |
     more  words that the option takes beside components
     """
     known = [*known_components(base), *more]
-    listed = f"there are {', '.join(known)}, or the import path of your own class (my_module.MyClass)."
+    listed = f"there are {', '.join(known)}, or the import path of your own class (my_module.MyClass)"
     if "." not in name:
         if name in all_components(base):
             return None
-        return f"no {base.__name__} {name!r}; {listed}{nearest(name, known)}"
+        return told(f"no {base.__name__} {name!r}", nearest(name, known), listed)
     try:
         found = find_class(name, base.__name__)
     except ConfigError as error:
         if str(error).endswith("?"):
             return str(error)
-        return f"{error} {listed[0].upper()}{listed[1:]}{nearest(name.rpartition('.')[2], known)}"
+        return told(str(error).removesuffix("."), nearest(name.rpartition(".")[2], known), listed)
     if not inspect.isclass(found):  # a function may make one
         found = typing.get_type_hints(found).get("return") if callable(found) else None
     return _no_subclass(base, name, found) or _unfinished(name, found)

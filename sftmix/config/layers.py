@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.config.schema import single_as_list
 
 RECIPE = "recipe:"
@@ -54,7 +54,7 @@ def config_file(name: str, *, where: str = "--config") -> str:
     recipe = name.removeprefix(RECIPE)
     if recipe not in there:
         listed = ", ".join(there) or "none"
-        raise ConfigError(f"{where}: no recipe {recipe!r}; there are {listed}.{nearest(recipe, there)}")
+        raise ConfigError(told(f"{where}: no recipe {recipe!r}", nearest(recipe, there), f"there are {listed}"))
     return str(_recipe_directory() / f"{recipe}.yaml")
 
 

@@ -6,14 +6,15 @@ value and the class; the type of the option gives the allowed values.
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal
 
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, did_you_mean, nearest, told
 from sftmix.components.base import Component
 from sftmix.config.classes import why_not
 from sftmix.config.schema import (
@@ -38,17 +39,47 @@ _WORDS = {
     types.NoneType: "null",
 }
 _OTHER = "another type"
+_LISTED = 12
+"""Most options of a group that a message lists."""
+_ALIKE = 0.6
+"""Least likeness of two names, in [0, 1], of which one is suggested for the other."""
 
 
 def unknown_option(key: str, allowed: Iterable[str]) -> str:
     """Return the message for an unknown option; `allowed` holds full keys (`training.epochs`)."""
     allowed = list(allowed)
-    prefix = key.partition(".")[0] + "." if "." in key else ""
-    siblings = [k for k in allowed if k.startswith(prefix)] if prefix else []
-    listed = f"; there are {', '.join(siblings)}" if siblings else ""
-    last = {k.rpartition(".")[2]: k for k in allowed}
-    guess = nearest(key, siblings) or nearest(key, allowed) or nearest(key.rpartition(".")[2], last)
-    return f"unknown option {key}{listed}.{guess or ' --help all lists them.'}"
+    group = key.partition(".")[0]
+    siblings = [k for k in allowed if k.startswith(f"{group}.")] if "." in key else []
+    place = f"--help {group}" if siblings else "--help all"
+    guess = _guess(key, siblings, allowed)
+    if guess or len(siblings) > _LISTED or not siblings:
+        return told(f"unknown option {key}", did_you_mean(guess) if guess else "", f"{place} lists them")
+    return told(f"unknown option {key}", "", f"there are {', '.join(siblings)}")
+
+
+def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
+    """Return the allowed key whose last part is most like that of `key`, or the option of which that is a value.
+
+    The last parts are compared alone, since those before them are alike in all options of a group (`siblings`).
+    """
+    wanted = key.rpartition(".")[2]
+    for option in (*siblings, *allowed):
+        if wanted in _choices(option_hints().get(option)):
+            return f"{option} {wanted}"
+
+    def likeness(option: str) -> float:
+        name = option.rpartition(".")[2]
+        initials = "".join(word[:1] for word in name.split("_"))
+        return 1.0 if wanted == initials else _ratio(wanted, name)
+
+    def rank(option: str) -> tuple[float, float]:
+        return likeness(option) + 0.1 * (option in siblings), _ratio(key, option)
+
+    return max((option for option in allowed if likeness(option) >= _ALIKE), key=rank, default="")
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 # ------------------------------------------------------------------------ names, before anything is parsed
@@ -128,8 +159,8 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
     key, classes = ".".join(keys), re.findall(r"Problem with given class_path '([^']+)'", message)
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
         name, options = classes[-1].rpartition(".")[2], list(component_options(import_class(classes[-1])))
-        takes = f"it takes {', '.join(options)}" if options else "it takes none"
-        return f"{key}.{unknown[1]}: {name} has no option {unknown[1]!r}; {takes}.{nearest(unknown[1], options)}"
+        problem = f"{key}.{unknown[1]}: {name} has no option {unknown[1]!r}"
+        return told(problem, nearest(unknown[1], options), f"it takes {', '.join(options) or 'none'}")
     if missing := re.search(r"following arguments are required: (.+)", message):
         needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
         return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
@@ -160,10 +191,10 @@ def _not_allowed(key: str, hint: Any, value: str) -> str:
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
             return f"{key}: {reason}"
         forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
-        return f"{key}: {value!r} is not {' or '.join(forms)}; there are {listed}.{near}"
+        return told(f"{key}: {value!r} is not {' or '.join(forms)}", near, f"there are {listed}")
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
-    return f"{key}: {value!r} is not allowed; allowed: {listed}.{nearest(value, _choices(hint))}"
+    return told(f"{key}: {value!r} is not allowed", nearest(value, _choices(hint)), f"allowed: {listed}")
 
 
 def _a(name: str) -> str:

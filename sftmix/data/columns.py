@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sftmix.common.errors import DataError, nearest
+from sftmix.common.errors import DataError, nearest, told
 from sftmix.common.fields import ANY_FORMAT, field_columns, formats_with, listed
 
 
@@ -18,6 +18,7 @@ class Columns:
 
     def __init__(self, columns: Mapping[str, str] | None) -> None:
         self.names = field_columns(columns)
+        self._given = {column: name for name, column in (columns or {}).items()}  # as the user names our fields
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
         self._fields = {column: field for field, column in self.names.items()}
         self._unseen = set(self._fields)
@@ -52,9 +53,14 @@ class Columns:
         for field, column in self.names.items():
             if column in self._unseen and not (own_names and field in self._own):
                 raise DataError(
-                    f"data.columns: no row of {option} has the field {column!r} (for {field}); the fields there are "
-                    f"{listed(self._there)}.{nearest(column, self._there)}"
+                    told(
+                        f"data.columns: no row of {option} has the field {column!r} (for {self._given[column]})",
+                        nearest(column, self._there),
+                        f"the fields there are {listed(self._there)}",
+                    )
                 )
 
     def __str__(self) -> str:
-        return ", ".join(f"{field} is read from {column!r}" for field, column in self.names.items())
+        given = ((field, self._given[column], column) for field, column in self.names.items())
+        names = ((field if field == name else f"{field} ({name})", column) for field, name, column in given)
+        return ", ".join(f"{name} is read from {column!r}" for name, column in names)

@@ -152,7 +152,7 @@ class Conversations:
         return str(self.file.cell(record, "id").as_py())
 
     def source(self, record: int) -> str:
-        """`file:line` or `file[index]`."""
+        """`file:line`, `file:line[index]` or `file[index]`."""
         return str(self.file.cell(record, "source").as_py())
 
     def label(self, record: int) -> str | None:

@@ -18,6 +18,7 @@ from sftmix.data.documents import Documents
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
+from sftmix.data.sides import too_many_held_out
 from sftmix.data.store import RowFile, RowWriter, cache_root, get_or_build, key_of
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
@@ -216,6 +217,8 @@ def encode(
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if prepared.text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
+        if held_out is not None and len(train) == prepared.options.limit:
+            report.notes += too_many_held_out(prepared.options, len(held_out), "windows")
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 

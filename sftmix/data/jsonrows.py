@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ class BadRow(ValueError):
 
 
 Row = tuple[str, Any]
-"""The place of a row (`file:line` or `file[index]`), and its value or the BadRow that says why it has none."""
+"""The place of a row (`file:line`, `file:line[index]` or `file[index]`, the index from 0), and its value or the BadRow
+that says why it has none."""
 
 
 class StrictDecoder:
@@ -131,19 +133,23 @@ class _ArrayReader:
         self._at = 0
         self._line = 1
         self._ended = False
+        self._index = ""
 
     def rows(self) -> Iterator[Row]:
-        """Elements of the array, each with the line at which it begins."""
+        """Elements of the array, each with the line at which it begins; and its index, if it is not the first there."""
         decoder = StrictDecoder()
         self._expect("[")
         if self._next() == "]":
             self._at += 1
         else:
-            while True:
-                source = f"{self._name}:{self._line}"
+            before = 0  # the line on which the last element ended
+            for index in itertools.count():
+                self._index = f"[{index}]" if self._line == before else ""
+                source = f"{self._name}:{self._line}{self._index}"
                 value, end = self._element(decoder)
                 yield source, value
                 self._advance(end)
+                before = self._line
                 if self._next() == "]":
                     self._at += 1
                     break
@@ -197,7 +203,6 @@ class _ArrayReader:
         self._at = 0
 
     def _fail(self, reason: str, line_in_text: int | None = None) -> None:
-        line = self._line
-        if line_in_text is not None:
-            line += line_in_text - 1 - self._text.count("\n", 0, self._at)
-        raise DataError(f"{self._name}:{line}: not valid JSON: {reason}. Nothing after this place can be read.")
+        later = 0 if line_in_text is None else line_in_text - 1 - self._text.count("\n", 0, self._at)
+        place = f"{self._name}:{self._line + later}{'' if later else self._index}"
+        raise DataError(f"{place}: not valid JSON: {reason}. Nothing after this place can be read.")

@@ -24,22 +24,22 @@ HELD_OUT_BEFORE = (
 """End of a note on data.limit where data.eval_fraction is set, too."""
 
 REASONS = {
-    "bad_row": "bad rows skipped (data.skip_bad)",
-    "duplicate": "rows with the same content as an earlier row (kept; their ids end in #k)",
-    "empty_response": "empty responses dropped",
-    "empty_document": "empty documents dropped",
-    "no_target": "windows dropped: they hold no token that one before it predicts",
-    "no_response_token": "examples dropped: no response token left within data.max_length",
-    "template_refused": "examples dropped: the chat template refuses the conversation",
-    "prefix_mismatch": "examples dropped: the prompt's tokens are not where the example's tokens begin",
-    "no_end_of_turn": "examples dropped: the rendered response does not end with a stop token",
-    "truncated": "examples cut at data.max_length (trained without an end-of-turn token)",
-    "boundary": "examples whose response was tokenised apart from the prompt (a token would span both)",
-    "composed": "examples whose response was appended to the prompt (the template rewrites earlier turns)",
-    "split_turns": "conversations trained as one example per turn (the template rewrites earlier turns)",
-    "eval_in_train": "held-out rows whose content also occurs in the training rows",
+    "bad_row": "bad row{s} skipped (data.skip_bad)",
+    "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "empty_response": "empty response{s} dropped",
+    "empty_document": "empty document{s} dropped",
+    "no_target": "window{s} dropped: no token there that one before it predicts",
+    "no_response_token": "example{s} dropped: no response token left within data.max_length",
+    "template_refused": "example{s} dropped: the chat template refuses the conversation",
+    "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
+    "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
+    "truncated": "example{s} cut at data.max_length (trained without an end-of-turn token)",
+    "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
+    "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
+    "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
 }
-"""Every reason that the report counts, with its words there."""
+"""Every reason that the report counts, with its words there; {s} is the plural."""
 
 
 @dataclass
@@ -97,6 +97,7 @@ class DataReport:
         out.append(self._totals())
         for reason, text in REASONS.items():
             if count := self.counts.get(reason):
+                text = text.replace("{s}", "" if count == 1 else "s")
                 if self.max_length is not None:
                     text = text.replace("data.max_length", f"data.max_length = {self.max_length}")
                 names = self.first[reason]

@@ -64,7 +64,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     elif options.eval_fraction is not None:
         train, held_out = divide(train, options.eval_fraction, seed, report)
     if not text:  # for text, data.limit counts windows; these are cut later, from the tokens
-        train = first_rows(train, options.limit, None if options.eval_fraction is None else held_out, report)
+        train = first_rows(train, options, None if options.eval_fraction is None else held_out, report)
     if held_out is not None:
         report_overlap(train, held_out, report)
     return Prepared(train, held_out, report, replace(options))

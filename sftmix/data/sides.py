@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from sftmix.common.rng import stable_hash
 from sftmix.data.conversations import Conversations
 from sftmix.data.documents import Documents
 from sftmix.data.report import HELD_OUT_BEFORE, DataReport
+from sftmix.options import DataOptions, as_list
 from sftmix.types import Int64
 
 
@@ -46,17 +49,57 @@ def take(
 
 
 def first_rows(
-    train: Conversations, limit: int | None, held_out: Conversations | None, report: DataReport
+    train: Conversations, options: DataOptions, held_out: Conversations | None, report: DataReport
 ) -> Conversations:
-    """The first `limit` rows; a note counts the others.
+    """The first `data.limit` rows; a note counts the others.
 
-    held_out  None, or the rows that were held out of these before
+    held_out  None, or the rows that were held out of these before (data.eval_fraction)
     """
+    limit = options.limit
     if limit is None or len(train.records) <= limit:
         return train
     left_out = f"{len(train.records) - limit:,} training rows left out (data.limit)"
     report.notes.append(left_out if held_out is None else f"{left_out}; {HELD_OUT_BEFORE}")
+    if held_out is not None:
+        report.notes += too_many_held_out(options, len(held_out.records), "rows")
     return train.some(train.records[:limit])
+
+
+def too_many_held_out(options: DataOptions, held_out: int, unit: Literal["rows", "windows"]) -> Iterator[str]:
+    """Yield a note if more is held out than the `data.limit` rows (or windows of text) that are trained on.
+
+    held_out  rows (windows) that data.eval_fraction held out before the limit
+    """
+    limit, fraction = options.limit, options.eval_fraction
+    if limit is None or fraction is None or held_out <= limit:
+        return
+    if unit == "windows":  # data.take counts documents, of which there may be one
+        smaller = limit * fraction**2 / (1 - fraction) / held_out
+        remedy = f"a smaller share keeps that in proportion, such as --data.eval_fraction {smaller:.1g}"
+    else:
+        taken = _rows_for(limit, fraction)
+        entries = as_list(options.train)
+        sizes = str(taken) if len(entries) == 1 else f"with numbers that add up to {taken}, one for each source,"
+        remedy = (
+            f"--data.take {sizes} in place of --data.limit {limit} holds out of the rows that are used: {limit:,} to "
+            f"train on, {taken - limit:,} held out"
+        )
+    yield (
+        f"{held_out:,} held-out {unit} stand beside {limit:,} training {unit}, and every evaluation reads them: "
+        f"data.eval_fraction {fraction:g} counts what data.limit leaves out, too; {remedy}"
+    )
+
+
+def _rows_for(trained: int, fraction: float) -> int:
+    """Return the smallest number of rows of which `fraction` is held out and `trained` rows are left."""
+    total = math.floor(trained / (1 - fraction))
+    while total - _held_out_of(total, fraction) < trained:
+        total += 1
+    return total
+
+
+def _held_out_of(rows: int, fraction: float) -> int:
+    return max(1, round(fraction * rows))
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
@@ -88,7 +131,7 @@ def _tails(rows: Documents, fraction: float, report: DataReport) -> tuple[Docume
 def _held_out(rows: Conversations, fraction: float, seed: int) -> Int64:
     """Choose round(fraction * N) records, at least one: those with the smallest hash of (seed, id)."""
     total = len(rows.records)
-    count = max(1, round(fraction * total))
+    count = _held_out_of(total, fraction)
     if count >= total:
         raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
     return _drawn(rows, rows.records, count, seed, "held out")

@@ -6,7 +6,8 @@ bytes as for real ones, whatever the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class FakeModel:
 
     def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
         """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
+        self._path = path
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model = model = _built(path, attention, lora)
         self._attention = attention or model.config._attn_implementation
@@ -131,10 +133,23 @@ class FakeModel:
             for segment in segments:
                 self.model.set_attn_implementation(self._kernel(segment))
                 inputs = {"input_ids": segment.input_ids, **attention_inputs(segment), "use_cache": False}
-                with self._mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                with self._mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), self._traceable():
                     outputs.append(functional_call(decoder, weights, kwargs=inputs))
                 added.append(sum(size for size, _ in kept.values()) - sum(added))
         return added
+
+    @contextmanager
+    def _traceable(self) -> Iterator[None]:
+        """Say that a model which looks at values, as at those that route tokens, cannot be estimated without any."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model.path: estimate cannot follow {type(self.model).__name__} ({self._path}), because what it "
+                "computes depends on values, and it has none here: experts to which tokens are routed, rope that grows "
+                "with the text. Measure instead: run with --training.max_steps 2 --checkpoint.every 0, and see "
+                f"peak_memory_bytes and elapsed in its summary.json ({type(error).__name__})"
+            ) from error
 
     def _kernel(self, segment: Segment) -> str:
         """The attention, with a mask if it has one for this segment in training.

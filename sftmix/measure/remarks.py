@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,43 @@ BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 
 
-def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: float) -> list[str]:
-    """Return the sentences about the trained target of a run; none if nothing is wrong.
+DIVERGED = 1.2
+"""Ratio of the last losses of a reference to its first ones above which its training did harm."""
 
-    root    run directory
-    stages  stage -> its figures
+
+def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: float) -> list[str]:
+    """Return the sentences about the trained reference and target of a run; none if nothing is wrong.
+
+    root           run directory
+    stages         stage -> its figures
+    learning_rate  of the target
     """
+    found = list(_reference(stages.get("reference", {})))
+    return [*found, *_target(root, stages, learning_rate)] if "train" in stages else found
+
+
+def ends_of_loss(file: Path) -> dict[str, float]:
+    """Return the mean loss of the first and of the last steps in metrics.jsonl, a tenth of all or 8; {} without two.
+
+    Steps whose loss was not finite are left out.
+    """
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    size = min(len(losses) // 2, max(8, len(losses) // 10))
+    return {"loss_first": mean(losses[:size]), "loss_last": mean(losses[-size:])} if size else {}
+
+
+def _reference(figures: Mapping[str, Any]) -> Iterator[str]:
+    first, last = figures.get("loss_first"), figures.get("loss_last")
+    if first is not None and last is not None and last > DIVERGED * first:
+        yield (
+            f"The training of the reference diverged: its loss was {first:.4f} per token in the first steps and "
+            f"{last:.4f} in the last, so the confidence says little about the examples. Try a smaller "
+            "--reference.training.learning_rate in another --out."
+        )
+
+
+def _target(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: float) -> list[str]:
     train = stages["train"]
     before, after = stages.get("base", {}).get("eval_nll"), train.get("eval_nll")
     found = [*_skipped(train), *_stopped(train)]

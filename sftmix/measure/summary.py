@@ -56,7 +56,7 @@ def summarise(
     if scores is not None and split is not None:
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
-    summary["remarks"] = remarks(root, stages, learning_rate) if "train" in stages else []
+    summary["remarks"] = remarks(root, stages, learning_rate)
     if world.is_main:
         write_json(root / "summary.json", summary)
     world.barrier()
@@ -136,10 +136,12 @@ def _confounds(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
 def _group(scores: Scores, rows: Rows) -> dict[str, object]:
     values = scores.confidence[rows]
     values = values[is_measured(values)]
+    with np.errstate(over="ignore", invalid="ignore"):  # the perplexities of a reference that diverged
+        spread = float(values.std()) if len(values) else np.nan
     return {
         "examples": len(rows),
         "confidence_mean": float(values.mean()) if len(values) else None,
-        "confidence_std": float(values.std()) if len(values) else None,
+        "confidence_std": spread if np.isfinite(spread) else None,
         "confidence_median": float(np.median(values)) if len(values) else None,
         "response_tokens_mean": float(scores.n_tokens[rows].mean()) if len(rows) else None,
         "labels": _shares([scores.label[row] for row in rows]) if scores.label is not None else {},

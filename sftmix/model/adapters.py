@@ -142,12 +142,7 @@ def write_adapters(
     base     hub id or directory of the base model; a directory is written as its absolute path
     Raises ConfigError if the file lacks a trained weight, or if reading it back gives another value.
     """
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
-    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
-    state = {f"base_model.model.{name}": x.detach().to(dtype).contiguous() for name, x in state.items()}
+    state = {name: x.detach().to(dtype).contiguous() for name, x in _in_peft_format(model, weights).items()}
     expected = trained_numbers(model)
     written = sum(x.numel() for x in state.values())
     if written != expected:
@@ -166,6 +161,31 @@ def write_adapters(
         config.target_modules = sorted(config.target_modules)  # each process writes a set in another order
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     config.save_pretrained(str(directory))
+
+
+@torch.no_grad()
+def read_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put the values that `write_adapters` wrote into the adapters of `model`, in place.
+
+    Raises ConfigError if they are those of other adapters.
+    """
+    file = directory / "adapter_model.safetensors"
+    stored = load_file(file) if file.exists() else {}
+    own = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in own.items()}:
+        raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
+    for name, x in own.items():
+        x.copy_(stored[name])
+
+
+def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors, of adapters by their names in `model`, by their names in PEFT's format."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+    # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
+    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
+    return {f"base_model.model.{name}": x for name, x in state.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- merging

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 
 
@@ -78,7 +79,8 @@ def _write_model(
     before = model.config, model.generation_config
     try:
         model.config, model.generation_config = copy.deepcopy(model.config), generation
-        model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
+        with without_bars_of_transformers():
+            model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
         model.config.dtype = dtype
         model.config.save_pretrained(path)
     finally:

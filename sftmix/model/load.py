@@ -19,6 +19,7 @@ from transformers import (
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
+from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.paths import model_place, refuse_adapters
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     if auto is not AutoTokenizer:
         refuse_adapters(path)
     try:
-        return auto.from_pretrained(name, trust_remote_code=False, **options)
+        with without_bars_of_transformers():
+            return auto.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         offline = "" if local else " (no directory here; as a hub id: is it spelt right, is there a network?)"
         raise ConfigError(f"model.path: cannot load {path}{offline}: {error}") from error

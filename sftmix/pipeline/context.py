@@ -12,14 +12,14 @@ from sftmix.config import RunConfig
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows
-from sftmix.training.log import PeakMemory
+from sftmix.training.log import PeakMemory, StopAtOnce
 
 
 class RunContext:
     """One run in progress. A stage begins; if it is not done, it is made and finished; then its files are read."""
 
-    def __init__(self, config: RunConfig, world: World, directory: RunDirectory) -> None:
-        self.config, self.world, self.directory = config, world, directory
+    def __init__(self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce) -> None:
+        self.config, self.world, self.directory, self._stop = config, world, directory, stop
         self.pairing = config.resolved_pairing()
         self.memory = PeakMemory(world.device)
         """The peak of the stage that was begun last."""
@@ -34,7 +34,11 @@ class RunContext:
         return Known(self.config, self.world, rows, self.directory.path)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted."""
+        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted.
+
+        Raises Stopped if the stage before swallowed a signal.
+        """
+        self._stop.check(self.world)
         done = self.directory.begin(stage, inputs)
         self.memory, self._began = PeakMemory(self.world.device), time.time()
         file = self.directory.path / "config.yaml"

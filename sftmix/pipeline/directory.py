@@ -73,7 +73,7 @@ class RunDirectory:
         if self.world.is_main and not done:
             self.starts_work()
             write_json(self.path / stage / "inputs.json", inputs)
-            self.status(stage=stage, step=0, total_steps=0)
+            self.status(stage=stage, step=0, total_steps=0, doing="")
             done = self._adopt(stage, inputs)
         return self.world.share(done)
 

@@ -14,12 +14,16 @@ from typing import IO, Any
 from sftmix.common.errors import ConfigError, InUseError, SFTMixError, exit_code_of
 from sftmix.common.files import read_json, write_json
 
+BEFORE_STAGES = ("start", "data")
+"""Values of `stage` in STATUS.json before a command begins to make its first one."""
+
 
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    The STATUS.json of a finished run stays as it is until a stage begins to be made (`begin`). So a command that is
-    refused, only reads back, or is interrupted while it reads leaves a finished run as it was.
+    The STATUS.json of a run that has come as far as a stage outlasts a command that ends with an error before it begins
+    to make one itself (`begin`): what that command says on its way is taken back. The STATUS.json of a finished run
+    stays as it is even meanwhile, and also where a command only reads back.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -27,6 +31,7 @@ class Hold:
         self._lock: IO[str] | None = None
         self._status: dict[str, Any] = {}
         self._keeps = False
+        self._before: dict[str, Any] | None = None
         self._written = 0.0
 
     def take(self) -> SFTMixError | None:
@@ -42,8 +47,16 @@ class Hold:
             lock.close()
             return InUseError(f"another process is using {self.path}; wait for it, or choose another --out")
         self._lock = lock
-        self._keeps = _finished(self.path / "STATUS.json")
-        self._status = {"stage": "start", "step": 0, "total_steps": 0, "exit_code": None, "started": time.time()}
+        told = _told(self.path / "STATUS.json")
+        self._keeps = told.get("exit_code") == 0
+        self._before = told if told.get("stage") not in (None, *BEFORE_STAGES) else None
+        self._status = {
+            "stage": BEFORE_STAGES[0],
+            "step": 0,
+            "total_steps": 0,
+            "exit_code": None,
+            "started": time.time(),
+        }
         return None
 
     def __enter__(self) -> Hold:
@@ -64,20 +77,22 @@ class Hold:
 
     def begin(self) -> None:
         """Note that a stage begins to be made: from now on STATUS.json tells of this process."""
-        self._keeps = False
+        self._keeps, self._before = False, None
 
     def release(self, error: BaseException | None = None) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
-        if error is not None:
+        if error is not None and self._before is None:
             self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+        elif error is not None and self._written:
+            write_json(self.path / "STATUS.json", self._before)
         if self._lock is not None:
             self._lock.close()
 
 
-def _finished(status: Path) -> bool:
-    """Return True if STATUS.json says that the last command ended well."""
+def _told(status: Path) -> dict[str, Any]:
+    """Return what STATUS.json says; {} if there is none that can be read."""
     try:
         told = read_json(status)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    return isinstance(told, dict) and told.get("exit_code") == 0
+        return {}
+    return told if isinstance(told, dict) else {}

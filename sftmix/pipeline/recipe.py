@@ -26,6 +26,7 @@ from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
 from sftmix.pipeline.reference import reference_dynamics
+from sftmix.pipeline.rehearsal import rehearse
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
 from sftmix.pipeline.single_run import after_single_run, losses_of_single_run
 from sftmix.pipeline.stages import StageName, stages_needed, training_of_reference
@@ -50,19 +51,21 @@ def run(
     with (
         contextlib.nullcontext(world) if world else start_world() as ranks,
         RunDirectory(config.out, ranks, pool=pool) as directory,
-        StopAtOnce(),
+        StopAtOnce() as stop,
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(config, until, ranks, directory)
+        return recipe(config, until, ranks, directory, stop)
 
 
-def recipe(config: RunConfig, until: StageName, world: World, directory: RunDirectory) -> dict[str, Any]:
+def recipe(
+    config: RunConfig, until: StageName, world: World, directory: RunDirectory, stop: StopAtOnce
+) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
     directory.status(stage="data")
     config, prepared = read_rows(config, world, progress=world.is_main)
-    run = RunContext(config, world, directory)
+    run = RunContext(config, world, directory, stop)
     stages = stages_needed(config, until)
 
     select = Selection(run)
@@ -70,6 +73,8 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
     select.keep()
     run.say("\n".join(rows.data.report.lines()))
+    if stages > {"reference"} and config.reference.trains and not directory.has("reference"):
+        world.on_main(lambda: rehearse(run, rows, stages))
     dynamics = reference_dynamics(run, rows) if "reference" in stages else None
     scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
     split = split_of(run, rows, scores) if scores is not None and "split" in stages else None
@@ -105,7 +110,7 @@ def recipe(config: RunConfig, until: StageName, world: World, directory: RunDire
     )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
-    directory.status(stage=until, step=step, total_steps=total)
+    directory.status(stage=until, step=step, total_steps=total, doing="")
     return summary
 
 

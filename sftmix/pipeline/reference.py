@@ -17,6 +17,7 @@ from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encoder_for
+from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
@@ -113,18 +114,21 @@ class ReferenceRun:
             ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
         )
         result = train(replace(stage, callbacks=[scoring, *self._callbacks()]), run.world)
-        self.figures = {**result.figures, "scoring_seconds": scoring.seconds}
+        self.figures = {**result.figures, **self._ends_of_loss(stage), "scoring_seconds": scoring.seconds}
         return scoring.dynamics()
 
     def _callbacks(self) -> list[Callback]:
         """List the callbacks that may have something to do in a stage without held-out rows."""
         return [callback for callback in self._run.config.callbacks if not callback.needs_held_out]
 
+    def _ends_of_loss(self, stage: Stage) -> dict[str, float]:
+        return self._run.world.on_main(lambda: ends_of_loss(stage.directory / "metrics.jsonl")) or {}
+
     def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
         """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""
         losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
         result = train(replace(stage, callbacks=self._callbacks(), online=losses), self._run.world)
-        self.figures = dict(result.figures)
+        self.figures = {**result.figures, **self._ends_of_loss(stage)}
         if not losses.epochs():
             raise ConfigError(
                 "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "

@@ -26,7 +26,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
     """Raise what `run` would raise anyway, as far as it is certain without a model, and without torch.
 
     These are the errors of `check_run`, and a directory that cannot be written or is in use. STATUS.json tells of the
-    error, unless the run is finished.
+    error, unless the run has come as far as a stage.
     """
     assert config.out is not None
     with holding(config.out):

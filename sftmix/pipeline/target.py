@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sftmix.batches.order import EpochPairs, TrainingOrder
+from sftmix.common.checkpoints import BEST
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.components.base import Objective
@@ -17,11 +18,10 @@ from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.export import write_model
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
 from sftmix.pipeline.models import load_for_run, scorer, scoring_model
 from sftmix.pipeline.rows import RunRows, any_packed
-from sftmix.training.best import BEST
+from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.online import OnlineLosses
@@ -67,9 +67,11 @@ def train_arm(
         eval_groups=rows.eval_groups,
     )
     result = train(stage, world)
+    run.directory.status(doing="measuring the trained model")
     measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
         stage, result.module, steps=int(result.figures["steps"])
     )
+    run.directory.status(doing="writing the model")
     _export(run, rows, stage, result, directory / "model")
     figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
     figures["best_kept"] = (directory / BEST).is_dir()

@@ -26,6 +26,7 @@ class Materials:
 
 def materialise(out_dir: str | os.PathLike[str], *, seed: int) -> Materials:
     """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes."""
+    from sftmix.common.progress import without_bars_of_transformers
     from sftmix.quickstart.model import make_model, make_tokenizer
 
     out = Path(out_dir)
@@ -33,7 +34,8 @@ def materialise(out_dir: str | os.PathLike[str], *, seed: int) -> Materials:
     rows = make_rows(n=N_TRAIN + N_EVAL, seed=seed)
     train, held_out = rows[:N_TRAIN], rows[N_TRAIN:]
     tokenizer = make_tokenizer(text for row in train for text in (row["instruction"], row["input"], row["output"]))
-    make_model(tokenizer, seed=seed).save_pretrained(paths.model)
+    with without_bars_of_transformers():
+        make_model(tokenizer, seed=seed).save_pretrained(paths.model)
     tokenizer.save_pretrained(paths.model)
     write_rows(paths.train, train)
     write_rows(paths.eval, held_out)

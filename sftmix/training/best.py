@@ -9,12 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from sftmix.common.checkpoints import BEST
 from sftmix.common.errors import CheckpointError
 from sftmix.common.world import World
 from sftmix.training.checkpoint import CheckpointStore
-
-BEST = "best"
-"""Folder of the stage."""
 
 
 class BestWeights:

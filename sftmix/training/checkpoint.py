@@ -10,7 +10,6 @@ model with adapters, only the trained weights are stored; the rest belongs to th
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,12 +29,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.errors import CheckpointError
 from sftmix.common.files import commit_directory, fresh_directory, verify_directory
 from sftmix.common.world import World
 from sftmix.training.module import unwrap
 
-_NAME = re.compile(r"step-(\d{8})")
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
@@ -52,11 +51,10 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
-        found = (_NAME.fullmatch(p.name) for p in self.directory.glob("step-*"))
-        return sorted((int(m[1]) for m in found if m), reverse=True)
+        return steps_in(self.directory)
 
     def path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+        return step_path(self.directory, step)
 
     def clean(self) -> None:
         """Remove leftovers of a process that was killed while saving; only for the holder of the run directory."""

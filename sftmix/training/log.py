@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 
 from sftmix.common.errors import Stopped
 from sftmix.common.files import write_text
+from sftmix.common.world import World
 from sftmix.training.step import StepResult
+
+S = TypeVar("S", bound="StopSignal")
 
 
 class MetricsLog:
@@ -115,19 +119,24 @@ def figures_shown(metrics: Mapping[str, float]) -> str:
 
 
 class StopSignal:
-    """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary."""
+    """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary.
+
+    received  True once one has arrived, also if another handler around this one received it and nothing came of it
+    """
 
     def __init__(self) -> None:
         self.received = False
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self: S) -> S:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._arrived)
+        around = (getattr(handler, "__self__", None) for handler in self._previous.values())
+        self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -136,10 +145,28 @@ class StopSignal:
 
 
 class StopAtOnce(StopSignal):
-    """A handler for work outside the loop, with nothing to save: either signal raises Stopped at once."""
+    """A handler for work outside the loop, with nothing to save: either signal raises Stopped at once.
+
+    The work may swallow it: a bare `except:`, a callback of C code, a destructor. So it is raised again by `check`, and
+    in place of an error that ends the work after the signal.
+    """
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        super().__exit__(kind, error, trace)
+        if self.received and isinstance(error, Exception):
+            raise Stopped(_STOPPED) from error
+
+    def check(self, world: World) -> None:
+        """Raise Stopped on every rank if any rank has received a signal. Call it on every rank."""
+        if world.max(float(self.received)):
+            raise Stopped(_STOPPED)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by a signal; what was finished is kept, the same command continues")
+        self.received = True
+        raise Stopped(_STOPPED)
+
+
+_STOPPED = "stopped by a signal; what was finished is kept, the same command continues"
 
 
 class PeakMemory:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
+from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
@@ -102,7 +103,7 @@ class TrainingLoop:
         self.memory = stage.memory or PeakMemory(world.device)
         self.setup = _prepared(stage, world)
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
-        self.store = CheckpointStore(stage.directory / "checkpoints", keep=stage.checkpoint.keep, world=world)
+        self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, stage.identity, world) if keeps_best else None
         self.total = stage.order.total_steps
@@ -133,6 +134,8 @@ class TrainingLoop:
                 if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
                     self.best.offer(self.step, self.module, self._evaluate())
                 last = self._call("on_stage_end", metrics)
+                if self._told_to_stop(signal):  # since the last step
+                    self._save_if_due(interrupted=True)
         finally:
             bar.close()
             log.close()
@@ -224,7 +227,11 @@ class TrainingLoop:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
         # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
-        return metrics, self.world.max(float(signal is not None and signal.received)) > 0
+        return metrics, self._told_to_stop(signal)
+
+    def _told_to_stop(self, signal: StopSignal | None) -> bool:
+        """Return True on every rank if any rank was told to stop."""
+        return self.world.max(float(signal is not None and signal.received)) > 0
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop if too many skipped steps follow each other."""

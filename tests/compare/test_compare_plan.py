@@ -138,6 +138,10 @@ def test_the_listing_counts_what_is_shared(table: Table) -> None:
     assert listing(table(variants=stored))[-1] == "references: 1, used by 2 runs"  # nothing of it depends on a seed
     adapters = {"all": {}, "lora": {"model.lora.r": 4}}
     assert listing(table(variants=adapters))[-1] == "references: 2, used by 4 runs"
+    file = ("--data.eval", "e.json", "--data.eval_fraction", "null")
+    assert listing(table(*file, variants={"a": {}}))[-1] == "references: 1, used by 2 runs"  # no seed chooses rows
+    seeded = listing(table(*file, variants={"a": {}, "b": {"data.seed": 7}}))
+    assert seeded[-1] == "references: 1, used by 4 runs"
     fresh = listing(table("--fresh_reference", "true", variants={"a": {}, "b": {"objective.mu": 1}}))
     assert fresh[-1] == "references: 2, used by 4 runs"
 

@@ -17,6 +17,7 @@ import dataclasses
 import os
 import numpy as np
 import torch
+from sftmix.common.errors import ConfigError
 from sftmix.components import *
 from sftmix.components.base import *
 from sftmix.components.reference import TrainedReference
@@ -44,6 +45,24 @@ class Planned(SFTMix):
     def plan(self, batch, *, step, total_steps, seed):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         return self.changed(plan) if step == 1 else plan
+
+class AtOnce(SFTMix):
+    def plan(self, batch, *, step, total_steps, seed):
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        return dataclasses.replace(plan, lam=plan.lam + 1)
+
+class AtFirst(Median):
+    def split(self, scores, *, seed):
+        if not os.path.exists(self.file):
+            open(self.file, "w").close()
+            raise ConfigError("no example is confident enough")
+        return super().split(scores, seed=seed)
+    def __init__(self, *, file: str):
+        self.file = file
+
+class Typo(Median):
+    def split(self, scores, *, seed):
+        return super().split(scores.confidense, seed=seed)
 
 class Beyond(Planned):
     def changed(self, plan):
@@ -113,6 +132,7 @@ BROKEN = [
         r"confidence Endless returned -inf for .* and 0 other examples; allowed: a finite number",
     ),
     ("--pairing=broken_parts.Single", r"pairing Single returned int64\[14\]; allowed: i64\[P, 2\], rows"),
+    ("--objective=broken_parts.AtOnce", r"objective AtOnce returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.Beyond", r"objective Beyond returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.NoNumber", r"objective NoNumber returned lam nan; allowed: 0 to 1"),
     ("--objective=broken_parts.Infinite", r"objective Infinite returned row_weight inf; allowed: finite numbers"),
@@ -146,6 +166,35 @@ def test_a_run_ends_with_one_line(option, message, tiny, tmp_path, monkeypatch, 
     assert len(said) == 1
     assert re.search(message, said[0])
     assert not (tmp_path / "run" / "train" / "model").exists()
+    early = option.rpartition(".")[2] in ("Listed", "Floats", "Endless", "Single", "AtOnce")
+    assert (tmp_path / "run" / "reference").exists() == (not early)
+
+
+def test_what_breaks_its_contract_on_a_finished_reference_ends_with_one_line(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "broken_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*tiny.options, *SHORT, "--out", str(tmp_path / "run")]
+    assert sftmix("reference", *words).code == 0
+    ended = sftmix("run", *words, "--splitter=broken_parts.Listed")
+    assert (ended.code, "error: splitter Listed returned list of 29" in ended.err) == (2, True)
+
+
+def test_what_is_refused_of_made_up_losses_is_told_and_the_real_ones_decide(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "broken_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = f"--splitter.file={tmp_path / 'asked'}"
+    words = ["split", *tiny.options, *SHORT, "--splitter=broken_parts.AtFirst", file, "--out", str(tmp_path / "run")]
+    ended = sftmix(*words)
+    assert ended.code == 0, ended.err
+    assert "a component says: no example is confident enough" in ended.out
+
+
+def test_a_wrong_call_is_met_before_the_reference(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "broken_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="confidense"):
+        sftmix("split", *tiny.options, *SHORT, "--splitter=broken_parts.Typo", "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "reference").exists()
 
 
 NUMBERS = """

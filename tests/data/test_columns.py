@@ -134,7 +134,10 @@ def test_columns_are_part_of_the_identity(write, options):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prmpt": "question", "response": "answer"}, r"no format has prmpt\. .*completion.*Did you mean prompt"),
+        (
+            {"prmpt": "question", "response": "answer"},
+            r"no format has prmpt\. Did you mean prompt\? On the left .*completion",
+        ),
         ({"instruction": "question", "response": "answer"}, "no format has instruction and response together"),
         ({"completion": "answer", "response": "answer"}, "the same field"),
     ],
@@ -146,7 +149,7 @@ def test_left_names_that_no_format_has(columns, message, write, options):
 
 def test_left_names_that_the_named_format_lacks(write, options):
     given = options(write("rows.jsonl", ROWS), columns=COLUMNS, format="alpaca")
-    with pytest.raises(ConfigError, match=r"data\.format alpaca does not have prompt and response\. .*instruction"):
+    with pytest.raises(ConfigError, match=r"data\.format alpaca does not have prompt and response; .*instruction"):
         prepare(given, 0, progress=False)
 
 
@@ -156,15 +159,15 @@ def test_a_column_that_no_row_has_is_named_with_the_fields_that_are_there(tiny, 
         found = sftmix(*command, *words, "--data.columns", "{prompt: qestion, response: answer}")
         assert found.code == 3
         assert (
-            "data.columns: no row of data.train has the field 'qestion' (for prompt); the fields there are "
-            "'question', 'answer', 'kind'. Did you mean question?"
+            "data.columns: no row of data.train has the field 'qestion' (for prompt). Did you mean question? "
+            "The fields there are 'question', 'answer', 'kind'."
         ) in found.err
 
 
 def test_a_column_that_no_held_out_row_has(write, options):
     """Nor its own field of that name."""
     held_out = write("held.jsonl", [{"question": "u", "reply": "a"}])
-    with pytest.raises(DataError, match=r"no row of data\.eval has the field 'answer' \(for completion\)"):
+    with pytest.raises(DataError, match=r"no row of data\.eval has the field 'answer' \(for response\)"):
         prepare(options(write("rows.jsonl", ROWS), eval=[held_out], columns=COLUMNS), 0, progress=False)
 
 
@@ -175,5 +178,5 @@ def test_bad_rows_say_how_they_were_read(write, options):
     lines = str(caught.value).splitlines()
     assert lines[1:] == [
         f"{path}:9: completion must be a string, found null",
-        "data.columns: prompt is read from 'question', completion is read from 'answer'",
+        "data.columns: prompt is read from 'question', completion (response) is read from 'answer'",
     ]

@@ -178,6 +178,39 @@ def test_bad_elements_of_an_array_are_named_by_line(write, options):
     ]
 
 
+def test_rows_on_one_line_have_their_index_and_the_ids_do_not(write, options):
+    """The first on a line is `file:line`; an index counts from the beginning of the array."""
+    good = [{"instruction": f"a{i}", "output": "b"} for i in range(4)]
+    path = write("rows.json", json.dumps([*good, {"instruction": "c", "output": None}, 7]))
+    with pytest.raises(DataError) as caught:
+        prepare(options(path), 0, progress=False)
+    assert str(caught.value).splitlines()[1:] == [
+        f"{path}:1[4]: output must be a string, found null",
+        f"{path}:1[5]: expected an object with named fields, found a number (int)",
+    ]
+    one_line = prepare(options(write("one.json", json.dumps(good))), 0, progress=False).train
+    lines = prepare(options(write("lines.jsonl", good)), 0, progress=False).train
+    records = one_line.records.tolist()
+    assert [one_line.id(r) for r in records] == [lines.id(r) for r in records]
+    assert [one_line.source(r).rpartition(":")[2] for r in records] == ["1", "1[1]", "1[2]", "1[3]"]
+    row = json.dumps(good[0])
+    several = write("several.json", f"[{row},\n{row}, {row},\n\n{row}]")
+    mixed = prepare(options(several), 0, progress=False).train
+    places = [mixed.source(r).rpartition(":")[2] for r in mixed.records.tolist()]
+    assert places == ["1", "2", "2[2]", "4"]
+
+
+@pytest.mark.parametrize(
+    ("end", "place"), [('{"x" 1}]', "1[2]: not valid JSON: Expecting"), ("\n{1}]", "2: not valid JSON: Expecting")]
+)
+def test_a_syntax_error_names_the_row_on_its_line(end, place, write, options):
+    row = json.dumps({"instruction": "a", "output": "b"})
+    path = write("rows.json", f"[{row}, {row}, {end}")
+    with pytest.raises(DataError) as caught:
+        prepare(options(path), 0, progress=False)
+    assert f"{path}:{place}" in str(caught.value)
+
+
 def test_long_arrays_are_read_in_pieces(write, options):
     """Rows and multi-byte characters that fall on the edges of the reader's pieces."""
     rows = [{"instruction": f"{i} é€😀" * (i % 211), "output": f"{i} ok"} for i in range(1, 3000) if i % 211]

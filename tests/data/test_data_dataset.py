@@ -176,7 +176,7 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, optio
     assert len(data.train) == 4
     assert data.train.truncated.tolist() == [False, False, False, True]
     assert data.train.n_targets.min() > 0
-    named = f"1 examples dropped: no response token left within data.max_length = 64: long ({path}:4)"
+    named = f"1 example dropped: no response token left within data.max_length = 64: long ({path}:4)"
     assert named in data.report.lines()
     with pytest.raises(
         DataError, match=r"(?s)data\.train: no example is left with data\.max_length = 4:.*5 examples dropped"
@@ -235,7 +235,7 @@ def test_preview_shows_text_mask_and_dropped_rows(write, options, encoder):
     data = load(options(write("rows.jsonl", rows)), encoder)
     plain = render_preview(data, encoder, [0], color=False)
     assert "<|im_start|>user\nSay \\x1b[31mred.<|im_end|>\n<|im_start|>assistant\n[[é😀 red<|im_end|>]]" in plain
-    assert "1 empty responses dropped" in plain
+    assert "1 empty response dropped: " in plain
     assert "\x1b" not in plain
     colored = render_preview(data, encoder, [0])
     assert "\x1b[32mé😀 red<|im_end|>\x1b[0m" in colored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -187,3 +188,53 @@ def test_of_text_too(write, options, small):
         (note,) = [line for line in data.report.lines() if "(data.limit)" in line]
         assert note.startswith("the first 3 training windows are used, the rest left out")
         assert (WHY in note) == why
+
+
+MANY = "held-out rows stand beside"
+
+
+@pytest.mark.parametrize(("limit", "fraction"), [(5, 0.1), (5, 0.2), (7, 0.3), (13, 0.25), (5, 0.75)])
+def test_more_held_out_than_trained_on_by_a_limit_is_told_with_the_remedy(limit, fraction, files, options):
+    """The remedy does what the line says it does."""
+    prepared = prepare(options(files[0], eval_fraction=fraction, limit=limit), SEED, progress=False)
+    held_out = round(40 * fraction)
+    lines = [line for line in prepared.report.lines() if MANY in line]
+    assert len(lines) == (held_out > limit)
+    for line in lines:
+        assert line.startswith(f"{held_out} {MANY} {limit} training rows")
+        taken = int(re.search(rf"--data\.take (\d+) in place of --data\.limit {limit} ", line)[1])
+        remedied = prepare(options(files[0], eval_fraction=fraction, take=taken), SEED, progress=False)
+        assert len(remedied.train.records) == limit
+        assert f"{limit} to train on, {len(remedied.eval.records)} held out" in line
+
+
+def test_of_several_sources_the_remedy_is_a_sum(files, options):
+    given = options(*files, eval_fraction=0.2, limit=4)
+    lines = prepare(given, SEED, progress=False).report.lines()
+    assert any("--data.take with numbers that add up to 5, one for each source, in place" in line for line in lines)
+
+
+def test_a_share_that_holds_out_most_rows_by_itself_is_not_remarked(files, options):
+    """What is asked for, without a limit or with one that leaves nothing out."""
+    for limit in (None, 20):
+        report = prepare(options(files[0], eval_fraction=0.6, limit=limit), SEED, progress=False).report
+        assert not any(MANY in line for line in report.lines())
+
+
+def test_more_held_out_windows_than_training_windows_are_told(write, options, small):
+    path = write("tales.jsonl", [{"text": f"Tale {i}, with some words in it."} for i in range(40)])
+    for limit, told in ((2, True), (None, False)):
+        prepared = prepare(options(path, limit=limit, eval_fraction=0.5), SEED, progress=False)
+        data = encode(prepared, text_encoder(small["bos"]), max_length=16, progress=False)
+        lines = [line for line in data.report.lines() if "held-out windows stand beside" in line]
+        assert len(lines) == told
+        if told:
+            assert lines[0].startswith(f"{len(data.eval)} held-out windows stand beside 2 training windows")
+            assert f"--data.eval_fraction {1 / len(data.eval):.1g}" in lines[0]
+
+
+def test_preview_shows_it_too(files, tiny, sftmix):
+    words = ["preview", "--model.path", str(tiny.model), "--data.train", files[0], "--data.limit", "4"]
+    shown = sftmix(*words, "--data.eval_fraction", "0.25")
+    assert "10 held-out rows stand beside 4 training rows" in shown.out
+    assert "--data.take 5 in place of --data.limit 4" in shown.out

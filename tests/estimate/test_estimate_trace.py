@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, MixtralConfig, PreTrainedModel
 
+from sftmix.common.errors import ConfigError
 from sftmix.estimate.machine import Compute
 from sftmix.estimate.model import QUANTIZED_BYTES, FakeModel
 from sftmix.model.adapters import add_adapters
@@ -65,6 +66,20 @@ def saved(model: PreTrainedModel, segments: Sequence[Segment], *, autocast: bool
 def kept(fake: FakeModel, segments: Sequence[Segment], compute: Compute = "float32") -> float:
     """The same as the estimate has it."""
     return fake.saved(segments, compute, recompute=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["routed experts", "growing rope"])
+def test_a_model_that_looks_at_values_is_refused_with_another_way(kind, tmp_path):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    if kind == "routed experts":
+        MixtralConfig(**sizes, architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
+    else:
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        LlamaConfig(**sizes, rope_parameters=rope, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    fake = FakeModel(str(tmp_path), None, NO_LORA)
+    with pytest.raises(ConfigError, match=r"model\.path: estimate cannot follow .* --training\.max_steps 2"):
+        kept(fake, FULL)
 
 
 @pytest.mark.parametrize("compute", ["float32", "autocast", "bfloat16"])

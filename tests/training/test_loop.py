@@ -3,6 +3,7 @@ steps, ranks and resumes, and no dropout mask comes twice."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -19,6 +20,7 @@ from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback
+from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
 from tests.distributed.test_sharding import Collectives
@@ -143,6 +145,45 @@ def check_steps(world: World, directory: str, parallel: str, interrupt: int | No
 def test_each_step_is_the_formula_and_what_is_counted_adds_up(tmp_path, interrupt):
     """Also where a signal parts the epoch."""
     check_steps(World(), str(tmp_path), "auto", interrupt)
+
+
+class AtTheEnd(Callback):
+    """Sends a signal when all steps are done, the first time."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    def on_stage_end(self, state):
+        if self.left:
+            self.left = 0
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_saves_what_was_trained(tmp_path):
+    callback, optimizer = AtTheEnd(), Recording()
+    for stopped in (True, False):
+        stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[callback], optimizer=optimizer)
+        with pytest.raises(Stopped, match="step-00000003 is saved") if stopped else contextlib.nullcontext():
+            train(stage, World())
+    assert len(optimizer.taken) == 3  # in the first attempt
+
+
+def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED)
+    with StopAtOnce():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="step-00000001 is saved"):
+            train(stage, World())
+
+
+def test_a_signal_handler_gives_way_to_the_one_before_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), StopAtOnce():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with StopAtOnce() as stop:
+        stop.check(World())  # nothing has arrived
 
 
 def check_two(world: World, directory: str) -> None:

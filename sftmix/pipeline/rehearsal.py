@@ -1,0 +1,109 @@
+"""A rehearsal of the components that follow the reference, before its training takes hours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sftmix.batches.collate import collate
+from sftmix.batches.order import epoch_units
+from sftmix.common.rng import generator
+from sftmix.components.base import ConfidenceEstimator, Objective, PairSampler, Splitter
+from sftmix.components.confidence import variability
+from sftmix.components.contracts import (
+    ContractError,
+    broken_value,
+    check_confidence,
+    check_pairs,
+    check_plan,
+    check_split,
+)
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.rows import RunRows
+from sftmix.types import Batch, BatchNLL, TrainingDynamics
+
+UNITS = 4
+"""Pairs or single examples in the micro-batch of the rehearsal."""
+WRONG_CALLS = (TypeError, AttributeError, NameError)
+"""Errors of code that would fail on any figures."""
+
+
+def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
+    """Ask each component of `stages` once for its answer on the run's rows, with losses that are made up.
+
+    Raises the ConfigError of a contract that is broken, which holds for all losses, and the errors of WRONG_CALLS. What
+    else a component raises, as that no example is confident enough, may come of the made-up losses: a line tells of it.
+    """
+    try:
+        parts = copy.deepcopy(Parts(run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
+    except Exception:  # what cannot be copied may keep something of each call, so it is not asked twice
+        return
+    try:
+        _ask(parts, rows, stages, run.config.seed, token_nll=bool(getattr(run.config.reference, "token_nll", False)))
+    except (ContractError, *WRONG_CALLS):
+        raise
+    except Exception as error:
+        run.say(
+            f"note: tried out before the reference is trained, on losses that are made up, a component says: {error}\n"
+            "      If it says so of the real ones, too, the run will end there."
+        )
+
+
+@dataclass
+class Parts:
+    """The components that follow the reference."""
+
+    confidence: ConfidenceEstimator
+    splitter: Splitter
+    pairing: PairSampler | None
+    objective: Objective
+
+
+def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll: bool) -> None:
+    dynamics = made_up(rows.data.train.ids, rows.data.train.n_targets, token_nll=token_nll)
+    confidence = check_confidence(parts.confidence, parts.confidence.estimate(dynamics), dynamics)
+    if "split" not in stages:
+        return
+    scores = replace(rows.table(), confidence=confidence, variability=variability(dynamics))
+    split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
+    if "train" not in stages or parts.pairing is None:
+        return
+    pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), len(scores))
+    units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
+    batch = collate(units, rows.data.train, split=split)
+    if parts.objective.needs_batch_nll:
+        batch = replace(batch, batch_nll=_batch_nll(batch, dynamics))
+    plan = parts.objective.plan(batch, step=0, total_steps=2, seed=seed)
+    problem = broken_value(parts.objective, [check_plan(parts.objective, plan, batch)])
+    if problem is not None:
+        raise ContractError(problem)
+
+
+def made_up(ids: Sequence[str], n_tokens: np.ndarray, *, token_nll: bool) -> TrainingDynamics:
+    """Return dynamics at three checkpoints, the first before training: an NLL per token that falls, never alike."""
+    rng, size = generator(0, "rehearsal"), len(ids)
+    mean_nll = rng.lognormal(0.5, 0.5, (size, 1)) * np.array([1.0, 0.8, 0.7])
+    nll_sum = mean_nll * n_tokens[:, None]
+    return TrainingDynamics(
+        ids=list(ids),
+        steps=np.arange(3, dtype=np.int64),
+        nll_sum=nll_sum,
+        n_tokens=n_tokens,
+        n_correct=np.floor(n_tokens[:, None] * np.exp(-mean_nll)).astype(np.int64),
+        token_nll=[np.tile(m[:, None], (1, int(n))).astype(np.float32) for m, n in zip(mean_nll, n_tokens, strict=True)]
+        if token_nll
+        else None,
+        alone_nll_sum=nll_sum * rng.uniform(1.0, 1.5, (size, 1)),
+    )
+
+
+def _batch_nll(batch: Batch, dynamics: TrainingDynamics) -> BatchNLL:
+    import torch
+
+    rows = torch.unique(batch.rows)
+    index = rows.numpy()
+    nll, counts = torch.from_numpy(dynamics.nll_sum[index, -1]), torch.from_numpy(dynamics.n_tokens[index])
+    return BatchNLL(rows=rows, nll_sum=nll, n_tokens=counts)
