@@ -60,7 +60,7 @@ def test_after_the_last_step_it_says_what_is_done_and_no_time(tmp_path: Path) ->
     run = lay(tmp_path / "r", status={**status, "doing": "writing the model"}, steps={"train": 40})
     text = report(run)
     assert f"running stage train (writing the model), pid {os.getpid()}" in text
-    assert line(text, "train") == ["train", "running", "40/40", "(100%)", "0.0250", "1,234"]
+    assert line(text, "train") == ["train", "running", "40/40", "(100%)", "0.0250", "1.00e-05", "1,234"]
 
 
 def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> None:
