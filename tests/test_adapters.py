@@ -304,5 +304,5 @@ def test_a_missing_adapter_is_not_written(tokenizer: PreTrainedTokenizerFast, tm
 
 def test_adapters_are_no_base_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     export_model(adapted("llama"), tokenizer, tmp_path / "a", dtype=torch.float32, base="b")
-    with pytest.raises(ConfigError, match=r"holds adapters, not a model: sftmix export RUN --merge"):
+    with pytest.raises(ConfigError, match=r"holds adapters, not a model: sftmix export RUN --to DIR --merge"):
         load_model(tmp_path / "a")

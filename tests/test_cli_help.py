@@ -65,12 +65,6 @@ def test_the_short_help_is_short_and_ends_with_the_way_to_the_rest(sftmix, name)
     assert "--help GROUP, of run," in short
 
 
-def test_the_options_that_matter_exist(sftmix) -> None:
-    known = options(sftmix("run", "--help", "all").out)
-    for texts in SHORT.values():
-        assert set(texts) <= known
-
-
 def test_the_whole_help_of_run_names_every_option(sftmix) -> None:
     text = sftmix("run", "--help", "all").out
     assert option_hints().keys() <= options(text)

@@ -141,7 +141,21 @@ def resolve(dotted: str) -> object:
 
 
 def known_options() -> set[str]:
-    own = {"config", "print_config", "rows", "no_color", "to", "step", "best", "dtype", "merge", "help", "version"}
+    own = {
+        "config",
+        "print_config",
+        "rows",
+        "no_color",
+        "to",
+        "step",
+        "best",
+        "dtype",
+        "merge",
+        "help",
+        "version",
+        "map",
+        "score",
+    }
     own |= {
         "gpu",
         "gpus",
@@ -238,17 +252,17 @@ import json, sys
 from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
-import sftmix.quickstart.run, sftmix.trackers.replay
+import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
 sftmix.pipeline.recipe.run = lambda config, until: {}
-sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
 sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
+sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
@@ -310,6 +324,7 @@ def first(workspace) -> Path:
     words = [*workspace.tiny.options, "--with_baseline", "--reference.token_nll", "--training.epochs", "1"]
     shutil.rmtree(workspace.path / "runs" / "first")
     workspace.sftmix("run", *words, "--out", "runs/first")
+    workspace.sftmix("report", "runs/first", "--map", "0")
     return workspace.path / "runs" / "first"
 
 

@@ -48,11 +48,21 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
+def test_the_base_model_keeps_its_view_of_every_held_out_example(finished, data):
+    model = AutoModelForCausalLM.from_pretrained(finished.tiny.model).eval()
+    ids, scores = read_eval(finished.path / "base" / "eval.parquet")
+    assert ids == data.eval.ids
+    expected = token_logits(model, data.eval)
+    losses = [-log_softmax(z)[np.arange(len(y)), y].sum() for z, y in (expected[i] for i in ids)]
+    assert scores.nll_sum == pytest.approx(losses, rel=1e-5)
+    assert read_json(finished.path / "summary.json")["eval_nll_before"] == scores.nll_sum.sum() / scores.n_tokens.sum()
+
+
 @pytest.mark.parametrize("arm", ["train", "baseline"])
 def test_the_held_out_table_and_its_figures_are_those_of_the_exported_model(finished, data, arm):
     model = AutoModelForCausalLM.from_pretrained(finished.path / arm / "model").eval()
     expected = token_logits(model, data.eval)
-    ids, scores = read_eval(finished.path / arm / "eval.parquet")
+    ids, scores, _ = read_eval(finished.path / arm / "eval.parquet")
     assert ids == data.eval.ids
     logp = {i: log_softmax(z) for i, (z, _) in expected.items()}
     for i, nll, count, correct in zip(ids, scores.nll_sum, scores.n_tokens, scores.n_correct, strict=True):

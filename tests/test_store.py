@@ -186,11 +186,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_the_table_of_held_out_examples_comes_back(tmp_path):
     scores = RowScores(np.array([1.5, 0.25]), np.array([3, 1]), np.array([2, 0]))
     write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, np.array([0.5, 0.75]))
-    ids, back = read_eval(tmp_path / "eval.parquet")
+    ids, back, brier_sum = read_eval(tmp_path / "eval.parquet")
     assert ids == ["b", "a"]
     for name in ("nll_sum", "n_tokens", "n_correct"):
         assert getattr(back, name).tolist() == getattr(scores, name).tolist()
-    assert pq.read_table(tmp_path / "eval.parquet")["brier_sum"].to_pylist() == [0.5, 0.75]
+    assert brier_sum.tolist() == [0.5, 0.75]
     write_eval(tmp_path / "twice.parquet", ["a", "a"], scores, np.zeros(2))
     with pytest.raises(DataError, match="an example id is there twice"):
         read_eval(tmp_path / "twice.parquet")

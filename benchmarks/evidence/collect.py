@@ -90,7 +90,7 @@ def by_length(path: Path) -> list[dict[str, float]]:
 
     Equal lengths are ordered by id, so the quartiles hold the same rows in every run.
     """
-    ids, scores = read_eval(path)
+    ids, scores, _ = read_eval(path)
     ranked = sorted(range(len(ids)), key=lambda row: (scores.n_tokens[row], ids[row]))
     return [_group(scores.nll_sum[rows], scores.n_tokens[rows]) for rows in np.array_split(ranked, 4)]
 

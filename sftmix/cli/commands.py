@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sftmix.common.errors import ConfigError
 
-Until = Literal["reference", "confidence", "split", "train"]
+if TYPE_CHECKING:
+    from sftmix.pipeline.stages import StageName
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Command:
 # -------------------------------------------------------------------- commands with a configuration
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
-_ABOUT: dict[str, tuple[Until, str]] = {
+_ABOUT: dict[str, tuple[StageName, str]] = {
     "run": (
         "train",
         f"""Do the whole recipe: reference training, confidence, split, SFTMix training, export.
@@ -195,6 +196,14 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     print(export_run(given.run, given.to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge))
 
 
+def _report(argv: Sequence[str]) -> None:
+    from sftmix.cli.report import ABOUT, add_options, main
+
+    parser = _Parser("report", ABOUT)
+    add_options(parser)
+    main(parser.parse_args(argv))
+
+
 def _status(argv: Sequence[str]) -> None:
     about = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.
@@ -255,6 +264,7 @@ COMMANDS = {
     "estimate": Command("say what a run will need: memory and hours, before it is started", _estimate),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
+    "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),

@@ -16,6 +16,7 @@ import docstring_parser
 from sftmix.cli.arguments import OwnOption
 from sftmix.components.base import Component
 from sftmix.config import RunConfig
+from sftmix.config.messages import words_beside_classes
 from sftmix.config.schema import (
     alternatives,
     component_bases,
@@ -70,7 +71,13 @@ def sections(own: Sequence[OwnOption] = ()) -> list[Section]:
     for name, cls in option_groups().items():
         found.append(Section(name, f"{name}: {docs[name]}", list(_group(name, cls, getattr(default, name)))))
     for name, base in component_bases().items():
-        found.append(Section(name, f"{name}: {docs[name]}", list(_component(name, base, getattr(default, name)))))
+        found.append(
+            Section(
+                name,
+                f"{name}: {docs[name]}",
+                list(_component(name, base, option_hints()[name], getattr(default, name))),
+            )
+        )
     return found
 
 
@@ -147,11 +154,12 @@ def group_in(hint: Any) -> type | None:
     return typing.cast(type, found[0]) if found else None
 
 
-def _component(name: str, base: type[Component], default: Any) -> Iterator[Row]:
+def _component(name: str, base: type[Component], hint: Any, default: Any) -> Iterator[Row]:
     """Yield the line of the class, then the options of the default class."""
     chosen = default[0] if isinstance(default, list) else default
-    names = list(known_components(base))
-    doc = f"One of {', '.join(names)}" + (", auto, null" if name == "pairing" else "") + ", or an import path."
+    words = [w for w in words_beside_classes(hint) if w != "null" or chosen is not None]  # else it stands in brackets
+    names = [*known_components(base), *words]
+    doc = f"One of {', '.join(names)}, or an import path."
     yield Row(
         name, f"--{name} CLASS", doc, type(chosen).__name__ if isinstance(chosen, Component) else _default(chosen)
     )

@@ -98,8 +98,11 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
     _fsync(final.parent)
 
 
-def verify_directory(path: Path) -> str | None:
-    """Return None if the manifest is there and every file has its hash, else the problem."""
+def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
+    """Return None if the manifest is there and every file has its size and its hash, else the problem.
+
+    hashes  False: look at the sizes alone, which reads no file
+    """
     try:
         files = read_json(path / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
@@ -109,7 +112,7 @@ def verify_directory(path: Path) -> str | None:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size or sha256_file(file) != digest:
+        if file.stat().st_size != size or (hashes and sha256_file(file) != digest):
             return f"{name} does not have the hash it was written with"
     return None
 

@@ -20,6 +20,9 @@ GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
 number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
+_PATIENCE = 30.0
+"""Seconds that a rank waits for the error of the first one."""
+
 _watched = threading.Event()
 
 
@@ -90,7 +93,7 @@ def record_error(message: str) -> None:
         staging.replace(file)  # in one step: other ranks read it
 
 
-def first_rank_tells(message: str, *, seconds: float = 30.0) -> bool:
+def first_rank_tells(message: str) -> bool:
     """Wait until the first rank of this node has recorded the same message; False if it does not, or is this rank.
 
     torchrun ends all ranks as soon as one fails. A rank that fails faster than the first one would have it killed
@@ -102,7 +105,7 @@ def first_rank_tells(message: str, *, seconds: float = 30.0) -> bool:
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the first rank has failed: this rank ends, too
     first = own.parents[1] / "0" / own.name
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)

@@ -146,20 +146,25 @@ def read_ids(path: PathLike) -> list[str]:
     return _unique_ids(path, _read(path, ["id"]))
 
 
-def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64) -> None:
-    """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, brier_sum."""
+def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
+    """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
     import pyarrow as pa
 
     columns = {"nll_sum": scores.nll_sum, "n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
-    _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns, "brier_sum": brier_sum}))
+    if brier_sum is not None:
+        columns["brier_sum"] = brier_sum
+    _write(path, pa.table({"id": pa.array(ids, pa.string()), **columns}))
 
 
-def read_eval(path: PathLike) -> tuple[list[str], RowScores]:
-    """Return (ids, scores) of the held-out examples; DataError if `write_eval` did not write the file."""
-    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct"])
+def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64]:
+    """Return (ids, scores, brier_sum f64[N]) of the held-out examples.
+
+    Raises DataError if `write_eval` did not write the file.
+    """
+    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct", "brier_sum"])
     ids = _unique_ids(path, table)
     nll, count, correct = (_numbers(path, table, name) for name in ("nll_sum", "n_tokens", "n_correct"))
-    return ids, RowScores(nll, count, correct)
+    return ids, RowScores(nll, count, correct), _numbers(path, table, "brier_sum")
 
 
 # ------------------------------------------------------------------------------------------- details

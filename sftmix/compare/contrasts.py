@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.tables import read_eval
 from sftmix.compare.cells import CellResult
 from sftmix.compare.plan import Comparison
 from sftmix.compare.statistics import (
@@ -111,7 +112,6 @@ def _held_out(path: Path, numerator: str) -> dict[str, tuple[float, ...]] | None
     """Return example id -> (this column, n_tokens); None if the run wrote no such file."""
     if not path.exists():
         return None
-    import pyarrow.parquet as pq
-
-    found = pq.read_table(path, columns=["id", numerator, "n_tokens"]).to_pydict()
-    return dict(zip(found["id"], zip(found[numerator], found["n_tokens"], strict=True), strict=True))
+    ids, scores, brier_sum = read_eval(path)
+    sums = {"nll_sum": scores.nll_sum, "n_correct": scores.n_correct, "brier_sum": brier_sum}
+    return dict(zip(ids, zip(sums[numerator], scores.n_tokens, strict=True), strict=True))

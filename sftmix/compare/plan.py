@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import sha256_json
 from sftmix.compare.statistics import seeds_needed
 from sftmix.config import RunConfig
@@ -140,10 +140,7 @@ class Comparison:
         if not found:
             for name, config in self.variants.items():
                 found += _problems_of(name, config)
-        if found:
-            raise ConfigError(
-                found[0] if len(found) == 1 else "\n  - ".join([f"{len(found)} problems in the table", *found])
-            )
+        refuse(found, "the table")
 
     def _problems(self, needs_out: bool) -> Iterator[str]:
         options, names = self.options, list(self.variants)

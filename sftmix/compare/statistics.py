@@ -50,9 +50,9 @@ def smallest_p(n: int) -> float:
     return min(1.0, 2.0 ** (1 - n))
 
 
-def seeds_needed(contrasts: int, *, alpha: float = ALPHA) -> int:
+def seeds_needed(contrasts: int) -> int:
     """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one."""
-    return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / alpha)))
+    return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / ALPHA)))
 
 
 def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples: int = SAMPLES) -> float:
@@ -87,27 +87,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(v) for v in adjusted]
 
 
-def smallest_effect(
-    sd: float, n: int, *, contrasts: int = 1, alpha: float = ALPHA, power: float = POWER
-) -> float | None:
-    """Return the true mean difference that the sign-flip test of n seeds, after Holm, finds with probability `power`.
+def smallest_effect(sd: float, n: int, *, contrasts: int = 1) -> float | None:
+    """Return the true mean difference that the sign-flip test of n seeds, after Holm, finds with probability POWER.
 
     sd         standard deviation of the paired differences, in the unit of the metric (as is the result)
     contrasts  number of tested contrasts; the effect is that of one among others without effect, for which Holm asks p
-               <= alpha / contrasts (if others have an effect too, he asks less)
-    None if no effect can be found: the smallest p of n seeds is above alpha / contrasts.
+               <= ALPHA / contrasts (if others have an effect too, he asks less)
+    None if no effect can be found: the smallest p of n seeds is above ALPHA / contrasts.
 
     The effect is simulated, always with the same draws: the power is right to about half a percent. The differences are
     taken as normal with exactly this sd. The sd of few seeds is itself a rough estimate, and the result as rough.
     """
-    if smallest_p(n) * contrasts > alpha:
+    if smallest_p(n) * contrasts > ALPHA:
         return None
-    return sd * _effect_in_sds(n, alpha / contrasts, power)
+    return sd * _effect_in_sds(n, ALPHA / contrasts)
 
 
 @lru_cache
-def _effect_in_sds(n: int, threshold: float, power: float) -> float:
-    """Return the effect in units of sd at which p <= threshold, and the mean is above 0, with probability `power`.
+def _effect_in_sds(n: int, threshold: float) -> float:
+    """Return the effect in units of sd at which p <= threshold, and the mean is above 0, with probability POWER.
 
     Turning the signs of a subset leaves the sum at least as far from 0 if the subset's own sum is not above 0. With
     noise z and effect e, this means e <= -mean(z of the subset). So p is at most 2k / 2^n as soon as e is above the
@@ -123,7 +121,7 @@ def _effect_in_sds(n: int, threshold: float, power: float) -> float:
         means = z @ drawn  # the noise is symmetric: no minus sign
         means.partition(-needed, axis=1)
         found.append(means[:, -needed].astype(np.float64))
-    return float(np.quantile(np.concatenate(found), power))
+    return float(np.quantile(np.concatenate(found), POWER))
 
 
 def _averaging(members: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -113,6 +113,8 @@ class Reference(Component, ABC):
     """True if there is no reference run: the target's own losses of one epoch split the data for the next."""
     trains: bool = True
     """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
+    needs_model: bool = True
+    """False promises that no model is trained or scored, so that `collect` needs no ranks to share one."""
     gives_response_alone: bool = True
     """False if the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
     gives_correct: bool = True
@@ -295,10 +297,12 @@ class StageState:
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions
     evaluate     function: the metrics of the held-out rows; None without held-out rows
+    read         function: call `f(hidden[T, D], head, batch, plan)` for each micro-batch of the last step, hidden being
+                 the input of the LM head, and return the results of all ranks; None before the first step
     evaluations  (step, held-out NLL) of every evaluation of this stage so far, before a resume, too
     directory    of the stage, in the run directory; None outside a run
     is_main      True on the one rank that writes files
-    Both functions make forward passes in eval mode; every rank must call them together.
+    All functions make forward passes in eval mode; every rank must call them together.
     """
 
     stage: str
@@ -308,6 +312,7 @@ class StageState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    read: Callable[[Callable[..., Any]], list[Any]] | None = None
     evaluations: Sequence[tuple[int, float]] = ()
     directory: Path | None = None
     is_main: bool = True

@@ -1,13 +1,12 @@
 """The contracts of components, checked on every answer of theirs in a run.
 
 A component that breaks its contract stops the run with one line: its name, its answer, and the answers that are
-allowed. Shapes and types are looked at where the answer arrives. The values of a plan are on the device of the model,
-where each look costs a wait: `broken_values` counts them there, and the step reads that count with its other sums.
+allowed. All of it is looked at where the answer arrives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -27,7 +26,7 @@ from sftmix.components.base import (
     Selector,
     Splitter,
 )
-from sftmix.types import UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
+from sftmix.types import NOT_COUNTED, UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
 
 
 class ContractError(ConfigError):
@@ -40,18 +39,47 @@ def broken(kind: str, component: Component, answer: str, allowed: str) -> Contra
 
 
 def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> TrainingDynamics:
-    """Return the dynamics if their columns fit together; else raise ConfigError."""
+    """Return the dynamics if their columns fit together and hold possible numbers; else raise ConfigError."""
     _is(dynamics, TrainingDynamics, "reference", reference, "collect()")
     size, checkpoints = len(dynamics.ids), len(dynamics.steps)
-    shapes = {"n_tokens": (size,), "nll_sum": (size, checkpoints), "n_correct": (size, checkpoints)}
+    shapes: dict[str, tuple[int, ...]] = {"steps": (checkpoints,), "n_tokens": (size,)}
+    shapes |= dict.fromkeys(("n_correct", "nll_sum", "alone_nll_sum"), (size, checkpoints))
+    if dynamics.alone_nll_sum is None:
+        del shapes["alone_nll_sum"]
+    columns: dict[str, Any] = {}
     for name, shape in shapes.items():
-        values = np.asarray(getattr(dynamics, name))
+        values = columns[name] = _numbers(getattr(dynamics, name), "reference", reference, f"numbers as {name}")
         if values.shape != shape:
             allowed = f"{list(shape)}, for {size} ids and {checkpoints} checkpoints"
             raise broken("reference", reference, f"{name} of shape {list(values.shape)}", allowed)
-        if name != "nll_sum" and not np.issubdtype(values.dtype, np.integer):
+        if not name.endswith("nll_sum") and not np.issubdtype(values.dtype, np.integer):
             raise broken("reference", reference, f"{name} of type {values.dtype}", "whole numbers (int64)")
-    return dynamics
+    for name, good, allowed in _possible(columns):
+        if not good.all():
+            row, column = np.argwhere(~good)[0]
+            first = f"{name} {columns[name].reshape(size, -1)[row, column]} for {dynamics.ids[row]}"
+            raise broken("reference", reference, first, allowed)
+    if dynamics.token_nll is not None:
+        shapes_found = [np.shape(nll) for nll in dynamics.token_nll]
+        if shapes_found != [(checkpoints, count) for count in columns["n_tokens"].tolist()]:
+            allowed = f"for each of the {size} ids an array [{checkpoints}, n_tokens]"
+            raise broken("reference", reference, "a token_nll of other shapes", allowed)
+    return replace(dynamics, **columns)
+
+
+def _possible(columns: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray, str]]:
+    """Return (name, which values are possible [N, C] or [N, 1], in words) of the columns of dynamics."""
+    n_tokens, n_correct = columns["n_tokens"][:, None], columns["n_correct"]
+    counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
+    found = [
+        ("n_tokens", n_tokens >= 0, "0 (not scored) and above"),
+        ("n_correct", counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"),
+    ]
+    for name in ("nll_sum", "alone_nll_sum"):
+        if name in columns:
+            good = np.isfinite(columns[name]) & (columns[name] >= 0)
+            found.append((name, good | (n_tokens <= 0), "finite numbers from 0 where n_tokens is above 0"))
+    return found
 
 
 def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
@@ -114,61 +142,56 @@ def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
 
 
 def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
-    """Return the plan if its parts have the types and shapes of this micro-batch; else raise ConfigError."""
+    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ConfigError."""
     _is(plan, Plan, "objective", objective, "plan()")
-    if not hasattr(plan.pairs, "is_floating_point") or plan.pairs.is_floating_point() or plan.pairs.shape[1:] != (2,):
-        raise broken("objective", objective, f"pairs {_described(plan.pairs)}", "i64[M, 2], token rows")
-    tokens, pairs = (len(batch.labels),), (len(plan.pairs),)
-    weights = {"pair_weight": (plan.pair_weight, pairs), "lam": (plan.lam, pairs)}
-    if not callable(plan.row_weight):
-        weights["row_weight"] = (plan.row_weight, tokens)
-    if plan.mixup_row_weight is not None:
-        weights["mixup_row_weight"] = (plan.mixup_row_weight, tokens)
-    for name, (value, shape) in weights.items():
-        of = f"{list(shape)}, one for each {'pair' if shape is pairs else 'response token'} of the micro-batch"
-        if not (hasattr(value, "is_floating_point") and value.is_floating_point()):
-            raise broken("objective", objective, f"{name} {_described(value)}", f"a tensor of floats {of}")
-        if tuple(value.shape) != shape:
-            raise broken("objective", objective, f"{name} {list(value.shape)}", of)
+    _check_tensors(objective, plan, batch.labels)
     for name in ("ntp_count", "mixup_count", "mu"):
         if not isinstance(value := getattr(plan, name), Real) or not 0 <= float(value) < float("inf"):
             answer = value if isinstance(value, Real) else _described(value)
             raise broken("objective", objective, f"{name} {answer}", "a finite number (float or int), 0 or more")
     if not 0 <= plan.label_smoothing < 1:
         raise broken("objective", objective, f"label_smoothing {plan.label_smoothing}", "from 0 to below 1")
-    if plan.pairs.device.type == "cpu" and len(plan.pairs):  # on a GPU a look costs a wait
-        low, high = int(plan.pairs.min()), int(plan.pairs.max())
-        if low < 0 or high >= len(batch.labels):
-            allowed = f"token rows 0 to {len(batch.labels) - 1}"
-            raise broken("objective", objective, f"pairs of the rows {low} to {high}", allowed)
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
     return plan
 
 
-def broken_values(plan: Plan) -> Tensor:
-    """Return i64[] on the plan's device: how many lambdas and weights are not allowed. Nothing waits for it."""
+def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
+    """Check pairs, lambdas and weights. Each look at values waits for the device, as the counts of a plan do, too."""
     import torch
 
-    return torch.stack([(~good).sum() for _, _, good, _ in _values(plan)]).sum()
-
-
-def broken_value(objective: Objective, plans: Sequence[Plan]) -> str | None:
-    """Return the message for the first lambda or weight that is not allowed; None if all are."""
-    for name, value, good, allowed in (found for plan in plans for found in _values(plan)):
-        if not good.all():
-            return str(broken("objective", objective, f"{name} {value[~good][0].item()}", allowed))
-    return None
-
-
-def _values(plan: Plan) -> list[tuple[str, Tensor, Tensor, str]]:
-    """Return (name, values, which of them are allowed, in words) of the tensors of a plan."""
-    found = [("lam", plan.lam, (plan.lam >= 0) & (plan.lam <= 1), "0 to 1")]
-    for name in ("pair_weight", "row_weight", "mixup_row_weight"):
+    pairs = plan.pairs
+    if not isinstance(pairs, torch.Tensor) or pairs.dtype != torch.int64 or pairs.shape[1:] != (2,):
+        raise broken("objective", objective, f"pairs {_described(pairs)}", "i64[M, 2], token rows")
+    _check_device(objective, "pairs", pairs, labels)
+    weights = {"pair_weight": len(pairs), "lam": len(pairs)}
+    if not callable(plan.row_weight):
+        weights["row_weight"] = len(labels)
+    elif plan.mixup_row_weight is not None:
+        raise broken("objective", objective, "a rule as row_weight, and a mixup_row_weight", "one of the two")
+    if plan.mixup_row_weight is not None:
+        weights["mixup_row_weight"] = len(labels)
+    for name, size in weights.items():
         value = getattr(plan, name)
-        if value is not None and not callable(value):
-            found.append((name, value, value.isfinite(), "finite numbers"))
-    return found
+        of = f"[{size}], one for each {'response token' if 'row' in name else 'pair'} of the micro-batch"
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            raise broken("objective", objective, f"{name} {_described(value)}", f"a tensor of floats {of}")
+        if tuple(value.shape) != (size,):
+            raise broken("objective", objective, f"{name} {list(value.shape)}", of)
+        _check_device(objective, name, value, labels)
+        good, allowed = value.isfinite(), "finite numbers"
+        if name == "lam":
+            good, allowed = (value >= 0) & (value <= 1), "0 to 1"
+        if not good.all():
+            raise broken("objective", objective, f"{name} {value[~good][0].item()}", allowed)
+    low, high = (int(pairs.min()), int(pairs.max())) if len(pairs) else (0, -1)
+    if low < 0 or high >= len(labels):
+        raise broken("objective", objective, f"pairs of the rows {low} to {high}", f"token rows 0 to {len(labels) - 1}")
+
+
+def _check_device(objective: Objective, name: str, value: Tensor, labels: Tensor) -> None:
+    if value.device != labels.device:
+        raise broken("objective", objective, f"{name} on {value.device}", f"tensors on {labels.device}, as the batch's")
 
 
 def check_embeddings(perturbation: Perturbation, given: Tensor, changed: Tensor) -> Tensor:

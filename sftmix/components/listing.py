@@ -11,19 +11,15 @@ from sftmix.components import base
 
 
 class Shipped(NamedTuple):
-    """One component: its short name, import path, first docstring line, and options with their defaults."""
+    """One component: its short name, import path and first docstring line."""
 
     name: str
     path: str
     doc: str
-    defaults: dict[str, object]
 
 
 def catalogue() -> list[tuple[str, list[Shipped]]]:
-    """Return (base class name, its shipped components) in the order of `sftmix.components.base`.
-
-    A required option has `inspect.Parameter.empty` as its default.
-    """
+    """Return (base class name, its shipped components) in the order of `sftmix.components.base`."""
     package = importlib.import_module("sftmix.components")
     modules = [importlib.import_module(f"sftmix.components.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
@@ -33,7 +29,5 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
 
 def as_shipped(cls: type) -> Shipped:
     """Return a component's entry in the list."""
-    parameters = inspect.signature(cls).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-    return Shipped(cls.__name__, f"{cls.__module__}.{cls.__qualname__}", doc, defaults)
+    return Shipped(cls.__name__, f"{cls.__module__}.{cls.__qualname__}", doc)

@@ -155,6 +155,7 @@ class FromFile(Reference):
     """The dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
 
     trains = False
+    needs_model = False
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
         """path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored."""

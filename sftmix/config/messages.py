@@ -132,7 +132,7 @@ def refuse_unknown_class(field: str, value: Any) -> None:
             several = "a list, [] for none, of" if typing.get_origin(hint) is list else "one of"
             raise ConfigError(f"{field} is null; it takes {several} {_listed(base)}")
         return
-    reason = why_not(base, str(name), [*_choices(hint), *(["null"] if may_be_null else [])])
+    reason = why_not(base, str(name), words_beside_classes(hint))
     if reason is not None:
         raise ConfigError(f"{field}: {reason}")
 
@@ -205,6 +205,11 @@ def _choices(hint: Any) -> list[str]:
     """List the words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
     literals = [part for part in alternatives(hint) if typing.get_origin(part) is Literal]
     return [str(word) for literal in literals for word in typing.get_args(literal)]
+
+
+def words_beside_classes(hint: Any) -> list[str]:
+    """List the words that a field takes in place of a class: `PairSampler | Literal["auto"] | None` -> auto, null."""
+    return [*_choices(hint), *(["null"] if types.NoneType in alternatives(hint) else [])]
 
 
 def _word(hint: Any) -> str:

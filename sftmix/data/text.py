@@ -108,7 +108,7 @@ def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, pa
 
 
 def document_tokens(
-    encoder: Encoder, side: Documents, *, size: int = STRETCH, progress: bool = False
+    encoder: Encoder, side: Documents, *, progress: bool = False
 ) -> Iterator[tuple[int, int, list[int]]]:
     """Tokenise the documents into (record, place of the first token, ids); long ones come in several stretches.
 
@@ -118,8 +118,8 @@ def document_tokens(
     parts = [Part(record, *part) for record, part in zip(side.records.tolist(), side.parts.tolist(), strict=True)]
     total = sum(part.end - part.start for part in parts)
     with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
-        for batch in _batches(parts, size):
-            for part, found in zip(batch, _stretches_of(encoder, side, batch, size), strict=True):
+        for batch in _batches(parts):
+            for part, found in zip(batch, _stretches_of(encoder, side, batch), strict=True):
                 place = 0
                 begin = bos if part.start == 0 else []
                 end = [encoder.end_of_turn_id] if part.end == side.characters(part.record) else []
@@ -130,12 +130,12 @@ def document_tokens(
                 bar.update(part.end - part.start)
 
 
-def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
-    """Group the parts that are tokenised in one call: at most `size` characters together; a longer part is alone."""
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Group the parts that are tokenised in one call: at most STRETCH characters together; a longer part is alone."""
     batch: list[Part] = []
     total = 0
     for part in parts:
-        if batch and total + part.end - part.start > size:
+        if batch and total + part.end - part.start > STRETCH:
             yield batch
             batch, total = [], 0
         batch.append(part)
@@ -144,10 +144,10 @@ def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
         yield batch
 
 
-def _stretches_of(encoder: Encoder, side: Documents, batch: Sequence[Part], size: int) -> Iterable[Iterable[list[int]]]:
+def _stretches_of(encoder: Encoder, side: Documents, batch: Sequence[Part]) -> Iterable[Iterable[list[int]]]:
     """Tokenise each part, in one stretch; a part that is alone may be long and takes several."""
     if len(batch) == 1:
-        return [stretches(encoder, side.text(*batch[0]), size=size, name=side.source(batch[0].record))]
+        return [stretches(encoder, side.text(*batch[0]), name=side.source(batch[0].record))]
     return [[ids] for ids in encoder.tokenize(["".join(side.text(*part)) for part in batch])]
 
 

@@ -62,9 +62,15 @@ class Tokenise:
                 if outcome.split:
                     yield from self._encoded(list(self.conversations.examples(np.array([record]), whole=False)))
 
+    def _may_be_kept(self, example: Example) -> bool:
+        """Return False if nothing of the example is kept; one with several turns may be split, which gives new ids."""
+        splits = self.whole and sum(message.trained for message in example.messages) > 1
+        return self.kept is None or splits or example.id in self.kept
+
     def _encoded(self, found: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
-        outcomes = encode_examples(self.encoder, [example for _, _, example in found], self.max_length)
-        for (record, turn, example), outcome in zip(found, outcomes, strict=True):
+        wanted = [one for one in found if self._may_be_kept(one[2])]
+        outcomes = encode_examples(self.encoder, [example for _, _, example in wanted], self.max_length)
+        for (record, turn, example), outcome in zip(wanted, outcomes, strict=True):
             yield record, turn, example, outcome
 
 

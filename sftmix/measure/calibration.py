@@ -156,12 +156,12 @@ def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int = N_BINS) -> list[dict[str, float]]:
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
     """Return the bins with tokens, least confident first: mean confidence, accuracy, count (`equal_mass_bins`)."""
-    bins = equal_mass_bins(confidence, n_bins)
-    counts = np.bincount(bins, minlength=n_bins)
-    sums = np.bincount(bins, weights=confidence, minlength=n_bins)
-    hits = np.bincount(bins, weights=correct, minlength=n_bins)
+    bins = equal_mass_bins(confidence, N_BINS)
+    counts = np.bincount(bins, minlength=N_BINS)
+    sums = np.bincount(bins, weights=confidence, minlength=N_BINS)
+    hits = np.bincount(bins, weights=correct, minlength=N_BINS)
     return [
         {"confidence": float(sums[b] / counts[b]), "accuracy": float(hits[b] / counts[b]), "count": int(counts[b])}
         for b in np.flatnonzero(counts)

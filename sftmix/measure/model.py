@@ -60,9 +60,14 @@ class Measurement:
 
     def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
         """Measure the untrained model, whose scores of rows `score` gives."""
-        held_out = {} if self._data.eval is None else self._of_rows(score(self._data.eval))
+        files, figures, data = [SAMPLE], dict[str, Any](), self._data.eval
+        if data is not None:
+            held_out = score(data)
+            figures = self._of_rows(held_out)
+            self._world.on_main(lambda: write_eval(self._directory / "eval.parquet", data.ids, held_out))
+            files.append("eval.parquet")
         self._keep_sample(0, score(self._sample))
-        return Measured([SAMPLE], held_out)
+        return Measured(files, figures)
 
     def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
         """Measure the module that the stage has trained for so many steps."""

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import write_json, write_text
+from sftmix.common.files import write_json
 from sftmix.common.rng import generator, stable_hash
 from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset
-from sftmix.measure.histogram import histogram, svg
+from sftmix.measure.histogram import histogram
 from sftmix.measure.ranks import auc, equal_mass_bins, spearman
 from sftmix.types import Float64, Int64, Rows, Scores, Split
 
@@ -29,7 +29,7 @@ SHUFFLES = 200
 
 
 def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDataset) -> list[str]:
-    """Write split/confounds.json and, if there is confidence, confidence/histogram.json and .svg under `root`.
+    """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
 
     Return the files, relative to split/.
     """
@@ -47,8 +47,7 @@ def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDatas
     labels = {name: scores.confidence[rows] for name, rows in _labelled(scores).items()}
     counted = histogram({"groups": groups, "labels": labels} if labels else {"groups": groups})
     write_json(root / "confidence" / "histogram.json", counted)
-    write_text(root / "confidence" / "histogram.svg", svg(counted))
-    return ["confounds.json", "../confidence/histogram.json", "../confidence/histogram.svg"]
+    return ["confounds.json", "../confidence/histogram.json"]
 
 
 def length_correlation(scores: Scores) -> float | None:

@@ -26,7 +26,9 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 def refuse_adapters(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters and no model."""
     if (Path(path).expanduser() / "adapter_config.json").exists():
-        raise ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --merge makes one.")
+        raise ConfigError(
+            f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one."
+        )
 
 
 @contextmanager

@@ -39,10 +39,7 @@ class RunDirectory:
         self._hold = Hold(path)
 
     def __enter__(self) -> RunDirectory:
-        problem = self._hold.take() if self.world.is_main else None
-        problem = self.world.share(problem)
-        if problem is not None:
-            raise problem
+        self.world.on_main(self._hold.take)
         self.status()
         return self
 

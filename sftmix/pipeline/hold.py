@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sftmix.common.errors import ConfigError, InUseError, SFTMixError, exit_code_of
+from sftmix.common.errors import ConfigError, InUseError, exit_code_of
 from sftmix.common.files import read_json, write_json
 
 BEFORE_STAGES = ("start", "data")
@@ -34,18 +34,18 @@ class Hold:
         self._before: dict[str, Any] | None = None
         self._written = 0.0
 
-    def take(self) -> SFTMixError | None:
-        """Take the lock and return None, or return the error that says why it cannot be taken."""
+    def take(self) -> None:
+        """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         except OSError as error:
-            return ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}")
+            raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            return InUseError(f"another process is using {self.path}; wait for it, or choose another --out")
+            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         self._lock = lock
         told = _told(self.path / "STATUS.json")
         self._keeps = told.get("exit_code") == 0
@@ -57,12 +57,9 @@ class Hold:
             "exit_code": None,
             "started": time.time(),
         }
-        return None
 
     def __enter__(self) -> Hold:
-        problem = self.take()
-        if problem is not None:
-            raise problem
+        self.take()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -35,8 +35,6 @@ class _Unknown:
     def __eq__(self, other: object) -> bool:
         return True
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 UNKNOWN: Any = _Unknown()
 
@@ -69,7 +67,11 @@ def _model(path: str | None, world: World | None) -> str:
 
 
 def _files(world: World | None, *components: Component | None) -> dict[str, str | None]:
-    """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain."""
+    """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain.
+
+    Raises what `files()` raises, on every rank, and before torch is imported, too.
+    """
+    names = [name for component in components if component is not None for name in files_of(component)]
     if world is None:
         return UNKNOWN
     from sftmix.model.load import fingerprint
@@ -80,8 +82,6 @@ def _files(world: World | None, *components: Component | None) -> dict[str, str 
         except ConfigError:
             return None
 
-    # On every rank: what it raises is everybody's error.
-    names = [name for component in components if component is not None for name in files_of(component)]
     return world.share({name: known(name) for name in names} if world.is_main else None)
 
 

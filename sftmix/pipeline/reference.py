@@ -47,15 +47,17 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     """Return the training dynamics of the reference, one row per example of the training set."""
     config, world, ids = run.config, run.world, rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
-    if not run.begin("reference", reference_inputs(run.known(rows))):
-        context = ReferenceRun(run, rows)
-        dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
-        _refuse_if_unscored(run, dynamics)
-        world.on_main(lambda: write_dynamics(path, dynamics))
-        figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": dynamics.steps.tolist()}
-        run.finish("reference", ["../confidence/dynamics.parquet"], figures)
-        run.say(f"reference: {described(dynamics)} ({figures['wall_seconds']:.0f} s)")
-    return read_dynamics(path).of(ids)
+    if run.begin("reference", reference_inputs(run.known(rows))):
+        return read_dynamics(path).of(ids)
+    context = ReferenceRun(run, rows)
+    dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
+    _refuse_if_unscored(run, dynamics)
+    world.on_main(lambda: write_dynamics(path, dynamics))
+    written = read_dynamics(path).of(ids)  # before the stage is done: what cannot be read must not count as done
+    figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": written.steps.tolist()}
+    run.finish("reference", ["../confidence/dynamics.parquet"], figures)
+    run.say(f"reference: {described(written)} ({figures['wall_seconds']:.0f} s)")
+    return written
 
 
 def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:

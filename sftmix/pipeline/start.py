@@ -10,7 +10,6 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
-from sftmix.components.base import files_of
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.sources import check_names
@@ -54,9 +53,6 @@ def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ())
     entered = stages_entered(config, until, directory)
     if "reference" in entered:
         _check_reference(config)
-    for stage, component in (("reference", config.reference), ("split", config.splitter)):
-        if stage in entered:
-            files_of(component)  # which raises for a file that is not there
     refuse_other_inputs(Known(config), until, directory)
     if "RANK" not in os.environ:
         for parallel in _parallel(config, entered, [directory, *pool]):
@@ -101,5 +97,6 @@ def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[P
     own = {"reference": training_of_reference(config)[0].parallel} if config.reference.trains else {}
     for stage in entered:
         made = any((directory / stage / MANIFEST).exists() for directory in directories)
-        if stage in ("reference", "train", "baseline", "base") and not made:
+        needs_model = config.reference.needs_model if stage == "reference" else stage in ("train", "baseline", "base")
+        if needs_model and not made:
             yield own.get(stage, config.training.parallel)

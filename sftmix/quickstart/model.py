@@ -48,7 +48,7 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTraine
     return fast
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, context: int = 256) -> PreTrainedModel:
+def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:
     """Return a random float32 Llama for the tokenizer: two layers of width 128, about half a million parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -60,7 +60,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, context: int = 
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=context,
+        max_position_embeddings=256,
         initializer_range=0.06,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sftmix.config import RunConfig
+from sftmix.config.layers import config_file
 from sftmix.config.read import read_config
 from sftmix.pipeline.recipe import run
 from sftmix.quickstart import Materials, materialise
@@ -29,8 +29,7 @@ def quickstart(out: str | Path, seed: int) -> dict[str, Any]:
 
 def configuration(out: Path, made: Materials, seed: int) -> RunConfig:
     """Return the recipe quickstart.yaml with these materials."""
-    with resources.as_file(resources.files("sftmix") / "recipes" / "quickstart.yaml") as recipe:
-        config = read_config(recipe)
+    config = read_config(config_file("recipe:quickstart"))
     return replace(
         config,
         out=str(out),

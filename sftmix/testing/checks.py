@@ -19,7 +19,6 @@ from sftmix.common.errors import DataError, SFTMixError
 from sftmix.components import base, contracts
 from sftmix.components.base import (
     Callback,
-    CallbackResult,
     ConfidenceEstimator,
     PairSampler,
     Reference,
@@ -244,18 +243,14 @@ class _Lent:
 
 
 def check_reference(reference: Reference, *, examples: int = 20) -> None:
-    """Check that the dynamics are of exactly the requested examples, in their order, with columns that fit together."""
+    """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
     assert_is(reference, Reference)
 
     def holds(stored: TrainingDynamics) -> None:
         context = _Lent(stored)
         with untouched(stored):
-            found = reference.collect(context)
-        size, checkpoints = len(context.ids), len(found.steps)
+            found = valid(contracts.check_dynamics, reference, reference.collect(context))
         assert list(found.ids) == list(context.ids), "it must return exactly context.ids, in that order"
-        assert found.n_tokens.shape == (size,)
-        assert found.nll_sum.shape == found.n_correct.shape == (size, checkpoints)
-        assert np.isfinite(found.nll_sum[found.scored]).all(), "an NLL of a scored example is not finite"
 
     on_examples(training_dynamics(), holds, examples=examples)
 
@@ -272,7 +267,6 @@ def check_callback(callback: Callback, *, metrics: dict[str, float] | None = Non
     for evaluate in (None, lambda: held_out):
         state = StageState("train", 1, 4, 0, {"loss": 1.0, **held_out}, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
-            result = getattr(callback, hook)(state)
-            assert result is None or isinstance(result, CallbackResult), f"{hook} returned {type(result).__name__}"
+            result = valid(contracts.check_callback_result, callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop
             assert not (callback.observer and stops), f"{hook} stopped training, but `observer` promises it never does"

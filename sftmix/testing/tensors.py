@@ -13,7 +13,7 @@ from torch import nn
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.components.base import Objective, Optimizer, Perturbation
-from sftmix.components.contracts import broken_value, check_plan
+from sftmix.components.contracts import check_embeddings, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched, valid
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
@@ -35,15 +35,9 @@ def _batches(cut: Sequence[Sequence[Unit]], data: RowsInMemory) -> list[Batch]:
 def _plans(objective: Objective, batches: Sequence[Batch], step: int, total: int) -> list[Plan]:
     plans = [objective.plan(batch, step=step, total_steps=total, seed=SEED) for batch in batches]
     for batch, plan in zip(batches, plans, strict=True):
-        _well_formed(objective, plan, batch)
+        valid(check_plan, objective, plan, batch)
+        assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
     return plans
-
-
-def _well_formed(objective: Objective, plan: Plan, batch: Batch) -> None:
-    valid(check_plan, objective, plan, batch)
-    problem = broken_value(objective, [plan])
-    assert problem is None, problem
-    assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
 
 
 def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:
@@ -116,9 +110,7 @@ def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) ->
         return perturbation.embeddings(e[rows, :length], mask[rows, :length], ids=names, step=step, seed=seed)
 
     with untouched():
-        found = run([0, 1, 2], 7)
-    assert found.shape == e.shape, f"the shape changed to {tuple(found.shape)}"
-    assert found.dtype == e.dtype, f"the dtype changed to {found.dtype}"
+        found = valid(check_embeddings, perturbation, e, run([0, 1, 2], 7))
     (gradient,) = torch.autograd.grad(found.sum(), e)
     assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
     torch.testing.assert_close(

@@ -78,9 +78,7 @@ class Tracker(Callback):
         import yaml
 
         hold = Hold(self.folder(run))
-        problem = hold.take()
-        if problem is not None:
-            raise problem
+        hold.take()
         file = run / "config.yaml"
         config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
         self._there = self.open(run, config)

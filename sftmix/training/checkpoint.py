@@ -48,6 +48,8 @@ class CheckpointStore:
         self.directory = directory
         self.keep = keep
         self.world = world
+        self._verified: int | None = None
+        """The step that was read in full and compared with its hashes by this object, on rank 0."""
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
@@ -87,6 +89,7 @@ class CheckpointStore:
             (Path(staging) / _NUMBERS).write_text(json.dumps(numbers, indent=1))
             if arrays:
                 save_file(dict(arrays), Path(staging) / _ARRAYS)
+            self._verified = None
             commit_directory(Path(staging), self.path(step), about={"step": step, "world_size": self.world.size})
             others = [s for s in self.steps() if s != step]  # a damaged one may be newer than this
             for old in others[self.keep - 1 :]:
@@ -106,6 +109,7 @@ class CheckpointStore:
                     newest = step
                     break
                 warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
+            self._verified = newest
             if newest is None and self.steps():
                 newest = -1
         newest = self.world.share(newest)
@@ -124,7 +128,9 @@ class CheckpointStore:
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Load `step` in place, at any world size; return the loop's state; the weights only without an optimizer."""
-        problem = verify_directory(self.path(step)) if self.world.is_main else None
+        problem = None
+        if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
+            problem = verify_directory(self.path(step), hashes=step != self._verified)
         if problem := self.world.share(problem):
             raise CheckpointError(f"{self.path(step)}: {problem}")
         tensors = _tensors(wrapped, optimizer)

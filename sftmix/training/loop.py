@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figu
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.parallel import resolve_precision, training_module
-from sftmix.training.scoring import Scorer, held_out_metrics, nll_by
+from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import StepResult, StepSetup, train_step
-from sftmix.types import Rows, RowScores, Split
+from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
 
 @dataclass(kw_only=True)
@@ -113,6 +114,7 @@ class TrainingLoop:
         self.pending: dict[str, float] = {}
         self.evaluations: list[tuple[int, float]] = []
         self.step, self.stopped_by = 0, ""
+        self.done: StepResult | None = None
 
     # ------------------------------------------------------------------------------------------ stage
 
@@ -191,7 +193,7 @@ class TrainingLoop:
         stage, started = self.stage, time.perf_counter()
         epoch = stage.order.epoch_of(self.step)
         units, split = stage.order.batch(self.step), stage.split_of(epoch)
-        done = train_step(self.setup, self.step, units, split)
+        done = self.done = train_step(self.setup, self.step, units, split)
         self._count_skipped(done)
         if stage.online is not None:
             again = done.skipped and unwrap(self.module).padding_free
@@ -275,6 +277,7 @@ class TrainingLoop:
             metrics=metrics,
             score=self._score,
             evaluate=self._evaluate if self.stage.eval_data is not None else None,
+            read=None if self.done is None else partial(self._read, self.done),
             evaluations=tuple(self.evaluations),
             directory=self.stage.directory,
             is_main=self.world.is_main,
@@ -297,6 +300,16 @@ class TrainingLoop:
         scores, groups = self.stage.scorer(self.module, self.stage.eval_data), self.stage.eval_groups
         by = nll_by(scores, groups) if groups is not None else {}
         return {**held_out_metrics(scores), **{f"eval_nll/{name}": nll for name, nll in by.items()}}
+
+    def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
+        """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
+
+        def of(batch: Batch, plan: Plan) -> Any:
+            return target.read(batch, lambda hidden, head, labels: function(hidden, head, batch, plan))
+
+        with eval_mode(self.module, self.world, self.setup.precision) as target:
+            own = list(map(of, done.batches, done.plans))
+        return [part for of_rank in self.world.gather(own) for part in of_rank]
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:

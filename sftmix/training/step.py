@@ -37,7 +37,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.components.base import Objective, Perturbation
-from sftmix.components.contracts import broken_value, broken_values, check_embeddings, check_plan
+from sftmix.components.contracts import check_embeddings, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
@@ -75,7 +75,7 @@ class StepSetup:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The outcome of one step. All fields but the last two cover the whole global batch, the same on every rank.
+    """The outcome of one step. All fields but the last three cover the whole global batch, the same on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
     ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
@@ -83,7 +83,8 @@ class StepResult:
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans
     grad_norm      before clipping; if it is not finite, no weight has moved
-    batches, nll   this rank's micro-batches, and for each the NLL of its token rows [T], detached
+    batches, plans this rank's micro-batches, and the plan of each, unnormalised
+    nll            for each the NLL of its token rows [T], detached
     """
 
     loss: float
@@ -98,6 +99,7 @@ class StepResult:
     learning_rate: float
     grad_norm: float
     batches: list[Batch]
+    plans: list[Plan]
     nll: list[torch.Tensor]
 
     @property
@@ -123,16 +125,14 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     if broken:
         refuse(problem, world)
 
-    perturb, sums, nll = setup.perturb(step), torch.zeros(6, dtype=torch.float64, device=world.device), []
+    perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, batch, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         own_sums, own_nll = _forward_backward(setup, batch, plan, scaled, perturb, last=number == len(batches))
         sums += own_sums
         nll.append(own_nll)
 
-    loss, ntp, mixup, ntp_tokens, mixup_tokens, broken = world.sum(sums.tolist())
-    if broken:
-        refuse(broken_value(setup.objective, plans), world)
+    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
     norm = clip_gradients(module, options.max_grad_norm)
     if math.isfinite(norm):  # the norm is global, so every rank decides the same
         optimizer.step()
@@ -151,6 +151,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         learning_rate=rate,
         grad_norm=norm,
         batches=batches,
+        plans=plans,
         nll=nll,
     )
 
@@ -184,7 +185,7 @@ def micro_batches(
 
 
 def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[list[Plan], str | None]:
-    """Return the plans of this rank's micro-batches, and None or what is wrong with their types and shapes."""
+    """Return the plans of this rank's micro-batches, and None or what is wrong with them."""
     objective, plans = setup.objective, list[Plan]()
     try:
         for batch in batches:
@@ -217,8 +218,6 @@ def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float,
         if plan.mixup_row_weight is not None:
             row_weight = row_weight + plan.mixup_row_weight * pair_factor
         return replace(scaled, row_weight=row_weight)
-    if plan.mixup_row_weight is not None:
-        raise ConfigError("an objective's row_weight is a rule, so it cannot have a mixup_row_weight, too")
     return replace(scaled, row_scale=batch.ntp_weight[batch.slot].double() * row_factor)
 
 
@@ -237,8 +236,7 @@ def _forward_backward(
 
 
 def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """Return f64[6] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs,
-    and the number of lambdas and weights that are not allowed."""
+    """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
     weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
     mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
     if plan.mixup_row_weight is not None:  # NTP losses in place of Mixup's
@@ -246,7 +244,7 @@ def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
         aligned = aligned.new_tensor(len(batch.pairs))
     if plan.mu:
         mixed = mixed / plan.mu
-    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned, broken_values(plan))
+    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])
 
 

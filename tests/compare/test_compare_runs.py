@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -28,11 +27,13 @@ from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.tables import write_eval
 from sftmix.compare import Comparison, TableOptions
 from sftmix.compare.cells import CellResult, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.markdown import markdown
 from sftmix.compare.statistics import Counts, interval_two_level, sign_flip
 from sftmix.compare.table import build_table
+from sftmix.types import RowScores
 from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
@@ -232,14 +233,9 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespa
     rng, sums = np.random.default_rng(0), {}
     for cell in comparison.cells:
         nll = rng.gamma(2, 5, 11)
-        columns = {
-            "id": [str(i) for i in range(11)],
-            "nll_sum": nll,
-            "n_tokens": np.arange(3, 14),
-            "n_correct": [1] * 11,
-        }
         order = rng.permutation(11)  # files need not agree in their order
-        pq.write_table(pa.table(columns).take(order), cell.path / "train" / "eval.parquet")
+        scores = RowScores(nll[order], np.arange(3, 14)[order], np.ones(11, dtype=np.int64))
+        write_eval(cell.path / "train" / "eval.parquet", [str(i) for i in order], scores, np.ones(11))
         sums.setdefault(cell.variant, []).append(nll)
     results = [result_of(cell, read_json(cell.path / "summary.json")) for cell in comparison.cells]
     contrast = build_table(comparison, results)["contrasts"][0]

@@ -100,6 +100,18 @@ class Counted(Planned):
     def changed(self, plan):
         return dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
 
+class Narrow(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, pairs=plan.pairs.int())
+
+class Elsewhere(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, lam=plan.lam.to("meta"))
+
+class Twofold(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, row_weight=lambda nll, entropy: nll, mixup_row_weight=plan.row_weight)
+
 class Smooth(Planned):
     def changed(self, plan):
         return dataclasses.replace(plan, label_smoothing=float("nan"))
@@ -116,6 +128,39 @@ class Half(TrainedReference):
     def collect(self, context):
         found = super().collect(context)
         return dataclasses.replace(found, nll_sum=found.nll_sum[:, :1])
+
+class Numbers(TrainedReference):
+    def collect(self, context):
+        found = super().collect(context)
+        self.change(found)
+        return found
+
+class Spoilt(Numbers):
+    def change(self, found):
+        found.nll_sum[3, 1] = np.nan
+
+class Gaining(Numbers):
+    def change(self, found):
+        found.nll_sum[0, 0] = -0.5
+
+class Owing(Numbers):
+    def change(self, found):
+        found.n_tokens[2] = -1
+
+class Perfect(Numbers):
+    def change(self, found):
+        found.n_correct[1, 1] = found.n_tokens[1] + 1
+
+class Never(TrainedReference):
+    def collect(self, context):
+        found = super().collect(context)
+        nothing = {name: getattr(found, name)[:, :0] for name in ("nll_sum", "n_correct")}
+        return dataclasses.replace(found, steps=found.steps[:0], **nothing)
+
+class Ragged(TrainedReference):
+    def collect(self, context):
+        found = super().collect(context)
+        return dataclasses.replace(found, token_nll=[np.ones((2, n + (i == 4))) for i, n in enumerate(found.n_tokens)])
 """
 
 BROKEN = [
@@ -146,6 +191,12 @@ BROKEN = [
         r"objective FarPairs returned pairs of the rows 1\d+ to \d+; allowed: token rows 0 to",
     ),
     ("--objective=broken_parts.Counted", r"objective Counted returned ntp_count float32\[\]; allowed: a finite number"),
+    (
+        "--objective=broken_parts.Narrow",
+        r"objective Narrow returned pairs int32\[\d+, 2\]; allowed: i64\[M, 2\], token",
+    ),
+    ("--objective=broken_parts.Elsewhere", r"objective Elsewhere returned lam on meta; allowed: tensors on cpu, as"),
+    ("--objective=broken_parts.Twofold", r"objective Twofold returned a rule as row_weight, and a mixup_row_weight"),
     ("--objective=broken_parts.Smooth", r"objective Smooth returned label_smoothing nan; allowed: from 0"),
     ("--perturbation=broken_parts.Wide", r"perturbation Wide returned float32\[.*\]; allowed: embeddings float32\["),
     (
@@ -153,6 +204,20 @@ BROKEN = [
         r"callbacks Says returned dict of 1; allowed: on_step_end\(\) returns sftmix.components",
     ),
     ("--reference=broken_parts.Half", r"reference Half returned nll_sum of shape \[29, 1\]; allowed: \[29, 2\]"),
+    ("--reference=broken_parts.Ragged", r"reference Ragged returned a token_nll of other shapes; allowed: for each of"),
+    (
+        "--reference=broken_parts.Spoilt",
+        r"reference Spoilt returned nll_sum nan for \w+; allowed: finite numbers from 0",
+    ),
+    (
+        "--reference=broken_parts.Gaining",
+        r"reference Gaining returned nll_sum -0.5 for \w+; allowed: finite numbers from",
+    ),
+    ("--reference=broken_parts.Owing", r"reference Owing returned n_tokens -1 for \w+; allowed: 0 \(not scored\) and"),
+    (
+        "--reference=broken_parts.Perfect",
+        r"reference Perfect returned n_correct \d+ for \w+; allowed: 0 to n_tokens, or -1",
+    ),
 ]
 
 
@@ -195,6 +260,16 @@ def test_a_wrong_call_is_met_before_the_reference(tiny, tmp_path, monkeypatch, s
     with pytest.raises(AttributeError, match="confidense"):
         sftmix("split", *tiny.options, *SHORT, "--splitter=broken_parts.Typo", "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run" / "reference").exists()
+
+
+def test_dynamics_that_cannot_be_read_back_are_no_finished_stage(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "broken_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("split", *tiny.options, *SHORT, "--reference=broken_parts.Never", "--out", str(tmp_path / "run"))
+    for _ in range(2):  # a rerun does not find it done, either
+        ended = sftmix(*words)
+        assert (ended.code, "dynamics.parquet: it holds no example" in ended.err) == (3, True)
+        assert not (tmp_path / "run" / "reference" / "MANIFEST.json").exists()
 
 
 NUMBERS = """

@@ -8,6 +8,7 @@ import pickle
 
 import sftmix.components as components
 from sftmix.components.base import Component
+from sftmix.config.schema import component_options
 
 REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5}
 """Values of required options that are not text."""
@@ -35,7 +36,7 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
             "ConfidenceGapPairs",
         ],
         "Objective": ["NTP", "SFTMix", "MixupOnly", "DecomposedMixup", "LabelSmoothing", "DFT", "IRDRO"],
-        "Callback": ["Evaluate", "EarlyStopping"],
+        "Callback": ["Evaluate", "EarlyStopping", "MeasureMixing"],
         "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
         "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
         "Optimizer": ["AdamW", "AdamW8bit"],
@@ -57,11 +58,13 @@ def test_shipped_components_are_rebuilt_from_their_spec_and_pickled():
     for _, shipped_ones in components.catalogue():
         for shipped in shipped_ones:
             module, _, name = shipped.path.rpartition(".")
-            required = {k: REQUIRED.get(k, k) for k, v in shipped.defaults.items() if v is inspect.Parameter.empty}
-            made: Component = getattr(importlib.import_module(module), name)(**required)
+            cls = getattr(importlib.import_module(module), name)
+            defaults = {k: p.default for k, p in component_options(cls).items()}
+            required = {k: REQUIRED.get(k, k) for k, v in defaults.items() if v is inspect.Parameter.empty}
+            made: Component = cls(**required)
             spec = made.spec()
             assert spec["class_path"] == shipped.path
-            assert spec["init_args"] == shipped.defaults | required
+            assert spec["init_args"] == defaults | required
             assert pickle.loads(pickle.dumps(made)).spec() == spec
 
 

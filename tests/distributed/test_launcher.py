@@ -50,26 +50,31 @@ def test_an_error_of_all_ranks_is_in_status_and_told_by_one(tiny: Tiny, tmp_path
     assert sum(line.strip().startswith("exitcode") for line in lines) == 1
 
 
-ONE_RANK_REFUSES = """
-import os
+EACH_RANK_REFUSES = """
+import os, time
 from sftmix.common.errors import ConfigError
 from sftmix.components import RandomSplit
 
 class Refuses(RandomSplit):
     def __init__(self):
         if os.environ.get("RANK") == "1":
-            raise ConfigError("rank one alone says no")
+            raise ConfigError("rank one says no")
+        time.sleep(2)  # rank one waits for this
+        raise ConfigError("rank zero says never")
 """
 
 
 @pytest.mark.slow
 def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "refusing.py").write_text(ONE_RANK_REFUSES)
+    (tmp_path / "refusing.py").write_text(EACH_RANK_REFUSES)
     words = ["run", *tiny.options, "--splitter", "refusing.Refuses", "--out", "run"]
     done = sftmix(*words, ranks=2, cwd=tmp_path)
     assert done.returncode == 1
-    assert "[rank 1] error: " in done.stderr
-    assert "rank one alone says no" in done.stderr
+    lines = done.stderr.splitlines()
+    for rank, said in enumerate(("rank zero says never", "rank one says no")):
+        told = [line for line in lines if said in line and "traceback : " not in line]
+        assert len(told) == 1
+        assert told[0].startswith(f"[rank {rank}] error: " if rank else "error: ")
 
 
 @pytest.mark.slow

@@ -183,6 +183,11 @@ class StopsQuietly(base.Callback):
         return base.CallbackResult(stop=True)
 
 
+class Tells(base.Callback):
+    def on_epoch_end(self, state):
+        return base.CallbackResult({"state": "good"})
+
+
 class Alone(base.Callback):
     """Legal: scores a few rows without their instructions."""
 
@@ -208,6 +213,17 @@ class Shuffles(base.Reference):
         return found.of(list(found.ids)[::-1])
 
 
+class Fractions(base.Reference):
+    def collect(self, context):
+        found = context.train_and_score()
+        return replace(found, n_tokens=found.n_tokens.astype(float))
+
+
+class Widens(base.Perturbation):
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return torch.cat([e, e], dim=1)
+
+
 @pytest.mark.parametrize(
     ("kind", "broken", "named"),
     [
@@ -222,10 +238,13 @@ class Shuffles(base.Reference):
         ("Objective", TrainsRepeats(), "repeated slot"),
         ("Perturbation", BatchNoise(), "not equal"),
         ("Perturbation", Detached(), "no gradient"),
+        ("Perturbation", Widens(), "Widens returned float32"),
         ("Schedule", Counts(), "what was asked before"),
         ("Callback", StopsQuietly(), "promises it never does"),
+        ("Callback", Tells(), "a mapping of names to numbers"),
         ("Selector", Positional(), "keyword-only"),
         ("Reference", Shuffles(), "exactly context.ids"),
+        ("Reference", Fractions(), "n_tokens of type float64"),
         ("Splitter", NTP(), "not a Splitter"),
     ],
     ids=lambda word: type(word).__name__ if isinstance(word, base.Component) else "",

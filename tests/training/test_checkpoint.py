@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sftmix.common.files as files_of_the_package
 from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, ConfigError
+from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.options import CheckpointOptions, TrainingOptions
@@ -201,6 +203,27 @@ def test_when_all_are_damaged_nothing_starts_afresh(store, damage: Callable[[Pat
         damage(store.path(step))
     with pytest.warns(UserWarning, match="skipping"), pytest.raises(CheckpointError, match="no checkpoint in"):
         store.newest_valid()
+
+
+def test_the_checkpoint_that_is_loaded_is_hashed_once(store, monkeypatch):
+    hashed: list[Path] = []
+    monkeypatch.setattr(files_of_the_package, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    it = trained(tied=False, steps=0, seed=9)
+    assert store.newest_valid() == 2
+    store.load(2, it.wrapped, it.optimizer)
+    assert sorted(hashed) == sorted(p for p in store.path(2).iterdir() if p.name != "MANIFEST.json")
+    store.load(1, it.wrapped, it.optimizer)  # by its number alone
+    assert {p.parent for p in hashed} == {store.path(1), store.path(2)}
+
+
+@pytest.mark.parametrize("damage", [truncate, delete_a_file, delete_the_manifest, empty_the_directory])
+def test_what_went_since_it_was_hashed_is_missed(store, damage: Callable[[Path], None]):
+    """Beside an export a run may go on, and delete its oldest checkpoint."""
+    assert store.newest_valid() == 2
+    damage(store.path(2))
+    it = trained(tied=False, steps=0, seed=9)
+    with pytest.raises(CheckpointError, match="step-00000002"):
+        store.load(2, it.wrapped, it.optimizer)
 
 
 def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):

@@ -1,0 +1,120 @@
+"""A measurement of what Mixup does to the training: its gradient beside that of NTP, and its loss by lambda."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.types import Batch, Plan, Tensor
+
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Lower ends of the bins of the larger share max(lambda, 1 - lambda); the last bin ends at 1."""
+
+
+class MeasureMixing(Callback):
+    """Every so many steps, compare NTP and Mixup on the examples of the step, under the weights after it.
+
+    With g_ntp and g_mix the gradients of both terms of the loss by the input of the LM head, over all response tokens:
+
+        mixing_cosine          g_ntp . g_mix / (|g_ntp| |g_mix|); 1: Mixup pulls where NTP does, 0: elsewhere
+        mixing_gradient_share  |g_mix| / (|g_ntp| + |g_mix|), mu included
+        mixing_unreached       share of the response tokens that no pair reaches
+        mixing_loss_50 .. _90  mean Mixup loss (nats) of the token pairs whose larger share, max(lambda, 1 - lambda),
+                               is at least so many percent, and less than the next
+        mixing_seconds         what this measurement took: a forward of the model, and three passes through the head
+
+    Steps that mix nothing, and stages without Mixup, have none of these. In eval mode: no dropout.
+    """
+
+    observer = True
+
+    def __init__(self, *, every: int = 50) -> None:
+        """every: optimizer steps between measurements, at least 1. One costs less than a step."""
+        if every < 1:
+            raise ConfigError(f"callbacks.MeasureMixing.every is {every}; allowed: 1 and above")
+        self.every = every
+
+    def on_step_end(self, state: StageState) -> CallbackResult | None:
+        if state.step % self.every or state.read is None or not state.metrics.get("mixup_tokens"):
+            return None
+        started = time.perf_counter()
+        sums: dict[str, float] = {}
+        for part in state.read(_sums):  # of all micro-batches of all ranks
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return CallbackResult({**_figures(sums), "mixing_seconds": time.perf_counter() - started})
+
+
+def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, float]:
+    """Return sums over one micro-batch: products of both gradients, counts, and Mixup losses by bin.
+
+    hidden [T, D], the input of the LM head. The gradients are those of sums over tokens: not divided by a count yet.
+    """
+    import torch
+
+    nothing = plan.lam[:0]
+    ntp, _ = _gradient(hidden, head, batch, replace(plan, pairs=plan.pairs[:0], lam=nothing, pair_weight=nothing))
+    decomposed = plan.mixup_row_weight  # NTP losses in the place of Mixup's
+    rest = torch.zeros_like(batch.labels, dtype=torch.float32) if decomposed is None else decomposed
+    mix, losses = _gradient(hidden, head, batch, replace(plan, row_weight=rest, label_smoothing=0.0))
+    reached = torch.zeros_like(batch.labels, dtype=torch.bool)
+    reached[batch.pairs.flatten()] = True
+    found = {
+        "ntp": float((ntp * ntp).sum()),
+        "mix": float((mix * mix).sum()),
+        "both": float((ntp * mix).sum()),
+        "ntp_count": plan.ntp_count,
+        "mix_count": plan.ntp_count if plan.mixup_mean == "ntp" else plan.mixup_count,
+        "tokens": float(len(reached)),
+        "reached": float(reached.sum()),
+    }
+    larger = torch.maximum(plan.lam, 1 - plan.lam)
+    for low, high in zip(SHARES, (*SHARES[1:], math.inf), strict=True):
+        inside = (larger >= low) & (larger < high)
+        found |= {f"pairs {low}": float(inside.sum()), f"losses {low}": float(losses[inside].double().sum())}
+    return found
+
+
+def _gradient(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Return f64[T, D], the gradient of the plan's loss by the hidden states, and the Mixup losses [M] of its pairs."""
+    import torch
+
+    from sftmix.functional import sft_loss
+
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        out = sft_loss(
+            leaf,
+            head.weight.detach(),
+            batch.labels,
+            plan.pairs,
+            plan.lam,
+            row_weight=plan.row_weight,
+            pair_weight=plan.pair_weight,
+            bias=head.bias,
+            softcap=head.softcap,
+            scale=head.scale,
+            label_smoothing=plan.label_smoothing,
+            row_scale=batch.ntp_weight[batch.slot].double() if callable(plan.row_weight) else None,
+        )
+        (gradient,) = torch.autograd.grad(out.loss, leaf)
+    return gradient.double(), out.mixup
+
+
+def _figures(sums: dict[str, float]) -> dict[str, float]:
+    """Return the metrics from the sums over all micro-batches of all ranks."""
+    ntp, mix = (
+        math.sqrt(sums[name]) / sums[f"{name}_count"] if sums[f"{name}_count"] else 0.0 for name in ("ntp", "mix")
+    )
+    product = math.sqrt(sums["ntp"] * sums["mix"])
+    found = {
+        "mixing_cosine": sums["both"] / product if product else 0.0,
+        "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
+        "mixing_unreached": 1 - sums["reached"] / sums["tokens"],
+    }
+    means = {low: sums[f"losses {low}"] / sums[f"pairs {low}"] for low in SHARES if sums[f"pairs {low}"]}
+    return found | {f"mixing_loss_{low:.0%}".rstrip("%"): mean for low, mean in means.items()}

@@ -1,0 +1,55 @@
+"use strict";
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 600px)");
+
+function theme(layout) {
+  const ink = dark.matches ? "#e4e8ee" : "#1d2430", grid = dark.matches ? "#2f3843" : "#e3e7ec";
+  const themed = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+  themed.font = { color: ink, size: narrow.matches ? 11 : 12 };
+  themed.margin = { l: narrow.matches ? 48 : 62, r: 14, t: 8, b: 44, ...layout.margin };
+  themed.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, ...layout.legend };
+  themed.hoverlabel = { align: "left", bgcolor: dark.matches ? "#262d37" : "#ffffff", font: { color: ink } };
+  themed.shapes = (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: ink } }));
+  for (const axis of Object.keys(layout).filter((key) => /^[xy]axis/.test(key)))
+    themed[axis] = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, ...layout[axis] };
+  delete themed.height;
+  return themed;
+}
+
+const figures = [...document.querySelectorAll("script[data-plot]")].map((holder) => ({
+  place: document.getElementById(holder.dataset.plot),
+  ...JSON.parse(holder.textContent),
+}));
+
+function draw(how) {
+  const options = { responsive: true, displayModeBar: false };
+  for (const { place, data, layout } of figures) how(place, data, theme(layout), options);
+}
+
+draw(Plotly.newPlot);
+for (const change of [dark, narrow]) change.addEventListener("change", () => draw(Plotly.react));
+
+for (const button of document.querySelectorAll("button.save"))
+  button.addEventListener("click", () => Plotly.downloadImage(button.value, { format: "svg", filename: button.value }));
+
+const table = document.getElementById("example-table");
+if (table) {
+  const body = table.tBodies[0], rows = [...body.rows], found = document.getElementById("found");
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const search = document.getElementById("search");
+  const filter = () => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    rows.forEach((row, k) => { row.hidden = !words.every((word) => texts[k].includes(word)); });
+    found.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} shown`;
+  };
+  search.addEventListener("input", filter);
+  filter();
+  table.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
+    const head = button.parentElement, up = head.getAttribute("aria-sort") !== "ascending";
+    table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const compare = "number" in button.dataset ? (a, b) => Number(key(a)) - Number(key(b)) : (a, b) => key(a).localeCompare(key(b));
+    body.append(...[...rows].sort((a, b) => (up ? 1 : -1) * compare(a, b)));
+  }));
+}

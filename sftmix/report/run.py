@@ -1,0 +1,126 @@
+"""The files of a finished run, read back for the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
+from sftmix.common.tables import read_dynamics, read_ids, read_split
+from sftmix.common.world import World
+from sftmix.components.confidence import is_measured
+from sftmix.config import RunConfig
+from sftmix.config.read import read_config
+from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
+
+ARMS = {"train": "target", "baseline": "NTP baseline"}
+"""Stages that train a model from the base model on the same rows, with their names on the page."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run with its rows; what it did not make is None.
+
+    rows      as the target saw them
+    scores    the table of the N training examples; confidence and variability are NaN without a reference
+    split     the group of each
+    dynamics  the reference's, of exactly these examples, in their order
+    """
+
+    path: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    rows: RunRows
+    scores: Scores
+    split: Split | None
+    dynamics: TrainingDynamics | None
+
+    def has(self, *names: str) -> bool:
+        """Return True if the run has this file or directory."""
+        return self.path.joinpath(*names).exists()
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl of a stage; none if it did not train."""
+        return metrics_of(self.path / stage)
+
+    @cached_property
+    def by_confidence(self) -> Rows:
+        """Rows with a confidence, least confident first; ties by place."""
+        measured = np.flatnonzero(is_measured(self.scores.confidence))
+        return measured[np.argsort(self.scores.confidence[measured], kind="stable")]
+
+    @cached_property
+    def texts(self) -> list[tuple[str, str]]:
+        """Return instruction and response of every training example."""
+        return [text_of(example) for example in self.rows.data.train.examples()]
+
+    @cached_property
+    def objective(self) -> str:
+        return type(self.config.objective).__name__
+
+
+def metrics_of(stage: Path) -> list[dict[str, Any]]:
+    """Return the lines of a stage's metrics.jsonl; none without the file."""
+    path = stage / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return summary.json of a run; raise ConfigError where there is none."""
+    if not (path / "config.yaml").exists():
+        raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
+    if not (path / "summary.json").exists():
+        raise ConfigError(
+            f"{path} has no summary.json: the run is not finished; `sftmix status {path}` says how far it is"
+        )
+    summary: dict[str, Any] = read_json(path / "summary.json")
+    return summary
+
+
+def read_run(path: Path) -> RunView:
+    """Read a finished run with its rows, which are read from their files again (or from the cache).
+
+    Raises ConfigError where `path` is no finished run, or its rows are no longer those that it was made from.
+    """
+    summary = read_summary(path)
+    config = read_config(path / "config.yaml")
+    selected = path / "selection" / "selected.parquet"
+    config, prepared = read_rows(config, World(), progress=True)
+    rows = tokenised_rows(
+        config, prepared, World(), select=(lambda _: read_ids(selected)) if selected.exists() else None, progress=True
+    )
+    ids = rows.data.train.ids
+    confidence, split_file = path / "confidence" / "confidence.parquet", path / "split" / "split.parquet"
+    split = None
+    if split_file.exists():
+        split_ids, split = read_split(split_file)
+        _same_rows(path, ids, split_ids)
+    dynamics_file = path / "confidence" / "dynamics.parquet"
+    dynamics = read_dynamics(dynamics_file).of(ids) if dynamics_file.exists() else None
+    scores = rows.table(confidence if confidence.exists() else None)
+    return RunView(path, config, summary, rows, scores, split, dynamics)
+
+
+def _same_rows(path: Path, now: list[str], then: list[str]) -> None:
+    if now != then:
+        raise ConfigError(
+            f"{path} was made from {len(then):,} examples that are not the {len(now):,} of its data.train now: bring "
+            "the rows back to what they were"
+        )
+
+
+def text_of(example: Example) -> tuple[str, str]:
+    """Return instruction and response: all turns before the last (with their roles if there are several), the last."""
+    *before, last = example.messages
+    if len(before) == 1 and before[0].role == "user":
+        return before[0].content, last.content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in before), last.content
