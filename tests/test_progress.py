@@ -58,7 +58,7 @@ def test_short_work_and_work_inside_other_work_tell_little(capsys):
     assert told(capsys, 0.0009, 1000, delay=1) == []
     assert told(capsys, 0.0021, 1000, delay=1) == [477, 954, 1000]
     assert told(capsys, 0.02, 1000, leave=False) == []
-    assert told(capsys, 0.125, 1000, leave=False) == [240, 480, 720, 960, 1000]
+    assert told(capsys, 0.125, 1000, leave=False) == [250, 500, 750, 1000]
     assert told(capsys, 1.0, 100, total=None) == [1, 31, 61, 91, 100]
 
 
