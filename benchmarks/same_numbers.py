@@ -5,8 +5,9 @@
 
 The check compares the losses of every step, the dynamics, the confidence, the split, the held-out scores, the
 weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines, and counts those
-that are new. Every case is a command line in a process of its own. A case that differs is listed with the first values that do; then the exit code
-is 1. This is a check for a change that should change nothing, and no benchmark: nothing is kept.
+that are new. Every case is a command line in a process of its own. A case that differs is listed with the first values
+that do; then the exit code is 1. This is a check for a change that should change nothing, and no benchmark: nothing is
+kept.
 """
 
 from __future__ import annotations
