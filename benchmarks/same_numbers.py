@@ -4,9 +4,10 @@
     python benchmarks/same_numbers.py --before REVISION --only ddp fsdp   some of them
 
 The check compares the losses of every step, the dynamics, the confidence, the split, the held-out scores, the
-weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines. Every case is a
-command line in a process of its own. A case that differs is listed with the first values that do; then the exit code
-is 1. This is a check for a change that should change nothing, and no benchmark: nothing is kept.
+weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines, and counts those
+that are new. Every case is a command line in a process of its own. A case that differs is listed with the first values
+that do; then the exit code is 1. This is a check for a change that should change nothing, and no benchmark: nothing is
+kept.
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def compared(case: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Print one line, and below it the values that differ."""
     missing = object()
-    names = dict.fromkeys([*before, *after])
-    wrong = [n for n in names if repr(before.get(n, missing)) != repr(after.get(n, missing))]
-    print(f"{case}: {'DIFFERS' if wrong else 'the same'} ({len(names):,} values and hashes)", flush=True)
+    wrong = [n for n in before if repr(before[n]) != repr(after.get(n, missing))]
+    new = [n for n in after if n not in before]
+    more = f"; {len(new):,} new, such as {new[0]}" if new else ""
+    print(f"{case}: {'DIFFERS' if wrong else 'the same'} ({len(before):,} values and hashes{more})", flush=True)
     for name in wrong[:8]:
         print(f"    {name}: {before.get(name, '(not there)')} -> {after.get(name, '(not there)')}", flush=True)
     return not wrong

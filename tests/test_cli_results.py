@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.cli.results import following, held_out, results
-from sftmix.training.log import losses_shown
+from sftmix.training.log import figures_shown
 from tests.tiny import metrics
 
 SUMMARY = {
@@ -84,9 +84,9 @@ def test_what_a_run_did_not_do_is_not_mentioned(tmp_path: Path) -> None:
 
 
 def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed() -> None:
-    step = {"loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": 7}
-    assert losses_shown(step) == {"ntp": "3.0000", "mixup": "5.0000"}
-    assert losses_shown({**step, "mixup_tokens": 0}) == {"loss": "4.0000"}
+    step = {"loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": 7, "tokens_per_second": 5432.1}
+    assert figures_shown(step) == "ntp 3.0000, mixup 5.0000, 5,432 tokens/s"
+    assert figures_shown({**step, "mixup_tokens": 0}) == "loss 4.0000, 5,432 tokens/s"
 
 
 # -------------------------------------------------------------------------------------- of real runs
@@ -123,10 +123,9 @@ def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix) -> Non
 def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> None:
     options = ["--training.max_steps", "2", "--model.lora.r", "2", "--out", str(tmp_path / "run")]
     done = sftmix("run", *tiny.options, *options)
-    assert "ntp=" in bar_of("train", done.err)
-    assert "loss=" not in bar_of("train", done.err)
-    assert "loss=" in bar_of("reference", done.err)
-    assert done.err.replace("\r", "\n").count("\ntrain: ") == 2  # begun and ended: no line for each step in a log file
+    assert ", ntp " in last_line("train", done.err)
+    assert ", loss " not in last_line("train", done.err)
+    assert ", loss " in last_line("reference", done.err)
     export, baseline = next_commands(done.out)
     for command in (export, baseline):
         done = sftmix(*shlex.split(command, comments=True)[1:])
@@ -136,7 +135,7 @@ def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> No
     assert len(metrics(tmp_path / "run", "baseline")) == 2
     assert "NTP baseline" in done.out
     told = sftmix("status", str(tmp_path / "run")).out.splitlines()
-    assert told[1].split() == ["stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left"]
+    assert told[1].split() == ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
     last, plain = (metrics(tmp_path / "run", stage)[-1] for stage in ("train", "baseline"))
     arms = {line.split()[0]: line for line in told}
     assert f"{last['loss']:.4f}  {last['ntp']:.4f}  {last['mixup']:.4f}" in arms["train"]
@@ -144,9 +143,9 @@ def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> No
     assert "  loss = NTP + mu x Mixup, so compare stages by NTP" in told
 
 
-def bar_of(stage: str, err: str) -> str:
-    """The last state of a progress bar."""
-    return next(line for line in reversed(err.replace("\r", "\n").splitlines()) if line.startswith(f"{stage}: 100%"))
+def last_line(stage: str, err: str) -> str:
+    """The last line of progress of a stage."""
+    return next(line for line in reversed(err.splitlines()) if f" {stage} 2/2 (100%), " in line)
 
 
 def test_a_command_survives_an_odd_name_of_its_directory(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def lay(run: Path, *, status: dict[str, Any], done: tuple[str, ...] = (), steps:
     for stage, last in (steps or {}).items():
         (run / stage).mkdir(exist_ok=True)
         records = [
-            {"step": s, "time": 100 + 2.0 * s, "loss": 1 / s, "tokens_per_second": 1234.5} for s in range(1, last + 1)
+            {"step": s, "time": 100 + 2.0 * s, "loss": 1 / s, "learning_rate": 1e-5, "tokens_per_second": 1234.5}
+            for s in range(1, last + 1)
         ]
         (run / stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return run
@@ -50,7 +51,7 @@ def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
     assert f"running stage train, pid {os.getpid()}" in text
     assert line(text, "reference")[:3] == ["reference", "done", "50"]
     assert line(text, "split") == ["split", "done"]
-    assert line(text, "train") == ["train", "running", "40/100", "(40%)", "0.0250", "1,234", "00:02:00"]
+    assert line(text, "train") == ["train", "running", "40/100", "(40%)", "0.0250", "1.00e-05", "1,234", "00:02:00"]
     assert "baseline" not in text
 
 
@@ -59,7 +60,7 @@ def test_after_the_last_step_it_says_what_is_done_and_no_time(tmp_path: Path) ->
     run = lay(tmp_path / "r", status={**status, "doing": "writing the model"}, steps={"train": 40})
     text = report(run)
     assert f"running stage train (writing the model), pid {os.getpid()}" in text
-    assert line(text, "train") == ["train", "running", "40/40", "(100%)", "0.0250", "1,234"]
+    assert line(text, "train") == ["train", "running", "40/40", "(100%)", "0.0250", "1.00e-05", "1,234"]
 
 
 def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> 
     step = {"step": 3, "time": 1.0, "loss": 4.0, "ntp": 3.0, "mixup": 5.0, "tokens_per_second": 9}
     (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup_tokens": 7}) + "\n")
     assert line(report(run), "train") == ["train", "done", "3", "4.0000", "3.0000", "5.0000", "9"]
-    assert line(report(run), "stage") == ["stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left"]
+    assert line(report(run), "stage") == ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
     (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup": 0.0, "mixup_tokens": 0}) + "\n")
     assert line(report(run), "train") == ["train", "done", "3", "4.0000", "9"]
     assert "Mixup" not in report(run)

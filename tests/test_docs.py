@@ -172,6 +172,7 @@ def known_options() -> set[str]:
         "mfu",
         "tflops",
         "json",
+        "project",
         "variants",
         "list",
         *(f.name for f in fields(TableOptions)),
@@ -259,7 +260,7 @@ import json, sys
 from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
-import sftmix.quickstart.run, sftmix.report.write
+import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
@@ -268,6 +269,7 @@ sftmix.pipeline.recipe.run = lambda config, until: {}
 sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
 sftmix.cli.compare.run_table = lambda comparison: None
+sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))

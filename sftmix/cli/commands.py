@@ -217,6 +217,28 @@ It reads files only, so it works while a run goes on and after it has ended.
     print("\n\n".join(report(run) for run in given.runs))
 
 
+def _track(argv: Sequence[str]) -> None:
+    about = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
+It reads files only, so it works while a run goes on, after it has ended, and where a live tracker had no network.
+
+  sftmix track runs/first --to tensorboard
+  sftmix track runs/first --to wandb --project my-project"""
+    from sftmix.trackers import TRACKERS, tracker_class
+
+    parser = _Parser("track", about)
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
+    parser.add_argument("--project", metavar="NAME", help="project of the tracker [sftmix]; tensorboard has none")
+    given = parser.parse_args(argv)
+    tracker = tracker_class(given.to)
+    if given.project is not None and given.to == "tensorboard":
+        raise ConfigError(f"--project is {given.project}, but tensorboard has no projects; leave it out")
+    from sftmix.trackers.replay import replay
+
+    options = {} if given.project is None else {"project": given.project}
+    print(replay(Path(given.run), tracker(**options)))
+
+
 def _components(argv: Sequence[str]) -> None:
     about = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.
@@ -244,5 +266,6 @@ COMMANDS = {
     "export": Command("write a checkpoint as a Hugging Face model", _export),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
     "status": Command("show how far runs are", _status),
+    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),
 }

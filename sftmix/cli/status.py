@@ -31,7 +31,7 @@ def report(run: str | Path) -> str:
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):
         raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
     alive = _alive(status)
-    rows: list[tuple[str, ...]] = [("stage", "state", "steps", "loss", "NTP", "Mixup", "tokens/s", "left")]
+    rows: list[tuple[str, ...]] = [("stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left")]
     for stage in STAGES:
         row = _stage(run, stage, status, running=alive is not False and status.get("exit_code") is None)
         if row:
@@ -127,21 +127,22 @@ def _alive(status: Mapping[str, Any]) -> bool | None:
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> tuple[str, ...] | None:
-    """Return state, steps, loss, NTP, Mixup, tokens per second and time left of a stage; None if it has not begun."""
+    """Return state, steps, losses, learning rate, tokens/s and time left of a stage; None if it has not begun."""
     lines = _last_lines(run / stage / "metrics.jsonl")
     done, current = (run / stage / MANIFEST).exists(), status.get("stage") == stage
     if not (lines or done or current):
         return None
     state = "done" if done else "running" if current and running else "interrupted" if lines or current else "-"
     if not lines:
-        return (state, *[""] * 6)
+        return (state, *[""] * 7)
     last = lines[-1]
     step, total = int(last.get("step", 0)), (status.get("total_steps") if current else None) or last.get("total_steps")
     steps = f"{step}/{total} ({100 * step // total}%)" if total else str(step)
     rate = (last["time"] - lines[0]["time"]) / (step - lines[0]["step"]) if step > lines[0].get("step", step) else None
     left = _duration(rate * (total - step)) if rate and total and step < total and state == "running" else ""
     losses = [last.get("loss"), last.get("ntp"), last.get("mixup") if last.get("mixup_tokens") else None]
-    return (state, steps, *map(_number, losses), _number(last.get("tokens_per_second"), "{:,.0f}"), left)
+    lr, speed = _number(last.get("learning_rate"), "{:.2e}"), _number(last.get("tokens_per_second"), "{:,.0f}")
+    return (state, steps, *map(_number, losses), lr, speed, left)
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.figures import flatten
 from sftmix.common.files import read_json, sha256_json
 from sftmix.compare.plan import Cell, Comparison
 
@@ -56,17 +57,6 @@ def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
     # Pairs made from a run's own losses depend on every input that decides these losses.
     own_losses = sha256_json(inputs) if "online" in inputs else None
     return {**found, **length, "global_batch_size": options["global_batch_size"], "own_losses": own_losses}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif value is None:
-            yield f"{prefix}{key}", float("nan")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
 
 
 _ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "stages")

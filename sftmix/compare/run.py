@@ -42,7 +42,7 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
         _write_configuration(comparison, directory)
     with progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar:
         for done, cell in enumerate(cells):
-            bar.set_postfix_str(cell.name)
+            bar.show(cell.name)
             new = world.share(_is_new(cell, directory) if world.is_main else None)
             if new:
                 directory.starts_work()

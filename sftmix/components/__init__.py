@@ -25,6 +25,7 @@ _PUBLIC = {
     "Selector": "base",
     "Splitter": "base",
     "StageState": "base",
+    "EarlyStopping": "callbacks",
     "Evaluate": "callbacks",
     "MeasureMixing": "mixing",
     "IFD": "confidence",

@@ -15,6 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sftmix.common.errors import ConfigError
@@ -292,12 +293,15 @@ class StageState:
     stage        "reference", "train" or "baseline"
     step         optimizer steps done, of total_steps in this stage
     epoch        epochs completed
-    metrics      the metrics of the last step, as in metrics.jsonl
+    metrics      the metrics of the last step, as in metrics.jsonl, with those of the callbacks before this one
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions
     evaluate     function: the metrics of the held-out rows; None without held-out rows
     read         function: call `f(hidden[T, D], head, batch, plan)` for each micro-batch of the last step, hidden being
                  the input of the LM head, and return the results of all ranks; None before the first step
+    evaluations  (step, held-out NLL) of every evaluation of this stage so far, before a resume, too
+    directory    of the stage, in the run directory; None outside a run
+    is_main      True on the one rank that writes files
     All functions make forward passes in eval mode; every rank must call them together.
     """
 
@@ -309,6 +313,9 @@ class StageState:
     score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
     read: Callable[[Callable[..., Any]], list[Any]] | None = None
+    evaluations: Sequence[tuple[int, float]] = ()
+    directory: Path | None = None
+    is_main: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +331,11 @@ class Callback(Component):
 
     observer: bool = False
     """True promises that the callback never stops training: a run is then the same with and without it."""
+    package: str | None = None
+    """The package that has to be installed for it."""
+    needs_held_out: bool = False
+    """True if it does nothing without held-out rows: a run without them is refused, and a reference, which has none,
+    is trained without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume."""

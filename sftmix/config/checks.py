@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.components.base import Optimizer, Reference, plain
-from sftmix.components.callbacks import Evaluate
+from sftmix.components.callbacks import EarlyStopping, Evaluate
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     SHARDED,
@@ -112,6 +112,13 @@ def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
+    yield from _early_stopping(config)
+    for callback in config.callbacks:
+        if callback.package is not None and importlib.util.find_spec(callback.package) is None:
+            yield (
+                f"callbacks: {type(callback).__name__} needs the package {callback.package}: "
+                f"pip install {callback.package}, or remove the callback"
+            )
     if config.data.eval is None and config.data.eval_fraction is None:
         if config.checkpoint.keep_best:
             yield (
@@ -119,11 +126,27 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
                 "data.eval or data.eval_fraction, or leave keep_best out"
             )
         for callback in config.callbacks:
+            if callback.needs_held_out:
+                yield (
+                    f"callbacks: {type(callback).__name__} needs held-out rows; set data.eval or data.eval_fraction, "
+                    "or remove the callback"
+                )
             if isinstance(callback, Evaluate) and callback.every is not None:
                 yield (
                     f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; "
                     "set data.eval or data.eval_fraction, or remove the callback"
                 )
+
+
+def _early_stopping(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each EarlyStopping with no callback before it that could evaluate."""
+    for place, callback in enumerate(config.callbacks):
+        before = [other for other in config.callbacks[:place] if not isinstance(other, EarlyStopping)]
+        if isinstance(callback, EarlyStopping) and not before:
+            yield (
+                "callbacks: EarlyStopping decides on the evaluations of the callbacks before it, and there are none; "
+                "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping"
+            )
 
 
 def _pairs(config: RunConfig, pairs: bool) -> Iterator[str]:

@@ -117,6 +117,11 @@ class EncodedDataset(Sequence[Encoded]):
         return labels if any(label is not None for label in labels) else None
 
     @cached_property
+    def sources(self) -> list[str]:
+        """N places of the rows, such as `file:line`; of a window of text that of its first document."""
+        return [self._conversations.source(record) for record in self._records]
+
+    @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
         if self.packed:

@@ -149,6 +149,7 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
 def _hub(name: str, option: str) -> Source:
     import datasets
 
+    datasets.disable_progress_bars()  # ours tell of the rows
     path, subset, split = hub_parts(name) or (name, None, "train")
     try:
         dataset = datasets.load_dataset(path, subset, split=split)

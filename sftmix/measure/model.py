@@ -27,7 +27,7 @@ from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.calibration import calibrate, report
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.loop import Stage
-from sftmix.training.scoring import held_out_metrics
+from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import Rows, RowScores, TrainingDynamics
 
 SAMPLE = "sample.parquet"
@@ -48,19 +48,22 @@ def sample_rows(ids: Sequence[str]) -> Rows:
 class Measurement:
     """The figures of one model, by all ranks together: `base` for the untrained one, `trained` after a stage.
 
-    directory  the stage's directory, for the files
+    directory    the stage's directory, for the files
+    eval_groups  the group of each held-out row; None: one group
     """
 
-    def __init__(self, directory: Path, world: World, data: LoadedData) -> None:
-        self._directory, self._world, self._data = directory, world, data
+    def __init__(
+        self, directory: Path, world: World, data: LoadedData, eval_groups: Sequence[str] | None = None
+    ) -> None:
+        self._directory, self._world, self._data, self._groups = directory, world, data, eval_groups
         self._sample = RowSubset(data.train, sample_rows(data.train.ids))
 
     def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
         """Measure the untrained model, whose scores of rows `score` gives."""
-        files, figures, data = [SAMPLE], dict[str, float](), self._data.eval
+        files, figures, data = [SAMPLE], dict[str, Any](), self._data.eval
         if data is not None:
             held_out = score(data)
-            figures = held_out_metrics(held_out)
+            figures = self._of_rows(held_out)
             self._world.on_main(lambda: write_eval(self._directory / "eval.parquet", data.ids, held_out))
             files.append("eval.parquet")
         self._keep_sample(0, score(self._sample))
@@ -88,7 +91,12 @@ class Measurement:
         world.on_main(lambda: write_eval(file, data.ids, measured.scores, measured.brier_sum))
         world.on_main(lambda: write_json(self._directory / "calibration.json", calibration))
         del calibration["reliability"]
-        return {**held_out_metrics(measured.scores), "calibration": calibration}
+        return {**self._of_rows(measured.scores), "calibration": calibration}
+
+    def _of_rows(self, scores: RowScores) -> dict[str, Any]:
+        """Return the metrics of the held-out rows, with the NLL of each group if there are several."""
+        by = {} if self._groups is None else {"eval_nll_by": nll_by(scores, self._groups)}
+        return {**held_out_metrics(scores), **by}
 
     def _of_steps(self, stage: Stage, figures: Mapping[str, Any]) -> dict[str, Any]:
         lines = self._world.share(self._lines() if self._world.is_main else None)

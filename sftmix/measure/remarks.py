@@ -58,7 +58,8 @@ def _reference(figures: Mapping[str, Any]) -> Iterator[str]:
 def _target(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: float) -> list[str]:
     train = stages["train"]
     before, after = stages.get("base", {}).get("eval_nll"), train.get("eval_nll")
-    found, change, best = list(_skipped(train)), _change(root, before, after), train.get("eval_nll_best")
+    found = [*_skipped(train), *_stopped(train)]
+    change, best = _change(root, before, after), train.get("eval_nll_best")
     if train["steps"] and train.get("skipped") == train["steps"]:
         return found
     moved = before is not None and best is not None and abs(best / before - 1) >= UNMOVED
@@ -85,6 +86,12 @@ def _skipped(train: Mapping[str, Any]) -> Iterator[str]:
         )
     elif skipped:
         yield f"{skipped} of {steps} steps were skipped, since their gradients were not finite."
+
+
+def _stopped(train: Mapping[str, Any]) -> Iterator[str]:
+    if train.get("stopped_by"):
+        steps = f"step {train['steps']} of {train['total_steps']}"
+        yield f"{train['stopped_by']} stopped the training early, after {steps}."
 
 
 def _best(root: Path, train: Mapping[str, Any], best: float | None, after: float | None) -> Iterator[str]:

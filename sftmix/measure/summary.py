@@ -77,6 +77,7 @@ def _stage(figures: dict[str, object]) -> dict[str, object]:
         "steps",
         "total_steps",
         "tokens",
+        "examples",
         "peak_memory_bytes",
         "skipped",
     )
@@ -107,6 +108,8 @@ def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     measured = ("eval_nll_best", "eval_nll_best_step", "eval_nll_best_epoch", "calibration")
     names = {"eval_nll": "eval_nll_after"} | {k: k for k in ("eval_accuracy", "eval_exact_match", *measured)}
     found = {shown: figures.get(key) for key, shown in names.items()}
+    if "eval_nll_by" in figures:
+        found["eval_nll_by"] = figures["eval_nll_by"]
     return {**found, "confidence_std": confidence_std(root / "base", root / name)}
 
 

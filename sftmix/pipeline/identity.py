@@ -180,7 +180,7 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "lora": _lora(reference_lora(config.model, getattr(reference, "model", None))),
         "optimizer": config.optimizer.spec(),
         "training": _training(training, world),
-        "callbacks": [callback.spec() for callback in _deciding_callbacks(config)],
+        "callbacks": [callback.spec() for callback in _deciding_callbacks(config) if not callback.needs_held_out],
         "seed": seed,
     }
 

@@ -12,6 +12,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
+from sftmix.components.base import Callback
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
@@ -114,9 +115,13 @@ class ReferenceRun:
         scoring = ScoreAtCheckpoints(
             ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
         )
-        result = train(replace(stage, callbacks=[scoring, *config.callbacks]), run.world)
+        result = train(replace(stage, callbacks=[scoring, *self._callbacks()]), run.world)
         self.figures = {**result.figures, **self._ends_of_loss(stage), "scoring_seconds": scoring.seconds}
         return scoring.dynamics()
+
+    def _callbacks(self) -> list[Callback]:
+        """List the callbacks that may have something to do in a stage without held-out rows."""
+        return [callback for callback in self._run.config.callbacks if not callback.needs_held_out]
 
     def _ends_of_loss(self, stage: Stage) -> dict[str, float]:
         return self._run.world.on_main(lambda: ends_of_loss(stage.directory / "metrics.jsonl")) or {}
@@ -124,7 +129,7 @@ class ReferenceRun:
     def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
         """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""
         losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
-        result = train(replace(stage, callbacks=self._run.config.callbacks, online=losses), self._run.world)
+        result = train(replace(stage, callbacks=self._callbacks(), online=losses), self._run.world)
         self.figures = {**result.figures, **self._ends_of_loss(stage)}
         if not losses.epochs():
             raise ConfigError(

@@ -17,6 +17,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
+from sftmix.pipeline.held_out import held_out_groups
 from sftmix.types import Scores
 
 
@@ -27,11 +28,13 @@ class RunRows:
     prepared  the rows as read, before any tokenizer
     encoder   the target's tokenizer and chat template
     data      the selected rows, as the target sees them
+    eval_groups  the group of each held-out row, by which its NLL is told, too; None: one group
     """
 
     prepared: Prepared
     encoder: Encoder
     data: LoadedData
+    eval_groups: Sequence[str] | None = None
 
     def table(self, confidence: Path | None = None) -> Scores:
         """Return the table that splitters, pair samplers and selectors see.
@@ -86,7 +89,9 @@ def tokenised_rows(
         data = encoded(selected_ids(config, whole) if select is None else select(whole))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
-    return RunRows(prepared, encoder, data)
+    groups, note = held_out_groups(data.eval, prepared.options.eval)
+    data.report.notes += [note] if note else []
+    return RunRows(prepared, encoder, data, groups)
 
 
 def encode_rows(

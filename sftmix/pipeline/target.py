@@ -59,11 +59,16 @@ def train_arm(
         order=order_of_training(run, rows, pairs),
     )
     stage = replace(
-        stage, perturbation=perturbation, callbacks=config.callbacks, split_of=pairs.split_of, online=online
+        stage,
+        perturbation=perturbation,
+        callbacks=config.callbacks,
+        split_of=pairs.split_of,
+        online=online,
+        eval_groups=rows.eval_groups,
     )
     result = train(stage, world)
     run.directory.status(doing="measuring the trained model")
-    measured = Measurement(directory, world, rows.data).trained(
+    measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
         stage, result.module, steps=int(result.figures["steps"])
     )
     run.directory.status(doing="writing the model")
@@ -73,7 +78,8 @@ def train_arm(
     kept = ["online"] if (directory / "online").exists() else []
     run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
     held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
-    run.say(f"{name}: {figures['steps']} steps{held_out} ({figures['wall_seconds']:.0f} s)")
+    early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
+    run.say(f"{name}: {figures['steps']} steps{early}{held_out} ({figures['wall_seconds']:.0f} s)")
 
 
 def _say_if_too_late(run: RunContext, name: str) -> None:
@@ -158,7 +164,7 @@ def measure_base(run: RunContext, rows: RunRows) -> None:
         return
     packed = any_packed(data.train, data.eval)
     score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
-    measured = Measurement(run.directory.path / "base", world, data).base(score)
+    measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
     figures = {**measured.figures, "wall_seconds": run.seconds()}
     run.finish("base", measured.files, figures)
     held_out = f"held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else "a sample scored"

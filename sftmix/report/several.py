@@ -48,14 +48,14 @@ def forest(table: Mapping[str, Any]) -> go.Figure | None:
         y=[name for _, name, _ in of_seeds],
         mode="markers",
         name="seeds",
-        marker={"size": 6, "opacity": 0.6, "color": GROUPS[1]},
+        marker={"size": 7, "color": GROUPS[1]},
         customdata=[seed for _, _, seed in of_seeds],
         hovertemplate="%{y}, seed %{customdata}: %{x:.4f}<extra></extra>",
     )
     zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0, "line": {"dash": "dash", "width": 1}}
     axis = {"automargin": True, "autorange": "reversed"}
     title = f"difference in {table['metric']} (left of 0: the first is lower)"
-    return figure(seeds, means, x=title, y="", yaxis=axis, shapes=[zero], height=180 + 48 * len(names))
+    return figure(means, seeds, x=title, y="", yaxis=axis, shapes=[zero], height=180 + 48 * len(names))
 
 
 def _seeds(contrast: Mapping[str, Any]) -> list[tuple[float, int]]:
@@ -92,7 +92,7 @@ def curves_over_one_another(runs: Sequence[SideBySide], key: str, title: str) ->
     colours = {v: GROUPS[k % len(GROUPS)] for k, v in enumerate(dict.fromkeys(run.variant for run in runs))}
     traces, named = [], set()
     for run in runs:
-        lines = metrics_of(run.path / "train")
+        lines = [line for line in metrics_of(run.path / "train") if key != "mixup" or line["mixup_tokens"]]
         x, y = curve([line["step"] for line in lines], [line.get(key) for line in lines])
         if not x:
             continue

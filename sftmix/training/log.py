@@ -55,6 +55,7 @@ class Totals:
 
     elapsed                  seconds in steps
     tokens                   of all examples, prompts included
+    examples                 slots of all global batches; an example counts each time it has one
     ntp_tokens, mixup_tokens as in metrics.jsonl
     ntp_count, mixup_count   denominators of the steps that mixed
     mu_own, mu_ntp           mu times mixup_count, over the steps with mixup_mean own or ntp (mu may follow a schedule)
@@ -63,6 +64,7 @@ class Totals:
 
     elapsed: float = 0.0
     tokens: float = 0.0
+    examples: float = 0.0
     ntp_tokens: float = 0.0
     mixup_tokens: float = 0.0
     ntp_count: float = 0.0
@@ -76,9 +78,10 @@ class Totals:
         """Return the totals of a checkpoint, which may hold more entries."""
         return Totals(**{f.name: kept[f.name] for f in fields(Totals)})
 
-    def add(self, done: StepResult, *, tokens: int, seconds: float) -> None:
+    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
         self.elapsed += seconds
         self.tokens += tokens
+        self.examples += examples
         self.ntp_tokens += done.ntp_tokens
         self.mixup_tokens += done.mixup_tokens
         self.skipped += done.skipped
@@ -105,13 +108,14 @@ def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: floa
     return mu * ntp_count / mixup_count if mixup_mean == "own" else mu
 
 
-def losses_shown(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Return what a progress bar shows of a step: NTP and Mixup apart where pairs were mixed, else the loss.
+def figures_shown(metrics: Mapping[str, float]) -> str:
+    """Return what the progress shows of a step: NTP and Mixup apart where pairs were mixed, else the loss; tokens/s.
 
     SFTMix minimises NTP + mu Mixup: its loss beside that of NTP alone would look worse for counting more.
     """
     names = ("ntp", "mixup") if metrics["mixup_tokens"] else ("loss",)
-    return {name: f"{metrics[name]:.4f}" for name in names}
+    losses = [f"{name} {metrics[name]:.4f}" for name in names]
+    return ", ".join([*losses, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
 
 
 class StopSignal:

@@ -34,11 +34,11 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, losses_shown, mu_effective
+from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figures_shown, mu_effective
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.parallel import resolve_precision, training_module
-from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics
+from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import StepResult, StepSetup, train_step
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
@@ -70,6 +70,8 @@ class Stage:
     online: OnlineLosses | None = None
     """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
+    eval_groups: Sequence[str] | None = None
+    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
     packed: bool = False
     """True if some rows hold several documents, which must not attend to each other."""
     scorer: Scorer | None = None
@@ -86,7 +88,7 @@ class StageResult:
     """The trained (wrapped) module, and figures for summary.json."""
 
     module: nn.Module
-    figures: dict[str, float]
+    figures: dict[str, Any]
 
 
 def train(stage: Stage, world: World) -> StageResult:
@@ -110,7 +112,8 @@ class TrainingLoop:
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
-        self.step, self.stopped = 0, False
+        self.evaluations: list[tuple[int, float]] = []
+        self.step, self.stopped_by = 0, ""
         self.done: StepResult | None = None
 
     # ------------------------------------------------------------------------------------------ stage
@@ -123,10 +126,10 @@ class TrainingLoop:
             with StopSignal() as signal:
                 metrics: dict[str, float] = {}
                 self.pending = self._call("on_stage_start", metrics)
-                while self.step < self.total and not self.stopped:
+                while self.step < self.total and not self.stopped_by:
                     metrics, interrupted = self.advance(signal)
                     log.write(metrics)
-                    bar.set_postfix(**losses_shown(metrics), lr=f"{metrics['learning_rate']:.2e}", refresh=False)
+                    bar.show(figures_shown(metrics))
                     bar.update()
                     self.stage.on_progress(self.step, self.total)
                     self._save_if_due(interrupted=interrupted)
@@ -142,6 +145,7 @@ class TrainingLoop:
             **self.totals.figures(),
             "steps": self.step,
             "total_steps": self.total,
+            "stopped_by": self.stopped_by if self.step < self.total else None,
             "peak_memory_bytes": self.world.max(self.memory.bytes()),
             **last,
         }
@@ -159,18 +163,24 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.store.load(newest, self.module, self.optimizer)
-        self.step, self.totals, self.stopped = state["step"], Totals.restored(state["totals"]), state["stopped"]
+        self.step, self.totals, self.stopped_by = state["step"], Totals.restored(state["totals"]), state["stopped_by"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
         if self.stage.online is not None:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
     def _save_if_due(self, *, interrupted: bool) -> None:
-        due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped)
+        due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if due or interrupted:
-            state = {"identity": self.stage.identity, "totals": asdict(self.totals), "stopped": self.stopped}
-            state["skipped_in_a_row"] = self.skipped_in_a_row
+            state = {
+                "identity": self.stage.identity,
+                "totals": asdict(self.totals),
+                "stopped_by": self.stopped_by,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "evaluations": self.evaluations,
+            }
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
             self.store.save(self.step, self.module, self.optimizer, state, arrays)
         if interrupted:
@@ -190,9 +200,10 @@ class TrainingLoop:
             losses = zip(done.batches, done.nll, strict=True)
             stage.online.record(padded_losses(self.setup, self.step, units, split) if again else losses)
         self.step += 1
-        tokens = int(sum(stage.data.lengths[slot.row] for unit in units for slot in unit))
+        slots = [slot.row for unit in units for slot in unit]
+        tokens = int(sum(stage.data.lengths[row] for row in slots))
         seconds = time.perf_counter() - started
-        self.totals.add(done, tokens=tokens, seconds=seconds)
+        self.totals.add(done, tokens=tokens, examples=len(slots), seconds=seconds)
         metrics = {
             "step": self.step,
             "time": time.time(),
@@ -207,6 +218,8 @@ class TrainingLoop:
             "mixup_tokens": done.mixup_tokens,
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
+            "tokens_total": int(self.totals.tokens),
+            "examples_total": int(self.totals.examples),
         }
         metrics |= self.pending
         self.pending = {}
@@ -241,7 +254,22 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------- callbacks
 
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
-        state = StageState(
+        """Call a hook of every callback, each with the metrics that those before it have added."""
+        added: dict[str, float] = {}
+        for callback in self.stage.callbacks:
+            state = self._state({**metrics, **added})
+            result = check_callback_result(callback, hook, getattr(callback, hook)(state))
+            if result is not None:
+                added |= result.metrics
+                self._note_evaluation(result.metrics)
+                if result.stop and not self.stopped_by:
+                    self.stopped_by = type(callback).__name__
+        if self.best is not None:
+            self.best.offer(self.step, self.module, added)
+        return added
+
+    def _state(self, metrics: Mapping[str, float]) -> StageState:
+        return StageState(
             stage=self.stage.name,
             step=self.step,
             total_steps=self.total,
@@ -250,16 +278,16 @@ class TrainingLoop:
             score=self._score,
             evaluate=self._evaluate if self.stage.eval_data is not None else None,
             read=None if self.done is None else partial(self._read, self.done),
+            evaluations=tuple(self.evaluations),
+            directory=self.stage.directory,
+            is_main=self.world.is_main,
         )
-        added: dict[str, float] = {}
-        for callback in self.stage.callbacks:
-            result = check_callback_result(callback, hook, getattr(callback, hook)(state))
-            if result is not None:
-                added |= result.metrics
-                self.stopped = self.stopped or result.stop
-        if self.best is not None:
-            self.best.offer(self.step, self.module, added)
-        return added
+
+    def _note_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Keep the held-out NLL of this step; a second evaluation of the same weights replaces the first."""
+        if "eval_nll" in metrics:
+            earlier = [(step, nll) for step, nll in self.evaluations if step != self.step]
+            self.evaluations = [*earlier, (self.step, float(metrics["eval_nll"]))]
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
@@ -269,7 +297,9 @@ class TrainingLoop:
     def _evaluate(self) -> Mapping[str, float]:
         assert self.stage.scorer is not None
         assert self.stage.eval_data is not None
-        return held_out_metrics(self.stage.scorer(self.module, self.stage.eval_data))
+        scores, groups = self.stage.scorer(self.module, self.stage.eval_data), self.stage.eval_groups
+        by = nll_by(scores, groups) if groups is not None else {}
+        return {**held_out_metrics(scores), **{f"eval_nll/{name}": nll for name, nll in by.items()}}
 
     def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
         """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""

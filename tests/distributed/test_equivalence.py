@@ -18,7 +18,7 @@ from tests.tiny import STAGES, Tiny, make_tiny, metrics, sftmix, weights
 
 def command(*words: str, ranks: int = 1, cwd: Path | None = None) -> None:
     """A command line that must succeed; of one rank in this process, which has the imports behind it."""
-    if ranks == 1 and cwd is None:
+    if ranks == 1:
         assert main(list(words)) == 0
         return
     done = sftmix(*words, ranks=ranks, cwd=cwd)
@@ -100,11 +100,13 @@ def base(plain, tmp_path_factory) -> Path:
     ("words", "ranks"),
     [
         (("--training.parallel", "ddp"), 2),
-        (("--training.parallel", "fsdp"), 2),
+        pytest.param(("--training.parallel", "fsdp"), 2, marks=pytest.mark.slow),
         pytest.param(("--training.parallel", "hsdp", "--training.shard_group_size", "2"), 4, marks=pytest.mark.slow),
         (("--training.micro_batch_size", "8"), 1),
         (("--training.micro_batch_size", "2", "--training.length_groups", "1"), 1),
-        (("--training.micro_batch_size", "null", "--training.micro_batch_tokens", "150"), 2),
+        pytest.param(
+            ("--training.micro_batch_size", "null", "--training.micro_batch_tokens", "150"), 2, marks=pytest.mark.slow
+        ),
         (("--training.padding_free", "true"), 1),
         (("--training.activation_checkpointing", "true"), 1),
         (("--training.chunk_size", "5"), 1),
@@ -155,51 +157,60 @@ class KillOnce(Callback):
 '''
 
 
+def killed(place: Path, *words: str, ranks: int = 1) -> int:
+    """The exit code of a command with the callback above, in processes of its own; a second command lives on."""
+    (place / "killing.py").write_text(KILL)
+    ended = sftmix(*words, ranks=ranks, cwd=place)
+    assert list(place.glob("killed-*")), ended.stderr
+    return ended.returncode
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The working directory, from which modules are imported, in this process, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("ranks", "step"),
     [(1, 7), (1, 8), pytest.param(2, 6, marks=pytest.mark.slow)],
     ids=["mid epoch", "end of epoch", "fsdp"],
 )
-def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, tmp_path, ranks, step):
-    (tmp_path / "killing.py").write_text(KILL)
-    words = ("--checkpoint.every", "4", "--callbacks+", "killing.KillOnce")
-    kill = ("--callbacks.stage", "train", "--callbacks.step", str(step), "--callbacks.signal", "9")
-    parallel = ("--training.parallel", "fsdp") if ranks > 1 else ()
-    out = tmp_path / "killed"
-    whole = run("whole", "--checkpoint.every", "4", *parallel, ranks=ranks)
+def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, here, ranks, step):
+    words = ["--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
+    words += ["--callbacks.stage", "train", "--callbacks.step", str(step), "--callbacks.signal", "9"]
+    words += ["--training.parallel", "fsdp"] if ranks > 1 else []
+    whole = run("whole", "--checkpoint.every", "4", *words[-2:], ranks=ranks) if ranks > 1 else one
+    out = here / "killed"
     for stage in STAGES:
-        shutil.copytree(whole / stage, out / stage)
-    first = sftmix("run", *tiny.options, "--out", str(out), *words, *kill, *parallel, ranks=ranks, cwd=tmp_path)
-    assert first.returncode != 0
+        shutil.copytree(one / stage, out / stage)
+    assert killed(here, "run", *tiny.options, "--out", str(out), *words, ranks=ranks) != 0
     assert not (out / "train" / "model").exists()
     assert [m["step"] for m in metrics(out)][-1] < 12
-    resumed = run("killed", *words, *kill, *parallel, ranks=ranks, cwd=tmp_path)
+    resumed = run("killed", *words, ranks=ranks, cwd=here)
     assert_equal(whole, resumed)
 
 
-def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, tmp_path):
-    (tmp_path / "killing.py").write_text(KILL)
-    out = tmp_path / "stopped"
+def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, here):
+    out = here / "stopped"
     for stage in STAGES:
         shutil.copytree(one / stage, out / stage)
-    words = ("--callbacks+", "killing.KillOnce")
-    kill = ("--callbacks.stage", "train", "--callbacks.step", "5", "--callbacks.signal", "15")
-    stopped = sftmix("run", *tiny.options, "--out", str(out), *words, *kill, cwd=tmp_path)
-    assert stopped.returncode == 143, stopped.stderr
+    words = ["--callbacks+", "killing.KillOnce", "--callbacks.stage", "train"]
+    words += ["--callbacks.step", "5", "--callbacks.signal", "15"]
+    assert killed(here, "run", *tiny.options, "--out", str(out), *words) == 143
     assert (out / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
-    resumed = run("stopped", *words, *kill, cwd=tmp_path)
+    resumed = run("stopped", *words)
     assert_equal(one, resumed)
 
 
-def test_a_kill_while_the_reference_is_trained_and_scored(tiny, one, tmp_path):
-    (tmp_path / "killing.py").write_text(KILL)
-    out = tmp_path / "killed"
-    words = ("--checkpoint.every", "4", "--callbacks+", "killing.KillOnce")
-    kill = ("--callbacks.stage", "reference", "--callbacks.step", "7", "--callbacks.signal", "9")
-    first = sftmix("run", *tiny.options, "--out", str(out), *words, *kill, cwd=tmp_path)
-    assert first.returncode != 0
-    again = sftmix("run", *tiny.options, "--out", str(out), *words, *kill, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+def test_a_kill_while_the_reference_is_trained_and_scored(tiny, one, here):
+    out = here / "killed"
+    words = ["run", *tiny.options, "--out", str(out), "--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
+    words += ["--callbacks.stage", "reference", "--callbacks.step", "7", "--callbacks.signal", "9"]
+    assert killed(here, *words) != 0
+    command(*words)
     same = "confidence/dynamics.parquet"
     assert (out / same).read_bytes() == (one / same).read_bytes()
     assert_equal(one, out)

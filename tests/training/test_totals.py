@@ -19,17 +19,18 @@ def step(mu: float, mean: str, ntp: float, mixup: float, *, norm: float = 1.0) -
 def test_mu_effective_is_of_the_steps_that_mixed_with_the_mean_of_mu_over_what_was_mixed():
     totals = Totals()
     for done in (step(0.0, "own", 90, 0), step(0.2, "own", 40, 10), step(0.5, "own", 60, 40, norm=float("nan"))):
-        totals.add(done, tokens=11, seconds=0.5)
+        totals.add(done, tokens=11, examples=2, seconds=0.5)
     mean = (0.2 * 10 + 0.5 * 40) / 50
     assert totals.figures()["mu_effective"] == pytest.approx(mean * 100 / 50, rel=1e-15)
-    assert (totals.tokens, totals.ntp_tokens, totals.mixup_tokens, totals.skipped) == (33, 21, 9, 1)
+    assert (totals.tokens, totals.examples, totals.ntp_tokens, totals.mixup_tokens) == (33, 6, 21, 9)
+    assert totals.skipped == 1
     assert totals.elapsed == 1.5
 
 
 def test_under_ntp_it_is_the_mean_of_mu():
     totals = Totals()
     for done in (step(0.2, "ntp", 40, 10), step(0.5, "ntp", 60, 40)):
-        totals.add(done, tokens=11, seconds=0.5)
+        totals.add(done, tokens=11, examples=2, seconds=0.5)
     assert totals.figures()["mu_effective"] == pytest.approx((0.2 * 10 + 0.5 * 40) / 50, rel=1e-15)
 
 
@@ -39,5 +40,5 @@ def test_without_mixup_it_is_zero():
 
 def test_a_checkpoint_that_kept_mu_effective_itself_is_read():
     totals = Totals()
-    totals.add(step(0.2, "own", 40, 10), tokens=11, seconds=0.5)
+    totals.add(step(0.2, "own", 40, 10), tokens=11, examples=2, seconds=0.5)
     assert Totals.restored({**asdict(totals), "mu_effective": 0.8}) == totals

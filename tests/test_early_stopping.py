@@ -1,0 +1,183 @@
+"""EarlyStopping: when it stops, through the real command, on any number of ranks and after any resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.components import EarlyStopping, StageState
+from sftmix.testing import check_callback
+from tests.tiny import Tiny, metrics
+from tests.tiny import sftmix as command
+
+SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--training.max_steps", "12")
+STOPPING = ("--callbacks", "Evaluate", "--callbacks.every", "2", "--callbacks+", "EarlyStopping")
+HOT = ("--training.learning_rate", "0.1")
+"""A learning rate at which the first evaluations are the best."""
+
+
+def stops_at(nll: list[float], patience: int, min_delta: float = 0.0) -> int | None:
+    """The first evaluation (from 1) with `patience` of them behind it that no earlier best was undercut by; naively."""
+    best, place = float("inf"), 0
+    for k, value in enumerate(nll, start=1):
+        if best - value > min_delta:
+            best, place = value, k
+        if k - place == patience:
+            return k
+    return None
+
+
+def asked(callback: EarlyStopping, nll: list[float], hook: str = "on_step_end") -> int | None:
+    """The first evaluation after which the callback stops."""
+    for k in range(1, len(nll) + 1):
+        seen = tuple((2 * step, value) for step, value in enumerate(nll[:k], start=1))
+        found = getattr(callback, hook)(StageState("train", 2 * k, 100, 0, evaluations=seen))
+        if found.stop:
+            return k
+    return None
+
+
+@pytest.mark.parametrize(
+    ("nll", "patience", "min_delta", "stop"),
+    [
+        ([3.0, 2.0, 1.0, 0.5], 1, 0.0, None),
+        ([3.0, 3.0], 1, 0.0, 2),
+        ([3.0, 2.0, 2.5, 2.4, 2.3], 3, 0.0, 5),
+        ([3.0, 2.0, 2.5, 2.4, 1.9, 2.5, 2.6], 3, 0.0, None),
+        ([3.0, 2.95, 2.92, 2.85, 2.84], 2, 0.1, 3),
+        ([3.0, 2.95, 2.85, 2.84], 2, 0.1, None),
+        ([1.0, 2.0, 3.0], 2, 0.0, 3),
+    ],
+)
+def test_it_stops_after_so_many_evaluations_without_improvement(nll, patience, min_delta, stop):
+    callback = EarlyStopping(patience=patience, min_delta=min_delta)
+    assert asked(callback, nll) == asked(callback, nll, "on_epoch_end") == stop == stops_at(nll, patience, min_delta)
+
+
+def test_it_decides_on_evaluations_of_these_weights_alone():
+    callback, seen = EarlyStopping(patience=1), ((4, 1.0), (8, 2.0))
+    assert callback.on_step_end(StageState("train", 8, 100, 0, evaluations=seen)).stop
+    assert callback.on_step_end(StageState("train", 9, 100, 0, evaluations=seen)) is None
+    assert callback.on_step_end(StageState("train", 9, 100, 0)) is None
+    check_callback(callback)
+
+
+@pytest.mark.parametrize("option", [{"patience": 0}, {"min_delta": -0.1}, {"min_delta": float("nan")}])
+def test_wrong_options_are_named(option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=rf"callbacks\.EarlyStopping\.{name} is"):
+        EarlyStopping(**option)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--callbacks", "EarlyStopping"], "decides on the evaluations of the callbacks before it, and there are none"),
+        (["--callbacks", "[EarlyStopping, Evaluate]"], "put Evaluate first"),
+        (["--callbacks+", "EarlyStopping"], "EarlyStopping needs held-out rows; set data.eval"),
+    ],
+)
+def test_a_run_in_which_nothing_evaluates_is_refused(tiny, tmp_path, sftmix, words, told):
+    options = [*tiny.options]
+    if "needs held-out" in told:
+        del options[(place := options.index("--data.eval")) : place + 2]
+    ended = sftmix("run", *options, *SINGLE, *words, "--out", str(tmp_path / "run"))
+    assert ended.code == 2
+    assert told in ended.err
+
+
+# ---------------------------------------------------------------------------------------------------- in runs
+
+
+def evaluations(run: Path) -> dict[int, float]:
+    return {m["step"]: m["eval_nll"] for m in metrics(run) if "eval_nll" in m}
+
+
+def words_of(tiny: Tiny, out: Path) -> list[str]:
+    return ["run", *tiny.options, *SINGLE, *HOT, *STOPPING, "--callbacks.patience", "2", "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def early(finished, tmp_path_factory) -> tuple[Path, str]:
+    """A run that stops early and keeps its best weights, and what it printed."""
+    out = tmp_path_factory.mktemp("early") / "run"
+    done = command(*words_of(finished.tiny, out), "--checkpoint.keep_best", "true")
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_stops_early_and_says_where(early, tmp_path, sftmix):
+    run, printed = early
+    found = evaluations(run)
+    last = 2 * (stops_at(list(found.values()), 2) or 0)
+    assert list(found) == list(range(2, last + 1, 2))
+    assert 4 <= last < 12
+    assert len(metrics(run)) == last
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"EarlyStopping stopped the training early, after step {last} of 12." in summary["remarks"]
+    assert f"train: {last} steps of 12, stopped by EarlyStopping, " in printed
+    best = min(found, key=found.__getitem__)
+    assert [path.name for path in (run / "train" / "best").iterdir()] == [f"step-{best:08d}"]
+    assert sftmix("export", str(run), "--best", "--to", str(tmp_path / "best")).code == 0
+
+
+STOPS = """
+import os, signal
+from sftmix.components import Callback
+
+class Interrupts(Callback):
+    observer = True
+    def __init__(self, *, step: int):
+        self.step = step
+    def on_step_end(self, state):
+        if state.stage == "train" and state.step == self.step and state.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def interrupted(tmp_path: Path, tiny: Tiny, step: int, ranks: int = 1) -> Path:
+    """The same run, stopped by a signal after a step and continued."""
+    (tmp_path / "parts.py").write_text(STOPS)
+    words = words_of(tiny, tmp_path / "run")
+    first = command(
+        *words, "--callbacks+", "parts.Interrupts", "--callbacks.step", str(step), cwd=tmp_path, ranks=ranks
+    )
+    assert first.returncode == (143 if ranks == 1 else 1), first.stderr
+    assert len(metrics(tmp_path / "run")) == step
+    again = command(*words, cwd=tmp_path, ranks=ranks)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming after step {step}" in again.stdout
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_what_was_seen_before_a_resume_counts(early, finished, tmp_path, step):
+    """Stopped between the best evaluation and the end: a count that began anew would train on."""
+    run = interrupted(tmp_path, finished.tiny, step)
+    assert evaluations(run) == evaluations(early[0])
+    assert len(metrics(run)) == len(metrics(early[0]))
+    for key in ("tokens", "loss", "tokens_total", "examples_total"):
+        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(early[0])]
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_alike(finished, tmp_path):
+    """By the evaluations of both parts; dropout is another one on two ranks, so they are not those of one rank."""
+    run = interrupted(tmp_path, finished.tiny, 3, ranks=2)
+    found = evaluations(run)
+    last = 2 * (stops_at(list(found.values()), 2) or 0)
+    assert list(found) == list(range(2, last + 1, 2))
+    assert len(metrics(run)) == last
+
+
+def test_a_reference_is_trained_without_it(tiny, tmp_path, sftmix):
+    """It has no held-out rows: one that was made before is read back by a run that stops early."""
+    words = [*tiny.options, "--training.max_steps", "2", "--out", str(tmp_path / "run")]
+    assert sftmix("reference", *words).code == 0
+    made = (tmp_path / "run" / "reference" / "MANIFEST.json").stat().st_mtime_ns
+    ended = sftmix("run", *words, "--callbacks+", "EarlyStopping")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "run" / "reference" / "MANIFEST.json").stat().st_mtime_ns == made

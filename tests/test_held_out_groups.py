@@ -1,0 +1,104 @@
+"""The held-out NLL by label or by the names of data.eval, and the cumulative counts of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from itertools import accumulate
+
+import numpy as np
+import pytest
+
+from sftmix.pipeline.held_out import MOST, held_out_groups
+from sftmix.training.scoring import held_out_metrics, nll_by
+from sftmix.types import RowScores
+from tests.tiny import metrics, table
+
+
+class Held:
+    """What the grouping reads of held-out rows."""
+
+    def __init__(self, labels=None, sources=(), packed=False):
+        self.labels, self.sources, self.packed = labels, list(sources), packed
+
+
+@pytest.mark.parametrize(
+    ("names", "sources", "groups"),
+    [
+        (["a.json", "b.json"], ["a.json:1", "b.json:1[17]", "a.json:2"], ["a.json", "b.json", "a.json"]),
+        (["x/a.json", "y/a.json"], ["x/a.json[0]", "y/a.json[1]"], ["x/a.json", "y/a.json"]),
+        (["x/a.json", "./texts/"], ["texts/one.txt", "x/a.json:1"], ["texts", "a.json"]),
+        (["data/a", "data/ab"], ["data/ab/f.json:1", "data/a/f.json:1"], ["ab", "a"]),
+        (["u/set:sub@test[:9]", "u/set"], ["u/set:sub@test[:9][3]", "u/set[0]"], ["set:sub@test[:9]", "set"]),
+    ],
+)
+def test_rows_of_several_files_go_by_their_names(names, sources, groups):
+    assert held_out_groups(Held(sources=sources), names) == (groups, "")
+
+
+def test_labels_come_first_and_one_group_is_none():
+    sources = ["a:1", "b:1"]
+    assert held_out_groups(Held(labels=["good", None], sources=sources), ["a", "b"]) == (["good", "None"], "")
+    assert held_out_groups(Held(labels=["good", "good"], sources=sources), ["a", "b"]) == (None, "")
+    for rows, names in ((None, ["a", "b"]), (Held(sources=["a:1"]), ["a"]), (Held(sources=["a:1"]), "a")):
+        assert held_out_groups(rows, names) == (None, "")
+    assert held_out_groups(Held(sources=sources, packed=True), ["a", "b"]) == (None, "")
+    many, note = held_out_groups(Held(labels=[str(k) for k in range(MOST + 1)]), None)
+    assert many is None
+    assert "21 labels (data.label_field)" in note
+
+
+def test_the_nll_of_a_group_is_that_of_its_tokens():
+    nll, tokens = np.array([3.0, 5.0, 7.0, 0.0]), np.array([2, 4, 6, 0])
+    scores = RowScores(nll, tokens, np.zeros(4, dtype=np.int64))
+    assert nll_by(scores, ["b", "a", "b", "empty"]) == {"a": 5 / 4, "b": 10 / 8}
+    assert held_out_metrics(scores)["eval_nll"] == 15 / 12
+
+
+def test_a_run_tells_each_evaluation_file_apart(tiny, tmp_path, sftmix):
+    lines = tiny.eval.read_text().splitlines(keepends=True)
+    (tmp_path / "first.jsonl").write_text("".join(lines[:4]))
+    (tmp_path / "second.jsonl").write_text("".join(lines[4:]))
+    files = [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
+    run, options = tmp_path / "run", [*tiny.options]
+    options[options.index("--data.eval") + 1] = json.dumps(files)
+    ended = sftmix("run", *options, "--with_baseline", "--out", str(run))
+    assert ended.code == 0, ended.err
+    summary = json.loads((run / "summary.json").read_text())
+    base = json.loads((run / "base" / "figures.json").read_text())
+    found = table(run / "train" / "eval.parquet")
+    nll, count = np.array(found["nll_sum"]), np.array(found["n_tokens"])
+    expected = {"first.jsonl": nll[:4].sum() / count[:4].sum(), "second.jsonl": nll[4:].sum() / count[4:].sum()}
+    assert summary["eval_nll_by"] == pytest.approx(expected, rel=1e-12)
+    assert set(base["eval_nll_by"]) == set(summary["baseline"]["eval_nll_by"]) == set(expected)
+    evaluated = [m for m in metrics(run) if "eval_nll" in m]
+    assert len(evaluated) == 3
+    for m in evaluated:
+        by = [m[f"eval_nll/{name}"] for name in expected]
+        assert (by[0] * count[:4].sum() + by[1] * count[4:].sum()) / count.sum() == pytest.approx(
+            m["eval_nll"], rel=1e-12
+        )
+    assert evaluated[-1]["eval_nll/first.jsonl"] == pytest.approx(expected["first.jsonl"], rel=1e-6)
+
+
+def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, tmp_path, sftmix):
+    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "label": row["kind"]}) + "\n" for row in rows))
+    place = tiny.options.index("--data.eval")
+    options = [*tiny.options[:place], *tiny.options[place + 2 :], "--data.label_field", "label"]
+    options[options.index("--data.train") + 1] = str(tmp_path / "rows.jsonl")
+    words = ["--data.eval_fraction", "0.4", "--objective", "NTP", "--training.max_steps", "1"]
+    assert sftmix("run", *options, *words, "--out", str(tmp_path / "run")).code == 0
+    found = table(tmp_path / "run" / "train" / "eval.parquet")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["eval_nll_by"]) > 1
+    assert set(summary["eval_nll_by"]) <= {row["kind"] for row in rows}
+    assert len(found["id"]) == summary["data"]["eval"]
+
+
+def test_cumulative_counts_are_sums_over_the_steps(finished):
+    """29 examples have one turn in each of three epochs, in pairs or alone; so have their tokens."""
+    for stage in ("reference", "train", "baseline"):
+        found = metrics(finished.path, stage)
+        assert [m["tokens_total"] for m in found] == list(accumulate(m["tokens"] for m in found))
+        steps = [m["examples_total"] for m in found]
+        assert steps == [29 * e + k for e in range(3) for k in (8, 16, 24, 29)]
