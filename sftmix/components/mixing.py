@@ -33,7 +33,7 @@ class MeasureMixing(Callback):
     observer = True
 
     def __init__(self, *, every: int = 50) -> None:
-        """every: optimizer steps between measurements, at least 1. One costs less than a step."""
+        """every: optimizer steps between measurements, at least 1; one costs about half a step."""
         if every < 1:
             raise ConfigError(f"callbacks.MeasureMixing.every is {every}; allowed: 1 and above")
         self.every = every
