@@ -1,11 +1,13 @@
 """Records that travel between the stages, and the shape legend used everywhere.
 
 Legend
+
     N  examples of the training set        P  pairs of examples (one epoch, or one batch)
     B  slots (rows) of a micro-batch       L  padded length in tokens
     T  token rows of one loss call: the positions that predict a response token
     M  aligned pairs of token rows         D  hidden size
     V  vocabulary size                     C  checkpoints of the reference
+
 A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 """
 
@@ -91,7 +93,10 @@ class Encoded:
 class RowScores:
     """The losses of one model on every row of a data set.
 
-    nll_sum f64[N] nats, n_tokens i64[N], n_correct i64[N]; token_nll None or N arrays f32[n_tokens].
+    nll_sum    f64[N], nats
+    n_tokens   i64[N]
+    n_correct  i64[N]
+    token_nll  None, or N arrays f32[n_tokens]
     """
 
     nll_sum: Float64
@@ -270,7 +275,7 @@ class Segment:
     input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) of each of these positions
-    position_ids None, or i64[b, l], counted from the start of each document if a line holds several: the model then
+    position_ids  None, or i64[b, l], counted from the start of each document if a line holds several: the model then
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
     lengths      None, or the number of tokens of each slot in the single line
     """
@@ -291,8 +296,9 @@ RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 class Plan:
     """The weights that an objective gives one micro-batch, unnormalised.
 
-    loss = (sum_t row_weight_t nll_t) / ntp_count
-         + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
+        loss = (sum_t row_weight_t nll_t) / ntp_count
+             + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
+
     where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
     Weights are float32 or, if they are fractions, float64; the loss takes them in its own precision.
@@ -301,7 +307,7 @@ class Plan:
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)
     pair_weight      [M], mu included
     lam              f32[M], lambda of column 0
-    mixup_row_weight None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
+    mixup_row_weight  None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
     ntp_count        this micro-batch's part of the NTP denominator (usually: trained response tokens)
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the Mixup weight, for the log

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_every_room_has_a_level_and_few_modules_stand_alone():
     assert sum(len(level) for level in LEVELS) == len(set().union(*LEVELS))
     entries = {"__init__", "__main__"}  # their place and name are Python's
     assert len([path for path in parts if path.suffix == ".py" and path.stem not in entries]) <= 2
+
+
+def test_the_picture_of_the_rooms_has_the_levels():
+    """Names at one height are a level, and the records are at the bottom."""
+    rows: dict[int, set[str | None]] = {}
+    for text in ET.parse(ROOT / "docs" / "images" / "rooms.svg").iter("{http://www.w3.org/2000/svg}text"):
+        rows.setdefault(-int(text.attrib["y"]), set()).add(text.text)
+    assert tuple(rows[height] for height in sorted(rows)) == LEVELS
 
 
 @pytest.mark.parametrize("path", COMPONENT_FILES, ids=name_of)

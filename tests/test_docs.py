@@ -42,7 +42,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", ".ci/run"}
+PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run"}
 
 
 def name_of(path: Path) -> str:
@@ -138,6 +138,14 @@ def resolve(dotted: str) -> object:
             found = getattr(found, name, None)
         return found
     return None
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=name_of)
+def test_api_pages_name_what_is_there(page):
+    """Directives of mkdocstrings, which fills the page from the docstrings of what they name."""
+    names = re.findall(r"^::: (\S+)$", prose(page), re.M)
+    assert names or page.name == "index.md"
+    assert [name for name in names if resolve(name) is None] == []
 
 
 def known_options() -> set[str]:

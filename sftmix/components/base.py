@@ -1,6 +1,6 @@
 """The base classes of everything a user may swap.
 
-A component is a plain class whose keyword-only, typed __init__ is its whole schema. Model, tokenizer, seed and step
+A component is a plain class whose keyword-only, typed `__init__` is its whole schema. Model, tokenizer, seed and step
 arrive as method arguments, never through the constructor, so a component can be pickled and tested alone. Every random
 choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`.
 

@@ -66,14 +66,16 @@ def sft_loss(
     weight costs no weight gradient. The weight's gradient is accumulated in float32 or better, and all results repeat
     bit for bit on one device.
 
-    hidden [T, D], weight [V, D], bias [V]: one floating dtype, or any under autocast, whose dtype the matmuls then use.
-    labels i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before.
-    pairs i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself. lam [M]: share of column 0.
-    row_weight: [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R of the rows at a time.
-    pair_weight [M]. label_smoothing in [0, 1) spreads that share of the NTP target evenly over V, in the loss only.
-    chunk_size: rows of logits alive at once, >= 1 (a pair needs two); None chooses from V.
-    stats: also return correct and entropy.
-    row_scale [T]: multiplies what a rule returns (0: the row carries no NTP loss); only with a rule.
+    hidden, weight, bias  [T, D], [V, D], [V]: one floating dtype, or any under autocast, whose dtype the matmuls use
+    labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
+    pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
+    lam              [M], share of column 0
+    row_weight       [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R rows at a time
+    pair_weight      [M]
+    label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
+    chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
+    stats            also return correct and entropy
+    row_scale        [T], multiplies what a rule returns (0: the row carries no NTP loss); only with a rule
 
     Raises TypeError or ValueError for inputs that do not fit, RuntimeError on a second derivative.
     """

@@ -1,0 +1,45 @@
+"""Pages of the repository's root in the site, and links to what is not in it: the hook that mkdocs.yml names.
+
+The pages link as readers of the repository need it. In the site the front page of the repository and its neighbours are
+pages, too; a link to any other file outside the site becomes its text, or a link into `repo_url` where there is one.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOT_PAGES = {"README.md": "overview.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+"""Pages at the root of the repository, by their names in the site."""
+LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, uri in ROOT_PAGES.items():
+        files.append(File.generated(config, uri, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    uri = page.file.src_uri
+    names = {site: name for name, site in ROOT_PAGES.items()}
+    folder = posixpath.dirname(names.get(uri, f"docs/{uri}"))
+
+    def in_site(link: re.Match[str]) -> str:
+        text, target, anchor = link[1], link[2], link[3] or ""
+        path = posixpath.normpath(posixpath.join(folder, target))
+        there = ROOT_PAGES.get(path, path.removeprefix("docs/"))
+        if files.get_file_from_path(there):
+            place = posixpath.relpath(there, posixpath.dirname(uri) or ".")
+            return link[0].replace(f"]({target}", f"]({place}")
+        if not (ROOT / path).exists():
+            return link[0]  # an address, or a link to nowhere, which a strict build refuses
+        return f"[{text}]({config.repo_url}/blob/HEAD/{path}{anchor})" if config.repo_url else text
+
+    return LINK.sub(in_site, markdown)
