@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftmix.data import encode, encoder_for, prepare
-from sftmix.measure.remarks import remarks
+from sftmix.measure.remarks import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import SHORT, Tiny, metrics
@@ -52,7 +52,7 @@ def test_a_learning_rate_that_moves_nothing(tiny, tmp_path, sftmix):
     (remark,) = remarks_of(out)
     assert f"note: {remark}" in ended.out.splitlines()
     assert remark.startswith("The training hardly changed the model: NLL per token ")
-    assert "--training.learning_rate 1e-06" in remark
+    assert "--training.learning_rate 3e-06 or more" in remark
 
 
 def test_without_held_out_rows_the_sample_tells(tiny, tmp_path, sftmix):
@@ -215,3 +215,12 @@ def test_remarks_do_not_contradict_each_other(figures, expected, tmp_path):
     found = remarks(tmp_path, stages, 1e-3)
     assert len(found) == len(expected)
     assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))
+
+
+def test_a_short_last_step_is_no_divergence(tmp_path: Path) -> None:
+    """The last step of each epoch holds one response of two tokens, with a loss of its own."""
+    lines = [{"loss": 4.4, "ntp_tokens": 900}, {"loss": 4.4, "ntp_tokens": 900}, {"loss": 9.7, "ntp_tokens": 2}] * 2
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines[:2], *lines]))
+    found = ends_of_loss(tmp_path / "metrics.jsonl")
+    assert found["loss_first"] == pytest.approx((4.4 * 3600 + 9.7 * 0) / 3600)
+    assert found["loss_last"] == pytest.approx((4.4 * 1800 + 9.7 * 4) / 1804)

@@ -46,7 +46,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return _report(error)
     except KeyboardInterrupt:
         if _rank() == 0:
-            print("interrupted; the same command continues the run", file=sys.stderr)
+            print(
+                "interrupted; the same command continues the run from its last checkpoint (SIGTERM saves one first)",
+                file=sys.stderr,
+            )
         return INTERRUPTED
     except Exception as error:
         record_error(f"{type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ SHORT: Mapping[str, Mapping[str, str]] = {
         "data.train": "rows: files, directories or hub ids",
         "data.eval_fraction": "share of these rows to hold out, as 0.05",
         "data.eval": "or held-out rows from a file of their own",
-        "data.limit": "use at most this many training rows",
+        "data.take": "use so many rows of each source: for a trial",
         "data.max_length": "tokens per example; longer ones are cut",
         "data.template": "the model's own, or alpaca, chatml, a file",
     },

@@ -131,6 +131,8 @@ def _time(summary: Mapping[str, Any]) -> list[str]:
 
 def _figure(value: float) -> str:
     """Return a number with three digits or so: -0.312, -8.03, -89.4, -167,800."""
+    if abs(value) >= 1e7:  # a reference that diverged
+        return f"{value:.1e}"
     digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2)) if abs(value) >= limit), 3)
     return f"{value:,.{digits}f}"
 
@@ -157,9 +159,18 @@ def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[s
     if not summary.get("baseline"):
         return [*found, (f"sftmix run --config {config} --with_baseline", "plain NTP beside it, for comparison")]
     table = shlex.quote(f"{out}-table")
-    variants = "--with_baseline false --variants '{NTP: {objective: NTP}, SFTMix: {}}'"
+    order = ", pairing: RandomPairs" if _pairs_by_itself(out) else ""  # else NTP would have an order of its own
+    variants = f"--with_baseline false --variants '{{NTP: {{objective: NTP{order}}}, SFTMix: {{}}}}'"
     compare = f"sftmix compare --config {config} {variants} --out {table}"
     return [*found, (compare, "one seed cannot say which is better; this takes six")]
+
+
+def _pairs_by_itself(out: Path) -> bool:
+    """Return True if the run left its pairing to the objective (pairing: auto)."""
+    import yaml
+
+    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) or {}
+    return bool(config.get("pairing") == "auto")
 
 
 def _use_of(out: Path) -> tuple[str, str]:

@@ -61,7 +61,8 @@ def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, floa
     decomposed = plan.mixup_row_weight  # NTP losses in the place of Mixup's
     rest = torch.zeros_like(batch.labels, dtype=torch.float32) if decomposed is None else decomposed
     mix, losses = _gradient(hidden, head, batch, replace(plan, row_weight=rest, label_smoothing=0.0))
-    reached = torch.zeros_like(batch.labels, dtype=torch.bool)
+    once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere
+    reached = torch.zeros_like(once)
     reached[batch.pairs.flatten()] = True
     found = {
         "ntp": float((ntp * ntp).sum()),
@@ -69,8 +70,8 @@ def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, floa
         "both": float((ntp * mix).sum()),
         "ntp_count": plan.ntp_count,
         "mix_count": plan.ntp_count if plan.mixup_mean == "ntp" else plan.mixup_count,
-        "tokens": float(len(reached)),
-        "reached": float(reached.sum()),
+        "tokens": float(once.sum()),
+        "reached": float((reached & once).sum()),
     }
     larger = torch.maximum(plan.lam, 1 - plan.lam)
     for low, high in zip(SHARES, (*SHARES[1:], math.inf), strict=True):

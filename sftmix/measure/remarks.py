@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,10 @@ import numpy as np
 from sftmix.common.tables import read_dynamics
 from sftmix.measure.model import SAMPLE
 
-UNMOVED = 1e-3
-"""Relative change of the NLL below which a training is said to have moved nothing: it shows in no digit of a table."""
+UNMOVED = 5e-3
+"""Relative change of the NLL below which a training is said to have hardly changed the model."""
+WORSE = 1e-3
+"""Relative rise of the held-out NLL above which a model is said to be worse than its base model."""
 BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 
@@ -35,14 +36,19 @@ def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
 
 
 def ends_of_loss(file: Path) -> dict[str, float]:
-    """Return the mean loss of the first and of the last steps in metrics.jsonl, a tenth of all or 8; {} without two.
+    """Return the loss per token of the first and of the last steps in metrics.jsonl: a tenth of all, or 8, or half.
 
-    Steps whose loss was not finite are left out.
+    Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
+    last step of an epoch may hold a single short response.
     """
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    losses = [(line["loss"], line["ntp_tokens"]) for line in lines if line["loss"] is not None and line["ntp_tokens"]]
     size = min(len(losses) // 2, max(8, len(losses) // 10))
-    return {"loss_first": mean(losses[:size]), "loss_last": mean(losses[-size:])} if size else {}
+    return {"loss_first": _per_token(losses[:size]), "loss_last": _per_token(losses[-size:])} if size else {}
+
+
+def _per_token(losses: Sequence[tuple[float, int]]) -> float:
+    return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
 
 
 def _reference(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -51,7 +57,7 @@ def _reference(figures: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The training of the reference diverged: its loss was {first:.4f} per token in the first steps and "
             f"{last:.4f} in the last, so the confidence says little about the examples. Try a smaller "
-            "--reference.training.learning_rate in another --out."
+            "--training.learning_rate (or --reference.training.learning_rate, if that is set) in another --out."
         )
 
 
@@ -67,9 +73,10 @@ def _target(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
         found.append(
             f"The training hardly changed the model: {_shown(before, after)} ({train['steps']} steps, learning rate "
             f"{learning_rate:g}). The rate is too small for this model, or the steps are too few: try "
-            f"--training.learning_rate {10 * learning_rate:g}; models below 100M parameters often need 1e-4 to 1e-3."
+            f"--training.learning_rate {30 * learning_rate:g} or more; models below 100M parameters often need 1e-4 to "
+            "1e-3."
         )
-    elif before is not None and after is not None and after > before * (1 + UNMOVED):
+    elif before is not None and after is not None and after > before * (1 + WORSE):
         found.append(
             f"The trained model is worse than the base model on the held-out rows: {_shown(before, after)}. Try a "
             "smaller --training.learning_rate or fewer --training.epochs."

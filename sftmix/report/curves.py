@@ -23,7 +23,13 @@ def curve(steps: Sequence[float], values: Sequence[float | None]) -> tuple[list[
     return [b[-1][0] for b in bins], [sum(v for _, v in b) / len(b) for b in bins]
 
 
+def losses_of(lines: Sequence[Mapping[str, Any]], key: str) -> Sequence[Mapping[str, Any]]:
+    """Return the lines that have this figure: a loss over no tokens is written as 0."""
+    return [line for line in lines if line[f"{key}_tokens"]] if key in ("ntp", "mixup") else lines
+
+
 def _lines(lines: Sequence[Mapping[str, Any]], key: str, name: str, colour: str, **how: Any) -> go.Scatter:
+    lines = losses_of(lines, key)
     x, y = curve([line["step"] for line in lines], [line.get(key) for line in lines])
     return go.Scatter(x=x, y=y, name=name, mode=how.pop("mode", "lines"), line={"color": colour, **how})
 
@@ -85,7 +91,7 @@ def mixing(view: RunView) -> go.Figure | None:
         "mixing_unreached": ("response tokens that no pair reaches", COLOURS["base"]),
     }
     traces = [_lines(lines, key, name, colour, mode="lines+markers") for key, (name, colour) in names.items()]
-    lowest = min(0.0, *(line["mixing_cosine"] for line in lines))
+    lowest = min([0.0, *(line["mixing_cosine"] for line in lines if line["mixing_cosine"] is not None)])
     return figure(*traces, x="optimizer step", y="", yaxis={"range": [lowest, 1]})
 
 

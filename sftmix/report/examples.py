@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,10 @@ def examples_table(
 
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = [_training(view, known, places)]
+    taken = {*blocks[0], "label"}
+    blocks[0] |= _own_columns(train, taken)
     if held_out is not None:
-        blocks.append(_held_out(view, held_out))
+        blocks.append({**_held_out(view, held_out), **_own_columns(held_out, taken)})
     names = list(dict.fromkeys(name for block in blocks for name in block))
     sizes = [len(train), 0 if held_out is None else len(held_out)]
     columns = {}
@@ -95,7 +97,7 @@ def _training(
         columns[name] = [losses.get(i) for i in data.ids]
     for axis, name in enumerate(("x", "y")):
         columns[name] = [float(places[row][axis]) if row in places else None for row in range(len(data))]
-    return {**columns, **_own_columns(data, columns)}
+    return columns
 
 
 def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
@@ -107,7 +109,7 @@ def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
             ids, scores, _ = read_eval(path)
             losses = dict(zip(ids, (scores.nll_sum / scores.n_tokens).tolist(), strict=True))
         columns[name] = [losses.get(i) for i in data.ids]
-    return {**columns, **_own_columns(data, columns)}
+    return columns
 
 
 def _texts(data: EncodedDataset) -> dict[str, list[Any]]:
@@ -122,11 +124,11 @@ def _texts(data: EncodedDataset) -> dict[str, list[Any]]:
     }
 
 
-def _own_columns(data: EncodedDataset, taken: Mapping[str, object]) -> dict[str, list[Any]]:
+def _own_columns(data: EncodedDataset, taken: Container[str]) -> dict[str, list[Any]]:
     """Return the label and the user's columns; one whose name is taken here gets `row_` before it."""
     found = {} if data.labels is None else {"label": list(data.labels)}
     for name, values in data.columns.items():
-        found[f"row_{name}" if name in taken or name == "label" else name] = list(values)
+        found[f"row_{name}" if name in taken else name] = list(values)
     return found
 
 
@@ -154,5 +156,5 @@ def _column(values: list[Any]) -> pa.Array:
 
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([None if value is None else str(value) for value in values])

@@ -18,4 +18,4 @@ def figure(*traces: Any, x: str, y: str, **layout: Any) -> go.Figure:
     axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
     for name in ("xaxis", "yaxis"):
         axes[name] |= layout.pop(name, {})
-    return go.Figure(data=traces, layout={"template": None, **axes, **layout})
+    return go.Figure(data=traces, layout={"template": go.layout.Template(), **axes, **layout})

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from sftmix.batches.rows import RowSubset
-from sftmix.common.world import start_world
+from sftmix.common.world import World, start_world
 from sftmix.functional import sft_loss
+from sftmix.model.adapters import read_adapters
 from sftmix.model.head import Head
-from sftmix.model.load import load_model
-from sftmix.pipeline.models import scorer
+from sftmix.options import TrainingOptions
+from sftmix.pipeline.models import load_for_run, scorer
 from sftmix.pipeline.rows import any_packed
 from sftmix.report.run import RunView
 from sftmix.training.module import TrainingModule
@@ -44,14 +46,14 @@ class Look:
 
 
 def look(view: RunView, model: str | Path, rows: Rows, *, name: str) -> Look:
-    """Pass some training examples through a model of the run, the base model or an exported one.
+    """Pass some training examples through a model of the run, the base model or an exported one, in this process alone.
 
     name  for the progress bar
     """
-    options, data = view.config.training, view.rows.data.train
+    options, data = replace(view.config.training, parallel="ddp"), view.rows.data.train  # of one rank: as it is
     with start_world() as world:
         module = training_module(
-            load_model(model, attention=view.config.model.attention),
+            _loaded(view, Path(model), world, options),
             options,
             precision=resolve_precision(options.precision, world.device),
             world=world,
@@ -60,6 +62,17 @@ def look(view: RunView, model: str | Path, rows: Rows, *, name: str) -> Look:
         scores = scorer(options, world, view.rows.encoder, name=f"report: {name}")
         last, token_nll = scores.columns(module, RowSubset(data, rows), _read)
     return Look(rows, np.asarray(last), token_nll)
+
+
+def _loaded(view: RunView, model: Path, world: World, options: TrainingOptions) -> PreTrainedModel:
+    """Load a model as a run does; an export that holds adapters alone is loaded onto the run's base model."""
+    config, lora = view.config, view.config.model.lora
+    adapted = (model / "adapter_config.json").exists()
+    path, lora = (config.model.path, lora) if adapted else (str(model), lora.without_adapters())
+    loaded, _ = load_for_run(config, world, path, view.rows.encoder, options, lora)
+    if adapted:
+        read_adapters(loaded, model)
+    return loaded
 
 
 def _read(module: TrainingModule, batch: Batch) -> list[Column]:

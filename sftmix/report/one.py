@@ -124,6 +124,7 @@ def page_of(view: RunView, seen: Seen | None) -> Page:
             _examples(view),
             *([_ends(view, seen), _tokens(seen), _mixed(seen)] if seen else []),
             _outcome(view),
+            Section("rows", "Rows", pre=("What was read, dropped and cut", "\n".join(view.rows.data.report.lines()))),
             Section("configuration", "Configuration", pre=("config.yaml, for --config", view.config.yaml())),
         ],
     )

@@ -93,6 +93,7 @@ def write_page(path: Path, page: Page) -> None:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["figure"] = lambda value: f"{value:,.4g}"
+    environment.filters["js"] = lambda value: str(value).replace("inf", "Infinity")
     html = environment.get_template("page.html").render(
         title=page.title,
         about=page.about,

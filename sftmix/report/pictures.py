@@ -56,7 +56,8 @@ def hovers(view: RunView, rows: Rows) -> list[str]:
 
 
 def _wrapped(text: str, most: int) -> str:
-    short = textwrap.shorten(text, most, placeholder=" ...") or text[:most]
+    flat = " ".join(text.split())
+    short = flat if len(flat) <= most else f"{flat[: most - 4]} ..."
     return "<br>".join(escape(line) for line in textwrap.wrap(short, 70))
 
 
@@ -89,16 +90,16 @@ def data_map(view: RunView) -> go.Figure | None:
     heights, axis = confidence_axis(view.scores.confidence[rows])
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
-    floor = positive.min() / 2 if len(positive) else 1.0
+    log = len(positive) > 0  # with one checkpoint nothing varies
     correct = correctness(view)[rows] if view.dynamics is not None else np.full(len(rows), np.nan)
     points = go.Scatter(
-        x=np.clip(spread, floor, 1e300),
+        x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
         y=heights,
         mode="markers",
         text=hovers(view, rows),
         customdata=[
-            f"confidence {c:,.4g}, variability {v:,.3g}, correct {k:.0%}"
-            for c, v, k in zip(view.scores.confidence[rows], spread, np.nan_to_num(correct), strict=True)
+            f"confidence {c:,.4g}, variability {v:,.3g}" + ("" if np.isnan(k) else f", correct {k:.0%}")
+            for c, v, k in zip(view.scores.confidence[rows], spread, correct, strict=True)
         ],
         hovertemplate="%{customdata}<br>%{text}<extra></extra>",
         marker={
@@ -111,9 +112,9 @@ def data_map(view: RunView) -> go.Figure | None:
     )
     return figure(
         points,
-        x="variability (standard deviation of the perplexity over the checkpoints, log)",
+        x=f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
         y="confidence" + (" (log)" if axis else ""),
-        xaxis={"type": "log", "exponentformat": "power"} if len(positive) else {},
+        xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
         shapes=[_median_line(view)] if view.split is not None else [],
         hovermode="closest",
@@ -140,12 +141,12 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
     middles, logarithmic = (edges[1:] + edges[:-1]) / 2, counted["scale"] == "log"
     if logarithmic:
         middles = -np.sqrt(edges[1:] * edges[:-1])
-    x, axis = confidence_axis(middles) if logarithmic else (middles, {})
+    x, axis = (-np.log10(-middles), _log_ticks(-middles, sign=-1)) if logarithmic else (middles, {})
     bars = [
         go.Bar(
             x=x,
             y=counts,
-            name=escape(name),
+            name=escape(name) or "(empty)",
             marker={"color": GROUPS[number % len(GROUPS)], "line": {"width": 0}},
             opacity=0.65,
             customdata=[f"{a:,.4g} to {b:,.4g}" for a, b in itertools.pairwise(edges)],

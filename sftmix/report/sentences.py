@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.tables import read_eval
+from sftmix.measure.split import MAX_LABELS
 from sftmix.report.run import RunView
 
 
@@ -21,10 +22,8 @@ def sentences(view: RunView) -> list[str]:
 def _rows(view: RunView) -> Iterator[str]:
     data = view.rows.data
     held_out = f", {len(data.eval):,} are held out" if data.eval is not None else ", none is held out"
-    dropped = view.rows.data.report.rows - len(data.train) - len(data.eval or ())
-    left = f"; {dropped:,} of the {data.report.rows:,} rows read are used for neither" if dropped > 0 else ""
     tokens = int(data.train.n_targets.sum())
-    yield f"{len(data.train):,} examples with {tokens:,} response tokens were trained on{held_out}{left}."
+    yield f"{len(data.train):,} examples with {tokens:,} response tokens were trained on{held_out}."
 
 
 def _split(view: RunView) -> Iterator[str]:
@@ -39,9 +38,13 @@ def _split(view: RunView) -> Iterator[str]:
         named.append(f"{figures[0]} ({', '.join(figures[1:])})" if figures[1:] else figures[0])
     if named:
         yield f"The split: {'; '.join(named)}."
+    empty = "(empty)"
     shares = {name: group["labels"] for name, group in groups.items() if group.get("labels")}
-    if shares:
-        listed = "; ".join(f"{name}: {', '.join(f'{k} {v:.0%}' for k, v in of.items())}" for name, of in shares.items())
+    if shares and max(map(len, shares.values())) <= MAX_LABELS:
+        listed = "; ".join(
+            f"{name}: {', '.join(f'{label or empty} {share:.0%}' for label, share in of.items())}"
+            for name, of in shares.items()
+        )
         yield f"Labels in the groups, which the split did not see unless it is made of them: {listed}."
 
 
@@ -70,10 +73,10 @@ def _outcome(view: RunView) -> Iterator[str]:
     before, after = summary.get("eval_nll_before"), summary.get("eval_nll_after")
     share = summary.get("confounds", {}).get("mixed_token_share")
     if summary.get("mixup_tokens"):
-        mixed = f"{share:.0%} of the response tokens were mixed" if share is not None else "Tokens were mixed"
+        mixed = f"{share:.0%} of the response tokens" if share is not None else "Response tokens"
         effective = summary.get("mu_effective")
         weighed = f"; per token, Mixup weighs {effective:.2f} of NTP (mu_effective)" if effective else ""
-        yield f"{mixed} with a token of another example{weighed}."
+        yield f"{mixed} met a token of another example in the Mixup term{weighed}."
     if after is None:
         yield "No rows were held out, so this run cannot say whether the training helped."
         return
@@ -87,17 +90,28 @@ def _outcome(view: RunView) -> Iterator[str]:
 def _beside_baseline(view: RunView, name: str) -> str:
     theirs = view.summary["baseline"]["eval_nll_after"]
     difference, error = paired_difference(view)
-    table = f"sftmix compare --config {shlex.quote(str(view.path / 'config.yaml'))} --seeds [1,2,3,4,5,6] ..."
+    variants = "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}"
+    words = ["sftmix", "compare", "--config", str(view.path / "config.yaml"), "--with_baseline", "false"]
+    table = shlex.join([*words, "--variants", variants, "--out", f"{view.path}-table"])
+    spread = "" if error is None else f", with a standard error of {error:.4f} over the held-out examples alone"
     return (
         f"The NTP baseline, from the same model on the same rows in the same order, reached {theirs:.4f}: {name} is "
-        f"{abs(difference):.4f} nats {'lower (better)' if difference < 0 else 'higher (worse)'}, with a standard error "
-        f"of {error:.4f} over the held-out examples alone. This is one seed: how much another seed would move it is "
-        f"not known here, and differences between seeds are often larger. `{table}` measures it."
+        f"{_apart(difference)}{spread}. This is one seed: how much another seed would move it is not known here, and "
+        f"differences between seeds are often larger. `{table}` measures it."
     )
 
 
-def paired_difference(view: RunView) -> tuple[float, float]:
-    """Return target - baseline in held-out NLL per token, and its standard error over examples (ratio estimator)."""
+def _apart(difference: float) -> str:
+    if abs(difference) < 5e-5:
+        return "the same to four digits"
+    return f"{abs(difference):.4f} nats {'lower (better)' if difference < 0 else 'higher (worse)'}"
+
+
+def paired_difference(view: RunView) -> tuple[float, float | None]:
+    """Return target - baseline in held-out NLL per token, and its standard error over examples (ratio estimator).
+
+    The error of a single example is not known: None.
+    """
     ids, ours, _ = read_eval(view.path / "train" / "eval.parquet")
     other, theirs, _ = read_eval(view.path / "baseline" / "eval.parquet")
     place = {i: k for k, i in enumerate(other)}
@@ -106,7 +120,7 @@ def paired_difference(view: RunView) -> tuple[float, float]:
     mean = off.sum() / tokens.sum()
     residual = off - mean * tokens
     n = len(ids)
-    error = math.sqrt(n / max(n - 1, 1) * float((residual**2).sum())) / float(tokens.sum())
+    error = math.sqrt(n / (n - 1) * float((residual**2).sum())) / float(tokens.sum()) if n > 1 else None
     return float(mean), error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sftmix.report.curves import curve
+from sftmix.report.curves import curve, losses_of
 from sftmix.report.figures import GROUPS, figure
 from sftmix.report.run import metrics_of
 
@@ -92,7 +92,7 @@ def curves_over_one_another(runs: Sequence[SideBySide], key: str, title: str) ->
     colours = {v: GROUPS[k % len(GROUPS)] for k, v in enumerate(dict.fromkeys(run.variant for run in runs))}
     traces, named = [], set()
     for run in runs:
-        lines = [line for line in metrics_of(run.path / "train") if key != "mixup" or line["mixup_tokens"]]
+        lines = losses_of(metrics_of(run.path / "train"), key)
         x, y = curve([line["step"] for line in lines], [line.get(key) for line in lines])
         if not x:
             continue

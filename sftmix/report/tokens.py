@@ -151,7 +151,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """
     found, done = [], 0
     for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(list(ids[:end])))
+        text = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
         whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids)
         found.append(text[done:] if whole else "")
         done = len(text) if whole else done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import sys
 import uuid
 from abc import abstractmethod
@@ -104,8 +105,10 @@ class Tracker(Callback):
         if self._run is not None:
             self._run = None
             atexit.unregister(self.end)
-            self.close()
-            self._hold.release()
+            try:
+                self.close()
+            finally:
+                self._hold.release()
 
     def on_stage_start(self, state: StageState) -> None:
         self._follow(state)
@@ -125,6 +128,8 @@ class Tracker(Callback):
             self.send()
         except Exception as error:  # of libraries and networks: no reason to end a training
             self._failed = True
+            with contextlib.suppress(Exception):
+                self.end()  # gives the lock back, for `sftmix track`
             told = f"{type(self).__name__} failed, and the run goes on without it: {error}"
             again = f"`sftmix track {state.directory.parent} --to {self.client}` sends what is missing"
             print(f"note: {told}; {again}", file=sys.stderr, flush=True)

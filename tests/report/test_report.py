@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from html.parser import HTMLParser
@@ -32,6 +33,8 @@ def run(tmp_path_factory) -> Path:
     rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"quality": "high" if number % 2 else "low", "score": number / 4, "group": f"g{number % 3}"}
+    held_out = [json.loads(line) for line in tiny.eval.read_text().splitlines()]
+    tiny.eval.write_text("".join(json.dumps({**row, "group": "own", "confidence": "high"}) + "\n" for row in held_out))
     rows[3]["output"] = NASTY
     tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["run", *tiny.options, "--data.label_field", "quality", "--with_baseline", "--out", "run"]
@@ -61,7 +64,11 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     assert train.score.tolist() == [row["score"] for row in rows]
     assert train.row_group.tolist() == [row["group"] for row in rows]  # the split has a column of that name
     assert train.group.to_dict() == groups(run)
-    assert examples[examples.held_out].response.tolist() == [row["output"] for row in held_out]
+    held = examples[examples.held_out]
+    assert held.response.tolist() == [row["output"] for row in held_out]
+    assert (held.row_group == "own").all()
+    assert (held.row_confidence == "high").all()
+    assert held.group.isna().all()
 
 
 def test_the_table_has_what_the_reference_saw(run, examples):
@@ -295,6 +302,36 @@ def test_several_runs_stand_side_by_side(run, tmp_path):
     page = Text(tmp_path / "both.html")
     assert set(page.plots) == {"curves-eval_nll", "curves-ntp", "curves-mixup", "curves-grad_norm"}
     assert page.plots["curves-ntp"]["data"][0]["y"] == [line["ntp"] for line in metrics(run)]
+
+
+@pytest.mark.slow
+def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
+    """The loss after training is that of the merged model; without variability, the data map has a plain axis."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ["--config", str(run / "config.yaml"), "--model.lora.r", "2", "--reference.checkpoints", "1"]
+    done = sftmix(
+        "run", *words, "--with_baseline", "false", "--training.max_steps", "3", "--out", "lora", cwd=run.parent
+    )
+    assert done.returncode == 0, done.stderr
+    done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(run.parent)
+    write_report([Path("lora")], map_size=20, score_all=True)
+    examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
+    model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained("merged")
+    for name in examples[~examples.held_out].index[[0, 3]]:
+        row = examples.loc[name]
+        with torch.no_grad():
+            expected = loss_of(model, tokenizer, row.instruction, row.response)
+        assert row.loss_after == pytest.approx(expected, rel=2e-5)
+        assert row.loss_after != pytest.approx(row.loss_before, rel=1e-4)
+    page = Text(Path("lora/report/report.html"))
+    (points,) = page.plots["data-map"]["data"]
+    packed = points["x"]  # as plotly writes arrays
+    assert set(np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]).tolist()) == {0.0}
+    assert page.plots["data-map"]["layout"]["xaxis"].get("type") != "log"
 
 
 @pytest.mark.slow

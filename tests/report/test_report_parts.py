@@ -123,7 +123,7 @@ def test_the_text_of_an_example_names_roles_where_there_are_several():
 class Bytes:
     """A tokenizer of single bytes."""
 
-    def decode(self, ids):
+    def decode(self, ids, clean_up_tokenization_spaces):
         return bytes(ids).decode("utf-8", errors="replace")
 
 
