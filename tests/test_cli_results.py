@@ -169,3 +169,11 @@ def test_no_comparison_is_recommended_where_it_could_say_nothing(tmp_path: Path,
     (tmp_path / "config.yaml").touch()
     assert len(following(tmp_path, SUMMARY, "train")) == 1
     assert following(tmp_path, {**SUMMARY, **changed}, "train") == []
+
+
+@pytest.mark.parametrize(("pairing", "named"), [("auto", True), ("LengthMatchedPairs", False)])
+def test_the_recommended_table_trains_both_arms_in_one_order(tmp_path: Path, pairing: str, named: bool) -> None:
+    (tmp_path / "config.yaml").write_text(f"pairing: {pairing}\n")
+    command, _ = following(tmp_path, {**SUMMARY, "baseline": {"eval_nll_after": 4.0}}, "train")[-1]
+    assert command.startswith("sftmix compare ")
+    assert ("{objective: NTP, pairing: RandomPairs}" in command) is named
