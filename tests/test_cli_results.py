@@ -106,6 +106,7 @@ def test_a_run_ends_with_a_dozen_lines(finished) -> None:
     assert [command.split()[0] for command in next_commands(finished.printed)] == ["python", "sftmix"]
 
 
+@pytest.mark.slow
 def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix) -> None:
     ask, compare = next_commands(finished.printed)
     answered = subprocess.run(

@@ -149,7 +149,7 @@ def test_the_command_line(sftmix, tmp_path):
     typo = sftmix("run", "--model.lora.rank", "8")
     assert typo.code == 2
     assert "unknown option model.lora.rank" in typo.err
-    assert "model.lora.r," in typo.err
+    assert "Did you mean model.lora.r?" in typo.err
     refused = sftmix("run", "--model.path", "m", "--data.train", "t", "--out", "o", "--model.lora.use_dora")
     assert refused.code == 2
     assert "model.lora.use_dora is True, but model.lora.r is null" in refused.err

@@ -62,6 +62,7 @@ def words(model: Path, rows: Path, out: Path, *more: str) -> list[str]:
     return ["run", "--model.path", str(model), "--data.train", str(rows), "--out", str(out), *sizes, *rate, *more]
 
 
+@pytest.mark.slow
 def test_confidence_of_another_family_is_joined_by_id(mistral, qwen, rows, tmp_path, sftmix):
     run = tmp_path / "run"
     reference = ["--reference.model.path", str(qwen), "--reference.model.max_length", "400"]

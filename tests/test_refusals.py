@@ -168,6 +168,7 @@ def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path) -> N
     assert "ended before the first stage with exit code 3: DataError: data.train: " in told
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]

@@ -248,6 +248,7 @@ class Stops(RandomSplit):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["at_once", "caught", "swallowed", "renamed"])
 def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path, how):
     """Whatever catches it on its way: every Exception, everything, or to say something else of it."""

@@ -103,7 +103,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("run --objective.mu my_parts.Steps", f"objective.mu: my_parts.Steps {NO_TYPE}"),
         ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: its type is ndarray, which no option can have"),
         ("run --splitter my_parts.Unknown", "name 'Nowhere' is not defined"),
-        ("run --callbacks null", "callbacks is null; it takes a list, [] for none, of Evaluate, or an import path"),
+        ("run --callbacks null", "callbacks is null; it takes a list, [] for none, of Evaluate, EarlyStopping, "),
     ],
 )  # fmt: skip
 def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said) -> None:

@@ -70,7 +70,10 @@ def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
     def likeness(option: str) -> float:
         name = option.rpartition(".")[2]
         initials = "".join(word[:1] for word in name.split("_"))
-        return 1.0 if wanted == initials else _ratio(wanted, name)
+        if wanted == initials:
+            return 1.0
+        begins = wanted.startswith(name) or name.startswith(wanted)  # rank: r
+        return max(_ratio(wanted, name), 0.7 * begins)
 
     def rank(option: str) -> tuple[float, float]:
         return likeness(option) + 0.1 * (option in siblings), _ratio(key, option)
