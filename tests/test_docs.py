@@ -37,6 +37,8 @@ from sftmix.config.schema import (
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from tests.tiny import Tiny, make_tiny
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")

@@ -13,6 +13,8 @@ from sftmix.testing import check_callback
 from tests.tiny import Tiny, metrics
 from tests.tiny import sftmix as command
 
+pytestmark = pytest.mark.long
+
 SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--training.max_steps", "12")
 STOPPING = ("--callbacks", "Evaluate", "--callbacks.every", "2", "--callbacks+", "EarlyStopping")
 HOT = ("--training.learning_rate", "0.1")
@@ -153,6 +155,7 @@ def interrupted(tmp_path: Path, tiny: Tiny, step: int, ranks: int = 1) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 4])
 def test_what_was_seen_before_a_resume_counts(early, finished, tmp_path, step):
     """Stopped between the best evaluation and the end: a count that began anew would train on."""

@@ -84,6 +84,7 @@ def test_rates_and_times_left_are_those_of_this_process(capsys):
 # ----------------------------------------------------------------------------------------------- of real commands
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_few_plain_lines(tiny, tmp_path):
     """stderr is a pipe; the figures of a line are those of its step in metrics.jsonl."""
     run = tmp_path / "run"
@@ -129,6 +130,7 @@ def in_terminal(*words: str) -> str:
     return written.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_live_line_for_each_stage(tiny, tmp_path):
     run = tmp_path / "run"
     options = [*tiny.options, "--training.max_steps", "20", "--out", str(run)]

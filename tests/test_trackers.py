@@ -24,7 +24,7 @@ from sftmix.trackers.rows import STAGES, Rows
 from tests.tiny import metrics
 from tests.tiny import sftmix as command
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # warnings of the clients
 
 
 @pytest.fixture(autouse=True)

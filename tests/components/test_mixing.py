@@ -16,6 +16,8 @@ from sftmix.config.read import read_config
 from sftmix.pipeline.rows import read_rows, tokenised_rows
 from tests.tiny import make_tiny, metrics, sftmix
 
+pytestmark = pytest.mark.long
+
 NAMES = ("mixing_cosine", "mixing_gradient_share", "mixing_unreached")
 
 

@@ -193,6 +193,7 @@ def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, her
     assert_equal(whole, resumed)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, here):
     out = here / "stopped"
     for stage in STAGES:

@@ -17,6 +17,8 @@ import torch
 
 from tests.tiny import ROOT, Tiny, make_tiny, metrics, sftmix, status, weights
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Tiny:

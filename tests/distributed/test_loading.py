@@ -137,6 +137,7 @@ def models(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_ranks_start_from_the_weights_of_a_plain_load(models):
     on_ranks(ranks_start_from_the_same, str(models), "fsdp")
 

@@ -15,6 +15,8 @@ import torch
 from sftmix.common.errors import ConfigError
 from tests.tiny import groups, make_tiny, metrics, sftmix, table
 
+pytestmark = pytest.mark.long
+
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.report.write").write_report
