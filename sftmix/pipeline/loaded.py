@@ -1,0 +1,102 @@
+"""Finished models in memory, with the chat template and the stop ids under which they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from sftmix.common.errors import ConfigError
+from sftmix.config.read import read_config
+from sftmix.data.formats import TEXT
+from sftmix.data.templates import Encoder, encoder_for, make_encoder
+from sftmix.model.adapters import quantization_config
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
+from sftmix.options import LoraOptions
+from sftmix.pipeline.finished import FinishedModel
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, and how conversations become its token ids.
+
+    encoder   tokenizer and chat template; of a run those of its training, for all models of the run
+    stop_ids  ids at which an answer ends: the end of a turn, eos, and those of the model's generation_config
+    context   positions that the model was made for; None if its config does not say
+    """
+
+    name: str
+    model: PreTrainedModel
+    encoder: Encoder
+    stop_ids: tuple[int, ...]
+    context: int | None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
+
+        messages  [{role: ..., content: ...}, ...], the last one of a user
+        Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation.
+        """
+        return self.encoder.tokenize(self.encoder.render([messages], prompt=True))[0]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Decode an answer, without the end of its turn and the white space that the template writes around it."""
+        kept = list(ids)
+        if kept and kept[-1] in self.stop_ids:
+            kept.pop()
+        end = str(self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.end_of_turn_id))
+        before_end = self.encoder.ending.removesuffix(end)
+        text = str(self.encoder.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return text.removeprefix(self.encoder.lead).removesuffix(before_end)
+
+
+def load_finished(
+    found: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load a model with its tokenizer; adapters are loaded onto their base model.
+
+    dtype  of the weights; None: as they are stored
+    Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
+    """
+    encoder = _encoder(found)
+    model = _weights(found, dtype)
+    check_vocabulary(model, encoder.tokenizer)
+    if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
+        model.to(device)  # type: ignore[arg-type]
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop = [*encoder.stop_ids, *(own if isinstance(own, list) else [own])]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
+    return LoadedModel(found.name, model.eval(), encoder, ids, context)
+
+
+def _encoder(found: FinishedModel) -> Encoder:
+    """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
+    if found.run is None:
+        return make_encoder(load_tokenizer(found.path))
+    config = read_config(found.run / "config.yaml")
+    tokenizer = load_tokenizer(config.model.path)
+    return make_encoder(tokenizer) if config.data.format == TEXT else encoder_for(tokenizer, config.data)
+
+
+def _weights(found: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    lora, attention = LoraOptions(), None
+    if found.run is not None:
+        model = read_config(found.run / "config.yaml").model
+        lora, attention = replace(model.lora), model.attention
+    if not (Path(found.path) / "adapter_config.json").exists():
+        quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
+        kind = dtype or stored_dtype(found.path)
+        return load_model(found.path, dtype=kind, attention=attention, quantization=quantization)
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(found.path).base_model_name_or_path
+    if not base:
+        raise ConfigError(f"{found.path}/adapter_config.json names no base model (base_model_name_or_path)")
+    kind = dtype or stored_dtype(base)
+    quantization = quantization_config(lora, compute=kind)
+    whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
+    return PeftModel.from_pretrained(whole, found.path).get_base_model()  # type: ignore[return-value]
