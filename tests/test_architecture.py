@@ -25,7 +25,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "quickstart", "report", "trackers"},
+    {"compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers"},
     {"cli"},
     {"__main__"},
 )

@@ -204,6 +204,14 @@ def _report(argv: Sequence[str]) -> None:
     main(parser.parse_args(argv))
 
 
+def _evaluate(argv: Sequence[str]) -> None:
+    from sftmix.cli.evaluate import ABOUT, add_options, main
+
+    parser = _Parser("evaluate", ABOUT)
+    add_options(parser)
+    main(parser.parse_args(argv))
+
+
 def _status(argv: Sequence[str]) -> None:
     about = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.
@@ -265,6 +273,7 @@ COMMANDS = {
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
+    "evaluate": Command("measure the models of a run on benchmarks, in one table", _evaluate),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),
