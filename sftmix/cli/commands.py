@@ -48,7 +48,8 @@ Stages that are done are read back, so the same command continues an interrupted
         "confidence",
         f"""Turn the training dynamics into one confidence per example (confidence/confidence.parquet).
 
-  sftmix confidence {_EXAMPLE} --confidence LogPerplexity""",
+  sftmix confidence {_EXAMPLE} --confidence LogPerplexity
+  sftmix confidence {_EXAMPLE} --push_to_hub OWNER/NAME    share the scores, without the rows""",
     ),
     "split": (
         "split",
@@ -73,10 +74,14 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
     from sftmix.cli.results import results, say, starting
+    from sftmix.cli.sharing import SCORES, after_stage, check_push
     from sftmix.config.checks import validate
 
-    config, _ = configuration(name, _ABOUT[name][1], argv)
+    own = SCORES if name == "confidence" else ()
+    config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
     validate(config)
+    if own:
+        check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     for note in config.unused():
         say(f"note: {note}")
     until = _ABOUT[name][0]
@@ -88,6 +93,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
 
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
+    after_stage(config, until, parsed)
 
 
 def _preview(argv: Sequence[str]) -> None:
@@ -178,11 +184,13 @@ def _export(argv: Sequence[str]) -> None:
   sftmix export runs/first --to my-model
   sftmix export runs/first --to my-model-at-200 --step 200 --dtype bfloat16
   sftmix export runs/lora --to my-model --merge
+  sftmix export runs/first --push_to_hub OWNER/NAME --license llama3.1
 
-Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model."""
+Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
+stands beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
     parser = _Parser("export", about)
     parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
+    parser.add_argument("--to", metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
     best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
     parser.add_argument("--best", action="store_true", help=best)
@@ -190,10 +198,10 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
     parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
     parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
-    given = parser.parse_args(argv)
-    from sftmix.pipeline.export import export_run
+    from sftmix.cli.sharing import add_push_options, export
 
-    print(export_run(given.run, given.to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge))
+    add_push_options(parser)
+    export(parser.parse_args(argv))
 
 
 def _report(argv: Sequence[str]) -> None:
