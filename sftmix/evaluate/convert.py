@@ -47,7 +47,7 @@ def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: 
     if shots is not None and test is not None:
         raise ConfigError("--shots and --test exclude each other: each says which questions are solved examples")
     rows = _rows(name, raw)
-    unique = list({_key(row): row for row in reversed(rows)}.values())[::-1]
+    unique = list({_key(row): row for row in rows}.values())
     if shots is not None:
         measured, solved = unique, _rows(name, shots)
     elif test is not None:

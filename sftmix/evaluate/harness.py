@@ -22,6 +22,7 @@ class Harness(HFLM):
     """
 
     def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each prompt that is cut; `cut` counts them
         tokenizer = loaded.encoder.tokenizer
         super().__init__(pretrained=loaded.model, tokenizer=tokenizer, batch_size=batch_size, max_length=loaded.context)
         self.cut = 0
@@ -47,7 +48,6 @@ def measure(
     tasks  lm-eval's TaskManager
     seed   of the few-shot examples and of all else that is drawn
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each prompt that is cut; `cut` counts them
     harness.cut, start = 0, time.monotonic()
     found = simple_evaluate(
         model=harness,

@@ -100,22 +100,20 @@ def sentences_of(lines: Sequence[Line]) -> list[str]:
     """Return the differences in words, and the prompts that did not fit."""
     told = [_told(one) for line in lines for one in line.differences]
     for line in lines:
-        for model, cut in line.cut.items():
-            if cut:
-                told.append(
-                    f"{line.task}, {model}: {cut} prompts are longer than the context and lost their beginning."
-                )
+        for cut in sorted({n for n in line.cut.values() if n}):
+            models = ", ".join(model for model, n in line.cut.items() if n == cut)
+            told.append(f"{line.task}: {cut} prompts are longer than the context and lost their beginning ({models}).")
     return told
 
 
 def _told(found: Difference) -> str:
     spread = "" if found.stderr is None else f" ± {found.stderr:.4f}"
-    near = found.stderr is None or abs(found.value) < 2 * found.stderr
-    verdict = "within two standard errors of none" if near else "more than two standard errors"
-    return (
-        f"{found.task}: {found.left} - {found.right} = {found.value:+.4f}{spread} "
-        f"(paired, {found.n:,} questions): {verdict}."
-    )
+    told = f"{found.task}: {found.left} - {found.right} = {found.value:+.4f}{spread} (paired, {found.n:,} questions)"
+    if not found.value and not found.stderr:
+        return f"{told}: the same on each question."
+    if found.stderr is None or abs(found.value) <= 2 * found.stderr:
+        return f"{told}: within two standard errors of zero."
+    return f"{told}: more than two standard errors from zero."
 
 
 def markdown(lines: Sequence[Line]) -> str:
