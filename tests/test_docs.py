@@ -45,6 +45,7 @@ FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run"}
+PROGRAMS |= {"hf", "transformers", "vllm", "llama-server"}
 
 
 def name_of(path: Path) -> str:
@@ -165,6 +166,8 @@ def known_options() -> set[str]:
         "version",
         "map",
         "score",
+        *("tasks", "models", "limit", "num_fewshot", "apply_chat_template", "data_dir", "include_path", "convert"),
+        *("shots", "test", "push_to_hub", "private", "license"),
     }
     own |= {
         "gpu",
@@ -263,6 +266,7 @@ from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
 import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
+import sftmix.cli.evaluate, sftmix.cli.sharing, sftmix.evaluate.convert
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
@@ -273,6 +277,8 @@ sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **opti
 sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
+sftmix.evaluate.convert.convert = lambda *args, **options: ()
+sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

@@ -62,7 +62,7 @@ def main(given: argparse.Namespace) -> None:
             raise ConfigError(f"--{option} is {value}; allowed: 1 and above")
     if given.num_fewshot is not None and given.num_fewshot < 0:
         raise ConfigError(f"--num_fewshot is {given.num_fewshot}; allowed: 0 and above")
-    _measure(given)
+    measure(given)
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -74,7 +74,8 @@ def _convert(given: argparse.Namespace) -> None:
     print("\n".join(convert(given.convert, Path(given.place), Path(given.to), shots=shots, test=test)))
 
 
-def _measure(given: argparse.Namespace) -> None:
+def measure(given: argparse.Namespace) -> None:
+    """Measure the models of a place and print the table of all results there."""
     from importlib.util import find_spec
 
     from sftmix.evaluate.chosen import chosen_tasks

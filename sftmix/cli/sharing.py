@@ -65,13 +65,14 @@ def export(given: argparse.Namespace) -> None:
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
     if given.to is not None:
-        _export_to(given, Path(given.to))
+        export_to(given, Path(given.to))
         return
     with tempfile.TemporaryDirectory() as place:
-        _export_to(given, Path(place) / "model")
+        export_to(given, Path(place) / "model")
 
 
-def _export_to(given: argparse.Namespace, to: Path) -> None:
+def export_to(given: argparse.Namespace, to: Path) -> None:
+    """Write the model and its card into `to`, and upload it where this is asked for."""
     from sftmix.pipeline.export import export_run
 
     run = Path(given.run)
