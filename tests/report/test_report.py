@@ -29,9 +29,7 @@ NASTY = "</script><script>window.broken=1</script><img src=x onerror=window.brok
 def run(tmp_path_factory) -> Path:
     """A finished run of rows with labels, scores and a hostile response, with its report."""
     place = tmp_path_factory.mktemp("report")
-    tiny = make_tiny(place)
-    config = json.loads((tiny.model / "config.json").read_text())
-    (tiny.model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    tiny = make_tiny(place, dropout=0.0)
     rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"quality": "high" if number % 2 else "low", "score": number / 4, "group": f"g{number % 3}"}
