@@ -22,6 +22,17 @@ CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_co
 """Exit codes after which the same command continues the run."""
 
 
+def reports(runs: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """Return the state of every run or table, and a sentence for each directory that is neither."""
+    told, problems = [], []
+    for run in runs:
+        try:
+            told.append(report(run))
+        except ConfigError as error:
+            problems.append(str(error))
+    return told, problems
+
+
 def report(run: str | Path) -> str:
     """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
     run = Path(run)
