@@ -152,23 +152,10 @@ def test_api_pages_name_what_is_there(page):
 
 
 def known_options() -> set[str]:
-    own = {
-        "config",
-        "print_config",
-        "rows",
-        "no_color",
-        "to",
-        "step",
-        "best",
-        "dtype",
-        "merge",
-        "help",
-        "version",
-        "map",
-        "score",
-        *("tasks", "models", "limit", "num_fewshot", "apply_chat_template", "data_dir", "include_path", "convert"),
-        *("shots", "test", "push_to_hub", "private", "license"),
-    }
+    own = {"config", "print_config", "rows", "no_color", "to", "step", "best", "dtype", "merge", "help", "version"}
+    own |= {"map", "score", "push_to_hub", "private", "license"}
+    own |= {"tasks", "models", "limit", "num_fewshot", "apply_chat_template", "data_dir", "include_path"}
+    own |= {"convert", "shots", "test"}
     own |= {
         "gpu",
         "gpus",
