@@ -204,6 +204,22 @@ def _report(argv: Sequence[str]) -> None:
     main(parser.parse_args(argv))
 
 
+def _generate(argv: Sequence[str]) -> None:
+    from sftmix.cli.generate import ABOUT, add_options, main
+
+    parser = _Parser("generate", ABOUT)
+    add_options(parser)
+    main(parser.parse_args(argv))
+
+
+def _chat(argv: Sequence[str]) -> None:
+    from sftmix.cli.chat import ABOUT, add_options, main
+
+    parser = _Parser("chat", ABOUT)
+    add_options(parser)
+    main(parser.parse_args(argv))
+
+
 def _status(argv: Sequence[str]) -> None:
     about = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.
@@ -264,6 +280,8 @@ COMMANDS = {
     "estimate": Command("say what a run will need: memory and hours, before it is started", _estimate),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
+    "chat": Command("talk to a finished model, or to two side by side", _chat),
+    "generate": Command("let finished models answer a file of prompts, for you or for official judges", _generate),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.config.read import read_config
@@ -70,6 +70,7 @@ def load_finished(
     stop = [*encoder.stop_ids, *(own if isinstance(own, list) else [own])]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
+    model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     return LoadedModel(found.name, model.eval(), encoder, ids, context)
 
 
