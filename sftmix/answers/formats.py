@@ -31,45 +31,32 @@ class Answered:
 
 
 class AnswerFormat(ABC):
-    """A format. Its files are written into the directory --to, beside answers.jsonl with the answers of all models."""
+    """A format of questions and answers."""
 
     about: ClassVar[str]
     models: ClassVar[int | None] = None
     """How many models it needs; None: one or more."""
 
+    @abstractmethod
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
-        """Read the questions of the tool's own file; raise DataError that names a bad row.
+        """Read the questions of these files; raise DataError that names a bad row.
 
-        columns  data.columns of the run, for rows of training data
+        columns  data.columns of the run, for rows in the format of training data
         """
-        return [self._question(place, row) for place, row in good_rows(names)]
-
-    def answers_file(self, to: Path) -> Path:
-        """Return the file with the answers of all models."""
-        return to / "answers.jsonl"
 
     @abstractmethod
-    def question(self, row: Mapping[str, Any]) -> Question:
-        """Make a question of a row; raise KeyError or TypeError for a row of another kind."""
+    def answers_file(self, to: Path) -> Path:
+        """Return the file with the answers of all models, for the option --to."""
 
     @abstractmethod
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        """Write the files for the tool and return them."""
-
-    def _question(self, place: str, row: dict[str, Any]) -> Question:
-        try:
-            return self.question(row)
-        except (KeyError, TypeError, IndexError) as error:
-            name, what = type(self).__name__, f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise refused(place, BadRow(f"not a question of {name}: it {what}; there are {', '.join(row)}")) from error
+        """Write the other files and return them."""
 
 
 class Rows(AnswerFormat):
-    """Our own lines, from rows of any format; --to is the file itself."""
+    """Our own lines, from rows of any format of training data; --to is the file itself."""
 
-    about = (
-        "one line for each prompt, with the answers of all models beside one another; prompts are rows of any format"
-    )
+    about = "one line for each prompt, with the answers of all models; prompts are rows of any format"
 
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
         return read_questions(names, columns)
@@ -77,61 +64,94 @@ class Rows(AnswerFormat):
     def answers_file(self, to: Path) -> Path:
         return to
 
-    def question(self, row: Mapping[str, Any]) -> Question:
-        raise NotImplementedError  # rows are read by the formats of training data
-
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
         return []
 
 
-class AlpacaEval(AnswerFormat):
-    """A JSON list of {instruction, output, generator, dataset} for each model, for `alpaca_eval --model_outputs`."""
+class ToolFormat(AnswerFormat):
+    """The format of a tool with questions of its own; one file for each model lies in the directory --to."""
 
-    about = "AlpacaEval: MODEL.json for each model; prompts are a file of model outputs, such as the reference's"
+    file: ClassVar[str]
+    """The file of a model, with {model} for its name."""
 
-    def question(self, row: Mapping[str, Any]) -> Question:
-        instruction = str(row["instruction"])
-        name = f"{stable_hash(instruction, row.get('dataset', '')):032x}"
-        extra = {"dataset": row.get("dataset", "")}
-        return Question(name, _user(instruction), row.get("output"), extra=extra)
+    def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
+        return [self._question(place, row) for place, row in good_rows(names)]
+
+    def answers_file(self, to: Path) -> Path:
+        return to / "answers.jsonl"
 
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        return [_write_json(to / f"{model.label}.json", self._rows(questions, model)) for model in models]
+        written = []
+        for model in models:
+            lines = [self.line(q, turns, model.label) for q, turns in zip(questions, model.turns, strict=True)]
+            path = to / self.file.format(model=model.label)
+            with replacing(path) as file:
+                file.write(self.text(lines).encode())
+            written.append(path)
+        return written
 
-    def _rows(self, questions: Sequence[Question], model: Answered) -> list[dict[str, Any]]:
-        return [
-            {
-                "instruction": _last_user(question),
-                "output": turns[0],
-                "generator": model.label,
-                "dataset": (question.extra or {})["dataset"],
-            }
-            for question, turns in zip(questions, model.turns, strict=True)
-        ]
+    def text(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        """Return the file's text: JSONL."""
+        return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+
+    @abstractmethod
+    def question(self, row: Mapping[str, Any]) -> Question:
+        """Make a question of a row; raise KeyError or TypeError for a row of another kind."""
+
+    @abstractmethod
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        """Return what the file of the model `label` says of a question, whose answers are `turns`."""
+
+    def _question(self, place: str, row: dict[str, Any]) -> Question:
+        try:
+            return self.question(row)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+            name, there = type(self).__name__, ", ".join(row)
+            raise refused(place, BadRow(f"not a question of {name}: it {what}; there are {there}")) from error
 
 
-class IFEval(AnswerFormat):
-    """JSONL of {prompt, response} for each model, what instruction_following_eval calls --input_response_data."""
+class AlpacaEval(ToolFormat):
+    """A JSON list of {instruction, output, generator, dataset}, for `alpaca_eval --model_outputs`."""
+
+    about = "AlpacaEval: MODEL.json for each model; prompts are a file of model outputs, such as the reference's"
+    file = "{model}.json"
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        instruction, dataset = str(row["instruction"]), str(row.get("dataset", ""))
+        name = f"{stable_hash(instruction, dataset):032x}"
+        return Question(name, _user(instruction), row.get("output"), extra={"dataset": dataset})
+
+    def text(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        return json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {
+            "instruction": question.messages[-1]["content"],
+            "output": turns[0],
+            "generator": label,
+            "dataset": question.extra["dataset"],
+        }
+
+
+class IFEval(ToolFormat):
+    """JSONL of {prompt, response}, what instruction_following_eval calls --input_response_data."""
 
     about = "IFEval: MODEL.jsonl for each model; prompts are its input_data.jsonl"
+    file = "{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:
         return Question(str(row["key"]), _user(str(row["prompt"])))
 
-    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        return [
-            write_lines(
-                to / f"{model.label}.jsonl",
-                [{"prompt": _last_user(q), "response": t[0]} for q, t in zip(questions, model.turns, strict=True)],
-            )
-            for model in models
-        ]
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {"prompt": question.messages[-1]["content"], "response": turns[0]}
 
 
-class MTBench(AnswerFormat):
+class MTBench(ToolFormat):
     """FastChat's model answers: two turns, at a temperature that the category decides."""
 
     about = "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl"
+    file = "model_answer/{model}.jsonl"
     TEMPERATURE: ClassVar[dict[str, float]] = {
         "writing": 0.7,
         "roleplay": 0.7,
@@ -150,18 +170,9 @@ class MTBench(AnswerFormat):
         extra = {"question_id": row["question_id"]}
         return Question(str(row["question_id"]), _user(first), None, tuple(later), temperature, extra)
 
-    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        return [
-            write_lines(
-                to / "model_answer" / f"{model.label}.jsonl",
-                [self._line(q, t, model.label) for q, t in zip(questions, model.turns, strict=True)],
-            )
-            for model in models
-        ]
-
-    def _line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
         return {
-            "question_id": (question.extra or {})["question_id"],
+            "question_id": question.extra["question_id"],
             "answer_id": f"{stable_hash(label, question.id, *turns):032x}",
             "model_id": label,
             "choices": [{"index": 0, "turns": list(turns)}],
@@ -169,29 +180,21 @@ class MTBench(AnswerFormat):
         }
 
 
-class ArenaHard(AnswerFormat):
+class ArenaHard(ToolFormat):
     """Arena-Hard's model answers, in the form of its version 2."""
 
     about = "Arena-Hard 2: model_answer/MODEL.jsonl; prompts are its question.jsonl"
+    file = "model_answer/{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:
         return Question(str(row["uid"]), _user(str(row["prompt"])))
 
-    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        return [
-            write_lines(
-                to / "model_answer" / f"{model.label}.jsonl",
-                [self._line(q, t[0], model.label) for q, t in zip(questions, model.turns, strict=True)],
-            )
-            for model in models
-        ]
-
-    def _line(self, question: Question, answer: str, label: str) -> dict[str, Any]:
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
         return {
             "uid": question.id,
-            "ans_id": f"{stable_hash(label, question.id, answer):032x}",
+            "ans_id": f"{stable_hash(label, question.id, *turns):032x}",
             "model": label,
-            "messages": [*question.messages, {"role": "assistant", "content": {"answer": answer}}],
+            "messages": [*question.messages, {"role": "assistant", "content": {"answer": turns[0]}}],
             "tstamp": 0.0,
             "metadata": {},
         }
@@ -199,24 +202,6 @@ class ArenaHard(AnswerFormat):
 
 def _user(text: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": text},)
-
-
-def _last_user(question: Question) -> str:
-    return question.messages[-1]["content"]
-
-
-def _write_json(path: Path, value: object) -> Path:
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-    return path
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write JSONL atomically and return its path."""
-    with replacing(path) as file:
-        for row in rows:
-            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
-    return path
 
 
 def check_models(form: AnswerFormat, names: Sequence[str]) -> None:

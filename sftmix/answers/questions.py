@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import DataError
@@ -35,7 +35,7 @@ class Question:
     reference: str | None = None
     follow_ups: tuple[str, ...] = ()
     temperature: float = 0.0
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
@@ -107,11 +107,11 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     for asks, answers in (("instruction", "output"), ("prompt", "completion")):
         if asks in row and answers not in row:
             filled[answers] = [_EMPTY] if isinstance(row[asks], list) else ""
-    for field in ("messages", "conversations"):
-        turns = row.get(field)
-        if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
-            if turns[-1].get("role", turns[-1].get("from")) in ("user", "human"):
-                filled[field] = [*turns, _EMPTY]
+    for key in ("messages", "conversations"):
+        turns = row.get(key)
+        last = turns[-1] if isinstance(turns, list) and turns else None
+        if isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human"):
+            filled[key] = [*turns, _EMPTY]
     return filled
 
 

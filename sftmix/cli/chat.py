@@ -51,11 +51,17 @@ def _lines() -> Iterator[str]:
         return
     import readline  # noqa: F401  # arrow keys and a history for input()
 
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit ends)")
+    while (line := _typed()) is not None:
+        yield line
+
+
+def _typed() -> str | None:
+    """Read one line from the terminal; None at Ctrl-D, nothing after Ctrl-C."""
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+    except KeyboardInterrupt:
+        print("\n(Ctrl-D or /quit ends)")
+        return ""
