@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import ConfigError
 from sftmix.config.read import read_config
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder, encoder_for, make_encoder
-from sftmix.model.adapters import quantization_config
+from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
 from sftmix.options import LoraOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -87,17 +86,14 @@ def _weights(found: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel
     lora, attention = LoraOptions(), None
     if found.run is not None:
         model = read_config(found.run / "config.yaml").model
-        lora, attention = replace(model.lora), model.attention
+        lora, attention = model.lora, model.attention
     if not (Path(found.path) / "adapter_config.json").exists():
         quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
         kind = dtype or stored_dtype(found.path)
         return load_model(found.path, dtype=kind, attention=attention, quantization=quantization)
-    from peft import PeftConfig, PeftModel
-
-    base = PeftConfig.from_pretrained(found.path).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"{found.path}/adapter_config.json names no base model (base_model_name_or_path)")
+    base = base_of_adapters(Path(found.path))
     kind = dtype or stored_dtype(base)
     quantization = quantization_config(lora, compute=kind)
     whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
-    return PeftModel.from_pretrained(whole, found.path).get_base_model()  # type: ignore[return-value]
+    load_adapters(whole, Path(found.path))
+    return whole
