@@ -25,7 +25,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "quickstart", "report", "trackers"},
+    {"answers", "compare", "estimate", "quickstart", "report", "trackers"},
     {"cli"},
     {"__main__"},
 )

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.answers.options import AnswerOptions
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
@@ -175,6 +176,14 @@ def known_options() -> set[str]:
         "tflops",
         "json",
         "project",
+        "prompts",
+        "models",
+        "format",
+        "read_blind",
+        "key",
+        "beside",
+        "batch_size",
+        *(f.name for f in fields(AnswerOptions)),
         "variants",
         "list",
         *(f.name for f in fields(TableOptions)),
@@ -263,6 +272,7 @@ from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
 import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
+import sftmix.answers.blind, sftmix.answers.chat, sftmix.answers.generate, sftmix.pipeline.finished
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
@@ -274,6 +284,10 @@ sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
+sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
+sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
+sftmix.pipeline.finished.finished_models = lambda *args: []
+sftmix.answers.chat.chat = lambda *args: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder, encoder_for, make_encoder
@@ -60,8 +61,9 @@ def load_finished(
     dtype  of the weights; None: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
     """
-    encoder = _encoder(found)
-    model = _weights(found, dtype)
+    config = None if found.run is None else read_config(found.run / "config.yaml")
+    encoder = _encoder(found, config)
+    model = _weights(found, config, dtype)
     check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
@@ -73,20 +75,17 @@ def load_finished(
     return LoadedModel(found.name, model.eval(), encoder, ids, context)
 
 
-def _encoder(found: FinishedModel) -> Encoder:
+def _encoder(found: FinishedModel, config: RunConfig | None) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    if found.run is None:
+    if config is None:
         return make_encoder(load_tokenizer(found.path))
-    config = read_config(found.run / "config.yaml")
     tokenizer = load_tokenizer(config.model.path)
     return make_encoder(tokenizer) if config.data.format == TEXT else encoder_for(tokenizer, config.data)
 
 
-def _weights(found: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    lora, attention = LoraOptions(), None
-    if found.run is not None:
-        model = read_config(found.run / "config.yaml").model
-        lora, attention = model.lora, model.attention
+def _weights(found: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    lora = LoraOptions() if config is None else config.model.lora
+    attention = None if config is None else config.model.attention
     if not (Path(found.path) / "adapter_config.json").exists():
         quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
         kind = dtype or stored_dtype(found.path)

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +20,12 @@ from typing import Any
 class Judge(BaseHTTPRequestHandler):
     """Answers chat completions: the letter m or M to alpaca_eval's judge, `Rating: [[n]]` to FastChat's."""
 
+    server: Server
+
     def do_POST(self) -> None:
+        """Answer one request."""
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(asked)  # type: ignore[attr-defined]
-        body = json.dumps(completion(asked)).encode()
+        body = json.dumps(completion(asked, self.server.times(asked))).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -33,10 +36,15 @@ class Judge(BaseHTTPRequestHandler):
         """Say nothing of each request."""
 
 
-def completion(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return a chat completion, which depends on the messages alone."""
-    text = "\n".join(str(message["content"]) for message in asked["messages"])
-    draw = zlib.crc32(text.encode())
+def text_of(asked: dict[str, Any]) -> str:
+    """Return all that is asked, as one text."""
+    return "\n".join(str(message["content"]) for message in asked["messages"])
+
+
+def completion(asked: dict[str, Any], times: int = 0) -> dict[str, Any]:
+    """Return a chat completion. It depends on what is asked, and on how often this was asked: judges waver."""
+    text = text_of(asked)
+    draw = zlib.crc32(f"{times}: {text}".encode())
     rates = re.search(r"\[\[rating\]\]", text) is not None
     content = f"It says something. Rating: [[{1 + draw % 10}]]" if rates else "mM"[draw % 2]
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
@@ -57,6 +65,15 @@ class Server(ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", port), Judge)
         self.requests: list[dict[str, Any]] = []
+        self._times = Counter[str]()
+        self._lock = threading.Lock()
+
+    def times(self, asked: dict[str, Any]) -> int:
+        """Keep a request, and return how often the same was asked before."""
+        with self._lock:
+            self.requests.append(asked)
+            self._times[text_of(asked)] += 1
+            return self._times[text_of(asked)] - 1
 
 
 @contextmanager

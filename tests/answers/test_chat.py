@@ -123,19 +123,11 @@ def test_a_conversation_as_long_as_the_context_says_so(lively):
     assert len(text.splitlines()) > 1
 
 
-def test_two_models_answer_side_by_side_from_a_pipe(finished):
-    """In a process of its own, which reads stdin and ends with it."""
-    import os
-    import subprocess
-    import sys
-
-    from tests.tiny import ROOT
-
-    command = [sys.executable, str(ROOT / "cli.py"), "chat", str(finished.path), "--beside", "base"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--max_new_tokens", "4"], input="Hello\nAgain\n", capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["target", "base"] * 2
-    assert "chat: target, base" in done.stderr
+def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatch):
+    """The command reads stdin, and ends with it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAgain\n"))
+    done = sftmix("chat", str(finished.path), "--beside", "base", "--max_new_tokens", "4")
+    assert done.code == 0, done.err
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == ["target", "base"] * 2
+    assert "chat: target, base" in done.err
+    assert sftmix("chat", str(finished.path), "--beside", "target").code == 2

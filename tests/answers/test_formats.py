@@ -60,11 +60,13 @@ def test_files_lie_where_the_tools_look(finished, tmp_path):
     for name, question in QUESTIONS.items():
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps(question))
-        options = AnswerOptions(max_new_tokens=2)
-        models = ["target", "baseline"]
-        made = generate(
-            str(finished.path), tmp_path / name, models=models, prompts=[str(file)], form=name, options=options
-        )
+        models = ["target", "base"] if name == "mt_bench" else ["target"]
+
+        def answer(name=name, models=models, file=file):
+            to, options = tmp_path / name, AnswerOptions(max_new_tokens=2)
+            return generate(str(finished.path), to, models=models, prompts=[str(file)], form=name, options=options)
+
+        made = answer()
         suffix = "json" if name == "alpaca_eval" else "jsonl"
         folder = "model_answer/" if name in ("mt_bench", "arena_hard") else ""
         assert [p.relative_to(tmp_path / name).as_posix() for p in made.files] == [
@@ -72,11 +74,8 @@ def test_files_lie_where_the_tools_look(finished, tmp_path):
             *(f"{folder}run-{model}.{suffix}" for model in models),
         ]
         before = [path.read_bytes() for path in made.files]
-        again = generate(
-            str(finished.path), tmp_path / name, models=models, prompts=[str(file)], form=name, options=options
-        )
-        assert [path.read_bytes() for path in again.files] == before
+        assert [path.read_bytes() for path in answer().files] == before
     outputs = json.loads((tmp_path / "alpaca_eval" / "run-target.json").read_text())
     assert [row["generator"] for row in outputs] == ["run-target"]
     line = json.loads((tmp_path / "mt_bench" / "answers.jsonl").read_text())
-    assert len(line["answers"]["target"]) == len(line["finish"]["baseline"]) == 2
+    assert len(line["answers"]["target"]) == len(line["finish"]["base"]) == 2
