@@ -6,6 +6,7 @@ would stay a known component for the tests that follow.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.answers.options import AnswerOptions
+from sftmix.cli import chat, generate, report
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
@@ -152,42 +153,16 @@ def test_api_pages_name_what_is_there(page):
 
 
 def known_options() -> set[str]:
+    words = "config print_config rows no_color to step best dtype merge help version gpu gpus bandwidth gpus_per_node"
     own = {
-        "config",
-        "print_config",
-        "rows",
-        "no_color",
-        "to",
-        "step",
-        "best",
-        "dtype",
-        "merge",
-        "help",
-        "version",
-        "map",
-        "score",
-    }
-    own |= {
-        "gpu",
-        "gpus",
-        "bandwidth",
-        "gpus_per_node",
-        "mfu",
-        "tflops",
-        "json",
-        "project",
-        "prompts",
-        "models",
-        "format",
-        "read_blind",
-        "key",
-        "beside",
-        "batch_size",
-        *(f.name for f in fields(AnswerOptions)),
-        "variants",
-        "list",
+        *words.split(),
+        *["mfu", "tflops", "json", "project", "variants", "list"],
         *(f.name for f in fields(TableOptions)),
     }
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for command in (chat, generate, report):
+        command.add_options(parser)
+    own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "signal", "signals"}
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
