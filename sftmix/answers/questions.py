@@ -109,10 +109,13 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
             filled[answers] = [_EMPTY] if isinstance(row[asks], list) else ""
     for key in ("messages", "conversations"):
         turns = row.get(key)
-        last = turns[-1] if isinstance(turns, list) and turns else None
-        if isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human"):
+        if isinstance(turns, list) and turns and _asks(turns[-1]):
             filled[key] = [*turns, _EMPTY]
     return filled
+
+
+def _asks(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and turn.get("role", turn.get("from")) in ("user", "human")
 
 
 _EMPTY = {"role": "assistant", "content": ""}
