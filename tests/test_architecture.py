@@ -26,7 +26,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers"},
+    {"answers", "compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers"},
     {"cli"},
     {"__main__"},
 )

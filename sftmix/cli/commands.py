@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -204,20 +205,12 @@ stands beside the weights. --push_to_hub without --to uploads train/model, or th
     export(parser.parse_args(argv))
 
 
-def _report(argv: Sequence[str]) -> None:
-    from sftmix.cli.report import ABOUT, add_options, main
-
-    parser = _Parser("report", ABOUT)
-    add_options(parser)
-    main(parser.parse_args(argv))
-
-
-def _evaluate(argv: Sequence[str]) -> None:
-    from sftmix.cli.evaluate import ABOUT, add_options, main
-
-    parser = _Parser("evaluate", ABOUT)
-    add_options(parser)
-    main(parser.parse_args(argv))
+def _leaf(name: str, argv: Sequence[str]) -> None:
+    """Run a command of a leaf room, whose help, options and function stand in a module of its name."""
+    module = import_module(f"sftmix.cli.{name}")
+    parser = _Parser(name, module.ABOUT)
+    module.add_options(parser)
+    module.main(parser.parse_args(argv))
 
 
 def _status(argv: Sequence[str]) -> None:
@@ -284,8 +277,12 @@ COMMANDS = {
     "estimate": Command("say what a run will need: memory and hours, before it is started", _estimate),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
-    "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
-    "evaluate": Command("measure the models of a run on benchmarks, in one table", _evaluate),
+    "chat": Command("talk to a finished model, or to two side by side", partial(_leaf, "chat")),
+    "generate": Command("let finished models answer a file of prompts", partial(_leaf, "generate")),
+    "report": Command(
+        "write a page that shows what a run saw in the data, and what came out", partial(_leaf, "report")
+    ),
+    "evaluate": Command("measure the models of a run on benchmarks, in one table", partial(_leaf, "evaluate")),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),

@@ -58,6 +58,35 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
 
 
+def load_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put the adapters of a directory onto their base model, in place: of `write_adapters`, or of PEFT itself.
+
+    Raises ConfigError if the file does not hold what its adapter_config.json says.
+    """
+    config = _stored_config(directory)
+    config.inference_mode = False  # else PEFT freezes them, and they would not be found by `read_adapters`
+    with torch.random.fork_rng(devices=[]), _as_documented():
+        model.add_adapter(config, ADAPTER)
+    read_adapters(model, directory)
+
+
+def base_of_adapters(directory: Path) -> str:
+    """Return the hub id or directory of the base model; raise ConfigError if adapter_config.json names none."""
+    base = _stored_config(directory).base_model_name_or_path
+    if not base:
+        raise ConfigError(f"{directory}/adapter_config.json names no base model (base_model_name_or_path)")
+    return base
+
+
+def _stored_config(directory: Path) -> LoraConfig:
+    from peft import LoraConfig, PeftConfig
+
+    config = PeftConfig.from_pretrained(str(directory))
+    if not isinstance(config, LoraConfig):
+        raise ConfigError(f"{directory} holds adapters of type {type(config).__name__}; only LoRA is loaded")
+    return config
+
+
 def adapter_config(model: nn.Module) -> LoraConfig | None:
     """Return the PEFT config of the model's adapters; None for a model without adapters."""
     return getattr(model, "peft_config", {}).get(ADAPTER)

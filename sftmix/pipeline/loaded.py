@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder, encoder_for, make_encoder
-from sftmix.model.adapters import quantization_config
+from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
 from sftmix.options import LoraOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -61,8 +61,9 @@ def load_finished(
     dtype  of the weights; None: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
     """
-    encoder = _encoder(found)
-    model = _weights(found, dtype)
+    config = None if found.run is None else read_config(found.run / "config.yaml")
+    encoder = _encoder(found, config)
+    model = _weights(found, config, dtype)
     check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
@@ -70,33 +71,28 @@ def load_finished(
     stop = [*encoder.stop_ids, *(own if isinstance(own, list) else [own])]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
+    model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     return LoadedModel(found.name, model.eval(), encoder, ids, context)
 
 
-def _encoder(found: FinishedModel) -> Encoder:
+def _encoder(found: FinishedModel, config: RunConfig | None) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    if found.run is None:
+    if config is None:
         return make_encoder(load_tokenizer(found.path))
-    config = read_config(found.run / "config.yaml")
     tokenizer = load_tokenizer(config.model.path)
     return make_encoder(tokenizer) if config.data.format == TEXT else encoder_for(tokenizer, config.data)
 
 
-def _weights(found: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    lora, attention = LoraOptions(), None
-    if found.run is not None:
-        model = read_config(found.run / "config.yaml").model
-        lora, attention = replace(model.lora), model.attention
+def _weights(found: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    lora = LoraOptions() if config is None else config.model.lora
+    attention = None if config is None else config.model.attention
     if not (Path(found.path) / "adapter_config.json").exists():
         quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
         kind = dtype or stored_dtype(found.path)
         return load_model(found.path, dtype=kind, attention=attention, quantization=quantization)
-    from peft import PeftConfig, PeftModel
-
-    base = PeftConfig.from_pretrained(found.path).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"{found.path}/adapter_config.json names no base model (base_model_name_or_path)")
+    base = base_of_adapters(Path(found.path))
     kind = dtype or stored_dtype(base)
     quantization = quantization_config(lora, compute=kind)
     whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
-    return PeftModel.from_pretrained(whole, found.path).get_base_model()  # type: ignore[return-value]
+    load_adapters(whole, Path(found.path))
+    return whole
