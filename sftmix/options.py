@@ -112,8 +112,8 @@ class DataOptions:
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     special_tokens: SpecialTokens = "text"
-    """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end a
-    turn or begin another. tokens: that token, for rows that you trust and that mean it."""
+    """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
+    a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
     max_length: int | None = None
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
     multi_turn: Literal["per_turn", "whole"] = "per_turn"

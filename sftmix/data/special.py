@@ -1,13 +1,13 @@
 """Special tokens that a row spells in its text: `<|im_end|>` in a response must not end the turn.
 
-A tokenizer finds special tokens in a text by their spelling, whoever wrote them. So a row could end a turn, begin one of
-another role, or end a document. Here only the chat template can: what a row says is encoded as text.
+A tokenizer finds special tokens in a text by their spelling, whoever wrote them. So a row could end a turn, begin one
+of another role, or end a document. Here only the chat template can: what a row says is encoded as text.
 
 Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are refused
-where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the tokenizer, the
-twin, spells its special tokens with a NUL: these are put into the rendered text in place of the template's spellings,
-and the NULs are taken out of the content. All else about the twin is the same, so a text without such spellings gets the
-same ids from both.
+where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the tokenizer,
+the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the template's
+spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without such spellings
+gets the same ids from both.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NUL = "\0"
 class SpecialSpellings:
     """The spellings of a tokenizer's special tokens, and the way to encode them as text.
 
-    ids  token id of each spelling. Added tokens that are not special, such as `<think>` or runs of spaces, are not among
-         them, nor is a single character: as text it is the same token.
+    ids  token id of each spelling. Added tokens that are not special, such as `<think>` or runs of spaces, are not
+         among them, nor is a single character: as text it is the same token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> None:
@@ -78,9 +78,8 @@ class SpecialSpellings:
 
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError(
-            "data.special_tokens is text, but the tokenizer of this model cannot encode the spelling of a special token "
-            f"as text: {reason}. Take these spellings out of the rows, or set data.special_tokens to tokens if you "
-            "trust the rows"
+            "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
+            f"{reason}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
         )
 
 

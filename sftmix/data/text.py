@@ -123,7 +123,7 @@ def document_tokens(
             spelt: list[set[str]] = [set() for _ in batch]
             texts = [_noted(encoder, side.text(*part), into) for part, into in zip(batch, spelt, strict=True)]
             names = [side.source(part.record) for part in batch]
-            for part, name, found in zip(batch, names, _stretches_of(encoder, names, texts), strict=True):
+            for part, found in zip(batch, _stretches_of(encoder, names, texts), strict=True):
                 place = 0
                 begin = bos if part.start == 0 else []
                 end = [encoder.end_of_turn_id] if part.end == side.characters(part.record) else []
