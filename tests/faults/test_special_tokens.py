@@ -7,6 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, ByT5Tokenizer
 
+from sftmix.common.errors import ConfigError
 from sftmix.data import load_data, make_encoder
 from sftmix.data.masks import encode_examples
 from sftmix.data.templates import text_encoder
