@@ -13,14 +13,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
 from sftmix.data.special import NUL, SpecialSpellings
+from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.trial import trouble_with
 from sftmix.options import DataOptions, SpecialTokens
 from sftmix.types import Int64
 
@@ -159,12 +160,16 @@ def render(
     try:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
             [[dict(turn) for turn in chat] for chat in conversations],
-            chat_template=(_SAME_DAY if "strftime_now" in template else "") + template,
+            chat_template=_on_the_same_day(template),
             add_generation_prompt=prompt,
             tokenize=False,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+
+
+def _on_the_same_day(template: str) -> str:
+    return (_SAME_DAY if "strftime_now" in template else "") + template
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -184,10 +189,28 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
-    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one."""
+    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
+
+    A template that is not ours is first tried out in a process of its own, once for each cache.
+    """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
+    name, source, _ = _choose(tokenizer, options.template)
+    if name not in NAMED:
+        _try_out(tokenizer, name, source, cache_root(options.cache_dir))
     return make_encoder(tokenizer, options.template, options.special_tokens)
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: Path) -> None:
+    """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
+    variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+
+    def build(directory: Path) -> dict[str, Any]:
+        if trouble := trouble_with(_on_the_same_day(source), variables):
+            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
+        return {}
+
+    get_or_build(cache, "template-" + key_of(source, variables, version("transformers"), version("jinja2")), build)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
