@@ -57,7 +57,8 @@ def scored_before(run: Path) -> dict[str, dict[str, float]]:
 
     if not (run / FILE).exists():
         return {}
-    there = pq.read_table(run / FILE)
+    with open(run / FILE, "rb") as file:
+        there = pq.read_table(file)
     rows = there.filter(there["held_out"].to_numpy() == 0) if len(there) else there
     ids = rows["id"].to_pylist()
     kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES}

@@ -1,0 +1,27 @@
+"""Names that a user or a configuration gives: hub ids, and paths that are written to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+HUB_ID = re.compile(r"^(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
+"""`NAME` or `OWNER/NAME` on the Hugging Face hub."""
+
+_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Return why nothing is written under this path, or None: a URL, or control characters in it."""
+    name = os.fspath(path)
+    if _URL.match(name):
+        return "is a URL; name a directory on this machine"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "holds a control character; name a directory without it"
+    return None
+
+
+def is_there(path: str | Path) -> bool:
+    """Return True if there is such a file or directory; False for a name that no file can have, too."""
+    return os.path.exists(path)
