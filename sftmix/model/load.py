@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def context_length(path: str) -> int | None:
 
 def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
-    if Path(path).is_file():
+    if os.path.isfile(path):
         return _hash(Path(path))
     commit = getattr(model_config(path), "_commit_hash", None)
     if commit:

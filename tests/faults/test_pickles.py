@@ -99,6 +99,7 @@ def test_pickles_in_the_place_of_scores(canary, finished, tmp_path, sftmix):
         assert f"{file}: cannot be read as Parquet" in done.err
 
 
+@pytest.mark.filterwarnings("ignore:skipping checkpoint")
 def test_pickles_in_a_run_directory(canary, finished, tmp_path, sftmix):
     """What a stage or a checkpoint holds is known by its hashes: another file is not read."""
     run, words = of_run(finished, tmp_path)
@@ -124,7 +125,6 @@ CODE = {"AutoConfig": "modeling_x.C", "AutoModelForCausalLM": "modeling_x.M"}
 CONFIGS = {
     "a type of its own": ({"model_type": "evil", "auto_map": CODE}, "needs code of its own"),
     "a class": ({"__class__": "modeling_x.C"}, "cannot load"),
-    "quantisation": ({"quantization_config": {"quant_method": "modeling_x"}}, "cannot load"),
     "a list": ({"hidden_size": [1]}, "cannot load"),
 }
 
@@ -144,7 +144,8 @@ def test_a_config_that_asks_for_code(kind, canary, tiny, tmp_path, sftmix):
 def test_code_beside_a_known_type_is_not_run(canary, tiny):
     """Transformers has a class of its own for the type, which is taken; kernels of strangers are not fetched."""
     (tiny.model / "modeling_x.py").write_text(f"open({str(canary)!r}, 'w')")
-    change(tiny.model / "config.json", auto_map=CODE, _attn_implementation_internal="someone/kernel")
+    change(tiny.model / "config.json", auto_map=CODE, quantization_config={"quant_method": "modeling_x"})
+    change(tiny.model / "config.json", _attn_implementation_internal="someone/kernel", model_type="llama")
     assert type(load_model(tiny.model)).__module__.startswith("transformers.models.")
 
 
