@@ -1,8 +1,8 @@
-"""Writes docs/performance.md and its pictures from the newest files in benchmarks/results/.
+"""Writes docs/performance.md from the newest files in benchmarks/results/.
 
     python docs/make_performance.py
 
-A test compares the files with what this writes. No figure of the page stands anywhere else; a part of it is there as
+A test compares the page with what this writes. No figure of the page stands anywhere else; a part of it is there as
 soon as its benchmark has a result. The tables are made in performance_tables.py.
 """
 
@@ -186,7 +186,7 @@ class Part(NamedTuple):
 
     title: str
     about: str
-    tables: Callable[[Result, dict[Path, str]], Iterator[str]]
+    tables: Callable[[Result], Iterator[str]]
     heading: Callable[[Mapping], str] = lambda setting: ""
     names: str = ""
     words: Mapping[str, str] = {}
@@ -273,11 +273,10 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def files() -> dict[Path, str]:
-    """Everything that this script writes, by its place."""
+def page() -> str:
+    """Everything that this script writes."""
     lines: list[str] = []
     used: list[tuple[str, str, Result]] = []
-    made: dict[Path, str] = {}
     for name, part in PARTS.items():
         found = list(latest(name).values())
         results = [result for _, result in found]
@@ -285,11 +284,10 @@ def files() -> dict[Path, str]:
         for file, result in found:
             heading = part.heading(result["setting"])
             lines += [f"### {heading}", ""] if heading else []
-            lines += [f"{measured(result)}{see_also(part, result, results)}", "", *part.tables(result, made)]
+            lines += [f"{measured(result)}{see_also(part, result, results)}", "", *part.tables(result)]
             used.append((f"**{part.title}.**{f' {heading}.' if heading else ''}", file, result))
         lines += trusted(part, results)
-    page = "\n".join([_INTRO, *lines, "## Files and commands", "", *_commands(used), ""])
-    return {DOCS / "performance.md": page, **made}
+    return "\n".join([_INTRO, *lines, "## Files and commands", "", *_commands(used), ""])
 
 
 def _opening(part: Part, results: Sequence[Result]) -> list[str]:
@@ -355,5 +353,4 @@ def command(name: str, result: Result) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in files().items():
-        path.write_text(text, encoding="utf-8")
+    (DOCS / "performance.md").write_text(page(), encoding="utf-8")

@@ -1,23 +1,23 @@
-"""The tables and pictures of docs/performance.md: one function for each benchmark, and how they write numbers.
+"""The tables and bars of docs/performance.md: one function for each benchmark, and how they write numbers.
 
-Each takes a result and yields lines of Markdown; pictures go into `made`, by their place.
+Each takes a result and yields lines of Markdown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
+WIDEST = 48
 Result = Mapping[str, Any]
 
 
 # ------------------------------------------------------------------------------------------- sections
 
 
-def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def step(result: Result) -> Iterator[str]:
     layouts = result["setting"]["layouts"]
     ratios = [result[f"sftmix / ntp, {how}"] for how in ("step by step", "CPU time")]
     faster = result[f"{layouts[0]} / other layouts, step by step"]
@@ -45,10 +45,10 @@ def step(result: Result, made: dict[Path, str]) -> Iterator[str]:
     ]
     head = ["micro-batches", "real tokens/s, NTP", "real tokens/s, SFTMix", "MFU, NTP", "MFU, SFTMix"]
     yield from table([*head, "real tokens / slots", "scoring / training speed"], rows)
-    yield from picture(_named("performance-step", result), "real tokens per second of a step", speed, made)
+    yield from bars("real tokens per second of a step", speed)
 
 
-def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def loss(result: Result) -> Iterator[str]:
     columns = ("seconds", "cpu_seconds", "peak_mib")
     rows = [
         (f"`{name}`", *(number(found[c], digits) for c, digits in zip(columns, (2, 2, 0), strict=True)))
@@ -60,8 +60,8 @@ def loss(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(("ratio", "of seconds", "of CPU seconds", "of peak memory"), rows)
 
 
-def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
-    rows, parts, bars = [], [], {}
+def pipeline(result: Result) -> Iterator[str]:
+    rows, parts, whole = [], [], {}
     for name, arm in result["arms"].items():
         stages = arm["stages"]
         seconds = [stages.get(stage, {}).get("wall_seconds", 0) for stage in ("reference", "train")]
@@ -70,11 +70,11 @@ def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
         ratios = [spread(arm[f"{key} / plain"], 3) for key in ("run", "cpu", "process")]
         rows.append((f"`{name}`", *ratios))
         parts.append((f"`{name}`", *(number(each) for each in (*seconds, *rest))))
-        bars[name] = arm["run / plain"]["median"]
+        whole[name] = arm["run / plain"]["median"]
     yield from table(("confidence from", "time / plain", "CPU time / plain", "time with imports / plain"), rows)
     head = ("seconds, median of the runs", "reference", "target", "scoring", "measuring")
     yield from table(head, parts)
-    yield from picture("performance-recipe", "the whole recipe, wall time / plain fine-tuning, median", bars, made)
+    yield from bars("the whole recipe, wall time / plain fine-tuning, median", whole)
     share = result["share_of_a_step"]
     shares = {
         "taking each example's loss on the way": share["online"]["record, share of the steps"],
@@ -85,7 +85,7 @@ def pipeline(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(("of a step of training", "share"), rows)
 
 
-def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def trl(result: Result) -> Iterator[str]:
     contestants, epochs = result["contestants"], result["setting"]["epochs"]
     rows, needs, ratios = [], [], []
     for name, found in contestants.items():
@@ -96,8 +96,8 @@ def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(("trainer", "real tokens/s", "real tokens per CPU second", "real tokens / slots"), rows)
     peaks_and_nlls = ("peak MiB above the model", "peak MiB in all", "NLL, training rows", "NLL, held-out rows")
     yield from table(("trainer", *peaks_and_nlls), needs)
-    bars = {name: found["real_tokens_per_second"]["median"] for name, found in contestants.items()}
-    yield from picture(_named("performance-trl", result), "real tokens per second, median of the epochs", bars, made)
+    speed = {name: found["real_tokens_per_second"]["median"] for name, found in contestants.items()}
+    yield from bars("real tokens per second, median of the epochs", speed)
     for name, found in result["ratios"].items():
         speeds = [spread(found[f"speed by {key}"], 2, epochs) for key in ("seconds", "cpu_seconds")]
         peaks = [number(found[key], 3) for key in ("peak_mib_above_the_loaded_model", "peak_mib")]
@@ -106,7 +106,7 @@ def trl(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(head, ratios)
 
 
-def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def startup(result: Result) -> Iterator[str]:
     loads = [(name, result[name]) for name in ("load, first time", "load, cached")]
     rows = [(name, number(found["seconds"], 2), number(found["peak_growth_mib"])) for name, found in loads]
     steps = "start to first step, cached, seconds"
@@ -114,7 +114,7 @@ def startup(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table((f"{number(result['setting']['count'])} rows", "seconds", "MiB at the peak"), rows)
 
 
-def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def scale(result: Result) -> Iterator[str]:
     sizes = list(next(iter(result["rows"].values())))
     rows = []
     for name, found in result["rows"].items():
@@ -123,9 +123,9 @@ def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
         rows.append((name, *seconds, number(last["exponent"], 2), number(last["mib"])))
     most = f"{number(int(sizes[-1]))} rows"
     yield from table(("work", *(f"{number(int(size))} rows" for size in sizes), "exponent", f"MiB, {most}"), rows)
-    bars = {name: found[sizes[-1]]["cpu_seconds"] for name, found in result["rows"].items()}
-    longest = dict(sorted(bars.items(), key=lambda item: -item[1])[:10])
-    yield from picture("performance-rows", f"CPU seconds of {most}, the ten longest", longest, made)
+    seconds = {name: found[sizes[-1]]["cpu_seconds"] for name, found in result["rows"].items()}
+    longest = dict(sorted(seconds.items(), key=lambda item: -item[1])[:10])
+    yield from bars(f"CPU seconds of {most}, the ten longest", longest)
     settings = {**result["steps"], "ranks": result["ranks"]}
     flat = [(f"{by}: {number(int(value))}", f) for by, found in settings.items() for value, f in found.items()]
     rows = [
@@ -136,13 +136,13 @@ def scale(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(head, rows)
 
 
-def estimate(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def estimate(result: Result) -> Iterator[str]:
     digits = {"estimated_mib": 0, "measured_mib": 0, "estimated / measured": 3, "gflops_per_second": 1}
     rows = [(name, *(number(f[key], d) for key, d in digits.items())) for name, f in result["settings"].items()]
     yield from table(("setting", "estimated MiB", "measured MiB", "estimated / measured", "GFLOP/s"), rows)
 
 
-def lora(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def lora(result: Result) -> Iterator[str]:
     trained, peaks = result["trained_numbers"], result["peak_mib_above_the_loaded_model"]
     rows = [(a, number(trained[a]), spread(result["seconds_per_step"][a], 2), number(peaks[a])) for a in trained]
     yield from table(("weights", "trained numbers", "seconds per step", "peak MiB"), rows)
@@ -151,7 +151,7 @@ def lora(result: Result, made: dict[Path, str]) -> Iterator[str]:
     yield from table(("ratio", "of trained numbers", "of seconds, step by step", "of peak memory"), [row])
 
 
-def compare(result: Result, made: dict[Path, str]) -> Iterator[str]:
+def compare(result: Result) -> Iterator[str]:
     ratios = {"the whole / its stages": result["ratio"], "the same command again / the first": result["again"]}
     yield from table(("what", "ratio"), [(name, number(ratio, 3)) for name, ratio in ratios.items()])
 
@@ -212,31 +212,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield ""
 
 
-def _named(name: str, result: Result) -> str:
-    """Each variant of a benchmark has a picture of its own."""
-    return "-".join([name, *filter(None, [result.get("variant")])])
+def bars(title: str, values: Mapping[str, float]) -> Iterator[str]:
+    """Horizontal bars with their values, as text: they need no file and no colours."""
+    longest = max(values.values()) or 1.0
+    digits = 0 if min(values.values()) >= 100 else 2
+    width = max(map(len, values))
+    yield from ("```text", title, "")
+    for name, value in values.items():
+        yield f"{name:{width}}  {bar(value / longest)} {number(value, digits)}"
+    yield from ("```", "")
 
 
-def picture(name: str, title: str, bars: Mapping[str, float], made: dict[Path, str]) -> Iterator[str]:
-    """Keeps horizontal bars as docs/images/<name>.svg, and shows them."""
-    made[DOCS / "images" / f"{name}.svg"] = svg(title, bars)
-    yield from (f"![{title}](images/{name}.svg)", "")
-
-
-def svg(title: str, bars: Mapping[str, float]) -> str:
-    """Horizontal bars with their values, on white."""
-    height, left, width = 24, 230, 420
-    longest = max(bars.values()) or 1.0
-    digits = 0 if min(bars.values()) >= 100 else 2
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{40 + height * len(bars)}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="10" y="20" font-size="14">{escape(title)}</text>',
-    ]
-    for count, (name, value) in enumerate(bars.items()):
-        y, long = 34 + height * count, value / longest * width
-        parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="{left}" y="{y}" width="{long:.1f}" height="17" fill="#2166ac"/>')
-        parts.append(f'<text x="{left + long + 6:.1f}" y="{y + 13}">{number(value, digits)}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+def bar(share: float) -> str:
+    """A bar of WIDEST characters for 1, in eighths of a character."""
+    eighths = round(share * WIDEST * 8)
+    return "█" * (eighths // 8) + "▏▎▍▌▋▊▉"[eighths % 8 - 1 : eighths % 8]

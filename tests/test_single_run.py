@@ -144,9 +144,7 @@ def test_two_ranks_keep_the_same_losses(tmp_path, sftmix):
     from tests.tiny import make_tiny
     from tests.tiny import sftmix as process
 
-    tiny = make_tiny(tmp_path)
-    config = tiny.model / "config.json"
-    config.write_text(config.read_text().replace('"attention_dropout": 0.1', '"attention_dropout": 0.0'))
+    tiny = make_tiny(tmp_path, dropout=0.0)
     words = ["run", *options(tiny, "--training.learning_rate", "1e-5"), "--out"]
     assert sftmix(*words, str(tmp_path / "1")).code == 0
     done = process(*words, str(tmp_path / "2"), "--training.parallel", "fsdp", ranks=2)

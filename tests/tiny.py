@@ -38,7 +38,11 @@ class Tiny:
         ]
 
 
-def make_tiny(directory: Path) -> Tiny:
+def make_tiny(directory: Path, *, dropout: float = 0.1) -> Tiny:
+    """Write model, tokenizer and rows, the same ones each time.
+
+    dropout  of attention; above 0, a resume that forgot the random state would show
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sftmix.quickstart.model import make_tokenizer
@@ -58,7 +62,7 @@ def make_tiny(directory: Path) -> Tiny:
         num_key_value_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=True,
-        attention_dropout=0.1,  # so that a resume which forgot the random state would show
+        attention_dropout=dropout,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -212,9 +212,13 @@ It reads files only, so it works while a run goes on and after it has ended.
     parser = _Parser("status", about)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     given = parser.parse_args(argv)
-    from sftmix.cli.status import report
+    from sftmix.cli.status import reports
 
-    print("\n\n".join(report(run) for run in given.runs))
+    told, problems = reports(given.runs)
+    if told:
+        print("\n\n".join(told))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _track(argv: Sequence[str]) -> None:

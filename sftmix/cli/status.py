@@ -23,6 +23,20 @@ CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_co
 """Exit codes after which the same command continues the run."""
 
 
+def reports(runs: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """Return the state of every run or table, and a sentence for each directory that is neither."""
+    found = [_report_or_problem(run) for run in runs]
+    told = [text for text in found if isinstance(text, str)]
+    return told, [str(problem) for problem in found if isinstance(problem, ConfigError)]
+
+
+def _report_or_problem(run: str | Path) -> str | ConfigError:
+    try:
+        return report(run)
+    except ConfigError as error:
+        return error
+
+
 def report(run: str | Path) -> str:
     """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
     run = Path(run)

@@ -244,7 +244,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(pa.OSFile(str(path)))
         index = 0
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():

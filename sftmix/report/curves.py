@@ -38,7 +38,7 @@ def losses(view: RunView) -> go.Figure | None:
     """NTP loss of every step, and the held-out NLL."""
     traces = []
     for stage, name in {"reference": "reference", **ARMS}.items():
-        lines, colour = view.metrics(stage), COLOURS[stage]
+        lines, colour = view.metrics[stage], COLOURS[stage]
         if lines:
             traces.append(_lines(lines, "ntp", f"{name}, step", colour, width=1))
             if any(line.get("eval_nll") is not None for line in lines):
@@ -54,7 +54,7 @@ def losses(view: RunView) -> go.Figure | None:
 
 def mixup(view: RunView) -> go.Figure | None:
     """Mixup loss of every step, beside NTP."""
-    lines = [line for line in view.metrics("train") if line["mixup_tokens"]]
+    lines = [line for line in view.metrics["train"] if line["mixup_tokens"]]
     if not lines:
         return None
     return figure(
@@ -67,7 +67,7 @@ def mixup(view: RunView) -> go.Figure | None:
 
 def mu_effective(view: RunView) -> go.Figure | None:
     """mu_effective and the share of token pairs of every step."""
-    lines = [line for line in view.metrics("train") if line["mixup_tokens"] and line["ntp_tokens"]]
+    lines = [line for line in view.metrics["train"] if line["mixup_tokens"] and line["ntp_tokens"]]
     if not lines:
         return None
     pairs = [{"step": line["step"], "pairs": line["mixup_tokens"] / line["ntp_tokens"]} for line in lines]
@@ -82,7 +82,7 @@ def mu_effective(view: RunView) -> go.Figure | None:
 
 def mixing(view: RunView) -> go.Figure | None:
     """What MeasureMixing saw: the cosine of both gradients, Mixup's share of their norm, and the tokens unreached."""
-    lines = [line for line in view.metrics("train") if "mixing_cosine" in line]
+    lines = [line for line in view.metrics["train"] if "mixing_cosine" in line]
     if not lines:
         return None
     names = {
@@ -97,7 +97,7 @@ def mixing(view: RunView) -> go.Figure | None:
 
 def mixup_by_lambda(view: RunView) -> go.Figure | None:
     """Mixup loss of the token pairs by the larger share, max(lambda, 1 - lambda), as MeasureMixing saw it."""
-    lines = view.metrics("train")
+    lines = view.metrics["train"]
     bins = sorted({key for line in lines for key in line if key.startswith("mixing_loss_")})
     if not bins:
         return None
@@ -113,7 +113,7 @@ def rates(view: RunView) -> go.Figure | None:
     """Gradient norm of every step of all stages, and the learning rate of the target."""
     traces = []
     for stage, name in {"reference": "reference", **ARMS}.items():
-        if lines := view.metrics(stage):
+        if lines := view.metrics[stage]:
             traces.append(_lines(lines, "grad_norm", f"{name}, gradient norm", COLOURS[stage], width=1))
             if stage == "train":
                 rate = _lines(lines, "learning_rate", "learning rate", MIXUP_COLOUR, width=1, dash="dot")

@@ -14,7 +14,7 @@ from sftmix.components.confidence import perplexity
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import SAMPLE
 from sftmix.report.run import RunView, text_of
-from sftmix.types import NOT_COUNTED, UNPAIRED, Float64
+from sftmix.types import NOT_COUNTED, Example, Float64
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,8 +58,7 @@ def scored_before(run: Path) -> dict[str, dict[str, float]]:
     if not (run / FILE).exists():
         return {}
     with open(run / FILE, "rb") as file:
-        there = pq.read_table(file)
-    rows = there.filter(there["held_out"].to_numpy() == 0) if len(there) else there
+        rows = pq.read_table(file, columns=["id", *LOSSES], filters=[("held_out", "==", False)])
     ids = rows["id"].to_pylist()
     kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES}
     return {name: {i: loss for i, loss in pairs if loss is not None} for name, pairs in kept.items()}
@@ -79,15 +78,14 @@ def _training(
 ) -> dict[str, list[Any]]:
     scores, data, dynamics = view.scores, view.rows.data.train, view.dynamics
     columns: dict[str, list[Any]] = {
-        **_texts(data),
+        **_texts(data, view.examples),
         "held_out": [False] * len(data),
         "truncated": data.truncated.tolist(),
         "confidence": _numbers(scores.confidence),
         "variability": _numbers(scores.variability),
     }
-    if view.split is not None:
-        names = [*view.split.names, "unpaired"]
-        columns["group"] = [names[group] if group != UNPAIRED else "unpaired" for group in view.split.group]
+    if view.groups:
+        columns["group"] = list(view.groups)
     if dynamics is not None:
         columns["correctness"] = _numbers(correctness(view))
         for step, values in zip(dynamics.steps, perplexity(dynamics).T, strict=True):
@@ -102,7 +100,7 @@ def _training(
 
 
 def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {**_texts(data), "held_out": [True] * len(data)}
+    columns: dict[str, list[Any]] = {**_texts(data, list(data.examples())), "held_out": [True] * len(data)}
     for name, stage in LOSSES.items():
         path = view.path / stage / "eval.parquet"
         losses = {}
@@ -113,8 +111,7 @@ def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
     return columns
 
 
-def _texts(data: EncodedDataset) -> dict[str, list[Any]]:
-    examples = list(data.examples())
+def _texts(data: EncodedDataset, examples: Sequence[Example]) -> dict[str, list[Any]]:
     texts = [text_of(example) for example in examples]
     return {
         "id": list(data.ids),

@@ -185,15 +185,8 @@ def _training(view: RunView) -> Section:
 def _confidence(view: RunView) -> Section:
     if not len(view.by_confidence):
         return Section("confidence", "Confidence")
-    shown, there = len(pictures.thinned(view)), len(view.by_confidence)
-    fewer = (
-        ""
-        if shown == there
-        else (
-            f" {shown:,} of {there:,} examples: {pictures.ENDS} of each end, the {pictures.ENDS} most variable, and "
-            "every so-many-th between."
-        )
-    )
+    points = pictures.thinned(view)
+    fewer = "" if len(points) == len(view.by_confidence) else _kept(len(points), len(view.by_confidence))
     steps = "" if view.dynamics is None else f" at steps {', '.join(map(str, view.dynamics.steps))}"
     wide = _plots(
         (
@@ -201,7 +194,7 @@ def _confidence(view: RunView) -> Section:
             "Data map",
             f"An example as the reference saw it{steps}; the dashed line is the median confidence.{fewer} "
             "Hover shows instruction and response.",
-            pictures.data_map(view),
+            pictures.data_map(view, points),
         ),
         wide=True,
         height=520,
@@ -223,6 +216,14 @@ def _confidence(view: RunView) -> Section:
     return Section("confidence", "Confidence", plots=[*wide, *plots])
 
 
+def _kept(shown: int, there: int) -> str:
+    """Say which points a scatter plot keeps of too many."""
+    most = pictures.ENDS
+    return (
+        f" {shown:,} of {there:,} examples: {most} of each end, the {most} most variable, and every so-many-th between."
+    )
+
+
 def _examples(view: RunView) -> Section:
     low, high = both_ends(view.by_confidence, TABLE_ROWS)
     rows = [_row(view, row) for row in [*high[::-1].tolist(), *low[::-1].tolist()]]
@@ -234,9 +235,8 @@ def _examples(view: RunView) -> Section:
 
 
 def _row(view: RunView, row: int) -> Row:
-    scores, split = view.scores, view.split
-    instruction, response = view.texts[row]
-    group = "" if split is None else [*split.names, "unpaired"][split.group[row]]
+    scores, (instruction, response) = view.scores, view.texts[row]
+    group = view.groups[row] if view.groups else ""
     label = "" if scores.label is None else str(scores.label[row] or "")
     confidence, variability = float(scores.confidence[row]), float(scores.variability[row])
     tokens = int(scores.n_tokens[row])

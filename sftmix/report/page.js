@@ -16,18 +16,29 @@ function theme(layout) {
   return themed;
 }
 
-const figures = [...document.querySelectorAll("script[data-plot]")].map((holder) => ({
-  place: document.getElementById(holder.dataset.plot),
-  ...JSON.parse(holder.textContent),
-}));
+// A picture is drawn when it comes near the window, so that a long page opens at once.
+const waiting = new Map([...document.querySelectorAll("script[data-plot]")].map((holder) => [holder.dataset.plot, holder]));
+const drawn = [];
+const options = { responsive: true, displayModeBar: false };
+const nearby = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) if (isIntersecting) draw(target.id);
+}, { rootMargin: "600px" });
 
-function draw(how) {
-  const options = { responsive: true, displayModeBar: false };
-  for (const { place, data, layout } of figures) how(place, data, theme(layout), options);
+function draw(id) {
+  if (!waiting.has(id)) return;
+  const place = document.getElementById(id), { data, layout } = JSON.parse(waiting.get(id).textContent);
+  waiting.delete(id);
+  nearby.unobserve(place);
+  Plotly.newPlot(place, data, theme(layout), options);
+  drawn.push({ place, data, layout });
 }
 
-draw(Plotly.newPlot);
-for (const change of [dark, narrow]) change.addEventListener("change", () => draw(Plotly.react));
+for (const id of waiting.keys()) nearby.observe(document.getElementById(id));
+addEventListener("beforeprint", () => [...waiting.keys()].forEach(draw));
+for (const change of [dark, narrow])
+  change.addEventListener("change", () => {
+    for (const { place, data, layout } of drawn) Plotly.react(place, data, theme(layout), options);
+  });
 
 for (const button of document.querySelectorAll("button.save"))
   button.addEventListener("click", () => Plotly.downloadImage(button.value, { format: "svg", filename: button.value }));

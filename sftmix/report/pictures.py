@@ -39,8 +39,7 @@ def thinned(view: RunView) -> Rows:
     spread = np.nan_to_num(view.scores.variability[ordered], posinf=np.finfo(np.float64).max)
     most = ordered[np.argsort(-spread, kind="stable")[:ENDS]]
     kept = np.unique(np.concatenate([ordered[:ENDS], ordered[-ENDS:], most]))
-    others = np.setdiff1d(ordered, kept, assume_unique=True)  # sorted by place, so back in the order of confidence:
-    others = ordered[np.isin(ordered, others)]
+    others = ordered[~np.isin(ordered, kept)]
     evenly = others[np.linspace(0, len(others) - 1, POINTS - len(kept)).round().astype(np.int64)]
     return np.sort(np.concatenate([kept, evenly]))
 
@@ -70,21 +69,23 @@ def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     values = np.maximum(values, LEAST / 1e8)
     if not len(values) or not (values.max() < 0 and values.min() < 10 * values.max()):
         return values, {}
-    return -np.log10(-values), _log_ticks(-values, sign=-1)
+    return log_axis(values)
 
 
-def _log_ticks(sizes: Float64, *, sign: int) -> dict[str, Any]:
+def log_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
+    """Return the heights of negative values on an axis logarithmic in their size, downwards, and its ticks."""
+    sizes = -values
     low, high = math.floor(math.log10(sizes.min())), math.ceil(math.log10(sizes.max()))
     stride = max(1, (high - low) // 8)
     powers = range(low, high + 1, stride)
     marks = [f * 10.0**p for p in powers for f in ((1, 2, 5) if high - low <= 3 else (1,))]
     marks = [m for m in marks if sizes.min() * 0.9 <= m <= sizes.max() * 1.1]
-    return {"tickvals": [sign * math.log10(m) for m in marks], "ticktext": [f"{sign * m:,.4g}" for m in marks]}
+    ticks = {"tickvals": [-math.log10(m) for m in marks], "ticktext": [f"{-m:,.4g}" for m in marks]}
+    return -np.log10(sizes), ticks
 
 
-def data_map(view: RunView) -> go.Figure | None:
-    """Variability against confidence, coloured by correctness (a data map, arXiv 2009.10795)."""
-    rows = thinned(view)
+def data_map(view: RunView, rows: Rows) -> go.Figure | None:
+    """Variability against confidence of these rows, coloured by correctness (a data map, arXiv 2009.10795)."""
     if not len(rows):
         return None
     heights, axis = confidence_axis(view.scores.confidence[rows])
@@ -116,17 +117,15 @@ def data_map(view: RunView) -> go.Figure | None:
         y="confidence" + (" (log)" if axis else ""),
         xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
-        shapes=[_median_line(view)] if view.split is not None else [],
+        shapes=[_median_line(view, log=bool(axis))] if view.split is not None else [],
         hovermode="closest",
     )
 
 
-def _median_line(view: RunView) -> dict[str, Any]:
-    """Return the line at the median of all confidences."""
-    values = view.scores.confidence[view.by_confidence]
-    _, axis = confidence_axis(values)
-    at = float(np.median(values))
-    at = -math.log10(-at) if axis else at
+def _median_line(view: RunView, *, log: bool) -> dict[str, Any]:
+    """Return the line at the median of all confidences, on the axis of the map."""
+    at = float(np.median(view.scores.confidence[view.by_confidence]))
+    at = -math.log10(-at) if log else at
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at, "line": {"dash": "dash", "width": 1}}
 
 
@@ -141,7 +140,7 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
     middles, logarithmic = (edges[1:] + edges[:-1]) / 2, counted["scale"] == "log"
     if logarithmic:
         middles = -np.sqrt(edges[1:] * edges[:-1])
-    x, axis = (-np.log10(-middles), _log_ticks(-middles, sign=-1)) if logarithmic else (middles, {})
+    x, axis = log_axis(middles) if logarithmic else (middles, {})
     bars = [
         go.Bar(
             x=x,

@@ -18,7 +18,7 @@ from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
-from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
+from sftmix.types import UNPAIRED, Example, Rows, Scores, Split, TrainingDynamics
 
 ARMS = {"train": "target", "baseline": "NTP baseline"}
 """Stages that train a model from the base model on the same rows, with their names on the page."""
@@ -46,9 +46,10 @@ class RunView:
         """Return True if the run has this file or directory."""
         return self.path.joinpath(*names).exists()
 
-    def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl of a stage; none if it did not train."""
-        return metrics_of(self.path / stage)
+    @cached_property
+    def metrics(self) -> dict[str, list[dict[str, Any]]]:
+        """Lines of metrics.jsonl of each stage; none of one that did not train."""
+        return {stage: metrics_of(self.path / stage) for stage in ("reference", *ARMS)}
 
     @cached_property
     def by_confidence(self) -> Rows:
@@ -57,12 +58,26 @@ class RunView:
         return measured[np.argsort(self.scores.confidence[measured], kind="stable")]
 
     @cached_property
-    def texts(self) -> list[tuple[str, str]]:
-        """Return instruction and response of every training example."""
-        return [text_of(example) for example in self.rows.data.train.examples()]
+    def examples(self) -> list[Example]:
+        """Every training example as it was read."""
+        return list(self.rows.data.train.examples())
 
     @cached_property
+    def texts(self) -> list[tuple[str, str]]:
+        """Instruction and response of every training example."""
+        return [text_of(example) for example in self.examples]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Name of the group of every training example; none for a run without a split."""
+        if self.split is None:
+            return []
+        names = {UNPAIRED: "unpaired", **dict(enumerate(self.split.names))}
+        return [names[group] for group in self.split.group.tolist()]
+
+    @property
     def objective(self) -> str:
+        """Name of the target's objective."""
         return type(self.config.objective).__name__
 
 

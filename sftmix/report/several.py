@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ class SideBySide:
     name: str
     variant: str
     summary: Mapping[str, Any]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl of its target."""
+        return metrics_of(self.path / "train")
 
 
 def forest(table: Mapping[str, Any]) -> go.Figure | None:
@@ -92,7 +98,7 @@ def curves_over_one_another(runs: Sequence[SideBySide], key: str, title: str) ->
     colours = {v: GROUPS[k % len(GROUPS)] for k, v in enumerate(dict.fromkeys(run.variant for run in runs))}
     traces, named = [], set()
     for run in runs:
-        lines = losses_of(metrics_of(run.path / "train"), key)
+        lines = losses_of(run.metrics, key)
         x, y = curve([line["step"] for line in lines], [line.get(key) for line in lines])
         if not x:
             continue

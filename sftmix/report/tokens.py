@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -129,10 +128,10 @@ class Responses:
         view = self._view
         example = view.rows.data.train[row]
         ids = example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist()
-        shown, split = ids[:TOKENS], view.split
+        shown = ids[:TOKENS]
         texts = pieces(view.rows.encoder.tokenizer, shown)
         nll = zip(texts, self._before[row].tolist(), self._after[row].tolist(), strict=False)
-        name = "unpaired" if split is None or split.group[row] < 0 else split.names[split.group[row]]
+        name = view.groups[row] if view.groups else "unpaired"
         confidence = float(view.scores.confidence[row])
         instruction = view.texts[row][0]
         return Response(
@@ -141,7 +140,7 @@ class Responses:
 
     def pair(self, planned: PlannedPair) -> MixedPair:
         first, second = (self.of(row) for row in planned.rows)
-        return MixedPair(first, second, [lam for lam in planned.lam if math.isfinite(lam)])
+        return MixedPair(first, second, planned.lam)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

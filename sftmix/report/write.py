@@ -25,11 +25,11 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
     score_all  measure the loss of every training example of a single run
     Raises ConfigError where a directory is neither, and where `to` is a file that no report is.
     """
-    table = runs[0] / "table.json" if len(runs) == 1 else None
-    is_table = table is not None and table.exists()
-    to = to or (runs[0] / PAGE if len(runs) == 1 else Path("report.html"))
+    alone = len(runs) == 1
+    is_table = alone and (runs[0] / "table.json").exists()
+    to = to or (runs[0] / PAGE if alone else Path("report.html"))
     _refuse_other_file(to)
-    if len(runs) == 1 and not is_table:
+    if alone and not is_table:
         return report_run(runs[0], to, map_size=map_size, score_all=score_all)
     if score_all:
         raise ConfigError("--score is for the report of one run; give each run a report of its own first")

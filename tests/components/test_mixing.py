@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,7 @@ NAMES = ("mixing_cosine", "mixing_gradient_share", "mixing_unreached")
 def run(tmp_path_factory) -> Path:
     """A run of two steps without dropout, measured after the second; its pairs are from both halves of a small set."""
     place = tmp_path_factory.mktemp("mixing")
-    tiny = make_tiny(place)
-    config = json.loads((tiny.model / "config.json").read_text())
-    (tiny.model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    tiny = make_tiny(place, dropout=0.0)
     words = ["--training.max_steps", "2", "--objective.mu", "0.7", "--callbacks+", "MeasureMixing"]
     done = sftmix("run", *tiny.options, *words, "--callbacks.every", "2", "--out", "run", cwd=place)
     assert done.returncode == 0, done.stderr

@@ -82,11 +82,7 @@ SLOW = ("--training.learning_rate", "0.001")
 @pytest.fixture(scope="module")
 def plain(tiny, one, tmp_path_factory) -> Tiny:
     """The tiny model without dropout, whose masks depend on ranks and micro-batches."""
-    model = tmp_path_factory.mktemp("plain") / "model"
-    shutil.copytree(tiny.model, model)
-    config = model / "config.json"
-    config.write_text(config.read_text().replace('"attention_dropout": 0.1', '"attention_dropout": 0.0'))
-    return Tiny(model, tiny.train, tiny.eval)
+    return Tiny(make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0).model, tiny.train, tiny.eval)
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,7 @@ OPTIONS = (*LORA, "--training.learning_rate", "0.001", "--training.max_steps", "
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Tiny:
     """The tiny model without dropout, whose masks depend on ranks."""
-    tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    config = tiny.model / "config.json"
-    config.write_text(config.read_text().replace('"attention_dropout": 0.1', '"attention_dropout": 0.0'))
-    return tiny
+    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
 
 
 @pytest.fixture(scope="module")
