@@ -219,7 +219,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
     spellings = _spellings(tokenizer, eos, special_tokens)
-    ends = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
+    ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
     return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
 
 

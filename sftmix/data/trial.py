@@ -67,10 +67,10 @@ def _main() -> int:
     try:
         for chat in CONVERSATIONS:
             for prompt in (False, True):
-                (text,), _ = render_jinja_template(
+                texts, _ = render_jinja_template(
                     [chat], chat_template=given["template"], add_generation_prompt=prompt, **given["variables"]
                 )
-                longest = max(longest, len(text))
+                longest = max(longest, len(texts[0]))
     except MemoryError:
         return _OUT_OF_MEMORY
     except Exception:  # any error of a template; the caller meets it again
