@@ -67,9 +67,9 @@ def _main() -> int:
     try:
         for chat in CONVERSATIONS:
             for prompt in (False, True):
-                texts, _ = render_jinja_template(
+                texts = render_jinja_template(  # a list, and places that are not asked for
                     [chat], chat_template=given["template"], add_generation_prompt=prompt, **given["variables"]
-                )
+                )[0]
                 longest = max(longest, len(texts[0]))
     except MemoryError:
         return _OUT_OF_MEMORY
