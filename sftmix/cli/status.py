@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.cli.results import STAGES, at, held_out
 from sftmix.common.errors import INTERRUPTED, OUTPUT_CLOSED, ConfigError, NoSpaceError, Stopped
 from sftmix.common.files import MANIFEST
+from sftmix.common.names import is_there
 from sftmix.compare.plan import CONFIGURATION
 
 _TAIL_BYTES = 1 << 16
@@ -39,7 +40,7 @@ def _report_or_problem(run: str | Path) -> str | ConfigError:
 def report(run: str | Path) -> str:
     """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
     run = Path(run)
-    if (run / CONFIGURATION).exists():
+    if is_there(run / CONFIGURATION):
         return _table(run)
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):

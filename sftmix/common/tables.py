@@ -247,7 +247,8 @@ def _read(path: PathLike, columns: list[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
+            table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
     missing = [name for name in columns if name not in table.column_names]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -199,7 +200,10 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     Raises ConfigError if they are those of other adapters.
     """
     file = directory / "adapter_model.safetensors"
-    stored = load_file(file) if file.exists() else {}
+    try:
+        stored = load_file(file) if file.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
     own = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
     if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in own.items()}:
         raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
