@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -119,7 +118,7 @@ class Talk:
         )
 
 
-def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO = sys.stdout) -> None:
+def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:
     """Answer each line with every model, until the lines end or one of them is /quit.
 
     lines  what the user writes, a turn or a command in each
