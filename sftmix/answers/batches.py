@@ -116,7 +116,8 @@ def _generate(
 
     Shorter prompts are padded on the left; from the mask, transformers counts their positions from 0.
     """
-    model, longest = loaded.model, max(map(len, prompts))
+    model: Any = loaded.model  # its type has no generate
+    longest = max(map(len, prompts))
     pad = loaded.encoder.pad_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)

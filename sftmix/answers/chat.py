@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from transformers import GenerationConfig
@@ -101,10 +100,11 @@ class Talk:
 
     @torch.inference_mode()
     def _generate(self, prompt: list[int], room: int, printer: Printer) -> None:
-        options, ids = self.options, torch.tensor([prompt], device=self.loaded.model.device)
+        model: Any = self.loaded.model  # its type has no generate
+        options, ids = self.options, torch.tensor([prompt], device=model.device)
         turn = sum(message["role"] == "assistant" for message in self.messages)
         draws = uniforms(options.seed, [("chat", turn)], room) if options.temperature else None
-        self.loaded.model.generate(
+        model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=GenerationConfig(
@@ -118,7 +118,7 @@ class Talk:
         )
 
 
-def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO = sys.stdout) -> None:
+def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:
     """Answer each line with every model, until the lines end or one of them is /quit.
 
     lines  what the user writes, a turn or a command in each

@@ -41,7 +41,7 @@ def main(given: argparse.Namespace) -> None:
 
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chat([load_finished(model, dtype=dtype, device=device) for model in found], options, _lines())
+    chat([load_finished(model, dtype=dtype, device=device) for model in found], options, _lines(), sys.stdout)
 
 
 def _lines() -> Iterator[str]:
