@@ -37,10 +37,13 @@ class LoadedModel:
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
+        Special tokens that a turn spells are text, unless the run was trained on them as tokens.
+
         messages  [{role: ..., content: ...}, ...], the last one of a user
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation.
         """
-        return self.encoder.tokenize(self.encoder.render([messages], prompt=True))[0]
+        turns = [{**turn, "content": self.encoder.content(turn["content"])} for turn in messages]
+        return self.encoder.tokenize(self.encoder.render([turns], prompt=True))[0]
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and the white space that the template writes around it."""
