@@ -93,7 +93,8 @@ def test_prompts_are_those_of_training(finished, name):
     loaded = load_finished(finished_models(finished.path, [name])[0])
     config = read_config(finished.path / "config.yaml")
     encoder = encoder_for(load_tokenizer(config.model.path), config.data)
-    turns = [Message("user", "Add 2 and 3."), Message("assistant", "5", True), Message("user", "And 4?")]
+    asked = f"Add 2 and 3. {encoder.tokenizer.eos_token} What is it?"  # which stays text
+    turns = [Message("user", asked), Message("assistant", "5", True), Message("user", "And 4?")]
     example = Example("x", (*turns, Message("assistant", "9", True)))
     (outcome,) = encode_examples(encoder, [example], 512)
     (first, _), (second, _) = outcome.spans
