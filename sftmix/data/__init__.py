@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data
+from sftmix.data.encoders import encoder_for, make_encoder
 from sftmix.data.preview import render_preview
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.templates import Encoder, encoder_for, make_encoder
+from sftmix.data.templates import Encoder
 
 __all__ = [
     "DataReport",

@@ -11,11 +11,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
+from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
-from sftmix.data.templates import Encoder, encoder_for, make_encoder
+from sftmix.data.templates import Encoder
 from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
-from sftmix.options import LoraOptions
+from sftmix.options import DataOptions, LoraOptions
 from sftmix.pipeline.finished import FinishedModel
 
 
@@ -81,9 +82,9 @@ def load_finished(
 def _encoder(found: FinishedModel, config: RunConfig | None) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
     if config is None:
-        return make_encoder(load_tokenizer(found.path))
+        return encoder_for(load_tokenizer(found.path), DataOptions())
     tokenizer = load_tokenizer(config.model.path)
-    return make_encoder(tokenizer) if config.data.format == TEXT else encoder_for(tokenizer, config.data)
+    return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)
 
 
 def _weights(found: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:

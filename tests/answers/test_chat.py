@@ -11,8 +11,8 @@ from sftmix.answers.chat import Talk, chat
 from sftmix.answers.options import AnswerOptions
 from sftmix.answers.questions import Question
 from sftmix.config.read import read_config
+from sftmix.data.encoders import encoder_for
 from sftmix.data.masks import encode_examples
-from sftmix.data.templates import encoder_for
 from sftmix.model.load import load_tokenizer
 from sftmix.types import Example, Message
 

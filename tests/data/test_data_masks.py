@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
-from sftmix.data.templates import make_encoder
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.templates import make_encoder
+from sftmix.data.encoders import make_encoder
 from sftmix.types import Message
 from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
 

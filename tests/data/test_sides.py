@@ -10,8 +10,8 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.data import encode
+from sftmix.data.encoders import text_encoder
 from sftmix.data.rows import prepare
-from sftmix.data.templates import text_encoder
 from tests.tiny import SHORT, Tiny, make_tiny
 
 SEED = 3

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.data import load_data, make_encoder
+from sftmix.data.encoders import text_encoder
 from sftmix.data.masks import encode_examples
-from sftmix.data.templates import text_encoder
 from sftmix.data.text import stretches
 from sftmix.types import Example, Message
 from tests.data.conftest import options, write  # noqa: F401, fixtures

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.templates import encoder_for
+from sftmix.data.encoders import encoder_for
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
 

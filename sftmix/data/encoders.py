@@ -1,0 +1,168 @@
+"""The encoder of a tokenizer: which chat template is used, whether it is safe, and which token ends a turn.
+
+A small conversation, the probe, is rendered to find the text that the template writes around a response; generation
+tags are not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.data.formats import TEXT
+from sftmix.data.special import SpecialSpellings
+from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
+from sftmix.data.trial import trouble_with
+from sftmix.options import DataOptions, SpecialTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_QUESTION = "Name a colour."
+_ANSWER = "Blue"
+_PROBE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
+    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
+
+    A template that is not ours is first tried out in a process of its own, once for each cache.
+    """
+    if options.format == TEXT:
+        return text_encoder(tokenizer, options.special_tokens)
+    name, source, _ = _choose(tokenizer, options.template)
+    if name not in NAMED:
+        _try_out(tokenizer, name, source, cache_root(options.cache_dir))
+    return make_encoder(tokenizer, options.template, options.special_tokens)
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: Path) -> None:
+    """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
+    variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+
+    def build(directory: Path) -> dict[str, Any]:
+        if trouble := trouble_with(on_the_same_day(source), variables):
+            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
+        return {}
+
+    get_or_build(cache, "template-" + key_of(source, variables, version("transformers"), version("jinja2")), build)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
+    """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
+    eos = int(tokenizer.eos_token_id)
+    spellings = _spellings(tokenizer, eos, special_tokens)
+    ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
+    return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, end: int, special_tokens: SpecialTokens) -> SpecialSpellings | None:
+    return SpecialSpellings(tokenizer, end) if special_tokens == "text" else None
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase, template: str | None = None, special_tokens: SpecialTokens = "text"
+) -> Encoder:
+    """Choose the template, probe it, and return the encoder.
+
+    template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
+                    file
+    special_tokens  what their spellings in rows become, see `DataOptions`
+    Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
+    """
+    name, source, notices = _choose(tokenizer, template)
+    try:
+        ends, source, more = _probe(tokenizer, source)
+    except TemplateRefusal as error:
+        raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
+    spellings = _spellings(tokenizer, ends["end_of_turn_id"], special_tokens)
+    return Encoder(tokenizer, name, source, notices=(*notices, *more), spellings=spellings, **ends)
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
+    if template is None and tokenizer.chat_template:
+        return "tokenizer", tokenizer.get_chat_template(), []
+    notices = []
+    if template is None:
+        template = "alpaca"
+        notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+    if template in NAMED:
+        return template, _own_template(tokenizer, NAMED[template]), notices
+    path = Path(template).expanduser()
+    try:
+        return template, path.read_text(encoding="utf-8"), notices
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "
+            "null takes the tokenizer's own"
+        ) from error
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """Adapt one of our templates: BOS if the tokenizer itself writes one, and turns that end with a token it knows."""
+    source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
+    if "eos_token" in source and tokenizer.eos_token is None:
+        raise ConfigError("data.template: this tokenizer has no eos token, with which this template ends a response")
+    return ("{{ bos_token }}" if writes_bos(tokenizer) else "") + source
+
+
+# ------------------------------------------------------------------------------------------- the probe
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, list[str]]:
+    """Render a small conversation to find the text that the template writes around a response.
+
+    Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
+    if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
+    """
+    notices = []
+    before, after = _around(tokenizer, source)
+    if before.strip():
+        header = before.rstrip(" ")  # a space belongs to the first token of the response
+        source = source.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + json.dumps(header) + " }}{% endif %}"
+        notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
+        before, after = _around(tokenizer, source)
+    if "strftime_now" in source:
+        notices.append("The template writes the date: 26 July 2024 is used on every day.")
+    end, ending, trailer = _ending(tokenizer, after)
+    if appends := end is None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
+            )
+        end = int(tokenizer.eos_token_id)
+        notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
+    ids = tokenizer(render(tokenizer, source, [_PROBE], prompt=False), add_special_tokens=False)["input_ids"][0]
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
+    lead = before if not before.strip() else ""
+    fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
+    return fields, source, notices
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
+    """Find the text between the generation prompt and the probe's answer, and the text after the answer."""
+    prompt = render(tokenizer, source, [_PROBE[:1]], prompt=True)[0]
+    full = render(tokenizer, source, [_PROBE], prompt=False)[0]
+    place = full.rfind(_ANSWER)
+    if place < 0:
+        raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    return full[len(prompt) : place] if full.startswith(prompt) else "", full[place + len(_ANSWER) :]
+
+
+def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
+    """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            text = str(tokenizer.convert_ids_to_tokens(token))
+            through = after.find(text) + len(text)
+            return int(token), after[:through], after[through:]
+    return None, "", after
