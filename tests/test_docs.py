@@ -39,8 +39,6 @@ from sftmix.config.schema import (
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from tests.tiny import Tiny, make_tiny
 
-pytestmark = pytest.mark.long
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
@@ -309,6 +307,7 @@ def workspace(tmp_path_factory) -> Workspace:
     return found
 
 
+@pytest.mark.slow
 def test_commands_parse(workspace):
     found = [words for page in PAGES for words in map(sftmix_words, commands(page)) if words is not None]
     assert len(found) > 15
@@ -331,6 +330,7 @@ def first(workspace) -> Path:
     return workspace.path / "runs" / "first"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_python_runs(page, workspace, first):
@@ -339,6 +339,7 @@ def test_python_runs(page, workspace, first):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_components_run(workspace):
     """The commands of the page as they stand there, on the tiny model instead of gpt2."""

@@ -148,6 +148,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, sftmix, tmp_path):
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
 
 
+@pytest.mark.slow
 def test_real_model(shared, sftmix, tmp_path):
     """base-7m and Alpaca: the adapter directory and the merged model speak the same words."""
     out = tmp_path / "run"

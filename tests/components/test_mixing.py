@@ -31,6 +31,7 @@ def run(tmp_path_factory) -> Path:
     return place / "run"
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_autograd(run, monkeypatch):
     from transformers import AutoModelForCausalLM
 

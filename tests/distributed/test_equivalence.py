@@ -95,7 +95,7 @@ def base(plain, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("words", "ranks"),
     [
-        (("--training.parallel", "ddp"), 2),
+        pytest.param(("--training.parallel", "ddp"), 2, marks=pytest.mark.slow),
         pytest.param(("--training.parallel", "fsdp"), 2, marks=pytest.mark.slow),
         pytest.param(("--training.parallel", "hsdp", "--training.shard_group_size", "2"), 4, marks=pytest.mark.slow),
         (("--training.micro_batch_size", "8"), 1),
@@ -171,7 +171,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     ("ranks", "step"),
-    [(1, 7), (1, 8), pytest.param(2, 6, marks=pytest.mark.slow)],
+    [(1, 7), pytest.param(1, 8, marks=pytest.mark.slow), pytest.param(2, 6, marks=pytest.mark.slow)],
     ids=["mid epoch", "end of epoch", "fsdp"],
 )
 def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, here, ranks, step):
@@ -202,6 +202,7 @@ def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, here):
     assert_equal(one, resumed)
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_reference_is_trained_and_scored(tiny, one, here):
     out = here / "killed"
     words = ["run", *tiny.options, "--out", str(out), "--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]

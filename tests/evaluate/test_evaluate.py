@@ -110,6 +110,7 @@ def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
     assert "pubmedqa: 4 prompts are longer than the context and lost their beginning (base)." in done.out
 
 
+@pytest.mark.slow
 def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path, sftmix):
     write_rows(tmp_path, "medmcqa", questions=3)
     spec = f"task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'medmcqa.jsonl'}\n"

@@ -83,6 +83,7 @@ def test_adapters_in_a_pickle(canary, tiny, tmp_path):
         load_model(adapters)
 
 
+@pytest.mark.slow
 def test_pickles_in_the_place_of_scores(canary, finished, tmp_path, sftmix):
     """The file of another's confidence, a stage of a run, and NumPy's way to hold objects."""
     run, words = of_run(finished, tmp_path)
@@ -99,6 +100,7 @@ def test_pickles_in_the_place_of_scores(canary, finished, tmp_path, sftmix):
         assert f"{file}: cannot be read as Parquet" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:skipping checkpoint")
 def test_pickles_in_a_run_directory(canary, finished, tmp_path, sftmix):
     """What a stage or a checkpoint holds is known by its hashes: another file is not read."""

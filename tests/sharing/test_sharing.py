@@ -89,6 +89,7 @@ def _without(words, option):
     return [*words[:at], *words[at + 2 :]]
 
 
+@pytest.mark.slow
 def test_the_model_on_the_hub_is_that_of_the_run(shared_run, finished):
     code, out, err = shared_run.done["model"]
     assert (code, shared_run.hub.url in out) == (0, True), err
@@ -104,6 +105,7 @@ def test_the_model_on_the_hub_is_that_of_the_run(shared_run, finished):
     ]
 
 
+@pytest.mark.slow
 def test_no_text_of_the_rows_is_shared(shared_run, finished):
     code, _, err = shared_run.done["scores"]
     assert code == 0, err
@@ -123,6 +125,7 @@ def test_no_text_of_the_rows_is_shared(shared_run, finished):
     assert [name for name, data in files.items() for text in long if text in data] == []
 
 
+@pytest.mark.slow
 def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run, finished):
     code, _, err = shared_run.done["run"]
     assert code == 0, err
@@ -133,6 +136,7 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "code", "words"),
     [
