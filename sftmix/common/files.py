@@ -44,8 +44,9 @@ def placing(path: Path) -> Iterator[Path]:
         yield staging
         os.replace(staging, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"no space left to write {path}; free some and run again") from error
+        staging.unlink(missing_ok=True)
+        if is_full(error):
+            raise no_space(path) from error
         raise
     finally:
         staging.unlink(missing_ok=True)
@@ -68,6 +69,37 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def is_full(error: BaseException) -> bool:
+    """Return True if an error says that the disk, or the quota, is full.
+
+    safetensors and torch.distributed.checkpoint say so in their messages alone.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that holds `path`, or will hold it."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+
+
+def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
+    """Return the error of a full disk, with the free bytes and those needed, if they are known."""
+    need = "" if needed is None else f"{needed:,} bytes are needed, "
+    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
+
+
+def remove_leftovers(directory: Path, name: str = "") -> None:
+    """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
+    found = directory.glob(f".tmp-{name}.*") if name else (p for k in (".tmp-*", ".old-*") for p in directory.rglob(k))
+    for leftover in list(found):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

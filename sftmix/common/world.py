@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -92,10 +93,12 @@ class World:
 
 
 @contextlib.contextmanager
-def start_world() -> Iterator[World]:
+def start_world(timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
 
     A rank ends when its torchrun is gone.
+
+    timeout  seconds after which ranks that wait for another one give up
     """
     end_with_launcher()
     size, rank, local = (
@@ -108,7 +111,8 @@ def start_world() -> Iterator[World]:
     if "RANK" not in os.environ:  # not torchrun
         yield World(device=device)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
