@@ -56,6 +56,10 @@ class NoSpaceError(SFTMixError):
     exit_code = 7
 
 
+class HangError(SFTMixError):
+    """Another rank did not answer in time."""
+
+
 class Stopped(BaseException):
     """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved.
 

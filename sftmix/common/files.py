@@ -15,6 +15,9 @@ from typing import Any, BinaryIO
 from sftmix.common.errors import NoSpaceError
 
 MANIFEST = "MANIFEST.json"
+_OWN_HASH = "sha256"
+_ENTRIES_BEFORE = 3
+"""Entries of a manifest that was written before manifests held their own hash: step, world_size, files."""
 
 
 def sha256_file(path: Path) -> str:
@@ -117,12 +120,16 @@ def fresh_directory(final: Path) -> Path:
 
 
 def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object]) -> None:
-    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`)."""
+    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
+
+    The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
+    """
     files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():
         _fsync(path)
     hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
-    write_json(staging / MANIFEST, {**about, "files": hashes})
+    manifest = {**about, "files": hashes}
+    write_json(staging / MANIFEST, {**manifest, _OWN_HASH: sha256_json(manifest)})
     _fsync(staging)
     if final.exists():
         shutil.rmtree(final)
@@ -133,13 +140,21 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
+    Files that the manifest does not list are a problem, too: the reader of tensors takes all that it finds.
+
     hashes  False: look at the sizes alone, which reads no file
     """
     try:
-        files = read_json(path / MANIFEST)["files"]
+        manifest = read_json(path / MANIFEST)
+        own, files = manifest.pop(_OWN_HASH, None), manifest["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest is unreadable ({error})"
+    if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
+        return "its manifest does not have the hash it was written with"
+    found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    if more := sorted(found - expected.keys() - {MANIFEST}):
+        return f"{more[0]} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():

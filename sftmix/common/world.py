@@ -12,12 +12,14 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from sftmix.common.errors import SFTMixError, Stopped
+from sftmix.common.errors import HangError, SFTMixError, Stopped
 from sftmix.common.launcher import end_with_launcher
 
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_TIMED_OUT = "Timed out waiting"
+"""Words of gloo, which has no class for this error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +118,12 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
+    except RuntimeError as error:
+        if _TIMED_OUT not in str(error):
+            raise
+        raise HangError(
+            f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or does what takes "
+            "longer; the same command continues from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()

@@ -11,6 +11,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +66,49 @@ class Record:
 
 @dataclass(frozen=True)
 class KillAt:
-    """SIGKILL this process before the n-th file operation below a directory."""
+    """A signal to this process before the n-th file operation below a directory."""
 
     below: str
     number: int
+    signal: int = signal.SIGKILL
 
     def __call__(self) -> None:
-        on_file_operations(self.below, lambda n, *_: os.kill(os.getpid(), signal.SIGKILL) if n == self.number else None)
+        on_file_operations(self.below, lambda n, *_: os.kill(os.getpid(), self.signal) if n == self.number else None)
+
+
+@dataclass(frozen=True)
+class KillIn:
+    """A signal to this process, some seconds after the n-th call of a function has begun; then again, if asked for.
+
+    file, function  the end of the path of its source, and its name
+    """
+
+    file: str
+    function: str
+    call: int = 1
+    after: float = 0.0
+    signal: int = signal.SIGKILL
+    times: int = 1
+
+    def __call__(self) -> None:
+        seen = [0]
+
+        def profile(frame, event: str, _: object) -> None:
+            code = frame.f_code
+            if event == "call" and code.co_name == self.function and code.co_filename.endswith(self.file):
+                seen[0] += 1
+                if seen[0] == self.call:
+                    sys.setprofile(None)
+                    threading.Thread(target=self._send, daemon=True).start()
+
+        sys.setprofile(profile)
+
+    def _send(self) -> None:
+        time.sleep(self.after)
+        Path("signalled").write_text(str(time.time()))
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.signal)
+            time.sleep(0.05)
 
 
 @dataclass(frozen=True)

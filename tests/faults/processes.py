@@ -79,17 +79,19 @@ class Ended:
         return self.codes[0]
 
 
-def start(words: Sequence[str], *, cwd: Path, faults: Sequence[Fault | None] = (None,)) -> Job:
+def start(
+    words: Sequence[str], *, cwd: Path, faults: Sequence[Fault | None] = (None,), log: str = "printed.txt"
+) -> Job:
     """Start a command with one rank for each entry of `faults`, which is done to it first."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sftmix.pipeline.recipe", "transformers.models.llama.modeling_llama"])
-    port, log = free_port(), cwd / "printed.txt"
-    log.unlink(missing_ok=True)
-    given = [(list(words), str(cwd), str(log), rank, len(faults), port, fault) for rank, fault in enumerate(faults)]
+    port, file = free_port(), cwd / log
+    file.unlink(missing_ok=True)
+    given = [(list(words), str(cwd), str(file), rank, len(faults), port, fault) for rank, fault in enumerate(faults)]
     processes = [context.Process(target=_rank, args=each) for each in given]
     for process in processes:
         process.start()
-    return Job(processes, log)
+    return Job(processes, file)
 
 
 def ended(words: Sequence[str], *, cwd: Path, faults: Sequence[Fault | None] = (None,)) -> Ended:
