@@ -29,9 +29,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import step_path, steps_in
-from sftmix.common.errors import CheckpointError
+from sftmix.common.errors import CheckpointError, NonFiniteError
 from sftmix.common.files import (
     commit_directory,
     free_bytes,
@@ -91,8 +92,10 @@ class CheckpointStore:
         optimizer  None: the weights alone, to export and not to resume from
         state      the state of the loop except tensors, as JSON
         arrays     more tensors, the same on every rank
-        Raises NoSpaceError on every rank if the disk of any is full; earlier checkpoints are untouched.
+        Raises NoSpaceError on every rank if the disk of any is full, and NonFiniteError if a weight is not finite;
+        earlier checkpoints are untouched.
         """
+        self._refuse_if_not_finite(step, wrapped)
         made = self.world.on_main(lambda: self._staging(step))
         staging, tensors = Path(self.world.share(str(made))), _tensors(wrapped, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -121,6 +124,14 @@ class CheckpointStore:
 
         self.world.on_main(commit)
 
+    def _refuse_if_not_finite(self, step: int, wrapped: nn.Module) -> None:
+        own = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(unwrap(wrapped)).values()]
+        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in own))):
+            raise NonFiniteError(
+                f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
+                "training.learning_rate (the last checkpoint is untouched)"
+            )
+
     def _staging(self, step: int) -> Path:
         try:
             return fresh_directory(self.path(step))
@@ -143,15 +154,17 @@ class CheckpointStore:
         for old in others[self.keep - 1 :]:
             shutil.rmtree(self.path(old))
 
-    def check_space(self, size: int, saves: int) -> None:
+    def check_space(self, wrapped: nn.Module, state_bytes: float, saves: int) -> None:
         """Raise NoSpaceError on every rank if the disk has too little room for the checkpoints to come.
 
-        size   bytes of a checkpoint, if there is none to look at; saves: number of those still to be saved
+        state_bytes  of the optimizer, per trained number
+        saves        number of checkpoints still to be saved
         """
+        size = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(unwrap(wrapped)).values())
 
         def check() -> None:
             steps = self.steps()
-            each = max([size, *(self._bytes(step) for step in steps[:1])])
+            each = max([int(size), *(self._bytes(step) for step in steps[:1])])
             needed = int(_ROOM * each * min(saves, max(1, self.keep + 1 - len(steps))))
             if free_bytes(self.directory) < needed:
                 raise no_space(self.directory, needed)
@@ -244,8 +257,8 @@ def _has_frozen(module: nn.Module) -> bool:
     return not all(p.requires_grad for p in module.parameters())
 
 
-def _trained(module: nn.Module) -> list[str]:
-    return [name for name, p in module.named_parameters() if p.requires_grad]
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:

@@ -179,7 +179,6 @@ class TrainingLoop:
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
-            self._refuse_if_not_finite()
             state = {
                 "identity": self.stage.identity,
                 "totals": asdict(self.totals),
@@ -196,19 +195,8 @@ class TrainingLoop:
     def _check_space(self) -> None:
         """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
         if self.every and self.step < self.total:
-            trained = [p for p in unwrap(self.module).parameters() if p.requires_grad]
-            size = sum(p.numel() * (p.element_size() + self.stage.optimizer.state_bytes) for p in trained)
-            self.store.check_space(int(size), math.ceil((self.total - self.step) / self.every))
-
-    def _refuse_if_not_finite(self) -> None:
-        """Raise NonFiniteError on every rank before weights that are not finite are saved over good ones."""
-        own = [p.to_local() if isinstance(p, DTensor) else p for p in unwrap(self.module).parameters()]
-        bad = sum(int((~torch.isfinite(p)).any()) for p in own if p.requires_grad)
-        if self.world.max(bad):
-            raise NonFiniteError(
-                f"{self.stage.name}: weights are not finite after step {self.step}; lower training.learning_rate "
-                "(the last checkpoint is untouched)"
-            )
+            saves = math.ceil((self.total - self.step) / self.every)
+            self.store.check_space(self.module, self.stage.optimizer.state_bytes, saves)
 
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
         """Write what the step was; a full disk is noted, so that all ranks end together."""
