@@ -125,13 +125,15 @@ class RunDirectory:
 
     def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
-        if self.world.is_main:
-            directory = self.path / stage
+        directory = self.path / stage
+
+        def record() -> None:
             write_json(directory / "figures.json", figures)
             files = [f for name in [*outputs, "figures.json"] for f in _files(directory / name)]
             hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
             write_json(directory / MANIFEST, {"files": hashes})
-        self.world.barrier()
+
+        self.world.on_main(record)
 
 
 def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
