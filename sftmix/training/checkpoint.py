@@ -99,7 +99,7 @@ class CheckpointStore:
         made = self.world.on_main(lambda: self._staging(step))
         staging, tensors = Path(self.world.share(str(made))), _tensors(wrapped, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        writer = dcp.HuggingFaceStorageWriter(staging, save_distributed=True)
+        writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
         try:
             with _quiet():
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
