@@ -13,6 +13,8 @@ from sftmix.common.fields import column_problems
 
 T = TypeVar("T")
 
+SpecialTokens = Literal["text", "tokens"]
+
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
@@ -109,6 +111,9 @@ class DataOptions:
     false: each example is a piece of one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
+    special_tokens: SpecialTokens = "text"
+    """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
+    a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
     max_length: int | None = None
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
     multi_turn: Literal["per_turn", "whole"] = "per_turn"

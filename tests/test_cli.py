@@ -300,7 +300,7 @@ def test_an_unknown_recipe_lists_those_there(run: Run) -> None:
         (["run", "--data.eval", "e", "--data.eval_fraction", "0.1"], ["data.eval (e)", "data.eval_fraction (0.1)"]),
         (["preview", "--rows", "0", "--data.train", "a"], ["rows is 0"]),
         (["preview", "--print_config"], ["--print_config", "`run`"]),
-        (["export"], ["RUN", "--to", "export --help"]),
+        (["export"], ["RUN", "export --help"]),
         (["export", "r", "--to", "d", "--dtype", "int4"], ["int4", "bfloat16"]),
         (["status"], ["RUN"]),
         (["status", "nowhere"], ["nowhere is not a run directory"]),

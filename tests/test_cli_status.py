@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sftmix.cli.status import report
+from sftmix.cli.status import report, reports
 from sftmix.common.errors import ConfigError
 
 
@@ -117,6 +117,13 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
         report(tmp_path)
     with pytest.raises(ConfigError, match="is not a run directory"):
         report(tmp_path / "missing")
+
+
+def test_directories_that_are_no_runs_do_not_hide_the_others(tmp_path: Path) -> None:
+    lay(tmp_path / "run", status={"stage": "train", "exit_code": 0})
+    told, problems = reports([tmp_path / "a", tmp_path / "run", tmp_path / "b"])
+    assert told == [report(tmp_path / "run")]
+    assert [problem.split(" is not a run")[0] for problem in problems] == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
 def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path) -> None:

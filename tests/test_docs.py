@@ -6,6 +6,7 @@ would stay a known component for the tests that follow.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.cli import chat, evaluate, generate, report
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
@@ -45,6 +47,7 @@ FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run"}
+PROGRAMS |= {"hf", "transformers", "vllm", "llama-server"}
 
 
 def name_of(path: Path) -> str:
@@ -151,34 +154,16 @@ def test_api_pages_name_what_is_there(page):
 
 
 def known_options() -> set[str]:
+    words = "config print_config rows no_color to step best dtype merge help version gpu gpus bandwidth gpus_per_node"
     own = {
-        "config",
-        "print_config",
-        "rows",
-        "no_color",
-        "to",
-        "step",
-        "best",
-        "dtype",
-        "merge",
-        "help",
-        "version",
-        "map",
-        "score",
-    }
-    own |= {
-        "gpu",
-        "gpus",
-        "bandwidth",
-        "gpus_per_node",
-        "mfu",
-        "tflops",
-        "json",
-        "project",
-        "variants",
-        "list",
+        *words.split(),
+        *["mfu", "tflops", "json", "project", "variants", "list", "push_to_hub", "private", "license"],
         *(f.name for f in fields(TableOptions)),
     }
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for command in (chat, evaluate, generate, report):
+        command.add_options(parser)
+    own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "signal", "signals"}
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
@@ -263,6 +248,8 @@ from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
 import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
+import sftmix.cli.evaluate, sftmix.cli.sharing, sftmix.evaluate.convert
+import sftmix.answers.blind, sftmix.answers.chat, sftmix.answers.generate, sftmix.pipeline.finished
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
@@ -273,7 +260,13 @@ sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **opti
 sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
+sftmix.evaluate.convert.convert = lambda *args, **options: ()
+sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
+sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
+sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
+sftmix.pipeline.finished.finished_models = lambda *args: []
+sftmix.answers.chat.chat = lambda *args: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

@@ -1,4 +1,7 @@
-"""The installed package, in an environment of its own: found from every directory, the one that holds it included."""
+"""The installed package, in an environment of its own: found from every directory, the one that holds it included.
+
+As a checkout, and as the wheel that is published, which must hold every file that is no module.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
+import sftmix
 from tests.tiny import ROOT
 
-BUILD = "import sys; from setuptools.build_meta import build_editable; print(build_editable(sys.argv[1]))"
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2])"
+NO_MODULES = {".yaml", ".html", ".css", ".js", ".typed"}
+"""Endings of the files of the package that are no modules."""
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +33,34 @@ def checkout(tmp_path_factory) -> Path:
     return place
 
 
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def build(kind: str, checkout: Path, to: Path) -> Path:
+    """Build a wheel of the checkout, `editable` or `wheel`, as pip does it, and return the file."""
+    words = [sys.executable, "-c", BUILD, kind, str(to)]
+    made = subprocess.run(words, cwd=checkout, env=environment(), capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = to.glob("*.whl")
+    return wheel
+
+
+def packages_of(home: Path) -> Path:
+    (packages,) = home.glob("lib/python*/site-packages")
+    return packages
+
+
 @pytest.fixture(scope="module")
 def python(checkout, tmp_path_factory):
     """What a fresh interpreter says where that checkout is installed as `pip install -e` does it (without pip)."""
     home = tmp_path_factory.mktemp("venv")
     venv.create(home, with_pip=False)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    made = subprocess.run(
-        [sys.executable, "-c", BUILD, str(home)], cwd=checkout, env=environment, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    (wheel,) = home.glob("*.whl")
-    (packages,) = home.glob("lib/python*/site-packages")
-    shutil.unpack_archive(wheel, packages, "zip")
+    shutil.unpack_archive(build("editable", checkout, home), packages_of(home), "zip")
 
     def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         command = [str(home / "bin" / "python"), *words]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
 
     return run
 
@@ -55,3 +73,38 @@ def test_the_package_is_found(python, checkout, tmp_path, where):
     assert Path(done.stdout.strip()).is_relative_to(checkout / "sftmix")
     version = python("-m", "sftmix", "--version", cwd=place)
     assert (version.returncode, version.stdout[:7]) == (0, "sftmix "), version.stderr
+
+
+def test_the_wheel_holds_what_the_package_needs(checkout, tmp_path):
+    """Recipes, task files, the page of the report, types and licence; `sftmix` starts where nothing else is there."""
+    home = tmp_path / "home"
+    venv.create(home, with_pip=False)
+    packages = packages_of(home)
+    shutil.unpack_archive(build("wheel", checkout, tmp_path), packages, "zip")
+    there = {file.relative_to(packages).as_posix() for file in packages.rglob("*")}
+    wanted = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sftmix").rglob("*") if file.suffix in NO_MODULES}
+    assert {"sftmix/py.typed", "sftmix/recipes/quickstart.yaml", "sftmix/evaluate/tasks/medmcqa.yaml"} <= wanted
+    assert wanted - there == set()
+    (about,) = packages.glob("sftmix-*.dist-info")
+    assert about.name == f"sftmix-{sftmix.__version__}.dist-info"
+    assert (about / "licenses" / "LICENSE").exists()
+    assert "sftmix = sftmix.cli:main" in (about / "entry_points.txt").read_text()
+    call = "import sys; from sftmix.cli import main; sys.exit(main(['--help']))"
+    words = [str(home / "bin" / "python"), "-c", call]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, "usage: sftmix COMMAND" in done.stdout) == (0, True), done.stderr
+
+
+def test_the_version_stands_in_one_place():
+    texts = [ROOT / "pyproject.toml", ROOT / "CITATION.cff", ROOT / "cli.py", *(ROOT / "sftmix").rglob("*.py")]
+    holding = [file.name for file in texts if f'"{sftmix.__version__}"' in file.read_text(encoding="utf-8")]
+    assert holding == ["__init__.py"]
+
+
+def test_the_citation_names_paper_and_software():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["cff-version"], cited["type"], cited["title"]) == ("1.2.0", "software", "SFTMix")
+    assert "version" not in cited  # it stands in one place
+    paper = cited["references"][0]
+    assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2410.05248"}]
+    assert paper["authors"][0]["family-names"] == "Xiao"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -48,7 +49,8 @@ Stages that are done are read back, so the same command continues an interrupted
         "confidence",
         f"""Turn the training dynamics into one confidence per example (confidence/confidence.parquet).
 
-  sftmix confidence {_EXAMPLE} --confidence LogPerplexity""",
+  sftmix confidence {_EXAMPLE} --confidence LogPerplexity
+  sftmix confidence {_EXAMPLE} --push_to_hub OWNER/NAME    share the scores, without the rows""",
     ),
     "split": (
         "split",
@@ -73,10 +75,14 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
     from sftmix.cli.results import results, say, starting
+    from sftmix.cli.sharing import SCORES, after_stage, check_push
     from sftmix.config.checks import validate
 
-    config, _ = configuration(name, _ABOUT[name][1], argv)
+    own = SCORES if name == "confidence" else ()
+    config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
     validate(config)
+    if own:
+        check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     for note in config.unused():
         say(f"note: {note}")
     until = _ABOUT[name][0]
@@ -88,6 +94,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
 
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
+    after_stage(config, until, parsed)
 
 
 def _preview(argv: Sequence[str]) -> None:
@@ -178,11 +185,13 @@ def _export(argv: Sequence[str]) -> None:
   sftmix export runs/first --to my-model
   sftmix export runs/first --to my-model-at-200 --step 200 --dtype bfloat16
   sftmix export runs/lora --to my-model --merge
+  sftmix export runs/first --push_to_hub OWNER/NAME --license llama3.1
 
-Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model."""
+Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
+stands beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
     parser = _Parser("export", about)
     parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
+    parser.add_argument("--to", metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
     best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
     parser.add_argument("--best", action="store_true", help=best)
@@ -190,18 +199,18 @@ Of a run with adapters it writes the adapters, as PEFT does, or with --merge the
     what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
     parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
     parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
-    given = parser.parse_args(argv)
-    from sftmix.pipeline.export import export_run
+    from sftmix.cli.sharing import add_push_options, export
 
-    print(export_run(given.run, given.to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge))
+    add_push_options(parser)
+    export(parser.parse_args(argv))
 
 
-def _report(argv: Sequence[str]) -> None:
-    from sftmix.cli.report import ABOUT, add_options, main
-
-    parser = _Parser("report", ABOUT)
-    add_options(parser)
-    main(parser.parse_args(argv))
+def _leaf(name: str, argv: Sequence[str]) -> None:
+    """Run a command of a leaf room, whose help, options and function stand in a module of its name."""
+    module = import_module(f"sftmix.cli.{name}")
+    parser = _Parser(name, module.ABOUT)
+    module.add_options(parser)
+    module.main(parser.parse_args(argv))
 
 
 def _status(argv: Sequence[str]) -> None:
@@ -212,9 +221,13 @@ It reads files only, so it works while a run goes on and after it has ended.
     parser = _Parser("status", about)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     given = parser.parse_args(argv)
-    from sftmix.cli.status import report
+    from sftmix.cli.status import reports
 
-    print("\n\n".join(report(run) for run in given.runs))
+    told, problems = reports(given.runs)
+    if told:
+        print("\n\n".join(told))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _track(argv: Sequence[str]) -> None:
@@ -264,7 +277,12 @@ COMMANDS = {
     "estimate": Command("say what a run will need: memory and hours, before it is started", _estimate),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _export),
-    "report": Command("write a page that shows what a run saw in the data, and what came out", _report),
+    "chat": Command("talk to a finished model, or to two side by side", partial(_leaf, "chat")),
+    "generate": Command("let finished models answer a file of prompts", partial(_leaf, "generate")),
+    "report": Command(
+        "write a page that shows what a run saw in the data, and what came out", partial(_leaf, "report")
+    ),
+    "evaluate": Command("measure the models of a run on benchmarks, in one table", partial(_leaf, "evaluate")),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),

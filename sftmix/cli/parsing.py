@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonargparse
@@ -18,9 +19,12 @@ from sftmix.config.schema import component_bases, component_options, import_clas
 
 
 def configuration(
-    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
+    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = (), *, prints: bool = False
 ) -> tuple[RunConfig, jsonargparse.Namespace]:
-    """Return the RunConfig of a command line and all parsed values; --help and --print_config end here."""
+    """Return the RunConfig of a command line and all parsed values; --help and --print_config end here.
+
+    prints  take --print_config, which prints the configuration without the options in `own`, in spite of these
+    """
     given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
     if given.help is not None:
         from sftmix.cli.help import help_text
@@ -32,9 +36,11 @@ def configuration(
     for note in notes:
         say(f"note: {note}")
     if given.print_config is not None:
-        if own:
+        if own and not prints:
             raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
-        print_config(parser, given)
+        names = [option.name for option in own]
+        kept = [word for word in given.options if word[2:].partition("=")[0] not in names]
+        print_config(build_parser(parser.prog), replace(given, options=kept))
     return config, parsed
 
 

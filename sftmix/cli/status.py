@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.cli.results import STAGES, at, held_out
 from sftmix.common.errors import INTERRUPTED, OUTPUT_CLOSED, ConfigError, NoSpaceError, Stopped
 from sftmix.common.files import MANIFEST
+from sftmix.common.names import is_there
 from sftmix.compare.plan import CONFIGURATION
 
 _TAIL_BYTES = 1 << 16
@@ -22,10 +23,24 @@ CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_co
 """Exit codes after which the same command continues the run."""
 
 
+def reports(runs: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """Return the state of every run or table, and a sentence for each directory that is neither."""
+    found = [_report_or_problem(run) for run in runs]
+    told = [text for text in found if isinstance(text, str)]
+    return told, [str(problem) for problem in found if isinstance(problem, ConfigError)]
+
+
+def _report_or_problem(run: str | Path) -> str | ConfigError:
+    try:
+        return report(run)
+    except ConfigError as error:
+        return error
+
+
 def report(run: str | Path) -> str:
     """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
     run = Path(run)
-    if (run / CONFIGURATION).exists():
+    if is_there(run / CONFIGURATION):
         return _table(run)
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):

@@ -134,6 +134,19 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     return ids, Split(group=np.asarray([code[g] for g in groups], dtype=np.int8), names=names)
 
 
+def write_hashes(path: PathLike, ids: Sequence[str], hashes: Sequence[str]) -> None:
+    """Write id and hash, the hash of each example's text."""
+    import pyarrow as pa
+
+    _write(path, pa.table({"id": pa.array(ids, pa.string()), "hash": pa.array(hashes, pa.string())}))
+
+
+def read_hashes(path: PathLike) -> tuple[list[str], list[str]]:
+    """Return (ids, hashes)."""
+    table = _read(path, ["id", "hash"])
+    return _unique_ids(path, table), [str(value) for value in table["hash"].to_pylist()]
+
+
 def write_ids(path: PathLike, ids: Sequence[str]) -> None:
     """Write one column, id."""
     import pyarrow as pa
@@ -234,7 +247,8 @@ def _read(path: PathLike, columns: list[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
+            table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
     missing = [name for name in columns if name not in table.column_names]

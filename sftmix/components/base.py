@@ -87,6 +87,10 @@ class ReferenceContext(Protocol):
         """The N example ids, in row order."""
         ...
 
+    def content_hashes(self) -> Sequence[str]:
+        """Return the hash of each example's turns, in row order; examples of the same text have the same."""
+        ...
+
     def train_and_score(
         self,
         *,

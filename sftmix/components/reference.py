@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.hub import HUB, fetched_scores, hub_name
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
@@ -158,21 +161,58 @@ class FromFile(Reference):
     needs_model = False
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
-        """path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored."""
+        """
+        path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored. Or
+            `hub:NAME`, scores that `confidence --push_to_hub` has shared: rows are matched by the hash of their text,
+            and each must be there.
+        """
         self.path = path
 
     def files(self) -> Sequence[str]:
-        if not os.path.isfile(self.path):  # checked here, before the stage stores its inputs
-            raise DataError(f"reference.path: {os.fspath(self.path)}: there is no such file")
-        return [os.fspath(self.path)]
+        path = os.fspath(self.path)
+        if name := hub_name(path):
+            return fetched_scores(name)
+        if not os.path.isfile(path):  # checked here, before the stage stores its inputs
+            raise DataError(f"reference.path: {path}: there is no such file")
+        return [path]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         from sftmix.common.tables import read_dynamics
 
+        if name := hub_name(os.fspath(self.path)):
+            return _shared(name, context)
         dynamics = read_dynamics(self.path).of(context.ids)
         if len(context.ids) and not dynamics.scored.any():
             raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
         return dynamics
+
+
+def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
+    """Return shared scores under the ids of this run: of each text that is there k times, the k-th has the k-th's."""
+    from sftmix.common.tables import read_dynamics, read_hashes
+
+    dynamics_file, rows_file = fetched_scores(name)
+    ids, hashes = read_hashes(rows_file)
+    theirs = dict(zip(_numbered(hashes), ids, strict=True))
+    wanted = _numbered(context.content_hashes())
+    missing = [own for own, key in zip(context.ids, wanted, strict=True) if key not in theirs]
+    if missing:
+        raise DataError(
+            f"{HUB}{name} has scores of {len(ids):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
+            f"run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on the rows "
+            "that its card names, held out in the same way, or score yours with --reference TrainedReference"
+        )
+    found = read_dynamics(dynamics_file).of([theirs[key] for key in wanted])
+    return replace(found, ids=list(context.ids))
+
+
+def _numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each hash with the number of those before it that are equal."""
+    seen, found = Counter[str](), []
+    for value in hashes:
+        found.append((value, seen[value]))
+        seen[value] += 1
+    return found
 
 
 def _are_places(places: Sequence[float]) -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.conversations import Conversations
+from sftmix.data.conversations import Conversations, content_hash
 from sftmix.data.documents import Documents
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
@@ -155,6 +155,10 @@ class EncodedDataset(Sequence[Encoded]):
         else:
             turns = self._file.column("turn").to_numpy().astype(np.int64)
             yield from self._conversations.examples_at(np.asarray(self._records, dtype=np.int64), turns)
+
+    def content_hashes(self) -> list[str]:
+        """Return the hash of each row's turns, 16 hex digits, in file order; rows of the same text have the same."""
+        return [content_hash(example.messages) for example in self.examples()]
 
     def _window(self, row: int, record: int) -> Example:
         about, offset = self._conversations, self._file.cell(row, "offset").as_py()

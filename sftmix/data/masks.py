@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sftmix.data.special import NUL
 from sftmix.data.templates import Encoder, TemplateRefusal
 from sftmix.types import Example
 
@@ -23,6 +24,7 @@ class Outcome:
     spans    (start, end) of each trained response, end-of-turn token included
     reasons  keys of `report.REASONS` to count
     detail   words that the report adds to the example's name
+    spelt    spellings of special tokens in its text, encoded as text
     split    the template rewrites earlier turns: the caller encodes each trained turn as an example of its own
     """
 
@@ -30,6 +32,7 @@ class Outcome:
     spans: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     detail: str = ""
+    spelt: list[str] = field(default_factory=list)
     split: bool = False
 
 
@@ -55,7 +58,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     texts = [text for found in turns if not isinstance(found, Outcome) for t in found for text in (t.prompt, t.closed)]
     ids = iter(encoder.tokenize(texts))
     outcomes = []
-    for found in turns:
+    for example, found in zip(examples, turns, strict=True):
         if isinstance(found, Outcome):
             outcomes.append(found)
             continue
@@ -65,6 +68,8 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
                 turn.closed_ids.append(encoder.end_of_turn_id)
         outcome = _single(encoder, found[0]) if len(found) == 1 else _several(encoder, found)
         outcomes.append(_cut(outcome, max_length))
+        if NUL in found[-1].closed:
+            outcomes[-1].spelt = encoder.special_in([message.content for message in example.messages])
     return outcomes
 
 
@@ -74,7 +79,9 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] | Outcome]:
     """Render the trained turns of each example; an Outcome stands for a conversation that the template refuses."""
     places = [[i for i, m in enumerate(example.messages) if m.trained] for example in examples]
-    chats = [[{"role": m.role, "content": m.content} for m in example.messages] for example in examples]
+    chats = [
+        [{"role": m.role, "content": encoder.content(m.content)} for m in example.messages] for example in examples
+    ]
     prompts = [chat[:i] for chat, found in zip(chats, places, strict=True) for i in found]
     through = [chat[: i + 1] for chat, found in zip(chats, places, strict=True) for i in found]
     try:

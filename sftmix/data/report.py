@@ -37,6 +37,8 @@ REASONS = {
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
     "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
     "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
+    "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
 }
 """Every reason that the report counts, with its words there; {s} is the plural."""
@@ -50,6 +52,7 @@ class DataReport:
     train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
     counts        reason (a key of REASONS) -> how many
     first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
+    kinds         reason -> kind of the case -> how many, for the reasons that have kinds
     notes         remarks, for example on the template in use
     max_length    tokens per example
     tokens        for text: the tokens of each side; else None
@@ -61,16 +64,23 @@ class DataReport:
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     max_length: int | None = None
     tokens: tuple[int, int] | None = None
 
-    def add(self, reason: str, name: str) -> None:
-        """Count one case of `reason`."""
+    def add(self, reason: str, name: str, kinds: Iterable[str] = ()) -> None:
+        """Count one case of `reason`, which may be of several kinds."""
         assert reason in REASONS, reason
         self.counts[reason] = self.counts.get(reason, 0) + 1
         named = self.first.setdefault(reason, [])
         if len(named) < NAMED:
             named.append(name)
+        self._count_kinds(reason, dict.fromkeys(kinds, 1))
+
+    def _count_kinds(self, reason: str, more: Mapping[str, int]) -> None:
+        for kind, count in more.items():
+            known = self.kinds.setdefault(reason, {})
+            known[kind] = known.get(kind, 0) + count
 
     def merge(self, others: Iterable[DataReport]) -> DataReport:
         """Make a new report with the counts of all; train, eval and max_length are those of this one."""
@@ -86,6 +96,7 @@ class DataReport:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             self.first[reason] = (self.first.get(reason, []) + other.first.get(reason, []))[:NAMED]
+            self._count_kinds(reason, other.kinds.get(reason, {}))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON can write; `DataReport(**d)` reads it back."""
@@ -102,8 +113,15 @@ class DataReport:
                     text = text.replace("data.max_length", f"data.max_length = {self.max_length}")
                 names = self.first[reason]
                 more = ", ..." if count > len(names) else ""
-                out.append(f"{count:,} {text}: {', '.join(names)}{more}")
+                out.append(f"{count:,} {text}{self._kinds_of(reason)}: {', '.join(names)}{more}")
         return out
+
+    def _kinds_of(self, reason: str) -> str:
+        """The kinds of a reason in words, the most frequent ones first; "" for a reason without kinds."""
+        known = sorted(self.kinds.get(reason, {}).items(), key=lambda item: (-item[1], item[0]))
+        words = [f"{kind} in {count:,}" for kind, count in known[:SHOWN]]
+        words += [f"{len(known) - SHOWN:,} others"] if len(known) > SHOWN else []
+        return f", {', '.join(words)}" if words else ""
 
     def _totals(self) -> str:
         if self.tokens is None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
+from sftmix.common.names import HUB_ID
 from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
 from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, iter_json, iter_lines
@@ -21,8 +22,8 @@ from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, i
 V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
 
-HUB_ID = re.compile(r"^(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?$")
-SUBSET = re.compile(r"^[^@:/\\]+$")
+SUBSET = re.compile(r"^(?!\.+\Z)[^@:/\\\x00-\x1f]+\Z")
+SPLIT = re.compile(r"^(?!\.)[\w.%:+()\[\] -]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
     """Take NAME:SUBSET@SPLIT apart; the subset may be left out, and the split (train). None if it is no hub id."""
     head, _, split = name.partition("@")
     path, colon, subset = head.partition(":")
-    if not HUB_ID.match(path) or (colon and not SUBSET.match(subset)):
+    if not HUB_ID.match(path) or (colon and not SUBSET.match(subset)) or (split and not SPLIT.match(split)):
         return None
     return path, subset or None, split or "train"
 
@@ -243,7 +244,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(pa.OSFile(str(path)))
         index = 0
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from sftmix.common.errors import ConfigError
 from sftmix.data.formats import TEXT
-from sftmix.options import DataOptions
+from sftmix.data.special import NUL, SpecialSpellings
+from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.trial import trouble_with
+from sftmix.options import DataOptions, SpecialTokens
 from sftmix.types import Int64
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Encoder:
     trailer         text that the template writes after that, not trained
     lead            white space that the template puts before a response's content
     notices         sentences that the user should read
+    spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -80,6 +83,7 @@ class Encoder:
     trailer: str
     lead: str
     notices: tuple[str, ...]
+    spellings: SpecialSpellings | None
 
     @property
     def pad_id(self) -> int:
@@ -97,15 +101,44 @@ class Encoder:
     def fingerprint(self) -> str:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         parts = [tokenizer_content(self.tokenizer), self.chat_template, self.end_of_turn_id, self.appends_end]
+        parts.append("tokens" if self.spellings is None else "text")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
-        """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal."""
+        """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal.
+
+        The contents are those of `content`.
+        """
         assert self.chat_template is not None, "plain text has no turns to render"
         return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
 
+    def content(self, text: str) -> str:
+        """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
+        return text if self.spellings is None else self.spellings.broken(text)
+
+    def special_in(self, contents: Iterable[str]) -> list[str]:
+        """Return the spellings of special tokens that `content` makes text in any of these, in alphabetical order."""
+        return [] if self.spellings is None else sorted(set().union(*map(self.spellings.found, contents)))
+
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise rendered texts; no token is added."""
+        """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
+        broken = [] if self.spellings is None else [text for text in texts if NUL in text]
+        if self.spellings is None or not broken:
+            return self._as_they_are(texts)
+        others = iter(self._as_they_are([text for text in texts if NUL not in text]))
+        as_text = iter(self.spellings.tokenize(broken))
+        return [next(as_text if NUL in text else others) for text in texts]
+
+    def tokenize_content(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokenise one text of a row; return the ids and the character at which each begins."""
+        if self.spellings is not None and self.spellings.found(text):
+            return self.spellings.tokenize_content(text)
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+        )
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+    def _as_they_are(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -127,12 +160,16 @@ def render(
     try:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
             [[dict(turn) for turn in chat] for chat in conversations],
-            chat_template=(_SAME_DAY if "strftime_now" in template else "") + template,
+            chat_template=_on_the_same_day(template),
             add_generation_prompt=prompt,
             tokenize=False,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+
+
+def _on_the_same_day(template: str) -> str:
+    return (_SAME_DAY if "strftime_now" in template else "") + template
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -152,24 +189,52 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
-    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one."""
-    return text_encoder(tokenizer) if options.format == TEXT else make_encoder(tokenizer, options.template)
+    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
+
+    A template that is not ours is first tried out in a process of its own, once for each cache.
+    """
+    if options.format == TEXT:
+        return text_encoder(tokenizer, options.special_tokens)
+    name, source, _ = _choose(tokenizer, options.template)
+    if name not in NAMED:
+        _try_out(tokenizer, name, source, cache_root(options.cache_dir))
+    return make_encoder(tokenizer, options.template, options.special_tokens)
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: Path) -> None:
+    """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
+    variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+
+    def build(directory: Path) -> dict[str, Any]:
+        if trouble := trouble_with(_on_the_same_day(source), variables):
+            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
+        return {}
+
+    get_or_build(cache, "template-" + key_of(source, variables, version("transformers"), version("jinja2")), build)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
     """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
-    return Encoder(
-        tokenizer, TEXT, None, end_of_turn_id=eos, appends_end=False, ending="", trailer="", lead="", notices=()
-    )
+    spellings = _spellings(tokenizer, eos, special_tokens)
+    ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
+    return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> Encoder:
+def _spellings(tokenizer: PreTrainedTokenizerBase, end: int, special_tokens: SpecialTokens) -> SpecialSpellings | None:
+    return SpecialSpellings(tokenizer, end) if special_tokens == "text" else None
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase, template: str | None = None, special_tokens: SpecialTokens = "text"
+) -> Encoder:
     """Choose the template, probe it, and return the encoder.
 
-    template  None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja file
+    template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
+                    file
+    special_tokens  what their spellings in rows become, see `DataOptions`
     Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
     name, source, notices = _choose(tokenizer, template)
@@ -177,7 +242,8 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None
         ends, source, more = _probe(tokenizer, source)
     except TemplateRefusal as error:
         raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
-    return Encoder(tokenizer, name, source, notices=(*notices, *more), **ends)
+    spellings = _spellings(tokenizer, ends["end_of_turn_id"], special_tokens)
+    return Encoder(tokenizer, name, source, notices=(*notices, *more), spellings=spellings, **ends)
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:

@@ -108,18 +108,22 @@ def windows(tokens: Iterable[tuple[int, int, Sequence[int]]], length: int, *, pa
 
 
 def document_tokens(
-    encoder: Encoder, side: Documents, *, progress: bool = False
+    encoder: Encoder, side: Documents, report: DataReport, *, progress: bool = False
 ) -> Iterator[tuple[int, int, list[int]]]:
     """Tokenise the documents into (record, place of the first token, ids); long ones come in several stretches.
 
-    BOS stands before the first character of a document and eos behind its last; a part in the middle has neither.
+    BOS stands before the first character of a document and eos behind its last; a part in the middle has neither. The
+    report counts the documents that spell special tokens.
     """
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
     parts = [Part(record, *part) for record, part in zip(side.records.tolist(), side.parts.tolist(), strict=True)]
     total = sum(part.end - part.start for part in parts)
     with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
         for batch in _batches(parts):
-            for part, found in zip(batch, _stretches_of(encoder, side, batch), strict=True):
+            spelt: list[set[str]] = [set() for _ in batch]
+            texts = [_noted(encoder, side.text(*part), into) for part, into in zip(batch, spelt, strict=True)]
+            names = [side.source(part.record) for part in batch]
+            for part, found in zip(batch, _stretches_of(encoder, names, texts), strict=True):
                 place = 0
                 begin = bos if part.start == 0 else []
                 end = [encoder.end_of_turn_id] if part.end == side.characters(part.record) else []
@@ -128,6 +132,9 @@ def document_tokens(
                         yield part.record, place, ids
                         place += len(ids)
                 bar.update(part.end - part.start)
+            for name, there in zip(names, spelt, strict=True):
+                if there:
+                    report.add("spelt_in_document", name, sorted(there))
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -144,11 +151,22 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _stretches_of(encoder: Encoder, side: Documents, batch: Sequence[Part]) -> Iterable[Iterable[list[int]]]:
-    """Tokenise each part, in one stretch; a part that is alone may be long and takes several."""
-    if len(batch) == 1:
-        return [stretches(encoder, side.text(*batch[0]), name=side.source(batch[0].record))]
-    return [[ids] for ids in encoder.tokenize(["".join(side.text(*part)) for part in batch])]
+def _noted(encoder: Encoder, pieces: Iterable[str], spelt: set[str]) -> Iterator[str]:
+    """Yield the pieces of a text as they are; add to `spelt` the spellings of special tokens in it."""
+    before = ""
+    for piece in pieces:
+        spelt.update(encoder.special_in([before + piece]))
+        before = piece[-MARGIN:]
+        yield piece
+
+
+def _stretches_of(
+    encoder: Encoder, names: Sequence[str], texts: Sequence[Iterable[str]]
+) -> Iterable[Iterable[list[int]]]:
+    """Tokenise each text, given in pieces, in one stretch; a text that is alone may be long and takes several."""
+    if len(texts) == 1:
+        return [stretches(encoder, texts[0], name=names[0])]
+    return [[ids] for ids in encoder.tokenize([encoder.content("".join(pieces)) for pieces in texts])]
 
 
 def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, name: str = "") -> Iterator[list[int]]:
@@ -179,7 +197,7 @@ def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, n
         text, done = text[start:], cut - start
         wanted = len(text) + size
     if done == 0:
-        yield encoder.tokenize([text])[0]
+        yield encoder.tokenize([encoder.content(text)])[0]
     else:
         ids, places = _placed(encoder, text)
         yield ids[_first(ids, places, done, known, name) :]
@@ -187,11 +205,8 @@ def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, n
 
 def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
     """Tokenise a text; return the ids and the character at which each begins, i64."""
-    encoded = encoder.tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-    )
-    places = np.fromiter((start for start, _ in encoded["offset_mapping"]), dtype=np.int64)
-    return encoded["input_ids"], np.maximum.accumulate(places)
+    ids, begins = encoder.tokenize_content(text)
+    return ids, np.maximum.accumulate(np.asarray(begins, dtype=np.int64))
 
 
 def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str) -> int:
@@ -233,7 +248,7 @@ def encode_windows(
 ) -> Iterator[dict[str, Any]]:
     """Make the windows of one side, as `sftmix.data.dataset` stores them; count those without a target."""
     seen: Counter[str] = Counter()
-    for window in windows(document_tokens(encoder, side, progress=progress), length, packed=packed):
+    for window in windows(document_tokens(encoder, side, report, progress=progress), length, packed=packed):
         spans = window.spans
         if not len(spans):
             report.add("no_target", f"{side.source(window.records[0])}, token {window.offset}")

@@ -140,6 +140,8 @@ def _count(report: DataReport, example: Example, outcome: Outcome) -> None:
     for reason in outcome.reasons:
         detail = f": {outcome.detail}" if outcome.detail else ""
         report.add(reason, f"{example.id} ({example.source}){detail}")
+    if outcome.spelt and outcome.ids:
+        report.add("spelt_special", f"{example.id} ({example.source})", outcome.spelt)
 
 
 def _stored(record: int, turn: int, example: Example, outcome: Outcome) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class Planner:
         self.ids = rows.data.train.ids
         self._reference: list[Work] = []
 
+    def content_hashes(self) -> list[str]:
+        return self._rows.data.train.content_hashes()
+
     def plan(self) -> list[Work]:
         """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base."""
         config, data, held_out = self._config, self._rows.data.train, self._rows.data.eval

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -56,6 +57,35 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
             model.add_adapter(config, ADAPTER)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
+
+
+def load_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put the adapters of a directory onto their base model, in place: of `write_adapters`, or of PEFT itself.
+
+    Raises ConfigError if the file does not hold what its adapter_config.json says.
+    """
+    config = _stored_config(directory)
+    config.inference_mode = False  # else PEFT freezes them, and they would not be found by `read_adapters`
+    with torch.random.fork_rng(devices=[]), _as_documented():
+        model.add_adapter(config, ADAPTER)
+    read_adapters(model, directory)
+
+
+def base_of_adapters(directory: Path) -> str:
+    """Return the hub id or directory of the base model; raise ConfigError if adapter_config.json names none."""
+    base = _stored_config(directory).base_model_name_or_path
+    if not base:
+        raise ConfigError(f"{directory}/adapter_config.json names no base model (base_model_name_or_path)")
+    return base
+
+
+def _stored_config(directory: Path) -> LoraConfig:
+    from peft import LoraConfig, PeftConfig
+
+    config = PeftConfig.from_pretrained(str(directory))
+    if not isinstance(config, LoraConfig):
+        raise ConfigError(f"{directory} holds adapters of type {type(config).__name__}; only LoRA is loaded")
+    return config
 
 
 def adapter_config(model: nn.Module) -> LoraConfig | None:
@@ -170,7 +200,10 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     Raises ConfigError if they are those of other adapters.
     """
     file = directory / "adapter_model.safetensors"
-    stored = load_file(file) if file.exists() else {}
+    try:
+        stored = load_file(file) if file.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
     own = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
     if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in own.items()}:
         raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,7 +20,7 @@ from transformers import (
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.paths import model_place, refuse_adapters
+from sftmix.model.paths import model_place, refuse_adapters, refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -103,10 +103,17 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name, local = model_place(path)
     if auto is not AutoTokenizer:
         refuse_adapters(path)
+        refuse_pickles(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # files of strangers make transformers raise anything
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"model.path: {path} needs code of its own (auto_map in its files), and code that comes with a model "
+                "is never run. Name a model whose model_type and tokenizer are part of transformers, or convert this "
+                "one to such a type"
+            ) from error
         offline = "" if local else " (no directory here; as a hub id: is it spelt right, is there a network?)"
         raise ConfigError(f"model.path: cannot load {path}{offline}: {error}") from error
 
@@ -122,7 +129,7 @@ def context_length(path: str) -> int | None:
 
 def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
-    if Path(path).is_file():
+    if os.path.isfile(path):
         return _hash(Path(path))
     commit = getattr(model_config(path), "_commit_hash", None)
     if commit:

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.names import HUB_ID, is_there
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
+"""Endings of files of weights that can hold programs, or that are of other libraries."""
 
 
 def model_place(path: str | Path) -> tuple[str, bool]:
@@ -16,18 +20,32 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids where there is no such path.
     """
     name = str(path)
-    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).exists()
+    local = name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(name)
     name = os.path.expanduser(name) if local else name
-    if not name or (local and not Path(name).is_dir()):
+    if not name or (local and not os.path.isdir(name)):
         raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
     return name, local
 
 
 def refuse_adapters(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters and no model."""
-    if (Path(path).expanduser() / "adapter_config.json").exists():
+    if is_there(Path(path).expanduser() / "adapter_config.json"):
         raise ConfigError(
             f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one."
+        )
+
+
+def refuse_pickles(path: str | Path) -> None:
+    """Raise ConfigError for a directory whose weights are in pickles only."""
+    directory = Path(path).expanduser()
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ConfigError(
+            f"model.path: {path} holds its weights in {pickles[0]}, a pickle, which can run a program when it is read. "
+            "Only safetensors are read. If you trust the directory, write its weights anew, and name the new one: "
+            'python -c "import sys, transformers as t; m, t = t.AutoModelForCausalLM, t.AutoTokenizer; '
+            '[x.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for x in (m, t)]" OLD NEW'
         )
 
 

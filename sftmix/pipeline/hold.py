@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from sftmix.common.errors import ConfigError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import read_json, write_json
+from sftmix.common.names import path_problem
 
 BEFORE_STAGES = ("start", "data")
 """Values of `stage` in STATUS.json before a command begins to make its first one."""
@@ -37,6 +38,8 @@ class Hold:
 
     def take(self) -> None:
         """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if problem := path_problem(self.path):
+            raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")

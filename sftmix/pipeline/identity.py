@@ -95,7 +95,8 @@ def _made(known: Known, name: str) -> str:
 def _data(known: Known) -> dict[str, Any]:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
-    found = {k: getattr(data, k) for k in ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels")}
+    names = ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels", "special_tokens")
+    found = {name: getattr(data, name) for name in names}
     found |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
     if rows is None:  # which may turn out to be plain text
         read = {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}

@@ -79,6 +79,9 @@ class ReferenceRun:
         self.ids = rows.data.train.ids
         self.figures: dict[str, Any] = {}
 
+    def content_hashes(self) -> list[str]:
+        return self._rows.data.train.content_hashes()
+
     def train_and_score(
         self,
         *,

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.tables import read_confidence
+from sftmix.common.tables import read_confidence, read_ids
 from sftmix.common.world import World
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
+from sftmix.config.read import read_config
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.pipeline.held_out import held_out_groups
@@ -92,6 +93,14 @@ def tokenised_rows(
     groups, note = held_out_groups(data.eval, prepared.options.eval)
     data.report.notes += [note] if note else []
     return RunRows(prepared, encoder, data, groups)
+
+
+def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
+    """Return the configuration of a run that has selected its rows, and these, read from their files or the cache."""
+    selected = path / "selection" / "selected.parquet"
+    config, prepared = read_rows(read_config(path / "config.yaml"), World(), progress=progress)
+    select = (lambda _: read_ids(selected)) if selected.exists() else None
+    return config, tokenised_rows(config, prepared, World(), select=select, progress=progress)
 
 
 def encode_rows(

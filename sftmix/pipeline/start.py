@@ -13,7 +13,7 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.sources import check_names
-from sftmix.model.paths import model_place, named, refuse_adapters
+from sftmix.model.paths import model_place, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED, ReferenceModel, as_list
 from sftmix.pipeline.directory import other_inputs
 from sftmix.pipeline.hold import Hold
@@ -66,6 +66,7 @@ def check_names_given(config: RunConfig) -> None:
     check_names(as_list(config.data.eval or []), "data.eval", config.data.format)
     model_place(config.model.path or "")
     refuse_adapters(config.model.path or "")
+    refuse_pickles(config.model.path or "")
 
 
 def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None:

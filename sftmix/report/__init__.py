@@ -5,6 +5,7 @@
     examples   one table of examples: report/examples.parquet
     ends       both ends of the confidence: a map of hidden states (t-SNE), and topics
     tokens     responses token by token, alone and in pairs
+    benchmarks the table of `sftmix evaluate`, if there is one
     figures    plotly figures of one run; several: of several runs
     sentences  what happened, in sentences
     page       all of it in one HTML file

@@ -57,7 +57,8 @@ def scored_before(run: Path) -> dict[str, dict[str, float]]:
 
     if not (run / FILE).exists():
         return {}
-    rows = pq.read_table(run / FILE, columns=["id", *LOSSES], filters=[("held_out", "==", False)])
+    with open(run / FILE, "rb") as file:
+        rows = pq.read_table(file, columns=["id", *LOSSES], filters=[("held_out", "==", False)])
     ids = rows["id"].to_pylist()
     kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES}
     return {name: {i: loss for i, loss in pairs if loss is not None} for name, pairs in kept.items()}

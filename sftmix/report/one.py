@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from sftmix.common.errors import ConfigError
 from sftmix.report import curves, pictures
+from sftmix.report.benchmarks import benchmarks
 from sftmix.report.ends import TOPIC_ROWS, both_ends, topics, tsne
 from sftmix.report.examples import FILE, LOSSES, examples_table, scored_before, write_examples
 from sftmix.report.look import Look, look
@@ -124,6 +125,7 @@ def page_of(view: RunView, seen: Seen | None) -> Page:
             _examples(view),
             *([_ends(view, seen), _tokens(seen), _mixed(seen)] if seen else []),
             _outcome(view),
+            *benchmarks(view.path),
             Section("rows", "Rows", pre=("What was read, dropped and cut", "\n".join(view.rows.data.report.lines()))),
             Section("configuration", "Configuration", pre=("config.yaml, for --config", view.config.yaml())),
         ],

@@ -12,12 +12,10 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
-from sftmix.common.tables import read_dynamics, read_ids, read_split
-from sftmix.common.world import World
+from sftmix.common.tables import read_dynamics, read_split
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
-from sftmix.config.read import read_config
-from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.pipeline.rows import RunRows, rows_of_run
 from sftmix.types import UNPAIRED, Example, Rows, Scores, Split, TrainingDynamics
 
 ARMS = {"train": "target", "baseline": "NTP baseline"}
@@ -109,12 +107,7 @@ def read_run(path: Path) -> RunView:
     Raises ConfigError where `path` is no finished run, or its rows are no longer those that it was made from.
     """
     summary = read_summary(path)
-    config = read_config(path / "config.yaml")
-    selected = path / "selection" / "selected.parquet"
-    config, prepared = read_rows(config, World(), progress=True)
-    rows = tokenised_rows(
-        config, prepared, World(), select=(lambda _: read_ids(selected)) if selected.exists() else None, progress=True
-    )
+    config, rows = rows_of_run(path, progress=True)
     ids = rows.data.train.ids
     confidence, split_file = path / "confidence" / "confidence.parquet", path / "split" / "split.parquet"
     split = None

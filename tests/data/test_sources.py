@@ -9,7 +9,8 @@ import datasets
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.data.sources import HUB_ID, Source, expand, hub_parts
+from sftmix.common.names import HUB_ID
+from sftmix.data.sources import Source, expand, hub_parts
 from tests.tiny import make_tiny
 
 
@@ -18,7 +19,9 @@ def test_hub_ids(name: str) -> None:
     assert HUB_ID.match(name)
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "/a/b", "./a", "../a", "a/", "a/..", "", "a b/c", "a@b", "~/rows"])
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "/a/b", "./a", "../a", "a/", "a/..", "", "a b/c", "a@b", "~/rows", "a\n", "a/b\n"]
+)
 def test_what_is_no_hub_id(name: str) -> None:
     assert not HUB_ID.match(name)
 

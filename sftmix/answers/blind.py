@@ -1,0 +1,149 @@
+"""A sheet for raters who do not know which model answered, and the filled sheet as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.answers.formats import Answered, Rows
+from sftmix.answers.questions import Question
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import read_json, replacing, write_json
+from sftmix.common.rng import generator
+
+SHEET, KEY = "sheet.csv", "key.json"
+COLUMNS = ("number", "question", "A", "B", "better")
+TIE = "tie"
+
+
+class Blind(Rows):
+    """sheet.csv with two answers to each question, in an order and under letters drawn by the seed; key.json."""
+
+    about = "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind"
+    models = 2
+
+    def answers_file(self, to: Path) -> Path:
+        return to / "answers.jsonl"
+
+    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
+        order = generator(seed, "blind order").permutation(len(questions)).tolist()
+        swapped = (generator(seed, "blind letters").random(len(questions)) < 0.5).tolist()
+        text = io.StringIO()
+        sheet = csv.writer(text, lineterminator="\r\n")
+        sheet.writerow(COLUMNS)
+        key = []
+        for number, place in enumerate(order, start=1):
+            pair = [models[1], models[0]] if swapped[place] else list(models)
+            sheet.writerow([number, _shown(questions[place]), *(model.turns[place][0] for model in pair), ""])
+            key.append({"id": questions[place].id, "A": pair[0].name, "B": pair[1].name})
+        with replacing(to / SHEET) as file:
+            file.write(text.getvalue().encode("utf-8-sig"))  # the mark by which spreadsheets recognise UTF-8
+        write_json(to / KEY, {"seed": seed, "models": [model.name for model in models], "rows": key})
+        return [to / SHEET, to / KEY]
+
+
+def _shown(question: Question) -> str:
+    if len(question.messages) == 1:
+        return question.messages[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in question.messages)
+
+
+# ------------------------------------------------------------------------------------------- reading back
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Judgements of one sheet, or of several: how often the first model was better, equal, worse.
+
+    unrated  questions without a judgement
+    """
+
+    name: str
+    wins: int
+    ties: int
+    losses: int
+    unrated: int
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided sign test of "both are equally often better"; ties are left out. 1.0 without any."""
+        from scipy.stats import binomtest
+
+        decided = self.wins + self.losses
+        return float(binomtest(self.wins, decided).pvalue) if decided else 1.0
+
+
+def read_blind(sheets: Sequence[Path], key: Path | None = None) -> tuple[list[str], list[Verdict]]:
+    """Read filled sheets; return both models and the verdict of each sheet.
+
+    Of several sheets, one for each rater, the last verdict is that of all: each question counts once, for the model
+    that more raters found better.
+
+    key  the key file; None: key.json beside the first sheet
+    Raises DataError naming the row of a sheet that cannot be read, ConfigError if the key is not there.
+    """
+    where = sheets[0].parent / KEY if key is None else key
+    if not where.exists():
+        raise ConfigError(f"{where} is not there; --key names the key.json that was written with the sheet")
+    known: Mapping[str, Any] = read_json(where)
+    read = [dict(_judgements(sheet, known)) for sheet in sheets]
+    verdicts = [_verdict(str(sheet), found, known) for sheet, found in zip(sheets, read, strict=True)]
+    if len(sheets) > 1:
+        sums = Counter[str]()
+        for found in read:
+            for name, judgement in found.items():
+                sums[name] += judgement
+        verdicts.append(_verdict("all raters, by question", dict(sums), known))
+    return list(known["models"]), verdicts
+
+
+def _verdict(name: str, judgements: Mapping[str, int], key: Mapping[str, Any]) -> Verdict:
+    wins, losses = (sum(1 for j in judgements.values() if j * sign > 0) for sign in (1, -1))
+    ties = len(judgements) - wins - losses
+    return Verdict(name, wins, ties, losses, len(key["rows"]) - len(judgements))
+
+
+def _judgements(sheet: Path, key: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield (question id, 1 if the first model is better, -1 if the second, 0 for a tie) of the rated rows."""
+    first = key["models"][0]
+    values = {"a": lambda row: 1 if row["A"] == first else -1, "b": lambda row: 1 if row["B"] == first else -1}
+    seen = set[str]()
+    for place, row in _sheet_rows(sheet):
+        number, better = row["number"].strip(), row["better"].strip().lower()
+        if not number.isdigit() or not 1 <= int(number) <= len(key["rows"]):
+            raise DataError(f"{place}: number is {number!r}; the key has 1 to {len(key['rows'])}")
+        if number in seen:
+            raise DataError(f"{place}: number {number} occurs twice")
+        seen.add(number)
+        if better and better not in (*values, TIE):
+            raise DataError(f"{place}: better is {row['better']!r}; allowed: A, B, tie, or nothing if it was not rated")
+        if better:
+            known = key["rows"][int(number) - 1]
+            yield known["id"], 0 if better == TIE else values[better](known)
+
+
+def _sheet_rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (`file:line`, row) of a sheet; spreadsheets may have written `;` or tabs for commas."""
+    try:
+        text = sheet.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{sheet}: cannot be read: {error}") from error
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    if missing := [name for name in ("number", "better") if name not in (reader.fieldnames or [])]:
+        raise DataError(f"{sheet}:1: the sheet has no column {' and '.join(missing)}; there are {head.strip()!r}")
+    for row in reader:
+        yield f"{sheet}:{reader.line_num}", {name: value or "" for name, value in row.items() if name}
+
+
+def table(models: Sequence[str], verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as a Markdown table."""
+    head = f"| sheet | {models[0]} better | tie | {models[1]} better | not rated | sign test p |"
+    lines = [f"| {v.name} | {v.wins} | {v.ties} | {v.losses} | {v.unrated} | {v.p_value:.4g} |" for v in verdicts]
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])

@@ -1,0 +1,213 @@
+"""Formats of answers: each reads the questions of a tool and writes the files that the tool takes."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sftmix.answers.questions import Question, good_rows, read_questions, refused
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import replacing
+from sftmix.common.rng import stable_hash
+from sftmix.data.jsonrows import BadRow
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers of one model, in the order of the questions.
+
+    name   the model, as --models names it
+    label  its name for the tool: of a run with the run's name before it
+    turns  the texts of each question's answers; "" where the prompt is too long
+    """
+
+    name: str
+    label: str
+    turns: Sequence[Sequence[str]]
+
+
+class AnswerFormat(ABC):
+    """A format of questions and answers."""
+
+    about: ClassVar[str]
+    models: ClassVar[int | None] = None
+    """How many models it needs; None: one or more."""
+
+    @abstractmethod
+    def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
+        """Read the questions of these files; raise DataError that names a bad row.
+
+        columns  data.columns of the run, for rows in the format of training data
+        """
+
+    @abstractmethod
+    def answers_file(self, to: Path) -> Path:
+        """Return the file with the answers of all models, for the option --to."""
+
+    @abstractmethod
+    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
+        """Write the other files and return them."""
+
+
+class Rows(AnswerFormat):
+    """Our own lines, from rows of any format of training data; --to is the file itself."""
+
+    about = "one line for each prompt, with the answers of all models; prompts are rows of any format"
+
+    def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
+        return read_questions(names, columns)
+
+    def answers_file(self, to: Path) -> Path:
+        return to
+
+    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
+        return []
+
+
+class ToolFormat(AnswerFormat):
+    """The format of a tool with questions of its own; one file for each model lies in the directory --to."""
+
+    file: ClassVar[str]
+    """The file of a model, with {model} for its name."""
+
+    def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
+        return [self._question(place, row) for place, row in good_rows(names)]
+
+    def answers_file(self, to: Path) -> Path:
+        return to / "answers.jsonl"
+
+    def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
+        written = []
+        for model in models:
+            lines = [self.line(q, turns, model.label) for q, turns in zip(questions, model.turns, strict=True)]
+            path = to / self.file.format(model=model.label)
+            with replacing(path) as file:
+                file.write(self.text(lines).encode())
+            written.append(path)
+        return written
+
+    def text(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        """Return the file's text: JSONL."""
+        return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+
+    @abstractmethod
+    def question(self, row: Mapping[str, Any]) -> Question:
+        """Make a question of a row; raise KeyError or TypeError for a row of another kind."""
+
+    @abstractmethod
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        """Return what the file of the model `label` says of a question, whose answers are `turns`."""
+
+    def _question(self, place: str, row: dict[str, Any]) -> Question:
+        try:
+            return self.question(row)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+            name, there = type(self).__name__, ", ".join(row)
+            raise refused(place, BadRow(f"not a question of {name}: it {what}; there are {there}")) from error
+
+
+class AlpacaEval(ToolFormat):
+    """A JSON list of {instruction, output, generator, dataset}, for `alpaca_eval --model_outputs`."""
+
+    about = "AlpacaEval: MODEL.json for each model; prompts are a file of model outputs, such as the reference's"
+    file = "{model}.json"
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        instruction, dataset = str(row["instruction"]), str(row.get("dataset", ""))
+        name = f"{stable_hash(instruction, dataset):032x}"
+        return Question(name, _user(instruction), row.get("output"), extra={"dataset": dataset})
+
+    def text(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        return json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {
+            "instruction": question.messages[-1]["content"],
+            "output": turns[0],
+            "generator": label,
+            "dataset": question.extra["dataset"],
+        }
+
+
+class IFEval(ToolFormat):
+    """JSONL of {prompt, response}, what instruction_following_eval calls --input_response_data."""
+
+    about = "IFEval: MODEL.jsonl for each model; prompts are its input_data.jsonl"
+    file = "{model}.jsonl"
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        return Question(str(row["key"]), _user(str(row["prompt"])))
+
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {"prompt": question.messages[-1]["content"], "response": turns[0]}
+
+
+class MTBench(ToolFormat):
+    """FastChat's model answers: two turns, at a temperature that the category decides."""
+
+    about = "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl"
+    file = "model_answer/{model}.jsonl"
+    TEMPERATURE: ClassVar[dict[str, float]] = {
+        "writing": 0.7,
+        "roleplay": 0.7,
+        "extraction": 0.0,
+        "math": 0.0,
+        "coding": 0.0,
+        "reasoning": 0.0,
+        "stem": 0.1,
+        "humanities": 0.1,
+    }
+    """FastChat's table (llm_judge/common.py); other categories get 0.7 there."""
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        first, *later = row["turns"]
+        temperature = self.TEMPERATURE.get(row["category"], 0.7)
+        extra = {"question_id": row["question_id"]}
+        return Question(str(row["question_id"]), _user(first), None, tuple(later), temperature, extra)
+
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {
+            "question_id": question.extra["question_id"],
+            "answer_id": f"{stable_hash(label, question.id, *turns):032x}",
+            "model_id": label,
+            "choices": [{"index": 0, "turns": list(turns)}],
+            "tstamp": 0.0,  # a clock would make another file of the same answers
+        }
+
+
+class ArenaHard(ToolFormat):
+    """Arena-Hard's model answers, in the form of its version 2."""
+
+    about = "Arena-Hard 2: model_answer/MODEL.jsonl; prompts are its question.jsonl"
+    file = "model_answer/{model}.jsonl"
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        return Question(str(row["uid"]), _user(str(row["prompt"])))
+
+    def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
+        return {
+            "uid": question.id,
+            "ans_id": f"{stable_hash(label, question.id, *turns):032x}",
+            "model": label,
+            "messages": [*question.messages, {"role": "assistant", "content": {"answer": turns[0]}}],
+            "tstamp": 0.0,
+            "metadata": {},
+        }
+
+
+def _user(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def check_models(form: AnswerFormat, names: Sequence[str]) -> None:
+    """Raise ConfigError if a format needs another number of models."""
+    if form.models is not None and len(names) != form.models:
+        raise ConfigError(
+            f"--models names {len(names)} ({', '.join(names)}); this format compares {form.models}: --models "
+            "target,baseline"
+        )

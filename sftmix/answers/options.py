@@ -1,0 +1,47 @@
+"""The options of an answer, and which of them make answers what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sftmix.options import at_least_1, out_of_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How models answer.
+
+    max_new_tokens  most tokens of an answer
+    temperature     divisor of the logits; 0 takes the likeliest token; None: 0, or what the format says of a question
+    top_p           only the likeliest tokens that hold this share of the probability are drawn; 1: all
+    seed            of the draws
+    batch_size      prompts that are answered at once; it changes no token where sums do not depend on it
+    dtype           of the weights, auto: as they are stored
+    system          system turn before conversations that have none
+    """
+
+    max_new_tokens: int = 512
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 42
+    batch_size: int = 16
+    dtype: str = "auto"
+    system: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each option that is out of its range."""
+        checks = (
+            ("max_new_tokens", at_least_1, "at least 1"),
+            ("temperature", lambda value: 0 <= value <= 10, "0 (greedy) to 10"),
+            ("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
+            ("batch_size", at_least_1, "at least 1"),
+        )
+        for problem in out_of_range("", self, checks):
+            yield f"--{problem.removeprefix('.')}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the options on which the answers depend."""
+        kept = ("max_new_tokens", "temperature", "top_p", "seed", "dtype", "system")
+        return {name: getattr(self, name) for name in kept}

@@ -1,0 +1,67 @@
+"""`chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from sftmix.cli.generate import add_sampling, sampling
+from sftmix.cli.results import say
+
+ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
+
+  sftmix chat runs/first
+  sftmix chat runs/first --beside baseline       both models answer each question
+  echo "Name three colours." | sftmix chat my-model --temperature 0.7
+
+Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer, Ctrl-D ends."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
+    beside = "a second model: baseline or base of the run, another run or a model"
+    parser.add_argument("--beside", metavar="NAME", help=beside)
+    add_sampling(parser)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Load the models and talk until the user ends it."""
+    from sftmix.common.errors import refuse
+    from sftmix.pipeline.finished import TARGET, finished_models
+
+    options = sampling(given)
+    refuse(list(options.problems()), "the options of chat")
+    found = finished_models(given.place, [TARGET, *([given.beside] if given.beside else [])])
+    say(f"chat: {', '.join(model.name for model in found)}; /help lists the commands, Ctrl-D ends")
+    import torch
+
+    from sftmix.answers.chat import chat
+    from sftmix.pipeline.loaded import load_finished
+
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chat([load_finished(model, dtype=dtype, device=device) for model in found], options, _lines(), sys.stdout)
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the user writes; from a pipe without a prompt sign. Ctrl-C while writing drops the line."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  # arrow keys and a history for input()
+
+    while (line := _typed()) is not None:
+        yield line
+
+
+def _typed() -> str | None:
+    """Read one line from the terminal; None at Ctrl-D, nothing after Ctrl-C."""
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+    except KeyboardInterrupt:
+        print("\n(Ctrl-D or /quit ends)")
+        return ""

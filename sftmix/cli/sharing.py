@@ -1,0 +1,115 @@
+"""Model cards after a command, and uploads: `export --push_to_hub` and `confidence --push_to_hub`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sftmix.cli.arguments import OwnOption
+from sftmix.cli.results import say
+from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
+
+SCORES = (
+    OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
+    OwnOption("private", bool, False, "", "Make a repository that only its owner sees."),
+    OwnOption("license", str | None, None, "NAME", "Licence of the scores, for their card."),
+)
+"""The options of `confidence` beside those of a run."""
+
+
+def add_push_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push_to_hub", metavar="NAME", help="upload the model to this repository of the hub")
+    parser.add_argument("--private", action="store_true", help="make a repository that only its owner sees")
+    what = "licence of the model, which follows from that of the base model and the data; --push_to_hub needs it"
+    parser.add_argument("--license", metavar="NAME", help=what)
+
+
+def check_push(name: str | None, license: str | None, *, private: bool) -> None:
+    """Raise ConfigError for an option of an upload without one."""
+    if name is None and (private or license is not None):
+        given = "--private" if private else f"--license {license}"
+        raise ConfigError(f"{given} is for an upload; give --push_to_hub NAME, too")
+
+
+def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
+    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    run = Path(config.out or "")
+    if until == "train":
+        from sftmix.sharing.cards import write_cards
+
+        write_cards(run)
+    if until == "confidence" and parsed.push_to_hub is not None:
+        from sftmix.sharing.hub import push
+        from sftmix.sharing.scores import write_scores
+
+        with tempfile.TemporaryDirectory() as place:
+            write_scores(run, Path(place), license=parsed.license)
+            print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
+
+
+def export(given: argparse.Namespace) -> None:
+    """Write the model with its card, upload it where this is asked for, and print the place."""
+    check_push(given.push_to_hub, None, private=given.private)
+    if given.to is None and given.push_to_hub is None:
+        raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
+    if given.push_to_hub is not None and given.license is None:
+        raise ConfigError(
+            f"--push_to_hub {given.push_to_hub} needs --license NAME: the licence of the model follows from that of "
+            "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
+        )
+    if given.to is not None:
+        export_to(given, Path(given.to))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        export_to(given, Path(place) / "model")
+
+
+def export_to(given: argparse.Namespace, to: Path) -> None:
+    """Write the model and its card into `to`, and upload it where this is asked for."""
+    from sftmix.pipeline.export import export_run
+
+    run = Path(given.run)
+    chosen = given.step is not None or given.best or given.merge or given.dtype != "auto"
+    if given.to is None and not chosen:
+        _copy_model(run, to)
+    else:
+        export_run(run, to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge)
+    _write_card(given, run, to)
+    if given.push_to_hub is None:
+        print(to)
+        return
+    from sftmix.sharing.hub import push
+
+    say(f"export: {run} to {given.push_to_hub}")
+    print(push(to, given.push_to_hub, kind="model", private=given.private))
+
+
+def _copy_model(run: Path, to: Path) -> None:
+    """Copy the model after the last step; raise ConfigError where there is none."""
+    import shutil
+
+    from sftmix.pipeline.finished import finished_models
+
+    (found,) = finished_models(run, ["target"])
+    if found.run is None:
+        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    shutil.copytree(found.path, to)
+
+
+def _write_card(given: argparse.Namespace, run: Path, to: Path) -> None:
+    from sftmix.common.files import write_text
+    from sftmix.sharing.cards import CARD, model_card
+    from sftmix.sharing.facts import facts_of
+
+    which = "of the best held-out evaluation" if given.best else "after the last step"
+    if given.step is not None:
+        which = f"at step {given.step}"
+    card = model_card(facts_of(run), "train", license=given.license, which=which, merged=given.merge)
+    write_text(to / CARD, str(card))

@@ -1,0 +1,42 @@
+"""Scores of a data set from the hub, as local files; huggingface_hub keeps them, so they are fetched once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from sftmix.common.errors import DataError
+
+HUB = "hub:"
+"""What stands before the name of a data set on the hub, where a path could stand, too."""
+
+SHARED_FILES = ("dynamics.parquet", "rows.parquet")
+"""What is read of shared scores: the dynamics by id, and the hash of the text of each id."""
+
+
+def hub_name(path: str) -> str:
+    """Return the NAME of `hub:NAME`, or an empty text for any other path."""
+    return path.removeprefix(HUB) if path.startswith(HUB) else ""
+
+
+@cache
+def fetched_scores(name: str) -> Sequence[str]:
+    """Return the local paths of SHARED_FILES; they are downloaded unless the newest are there.
+
+    Without a network those that were downloaded before are taken. Raises DataError if there are none.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        place = Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(SHARED_FILES)))
+    except (OSError, ValueError) as error:  # no such name, no access, no network, a name that no hub takes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"reference.path: {HUB}{name} cannot be fetched: {reason}") from error
+    files = [place / file for file in SHARED_FILES]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise DataError(
+            f"reference.path: {HUB}{name} has no {' and no '.join(missing)}; name scores that "
+            "`sftmix confidence --push_to_hub` has written"
+        )
+    return [str(file) for file in files]

@@ -1,0 +1,129 @@
+"""Special tokens that a row spells in its text: `<|im_end|>` in a response must not end the turn.
+
+A tokenizer finds special tokens in a text by their spelling, whoever wrote them. So a row could end a turn, begin one
+of another role, or end a document. Here only the chat template can: what a row says is encoded as text.
+
+Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are refused
+where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the tokenizer,
+the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the template's
+spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without such spellings
+gets the same ids from both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from sftmix.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUL = "\0"
+
+
+class SpecialSpellings:
+    """The spellings of a tokenizer's special tokens, and the way to encode them as text.
+
+    ids  token id of each spelling. Added tokens that are not special, such as `<think>` or runs of spaces, are not
+         among them, nor is a single character: as text it is the same token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> None:
+        added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        named = [*tokenizer.all_special_ids, end_of_turn_id]
+        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in named}
+        self.ids = {spelling: number for number, spelling in added.items() if len(spelling) > 1}
+        self._tokenizer = tokenizer
+        either = _either(self.ids)
+        self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
+        self._whole = re.compile(f"({either})")
+
+    def found(self, content: str) -> set[str]:
+        """Return the spellings that occur in a text without NUL."""
+        return set(self._whole.findall(content))
+
+    def broken(self, content: str) -> str:
+        """Return the content of a turn, with a NUL behind the first character of each spelling in it."""
+        return self._begins.sub(r"\1" + NUL, content)
+
+    def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
+        """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
+        texts = ["".join(map(_for_twin, self._whole.split(text), itertools.cycle([False, True]))) for text in rendered]
+        return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
+
+    def tokenize_content(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokenise a text that is all content; return the ids and the character at which each begins."""
+        encoded = self._twin.encode(text, add_special_tokens=False)
+        return encoded.ids, [start for start, _ in encoded.offsets]
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise self._refusal("it is not a fast tokenizer")
+        twin = Tokenizer.from_str(json.dumps(_respelt(json.loads(backend.to_str()), self.ids)))
+        for spelling, number in self.ids.items():
+            if twin.encode(_twin_spelling(spelling), add_special_tokens=False).ids != [number]:
+                raise self._refusal(f"its token {spelling!r} cannot be told from text")
+        return twin
+
+    def _refusal(self, reason: str) -> ConfigError:
+        return ConfigError(
+            "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
+            f"{reason}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
+        )
+
+
+def _for_twin(piece: str, is_token: bool) -> str:
+    """Return a piece of a rendered text as the twin reads it: a special token of the template, or what is between."""
+    return _twin_spelling(piece) if is_token else piece.replace(NUL, "")
+
+
+def _twin_spelling(spelling: str) -> str:
+    """Return the twin's spelling of a special token."""
+    return spelling[0] + NUL + spelling[1:]
+
+
+def _either(spellings: Iterable[str]) -> str:
+    """Return a regular expression for any of the spellings, the longest at a place.
+
+    They are grouped by their first two characters: some tokenizers have a thousand, which begin with the same one.
+    """
+    groups = itertools.groupby(sorted(spellings), key=lambda spelling: spelling[:2])
+    return (
+        "|".join(
+            f"{re.escape(start)}(?:{'|'.join(re.escape(s[2:]) for s in sorted(group, key=len, reverse=True))})"
+            for start, group in groups
+        )
+        or r"(?!)"
+    )
+
+
+def _respelt(content: dict[str, Any], spellings: Iterable[str]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with the twin's spellings, in the model's vocabulary, too.
+
+    There the old spelling could be put together from text: by Unigram, or by merges, which go as well.
+    """
+    twin = {spelling: _twin_spelling(spelling) for spelling in spellings}
+    model, vocabulary = content["model"], content["model"].get("vocab")
+    for token in content["added_tokens"]:
+        token["content"] = twin.get(token["content"], token["content"])
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {twin.get(piece, piece): number for piece, number in vocabulary.items()}
+    elif vocabulary is not None:
+        model["vocab"] = [[twin.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get("unk_token") in twin:
+        model["unk_token"] = twin[model["unk_token"]]
+    pairs = ((merge.split(" ") if isinstance(merge, str) else merge, merge) for merge in model.get("merges") or ())
+    if "merges" in model:
+        model["merges"] = [merge for pair, merge in pairs if twin.keys().isdisjoint([*pair, "".join(pair)])]
+    return content

@@ -1,0 +1,95 @@
+"""A trial of a chat template in a process of its own, with bounds on time and memory.
+
+A template comes with a model, so its author may be anyone. Jinja's sandbox keeps it from files and programs, but not
+from loops without end, nor from texts that fill the memory. `trouble_with` runs this file as the process's program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+SECONDS = 2
+"""Processor time of the trial."""
+MEGABYTES = 512
+"""Memory of the trial, on top of what the program itself takes."""
+LETTERS = 1 << 20
+"""Most characters of a template, and of what it may write for a conversation of four short turns."""
+
+_WAIT = 120
+"""Seconds until a process that uses no processor time is given up."""
+_OUT_OF_MEMORY = 3
+
+_TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
+_CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
+CONVERSATIONS = [_CHAT, _CHAT[1:], _CHAT[1:3], _CHAT[:2], _CHAT[1:2]]
+
+
+def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
+    """Render small conversations in another process; return why the template must not be used, or None.
+
+    A template that raises an error is no trouble: it will raise it again, for a message that tells more.
+
+    variables  the tokenizer's special tokens by name, which the template may write
+    """
+    if len(template) > LETTERS:
+        return f"it has {len(template):,} characters, and the limit is {LETTERS:,}"
+    given = json.dumps({"template": template, "variables": dict(variables)})
+    try:
+        done = subprocess.run([sys.executable, __file__], input=given, capture_output=True, text=True, timeout=_WAIT)
+    except subprocess.TimeoutExpired:
+        return f"a short conversation was not rendered within {_WAIT} s"
+    if done.returncode == _OUT_OF_MEMORY:
+        return f"it needs more than {MEGABYTES} MB of memory for a short conversation"
+    if done.returncode < 0:
+        return f"it needs more than {SECONDS} s of processor time for a short conversation"
+    if done.returncode:
+        return "it cannot be tried out: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
+    written = int(done.stdout)
+    return f"it writes {written:,} characters for a short conversation" if written > LETTERS else None
+
+
+def _main() -> int:
+    """Render the conversations of the trial within the bounds; print the length of the longest text."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]  # its modules have names of their own
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    given = json.load(sys.stdin)
+    render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
+    _bound()
+    longest = 0
+    try:
+        for chat in CONVERSATIONS:
+            for prompt in (False, True):
+                texts = render_jinja_template(  # a list, and places that are not asked for
+                    [chat], chat_template=given["template"], add_generation_prompt=prompt, **given["variables"]
+                )[0]
+                longest = max(longest, len(texts[0]))
+    except MemoryError:
+        return _OUT_OF_MEMORY
+    except Exception:  # any error of a template; the caller meets it again
+        pass
+    print(longest)
+    return 0
+
+
+def _bound() -> None:
+    """Bound the rest of this process: SECONDS and MEGABYTES more than it has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    status = Path("/proc/self/statm")
+    if status.exists():  # elsewhere the bound on memory does not work
+        size = int(status.read_text().split()[0]) * resource.getpagesize() + (MEGABYTES << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,92 @@
+"""Names of tasks -> what lm-eval loads: the task files of this room on local rows, or lm-eval's own and a user's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_file
+from sftmix.evaluate.convert import BENCHMARKS, files_of
+
+OWN = Path(__file__).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class ChosenTask:
+    """A task to measure.
+
+    spec    what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
+    source  what else the result depends on, by name: hashes of the task file and of its rows
+    """
+
+    name: str
+    spec: str | Mapping[str, Any]
+    source: Mapping[str, str]
+
+
+def chosen_tasks(names: Sequence[str], data_dir: Path | None, include: Path | None) -> list[ChosenTask]:
+    """Find tasks by name; raise ConfigError for rows that are not there.
+
+    data_dir  the directory with the converted rows of this room's tasks
+    include   directory of a user's task files; their hashes are part of each other task's source
+    Names that are neither are those of lm-eval, which `manager` checks.
+    """
+    if not names:
+        raise ConfigError("--tasks names no task; give some, as --tasks medqa_4options,pubmedqa")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--tasks names {', '.join(twice)} more than once; name each task once")
+    if include is not None and not include.is_dir():
+        raise ConfigError(f"--include_path {include} is not a directory; name one with task files (*.yaml)")
+    theirs = {} if include is None else {"include_path": _hash_of(include)}
+    return [_own(name, data_dir) if name in BENCHMARKS else ChosenTask(name, name, theirs) for name in names]
+
+
+def _own(name: str, data_dir: Path | None) -> ChosenTask:
+    import yaml
+
+    make = f"sftmix evaluate RAW --convert {name} --to DIR"
+    if data_dir is None:
+        raise ConfigError(f"task {name} is measured on local rows: give --data_dir DIR; `{make}` makes them")
+    rows, shots = files_of(name, data_dir)
+    for file in (rows, shots):
+        if not file.exists():
+            raise ConfigError(f"--data_dir {data_dir} has no {file.name}, which task {name} needs; `{make}` makes it")
+    own = yaml.safe_load((OWN / f"{name}.yaml").read_text(encoding="utf-8"))
+    shared = OWN / own.pop("include")
+    spec = yaml.safe_load(shared.read_text(encoding="utf-8")) | own
+    spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
+    files = {"task": OWN / f"{name}.yaml", "shared": shared, "rows": rows, "shots": shots}
+    return ChosenTask(name, spec, {key: sha256_file(file) for key, file in files.items()})
+
+
+def _hash_of(directory: Path) -> str:
+    """Return the hash of all task files of a directory with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in directory.rglob("*") if p.suffix in (".yaml", ".yml", ".py")):
+        digest.update(f"{file.relative_to(directory)} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def manager(tasks: Sequence[ChosenTask], include: Path | None) -> Any:
+    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
+
+    Its own task files, thousands, are read only where one of the names may be among them.
+    """
+    from lm_eval.tasks import TaskManager
+
+    others = [task.name for task in tasks if isinstance(task.spec, str)]
+    include_path = None if include is None else str(include)
+    found = TaskManager(include_path=include_path, include_defaults=False)
+    if set(others) - set(found.all_tasks):
+        found = TaskManager(include_path=include_path)
+    unknown = sorted(set(others) - set(found.all_tasks))
+    if unknown:
+        raise ConfigError(
+            f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
+            "(`lm_eval ls tasks` lists them) and the files of --include_path"
+        )
+    return found

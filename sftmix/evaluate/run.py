@@ -1,0 +1,131 @@
+"""`evaluate`: tasks x models, each measured once, and the table of all results so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.files import write_json, write_text
+from sftmix.evaluate.chosen import ChosenTask, chosen_tasks, manager
+from sftmix.evaluate.entries import Entry, entry_file, read_entries, write_entry
+from sftmix.evaluate.table import Line, lines_of, markdown, sentences_of, table_of
+from sftmix.pipeline.finished import FinishedModel
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of an evaluation.
+
+    num_fewshot  solved questions in the prompt; None: as the task says
+    limit        the first so many questions of each task; None: all
+    dtype        of the weights: float32, bfloat16, float16 or auto, as they are stored
+    data_dir     the converted rows of this package's tasks
+    include      directory of a user's own task files
+    """
+
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    seed: int = 1234
+    chat_template: bool = False
+    dtype: str = "auto"
+    data_dir: Path | None = None
+    include: Path | None = None
+
+
+def evaluate(
+    models: Sequence[FinishedModel],
+    tasks: Sequence[str],
+    place: Path,
+    options: EvaluateOptions,
+    say: Callable[[str], None],
+) -> list[Line]:
+    """Measure what is not measured yet, write table.json and table.md, and return the lines of the table.
+
+    place  directory of the results; each task on each model is a file there as soon as it is done
+    Raises ConfigError for tasks, rows and models that are not there.
+    """
+    chosen = chosen_tasks(tasks, options.data_dir, options.include)
+    known = manager(chosen, options.include)
+    for model in models:
+        _measure_model(model, chosen, known, place, options, say)
+    lines = lines_of(read_entries(place))
+    write_json(place / "table.json", table_json(lines))
+    write_text(place / "table.md", markdown(lines))
+    return lines
+
+
+def table_json(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return what others read of the results: the table as text, the sentences, and the numbers of each line."""
+    numbers = [
+        {
+            "task": line.task,
+            "settings": line.settings,
+            "scores": {
+                model: {key: value for key, value in asdict(score).items() if key not in ("questions", "values")}
+                for model, score in line.cells.items()
+            },
+            "differences": [asdict(one) for one in line.differences],
+        }
+        for line in lines
+    ]
+    return {"table": table_of(lines), "sentences": sentences_of(lines), "lines": numbers}
+
+
+def settings_of(task: ChosenTask, options: EvaluateOptions) -> dict[str, Any]:
+    """Return all that a result depends on, but the model."""
+    shots = options.num_fewshot
+    if shots is None and not isinstance(task.spec, str):
+        shots = task.spec["num_fewshot"]
+    return {
+        "num_fewshot": shots,
+        "limit": options.limit,
+        "seed": options.seed,
+        "chat_template": options.chat_template,
+        "dtype": options.dtype,
+        "source": dict(task.source),
+        "lm_eval": version("lm_eval"),
+    }
+
+
+def _measure_model(
+    model: FinishedModel,
+    tasks: Sequence[ChosenTask],
+    known: Any,
+    place: Path,
+    options: EvaluateOptions,
+    say: Callable[[str], None],
+) -> None:
+    """Measure the tasks that this model was not measured on with these settings; load it only if there are some."""
+    from sftmix.model.load import fingerprint
+
+    identity = fingerprint(model.path)
+    asked = [(task, settings_of(task, options)) for task in tasks]
+    left = [(t, s) for t, s in asked if not entry_file(place, t.name, model.name, identity, s).exists()]
+    for task in (task for task, _ in asked if task not in [t for t, _ in left]):
+        say(f"{task.name}, {model.name}: there already")
+    if not left:
+        return
+    import torch
+
+    from sftmix.evaluate.harness import Harness, measure
+    from sftmix.pipeline.loaded import load_finished
+
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    harness = Harness(load_finished(model, dtype=dtype, device=device), options.batch_size)
+    for task, settings in left:
+        found = measure(
+            harness,
+            task,
+            known,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            seed=options.seed,
+            chat=options.chat_template,
+        )
+        write_entry(place, Entry(task.name, model.name, model.path, identity, settings, **found))
+        say(f"{task.name}, {model.name}: done in {found['seconds']:.0f} s")

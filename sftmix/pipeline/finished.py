@@ -1,0 +1,114 @@
+"""The models that a run has made, and models from elsewhere: found and refused before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftmix.common.checkpoints import BEST, steps_in
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import MANIFEST
+from sftmix.config.read import read_config
+from sftmix.model.paths import model_place, named
+from sftmix.pipeline.directory import origin
+
+TARGET = "target"
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A model that can be loaded.
+
+    name  target, baseline or base of a run; else the directory or hub id as it was given
+    path  a hub id, or a directory with weights or adapters
+    run   the run directory whose chat template and stop ids count; None: those of the model itself
+    """
+
+    name: str
+    path: str
+    run: Path | None
+
+
+def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list[FinishedModel]:
+    """Find models by their names, in the order of the names.
+
+    place  a run directory, or a model directory or hub id, of which there is one model alone: its target
+    names  of a run target, baseline and base; and any other place, of which the target is taken
+    Raises ConfigError for a model that is not there, with what is, and for a name given twice.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"model {', '.join(twice)} is named more than once; name each model once")
+    return [_found(str(place), name) for name in names]
+
+
+def is_run(place: str | Path) -> bool:
+    """Return True for a run directory, finished or not."""
+    return (Path(place).expanduser() / "config.yaml").exists()
+
+
+def _found(place: str, name: str) -> FinishedModel:
+    if is_run(place) and name in OF_A_RUN:
+        run = Path(place).expanduser()
+        return FinishedModel(name, OF_A_RUN[name](run), run)
+    if not is_run(place) and name in OF_A_RUN and name != TARGET:
+        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
+    elsewhere = place if name == TARGET else name
+    shown = place if name == TARGET else name
+    if is_run(elsewhere):
+        run = Path(elsewhere).expanduser()
+        return FinishedModel(shown, _target(run), run)
+    return FinishedModel(shown, _model_directory(elsewhere), None)
+
+
+def _model_directory(place: str) -> str:
+    with named(f"model {place}"):
+        path, local = model_place(place)
+    if local and not any((Path(path) / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(
+            f"{place} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of a "
+            "table of `sftmix compare` name the directory of one variant and seed"
+        )
+    return path
+
+
+# ----------------------------------------------------------------------------------------- models of a run
+
+
+def _target(run: Path) -> str:
+    remedy = f"sftmix run --config {run / 'config.yaml'} --out {run} goes on with it"
+    return _of_stage(run, "train", f"the target is not trained yet: {remedy}")
+
+
+def _baseline(run: Path) -> str:
+    words = f"sftmix run --config {run / 'config.yaml'} --out {run} --with_baseline true trains one"
+    return _of_stage(run, "baseline", f"no baseline was trained: {words}")
+
+
+def _base(run: Path) -> str:
+    return model_place(read_config(run / "config.yaml").model.path)[0]
+
+
+def _best(run: Path) -> str:
+    export = f"sftmix export {run} --best --to DIR"
+    if steps_in(origin(run / "train") / BEST):
+        raise ConfigError(f"{run}: the best weights are a checkpoint; {export} makes a model of it, then name DIR")
+    raise ConfigError(
+        f"{run} kept no best weights: a run with --checkpoint.keep_best true and held-out rows does, then {export}"
+    )
+
+
+def _of_stage(run: Path, stage: str, problem: str) -> str:
+    made = origin(run / stage) / "model"
+    if not (run / stage / MANIFEST).exists() or not made.is_dir():
+        raise ConfigError(f"{run}: {problem}; there are {', '.join(_there(run))}")
+    return str(made)
+
+
+def _there(run: Path) -> list[str]:
+    stages = {TARGET: "train", "baseline": "baseline"}
+    return [*(name for name, stage in stages.items() if (run / stage / MANIFEST).exists()), "base"]
+
+
+OF_A_RUN: dict[str, Callable[[Path], str]] = {TARGET: _target, "baseline": _baseline, "base": _base, "best": _best}
+"""The models that a run can have -> what finds the hub id or directory of each."""

@@ -1,0 +1,101 @@
+"""Finished models in memory, with the chat template and the stop ids under which they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from sftmix.config import RunConfig
+from sftmix.config.read import read_config
+from sftmix.data.formats import TEXT
+from sftmix.data.templates import Encoder, encoder_for, make_encoder
+from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
+from sftmix.options import LoraOptions
+from sftmix.pipeline.finished import FinishedModel
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, and how conversations become its token ids.
+
+    encoder   tokenizer and chat template; of a run those of its training, for all models of the run
+    stop_ids  ids at which an answer ends: the end of a turn, eos, and those of the model's generation_config
+    context   positions that the model was made for; None if its config does not say
+    """
+
+    name: str
+    model: PreTrainedModel
+    encoder: Encoder
+    stop_ids: tuple[int, ...]
+    context: int | None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
+
+        Special tokens that a turn spells are text, unless the run was trained on them as tokens.
+
+        messages  [{role: ..., content: ...}, ...], the last one of a user
+        Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation.
+        """
+        turns = [{**turn, "content": self.encoder.content(turn["content"])} for turn in messages]
+        return self.encoder.tokenize(self.encoder.render([turns], prompt=True))[0]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Decode an answer, without the end of its turn and the white space that the template writes around it."""
+        kept = list(ids)
+        if kept and kept[-1] in self.stop_ids:
+            kept.pop()
+        end = str(self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.end_of_turn_id))
+        before_end = self.encoder.ending.removesuffix(end)
+        text = str(self.encoder.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return text.removeprefix(self.encoder.lead).removesuffix(before_end)
+
+
+def load_finished(
+    found: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load a model with its tokenizer; adapters are loaded onto their base model.
+
+    dtype  of the weights; None: as they are stored
+    Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
+    """
+    config = None if found.run is None else read_config(found.run / "config.yaml")
+    encoder = _encoder(found, config)
+    model = _weights(found, config, dtype)
+    check_vocabulary(model, encoder.tokenizer)
+    if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
+        model.to(device)  # type: ignore[arg-type]
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop = [*encoder.stop_ids, *(own if isinstance(own, list) else [own])]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
+    model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
+    return LoadedModel(found.name, model.eval(), encoder, ids, context)
+
+
+def _encoder(found: FinishedModel, config: RunConfig | None) -> Encoder:
+    """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
+    if config is None:
+        return make_encoder(load_tokenizer(found.path))
+    tokenizer = load_tokenizer(config.model.path)
+    return make_encoder(tokenizer) if config.data.format == TEXT else encoder_for(tokenizer, config.data)
+
+
+def _weights(found: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    lora = LoraOptions() if config is None else config.model.lora
+    attention = None if config is None else config.model.attention
+    if not (Path(found.path) / "adapter_config.json").exists():
+        quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
+        kind = dtype or stored_dtype(found.path)
+        return load_model(found.path, dtype=kind, attention=attention, quantization=quantization)
+    base = base_of_adapters(Path(found.path))
+    kind = dtype or stored_dtype(base)
+    quantization = quantization_config(lora, compute=kind)
+    whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
+    load_adapters(whole, Path(found.path))
+    return whole

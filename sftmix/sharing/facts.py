@@ -1,0 +1,110 @@
+"""The files of a finished run -> what a card says of it. Directories of this machine are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
+from sftmix.config import RunConfig
+from sftmix.config.read import read_config
+from sftmix.model.paths import model_place
+from sftmix.options import as_list
+
+_OF_EACH = ("seed", "selector", "optimizer")
+_OF_THE_STAGE = {
+    "train": ("objective", "reference", "confidence", "splitter", "pairing", "perturbation"),
+    "baseline": (),
+    "reference": ("reference", "confidence"),
+}
+"""Components that decide the result of a stage, beside those of each."""
+_OF_THE_MACHINE = ("parallel", "shard_group_size", "compile", "activation_checkpointing", "chunk_size", "padding_free")
+_OF_THE_DATA = ("format", "template", "special_tokens", "max_length", "multi_turn", "eval_fraction", "take", "limit", "packing")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run from its directory.
+
+    summary  summary.json; empty before the run has come that far
+    """
+
+    run: Path
+    config: RunConfig
+    summary: Mapping[str, Any]
+
+    @property
+    def base_model(self) -> str:
+        """The hub id of the base model, or the last part of its directory's name."""
+        name, local = model_place(self.config.model.path or "")
+        return Path(name).resolve().name if local else name
+
+    @property
+    def base_on_hub(self) -> bool:
+        return not model_place(self.config.model.path or "")[1]
+
+    @cached_property
+    def files_of_rows(self) -> list[str]:
+        """The names of the files of rows without their directories; hub ids as they are."""
+        return [Path(name).name if Path(name).exists() else name for name in as_list(self.config.data.train)]
+
+    @property
+    def data_hash(self) -> str:
+        """The fingerprint of the training rows, as every stage's inputs name it."""
+        for stage in ("reference", "train", "baseline"):
+            file = self.run / stage / "inputs.json"
+            if file.exists():
+                return str(read_json(file)["data"]["fingerprint"])
+        return "not known"
+
+    def recipe(self, stage: str) -> dict[str, Any]:
+        """Return the options that decide the result of train, baseline or reference, as values of YAML."""
+        plain = self.config.plain()
+        found: dict[str, Any] = {key: plain[key] for key in (*_OF_EACH, *_OF_THE_STAGE[stage])}
+        found["training"] = {k: v for k, v in plain["training"].items() if k not in _OF_THE_MACHINE}
+        found["data"] = {key: plain["data"][key] for key in _OF_THE_DATA}
+        if self.config.model.lora.r:
+            found["lora"] = plain["model"]["lora"]
+        return _without_directories(found)
+
+    def arm(self, stage: str) -> Mapping[str, Any]:
+        """Return the figures of the target (`train`) or of the `baseline`; empty if there are none."""
+        return self.summary if stage == "train" else self.summary.get("baseline") or {}
+
+    def over_seeds(self, metric: str) -> Mapping[str, Any] | None:
+        """Return seeds, mean and sd of a metric over the seeds of a table that this run is one of; else None."""
+        for above in list(self.run.resolve().parents)[:2]:
+            if not (above / "table.json").exists():
+                continue
+            for variant in read_json(above / "table.json").get("variants", {}).values():
+                own = any((above / run["run"]).resolve() == self.run.resolve() for run in variant.get("runs", ()))
+                if own and variant["metrics"].get(metric, {}).get("seeds", 0) > 1:
+                    return dict(variant["metrics"][metric])
+        return None
+
+    @property
+    def benchmarks(self) -> Mapping[str, Any] | None:
+        """The table of `sftmix evaluate`, if there is one."""
+        file = self.run / "evaluation" / "table.json"
+        return read_json(file) if file.exists() else None
+
+
+def facts_of(run: Path) -> Facts:
+    """Read the facts of a run; raise ConfigError where `run` is no run directory."""
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    summary = run / "summary.json"
+    return Facts(run, read_config(run / "config.yaml"), read_json(summary) if summary.exists() else {})
+
+
+def _without_directories(value: Any) -> Any:
+    """Return the value with every path that exists here cut to its name."""
+    if isinstance(value, Mapping):
+        return {key: _without_directories(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value

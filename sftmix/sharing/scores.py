@@ -1,0 +1,34 @@
+"""The scores of a data set without its text, as files: dynamics, confidence, and the hash of each row's text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import write_text
+from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_hashes
+from sftmix.pipeline.rows import rows_of_run
+from sftmix.sharing.cards import CARD, scores_card
+from sftmix.sharing.facts import facts_of
+
+
+def write_scores(run: Path, to: Path, *, license: str | None = None) -> Path:
+    """Write dynamics.parquet, confidence.parquet, rows.parquet and the card into `to`, and return it.
+
+    The NLL of single tokens is left out: it tells too much of a text. Raises ConfigError for a run without scores.
+    """
+    facts = facts_of(run)
+    folder = run / "confidence"
+    if not (folder / "confidence.parquet").exists() or not (folder / "dynamics.parquet").exists():
+        raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
+    rows = rows_of_run(run)[1].data.train
+    dynamics = replace(read_dynamics(folder / "dynamics.parquet").of(rows.ids), token_nll=None)
+    columns = ["id", "checkpoint", "step", "nll_sum (nats)", "n_tokens", "n_correct"]
+    columns += ["alone_nll_sum"] if dynamics.alone_nll_sum is not None else []
+    to.mkdir(parents=True, exist_ok=True)
+    write_dynamics(to / "dynamics.parquet", dynamics)
+    write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
+    write_hashes(to / "rows.parquet", rows.ids, rows.content_hashes())
+    write_text(to / CARD, str(scores_card(facts, rows=len(rows.ids), columns=columns, license=license)))
+    return to

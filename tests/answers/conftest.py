@@ -1,0 +1,30 @@
+"""A finished run and its models, loaded once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.loaded import LoadedModel, load_finished
+from tests.conftest import Finished
+
+
+@pytest.fixture(scope="session")
+def target(finished: Finished) -> LoadedModel:
+    return load_finished(finished_models(finished.path)[0])
+
+
+@pytest.fixture(scope="session")
+def lively(target: LoadedModel) -> LoadedModel:
+    """The same model with large random weights: a small model trained for seconds answers everything alike."""
+    model = copy.deepcopy(target.model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.4)
+    return replace(target, model=model)

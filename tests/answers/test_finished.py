@@ -1,0 +1,134 @@
+"""Models of a run by their names, and what they are loaded with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sftmix.common.errors import ConfigError
+from sftmix.config.read import read_config
+from sftmix.data.masks import encode_examples
+from sftmix.data.templates import encoder_for
+from sftmix.model.load import load_tokenizer
+from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.loaded import load_finished
+from sftmix.types import Example, Message
+from tests.tiny import ROOT, SHORT
+
+
+def test_names_of_a_run(finished):
+    found = finished_models(finished.path, ["target", "baseline", "base"])
+    paths = [finished.path / "train" / "model", finished.path / "baseline" / "model", finished.tiny.model]
+    assert [(m.name, m.path, m.run) for m in found] == [
+        (name, str(path), finished.path) for name, path in zip(["target", "baseline", "base"], paths, strict=True)
+    ]
+
+
+def test_a_model_and_another_run_stand_beside_a_run(finished):
+    model = str(finished.path / "train" / "model")
+    found = finished_models(finished.tiny.model, ["target", model, str(finished.path)])
+    assert [(m.path, m.run) for m in found] == [
+        (str(finished.tiny.model), None),
+        (model, None),
+        (model, finished.path),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["best"], "keep_best true"),
+        (["target", "target"], "more than once"),
+        (["/nowhere"], "is not a directory"),
+        (["tests/answers"], "neither a run directory"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_remedy(finished, names, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=words):
+        finished_models(finished.path, names)
+
+
+def test_an_unfinished_stage_is_named(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished.path / "config.yaml", tmp_path / "run")
+    for name, words in (("target", "not trained yet.*there are base"), ("baseline", "--with_baseline true")):
+        with pytest.raises(ConfigError, match=words):
+            finished_models(tmp_path / "run", [name])
+    with pytest.raises(ConfigError, match="not a run directory, so it has no baseline"):
+        finished_models(finished.tiny.model, ["baseline"])
+
+
+def test_an_adopted_stage_has_its_model(finished, tmp_path):
+    """A run that was moved beside another takes over its stages, and its model is found where it was made."""
+    from sftmix.pipeline.directory import ADOPTED
+
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run)
+    shutil.rmtree(run / "train")
+    (run / "train").mkdir()
+    for name in ("MANIFEST.json", "inputs.json"):
+        shutil.copy(finished.path / "train" / name, run / "train")
+    (run / "train" / ADOPTED).write_text(f'{{"from": "{os.path.relpath(finished.path / "train", run / "train")}"}}')
+    assert finished_models(run)[0].path == str(finished.path / "train" / "model")
+
+
+def test_finding_needs_no_torch(finished):
+    code = f"import sys; from sftmix.pipeline.finished import *; finished_models({str(finished.path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("name", ["target", "baseline", "base"])
+def test_prompts_are_those_of_training(finished, name):
+    """The ids of a prompt are those before the response in a training row, whichever model of the run answers."""
+    loaded = load_finished(finished_models(finished.path, [name])[0])
+    config = read_config(finished.path / "config.yaml")
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
+    asked = f"Add 2 and 3. {encoder.tokenizer.eos_token} What is it?"  # which stays text
+    turns = [Message("user", asked), Message("assistant", "5", True), Message("user", "And 4?")]
+    example = Example("x", (*turns, Message("assistant", "9", True)))
+    (outcome,) = encode_examples(encoder, [example], 512)
+    (first, _), (second, _) = outcome.spans
+    chat = [{"role": m.role, "content": m.content} for m in turns]
+    assert loaded.render(chat[:1]) == outcome.ids[:first]
+    assert loaded.render(chat) == outcome.ids[:second]
+    assert set(encoder.stop_ids) <= set(loaded.stop_ids)
+    assert loaded.text_of(outcome.ids[slice(*outcome.spans[0])]) == "5"
+
+
+def test_weights_are_those_of_the_file(finished, target):
+    other = AutoModelForCausalLM.from_pretrained(finished.path / "train" / "model")
+    assert all(torch.equal(p, q) for p, q in zip(target.model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def adapted(finished, tmp_path_factory):
+    """A run with adapters, and its merged export."""
+    from sftmix.cli import main
+
+    folder = tmp_path_factory.mktemp("adapted")
+    words = ["--model.lora.r", "4", "--objective", "NTP", "--pairing", "null"]
+    assert main(["train", *finished.tiny.options, *SHORT, *words, "--out", str(folder / "run")]) == 0
+    assert main(["export", str(folder / "run"), "--to", str(folder / "merged"), "--merge"]) == 0
+    return folder
+
+
+def test_adapters_answer_as_their_merged_model(adapted):
+    """Of the run, and of the directory of adapters alone; merging changes logits by rounding only."""
+    ids = torch.tensor([[1, 5, 7, 9]])
+    merged = load_finished(finished_models(adapted / "merged")[0]).model(ids).logits
+    base = load_finished(finished_models(adapted / "run", ["base"])[0]).model(ids).logits
+    for place in (adapted / "run", adapted / "run" / "train" / "model"):
+        loaded = load_finished(finished_models(place)[0])
+        logits = loaded.model(ids).logits
+        assert float((logits - merged).detach().abs().max()) < 1e-5
+        assert float((logits - base).detach().abs().max()) > 1e-3

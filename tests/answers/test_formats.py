@@ -1,0 +1,81 @@
+"""The files of official tools, field by field, and questions that are none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sftmix.answers.generate import FORMATS, generate
+from sftmix.answers.options import AnswerOptions
+from sftmix.common.errors import DataError
+
+QUESTIONS = {
+    "alpaca_eval": {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"},
+    "mt_bench": {"question_id": 81, "category": "writing", "turns": ["Q?", "More?"]},
+    "ifeval": {"key": 1000, "prompt": "Q?", "instruction_id_list": [], "kwargs": []},
+    "arena_hard": {"uid": "u1", "category": "hard_prompt", "prompt": "Q?"},
+}
+LINES = {
+    "alpaca_eval": {"instruction": "Q?", "output": "one", "generator": "first-target", "dataset": "d"},
+    "mt_bench": {"question_id": 81, "model_id": "first-target", "choices": [{"index": 0, "turns": ["one", "two"]}]},
+    "ifeval": {"prompt": "Q?", "response": "one"},
+    "arena_hard": {
+        "uid": "u1",
+        "model": "first-target",
+        "messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": {"answer": "one"}}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_line_has_the_fields_of_the_tool(name, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps(QUESTIONS[name]))
+    (question,) = FORMATS[name].questions([str(file)], None)
+    assert question.messages == ({"role": "user", "content": "Q?"},)
+    line = FORMATS[name].line(question, ["one", "two"], "first-target")  # type: ignore[attr-defined]
+    assert LINES[name].items() <= line.items()
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_another_tools_question_is_named(name, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"what": 1}')
+    with pytest.raises(DataError, match=r"questions.jsonl:1: not a question of \w+: it has no '\w+'; there are what"):
+        FORMATS[name].questions([str(file)], None)
+
+
+@pytest.mark.parametrize("category", ["writing", "roleplay", "extraction", "math", "stem", "other"])
+def test_the_category_decides_the_temperature(category, tmp_path):
+    file = tmp_path / "question.jsonl"
+    file.write_text(json.dumps({**QUESTIONS["mt_bench"], "category": category}))
+    (question,) = FORMATS["mt_bench"].questions([str(file)], None)
+    expected = {"extraction": 0.0, "math": 0.0, "stem": 0.1}.get(category, 0.7)
+    assert question.temperature == expected
+    assert question.follow_ups == ("More?",)
+
+
+def test_files_lie_where_the_tools_look(finished, tmp_path):
+    for name, question in QUESTIONS.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json.dumps(question))
+        models = ["target", "base"] if name == "mt_bench" else ["target"]
+
+        def answer(name=name, models=models, file=file):
+            to, options = tmp_path / name, AnswerOptions(max_new_tokens=2)
+            return generate(str(finished.path), to, models=models, prompts=[str(file)], form=name, options=options)
+
+        made = answer()
+        suffix = "json" if name == "alpaca_eval" else "jsonl"
+        folder = "model_answer/" if name in ("mt_bench", "arena_hard") else ""
+        assert [p.relative_to(tmp_path / name).as_posix() for p in made.files] == [
+            "answers.jsonl",
+            *(f"{folder}run-{model}.{suffix}" for model in models),
+        ]
+        before = [path.read_bytes() for path in made.files]
+        assert [path.read_bytes() for path in answer().files] == before
+    outputs = json.loads((tmp_path / "alpaca_eval" / "run-target.json").read_text())
+    assert [row["generator"] for row in outputs] == ["run-target"]
+    line = json.loads((tmp_path / "mt_bench" / "answers.jsonl").read_text())
+    assert len(line["answers"]["target"]) == len(line["finish"]["base"]) == 2

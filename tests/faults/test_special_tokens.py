@@ -1,0 +1,238 @@
+"""Special tokens that a row spells become text: no row ends a turn, begins another, or changes what is trained."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from sftmix.common.errors import ConfigError
+from sftmix.data import load_data, make_encoder
+from sftmix.data.masks import encode_examples
+from sftmix.data.templates import text_encoder
+from sftmix.data.text import stretches
+from sftmix.types import Example, Message
+from tests.data.conftest import options, write  # noqa: F401, fixtures
+from tests.data.small_tokenizers import REAL, SMALL
+from tests.faults.llama3 import llama3_tokenizer
+
+QUICK = (*SMALL, "base-7m", "stories260K")
+SLOW = ("mistral", "qwen2", "gpt2", "llama3")
+CHATML = ("chatml", "base-7m", "qwen2")
+"""Tokenizers that have the special tokens of ChatML."""
+
+
+@pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def named(request):
+    """A tokenizer with its name."""
+    name = request.param
+    if name in SMALL:
+        return name, SMALL[name]()
+    shared = request.getfixturevalue("shared")
+    if name == "llama3":
+        return name, llama3_tokenizer(shared / "tokenizers/llama3/tokenizer.model")
+    return name, AutoTokenizer.from_pretrained(shared / REAL[name])
+
+
+def chat(question: str, answer: str) -> Example:
+    return Example("x", (Message("user", question), Message("assistant", answer, True)))
+
+
+def special_ids(tokenizer) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+WORDS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=6),
+    st.sampled_from(["\n", " ", "assistant\n", "<", "|", ">", "</", "<|im_", "end|>", "[", "Hello"]),
+    st.integers(0, 10_000),
+)
+"""Pieces of a content; a number stands for one of the tokenizer's special tokens."""
+PIECES = st.tuples(st.lists(WORDS, min_size=1, max_size=8), st.lists(WORDS, min_size=1, max_size=8))
+
+
+def contents(tokenizer, pieces) -> list[str]:
+    """Return a question and an answer that are not blank."""
+    names = sorted(tokenizer.added_tokens_decoder[number].content for number in special_ids(tokenizer))
+    texts = ["".join(p if isinstance(p, str) else names[p % len(names)] for p in part) for part in pieces]
+    return [text if text.strip() else "Hi" for text in texts]
+
+
+def check(encoder, question: str, answer: str) -> None:
+    """Hold the ids of a chat against those of a harmless one, and what they say against the content."""
+    tokenizer, special = encoder.tokenizer, special_ids(encoder.tokenizer)
+    found, plain = encode_examples(encoder, [chat(question, answer), chat("Hi", "Yo")], 100_000)
+    if not found.ids:
+        assert found.reasons == ["prefix_mismatch"]
+        return
+    ((start, end),) = found.spans
+    assert end == len(found.ids)
+    assert found.ids[-1] == encoder.end_of_turn_id
+    # Only the template made special tokens, none of them in the response.
+    assert [i for i in found.ids if i in special] == [i for i in plain.ids if i in special]
+    assert special & set(found.ids[start:]) == {encoder.end_of_turn_id}
+    normal = tokenizer.backend_tokenizer.normalizer
+    asked, said = ((normal.normalize_str(t).replace("▁", " ") if normal else t).strip() for t in (question, answer))
+    assert encoder.decode(found.ids[start:-1]).strip() == said
+    assert asked in encoder.decode(found.ids[:start])
+
+
+def by_hand(tokenizer, question: str, answer: str) -> list[int]:
+    """Return the ids of a ChatML conversation, put together from pieces that hold no special token."""
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    asked, said, line = (
+        tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for text in (f"user\n{question}", f"assistant\n{answer}", "\n")
+    )
+    return [start, *asked, end, *line, start, *said, end]
+
+
+def hold(name, tokenizer, examples: int) -> None:
+    own, chatml = make_encoder(tokenizer), make_encoder(tokenizer, "chatml")
+
+    @settings(max_examples=examples, phases=[Phase.generate])
+    @given(PIECES)
+    def each(pieces):
+        question, answer = contents(tokenizer, pieces)
+        check(own, question, answer)
+        if name in CHATML:
+            (found,) = encode_examples(chatml, [chat(question, answer)], 100_000)
+            assert found.ids == by_hand(tokenizer, question, answer) or found.reasons
+
+    each()
+
+
+def test_no_row_makes_a_special_token(named):
+    hold(*named, examples=40)
+
+
+@pytest.mark.slow
+def test_no_row_of_a_thousand_makes_a_special_token(named):
+    hold(*named, examples=1000)
+
+
+def test_other_rows_keep_their_ids(named):
+    """Both ways of encoding give the same ids to a text that spells nothing special."""
+    _, tokenizer = named
+    encoder = make_encoder(tokenizer)
+    rows = [chat("Hi", " Yo \n"), chat("1 < 2\n\n", "`a</b>` [x] é😀\n\n1. Plum"), chat("Bonjour", "ＡＢＣ  ﬁ")]
+    rendered = [
+        encoder.render([[{"role": m.role, "content": m.content} for m in e.messages]], prompt=False)[0] for e in rows
+    ]
+    assert encoder.spellings.tokenize(rendered) == encoder.tokenize(rendered)
+
+
+def test_tokens_are_meant_by_those_who_say_so(named):
+    _, tokenizer = named
+    text, meant = make_encoder(tokenizer), make_encoder(tokenizer, special_tokens="tokens")
+    end = tokenizer.convert_ids_to_tokens(text.end_of_turn_id)
+    row = chat("Hi", f"Yo{end}you")
+    (as_text,), (as_tokens,) = encode_examples(text, [row], 1000), encode_examples(meant, [row], 1000)
+    assert as_text.ids.count(text.end_of_turn_id) == as_tokens.ids.count(text.end_of_turn_id) - 1
+    assert as_text.spelt == [end]
+    assert as_tokens.spelt == []
+    assert text.fingerprint != meant.fingerprint
+
+
+TRIMMING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content | trim }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_template_that_trims(tmp_path):
+    """What a row spells stays text where the template changes the content around it."""
+    tokenizer = SMALL["chatml"]()
+    path = tmp_path / "trim.jinja"
+    path.write_text(TRIMMING)
+    encoder = make_encoder(tokenizer, str(path))
+    row = chat("<|im_end|> Hi <|end|>\n ", " \n<|im_start|><|im_end|>\n")
+    (found,) = encode_examples(encoder, [row], 1000)
+    assert found.ids == by_hand(tokenizer, "<|im_end|> Hi <|end|>", "<|im_start|><|im_end|>")
+
+
+def test_spellings_that_overlap():
+    """Every spelling in a content is broken, and the longest one stands for the template's token."""
+    tokenizer = SMALL["chatml"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|x|>", "|>y", "<|x|>y"]})
+    encoder = make_encoder(tokenizer)
+    (found,) = encode_examples(encoder, [chat("<|x|>y <|x|>y", "<|x|>y|>y")], 1000)
+    assert found.ids == by_hand(tokenizer, "<|x|>y <|x|>y", "<|x|>y|>y")
+    long = tokenizer.convert_tokens_to_ids("<|x|>y")
+    assert encoder.spellings.tokenize(["<|x|>y"]) == [[long]]
+
+
+# --------------------------------------------------------------------------------------------- plain text
+
+
+def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F811
+    _, tokenizer = named
+    eos = tokenizer.eos_token
+    path = write("rows.jsonl", [{"text": f"One.{eos}{eos}\nTwo."}, {"text": "Three."}])
+    data = load_data(options(path, format="text"), text_encoder(tokenizer), max_length=64, seed=0, progress=False)
+    assert data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) == 2
+    assert data.report.counts == {"spelt_in_document": 1}
+    assert f"(data.special_tokens), {eos} in 1: {path}:1" in data.report.lines()[-1]
+    meant = text_encoder(tokenizer, "tokens")
+    data = load_data(options(path, format="text"), meant, max_length=64, seed=0, progress=False)
+    assert data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) == 4
+
+
+@pytest.mark.parametrize("name", ["bos", "metaspace"])
+def test_long_documents_are_cut_as_ever(name):
+    """Stretches with and without spellings of special tokens give the ids of one call."""
+    encoder = text_encoder(SMALL[name]())
+    lines = [f"Line {n}: a colour{'</s>' * (n % 1000 == 7)} is green.\n" for n in range(3000)]
+    parts = list(stretches(encoder, lines, size=20_000))
+    assert len(parts) > 2
+    whole = encoder.tokenize([encoder.content("".join(lines))])[0]
+    assert [token for part in parts for token in part] == whole
+    assert encoder.tokenizer.eos_token_id not in whole
+
+
+# ------------------------------------------------------------------------------------------ what is told
+
+
+def test_the_report_counts_rows_and_spellings(write, options):  # noqa: F811
+    rows = [
+        {"instruction": f"Say {n}.", "output": ["Yes", "<|im_end|>", "<|im_end|><|end|><|im_end|>"][n % 3]}
+        for n in range(9)
+    ]
+    path = write("rows.jsonl", rows)
+    data = load_data(options(path, eval_fraction=0.4), make_encoder(SMALL["chatml"]()), max_length=64, seed=0)
+    assert data.report.counts == {"spelt_special": 6}
+    assert data.report.kinds == {"spelt_special": {"<|im_end|>": 6, "<|end|>": 3}}
+    line = data.report.lines()[-1]
+    assert line.startswith("6 examples with the spelling of a special token, encoded as text (data.special_tokens), ")
+    assert "<|im_end|> in 6, <|end|> in 3: " in line
+    assert f"({path}:2)" in line
+
+
+def test_the_option_is_part_of_the_data(write, options):  # noqa: F811
+    path = write("rows.jsonl", [{"instruction": "Hi", "output": "Yo<|im_end|>"}])
+    tokenizer = SMALL["chatml"]()
+    texts = [
+        load_data(options(path), make_encoder(tokenizer, special_tokens=kind), max_length=64, seed=0).train
+        for kind in ("text", "tokens", "text")
+    ]
+    assert texts[0].fingerprint == texts[2].fingerprint != texts[1].fingerprint
+    assert texts[0][0].input_ids.tolist() == texts[2][0].input_ids.tolist() != texts[1][0].input_ids.tolist()
+
+
+def test_a_special_token_that_merges_spell():
+    """Without the merges that make it, its text is written in smaller pieces."""
+    tokenizer = SMALL["chatml"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["re"]})
+    encoder = make_encoder(tokenizer)
+    (found,) = encode_examples(encoder, [chat("Hi", "green")], 100)
+    assert tokenizer.convert_tokens_to_ids("re") not in found.ids
+    assert encoder.decode(found.ids).count("green") == 1
+
+
+def test_a_tokenizer_that_cannot_be_copied_says_so():
+    encoder = make_encoder(ByT5Tokenizer())
+    with pytest.raises(ConfigError, match=r"data.special_tokens is text.*not a fast tokenizer.*to tokens"):
+        encode_examples(encoder, [chat("Hi", "Yo</s>")], 100)
+    (found,) = encode_examples(encoder, [chat("Hi", "Yo")], 100)
+    assert found.ids

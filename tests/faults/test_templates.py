@@ -1,0 +1,70 @@
+"""Templates of strangers: none runs a program, waits for ever or fills the memory; each ends in one line."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.data.templates import encoder_for
+from sftmix.options import DataOptions
+from tests.data.small_tokenizers import chatml_tokenizer
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+PAYLOADS = {
+    "class": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+    "globals": ("{{ cycler.__init__.__globals__.os.system('touch CANARY') }}", "SecurityError"),
+    "lipsum": ("{{ lipsum.__globals__['os'].popen('touch CANARY').read() }}", "SecurityError"),
+    "long range": ("{% for i in range(1000000000) %}x{% endfor %}", "OverflowError"),
+    "nested ranges": (LOOPS, "processor time"),
+    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "processor time"),
+    "long text": ("{{ 'a' * 3000000000 }}", "MB of memory"),
+    "growing text": (
+        "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "MB of memory",
+    ),
+    "wide filter": ("{{ 'x' | center(2000000000) }}", "MB of memory"),
+    "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
+    "include": ("{% include '/etc/passwd' %}", "cannot render"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "10,500,000 characters"),
+    "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
+    "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
+    "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "writes 9,899,901 characters"),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind != "nested ranges" else kind for kind in PAYLOADS]
+)
+def test_a_hostile_template_ends_in_one_line(kind, tmp_path):
+    source, reason = PAYLOADS[kind]
+    path, canary = tmp_path / "evil.jinja", tmp_path / "canary"
+    path.write_text(source.replace("CANARY", str(canary)))
+    options = DataOptions(train="rows.jsonl", template=str(path), cache_dir=str(tmp_path / "cache"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        encoder_for(chatml_tokenizer(), options)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert str(caught.value).startswith(f"data.template: {path}: ")
+    assert reason in str(caught.value)
+    assert not canary.exists()
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used + time.process_time() - started < 10
+    assert after.ru_maxrss < 1 << 20  # kilobytes
+
+
+def test_a_good_template_is_tried_out_once(tmp_path):
+    options = DataOptions(train="rows.jsonl", cache_dir=str(tmp_path / "cache"))
+    encoder = encoder_for(chatml_tokenizer(), options)
+    (kept,) = (tmp_path / "cache").glob("template-*")
+    made = kept.stat().st_mtime_ns
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert encoder_for(chatml_tokenizer(), options).fingerprint == encoder.fingerprint
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before
+    assert kept.stat().st_mtime_ns == made
+    ours = DataOptions(train="rows.jsonl", template="chatml", cache_dir=str(tmp_path / "other"))
+    encoder_for(chatml_tokenizer(), ours)
+    assert not (tmp_path / "other").exists()

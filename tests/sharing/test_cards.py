@@ -1,0 +1,87 @@
+"""Cards: what comes from data is text and not markup, paths of the machine stay out, and spread is told where it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from sftmix.sharing.cards import model_card, scores_card
+from sftmix.sharing.facts import facts_of
+from sftmix.sharing.text import escaped, fenced, table
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_card_of_a_model(run, finished):
+    card = str(model_card(facts_of(run), "train"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"| {summary['eval_nll_after']:.4f} | one seed |" in card
+    assert "they say nothing of how much another seed would change" in card
+    assert "| files | train.jsonl |" in card
+    assert "| training examples | 29 |" in card
+    fingerprint = json.loads((run / "train" / "inputs.json").read_text())["data"]["fingerprint"]
+    assert f"| fingerprint of the training examples | {fingerprint} |" in card
+    assert str(finished.tiny.train.parent) not in card
+    assert "- benchmarks" in card
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("\n```")[0])
+    assert recipe["objective"]["init_args"]["mu"] == 0.2
+    assert recipe["training"]["learning_rate"] == 0.01
+    assert "2410.05248" in card
+
+
+def test_the_card_of_the_baseline_has_no_mixup(run):
+    card = str(model_card(facts_of(run), "baseline"))
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("\n```")[0])
+    assert "objective NTP" in card
+    assert not {"objective", "reference", "splitter"} & recipe.keys()
+
+
+def test_spread_over_seeds_and_benchmarks_are_told_where_they_are(run):
+    metrics = {"eval_nll_after": {"seeds": 3, "mean": 1.25, "sd": 0.5}}
+    variants = {"SFTMix": {"metrics": metrics, "runs": [{"run": "run", "seed": 1}]}}
+    (run.parent / "table.json").write_text(json.dumps({"variants": variants}))
+    (run / "evaluation").mkdir()
+    told = {"table": [["task", "target"], ["a|b", "0.5"]], "sentences": ["a: <b> the same."]}
+    (run / "evaluation" / "table.json").write_text(json.dumps(told))
+    card = str(model_card(facts_of(run), "train"))
+    assert "| 1.2500, sd 0.5000, 3 seeds |" in card
+    assert "one seed: they" not in card
+    assert "| a\\|b | 0.5 |" in card
+    assert "- a: &lt;b&gt; the same." in card
+    assert "- benchmarks" not in card
+
+
+def test_names_from_data_are_escaped(run):
+    config = (run / "config.yaml").read_text().replace("train.jsonl", "[x](javascript:y)|<script>.jsonl")
+    (run / "config.yaml").write_text(config)
+    for card in (model_card(facts_of(run), "train"), scores_card(facts_of(run), rows=3, columns=["id"])):
+        body = card.text
+        assert "<script>" not in body
+        assert "](javascript" not in body
+        assert "\\|&lt;script&gt;" in body
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a_b*c", r"a\_b\*c"),
+        ("line\n# head", r"line \# head"),
+        ("<img src=x>", "&lt;img src=x&gt;"),
+        ("[a](b)", r"\[a\]\(b\)"),
+        ("`x`|$y$", r"\`x\`\|\$y\$"),
+    ],
+)
+def test_markup_becomes_text(text, shown):
+    assert escaped(text) == shown
+    assert table([["head"], [text]]).splitlines()[2] == f"| {shown} |"
+
+
+def test_no_line_closes_a_block():
+    assert fenced("a: '```'\n````") == "`````yaml\na: '```'\n````\n`````"
