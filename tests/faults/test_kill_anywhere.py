@@ -130,7 +130,7 @@ class Forgets:
 
         loop.CheckpointStore.load = loads
         if self.what == "order":
-            TrainingOrder.batch = lambda order, number: batch(order, number - first[0])
+            TrainingOrder.batch = lambda order, number: batch(order, max(0, number - first[0]))
         elif self.what == "schedule":
             step.learning_rate = lambda number, total, options: rate(number - first[0], total, options)
         elif self.what == "random numbers":
