@@ -83,7 +83,7 @@ def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", ["1e6", "1e38"])
+@pytest.mark.parametrize("rate", ["1e6"])
 def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property) -> None:
     reference = ("--reference.training.learning_rate", "0.01")
     it = ended(words_of(small, "--training.learning_rate", rate, *reference), cwd=tmp_path)
