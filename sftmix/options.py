@@ -258,6 +258,9 @@ class TrainingOptions:
     flex_attention, which do no work between examples."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
+    timeout: float = 1800.0
+    """Seconds that ranks wait for one that hangs before the run ends, under torchrun. The first rank reads the rows and
+    writes the model while the others wait, so it must be longer than that takes."""
 
 
 @dataclass(kw_only=True)

@@ -95,7 +95,7 @@ def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sftmix.pipeline.recipe", "transformers.models.gpt2.modeling_gpt2"])
-    port = _free_port()
+    port = free_port()
     target = (work.__module__, work.__name__)
     processes = [context.Process(target=_rank, args=(r, ranks, port, target, words)) for r in range(ranks)]
     for process in processes:
@@ -108,7 +108,7 @@ def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     assert codes == [0] * ranks, f"exit codes of the ranks: {codes} (their tracebacks are on stderr)"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody else takes in the moment before the ranks listen on it.
 
     Below the range from which the system hands out ports, and another stretch of it for each worker of pytest-xdist.

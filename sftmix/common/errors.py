@@ -1,8 +1,8 @@
 """The errors a user can meet, each with the exit code of the command line.
 
-0 done, 2 usage, configuration or changed inputs, 3 bad data, 4 own checkpoint unreadable,
-5 directory in use, 6 non-finite numbers, 7 no space, 130 interrupted by Ctrl-C, 141 nobody reads the output any more,
-143 stopped by a signal with a checkpoint saved.
+0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
+4 own checkpoint unreadable, 5 directory in use, 6 non-finite numbers, 7 no space, 130 interrupted by Ctrl-C,
+141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class NoSpaceError(SFTMixError):
     """The disk is full."""
 
     exit_code = 7
+
+
+class HangError(SFTMixError):
+    """Another rank did not answer in time."""
 
 
 class Stopped(BaseException):

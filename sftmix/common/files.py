@@ -15,6 +15,9 @@ from typing import Any, BinaryIO
 from sftmix.common.errors import NoSpaceError
 
 MANIFEST = "MANIFEST.json"
+_OWN_HASH = "sha256"
+_ENTRIES_BEFORE = 3
+"""Entries of a manifest that was written before manifests held their own hash: step, world_size, files."""
 
 
 def sha256_file(path: Path) -> str:
@@ -44,8 +47,9 @@ def placing(path: Path) -> Iterator[Path]:
         yield staging
         os.replace(staging, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"no space left to write {path}; free some and run again") from error
+        staging.unlink(missing_ok=True)
+        if is_full(error):
+            raise no_space(path) from error
         raise
     finally:
         staging.unlink(missing_ok=True)
@@ -70,6 +74,37 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def is_full(error: BaseException) -> bool:
+    """Return True if an error says that the disk, or the quota, is full.
+
+    safetensors and torch.distributed.checkpoint say so in their messages alone.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that holds `path`, or will hold it."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+
+
+def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
+    """Return the error of a full disk, with the free bytes and those needed, if they are known."""
+    need = "" if needed is None else f"{needed:,} bytes are needed, "
+    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
+
+
+def remove_leftovers(directory: Path, name: str = "") -> None:
+    """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
+    found = directory.glob(f".tmp-{name}.*") if name else (p for k in (".tmp-*", ".old-*") for p in directory.rglob(k))
+    for leftover in list(found):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -85,12 +120,16 @@ def fresh_directory(final: Path) -> Path:
 
 
 def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object]) -> None:
-    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`)."""
+    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
+
+    The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
+    """
     files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():
         _fsync(path)
     hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
-    write_json(staging / MANIFEST, {**about, "files": hashes})
+    manifest = {**about, "files": hashes}
+    write_json(staging / MANIFEST, {**manifest, _OWN_HASH: sha256_json(manifest)})
     _fsync(staging)
     if final.exists():
         shutil.rmtree(final)
@@ -101,13 +140,21 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
+    Files that the manifest does not list are a problem, too: the reader of tensors takes all that it finds.
+
     hashes  False: look at the sizes alone, which reads no file
     """
     try:
-        files = read_json(path / MANIFEST)["files"]
+        manifest = read_json(path / MANIFEST)
+        own, files = manifest.pop(_OWN_HASH, None), manifest["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest is unreadable ({error})"
+    if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
+        return "its manifest does not have the hash it was written with"
+    found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    if more := sorted(found - expected.keys() - {MANIFEST}):
+        return f"{more[0]} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():

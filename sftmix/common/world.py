@@ -6,17 +6,20 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from sftmix.common.errors import SFTMixError, Stopped
+from sftmix.common.errors import HangError, SFTMixError, Stopped
 from sftmix.common.launcher import end_with_launcher
 
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_TIMED_OUT = "Timed out waiting"
+"""Words of gloo, which has no class for this error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,12 @@ class World:
 
 
 @contextlib.contextmanager
-def start_world() -> Iterator[World]:
+def start_world(timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
 
     A rank ends when its torchrun is gone.
+
+    timeout  seconds after which ranks that wait for another one give up
     """
     end_with_launcher()
     size, rank, local = (
@@ -108,9 +113,17 @@ def start_world() -> Iterator[World]:
     if "RANK" not in os.environ:  # not torchrun
         yield World(device=device)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
+    except RuntimeError as error:
+        if _TIMED_OUT not in str(error):
+            raise
+        raise HangError(
+            f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or does what takes "
+            "longer; the same command continues from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()

@@ -30,7 +30,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from sftmix.pipeline.directory import RunDirectory
 
     assert comparison.out is not None
-    with start_world() as world, RunDirectory(comparison.out, world) as directory:
+    timeout = max(cell.config().training.timeout for cell in comparison.cells)
+    with start_world(timeout) as world, RunDirectory(comparison.out, world) as directory:
         return _run(comparison, world, directory)
 
 

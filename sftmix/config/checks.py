@@ -76,6 +76,7 @@ _TRAINING: tuple[Check, ...] = (
     ("shard_group_size", at_least_1, "at least 1, or null (the ranks of a node)"),
     ("length_groups", at_least_1, "at least 1, or null"),
     ("chunk_size", at_least_1, "at least 1, or null"),
+    ("timeout", _positive, "above 0 (seconds)"),
 )
 _LORA: tuple[Check, ...] = (
     ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sftmix.common.files import is_full, no_space
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 
@@ -52,6 +53,11 @@ def export_model(
             own.chat_template = chat_template
         own.save_pretrained(temporary)
         _replace(temporary, path)
+    except Exception as error:  # safetensors and tokenizers have no class for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_full(error):
+            raise no_space(path) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path

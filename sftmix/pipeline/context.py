@@ -42,8 +42,7 @@ class RunContext:
         done = self.directory.begin(stage, inputs)
         self.memory, self._began = PeakMemory(self.world.device), time.time()
         file = self.directory.path / "config.yaml"
-        if self.world.is_main and not (done and file.exists()):
-            write_text(file, self.config.yaml())
+        self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
         return done
 
     def seconds(self) -> float:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST, placing, read_json, sha256_file, write_json
+from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
 from sftmix.pipeline.hold import Hold
 
 if TYPE_CHECKING:
@@ -39,9 +39,14 @@ class RunDirectory:
         self._hold = Hold(path)
 
     def __enter__(self) -> RunDirectory:
-        self.world.on_main(self._hold.take)
-        self.status()
+        self.world.on_main(self._enter)
         return self
+
+    def _enter(self) -> None:
+        self._hold.take()
+        for name in ("STATUS.json", "config.yaml", "summary.json"):
+            remove_leftovers(self.path, name)
+        self.status()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if not self.world.is_main:
@@ -66,13 +71,14 @@ class RunDirectory:
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and where an
         output was changed since.
         """
-        done = self.is_done(stage, inputs)
-        if self.world.is_main and not done:
-            self.starts_work()
-            write_json(self.path / stage / "inputs.json", inputs)
-            self.status(stage=stage, step=0, total_steps=0, doing="")
-            done = self._adopt(stage, inputs)
-        return self.world.share(done)
+        return self.is_done(stage, inputs) or self.world.share(self.world.on_main(lambda: self._begin(stage, inputs)))
+
+    def _begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        self.starts_work()
+        remove_leftovers(self.path / stage)
+        write_json(self.path / stage / "inputs.json", inputs)
+        self.status(stage=stage, step=0, total_steps=0, doing="")
+        return self._adopt(stage, inputs)
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
@@ -119,13 +125,15 @@ class RunDirectory:
 
     def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
-        if self.world.is_main:
-            directory = self.path / stage
+        directory = self.path / stage
+
+        def record() -> None:
             write_json(directory / "figures.json", figures)
             files = [f for name in [*outputs, "figures.json"] for f in _files(directory / name)]
             hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
             write_json(directory / MANIFEST, {"files": hashes})
-        self.world.barrier()
+
+        self.world.on_main(record)
 
 
 def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sftmix.common.errors import ConfigError, InUseError, exit_code_of
+from sftmix.common.errors import ConfigError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import read_json, write_json
 from sftmix.common.names import path_problem
 
@@ -81,10 +82,11 @@ class Hold:
 
     def release(self, error: BaseException | None = None) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
-        if error is not None and self._before is None:
-            self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
-        elif error is not None and self._written:
-            write_json(self.path / "STATUS.json", self._before)
+        with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
+            if error is not None and self._before is None:
+                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+            elif error is not None and self._written:
+                write_json(self.path / "STATUS.json", self._before)
         if self._lock is not None:
             self._lock.close()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sftmix.pipeline.rows import RunRows
 
 LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
-LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "compile", "chunk_size")
+LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "compile", "chunk_size", "timeout")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 

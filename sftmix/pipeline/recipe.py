@@ -49,7 +49,7 @@ def run(
     validate(config)
     assert config.out is not None
     with (
-        contextlib.nullcontext(world) if world else start_world() as ranks,
+        contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
         RunDirectory(config.out, ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):

@@ -150,10 +150,8 @@ def training_stage(
 
 def _export(run: RunContext, rows: RunRows, stage: Stage, result: StageResult, path: Path) -> None:
     weights = full_weights(result.module)
-    if run.world.is_main:
-        base, dtype = run.config.model.path, run.config.model.dtype
-        write_model(stage.model, weights, path, base=base, dtype=dtype, encoder=rows.encoder)
-    run.world.barrier()
+    base, dtype = run.config.model.path, run.config.model.dtype
+    run.world.on_main(lambda: write_model(stage.model, weights, path, base=base, dtype=dtype, encoder=rows.encoder))
 
 
 def measure_base(run: RunContext, rows: RunRows) -> None:

@@ -22,18 +22,10 @@ _OF_THE_STAGE = {
     "reference": ("reference", "confidence"),
 }
 """Components that decide the result of a stage, beside those of each."""
-_OF_THE_MACHINE = ("parallel", "shard_group_size", "compile", "activation_checkpointing", "chunk_size", "padding_free")
-_OF_THE_DATA = (
-    "format",
-    "template",
-    "special_tokens",
-    "max_length",
-    "multi_turn",
-    "eval_fraction",
-    "take",
-    "limit",
-    "packing",
-)
+_OF_THE_MACHINE = {"parallel", "shard_group_size", "compile", "activation_checkpointing", "chunk_size", "padding_free"}
+_OF_THE_MACHINE |= {"timeout"}
+_OF_THE_DATA = ["format", "template", "special_tokens", "max_length", "multi_turn", "eval_fraction", "take", "limit"]
+_OF_THE_DATA += ["packing"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,10 +29,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import step_path, steps_in
-from sftmix.common.errors import CheckpointError
-from sftmix.common.files import commit_directory, fresh_directory, verify_directory
+from sftmix.common.errors import CheckpointError, NonFiniteError
+from sftmix.common.files import (
+    commit_directory,
+    free_bytes,
+    fresh_directory,
+    is_full,
+    no_space,
+    verify_directory,
+)
 from sftmix.common.world import World
 from sftmix.training.module import unwrap
 
@@ -39,6 +48,10 @@ _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+_ROOM = 1.2
+"""Free bytes for each byte of the checkpoints to come, below which a stage does not start."""
 
 
 class CheckpointStore:
@@ -50,6 +63,8 @@ class CheckpointStore:
         self.world = world
         self._verified: int | None = None
         """The step that was read in full and compared with its hashes by this object, on rank 0."""
+        self._damaged: set[int] = set()
+        """Steps that `newest_valid` passed over, on rank 0."""
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
@@ -77,24 +92,88 @@ class CheckpointStore:
         optimizer  None: the weights alone, to export and not to resume from
         state      the state of the loop except tensors, as JSON
         arrays     more tensors, the same on every rank
+        Raises NoSpaceError on every rank if the disk of any is full, and NonFiniteError if a weight is not finite;
+        earlier checkpoints are untouched.
         """
-        staging = self.world.share(str(fresh_directory(self.path(step))) if self.world.is_main else None)
-        writer = dcp.HuggingFaceStorageWriter(staging, save_distributed=True)
-        with _quiet():
-            dcp.save(_tensors(wrapped, optimizer), storage_writer=writer, no_dist=self.world.size == 1)
+        self._refuse_if_not_finite(step, wrapped)
+        made = self.world.on_main(lambda: self._staging(step))
+        staging, tensors = Path(self.world.share(str(made))), _tensors(wrapped, optimizer)
+        needed = sum(t.numel() * t.element_size() for t in tensors.values())
+        writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
+        try:
+            with _quiet():
+                dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
+        except CheckpointException as failed:  # every rank has it, whichever failed
+            error = failed
+            self.world.on_main(lambda: self._give_up(staging, step, needed, error))
+            raise
         numbers = {} if optimizer is None else _numbers(_optimizer_state(unwrap(wrapped), optimizer))
         self.world.barrier()
-        if self.world.is_main:
-            (Path(staging) / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-            (Path(staging) / _NUMBERS).write_text(json.dumps(numbers, indent=1))
-            if arrays:
-                save_file(dict(arrays), Path(staging) / _ARRAYS)
-            self._verified = None
-            commit_directory(Path(staging), self.path(step), about={"step": step, "world_size": self.world.size})
-            others = [s for s in self.steps() if s != step]  # a damaged one may be newer than this
-            for old in others[self.keep - 1 :]:
-                shutil.rmtree(self.path(old))
-        self.world.barrier()
+
+        def commit() -> None:
+            try:
+                (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+                (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
+                if arrays:
+                    (staging / _ARRAYS).write_bytes(save(dict(arrays)))
+                commit_directory(staging, self.path(step), about={"step": step, "world_size": self.world.size})
+            except Exception as error:
+                self._give_up(staging, step, needed, error)
+                raise
+            self._keep_newest(step)
+
+        self.world.on_main(commit)
+
+    def _refuse_if_not_finite(self, step: int, wrapped: nn.Module) -> None:
+        own = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(unwrap(wrapped)).values()]
+        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in own))):
+            raise NonFiniteError(
+                f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
+                "training.learning_rate (the last checkpoint is untouched)"
+            )
+
+    def _staging(self, step: int) -> Path:
+        try:
+            return fresh_directory(self.path(step))
+        except OSError as error:
+            if is_full(error):
+                raise no_space(self.path(step)) from error
+            raise
+
+    def _give_up(self, staging: Path, step: int, needed: int, error: BaseException) -> None:
+        """Remove what was written of a checkpoint, to make room for the others; raise NoSpaceError on a full disk."""
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_full(error):
+            raise no_space(self.path(step), needed) from error
+
+    def _keep_newest(self, step: int) -> None:
+        """Remove all but `keep` checkpoints: those passed over as damaged first, then the oldest."""
+        self._verified = None
+        self._damaged.discard(step)
+        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s in self._damaged, -s))
+        for old in others[self.keep - 1 :]:
+            shutil.rmtree(self.path(old))
+
+    def check_space(self, wrapped: nn.Module, state_bytes: float, saves: int) -> None:
+        """Raise NoSpaceError on every rank if the disk has too little room for the checkpoints to come.
+
+        state_bytes  of the optimizer, per trained number
+        saves        number of checkpoints still to be saved
+        """
+        size = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(unwrap(wrapped)).values())
+
+        def check() -> None:
+            steps = self.steps()
+            each = max([int(size), *(self._bytes(step) for step in steps[:1])])
+            needed = int(_ROOM * each * min(saves, max(1, self.keep + 1 - len(steps))))
+            if free_bytes(self.directory) < needed:
+                raise no_space(self.directory, needed)
+
+        self.world.on_main(check)
+
+    def _bytes(self, step: int) -> int:
+        files = self.path(step).glob("*")
+        return sum(file.stat().st_size for file in files)
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.
@@ -108,6 +187,7 @@ class CheckpointStore:
                 if problem is None:
                     newest = step
                     break
+                self._damaged.add(step)
                 warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
             self._verified = newest
             if newest is None and self.steps():
@@ -177,8 +257,8 @@ def _has_frozen(module: nn.Module) -> bool:
     return not all(p.requires_grad for p in module.parameters())
 
 
-def _trained(module: nn.Module) -> list[str]:
-    return [name for name, p in module.named_parameters() if p.requires_grad]
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:

@@ -105,9 +105,8 @@ class ScoreAtCheckpoints(Callback):
         started = time.perf_counter()
         scores = state.score()
         alone = state.score(alone=True) if self._alone else None
-        if self._world.is_main:
-            write_dynamics(self._path(state.step), one_checkpoint(self._ids, state.step, scores, alone))
-        self._world.barrier()
+        found = one_checkpoint(self._ids, state.step, scores, alone)
+        self._world.on_main(lambda: write_dynamics(self._path(state.step), found))
         self.seconds += time.perf_counter() - started
         return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
 

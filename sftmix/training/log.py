@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from sftmix.common.errors import Stopped
-from sftmix.common.files import write_text
+from sftmix.common.files import is_full, no_space, write_text
 from sftmix.common.world import World
 from sftmix.training.step import StepResult
 
@@ -41,12 +41,18 @@ class MetricsLog:
     def write(self, metrics: Mapping[str, float]) -> None:
         if self._file is not None:
             finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
-            self._file.write(json.dumps(finite) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(finite) + "\n")
+                self._file.flush()
+            except OSError as error:
+                if is_full(error):
+                    raise no_space(Path(self._file.name)) from error
+                raise
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # each line was flushed: on a full disk only what failed is still held
+                self._file.close()
 
 
 @dataclass

@@ -24,7 +24,7 @@ from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.checkpoints import CHECKPOINTS
-from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
+from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
@@ -114,12 +114,17 @@ class TrainingLoop:
         self.pending: dict[str, float] = {}
         self.evaluations: list[tuple[int, float]] = []
         self.step, self.stopped_by = 0, ""
+        self.saved = -1
+        """The last step that has a checkpoint."""
+        self.no_space = ""
+        """Why a report of this rank could not be written; the next step boundary tells all ranks."""
         self.done: StepResult | None = None
 
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
         self._resume()
+        self._check_space()
         log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, enabled=self.world.is_main)
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
@@ -128,10 +133,9 @@ class TrainingLoop:
                 self.pending = self._call("on_stage_start", metrics)
                 while self.step < self.total and not self.stopped_by:
                     metrics, interrupted = self.advance(signal)
-                    log.write(metrics)
                     bar.show(figures_shown(metrics))
                     bar.update()
-                    self.stage.on_progress(self.step, self.total)
+                    self._report(log, metrics)
                     self._save_if_due(interrupted=interrupted)
                 if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
                     self.best.offer(self.step, self.module, self._evaluate())
@@ -163,7 +167,8 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.store.load(newest, self.module, self.optimizer)
-        self.step, self.totals, self.stopped_by = state["step"], Totals.restored(state["totals"]), state["stopped_by"]
+        self.step = self.saved = state["step"]
+        self.totals, self.stopped_by = Totals.restored(state["totals"]), state["stopped_by"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
         if self.stage.online is not None:
@@ -173,7 +178,7 @@ class TrainingLoop:
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
-        if due or interrupted:
+        if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
             state = {
                 "identity": self.stage.identity,
                 "totals": asdict(self.totals),
@@ -183,8 +188,23 @@ class TrainingLoop:
             }
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
             self.store.save(self.step, self.module, self.optimizer, state, arrays)
+            self.saved = self.step
         if interrupted:
             raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")
+
+    def _check_space(self) -> None:
+        """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
+        if self.every and self.step < self.total:
+            saves = math.ceil((self.total - self.step) / self.every)
+            self.store.check_space(self.module, self.stage.optimizer.state_bytes, saves)
+
+    def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
+        """Write what the step was; a full disk is noted, so that all ranks end together."""
+        try:
+            log.write(metrics)
+            self.stage.on_progress(self.step, self.total)
+        except NoSpaceError as error:
+            self.no_space = str(error)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -232,8 +252,13 @@ class TrainingLoop:
         return metrics, self._told_to_stop(signal)
 
     def _told_to_stop(self, signal: StopSignal | None) -> bool:
-        """Return True on every rank if any rank was told to stop."""
-        return self.world.max(float(signal is not None and signal.received)) > 0
+        """Return True on every rank if any rank was told to stop; raise NoSpaceError on all if one met a full disk."""
+        told = self.world.max(2.0 if self.no_space else float(signal is not None and signal.received))
+        if told > 1:
+            error = NoSpaceError(next(found for found in self.world.gather(self.no_space) if found))
+            error.everywhere = True
+            raise error
+        return told > 0
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop if too many skipped steps follow each other."""

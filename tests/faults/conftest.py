@@ -1,0 +1,32 @@
+"""The runs that all fault tests compare with, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import done, words_of
+from tests.tiny import Tiny, make_tiny
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The tiny model and rows; not to be changed."""
+    return make_tiny(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def whole(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of one process."""
+    place = tmp_path_factory.mktemp("whole")
+    done(words_of(small), cwd=place)
+    return place / "run"
+
+
+@pytest.fixture(scope="session")
+def whole_of_two(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of two ranks that share the weights."""
+    place = tmp_path_factory.mktemp("whole_of_two")
+    done([*words_of(small), "--training.parallel", "fsdp"], cwd=place, ranks=2)
+    return place / "run"

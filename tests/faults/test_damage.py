@@ -1,0 +1,154 @@
+"""F7 and F11: any damage to any file of a checkpoint is seen; clocks decide nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.files import verify_directory
+from sftmix.common.world import World
+from sftmix.training.checkpoint import CheckpointStore
+from tests.faults.mines import KillAt
+from tests.faults.processes import SIGKILLED, assert_same, done, ended, from_split, words_of
+from tests.tiny import Tiny
+
+OLDER, NEWEST = "step-00000009", "step-00000012"
+FLIPS = 20
+
+
+def damages(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Every way to damage the bytes of a file."""
+    yield from (("empty", b""), ("one byte", content[:1]), ("half", content[: len(content) // 2]))
+    yield from (("one byte less", content[:-1]), ("one byte more", content + b"\0"), ("appended", content * 2))
+    for _ in range(FLIPS):
+        flipped, bit = bytearray(content), chance.randrange(8 * len(content))
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit}", bytes(flipped)
+    start = chance.randrange(max(1, len(content) - 4096))
+    zeroed = content[:start] + bytes(len(content[start : start + 4096])) + content[start + 4096 :]
+    yield f"4 KiB of zeros at {start}", zeroed
+
+
+@pytest.fixture
+def kept(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole / "train" / "checkpoints", tmp_path / "checkpoints"))
+
+
+def newest(directory: Path) -> tuple[int | None, list[str]]:
+    """The step to resume from, and the warnings on the way."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        return CheckpointStore(directory, keep=2, world=World()).newest_valid(), [str(w.message) for w in told]
+
+
+def assert_passed_over(directory: Path) -> None:
+    step, told = newest(directory)
+    assert step == 9
+    assert len(told) == 1
+    assert NEWEST in told[0]
+
+
+def test_every_damage_of_every_file(kept: Path, record_property) -> None:
+    tries, chance = 0, random.Random("damage")
+    files = sorted((kept / NEWEST).iterdir())
+    assert {f.suffix for f in files} == {".json", ".safetensors"}
+    for file in files:
+        content = file.read_bytes()
+        for name, damaged in damages(content, chance):
+            if damaged == content.removesuffix(b"\n"):  # a manifest without its last newline says the same
+                continue
+            file.write_bytes(damaged)
+            assert verify_directory(kept / NEWEST) is not None, f"{file.name}: {name}"
+            tries += 1
+        assert_passed_over(kept)
+        file.unlink()
+        assert_passed_over(kept)
+        file.write_bytes(content)
+        tries += 2
+    assert newest(kept) == (12, [])
+    record_property("F7", f"{tries}/{tries} damages of {len(files)} files seen, one warning each")
+
+
+def swapped(directory: Path, other: Path) -> None:
+    one, two = sorted((directory / NEWEST).glob("shard-*"))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def shard_of_another(directory: Path, other: Path) -> None:
+    (shard,) = sorted(other.glob("shard-*"))
+    shutil.copy(shard, next((directory / NEWEST).glob("shard-*")))
+
+
+def one_shard_more(directory: Path, other: Path) -> None:
+    """The reader takes every file of tensors that lies in the directory."""
+    (shard,) = sorted(other.glob("shard-*"))
+    shutil.copy(shard, directory / NEWEST / "shard-00009-model-00001-of-00001.safetensors")
+
+
+def manifest_of_another(directory: Path, other: Path) -> None:
+    shutil.copy(other / "MANIFEST.json", directory / NEWEST)
+
+
+@pytest.mark.parametrize("damage", [shard_of_another, one_shard_more, manifest_of_another])
+def test_files_of_another_run(kept: Path, whole: Path, damage: Callable, record_property) -> None:
+    damage(kept, whole / "reference" / "checkpoints" / NEWEST)
+    assert_passed_over(kept)
+    record_property("F7", f"{damage.__name__}: seen")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_swapped_shards(whole_of_two: Path, tmp_path: Path, record_property) -> None:
+    kept = Path(shutil.copytree(whole_of_two / "train" / "checkpoints", tmp_path / "checkpoints"))
+    swapped(kept, kept)
+    assert_passed_over(kept)
+    record_property("F7", "shards of two ranks swapped: seen")
+
+
+@pytest.mark.slow
+def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small: Tiny, whole: Path, tmp_path, record_property):
+    run = from_split(whole, tmp_path)
+    mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
+    assert ended(words_of(small), cwd=tmp_path, faults=[mine]).code == SIGKILLED
+    states = [run / "train" / "checkpoints" / f"step-0000000{step}" / "state.json" for step in (6, 3)]
+    states[0].write_text(states[0].read_text().replace("6", "7"))
+    whole_again = tmp_path / "again"
+    shutil.copytree(run, whole_again / "run")
+    printed = done(words_of(small), cwd=whole_again)
+    assert printed.count("skipping checkpoint") == 1
+    assert "resuming after step 3" in printed
+    assert_same(whole_again / "run", whole)
+    states[1].unlink()
+    refused = ended(words_of(small), cwd=tmp_path)
+    assert refused.code == 4
+    assert "move them away to start again" in refused.printed
+    record_property("F7", "newest damaged: resumed from the one before, equal; all damaged: exit 4")
+
+
+def test_good_checkpoints_outlast_damaged_ones(kept: Path) -> None:
+    """The damaged one of step 12 is newer than the save that follows, and must not be kept in its place."""
+    (kept / NEWEST / "state.json").write_text("{}")
+    store = CheckpointStore(kept, keep=2, world=World())
+    with pytest.warns(UserWarning, match="skipping"):
+        assert store.newest_valid() == 9
+    shutil.copytree(kept / OLDER, kept / "step-00000010")
+    store._keep_newest(10)
+    assert store.steps() == [10, 9]
+
+
+def test_clocks_decide_nothing(kept: Path, record_property) -> None:
+    chance = random.Random("clocks")
+    for _ in range(10):
+        for path in kept.rglob("*"):
+            at = chance.uniform(0, 2**32)
+            os.utime(path, (at, at))
+        assert newest(kept) == (12, [])
+    record_property("F11", "10/10 with times of files from 1970 to 2106: the same step")

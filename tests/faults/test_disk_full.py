@@ -1,0 +1,111 @@
+"""F6: a full disk, on a small file system in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.files import verify_directory
+from tests.faults.processes import Ended, assert_same, checkpoints, done, ended, from_split, words_of
+from tests.tiny import Tiny, status
+
+FILL = '''
+import shutil
+from pathlib import Path
+from sftmix.components import Callback
+
+class Fill(Callback):
+    """Leaves only so many bytes free on the disk of the run, at step 7."""
+    observer = True
+    def __init__(self, *, leave: int):
+        self.leave = leave
+    def on_step_end(self, state):
+        filler = Path(state.directory, "..", "..", "filler")
+        if (state.stage, state.step) == ("train", 7) and state.is_main and not filler.exists():
+            with filler.open("wb") as file:
+                file.write(bytes(max(0, shutil.disk_usage(filler.parent).free - self.leave)))
+'''
+CHECKPOINT = 400_000
+"""Bytes of a checkpoint of the tiny model, a little less than it has."""
+
+
+Disk = Callable[[str], Path]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system in memory, of a size that a second call changes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = []
+
+    def sized(size: str) -> Path:
+        how = f"remount,size={size}" if mounted else f"size={size}"
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(place)], capture_output=True, check=False
+        )
+        if made.returncode:
+            pytest.skip("no file system can be mounted here: that needs root")
+        mounted.append(size)
+        return place
+
+    yield sized
+    if mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def names_the_bytes(it: Ended, run: Path) -> None:
+    assert f"no space left to write {run.name}/" in it.printed
+    assert "are free; free some and run again" in it.printed
+    assert "Traceback" not in it.printed
+
+
+def test_too_little_room_is_refused_before_the_first_step(small: Tiny, whole: Path, disk: Disk, record_property):
+    place = disk("20m")
+    run = from_split(whole, place)
+    disk(str(shutil.disk_usage(place).used + 2 * CHECKPOINT))  # it will need three of them, and a fifth more
+    it = ended(words_of(small), cwd=place)
+    assert it.code == 7
+    names_the_bytes(it, run)
+    assert " bytes are needed, " in it.printed
+    assert (run / "train" / "metrics.jsonl").exists() is False
+    disk("20m")
+    done(words_of(small), cwd=place)
+    assert_same(run, whole)
+    record_property("F6", "too little room: exit 7 before step 1, with path and bytes; enlarged: equal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("leave", [CHECKPOINT // 2, 0], ids=["half a checkpoint", "nothing"])
+def test_a_disk_that_fills_up(small, whole, request, disk: Disk, leave: int, ranks: int, record_property) -> None:
+    more = ["--training.parallel", "fsdp"] if ranks > 1 else []
+    whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
+    place = disk("6m")
+    (place / "filling.py").write_text(FILL)
+    words = words_of(small, *more, "--callbacks+", "filling.Fill", "--callbacks.leave", str(leave))
+    run = from_split(whole, place)
+    began = time.monotonic()
+    it = ended(words, cwd=place, faults=[None] * ranks)
+    seconds = time.monotonic() - began
+    assert it.codes == [7] * ranks, it.printed
+    names_the_bytes(it, run)
+    assert checkpoints(run) == ["step-00000003", "step-00000006"]
+    assert verify_directory(run / "train" / "checkpoints" / "step-00000006") is None
+    if leave:
+        assert status(run)["exit_code"] == 7
+        assert " bytes are needed, " in it.printed
+    disk("30m")
+    os.remove(place / "filler")
+    (place / "filler").touch()  # or it would be filled again
+    assert "resuming after step 6" in done(words, cwd=place, ranks=ranks)
+    assert_same(run, whole)
+    record_property(
+        "F6", f"{ranks} rank(s), {leave} bytes left: exit 7 on all within {seconds:.0f} s in all; equal after"
+    )

@@ -1,0 +1,169 @@
+"""F1 and F21: kills at random moments of every stage, and the control that what continues a run is needed for it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.checkpoints import steps_in
+from tests.faults.mines import KillAt, KillIn
+from tests.faults.processes import (
+    EVERY,
+    SIGKILLED,
+    assert_same,
+    done,
+    ended,
+    from_split,
+    leftovers,
+    start,
+    steps,
+    words_of,
+)
+from tests.tiny import Tiny
+
+LOOP, SCORES, MEASURES = "training/loop.py", "training/scoring.py", "measure/model.py"
+PHASES = {
+    "reference": KillIn(LOOP, "run"),
+    "scoring": KillIn(SCORES, "__call__", call=2),
+    "training": KillIn(LOOP, "run"),
+    "measuring": KillIn(MEASURES, "trained"),
+}
+AFTER_SPLIT = ("training", "measuring")
+LONGEST = 1.0
+"""Seconds after the beginning of a phase within which the kill falls; a run that is over by then is tried anew."""
+
+
+def killed(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> Path:
+    """A run directory that a SIGKILL has left, so many seconds after a phase began (or fewer, if it was over)."""
+    mine, run = PHASES[phase], place / "run"
+    while True:
+        shutil.rmtree(run, ignore_errors=True)
+        if phase in AFTER_SPLIT:
+            from_split(whole, place)
+        fault = KillIn(mine.file, mine.function, mine.call, after)
+        if ended(words_of(small), cwd=place, faults=[fault]).code == SIGKILLED:
+            return run
+        after /= 2
+
+
+def assert_little_is_lost(run: Path) -> None:
+    for stage in ("reference", "train"):
+        if (run / stage / "metrics.jsonl").exists() and not (run / stage / "MANIFEST.json").exists():
+            made, saved = len(steps(run, stage)), steps_in(run / stage / "checkpoints")
+            assert made - max(saved, default=0) <= EVERY + 1, (stage, made, saved)
+
+
+def recovers(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> None:
+    run = killed(small, whole, place, phase, after)
+    assert_little_is_lost(run)
+    done(words_of(small), cwd=place)
+    assert_same(run, whole)
+    assert leftovers(run) == []
+
+
+@pytest.mark.parametrize("phase", ["scoring", "measuring"])
+def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_property) -> None:
+    """Kills in training: tests/distributed/test_equivalence.py."""
+    recovers(small, whole, tmp_path, phase, 0.02)
+    record_property("F1", f"1 kill while {phase}: sha and losses equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("phase", PHASES)
+def test_five_random_kills_in_each_stage(small, whole, tmp_path, phase, record_property) -> None:
+    chance = random.Random(f"kills {phase}")
+    for number in range(5):
+        place = tmp_path / str(number)
+        place.mkdir()
+        recovers(small, whole, place, phase, chance.uniform(0, LONGEST))
+    record_property("F1", f"5/5 kills at random moments, {phase}: sha and losses equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_property) -> None:
+    """All ranks at once, as with their launcher, again and again until the run gets through."""
+    chance, words, kills = random.Random("two ranks"), [*words_of(small), "--training.parallel", "fsdp"], 0
+    while kills < 6:
+        job = start(words, cwd=tmp_path, faults=[None, None])
+        job.processes[0].join(chance.uniform(1, 6))
+        if job.processes[0].exitcode is not None:
+            break
+        job.kill()
+        job.wait()
+        kills += 1
+    done(words, cwd=tmp_path, ranks=2)
+    assert_same(tmp_path / "run", whole_of_two)
+    assert leftovers(tmp_path / "run") == []
+    assert kills
+    record_property("F1", f"{kills} kills of two ranks in one run: sha and losses equal")
+
+
+# ------------------------------------------------------------------------------------------------- negative controls
+
+
+@dataclass(frozen=True)
+class Forgets:
+    """A build that begins from 0 again, after a resume, where it should go on."""
+
+    what: str
+
+    def __call__(self) -> None:
+        from sftmix.batches.order import TrainingOrder
+        from sftmix.training import checkpoint, loop, step
+
+        first, load = [0], checkpoint.CheckpointStore.load
+        batch, rate, seed = TrainingOrder.batch, step.learning_rate, step.stable_hash
+
+        def loads(store, number, wrapped, optimizer):
+            state = load(store, number, wrapped, None if self.what == "optimizer" else optimizer)
+            first[0] = state["step"]
+            return state
+
+        def seeded(*parts):
+            return seed(parts[0], parts[1], parts[2] - first[0], *parts[3:]) if parts[1] == "dropout" else seed(*parts)
+
+        loop.CheckpointStore.load = loads
+        if self.what == "order":
+            TrainingOrder.batch = lambda order, number: batch(order, max(0, number - first[0]))
+        elif self.what == "schedule":
+            step.learning_rate = lambda number, total, options: rate(number - first[0], total, options)
+        elif self.what == "random numbers":
+            step.stable_hash = seeded
+
+
+@pytest.fixture(scope="module")
+def halfway(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("halfway")
+    from_split(whole, place)
+    mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
+    assert ended(words_of(small), cwd=place, faults=[mine]).code == SIGKILLED
+    return place / "run"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        "random numbers",
+        pytest.param("schedule", marks=pytest.mark.slow),
+        pytest.param("order", marks=pytest.mark.slow),
+        pytest.param("optimizer", marks=pytest.mark.slow),
+    ],
+)
+def test_a_resume_that_forgets_is_seen(small, whole, halfway, tmp_path, what, record_property) -> None:
+    shutil.copytree(halfway, tmp_path / "run")
+    faults = [None if what is None else Forgets(what)]
+    assert ended(words_of(small), cwd=tmp_path, faults=faults).code == 0
+    if what is None:
+        assert_same(tmp_path / "run", whole)
+        return
+    assert steps(tmp_path / "run")[:6] == steps(whole)[:6]
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "run", whole)
+    record_property("F21", f"without {what}: the comparison fails, as it must")

@@ -1,0 +1,194 @@
+"""F2 and F12: a process is killed at every file operation of a save, also where a rename is no single step.
+
+The save of step 9 is the third one: it prunes the checkpoint of step 3, too. All runs start from the same directory, in
+which steps 3 and 6 are saved and the process was killed when it began the third save.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.files import verify_directory
+from tests.faults.mines import CopyingRename, Failing, KillAt, Record
+from tests.faults.processes import (
+    SIGKILLED,
+    Ended,
+    assert_same,
+    checkpoints,
+    done,
+    ended,
+    from_split,
+    leftovers,
+    steps,
+    words_of,
+)
+from tests.tiny import Tiny
+
+SAVES = "train/checkpoints"
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """A directory killed in its third save, the words that continue it, and the file operations from there on."""
+
+    words: list[str]
+    run: Path
+    whole: Path
+    operations: list[list[str]]
+    """Of each rank, up to the end of the third save."""
+
+    def copy(self, place: Path) -> Path:
+        shutil.copytree(self.run, place / "run")
+        return place / "run"
+
+
+def start_of(small: Tiny, whole: Path, place: Path, ranks: int, *more: str) -> Start:
+    words = words_of(small, *more)
+    for name in ("start", "recorded"):
+        (place / name).mkdir()
+    from_split(whole, place / "start")
+    mine = KillAt(f"{SAVES}/.tmp-step-00000009", 1)
+    assert ended(words, cwd=place / "start", faults=[mine, *[None] * (ranks - 1)]).code == SIGKILLED
+    shutil.copytree(place / "start" / "run", place / "recorded" / "run")
+    records = [Record(SAVES, str(place / f"operations-{rank}")) for rank in range(ranks)]
+    assert ended(words, cwd=place / "recorded", faults=records).codes == [0] * ranks
+    assert_same(place / "recorded" / "run", whole)
+    operations = [(place / f"operations-{rank}").read_text().splitlines() for rank in range(ranks)]
+    until = ["step-00000012" in line for line in operations[0]].index(True)
+    found = [operations[0][: until - 1]]  # the last is the next save's own mkdir of the directory of all
+    found += [[line for line in each if "step-00000012" not in line] for each in operations[1:]]
+    return Start(words, place / "start" / "run", whole, found)
+
+
+@pytest.fixture(scope="session")
+def one(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    return start_of(small, whole, tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="session")
+def two(small: Tiny, whole_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    return start_of(small, whole_of_two, tmp_path_factory.mktemp("two"), 2, "--training.parallel", "fsdp")
+
+
+def assert_whole_checkpoints(run: Path, *, more: int = 1) -> None:
+    """Whatever a kill left: a valid checkpoint of an earlier save is there, and not more than so many beyond `keep`."""
+    named = [name for name in checkpoints(run) if name.startswith("step-")]
+    valid = [name for name in named if verify_directory(run / SAVES / name) is None]
+    assert valid, checkpoints(run)
+    assert len(checkpoints(run)) <= KEEP + more
+
+
+def assert_recovers(start: Start, place: Path, ranks: int = 1) -> None:
+    printed = done(start.words, cwd=place, ranks=ranks)
+    assert "train: resuming after step " in printed
+    assert_same(place / "run", start.whole)
+    assert leftovers(place / "run") == []
+    assert checkpoints(place / "run") == ["step-00000009", "step-00000012"]
+
+
+def spread(count: int, number: int) -> list[int]:
+    """So many of the numbers from 1 to `count`, both ends among them."""
+    return sorted({1 + round(i * (count - 1) / (number - 1)) for i in range(number)})
+
+
+def test_a_few_kills_in_one_save(one: Start, tmp_path: Path, record_property) -> None:
+    """Each continues the one before, the last of them from after the rename."""
+    run = one.copy(tmp_path)
+    renames = [n for n, line in enumerate(one.operations[0], 1) if line.startswith("os.rename")]
+    assert len(renames) == 2  # the manifest, and then the directory
+    points = [renames[0] - 1, renames[1], len(one.operations[0])]
+    for number in points:
+        assert ended(one.words, cwd=tmp_path, faults=[KillAt(SAVES, number)]).code == SIGKILLED
+        assert_whole_checkpoints(run)
+    assert_recovers(one, tmp_path)
+    record_property("F2", f"{len(points)} kills inside a save, one process: sha and losses equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_operation_of_a_save(one: Start, tmp_path: Path, record_property) -> None:
+    seen = set()
+    for number, line in enumerate(one.operations[0], 1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        run = one.copy(place)
+        assert ended(one.words, cwd=place, faults=[KillAt(SAVES, number)]).code == SIGKILLED, line
+        assert_whole_checkpoints(run)
+        seen.add(tuple(checkpoints(run)))
+        assert_recovers(one, place)
+        shutil.rmtree(place)
+    assert len(seen) >= 4  # before the save, in it, after its rename, after it has pruned
+    record_property("F2", f"{len(one.operations[0])}/{len(one.operations[0])} points, one process: sha equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_either_of_two_ranks_in_a_save(two: Start, tmp_path: Path, rank: int, record_property) -> None:
+    points = spread(len(two.operations[rank]), 8)
+    for number in points:
+        place = tmp_path / str(number)
+        place.mkdir()
+        run = two.copy(place)
+        faults = [KillAt(SAVES, number) if r == rank else None for r in (0, 1)]
+        assert ended(two.words, cwd=place, faults=faults).codes[rank] == SIGKILLED, number
+        assert_whole_checkpoints(run)
+        assert_recovers(two, place, ranks=2)
+    record_property("F2", f"{len(points)}/{len(points)} points, rank {rank} of two: sha and losses equal")
+
+
+# ---------------------------------------------------------------------------------- a file system that is not atomic
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_operation_of_a_save_where_rename_copies_and_deletes(one: Start, tmp_path: Path, record_property) -> None:
+    operations = tmp_path / "operations"
+    place = tmp_path / "recorded"
+    place.mkdir()
+    one.copy(place)
+    assert ended(one.words, cwd=place, faults=[CopyingRename(Record(SAVES, str(operations)))]).code == 0
+    assert_same(place / "run", one.whole)
+    lines = operations.read_text().splitlines()
+    until = ["step-00000012" in line for line in lines].index(True)
+    points = spread(until - 1, 24)
+    for number in points:
+        place = tmp_path / str(number)
+        place.mkdir()
+        one.copy(place)
+        mine = CopyingRename(KillAt(SAVES, number))
+        assert ended(one.words, cwd=place, faults=[mine]).code == SIGKILLED, lines[number - 1]
+        assert_whole_checkpoints(place / "run", more=2)  # while it is copied, the new one is there twice
+        assert_recovers(one, place)
+        shutil.rmtree(place)
+    record_property("F12", f"{len(points)}/{len(points)} kills with rename = copy + delete: sha equal")
+
+
+def fails(start: Start, place: Path, fault: Failing) -> Ended:
+    """A run with a failing file system, which must say so, lose nothing, and continue on a good one."""
+    start.copy(place)
+    it = ended(start.words, cwd=place, faults=[fault])
+    assert it.code not in (0, None)
+    assert fault.code in it.printed or "Errno" in it.printed
+    assert [n for n, *_ in steps(place / "run")][-1] == 9  # the step of the save that failed
+    assert_whole_checkpoints(place / "run")
+    assert_recovers(start, place)
+    return it
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("fsync", "EIO"),
+        *(pytest.param("rename", code, marks=[pytest.mark.slow, pytest.mark.long]) for code in ("EEXIST", "EXDEV")),
+    ],
+)
+def test_a_file_system_that_fails_is_not_said_to_have_saved(one, tmp_path, call, code, record_property) -> None:
+    below = ".tmp-step-00000009" if call == "rename" else SAVES
+    it = fails(one, tmp_path, Failing(call, code, below))
+    record_property("F12", f"{call} {code}: exit {it.code}, the checkpoints before it are valid, resumed equal")

@@ -1,0 +1,48 @@
+"""F22: 2,000 steps with 200 checkpoints in one process: memory and open files stay as they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
+from sftmix.components.base import Callback
+from sftmix.options import CheckpointOptions
+from sftmix.training.loop import train
+from tests.toy import toy_rows, toy_stage
+
+STEPS, EVERY = 2000, 10
+DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
+
+
+class Watch(Callback):
+    """Resident memory and open files, every 20 steps."""
+
+    observer = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def on_step_end(self, state) -> None:
+        if state.step % 20 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.seen.append((state.step, pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_memory_and_open_files_stay(tmp_path: Path, record_property) -> None:
+    watch, batches = Watch(), [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * (STEPS // 2)
+    kept = CheckpointOptions(every=EVERY, keep=2)
+    train(toy_stage(tmp_path, batches, data=DATA, checkpoint=kept, callbacks=[watch]), World())
+    step, memory, files = np.array([s for s in watch.seen if s[0] > 500]).T
+    slope = float(np.polyfit(step, memory, 1)[0])
+    assert len(step) == 75
+    assert slope < 5 * 1024
+    assert files.max() - files.min() <= 2
+    told = f"{slope / 1024:+.2f} KB a step, open files {files.min()} to {files.max()}"
+    record_property("F22", f"{STEPS:,} steps, {STEPS // EVERY} saves: {told}")

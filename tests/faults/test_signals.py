@@ -1,0 +1,135 @@
+"""F5 and F20: signals that stop a run save it on all ranks alike; a rank that hangs ends it.
+
+Signals to torchrun and to one rank under it, a dead rank and a dead launcher: tests/distributed/test_launcher.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.test_launcher import gone
+from tests.faults.mines import KillAt, KillIn
+from tests.faults.processes import assert_same, checkpoints, done, ended, from_split, start, steps, words_of
+from tests.tiny import Tiny, sftmix, status
+
+TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
+GRACE = 25.0
+"""Seconds from the signal to the end."""
+
+SAVE = "train/checkpoints/.tmp-step-00000006"
+IN_TRAINING = {
+    "training": KillIn("training/step.py", "train_step", call=5, signal=TERM),
+    "USR1": KillIn("training/step.py", "train_step", call=5, signal=USR1),
+    "twice": KillIn("training/step.py", "train_step", call=5, signal=TERM, times=2),
+    "in a save": KillAt(SAVE, 4, signal=TERM),
+}
+OUTSIDE = {
+    "scoring": KillIn("training/scoring.py", "__call__", call=2, signal=TERM),
+    "measuring": KillIn("measure/model.py", "trained", signal=TERM),
+}
+
+
+def stopped(words: list[str], place: Path, mine) -> None:
+    began = time.time()
+    it = ended(words, cwd=place, faults=[mine])
+    assert it.code == 143, it.printed
+    sent = place / "signalled"
+    assert time.time() - (float(sent.read_text()) if sent.exists() else began) < GRACE
+    assert status(place / "run")["exit_code"] == 143
+
+
+@pytest.mark.parametrize(
+    "how", ["in a save", *(pytest.param(how, marks=pytest.mark.slow) for how in ("training", "USR1", "twice"))]
+)
+def test_a_signal_in_training_loses_no_step(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
+    run = from_split(whole, tmp_path)
+    stopped(words_of(small), tmp_path, IN_TRAINING[how])
+    last = steps(run)[-1][0]
+    assert checkpoints(run)[-1] == f"step-{last:08d}"
+    assert f"resuming after step {last} of 12" in done(words_of(small), cwd=tmp_path)
+    assert_same(run, whole)
+    record_property("F5", f"{how}: exit 143, no step lost, resumed equal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_a_signal_outside_training(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
+    if how == "measuring":
+        from_split(whole, tmp_path)
+    stopped(words_of(small), tmp_path, OUTSIDE[how])
+    done(words_of(small), cwd=tmp_path)
+    assert_same(tmp_path / "run", whole)
+    record_property("F5", f"{how}: exit 143, resumed equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(small, whole_of_two, tmp_path, record_property) -> None:
+    words = words_of(small, "--training.parallel", "fsdp")
+    run = from_split(whole_of_two, tmp_path)
+    it = ended(words, cwd=tmp_path, faults=[None, IN_TRAINING["training"]])
+    assert it.codes == [143, 143], it.printed
+    last = steps(run)[-1][0]
+    assert checkpoints(run)[-1] == f"step-{last:08d}"
+    done(words, cwd=tmp_path, ranks=2)
+    assert_same(run, whole_of_two)
+    record_property("F5", f"one of two ranks: both saved step {last} and ended with 143, resumed equal")
+
+
+# ----------------------------------------------------------------------------------------------------------- a hang
+
+HANGS = '''
+import os, time
+from pathlib import Path
+from sftmix.components import Callback
+
+class Hangs(Callback):
+    """Rank 1 sleeps in step 5, the first time."""
+    observer = True
+    def on_step_end(self, state):
+        if (state.stage, state.step) == ("train", 5) and not Path("hung").exists():
+            Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+            if os.environ["RANK"] == "1":
+                time.sleep(0.5)  # the other has looked
+                Path("hung").write_text(str(time.time()))
+                time.sleep(10**6)
+'''
+TIMEOUT = 20
+MARGIN = 10
+
+
+def test_a_rank_whose_peer_hangs_gives_up(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+    (tmp_path / "hanging.py").write_text(HANGS)
+    words = words_of(small, "--callbacks+", "hanging.Hangs", "--training.timeout", "3")
+    from_split(whole, tmp_path)
+    job = start(words, cwd=tmp_path, faults=[None, None])
+    job.processes[0].join(200)
+    waited = time.time() - float((tmp_path / "hung").read_text())
+    code = job.processes[0].exitcode
+    job.kill()
+    job.wait()
+    assert code == 1, job.printed
+    assert waited < 3 + MARGIN
+    assert "training.timeout" in job.printed
+    record_property("F20", f"two ranks, timeout 3 s: given up after {waited:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, monkeypatch, record_property) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # from torchrun's SIGTERM to its SIGKILL
+    (tmp_path / "hanging.py").write_text(HANGS)
+    more = ("--training.parallel", "fsdp", "--callbacks+", "hanging.Hangs", "--training.timeout", str(TIMEOUT))
+    from_split(whole_of_two, tmp_path)
+    it = sftmix(*words_of(small, *more), ranks=2, cwd=tmp_path)
+    waited = time.time() - float((tmp_path / "hung").read_text())
+    assert it.returncode != 0
+    assert waited < TIMEOUT + MARGIN, it.stderr
+    assert all(gone(int((tmp_path / f"pid-{rank}").read_text())) for rank in (0, 1))
+    record_property("F20", f"torchrun, timeout {TIMEOUT} s: over after {waited:.1f} s, 0 orphans")
+    done(words_of(small, *more), cwd=tmp_path, ranks=2)
+    assert_same(tmp_path / "run", whole_of_two)

@@ -1,0 +1,74 @@
+"""F13: several processes on one run directory: one trains, the others are turned away; a reader sees whole files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.checkpoints import step_path, steps_in
+from sftmix.common.files import verify_directory
+from tests.faults.processes import Job, assert_same, start, words_of
+from tests.tiny import Tiny
+
+AWAY = 15.0
+"""Seconds within which a process is turned away."""
+
+
+def files(run: Path) -> set[str]:
+    return {str(p.relative_to(run)) for p in run.rglob("*")}
+
+
+def race(small: Tiny, whole: Path, place: Path, runs: int) -> float:
+    """Start so many at once; return the seconds that the slowest of those that were turned away took."""
+    began = time.monotonic()
+    jobs = [start(words_of(small), cwd=place, log=f"printed-{number}.txt") for number in range(runs)]
+    slowest = 0.0
+    waiting: list[Job] = list(jobs)
+    while waiting:
+        for job in [job for job in waiting if not job.processes[0].is_alive()]:
+            waiting.remove(job)
+            if job.processes[0].exitcode == 5:
+                slowest = time.monotonic() - began
+        time.sleep(0.01)
+    assert sorted(job.processes[0].exitcode or 0 for job in jobs) == [0, *[5] * (runs - 1)]
+    for job in jobs:
+        assert job.processes[0].exitcode == 0 or "another process is using run" in job.printed
+    assert_same(place / "run", whole)
+    assert files(place / "run") == files(whole)
+    return slowest
+
+
+def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+    slowest = race(small, whole, tmp_path, 3)
+    assert slowest < AWAY
+    record_property("F13", f"1 of 3 trained, the others exit 5 within {slowest:.1f} s; equal, no file more")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("runs", [2, 8])
+def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, record_property) -> None:
+    times = []
+    for number in range(10):
+        place = tmp_path / str(number)
+        place.mkdir()
+        times.append(race(small, whole, place, runs))
+    assert max(times) < AWAY
+    record_property("F13", f"10/10: 1 of {runs} trained, the others exit 5 within {max(times):.1f} s; equal")
+
+
+def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+    job, looked = start(words_of(small), cwd=tmp_path), 0
+    while job.processes[0].is_alive():
+        for stage in ("reference", "train"):
+            directory = tmp_path / "run" / stage / "checkpoints"
+            for step in steps_in(directory)[:1]:  # the newest, which is not about to be removed
+                problem = verify_directory(step_path(directory, step))
+                assert problem is None or steps_in(directory)[0] != step, problem
+                looked += 1
+        time.sleep(0.002)
+    assert job.wait() == [0]
+    assert looked > 10
+    record_property("F13", f"a reader beside a run looked {looked} times: the newest checkpoint was always valid")

@@ -1,0 +1,88 @@
+"""F10: a run is continued with another number of ranks, or with weights divided in another way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults.mines import KillAt
+from tests.faults.processes import SIGKILLED, digest, ended, from_split, steps, words_of
+from tests.tiny import Tiny, make_tiny, metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+SAMPLES = '''
+import json
+from sftmix.components import Callback
+
+class Samples(Callback):
+    """Writes down the examples of each step, of all ranks."""
+    observer = True
+    def on_step_end(self, state):
+        parts = state.read(lambda hidden, head, batch, plan: list(batch.ids))
+        if state.stage == "train" and state.is_main:
+            with open("samples.jsonl", "a") as file:
+                file.write(json.dumps([state.step, sorted(sum(parts, []))]) + "\\n")
+'''
+ALONE: tuple[str, ...] = ()
+DDP, FSDP = ("--training.parallel", "ddp"), ("--training.parallel", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Without dropout, whose masks depend on ranks."""
+    return make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0)
+
+
+def command(
+    tiny: Tiny, place: Path, ranks: int, more: tuple[str, ...], fault: KillAt | None = None
+) -> list[int | None]:
+    (place / "sampling.py").write_text(SAMPLES)
+    slow = ("--training.learning_rate", "0.001", "--callbacks+", "sampling.Samples")
+    it = ended(words_of(tiny, *slow, *more), cwd=place, faults=[fault, *[None] * (ranks - 1)])
+    assert it.codes == [0] * ranks or fault, it.printed
+    return it.codes
+
+
+@pytest.fixture(scope="module")
+def alone(plain: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("alone")
+    command(plain, place, 1, ALONE)
+    return place
+
+
+def samples(place: Path) -> dict[int, list[str]]:
+    return dict(json.loads(line) for line in (place / "samples.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, FSDP), (1, ALONE)), ((1, ALONE), (2, FSDP)), ((2, DDP), (2, FSDP)), ((2, FSDP), (2, DDP))],
+    ids=["2 to 1", "1 to 2", "ddp to fsdp", "fsdp to ddp"],
+)
+def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, record_property, request) -> None:
+    from_split(alone / "run", tmp_path)
+    mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
+    assert command(plain, tmp_path, *before, mine)[0] == SIGKILLED
+    command(plain, tmp_path, *after)
+    assert samples(tmp_path) == samples(alone)
+    pairs = zip(metrics(tmp_path / "run"), metrics(alone / "run"), strict=True)
+    off = [abs(ours["loss"] - theirs["loss"]) for ours, theirs in pairs]
+    assert off[0] <= 1e-6
+    assert off[6] <= 1e-6  # the first step after the resume
+    assert max(off) <= 1e-4
+    told = f"first step {off[0]:.1e}, first after the resume {off[6]:.1e}, all {max(off):.1e}"
+    record_property("F10", f"{request.node.callspec.id}: same samples in all 12 steps; |dloss| {told}")
+
+
+def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, alone, tmp_path, record_property) -> None:
+    for name, more in (("ddp", DDP), ("fsdp", FSDP)):
+        (tmp_path / name).mkdir()
+        from_split(alone / "run", tmp_path / name)
+        command(plain, tmp_path / name, 2, more)
+    ddp, fsdp = tmp_path / "ddp" / "run", tmp_path / "fsdp" / "run"
+    assert [s[:2] for s in steps(ddp)] == [s[:2] for s in steps(fsdp)]
+    assert digest(ddp) == digest(fsdp)
+    record_property("F10", "ddp and fsdp of two ranks: sha of the weights equal")
