@@ -4,10 +4,10 @@
     python benchmarks/same_numbers.py --before REVISION --only ddp fsdp   some of them
 
 The check compares the losses of every step, the dynamics, the confidence, the split, the held-out scores, the
-weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines and remarks in words, and
-counts those that are new. Every case is a command line in a process of its own. A case that differs is listed with the first values
-that do; then the exit code is 1. This is a check for a change that should change nothing, and no benchmark: nothing is
-kept.
+weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines and remarks in
+words, and counts those that are new. Every case is a command line in a process of its own. A case that differs is
+listed with the first values that do; then the exit code is 1. This is a check for a change that should change nothing,
+and no benchmark: nothing is kept.
 """
 
 from __future__ import annotations
