@@ -45,7 +45,8 @@ CASES: dict[str, tuple[int, list[str]]] = {
 }
 VARIANTS = "variants: {NTP: {objective: NTP}, SFTMix: {}, decomposed: {objective: DecomposedMixup}}\n"
 CLOCKS = ("time", "tokens_per_second", "elapsed", "version", "git_revision", "versions", "trained_by", "notes")
-"""Keys whose values may differ: of clocks, of machines, and remarks in words."""
+CLOCKS += ("configuration",)
+"""Keys whose values may differ: of clocks, of machines, remarks in words, and the hash of all options, new ones too."""
 
 
 def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> list[str]:
