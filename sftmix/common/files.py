@@ -140,7 +140,8 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
-    Files that the manifest does not list are a problem, too: the reader of tensors takes all that it finds.
+    A file of tensors that the manifest does not list is a problem, too, hidden or not: torch's reader takes every
+    *.safetensors that lies in the directory. Other files, as editors and file systems leave them, do no harm.
 
     hashes  False: look at the sizes alone, which reads no file
     """
@@ -152,8 +153,7 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         return f"its manifest is unreadable ({error})"
     if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
         return "its manifest does not have the hash it was written with"
-    found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")}
-    if more := sorted(found - expected.keys() - {MANIFEST}):
+    if more := sorted({p.name for p in path.iterdir() if p.name.endswith(".safetensors")} - expected.keys()):
         return f"{more[0]} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name
