@@ -117,7 +117,7 @@ class TrainingLoop:
         self.saved = -1
         """The last step that has a checkpoint."""
         self.no_space = ""
-        """Why a report of this rank could not be written; the next step boundary tells all ranks."""
+        """Why a report of this rank could not be written; all ranks hear of it before the next save or step."""
         self.done: StepResult | None = None
 
     # ------------------------------------------------------------------------------------------ stage
@@ -125,7 +125,7 @@ class TrainingLoop:
     def run(self) -> StageResult:
         self._resume()
         self._check_space()
-        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, enabled=self.world.is_main)
+        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
@@ -179,6 +179,7 @@ class TrainingLoop:
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
+            self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
             state = {
                 "identity": self.stage.identity,
                 "totals": asdict(self.totals),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sftmix.common.files as files_of_the_package
 from sftmix.batches.order import Slot
-from sftmix.common.errors import CheckpointError, ConfigError
+from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError
 from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.components import NTP
@@ -22,7 +22,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.scoring import Scorer
-from tests.toy import FixedOrder, on_ranks, toy_model
+from tests.toy import FixedOrder, logged, on_ranks, toy_model
 from tests.trained import DATA, Trained, assert_exact
 
 
@@ -306,3 +306,17 @@ def test_the_loop_goes_back_to_the_newest_valid_one_and_ends_the_same(tmp_path):
     assert_exact(full_weights(whole.module), full_weights(resumed.module))
     steps = [json.loads(line)["step"] for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
+    """The resumed run would go on after it, and nothing would be told of it."""
+
+    def full_at_2(step: int, total: int) -> None:
+        if step == 2:
+            raise NoSpaceError("full at step 2")
+
+    with pytest.raises(NoSpaceError, match="full at step 2"):
+        train(stage(tmp_path, identity="x", on_progress=full_at_2), World())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    train(stage(tmp_path, identity="x"), World())
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
