@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,6 +266,36 @@ def test_a_step_can_be_saved_again(store):
     store.save(2, it.wrapped, it.optimizer, {"n": 5})
     assert store.newest_valid() == 2
     assert store.load(2, it.wrapped, it.optimizer) == {"n": 5, "step": 2}
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_none(store):
+    for step in (0, 9):
+        store.path(step).touch()
+    it = trained(tied=False, steps=0)
+    store.save(3, it.wrapped, it.optimizer, {})
+    assert store.steps() == [3, 2]
+    assert store.newest_valid() == 3
+
+
+def one_rank_cannot_write(world: World, path: str) -> None:
+    it = trained(tied=False, steps=1, world=world, parallel="fsdp")
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # writes fail with EFBIG
+    with pytest.raises(CheckpointError, match=r"step-00000001 cannot be written \(.*File too large"):
+        CheckpointStore(Path(path), keep=1, world=world).save(1, it.wrapped, it.optimizer, {})
+    assert list(Path(path).iterdir()) == []
+
+
+def test_what_one_rank_cannot_write_ends_every_rank(tmp_path):
+    on_ranks(one_rank_cannot_write, str(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(store):
+    it = trained(tied=False, steps=1)
+    store.path(3).touch()  # a file where the directory must be
+    with pytest.raises(CheckpointError, match=r"step-00000003 cannot be written \(NotADirectoryError"):
+        store.save(3, it.wrapped, it.optimizer, {})
+    assert sorted(p.name for p in store.directory.iterdir()) == ["step-00000001", "step-00000002", "step-00000003"]
 
 
 # ------------------------------------------------------------------------------------------ in the loop
