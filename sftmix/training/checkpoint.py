@@ -35,7 +35,6 @@ from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
 from sftmix.common.files import (
     commit_directory,
-    free_bytes,
     fresh_directory,
     is_full,
     no_space,
@@ -48,10 +47,6 @@ _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-_ROOM = 1.2
-"""Free bytes for each byte of the checkpoints to come, below which a stage does not start."""
 
 
 class CheckpointStore:
@@ -151,26 +146,13 @@ class CheckpointStore:
         for old in others[self.keep - 1 :]:
             shutil.rmtree(self.path(old))
 
-    def check_space(self, wrapped: nn.Module, state_bytes: float, saves: int) -> None:
-        """Raise NoSpaceError on every rank if the disk has too little room for the checkpoints to come.
+    def newest_bytes(self) -> int | None:
+        """Return the size of the newest checkpoint, on rank 0; None if there is none.
 
-        state_bytes  of the optimizer, per trained number
-        saves        number of checkpoints still to be saved
+        After `newest_valid` those that it passed over as damaged do not count.
         """
-        size = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(unwrap(wrapped)).values())
-
-        def check() -> None:
-            steps = self.steps()
-            each = max([int(size), *(self._bytes(step) for step in steps[:1])])
-            needed = int(_ROOM * each * min(saves, max(1, self.keep + 1 - len(steps))))
-            if free_bytes(self.directory) < needed:
-                raise no_space(self.directory, needed)
-
-        self.world.on_main(check)
-
-    def _bytes(self, step: int) -> int:
-        files = self.path(step).glob("*")
-        return sum(file.stat().st_size for file in files)
+        whole = [step for step in self.steps() if step not in self._damaged]
+        return sum(file.lstat().st_size for file in self.path(whole[0]).iterdir()) if whole else None
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.

@@ -64,8 +64,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def names_the_bytes(it: Ended, run: Path) -> None:
-    assert f"no space left to write {run.name}/" in it.printed
+def names_the_bytes(it: Ended, run: Path, *, problem: str = "no space left to write") -> None:
+    assert f"{problem} {run.name}/" in it.printed
     assert "are free; free some and run again" in it.printed
     assert "Traceback" not in it.printed
 
@@ -76,7 +76,7 @@ def test_too_little_room_is_refused_before_the_first_step(small: Tiny, whole: Pa
     disk(str(shutil.disk_usage(place).used + 2 * CHECKPOINT))  # it will need three of them, and a fifth more
     it = ended(words_of(small), cwd=place)
     assert it.code == 7
-    names_the_bytes(it, run)
+    names_the_bytes(it, run, problem="too little room for the checkpoints to come in")
     assert " bytes are needed, " in it.printed
     assert (run / "train" / "metrics.jsonl").exists() is False
     disk("20m")
