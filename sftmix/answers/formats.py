@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sftmix.answers.questions import Question, good_rows, read_questions, refused
+from sftmix.answers.questions import Question, good_rows, no_row, read_questions, refused
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import replacing
 from sftmix.common.rng import stable_hash
@@ -75,7 +75,16 @@ class ToolFormat(AnswerFormat):
     """The file of a model, with {model} for its name."""
 
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
-        return [self._question(place, row) for place, row in good_rows(names)]
+        found = dict[str, Question]()
+        for place, row in good_rows(names):
+            question = self._question(place, row)
+            if question.id in found:
+                what = f"the id {question.id!r} is taken by an earlier row; give each question an id of its own"
+                raise refused(place, BadRow(what))
+            found[question.id] = question
+        if not found:
+            raise no_row(names)
+        return list(found.values())
 
     def answers_file(self, to: Path) -> Path:
         return to / "answers.jsonl"

@@ -46,6 +46,19 @@ def test_another_tools_question_is_named(name, tmp_path):
         FORMATS[name].questions([str(file)], None)
 
 
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_repeated_questions_and_empty_files_are_refused(name, tmp_path):
+    """Answers are kept by id: of two questions with one id, both would get the answer to the second."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text(f"{json.dumps(QUESTIONS[name])}\n" * 2)
+    with pytest.raises(DataError, match=r"questions.jsonl:2: the id '\w+' is taken by an earlier row"):
+        FORMATS[name].questions([str(file)], None)
+    none = tmp_path / "none.json"
+    none.write_text("[]")
+    with pytest.raises(DataError, match=r"none.json.* no row"):
+        FORMATS[name].questions([str(none)], None)
+
+
 @pytest.mark.parametrize("category", ["writing", "roleplay", "extraction", "math", "stem", "other"])
 def test_the_category_decides_the_temperature(category, tmp_path):
     file = tmp_path / "question.jsonl"
