@@ -27,8 +27,11 @@ class Blind(Rows):
     about = "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind"
     models = 2
 
-    def answers_file(self, to: Path) -> Path:
+    def answers_file(self, to: Path, labels: Sequence[str]) -> Path:
         return to / "answers.jsonl"
+
+    def files(self, to: Path, labels: Sequence[str]) -> list[Path]:
+        return [to / SHEET, to / KEY]
 
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
         order = generator(seed, "blind order").permutation(len(questions)).tolist()
@@ -41,7 +44,7 @@ class Blind(Rows):
         names = [model.name for model in models]
         name = f"s{sha256_json([names, rows, key])[:8]}"  # begins with a letter: no spreadsheet takes it for a number
         _keep(to, _sheet(rows, name), {"sheet": name, "seed": seed, "models": names, "rows": key})
-        return [to / SHEET, to / KEY]
+        return self.files(to, names)
 
 
 def _sheet(rows: Sequence[Sequence[Any]], name: str) -> bytes:

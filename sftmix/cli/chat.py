@@ -31,7 +31,7 @@ def main(given: argparse.Namespace) -> None:
     from sftmix.pipeline.finished import TARGET, finished_models
 
     options = sampling(given)
-    refuse(list(options.problems()), "the options of chat")
+    refuse([*options.problems(), *options.unused([0.0])], "the options of chat")
     found = finished_models(given.place, [TARGET, *([given.beside] if given.beside else [])])
     say(f"chat: {', '.join(model.name for model in found)}; /help lists the commands, Ctrl-D ends")
     import torch

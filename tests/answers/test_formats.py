@@ -83,12 +83,12 @@ def test_files_lie_where_the_tools_look(finished, tmp_path):
         suffix = "json" if name == "alpaca_eval" else "jsonl"
         folder = "model_answer/" if name in ("mt_bench", "arena_hard") else ""
         assert [p.relative_to(tmp_path / name).as_posix() for p in made.files] == [
-            "answers.jsonl",
+            f"answers-{'+'.join(f'run-{model}' for model in models)}.jsonl",
             *(f"{folder}run-{model}.{suffix}" for model in models),
         ]
         before = [path.read_bytes() for path in made.files]
         assert [path.read_bytes() for path in answer().files] == before
     outputs = json.loads((tmp_path / "alpaca_eval" / "run-target.json").read_text())
     assert [row["generator"] for row in outputs] == ["run-target"]
-    line = json.loads((tmp_path / "mt_bench" / "answers.jsonl").read_text())
+    line = json.loads((tmp_path / "mt_bench" / "answers-run-target+run-base.jsonl").read_text())
     assert len(line["answers"]["target"]) == len(line["finish"]["base"]) == 2
