@@ -50,18 +50,14 @@ def answered(
     past = set(done)
     asked = [_Asked(question, _prompt(loaded, question, []), []) for question in questions]
     # Longest first: what does not fit into memory shows at once.
-    asked.sort(key=lambda one: (_temperature(one.question, options), -len(one.prompt)))
-    for _, group in groupby(asked, key=lambda one: _temperature(one.question, options)):
+    asked.sort(key=lambda one: (options.at(one.question.temperature), -len(one.prompt)))
+    for _, group in groupby(asked, key=lambda one: options.at(one.question.temperature)):
         same = list(group)
         for start in range(0, len(same), options.batch_size):
             batch = [one for one in same[start : start + options.batch_size] if one.question.id not in past]
             if batch:
                 _converse(loaded, batch, options)
                 yield [{"id": one.question.id, "turns": [asdict(answer) for answer in one.answers]} for one in batch]
-
-
-def _temperature(question: Question, options: AnswerOptions) -> float:
-    return question.temperature if options.temperature is None else options.temperature
 
 
 def _converse(loaded: LoadedModel, batch: list[_Asked], options: AnswerOptions) -> None:
@@ -98,7 +94,7 @@ def _one_turn(loaded: LoadedModel, batch: list[_Asked], turn: int, options: Answ
             for one in same:
                 one.answers.append(Answer(None, TOO_LONG, len(one.prompt), 0))
             continue
-        temperature = _temperature(same[0].question, options)
+        temperature = options.at(same[0].question.temperature)
         keys = [(one.question.id, turn) for one in same]
         draws = uniforms(options.seed, keys, n) if temperature else None
         for one, ids in zip(

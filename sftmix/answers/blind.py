@@ -13,11 +13,11 @@ from typing import Any
 from sftmix.answers.formats import Answered, Rows
 from sftmix.answers.questions import Question
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import read_json, replacing, write_json
+from sftmix.common.files import read_json, replacing, sha256_json, write_json
 from sftmix.common.rng import generator
 
 SHEET, KEY = "sheet.csv", "key.json"
-COLUMNS = ("number", "question", "A", "B", "better")
+COLUMNS = ("number", "question", "A", "B", "better", "sheet")
 TIE = "tie"
 
 
@@ -27,24 +27,46 @@ class Blind(Rows):
     about = "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind"
     models = 2
 
-    def answers_file(self, to: Path) -> Path:
+    def answers_file(self, to: Path, labels: Sequence[str]) -> Path:
         return to / "answers.jsonl"
+
+    def files(self, to: Path, labels: Sequence[str]) -> list[Path]:
+        return [to / SHEET, to / KEY]
 
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
         order = generator(seed, "blind order").permutation(len(questions)).tolist()
         swapped = (generator(seed, "blind letters").random(len(questions)) < 0.5).tolist()
-        text = io.StringIO()
-        sheet = csv.writer(text, lineterminator="\r\n")
-        sheet.writerow(COLUMNS)
-        key = []
+        rows, key = [], []
         for number, place in enumerate(order, start=1):
             pair = [models[1], models[0]] if swapped[place] else list(models)
-            sheet.writerow([number, _shown(questions[place]), *(model.turns[place][0] for model in pair), ""])
+            rows.append([number, _shown(questions[place]), *(model.turns[place][0] for model in pair), ""])
             key.append({"id": questions[place].id, "A": pair[0].name, "B": pair[1].name})
-        with replacing(to / SHEET) as file:
-            file.write(text.getvalue().encode("utf-8-sig"))  # the mark by which spreadsheets recognise UTF-8
-        write_json(to / KEY, {"seed": seed, "models": [model.name for model in models], "rows": key})
-        return [to / SHEET, to / KEY]
+        names = [model.name for model in models]
+        name = f"s{sha256_json([names, rows, key])[:8]}"  # begins with a letter: no spreadsheet takes it for a number
+        _keep(to, _sheet(rows, name), {"sheet": name, "seed": seed, "models": names, "rows": key})
+        return self.files(to, names)
+
+
+def _sheet(rows: Sequence[Sequence[Any]], name: str) -> bytes:
+    text = io.StringIO()
+    sheet = csv.writer(text, lineterminator="\r\n")
+    sheet.writerows([COLUMNS, *([*row, name] for row in rows)])
+    return text.getvalue().encode("utf-8-sig")  # the mark by which spreadsheets recognise UTF-8
+
+
+def _keep(to: Path, sheet: bytes, key: Mapping[str, Any]) -> None:
+    """Write both files; raise ConfigError if one of them is there with another content, such as judgements."""
+    same = {to / SHEET: lambda path: path.read_bytes() == sheet, to / KEY: lambda path: read_json(path) == key}
+    for path, is_same in same.items():
+        if path.exists() and not is_same(path):
+            raise ConfigError(
+                f"{path} is there and is not what would be written: raters may have filled the sheet. Both files are "
+                f"left as they are; --read_blind reads the sheet. To write anew, move {SHEET} and {KEY} away or use "
+                "another --to"
+            )
+    write_json(to / KEY, key)  # first: no sheet is ever without its key
+    with replacing(to / SHEET) as file:
+        file.write(sheet)
 
 
 def _shown(question: Question) -> str:
@@ -85,7 +107,8 @@ def read_blind(sheets: Sequence[Path], key: Path | None = None) -> tuple[list[st
     that more raters found better.
 
     key  the key file; None: key.json beside the first sheet
-    Raises DataError naming the row of a sheet that cannot be read, ConfigError if the key is not there.
+    Raises DataError naming the row of a sheet that cannot be read, or that is not of this key; ConfigError if the key
+    is not there.
     """
     where = sheets[0].parent / KEY if key is None else key
     if not where.exists():
@@ -110,10 +133,15 @@ def _verdict(name: str, judgements: Mapping[str, int], key: Mapping[str, Any]) -
 
 def _judgements(sheet: Path, key: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield (question id, 1 if the first model is better, -1 if the second, 0 for a tie) of the rated rows."""
-    first = key["models"][0]
+    first, known_name = key["models"][0], key.get("sheet", "")
     values = {"a": lambda row: 1 if row["A"] == first else -1, "b": lambda row: 1 if row["B"] == first else -1}
     seen = set[str]()
     for place, row in _sheet_rows(sheet):
+        if (name := row.get("sheet", "").strip()) != known_name:
+            raise DataError(
+                f"{place}: the row is of the sheet {name or '(none)'}, and the key of {known_name or '(none)'}; --key "
+                "names the key.json that was written with the sheet"
+            )
         number, better = row["number"].strip(), row["better"].strip().lower()
         if not number.isdigit() or not 1 <= int(number) <= len(key["rows"]):
             raise DataError(f"{place}: number is {number!r}; the key has 1 to {len(key['rows'])}")

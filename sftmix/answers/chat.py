@@ -18,7 +18,7 @@ from sftmix.pipeline.loaded import LoadedModel
 HELP = """/reset        forget the conversation
 /system TEXT  begin anew under a system turn; without a text: without one
 /help         these lines
-/quit         end, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit         end, as Ctrl-D does; Ctrl-C stops an answer, and of two models takes the turn back"""
 
 
 class Printer(BaseStreamer):
@@ -135,10 +135,15 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
 
 
 def _ask(text: str, talks: Sequence[Talk], out: TextIO) -> None:
+    before = [talk.messages for talk in talks]
     for talk in talks:
         if len(talks) > 1:
             out.write(f"{talk.loaded.name}: ")
         if not talk.answer(text, out):
+            if len(talks) > 1:  # they are compared: all must have been asked the same
+                for one, messages in zip(talks, before, strict=True):
+                    one.messages = messages
+                out.write("the turn is taken back, in the conversations of all models\n")
             return  # Ctrl-C means the question, not one of its answers
 
 

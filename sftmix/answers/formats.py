@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sftmix.answers.questions import Question, good_rows, read_questions, refused
+from sftmix.answers.questions import Question, good_rows, no_row, read_questions, refused
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import replacing
 from sftmix.common.rng import stable_hash
@@ -45,12 +45,16 @@ class AnswerFormat(ABC):
         """
 
     @abstractmethod
-    def answers_file(self, to: Path) -> Path:
-        """Return the file with the answers of all models, for the option --to."""
+    def answers_file(self, to: Path, labels: Sequence[str]) -> Path:
+        """Return the file with the answers of the models with these labels, for the option --to."""
+
+    @abstractmethod
+    def files(self, to: Path, labels: Sequence[str]) -> list[Path]:
+        """Return the other files that `write` writes."""
 
     @abstractmethod
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        """Write the other files and return them."""
+        """Write the files of `files` and return them."""
 
 
 class Rows(AnswerFormat):
@@ -61,8 +65,11 @@ class Rows(AnswerFormat):
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
         return read_questions(names, columns)
 
-    def answers_file(self, to: Path) -> Path:
+    def answers_file(self, to: Path, labels: Sequence[str]) -> Path:
         return to
+
+    def files(self, to: Path, labels: Sequence[str]) -> list[Path]:
+        return []
 
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
         return []
@@ -75,19 +82,30 @@ class ToolFormat(AnswerFormat):
     """The file of a model, with {model} for its name."""
 
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
-        return [self._question(place, row) for place, row in good_rows(names)]
+        found = dict[str, Question]()
+        for place, row in good_rows(names):
+            question = self._question(place, row)
+            if question.id in found:
+                what = f"the id {question.id!r} is taken by an earlier row; give each question an id of its own"
+                raise refused(place, BadRow(what))
+            found[question.id] = question
+        if not found:
+            raise no_row(names)
+        return list(found.values())
 
-    def answers_file(self, to: Path) -> Path:
-        return to / "answers.jsonl"
+    def answers_file(self, to: Path, labels: Sequence[str]) -> Path:
+        # Named by the models: other runs lie in the same directory of the tool.
+        return to / f"answers-{'+'.join(labels)}.jsonl"
+
+    def files(self, to: Path, labels: Sequence[str]) -> list[Path]:
+        return [to / self.file.format(model=label) for label in labels]
 
     def write(self, to: Path, questions: Sequence[Question], models: Sequence[Answered], *, seed: int) -> list[Path]:
-        written = []
-        for model in models:
+        written = self.files(to, [model.label for model in models])
+        for path, model in zip(written, models, strict=True):
             lines = [self.line(q, turns, model.label) for q, turns in zip(questions, model.turns, strict=True)]
-            path = to / self.file.format(model=model.label)
             with replacing(path) as file:
                 file.write(self.text(lines).encode())
-            written.append(path)
         return written
 
     def text(self, lines: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,22 @@ class AnswerOptions:
         )
         for problem in out_of_range("", self, checks):
             yield f"--{problem.removeprefix('.')}"
+
+    def at(self, own: float) -> float:
+        """Return the temperature of a question whose own is `own`."""
+        return own if self.temperature is None else self.temperature
+
+    def unused(self, temperatures: Iterable[float]) -> Iterator[str]:
+        """Yield a sentence for an option that changes nothing.
+
+        temperatures  the questions' own
+        """
+        if self.top_p < 1 and not any(self.at(own) > 0 for own in temperatures):
+            given = "it is not given, which means 0" if self.temperature is None else f"it is {self.temperature:g}"
+            yield (
+                f"--top_p is {self.top_p:g}, and nothing is drawn without a --temperature above 0 ({given}); give a "
+                "--temperature, or leave --top_p out"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return the options on which the answers depend."""

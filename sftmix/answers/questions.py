@@ -82,7 +82,7 @@ def read_questions(names: list[str], columns: Mapping[str, str] | None = None) -
         own.append("id" in named)
         places.append(place)
     if not questions:
-        raise DataError(f"{OPTION}: {', '.join(names)}: there is no row")
+        raise no_row(names)
     return _numbered(questions, own, places)
 
 
@@ -99,6 +99,11 @@ def good_rows(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 def refused(place: str, problem: BadRow) -> DataError:
     """Return the error that names a bad row."""
     return DataError(f"{OPTION}: {problem.source or place}: {problem}")
+
+
+def no_row(names: list[str]) -> DataError:
+    """Return the error of sources without a row."""
+    return DataError(f"{OPTION}: {', '.join(names)}: there is no row; name a file with questions")
 
 
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class AnswerFile:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of the finished file."""
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        # splitlines would also split at U+2028 and others, which JSON leaves as they are within a text.
+        return list(map(json.loads, self.path.read_text(encoding="utf-8").rstrip("\n").split("\n")))
 
     def _part(self, model: str) -> Path:
         return self._parts / f"{model.replace('/', '--')}.jsonl"

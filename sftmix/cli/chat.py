@@ -15,7 +15,8 @@ ABOUT = """Talk to a finished model in the terminal, by the chat template and th
   sftmix chat runs/first --beside baseline       both models answer each question
   echo "Name three colours." | sftmix chat my-model --temperature 0.7
 
-Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer, Ctrl-D ends."""
+Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer, and with two models takes the turn
+back in both. Ctrl-D ends."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def main(given: argparse.Namespace) -> None:
     from sftmix.pipeline.finished import TARGET, finished_models
 
     options = sampling(given)
-    refuse(list(options.problems()), "the options of chat")
+    refuse([*options.problems(), *options.unused([0.0])], "the options of chat")
     found = finished_models(given.place, [TARGET, *([given.beside] if given.beside else [])])
     say(f"chat: {', '.join(model.name for model in found)}; /help lists the commands, Ctrl-D ends")
     import torch

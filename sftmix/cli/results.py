@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -174,18 +173,11 @@ def _pairs_by_itself(out: Path) -> bool:
 
 
 def _use_of(out: Path) -> tuple[str, str]:
-    """Return the command that makes a whole model of adapters, or asks the model."""
+    """Return the command that makes a whole model of adapters, or that talks to the model."""
     model = out / "train" / "model"
     if (model / "adapter_config.json").exists():
         return (
             f"sftmix export {shlex.quote(str(out))} --to {shlex.quote(f'{out}-merged')} --merge",
             "adapters -> a model",
         )
-    prompt = "[{'role': 'user', 'content': 'Hello'}]" if (model / "chat_template.jinja").exists() else "'Hello'"
-    code = f"from transformers import pipeline; print(pipeline('text-generation', {str(model)!r})({prompt}))"
-    return f"python -c {_double_quoted(code)}", "ask the model"
-
-
-def _double_quoted(text: str) -> str:
-    """Return a word of the shell in double quotes, in which Python's own quotes can stand."""
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+    return f"sftmix chat {shlex.quote(str(out))}", "talk to the model"

@@ -112,7 +112,7 @@ def _raw(path: Path) -> Iterator[Raw]:
     text = _text(path)
     try:
         if path.suffix == ".jsonl" or "\n{" in text:
-            for line, row in enumerate(text.splitlines(), 1):
+            for line, row in enumerate(text.split("\n"), 1):  # splitlines splits at U+2028, too
                 if row.strip():
                     yield f"{path}:{line}", json.loads(row)
             return

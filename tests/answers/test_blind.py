@@ -31,12 +31,16 @@ def fill(path, better, *, delimiter: str = ",") -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-@pytest.fixture
-def sheet(tmp_path):
+def written(to, seed: int = 3):
+    """Write the sheet of N questions and its key; return the sheet."""
     questions = [Question(f"q{i}", ({"role": "user", "content": f'Ask; {i},\n"why"?'},)) for i in range(N)]
     models = [Answered(name, name, [[f"{name[0]} says {i}\nÄ"] for i in range(N)]) for name in ("target", "baseline")]
-    Blind().write(tmp_path, questions, models, seed=3)
-    return tmp_path / "sheet.csv"
+    return Blind().write(to, questions, models, seed=seed)[0]
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    return written(tmp_path)
 
 
 def test_the_sheet_hides_the_models_and_the_key_tells_them(sheet):
@@ -108,6 +112,29 @@ def test_a_sheet_without_its_key_or_columns_is_refused(sheet, tmp_path):
     copy.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column number and better"):
         read_blind([copy], sheet.parent / "key.json")
+
+
+def test_a_filled_sheet_is_never_overwritten(sheet):
+    key, blank = sheet.parent / "key.json", sheet.read_bytes()
+    assert written(sheet.parent).read_bytes() == blank
+    fill(sheet, lambda row: "A")
+    filled, known = sheet.read_bytes(), key.read_bytes()
+    for seed in (3, 4):
+        with pytest.raises(ConfigError, match="raters may have filled the sheet"):
+            written(sheet.parent, seed)
+        assert (sheet.read_bytes(), key.read_bytes()) == (filled, known)
+    sheet.unlink()  # given to a rater: another key would not be that of the sheet
+    with pytest.raises(ConfigError, match=r"key\.json is there"):
+        written(sheet.parent, 4)
+    assert (sheet.exists(), key.read_bytes()) == (False, known)
+
+
+def test_a_sheet_is_read_with_its_own_key_alone(sheet, tmp_path):
+    other = written(tmp_path / "other", seed=4).parent / "key.json"
+    fill(sheet, lambda row: "A")
+    with pytest.raises(DataError, match=r"sheet.csv:\d+: the row is of the sheet s\w{8}, and the key of s\w{8}; --key"):
+        read_blind([sheet], other)
+    assert read_blind([sheet])[1][0].unrated == 0
 
 
 def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):

@@ -116,6 +116,33 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(lively, monkeypatch):
     assert talk.answer("And now?", out)
 
 
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_ctrl_c_takes_the_turn_back_in_both_conversations(lively, monkeypatch, stopped):
+    """Each model answers the same questions, whichever of the two answers Ctrl-C stops."""
+    asked, generate, forward = [], lively.model.generate, lively.model.forward
+
+    def spy(**options):
+        asked.append(options["input_ids"][0].tolist())
+        return generate(**options)
+
+    def interrupted(*args, **kwargs):
+        if len(asked) == 3 + stopped and kwargs["input_ids"].shape[1] == 1:  # in the middle of an answer to "Two"
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lively.model, "generate", spy)
+    monkeypatch.setattr(lively.model, "forward", interrupted)
+    text = said([lively, lively], "One", "Two", "Three")
+    assert text.count("the turn is taken back") == 1
+    *_, first, second = asked
+    assert len(asked) == 2 + 1 + stopped + 2
+    monkeypatch.undo()
+    talk = Talk(lively, OPTIONS)
+    talk.answer("One", io.StringIO())
+    expected = lively.render([*talk.messages, {"role": "user", "content": "Three"}])
+    assert [first, second] == [expected, expected]
+
+
 def test_a_conversation_as_long_as_the_context_says_so(lively):
     long = " w0" * 400
     text = said([lively], long, "Hello")

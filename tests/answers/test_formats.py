@@ -46,6 +46,19 @@ def test_another_tools_question_is_named(name, tmp_path):
         FORMATS[name].questions([str(file)], None)
 
 
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_repeated_questions_and_empty_files_are_refused(name, tmp_path):
+    """Answers are kept by id: of two questions with one id, both would get the answer to the second."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text(f"{json.dumps(QUESTIONS[name])}\n" * 2)
+    with pytest.raises(DataError, match=r"questions.jsonl:2: the id '\w+' is taken by an earlier row"):
+        FORMATS[name].questions([str(file)], None)
+    none = tmp_path / "none.json"
+    none.write_text("[]")
+    with pytest.raises(DataError, match=r"none.json.* no row"):
+        FORMATS[name].questions([str(none)], None)
+
+
 @pytest.mark.parametrize("category", ["writing", "roleplay", "extraction", "math", "stem", "other"])
 def test_the_category_decides_the_temperature(category, tmp_path):
     file = tmp_path / "question.jsonl"
@@ -70,12 +83,12 @@ def test_files_lie_where_the_tools_look(finished, tmp_path):
         suffix = "json" if name == "alpaca_eval" else "jsonl"
         folder = "model_answer/" if name in ("mt_bench", "arena_hard") else ""
         assert [p.relative_to(tmp_path / name).as_posix() for p in made.files] == [
-            "answers.jsonl",
+            f"answers-{'+'.join(f'run-{model}' for model in models)}.jsonl",
             *(f"{folder}run-{model}.{suffix}" for model in models),
         ]
         before = [path.read_bytes() for path in made.files]
         assert [path.read_bytes() for path in answer().files] == before
     outputs = json.loads((tmp_path / "alpaca_eval" / "run-target.json").read_text())
     assert [row["generator"] for row in outputs] == ["run-target"]
-    line = json.loads((tmp_path / "mt_bench" / "answers.jsonl").read_text())
+    line = json.loads((tmp_path / "mt_bench" / "answers-run-target+run-base.jsonl").read_text())
     assert len(line["answers"]["target"]) == len(line["finish"]["base"]) == 2

@@ -168,6 +168,19 @@ def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finish
         generate(str(finished.path), finished.tiny.eval, models=["target"], options=SHORT_ANSWERS)
 
 
+def test_texts_with_any_line_separator_are_read_back(tmp_path):
+    text = "one\u2028two\u2029three\x85four\x0bfive\nsix"
+    question = Question("q\u2028", ({"role": "user", "content": text},))
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.append("m", [{"id": question.id, "turns": [{"text": text, "finish": "stop", **NO_TOKENS}]}])
+    file.finish([question], ["m"])
+    (line,) = file.lines()
+    assert (line["answers"]["m"], line["messages"][0]["content"]) == (text, text)
+
+
+NO_TOKENS = {"prompt_tokens": 0, "answer_tokens": 0}
+
+
 # ------------------------------------------------------------------------------------------- reading prompts
 
 

@@ -76,7 +76,7 @@ def test_fastchat_judges_both_turns_of_80_questions(shared, tmp_path):
     judged = {(row["question_id"], row["turn"]): row["score"] for row in map(json.loads, lines)}
     assert judged.keys() == {(question, turn) for question in range(81, 161) for turn in (1, 2)}
     assert all(1 <= score <= 10 for score in judged.values())
-    ours = map(json.loads, (bench / "answers.jsonl").read_text().splitlines())
+    ours = map(json.loads, (bench / "answers-base-7m.jsonl").read_text().splitlines())
     second = [turns[1] for line in ours for turns in line["answers"].values()]
     prompts = ["\n".join(message["content"] for message in one["messages"]) for one in asked]
     assert all(any(answer in prompt for prompt in prompts) for answer in second)
