@@ -75,8 +75,11 @@ def table_json(lines: Sequence[Line]) -> dict[str, Any]:
     return {"table": table_of(lines), "sentences": sentences_of(lines), "lines": numbers}
 
 
-def settings_of(task: ChosenTask, options: EvaluateOptions) -> dict[str, Any]:
-    """Return all that a result depends on, but the model."""
+def settings_of(task: ChosenTask, options: EvaluateOptions, encoder: str | None = None) -> dict[str, Any]:
+    """Return all that a result depends on, but the model.
+
+    encoder  fingerprint of the tokenizer and the chat template, where the template is applied
+    """
     shots = options.num_fewshot
     if shots is None and not isinstance(task.spec, str):
         shots = task.spec["num_fewshot"]
@@ -88,6 +91,7 @@ def settings_of(task: ChosenTask, options: EvaluateOptions) -> dict[str, Any]:
         "dtype": options.dtype,
         "source": dict(task.source),
         "lm_eval": version("lm_eval"),
+        **({} if encoder is None else {"encoder": encoder}),
     }
 
 
@@ -101,9 +105,11 @@ def _measure_model(
 ) -> None:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some."""
     from sftmix.model.load import fingerprint
+    from sftmix.pipeline.loaded import encoder_of, load_finished
 
     identity = fingerprint(model.path)
-    asked = [(task, settings_of(task, options)) for task in tasks]
+    encoder = encoder_of(model).fingerprint if options.chat_template else None
+    asked = [(task, settings_of(task, options, encoder)) for task in tasks]
     left = [(t, s) for t, s in asked if not entry_file(place, t.name, model.name, identity, s).exists()]
     for task in (task for task, _ in asked if task not in [t for t, _ in left]):
         say(f"{task.name}, {model.name}: there already")
@@ -112,11 +118,11 @@ def _measure_model(
     import torch
 
     from sftmix.evaluate.harness import Harness, measure
-    from sftmix.pipeline.loaded import load_finished
 
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    harness = Harness(load_finished(model, dtype=dtype, device=device), options.batch_size)
+    loaded = load_finished(model, dtype=dtype, device=device)
+    harness = Harness(loaded, options.batch_size, chat=options.chat_template)
     for task, settings in left:
         found = measure(
             harness,
