@@ -65,9 +65,14 @@ def _place(model: str) -> tuple[int, str]:
 
 
 def difference(task: str, left: tuple[str, Score], right: tuple[str, Score]) -> Difference | None:
-    """Return left - right with its paired standard error; None if the two did not answer the same questions."""
+    """Return left - right with its paired standard error.
+
+    None if the two did not answer the same questions, or if the metric is not the mean over questions (a perplexity).
+    """
     (a, one), (b, other) = left, right
     if not one.questions or one.questions != other.questions or one.metric != other.metric:
+        return None
+    if not all(math.isclose(np.mean(score.values), score.value, rel_tol=1e-9) for score in (one, other)):
         return None
     each = np.asarray(one.values) - np.asarray(other.values)
     stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None

@@ -148,3 +148,12 @@ def test_no_difference_of_other_questions():
     other = Score("acc", 0.5, 0.5, 2, ["a", "c"], [0.0, 1.0])
     assert difference("task", ("target", score), ("base", other)) is None
     assert difference("task", ("target", score), ("base", score)).value == 0
+
+
+def test_no_difference_of_a_metric_that_is_not_the_mean_over_questions():
+    """A perplexity is exp(-mean): the mean of the questions' values has another unit, and the other sign."""
+    one, other = ([-1.0, -2.0], [-1.0, -3.0])
+    left, right = (Score("perplexity", math.exp(-statistics.mean(v)), None, 2, ["a", "b"], v) for v in (one, other))
+    assert difference("task", ("target", left), ("base", right)) is None
+    left, right = (Score("acc", statistics.mean(v), None, 2, ["a", "b"], v) for v in (one, other))
+    assert difference("task", ("target", left), ("base", right)).value == 0.5
