@@ -8,9 +8,11 @@ import shutil
 import pytest
 import yaml
 
+from sftmix import __version__
 from sftmix.sharing.cards import model_card, scores_card
 from sftmix.sharing.facts import facts_of
 from sftmix.sharing.text import escaped, fenced, table
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -106,3 +108,7 @@ def test_markup_becomes_text(text, shown):
 
 def test_no_line_closes_a_block():
     assert fenced("a: '```'\n````") == "`````yaml\na: '```'\n````\n`````"
+
+
+def test_the_citation_file_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__

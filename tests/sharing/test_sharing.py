@@ -77,7 +77,7 @@ def shared_run(finished, tmp_path_factory):
             "not scores": [
                 *_without(again, "--reference.path"),
                 "--reference.path",
-                "hub:me/empty",
+                "hub:me/empty@v1",
                 "--out",
                 home / "e",
             ],
@@ -145,13 +145,20 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     [
         ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
         ("missing", 3, ["hub:me/none cannot be fetched"]),
-        ("not scores", 3, ["hub:me/empty has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
     ],
 )
 def test_wrong_scores_are_refused(shared_run, case, code, words):
     found, _, err = shared_run.done[case]
     assert found == code, err
     assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.slow
+def test_the_revision_of_a_name_is_asked_for(shared_run):
+    asked = [line for line in shared_run.hub.asked if "me/empty" in line]
+    assert asked
+    assert [line for line in asked if "me/empty/revision/v1" not in line] == []
 
 
 @pytest.mark.slow
