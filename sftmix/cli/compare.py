@@ -60,8 +60,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run_table(comparison: Comparison) -> None:
-    """Run the table and print it."""
+    """Run the table, write the cards of its models, and print it."""
+    from sftmix.cli.sharing import write_run_cards
+
     say("\n" + markdown(compare(comparison)), sys.stdout)
+    write_run_cards(*(cell.path for cell in comparison.cells))
     say(f"see table.md, table.csv, cells.csv and table.json in {comparison.out}", sys.stdout)
 
 

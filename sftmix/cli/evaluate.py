@@ -108,6 +108,10 @@ def measure(given: argparse.Namespace) -> None:
     )
     place = Path(given.to) if given.to is not None else Path(given.place).expanduser() / FOLDER
     print(plain(evaluate(models, tasks, place, options, say)))
+    if run and given.to is None:
+        from sftmix.cli.sharing import write_run_cards
+
+        write_run_cards(Path(given.place).expanduser())
     say(f"all results: {place}, table.md and table.json among them")
 
 

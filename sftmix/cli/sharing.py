@@ -34,24 +34,33 @@ def check_push(name: str | None, license: str | None, *, private: bool) -> None:
         raise ConfigError(f"{given} is for an upload; give --push_to_hub NAME, too")
 
 
-def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
-    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
+def write_run_cards(*runs: Path) -> None:
+    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does."""
     import os
 
     if os.environ.get("RANK", "0") != "0":
         return
+    from sftmix.sharing.written import write_cards
+
+    for run in runs:
+        write_cards(run)
+
+
+def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
+    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
+    import os
+
     run = Path(config.out or "")
     if until == "train":
-        from sftmix.sharing.cards import write_cards
+        write_run_cards(run)
+    if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
+        return
+    from sftmix.sharing.hub import push
+    from sftmix.sharing.scores import write_scores
 
-        write_cards(run)
-    if until == "confidence" and parsed.push_to_hub is not None:
-        from sftmix.sharing.hub import push
-        from sftmix.sharing.scores import write_scores
-
-        with tempfile.TemporaryDirectory() as place:
-            write_scores(run, Path(place), license=parsed.license)
-            print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
+    with tempfile.TemporaryDirectory() as place:
+        write_scores(run, Path(place), license=parsed.license)
+        print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
 
 
 def export(given: argparse.Namespace) -> None:
@@ -79,9 +88,11 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     chosen = given.step is not None or given.best or given.merge or given.dtype != "auto"
     if given.to is None and not chosen:
         _copy_model(run, to)
+        step = None
     else:
         export_run(run, to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge)
-    _write_card(given, run, to)
+        step = _exported_step(given, run)
+    _write_card(given, run, to, step)
     if given.push_to_hub is None:
         print(to)
         return
@@ -103,13 +114,26 @@ def _copy_model(run: Path, to: Path) -> None:
     shutil.copytree(found.path, to)
 
 
-def _write_card(given: argparse.Namespace, run: Path, to: Path) -> None:
-    from sftmix.common.files import write_text
+def _write_card(given: argparse.Namespace, run: Path, to: Path, step: int | None) -> None:
+    """Write the card of an export; a card that was copied with the model and edited before stays but for its licence.
+
+    step  of the checkpoint that was exported; None: it is the model after the last step
+    """
     from sftmix.sharing.cards import CARD, model_card
     from sftmix.sharing.facts import facts_of
+    from sftmix.sharing.written import write_card
 
-    which = "of the best held-out evaluation" if given.best else "after the last step"
+    facts = facts_of(run)
+    other = step if step is not None and not facts.is_last("train", step) else None
+    write_card(to / CARD, model_card(facts, "train", license=given.license, step=other, merged=given.merge))
+
+
+def _exported_step(given: argparse.Namespace, run: Path) -> int | None:
+    """Return the step of the checkpoint that `export` takes; None for a run that keeps none."""
+    from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
+    from sftmix.pipeline.directory import origin
+
     if given.step is not None:
-        which = f"at step {given.step}"
-    card = model_card(facts_of(run), "train", license=given.license, which=which, merged=given.merge)
-    write_text(to / CARD, str(card))
+        return int(given.step)
+    steps = steps_in(origin(run / "train") / (BEST if given.best else CHECKPOINTS))
+    return max(steps, default=None)

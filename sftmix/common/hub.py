@@ -1,4 +1,4 @@
-"""Scores of a data set from the hub, as local files; huggingface_hub keeps them, so they are fetched once."""
+"""Scores of a data set from the hub, as local files, which huggingface_hub keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED_FILES = ("dynamics.parquet", "rows.parquet")
 
 
 def hub_name(path: str) -> str:
-    """Return the NAME of `hub:NAME`, or an empty text for any other path."""
+    """Return the NAME or NAME@REVISION behind `hub:`, or an empty text for any other path."""
     return path.removeprefix(HUB) if path.startswith(HUB) else ""
 
 
@@ -24,16 +24,20 @@ def hub_name(path: str) -> str:
 def fetched_scores(name: str) -> Sequence[str]:
     """Return the local paths of SHARED_FILES; they are downloaded unless the newest are there.
 
+    name  of the data set; NAME@REVISION takes the files of a commit, branch or tag
     Without a network those that were downloaded before are taken. Raises DataError if there are none.
     """
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")  # the name of a repository has no @
     try:
-        place = Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(SHARED_FILES)))
+        found = snapshot_download(
+            repository, repo_type="dataset", revision=revision or None, allow_patterns=list(SHARED_FILES)
+        )
     except (OSError, ValueError) as error:  # no such name, no access, no network, a name that no hub takes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"reference.path: {HUB}{name} cannot be fetched: {reason}") from error
-    files = [place / file for file in SHARED_FILES]
+    files = [Path(found) / file for file in SHARED_FILES]
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(
             f"reference.path: {HUB}{name} has no {' and no '.join(missing)}; name scores that "

@@ -32,7 +32,7 @@ def chosen_tasks(names: Sequence[str], data_dir: Path | None, include: Path | No
     """Find tasks by name; raise ConfigError for rows that are not there.
 
     data_dir  the directory with the converted rows of this room's tasks
-    include   directory of a user's task files; their hashes are part of each other task's source
+    include   directory of a user's task files; the hashes of all files there are part of each other task's source
     Names that are neither are those of lm-eval, which `manager` checks.
     """
     if not names:
@@ -64,9 +64,9 @@ def _own(name: str, data_dir: Path | None) -> ChosenTask:
 
 
 def _hash_of(directory: Path) -> str:
-    """Return the hash of all task files of a directory with their names."""
+    """Return the hash of all files of a directory with their names: a task file may read rows and code beside it."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in directory.rglob("*") if p.suffix in (".yaml", ".yml", ".py")):
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(f"{file.relative_to(directory)} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import write_text
+from sftmix.evaluate.raw import Raw, json_of, raw_rows
 
 LETTERS = "ABCDE"
 SHOTS = 20
 """Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
 
 Row = dict[str, Any]
-Raw = tuple[str, Mapping[str, Any]]
-"""A raw row with its place, `file:line` or `file: key`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,12 @@ def _key(row: Row) -> str:
 
 def _by_ids(rows: list[Row], test: Path) -> tuple[list[Row], list[Row]]:
     """Return (measured, solved) by a file of ids; DataError names ids that no row has."""
-    ids = set(map(str, _json(test)))
+    found = json_of(test)
+    if not isinstance(found, dict | list):
+        raise DataError(
+            f"{test}: it is {str(found)[:40]!r}; a JSON list of ids, or an object with ids as keys, is needed"
+        )
+    ids = set(map(str, found))
     unknown = sorted(ids - {row["id"] for row in rows})
     if unknown:
         raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
@@ -92,10 +96,10 @@ def _by_ids(rows: list[Row], test: Path) -> tuple[list[Row], list[Row]]:
 def _rows(name: str, path: Path) -> list[Row]:
     """Read a raw file and check each row."""
     benchmark = BENCHMARKS[name]
-    raw = list(_raw(path))
+    raw = list(raw_rows(path))
     try:
         rows = benchmark.read(raw)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: its rows are not those of {name}: {error!r} is missing or no such value") from error
     for (place, _), row in zip(raw, rows, strict=True):
         if len(row["options"]) != benchmark.options or not 0 <= row["answer"] < benchmark.options:
@@ -105,36 +109,6 @@ def _rows(name: str, path: Path) -> list[Row]:
         if not all(isinstance(text, str) and text.strip() for text in (row["question"], *row["options"])):
             raise DataError(f"{place}: the question or an option is empty")
     return rows
-
-
-def _raw(path: Path) -> Iterator[Raw]:
-    """Yield the rows of a JSONL file, of a JSON list, or of a JSON object of rows by id."""
-    text = _text(path)
-    try:
-        if path.suffix == ".jsonl" or "\n{" in text:
-            for line, row in enumerate(text.split("\n"), 1):  # splitlines splits at U+2028, too
-                if row.strip():
-                    yield f"{path}:{line}", json.loads(row)
-            return
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: {error}; a JSON or JSONL file is needed") from error
-    pairs = found.items() if isinstance(found, dict) else enumerate(found)
-    yield from ((f"{path}: {key}", {"id": key, **row}) for key, row in pairs)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: {error}; a JSON file is needed") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; name a raw file") from error
 
 
 def _row(number: int, raw: Mapping[str, Any], options: Sequence[str], answer: int, context: str = "") -> Row:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, sha256_json, write_json
+from sftmix.pipeline.finished import OF_A_RUN, FinishedModel
 
 FOLDER = "evaluation"
 """Where the results are, in a run directory."""
@@ -42,6 +45,8 @@ class Entry:
     all       every metric that lm-eval gave, by the name of the task
     cut       prompts that were longer than the model's context and lost their beginning
     finished  Unix time, seconds
+    run       whose target, baseline or base it is: the run directory, as seen from the directory of the results, so
+              that both can be moved together; None for a model of its own
     """
 
     task: str
@@ -54,12 +59,35 @@ class Entry:
     cut: int
     seconds: float
     finished: float
+    run: str | None = None
 
 
 def entry_file(place: Path, task: str, model: str, identity: str, settings: Mapping[str, Any]) -> Path:
     """Return the file of a result; its name tells the task and the model, and has a hash of the rest."""
     names = [re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model)]
     return place / "{}.{}.{}.json".format(*names, sha256_json([model, identity, settings])[:12])
+
+
+def run_of(place: Path, model: FinishedModel) -> str | None:
+    """Return the field `run` of an entry; None for a model that is named by its own place."""
+    if model.run is None or model.name not in OF_A_RUN:
+        return None
+    return os.path.relpath(model.run.resolve(), place.resolve())
+
+
+def check_run(place: Path, models: Sequence[FinishedModel]) -> None:
+    """Raise ConfigError if a directory has results of another run: target would be of two trainings."""
+    runs = {run for model in models if (run := run_of(place, model)) is not None}
+    for entry in read_entries(place):
+        if runs and entry.run is not None and entry.run not in runs:
+            raise ConfigError(
+                f"{place} has results of the run {_shown(place, entry.run)}, and these would be of "
+                f"{', '.join(_shown(place, run) for run in sorted(runs))}; name another directory with --to DIR"
+            )
+
+
+def _shown(place: Path, run: str) -> str:
+    return os.path.normpath(place.resolve() / run)
 
 
 def write_entry(place: Path, entry: Entry) -> Path:

@@ -7,30 +7,81 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import GenerationConfig
 
+from sftmix.data.templates import TemplateRefusal
 from sftmix.evaluate.chosen import ChosenTask
 from sftmix.evaluate.entries import Score
 from sftmix.pipeline.loaded import LoadedModel
 
 
 class Harness(HFLM):
-    """A model as lm-eval asks it, with the tokenizer and the chat template of its training.
+    """A model as lm-eval asks it, with the tokenizer, the chat template and the stop ids of its training.
 
-    Prompts that lose their beginning for being longer than the context are counted in `cut`.
+    chat  prompts are rendered conversations: they become ids as in training, without another token before them
+    cut   prompts that lost their beginning for being longer than the context
     """
 
-    def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int, *, chat: bool = False) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each prompt that is cut; `cut` counts them
         tokenizer = loaded.encoder.tokenizer
         super().__init__(pretrained=loaded.model, tokenizer=tokenizer, batch_size=batch_size, max_length=loaded.context)
+        # Without these an answer would end at eos alone, which need not be what ends a turn.
+        loaded.model.generation_config = GenerationConfig(
+            eos_token_id=list(loaded.stop_ids), pad_token_id=self.tokenizer.pad_token_id
+        )
         self.cut = 0
+        self._encoder, self._chat = loaded.encoder, chat
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation in the template of the training.
+
+        add_generation_prompt  False: the last turn is the beginning of the answer, which the model continues
+        A template that refuses a system turn gets the conversation without it.
+        """
+        turns = [{**turn, "content": self._encoder.content(turn["content"])} for turn in chat_history]
+        begun = "" if add_generation_prompt else self._encoder.lead + turns.pop()["content"]
+        try:
+            return self._encoder.render([turns], prompt=True)[0] + begun
+        except TemplateRefusal:
+            others = [turn for turn in turns if turn["role"] != "system"]
+            return self._encoder.render([others], prompt=True)[0] + begun
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **more: Any
+    ) -> list[int]:
+        if not self._chat:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **more)
+        ids = self._encoder.tokenize([string])[0]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self._chat:
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, **more)
+        ids = self._encoder.tokenize(list(strings))
+        rows = self.tokenizer.pad({"input_ids": ids}, padding_side=padding_side, return_tensors="pt")
+        first = -left_truncate_len if left_truncate_len else None
+        return rows["input_ids"][:, first:], rows["attention_mask"][:, first:]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **more: Any) -> Any:
         limit = self.max_length + 1  # the last token is scored, not read
         self.cut += len({ask[0] for ask, context, answer in requests if len(context) + len(answer) > limit})
         return super()._loglikelihood_tokens(requests, *args, **more)
+
+    def generate_until(self, requests: list[Any], *args: Any, **more: Any) -> list[str]:
+        asked = {request.args[0]: request.args[1] for request in requests}
+        self.cut += sum(len(self.tok_encode(prompt)) > self._room(options) for prompt, options in asked.items())
+        return super().generate_until(requests, *args, **more)
+
+    def _room(self, options: Mapping[str, Any]) -> int:
+        """Return how many tokens of a prompt lm-eval keeps: those that the answer does not need."""
+        return self.max_length - int(normalize_gen_kwargs(dict(options), self.max_gen_toks)["max_gen_toks"])
 
 
 def measure(

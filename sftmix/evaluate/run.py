@@ -10,8 +10,8 @@ from typing import Any
 
 from sftmix.common.files import write_json, write_text
 from sftmix.evaluate.chosen import ChosenTask, chosen_tasks, manager
-from sftmix.evaluate.entries import Entry, entry_file, read_entries, write_entry
-from sftmix.evaluate.table import Line, lines_of, markdown, sentences_of, table_of
+from sftmix.evaluate.entries import Entry, check_run, entry_file, read_entries, run_of, write_entry
+from sftmix.evaluate.table import NOTE, Table, markdown, sentences_of, table_from, table_of
 from sftmix.pipeline.finished import FinishedModel
 
 
@@ -42,23 +42,23 @@ def evaluate(
     place: Path,
     options: EvaluateOptions,
     say: Callable[[str], None],
-) -> list[Line]:
-    """Measure what is not measured yet, write table.json and table.md, and return the lines of the table.
+) -> Table:
+    """Measure what is not measured yet, write table.json and table.md, and return the table.
 
     place  directory of the results; each task on each model is a file there as soon as it is done
-    Raises ConfigError for tasks, rows and models that are not there.
+    Raises ConfigError for tasks, rows and models that are not there, and for a place with results of another run.
     """
+    check_run(place, models)
     chosen = chosen_tasks(tasks, options.data_dir, options.include)
     known = manager(chosen, options.include)
-    for model in models:
-        _measure_model(model, chosen, known, place, options, say)
-    lines = lines_of(read_entries(place))
-    write_json(place / "table.json", table_json(lines))
-    write_text(place / "table.md", markdown(lines))
-    return lines
+    measured = {model.name: _measure_model(model, chosen, known, place, options, say) for model in models}
+    table = table_from(read_entries(place), measured)
+    write_json(place / "table.json", table_json(table))
+    write_text(place / "table.md", markdown(table))
+    return table
 
 
-def table_json(lines: Sequence[Line]) -> dict[str, Any]:
+def table_json(table: Table) -> dict[str, Any]:
     """Return what others read of the results: the table as text, the sentences, and the numbers of each line."""
     numbers = [
         {
@@ -70,13 +70,16 @@ def table_json(lines: Sequence[Line]) -> dict[str, Any]:
             },
             "differences": [asdict(one) for one in line.differences],
         }
-        for line in lines
+        for line in table.lines
     ]
-    return {"table": table_of(lines), "sentences": sentences_of(lines), "lines": numbers}
+    return {"table": table_of(table), "sentences": [*sentences_of(table), NOTE], "lines": numbers}
 
 
-def settings_of(task: ChosenTask, options: EvaluateOptions) -> dict[str, Any]:
-    """Return all that a result depends on, but the model."""
+def settings_of(task: ChosenTask, options: EvaluateOptions, encoder: str | None = None) -> dict[str, Any]:
+    """Return all that a result depends on, but the model.
+
+    encoder  fingerprint of the tokenizer and the chat template, where the template is applied
+    """
     shots = options.num_fewshot
     if shots is None and not isinstance(task.spec, str):
         shots = task.spec["num_fewshot"]
@@ -88,6 +91,7 @@ def settings_of(task: ChosenTask, options: EvaluateOptions) -> dict[str, Any]:
         "dtype": options.dtype,
         "source": dict(task.source),
         "lm_eval": version("lm_eval"),
+        **({} if encoder is None else {"encoder": encoder}),
     }
 
 
@@ -98,25 +102,30 @@ def _measure_model(
     place: Path,
     options: EvaluateOptions,
     say: Callable[[str], None],
-) -> None:
-    """Measure the tasks that this model was not measured on with these settings; load it only if there are some."""
+) -> str:
+    """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
+
+    Returns the fingerprint of the model's files.
+    """
     from sftmix.model.load import fingerprint
+    from sftmix.pipeline.loaded import encoder_of, load_finished
 
     identity = fingerprint(model.path)
-    asked = [(task, settings_of(task, options)) for task in tasks]
+    encoder = encoder_of(model).fingerprint if options.chat_template else None
+    asked = [(task, settings_of(task, options, encoder)) for task in tasks]
     left = [(t, s) for t, s in asked if not entry_file(place, t.name, model.name, identity, s).exists()]
     for task in (task for task, _ in asked if task not in [t for t, _ in left]):
         say(f"{task.name}, {model.name}: there already")
     if not left:
-        return
+        return identity
     import torch
 
     from sftmix.evaluate.harness import Harness, measure
-    from sftmix.pipeline.loaded import load_finished
 
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    harness = Harness(load_finished(model, dtype=dtype, device=device), options.batch_size)
+    loaded = load_finished(model, dtype=dtype, device=device)
+    harness = Harness(loaded, options.batch_size, chat=options.chat_template)
     for task, settings in left:
         found = measure(
             harness,
@@ -127,5 +136,7 @@ def _measure_model(
             seed=options.seed,
             chat=options.chat_template,
         )
-        write_entry(place, Entry(task.name, model.name, model.path, identity, settings, **found))
+        run = run_of(place, model)
+        write_entry(place, Entry(task.name, model.name, model.path, identity, settings, run=run, **found))
         say(f"{task.name}, {model.name}: done in {found['seconds']:.0f} s")
+    return identity

@@ -44,20 +44,45 @@ class Line:
     differences: Sequence[Difference]
 
 
-def lines_of(entries: Sequence[Entry]) -> list[Line]:
-    """Return the lines of all results. Of results that differ in the model's files alone, the newest counts."""
+@dataclass(frozen=True)
+class Table:
+    """The table. left_out: sentences about results that are not in it."""
+
+    lines: Sequence[Line]
+    left_out: Sequence[str] = ()
+
+
+def table_from(entries: Sequence[Entry], measured: Mapping[str, str]) -> Table:
+    """Return the table of all results. Of results that differ in the model's files alone, the newest counts.
+
+    measured  name -> fingerprint of the models as they are now; results of other weights under these names are left out
+    """
+    old = [entry for entry in entries if measured.get(entry.model, entry.identity) != entry.identity]
     groups: dict[tuple[str, str], dict[str, Entry]] = {}
-    for entry in sorted(entries, key=lambda one: one.finished):
+    for entry in sorted((one for one in entries if one not in old), key=lambda one: one.finished):
         for name in entry.scores:
-            groups.setdefault((name, sha256_json([entry.task, entry.settings])), {})[entry.model] = entry
-    lines = []
-    for (name, _), found in groups.items():
-        cells = {model: found[model].scores[name] for model in sorted(found, key=_place)}
-        pairs = [(a, b) for a, b in CONTRASTS if a in cells and b in cells]
-        differences = [d for a, b in pairs if (d := difference(name, (a, cells[a]), (b, cells[b])))]
-        settings = next(iter(found.values())).settings
-        lines.append(Line(name, settings, cells, {m: found[m].cut for m in cells}, differences))
-    return sorted(lines, key=lambda line: line.task)
+            groups.setdefault((name, _settings_key(entry)), {})[entry.model] = entry
+    lines = [_line(name, found) for (name, _), found in groups.items()]
+    current = {(key, model) for (_, key), found in groups.items() for model in found}
+    gone = {(entry.task, entry.model): None for entry in old if (_settings_key(entry), entry.model) not in current}
+    left_out = [
+        f"{task}: what was measured of {model} is left out: it was trained again since, and the task was not measured "
+        "again with these settings."
+        for task, model in gone
+    ]
+    return Table(sorted(lines, key=lambda line: line.task), left_out)
+
+
+def _settings_key(entry: Entry) -> str:
+    return sha256_json([entry.task, entry.settings])
+
+
+def _line(name: str, found: Mapping[str, Entry]) -> Line:
+    cells = {model: found[model].scores[name] for model in sorted(found, key=_place)}
+    pairs = [(a, b) for a, b in CONTRASTS if a in cells and b in cells]
+    differences = [d for a, b in pairs if (d := difference(name, (a, cells[a]), (b, cells[b])))]
+    settings = next(iter(found.values())).settings
+    return Line(name, settings, cells, {m: found[m].cut for m in cells}, differences)
 
 
 def _place(model: str) -> tuple[int, str]:
@@ -65,9 +90,14 @@ def _place(model: str) -> tuple[int, str]:
 
 
 def difference(task: str, left: tuple[str, Score], right: tuple[str, Score]) -> Difference | None:
-    """Return left - right with its paired standard error; None if the two did not answer the same questions."""
+    """Return left - right with its paired standard error.
+
+    None if the two did not answer the same questions, or if the metric is not the mean over questions (a perplexity).
+    """
     (a, one), (b, other) = left, right
     if not one.questions or one.questions != other.questions or one.metric != other.metric:
+        return None
+    if not all(math.isclose(np.mean(score.values), score.value, rel_tol=1e-9) for score in (one, other)):
         return None
     each = np.asarray(one.values) - np.asarray(other.values)
     stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
@@ -77,11 +107,11 @@ def difference(task: str, left: tuple[str, Score], right: tuple[str, Score]) -> 
 # --------------------------------------------------------------------------------------------- as text
 
 
-def table_of(lines: Sequence[Line]) -> list[list[str]]:
+def table_of(table: Table) -> list[list[str]]:
     """Return the table as text, its head first: task, metric, then a column for each model, value ± standard error."""
-    models = sorted({model for line in lines for model in line.cells}, key=_place)
+    models = sorted({model for line in table.lines for model in line.cells}, key=_place)
     rows = [["task", "settings", "metric", "questions", *models]]
-    for line in lines:
+    for line in table.lines:
         score = next(iter(line.cells.values()))
         shown = [_cell(line.cells[model]) if model in line.cells else "" for model in models]
         rows.append([line.task, settings_text(line.settings), score.metric, f"{score.n:,}", *shown])
@@ -96,14 +126,14 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join([*words, f"seed {settings['seed']}", *(["chat template"] if settings["chat_template"] else [])])
 
 
-def sentences_of(lines: Sequence[Line]) -> list[str]:
-    """Return the differences in words, and the prompts that did not fit."""
-    told = [_told(one) for line in lines for one in line.differences]
-    for line in lines:
+def sentences_of(table: Table) -> list[str]:
+    """Return the differences in words, the prompts that did not fit, and the results that are not in the table."""
+    told = [_told(one) for line in table.lines for one in line.differences]
+    for line in table.lines:
         for cut in sorted({n for n in line.cut.values() if n}):
             models = ", ".join(model for model, n in line.cut.items() if n == cut)
             told.append(f"{line.task}: {cut} prompts are longer than the context and lost their beginning ({models}).")
-    return told
+    return [*told, *table.left_out]
 
 
 def _told(found: Difference) -> str:
@@ -116,20 +146,20 @@ def _told(found: Difference) -> str:
     return f"{told}: more than two standard errors from zero."
 
 
-def markdown(lines: Sequence[Line]) -> str:
+def markdown(table: Table) -> str:
     """Return the table and the sentences in Markdown."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table_of(lines)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table_of(table)]
     head, *body = rows
     bars = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    return "\n".join([*bars, "", *(f"- {text}" for text in (*sentences_of(lines), NOTE))]) + "\n"
+    return "\n".join([*bars, "", *(f"- {text}" for text in (*sentences_of(table), NOTE))]) + "\n"
 
 
-def plain(lines: Sequence[Line]) -> str:
+def plain(table: Table) -> str:
     """Return the table and the sentences for a terminal."""
-    rows = table_of(lines)
+    rows = table_of(table)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     drawn = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*drawn, "", *sentences_of(lines), NOTE])
+    return "\n".join([*drawn, "", *sentences_of(table), NOTE])
 
 
 NOTE = "Standard errors are over questions; one training run says nothing of how much another seed would change."

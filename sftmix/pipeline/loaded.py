@@ -66,7 +66,7 @@ def load_finished(
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
     """
     config = None if found.run is None else read_config(found.run / "config.yaml")
-    encoder = _encoder(found, config)
+    encoder = encoder_of(found)
     model = _weights(found, config, dtype)
     check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
@@ -79,10 +79,11 @@ def load_finished(
     return LoadedModel(found.name, model.eval(), encoder, ids, context)
 
 
-def _encoder(found: FinishedModel, config: RunConfig | None) -> Encoder:
+def encoder_of(found: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    if config is None:
+    if found.run is None:
         return encoder_for(load_tokenizer(found.path), DataOptions())
+    config = read_config(found.run / "config.yaml")
     tokenizer = load_tokenizer(config.model.path)
     return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)
 

@@ -1,22 +1,20 @@
 """The card of a model and that of shared scores: README.md, as the hub shows it.
 
 The card of train/model and baseline/model is written by the command line when a run has ended, and that of an export by
-`export`: stages know nothing of cards. README.md is not in a stage's manifest, so users may edit it, and it is never
-written over; the stage stays valid.
+`export`: stages know nothing of cards. README.md is not in a stage's manifest, so users may edit it; the stage stays
+valid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from sftmix.common.files import write_text
-from sftmix.sharing.facts import Facts, facts_of
+from sftmix.sharing.facts import Facts
 from sftmix.sharing.text import escaped, fenced, table
 
 CARD = "README.md"
@@ -38,32 +36,22 @@ PAPER = """@misc{xiao2024sftmix,
 }"""
 
 
-def write_cards(run: Path) -> list[Path]:
-    """Write the cards of train/model and baseline/model, where there are models without one; return the files."""
-    written = []
-    for stage in ARMS:
-        file = run / stage / "model" / CARD
-        if file.parent.is_dir() and not file.exists():
-            write_text(file, str(model_card(facts_of(run), stage)))
-            written.append(file)
-    return written
-
-
 def model_card(
     facts: Facts,
     stage: str,
     *,
     license: str | None = None,
-    which: str = "after the last step",
+    step: int | None = None,
     merged: bool = False,
 ) -> ModelCard:
     """Return the card of a model of a run.
 
     stage   train or baseline
-    which   of its checkpoints, in words
+    step    of the checkpoint that the weights are; None: those after the last step, which the run has measured
     merged  of a run with adapters: these are in the model's weights
     """
-    arm = facts.arm(stage)
+    arm = facts.arm(stage) if step is None else facts.figures_at(stage, step)
+    which = "after the last step" if step is None else f"at step {step}"
     results = [
         EvalResult(
             task_type="text-generation",
@@ -92,8 +80,8 @@ def model_card(
         f"the objective {escaped(objective)}; the weights {escaped(which)}.",
         "## Licence\n\n" + (escaped(license) if license else f"{LICENSE_TO_FILL} ({escaped(facts.base_model)})."),
         "## Data\n\n" + _data(facts),
-        "## Results\n\n" + _results(facts, stage),
-        "## Not measured\n\n" + _not_measured(facts),
+        "## Results\n\n" + (_results(facts, stage) if step is None else _results_at(arm)),
+        "## Not measured\n\n" + _not_measured(facts if step is None else None, arm),
         "## Recipe\n\n" + fenced(yaml.safe_dump(facts.recipe(stage), sort_keys=False, allow_unicode=True)),
         "## Versions\n\n" + table([["package", "version"], *_versions(facts)]),
         f"## Citation\n\n```bibtex\n{PAPER}\n```",
@@ -176,9 +164,16 @@ def _results(facts: Facts, stage: str) -> str:
     return "\n\n".join(parts)
 
 
-def _not_measured(facts: Facts) -> str:
+def _results_at(figures: Mapping[str, Any]) -> str:
+    """Return the results of another checkpoint than the last: the run's own, its spread and benchmarks are not its."""
+    rows: list[list[Any]] = [[name, f"{figures[key]:.4f}"] for key, name in METRICS.items() if key in figures]
+    return table([["metric", "this model"], *rows]) if rows else "Nothing was measured for these weights."
+
+
+def _not_measured(facts: Facts | None, figures: Mapping[str, Any]) -> str:
+    """Return the list; facts are None for weights that the run's benchmarks did not measure."""
     lines = ["answers judged by people or by a model (MT-Bench, AlpacaEval)"]
-    lines += ["benchmarks"] if facts.benchmarks is None else []
-    lines += ["held-out rows"] if facts.summary.get("eval_nll_after") is None else []
+    lines += ["benchmarks"] if facts is None or facts.benchmarks is None else []
+    lines += ["held-out rows"] if figures.get("eval_nll_after") is None else []
     lines += ["harmful, false or private content in answers", "languages other than those of the rows"]
     return "\n".join(f"- {line}" for line in lines)

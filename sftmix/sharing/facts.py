@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
+from sftmix.pipeline.directory import origin
 
 _OF_EACH = ("seed", "selector", "optimizer")
 _OF_THE_STAGE = {
@@ -76,6 +78,21 @@ class Facts:
     def arm(self, stage: str) -> Mapping[str, Any]:
         """Return the figures of the target (`train`) or of the `baseline`; empty if there are none."""
         return self.summary if stage == "train" else self.summary.get("baseline") or {}
+
+    def figures_at(self, stage: str, step: int) -> Mapping[str, float]:
+        """Return the held-out figures that were measured after a step, under the names of `arm`; empty if none were."""
+        found = next((line for line in self._metrics(stage) if line["step"] == step), {})
+        names = {"eval_nll": "eval_nll_after", "eval_accuracy": "eval_accuracy", "eval_exact_match": "eval_exact_match"}
+        return {shown: found[key] for key, shown in names.items() if isinstance(found.get(key), float)}
+
+    def is_last(self, stage: str, step: int) -> bool:
+        """Return True if the stage has ended with this step, so that the run's figures are those of its weights."""
+        lines = self._metrics(stage)
+        return bool(self.summary and lines and lines[-1]["step"] == step)
+
+    def _metrics(self, stage: str) -> list[dict[str, Any]]:
+        file = origin(self.run / stage) / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file.exists() else []
 
     def over_seeds(self, metric: str) -> Mapping[str, Any] | None:
         """Return seeds, mean and sd of a metric over the seeds of a table that this run is one of; else None."""

@@ -89,6 +89,8 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
         ("medmcqa", [{**HUB, "cop": -1}], DataError, ["without answers", "validation"]),
         ("medmcqa", [HUB], DataError, ["cannot be told", "from 0 or 1"]),
         ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], DataError, ["final_decision"]),
+        ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], DataError, ["raw.jsonl", "'Yes' is not in list"]),
+        ("pubmedqa", ["maybe"], DataError, ["raw.jsonl:1", "'maybe' is not a row"]),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, name, rows, error, words):
@@ -104,8 +106,30 @@ def test_a_file_that_is_no_json(tmp_path):
     file.write_text("question,answer\n")
     with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
         convert("medqa_4options", file, tmp_path / "rows")
+    file.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"raw\.json.*UTF-8"):
+        convert("medqa_4options", file, tmp_path / "rows")
+    file.write_text('{"1": "maybe", "2": "yes"}')
+    with pytest.raises(DataError, match=r"raw\.json: 1: 'maybe' is not a row"):
+        convert("pubmedqa", file, tmp_path / "rows")
+    ids = tmp_path / "ids.json"
+    ids.write_text("3")
+    raw = write(tmp_path / "raw.jsonl", numbered(PUBMED, 3))
+    with pytest.raises(DataError, match=r"ids\.json: it is '3'; a JSON list"):
+        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
     with pytest.raises(ConfigError, match=r"missing\.json"):
         convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
+
+
+def test_rows_with_other_ends_of_lines_and_lists_over_many_lines(tmp_path):
+    rows = numbered({**LETTERED, "note": "one\u2028two\x85three"}, SHOTS + 2)
+    jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    over_lines = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]"
+    for name, text in (("raw.jsonl", jsonl), ("lines.json", jsonl), ("list.json", over_lines)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        convert("medqa_4options", tmp_path / name, tmp_path / "rows" / name)
+        measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows" / name))
+        assert (len(measured), len(shots)) == (2, SHOTS)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.evaluate.entries import Score
-from sftmix.evaluate.table import difference
+from sftmix.common.errors import ConfigError
+from sftmix.evaluate.entries import Entry, Score, check_run, run_of, write_entry
+from sftmix.evaluate.table import difference, sentences_of, table_from
+from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
 
@@ -148,3 +150,40 @@ def test_no_difference_of_other_questions():
     other = Score("acc", 0.5, 0.5, 2, ["a", "c"], [0.0, 1.0])
     assert difference("task", ("target", score), ("base", other)) is None
     assert difference("task", ("target", score), ("base", score)).value == 0
+
+
+def test_no_difference_of_a_metric_that_is_not_the_mean_over_questions():
+    """A perplexity is exp(-mean): the mean of the questions' values has another unit, and the other sign."""
+    one, other = ([-1.0, -2.0], [-1.0, -3.0])
+    left, right = (Score("perplexity", math.exp(-statistics.mean(v)), None, 2, ["a", "b"], v) for v in (one, other))
+    assert difference("task", ("target", left), ("base", right)) is None
+    left, right = (Score("acc", statistics.mean(v), None, 2, ["a", "b"], v) for v in (one, other))
+    assert difference("task", ("target", left), ("base", right)).value == 0.5
+
+
+def entry(task, model, identity, finished, run=None):
+    settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
+    score = Score("acc", 0.5, None, 2, ["a", "b"], [0.0, 1.0])
+    return Entry(task, model, "path", identity, settings, {task: score}, {}, 0, 1.0, finished, run)
+
+
+def test_results_of_weights_that_are_no_more_are_left_out():
+    old = [entry(task, model, "old", 1.0) for task in ("first", "second") for model in ("baseline", "target")]
+    table = table_from([*old, entry("first", "target", "new", 2.0)], {"target": "new"})
+    assert {line.task: list(line.cells) for line in table.lines} == {
+        "first": ["baseline", "target"],
+        "second": ["baseline"],
+    }
+    (told,) = sentences_of(table)[-1:]
+    assert told.startswith("second: what was measured of target is left out")
+    assert [text for text in sentences_of(table) if text.startswith("first: what")] == []
+
+
+def test_a_directory_takes_the_results_of_one_run(tmp_path):
+    one, other = (FinishedModel("target", "path", tmp_path / name) for name in ("one", "other"))
+    place = tmp_path / "results"
+    write_entry(place, entry("task", "target", "id", 1.0, run_of(place, one)))
+    write_entry(place, entry("task", "gpt2", "id", 1.0, run_of(place, FinishedModel("gpt2", "gpt2", None))))
+    check_run(place, [one, FinishedModel(str(tmp_path / "other"), "path", tmp_path / "other")])
+    with pytest.raises(ConfigError, match=r"results of the run .*one, and .*other; .*--to DIR"):
+        check_run(place, [other])

@@ -70,3 +70,13 @@ def test_other_rows_and_other_files_are_other_settings(tmp_path):
     assert before.source["rows"] != after.source["rows"]
     with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl"):
         chosen_tasks(["medqa_4options"], tmp_path, None)
+
+
+def test_rows_beside_the_task_files_of_a_user_are_settings(tmp_path):
+    for file in ("mine.yaml", "deep/rows.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("one")
+    sources = [chosen_tasks(["mine"], None, tmp_path)[0].source]
+    (tmp_path / "deep" / "rows.jsonl").write_text("two")
+    sources.append(chosen_tasks(["mine"], None, tmp_path)[0].source)
+    assert sources[0] != sources[1]

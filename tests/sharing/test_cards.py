@@ -8,9 +8,11 @@ import shutil
 import pytest
 import yaml
 
+from sftmix import __version__
 from sftmix.sharing.cards import model_card, scores_card
 from sftmix.sharing.facts import facts_of
 from sftmix.sharing.text import escaped, fenced, table
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -58,6 +60,27 @@ def test_spread_over_seeds_and_benchmarks_are_told_where_they_are(run):
     assert "- benchmarks" not in card
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_card_of_another_checkpoint_has_none_of_the_figures_of_the_last(run, measured):
+    lines = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    first = {key: value for key, value in lines[0].items() if not key.startswith("eval")}
+    first |= {"eval_nll": 7.125} if measured else {}
+    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (first, *lines[1:])))
+    (run / "evaluation").mkdir()
+    told = {"table": [["task", "target"], ["arc", "0.5"]], "sentences": []}
+    (run / "evaluation" / "table.json").write_text(json.dumps(told))
+    facts = facts_of(run)
+    card = model_card(facts, "train", step=lines[0]["step"])
+    assert (facts.is_last("train", lines[0]["step"]), facts.is_last("train", lines[-1]["step"])) == (False, True)
+    assert [r.metric_value for r in card.data.eval_results or []] == ([7.125] if measured else [])
+    assert f"{facts.summary['eval_nll_after']:.4f}" not in card.text
+    assert "| arc |" not in card.text
+    assert ("7.1250" in card.text, "Nothing was measured for these weights" in card.text) == (measured, not measured)
+    assert "- benchmarks" in card.text
+    assert ("- held-out rows" in card.text) is not measured
+    assert f"the weights at step {lines[0]['step']}" in card.text
+
+
 def test_names_from_data_are_escaped(run):
     config = (run / "config.yaml").read_text().replace("train.jsonl", "[x](javascript:y)|<script>.jsonl")
     (run / "config.yaml").write_text(config)
@@ -85,3 +108,7 @@ def test_markup_becomes_text(text, shown):
 
 def test_no_line_closes_a_block():
     assert fenced("a: '```'\n````") == "`````yaml\na: '```'\n````\n`````"
+
+
+def test_the_citation_file_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__

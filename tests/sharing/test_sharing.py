@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 
+from sftmix.sharing.cards import model_card
+from sftmix.sharing.facts import facts_of
+from sftmix.sharing.written import is_edited, write_card, write_cards
 from tests.sharing.hub import Hub
 from tests.tiny import ROOT, groups, table
 
@@ -74,7 +77,7 @@ def shared_run(finished, tmp_path_factory):
             "not scores": [
                 *_without(again, "--reference.path"),
                 "--reference.path",
-                "hub:me/empty",
+                "hub:me/empty@v1",
                 "--out",
                 home / "e",
             ],
@@ -142,13 +145,20 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     [
         ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
         ("missing", 3, ["hub:me/none cannot be fetched"]),
-        ("not scores", 3, ["hub:me/empty has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
     ],
 )
 def test_wrong_scores_are_refused(shared_run, case, code, words):
     found, _, err = shared_run.done[case]
     assert found == code, err
     assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.slow
+def test_the_revision_of_a_name_is_asked_for(shared_run):
+    asked = [line for line in shared_run.hub.asked if "me/empty" in line]
+    assert asked
+    assert [line for line in asked if "me/empty/revision/v1" not in line] == []
 
 
 @pytest.mark.slow
@@ -197,7 +207,35 @@ def test_an_export_has_a_card_and_leaves_the_run_as_it_was(finished, sftmix, tmp
     own = tmp_path / "run" / "train" / "model" / "README.md"
     assert "SFTMix target" in own.read_text()
     assert "NTP baseline" in (tmp_path / "run" / "baseline" / "model" / "README.md").read_text()
+    assert not is_edited(own)
     own.write_text("mine")
     assert sftmix(*finished.words, "--out", str(tmp_path / "run")).code == 0
     assert own.read_text() == "mine"
     assert (tmp_path / "run" / "train" / "MANIFEST.json").read_bytes() == before
+
+
+def test_an_edited_card_is_uploaded_as_it_is_with_the_licence(finished, tmp_path):
+    card = model_card(facts_of(finished.path), "train", license="mit")
+    edited = "---\nlanguage: de\nlicense: other\n---\n\nMine: 20 % fewer errors.\n"
+    for text, shown in ((edited, edited.replace("license: other", "license: mit")), ("mine", "mine")):
+        (tmp_path / "README.md").write_text(text)
+        write_card(tmp_path / "README.md", card)
+        found = (tmp_path / "README.md").read_text()
+        assert found.endswith(shown.partition("\n\n")[2])
+        assert ModelCard(found).data.license == "mit"
+    shutil.copy(finished.path / "train" / "model" / "README.md", tmp_path)
+    write_card(tmp_path / "README.md", card)
+    assert "TO BE FILLED IN" not in (tmp_path / "README.md").read_text()
+
+
+def test_cards_that_nobody_edited_follow_the_run(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    target, baseline = (tmp_path / "run" / stage / "model" / "README.md" for stage in ("train", "baseline"))
+    baseline.write_text(baseline.read_text().replace("NTP baseline", "my baseline"))
+    assert write_cards(tmp_path / "run") == []
+    (tmp_path / "run" / "evaluation").mkdir()
+    told = {"table": [["task", "target"], ["pubmedqa", "0.5"]], "sentences": []}
+    (tmp_path / "run" / "evaluation" / "table.json").write_text(json.dumps(told))
+    assert write_cards(tmp_path / "run") == [target]
+    assert "| pubmedqa | 0.5 |" in target.read_text()
+    assert "my baseline" in baseline.read_text()
