@@ -57,13 +57,15 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
-    spellings = _spellings(tokenizer, eos, special_tokens)
+    spellings = _spellings(tokenizer, [eos], special_tokens)
     ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
     return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
 
 
-def _spellings(tokenizer: PreTrainedTokenizerBase, end: int, special_tokens: SpecialTokens) -> SpecialSpellings | None:
-    return SpecialSpellings(tokenizer, end) if special_tokens == "text" else None
+def _spellings(
+    tokenizer: PreTrainedTokenizerBase, written: list[int], special_tokens: SpecialTokens
+) -> SpecialSpellings | None:
+    return SpecialSpellings(tokenizer, written) if special_tokens == "text" else None
 
 
 def make_encoder(
@@ -81,7 +83,8 @@ def make_encoder(
         ends, source, more = _probe(tokenizer, source)
     except TemplateRefusal as error:
         raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
-    spellings = _spellings(tokenizer, ends["end_of_turn_id"], special_tokens)
+    written = [ends["end_of_turn_id"], *_around_turns(tokenizer, source)]
+    spellings = _spellings(tokenizer, written, special_tokens)
     return Encoder(tokenizer, name, source, notices=(*notices, *more), spellings=spellings, **ends)
 
 
@@ -155,6 +158,23 @@ def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
     if place < 0:
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     return full[len(prompt) : place] if full.startswith(prompt) else "", full[place + len(_ANSWER) :]
+
+
+def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
+    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
+
+    Of those before a response it is the first: behind it may stand `<think>`, which responses write, too.
+    """
+    asked = render(tokenizer, source, [PROBE[:1]], prompt=False)[0]
+    full = render(tokenizer, source, [PROBE], prompt=False)[0]
+    place = full.rfind(_ANSWER)
+    header = full[len(asked) : place] if full.startswith(asked) else ""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+
+    def found(text: str) -> list[int]:
+        return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
+
+    return {*found(asked), *found(header)[:1], *found(full[place + len(_ANSWER) :])}
 
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
