@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
 from sftmix.data.store import cache_root, get_or_build, key_of
 from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
-from sftmix.data.trial import trouble_with
+from sftmix.data.trial import PROBE, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_QUESTION = "Name a colour."
-_ANSWER = "Blue"
-_PROBE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+_ANSWER = PROBE[-1]["content"]
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
@@ -49,7 +48,8 @@ def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: 
             raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
         return {}
 
-    get_or_build(cache, "template-" + key_of(source, variables, version("transformers"), version("jinja2")), build)
+    parts = (source, variables, Path(trial.__file__).read_text(), version("transformers"), version("jinja2"))
+    get_or_build(cache, "template-" + key_of(*parts), build)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -57,13 +57,15 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
-    spellings = _spellings(tokenizer, eos, special_tokens)
+    spellings = _spellings(tokenizer, [eos], special_tokens)
     ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
     return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
 
 
-def _spellings(tokenizer: PreTrainedTokenizerBase, end: int, special_tokens: SpecialTokens) -> SpecialSpellings | None:
-    return SpecialSpellings(tokenizer, end) if special_tokens == "text" else None
+def _spellings(
+    tokenizer: PreTrainedTokenizerBase, written: list[int], special_tokens: SpecialTokens
+) -> SpecialSpellings | None:
+    return SpecialSpellings(tokenizer, written) if special_tokens == "text" else None
 
 
 def make_encoder(
@@ -81,7 +83,8 @@ def make_encoder(
         ends, source, more = _probe(tokenizer, source)
     except TemplateRefusal as error:
         raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
-    spellings = _spellings(tokenizer, ends["end_of_turn_id"], special_tokens)
+    written = [ends["end_of_turn_id"], *_around_turns(tokenizer, source)]
+    spellings = _spellings(tokenizer, written, special_tokens)
     return Encoder(tokenizer, name, source, notices=(*notices, *more), spellings=spellings, **ends)
 
 
@@ -139,7 +142,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
             )
         end = int(tokenizer.eos_token_id)
         notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
-    ids = tokenizer(render(tokenizer, source, [_PROBE], prompt=False), add_special_tokens=False)["input_ids"][0]
+    ids = tokenizer(render(tokenizer, source, [PROBE], prompt=False), add_special_tokens=False)["input_ids"][0]
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     lead = before if not before.strip() else ""
@@ -149,12 +152,29 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
     """Find the text between the generation prompt and the probe's answer, and the text after the answer."""
-    prompt = render(tokenizer, source, [_PROBE[:1]], prompt=True)[0]
-    full = render(tokenizer, source, [_PROBE], prompt=False)[0]
+    prompt = render(tokenizer, source, [PROBE[:1]], prompt=True)[0]
+    full = render(tokenizer, source, [PROBE], prompt=False)[0]
     place = full.rfind(_ANSWER)
     if place < 0:
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     return full[len(prompt) : place] if full.startswith(prompt) else "", full[place + len(_ANSWER) :]
+
+
+def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
+    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
+
+    Of those before a response it is the first: behind it may stand `<think>`, which responses write, too.
+    """
+    asked = render(tokenizer, source, [PROBE[:1]], prompt=False)[0]
+    full = render(tokenizer, source, [PROBE], prompt=False)[0]
+    place = full.rfind(_ANSWER)
+    header = full[len(asked) : place] if full.startswith(asked) else ""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+
+    def found(text: str) -> list[int]:
+        return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
+
+    return {*found(asked), *found(header)[:1], *found(full[place + len(_ANSWER) :])}
 
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:

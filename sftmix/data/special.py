@@ -32,27 +32,43 @@ NUL = "\0"
 class SpecialSpellings:
     """The spellings of a tokenizer's special tokens, and the way to encode them as text.
 
-    ids  token id of each spelling. Added tokens that are not special, such as `<think>` or runs of spaces, are not
-         among them, nor is a single character: as text it is the same token.
+    ids  token id of each spelling: special tokens, and those that the template writes around a turn. Other added
+         tokens, such as `<think>` or runs of spaces, are not among them, nor is a single character that as text is the
+         same token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        named = [*tokenizer.all_special_ids, end_of_turn_id]
+        named = [*tokenizer.all_special_ids, *written]
         added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in named}
-        self.ids = {spelling: number for number, spelling in added.items() if len(spelling) > 1}
+        self.ids = {spelling: number for number, spelling in added.items() if not _is_text(tokenizer, spelling, number)}
         self._tokenizer = tokenizer
+        self._forms = _normal_forms(tokenizer, self.ids)
         either = _either(self.ids)
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
         self._whole = re.compile(f"({either})")
 
     def found(self, content: str) -> set[str]:
         """Return the spellings that occur in a text without NUL."""
-        return set(self._whole.findall(content))
+        return set(self._whole.findall(content)) | self._in_other_forms(content)
 
     def broken(self, content: str) -> str:
-        """Return the content of a turn, with a NUL behind the first character of each spelling in it."""
-        return self._begins.sub(r"\1" + NUL, content)
+        """Return the content of a turn, with a NUL behind the first character of each spelling in it.
+
+        If it spells one only in another form, it gets a NUL all the same: then the twin encodes it.
+        """
+        broken = self._begins.sub(r"\1" + NUL, content)
+        if NUL not in broken and self._in_other_forms(content):
+            return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
+        return broken
+
+    def _in_other_forms(self, content: str) -> set[str]:
+        """Return the spellings that the tokenizer's normaliser makes of a text: `<|IM_END|>` in small letters."""
+        if not self._forms:
+            return set()
+        normal = self._tokenizer.backend_tokenizer.normalizer.normalize_str(content)
+        return {spelling for form, spelling in self._forms.items() if form in normal}
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
@@ -71,9 +87,12 @@ class SpecialSpellings:
         if backend is None:
             raise self._refusal("it is not a fast tokenizer")
         twin = Tokenizer.from_str(json.dumps(_respelt(json.loads(backend.to_str()), self.ids)))
+        forged = set(self.ids.values()) - {self._tokenizer.unk_token_id}  # text of unknown characters is <unk>
         for spelling, number in self.ids.items():
             if twin.encode(_twin_spelling(spelling), add_special_tokens=False).ids != [number]:
                 raise self._refusal(f"its token {spelling!r} cannot be told from text")
+            if not forged.isdisjoint(twin.encode(spelling, add_special_tokens=False).ids):
+                raise self._refusal(f"its token {spelling!r} is found in text all the same")
         return twin
 
     def _refusal(self, reason: str) -> ConfigError:
@@ -81,6 +100,23 @@ class SpecialSpellings:
             "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
             f"{reason}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
         )
+
+
+def _is_text(tokenizer: PreTrainedTokenizerBase, spelling: str, number: int) -> bool:
+    """Return True for a single character that is the same token as text."""
+    if len(spelling) > 1:
+        return False
+    return tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"] == [number]
+
+
+def _normal_forms(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> dict[str, str]:
+    """Return the spelling of each normal form in which the tokenizer looks for it: of normalised tokens only."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return {}
+    added = tokenizer.added_tokens_decoder
+    spelt = [spelling for spelling, number in ids.items() if number in added and added[number].normalized]
+    return {form: spelling for spelling in spelt for form in (spelling, normalizer.normalize_str(spelling)) if form}
 
 
 def _for_twin(piece: str, is_token: bool) -> str:
@@ -97,11 +133,14 @@ def _either(spellings: Iterable[str]) -> str:
     """Return a regular expression for any of the spellings, the longest at a place.
 
     They are grouped by their first two characters: some tokenizers have a thousand, which begin with the same one.
+    A single character cannot be broken: a NUL behind it says that it is text.
     """
-    groups = itertools.groupby(sorted(spellings), key=lambda spelling: spelling[:2])
+    ordered = sorted(spellings, key=lambda spelling: (len(spelling) == 1, spelling))
+    groups = itertools.groupby(ordered, key=lambda spelling: spelling[:2])
     return (
         "|".join(
             f"{re.escape(start)}(?:{'|'.join(re.escape(s[2:]) for s in sorted(group, key=len, reverse=True))})"
+            + (f"(?!{NUL})" if len(start) == 1 else "")
             for start, group in groups
         )
         or r"(?!)"
@@ -116,7 +155,8 @@ def _respelt(content: dict[str, Any], spellings: Iterable[str]) -> dict[str, Any
     twin = {spelling: _twin_spelling(spelling) for spelling in spellings}
     model, vocabulary = content["model"], content["model"].get("vocab")
     for token in content["added_tokens"]:
-        token["content"] = twin.get(token["content"], token["content"])
+        if token["content"] in twin:  # a normaliser may take the NUL away, or find the token in another form
+            token |= {"content": twin[token["content"]], "normalized": False}
     if isinstance(vocabulary, dict):
         model["vocab"] = {twin.get(piece, piece): number for piece, number in vocabulary.items()}
     elif vocabulary is not None:

@@ -36,6 +36,8 @@ CHATML = """\
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
+_NUL_IN_JSON = r"\u0000"
+
 _SAME_DAY = """\
 {% macro strftime_now(form) %}\
 {{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(form, '26 Jul 2024') }}\
@@ -95,10 +97,15 @@ class Encoder:
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
         """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal.
 
-        The contents are those of `content`.
+        The contents are those of `content`. A template that writes their NULs as text (`tojson`) is refused, too.
         """
         assert self.chat_template is not None, "plain text has no turns to render"
-        return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
+        texts = render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
+        for chat, text in zip(conversations, texts, strict=True):
+            contents = "".join(turn["content"] for turn in chat)
+            if NUL in contents and text.count(_NUL_IN_JSON) > contents.count(_NUL_IN_JSON):
+                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
+        return texts
 
     def content(self, text: str) -> str:
         """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""

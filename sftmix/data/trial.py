@@ -6,12 +6,14 @@ from loops without end, nor from texts that fill the memory. `trouble_with` runs
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 2
@@ -21,19 +23,22 @@ MEGABYTES = 512
 LETTERS = 1 << 20
 """Most characters of a template, and of what it may write for a conversation of four short turns."""
 
-_WAIT = 120
-"""Seconds until a process that uses no processor time is given up."""
+_WAIT = 600
+"""Seconds until a process that uses no processor time is given up; a slow disk may take minutes for its imports."""
 _OUT_OF_MEMORY = 3
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
-CONVERSATIONS = [_CHAT, _CHAT[1:], _CHAT[1:3], _CHAT[:2], _CHAT[1:2]]
+PROBE = _CHAT[1:3]
+"""A user and an assistant turn, to which templates are fitted."""
+CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
 
 
 def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
     """Render small conversations in another process; return why the template must not be used, or None.
 
-    A template that raises an error is no trouble: it will raise it again, for a message that tells more.
+    A template that raises an error is no trouble: it will raise it again, for a message that tells more. Many do so on
+    a system turn: the other conversations are tried all the same.
 
     variables  the tokenizer's special tokens by name, which the template may write
     """
@@ -44,13 +49,15 @@ def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
         done = subprocess.run([sys.executable, __file__], input=given, capture_output=True, text=True, timeout=_WAIT)
     except subprocess.TimeoutExpired:
         return f"a short conversation was not rendered within {_WAIT} s"
+    except OSError as error:
+        return f"it cannot be tried out: no Python process can be started: {error}"
     if done.returncode == _OUT_OF_MEMORY:
         return f"it needs more than {MEGABYTES} MB of memory for a short conversation"
     if done.returncode < 0:
         return f"it needs more than {SECONDS} s of processor time for a short conversation"
     if done.returncode:
         return "it cannot be tried out: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
-    written = int(done.stdout)
+    written = int(done.stdout.splitlines()[-1])  # before it stands what others print when Python starts
     return f"it writes {written:,} characters for a short conversation" if written > LETTERS else None
 
 
@@ -64,17 +71,15 @@ def _main() -> int:
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
     _bound()
     longest = 0
-    try:
-        for chat in CONVERSATIONS:
-            for prompt in (False, True):
+    for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
+        with suppress(Exception):  # any error of a template; the caller meets it again
+            try:
                 texts = render_jinja_template(  # a list, and places that are not asked for
                     [chat], chat_template=given["template"], add_generation_prompt=prompt, **given["variables"]
                 )[0]
-                longest = max(longest, len(texts[0]))
-    except MemoryError:
-        return _OUT_OF_MEMORY
-    except Exception:  # any error of a template; the caller meets it again
-        pass
+            except MemoryError:
+                return _OUT_OF_MEMORY
+            longest = max(longest, len(texts[0]))
     print(longest)
     return 0
 

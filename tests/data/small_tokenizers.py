@@ -25,7 +25,7 @@ CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}
 {% endif %}"""
 
 
-def _byte_level(special: list[str]) -> Tokenizer:
+def byte_level(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,13 +39,13 @@ def _byte_level(special: list[str]) -> Tokenizer:
 
 def chatml_tokenizer() -> PreTrainedTokenizerBase:
     """Byte-level BPE, ChatML, no BOS; the end of a turn is not eos (as in Llama 3)."""
-    backend = _byte_level(["<|end|>", "<|im_start|>", "<|im_end|>"])
+    backend = byte_level(["<|end|>", "<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=CHATML)
 
 
 def bos_tokenizer() -> PreTrainedTokenizerBase:
     """Byte-level BPE that writes a BOS, without a chat template (a base model); pad is eos."""
-    backend = _byte_level(["<s>", "</s>"])
+    backend = byte_level(["<s>", "</s>"])
     backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 

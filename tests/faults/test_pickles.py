@@ -52,10 +52,10 @@ def of_run(finished, tmp_path: Path) -> tuple[Path, list[str]]:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
 def test_a_model_in_a_pickle(name, canary, tiny, tmp_path, sftmix):
     (tiny.model / "model.safetensors").unlink()
-    put(canary, tiny.model / name)
+    put(canary, tiny.model / name, tiny.model / "a_state.pt")
     done = sftmix("run", *tiny.options, "--out", str(tmp_path / "run"))
     assert done.code == 2
-    assert f"{name}, a pickle" in done.err
+    assert f"there is no safetensors file; found {name}, a pickle" in done.err
     assert "Only safetensors are read" in done.err
     with pytest.raises(ConfigError, match=f"{name}, a pickle"):
         load_model(tiny.model)

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import encoder_for
+from sftmix.data.encoders import PROBE, encoder_for
+from sftmix.data.trial import CONVERSATIONS, trouble_with
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
 
@@ -31,12 +32,17 @@ PAYLOADS = {
     "10 MB": ("{{ 1 }}" * 1_500_000, "10,500,000 characters"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
+    "loops without a system turn": (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
+        "processor time",
+    ),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "writes 9,899,901 characters"),
 }
+QUICK = ("nested ranges", "loops without a system turn")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind != "nested ranges" else kind for kind in PAYLOADS]
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in PAYLOADS]
 )
 def test_a_hostile_template_ends_in_one_line(kind, tmp_path):
     source, reason = PAYLOADS[kind]
@@ -68,3 +74,21 @@ def test_a_good_template_is_tried_out_once(tmp_path):
     ours = DataOptions(train="rows.jsonl", template="chatml", cache_dir=str(tmp_path / "other"))
     encoder_for(chatml_tokenizer(), ours)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_probe_is_tried_out_first():
+    """A template is rendered here only for conversations that it was tried out on."""
+    assert [PROBE[:1], PROBE] == CONVERSATIONS[:2]
+
+
+def test_programs_that_python_starts_with_may_print(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('Hello')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert trouble_with("{{ messages[0].content }}", {}) is None
+
+
+def test_a_trial_that_cannot_start_is_no_fault_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    options = DataOptions(train="rows.jsonl", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"data\.template: tokenizer: it cannot be tried out: .*No such file"):
+        encoder_for(chatml_tokenizer(), options)
