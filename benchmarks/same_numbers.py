@@ -4,10 +4,10 @@
     python benchmarks/same_numbers.py --before REVISION --only ddp fsdp   some of them
 
 The check compares the losses of every step, the dynamics, the confidence, the split, the held-out scores, the
-weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines, and counts those
-that are new. Every case is a command line in a process of its own. A case that differs is listed with the first values
-that do; then the exit code is 1. This is a check for a change that should change nothing, and no benchmark: nothing is
-kept.
+weights, and their figures in summary.json and a table; it leaves out figures of clocks and machines and remarks in
+words, and counts those that are new. Every case is a command line in a process of its own. A case that differs is
+listed with the first values that do; then the exit code is 1. This is a check for a change that should change nothing,
+and no benchmark: nothing is kept.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "compare": (1, ["compare", "--seeds", "[1,2]"]),
 }
 VARIANTS = "variants: {NTP: {objective: NTP}, SFTMix: {}, decomposed: {objective: DecomposedMixup}}\n"
-CLOCKS = ("time", "tokens_per_second", "elapsed", "version", "git_revision", "versions", "trained_by")
-"""Keys whose values may differ."""
+CLOCKS = ("time", "tokens_per_second", "elapsed", "version", "git_revision", "versions", "trained_by", "notes")
+CLOCKS += ("configuration",)
+"""Keys whose values may differ: of clocks, of machines, remarks in words, and the hash of all options, new ones too."""
 
 
 def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> list[str]:

@@ -20,8 +20,8 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head, effective_weight, head_of
 from sftmix.model.load import check_vocabulary, load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.loop import build_optimizer
 from sftmix.training.module import TrainingModule
+from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import recompute_activations
 from tests.test_models import batch, build, compare_with_transformers, tokenizer
 from tests.toy import toy_rows

@@ -12,8 +12,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, Optimizer
 from sftmix.options import TrainingOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.loop import build_optimizer
 from sftmix.training.module import TrainingModule, unwrap
+from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import wrap
 from tests.toy import toy_rows
 

@@ -1,8 +1,8 @@
 """The errors a user can meet, each with the exit code of the command line.
 
 0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
-4 own checkpoint unreadable, 5 directory in use, 6 non-finite numbers, 7 no space, 130 interrupted by Ctrl-C,
-141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
+4 own checkpoint unreadable or unwritable, 5 directory in use, 6 non-finite numbers, 7 no space,
+130 interrupted by Ctrl-C, 141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DataError(SFTMixError):
 
 
 class CheckpointError(SFTMixError):
-    """Checkpoints exist, but none of them is valid."""
+    """A checkpoint cannot be written or read, or none of those that exist is valid."""
 
     exit_code = 4
 

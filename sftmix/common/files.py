@@ -92,7 +92,17 @@ def free_bytes(path: Path) -> int:
 def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
-    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
+    return NoSpaceError(f"no space left to write {path}: {need}{_free_told(path)}")
+
+
+def check_room(path: Path, needed: int, purpose: str) -> None:
+    """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
+    if free_bytes(path) < needed:
+        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {_free_told(path)}")
+
+
+def _free_told(path: Path) -> str:
+    return f"{free_bytes(path):,} are free; free some and run again"
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
@@ -140,7 +150,8 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
-    Files that the manifest does not list are a problem, too: the reader of tensors takes all that it finds.
+    A file of tensors that the manifest does not list is a problem, too, hidden or not: torch's reader takes every
+    *.safetensors that lies in the directory. Other files, as editors and file systems leave them, do no harm.
 
     hashes  False: look at the sizes alone, which reads no file
     """
@@ -152,8 +163,7 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         return f"its manifest is unreadable ({error})"
     if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
         return "its manifest does not have the hash it was written with"
-    found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")}
-    if more := sorted(found - expected.keys() - {MANIFEST}):
+    if more := sorted({p.name for p in path.iterdir() if p.name.endswith(".safetensors")} - expected.keys()):
         return f"{more[0]} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name

@@ -271,7 +271,11 @@ class Optimizer(Component, ABC):
     shards: bool = True
     """False if it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
     state_bytes: float = 8
-    """Bytes of state per trained number, from which `estimate` counts the memory; 8: two float32 moments."""
+    """Bytes of state per trained number; 8: two float32 moments.
+
+    `estimate` counts the memory with it. A stage that has no checkpoint yet starts only if the disk has room for
+    checkpoints of that size: with a number too large it may be refused, with one too small the disk may fill up later.
+    """
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:

@@ -15,4 +15,4 @@ def benchmarks(run: Path) -> list[Section]:
     if not (run / TABLE).exists():
         return []
     found = read_json(run / TABLE)
-    return [Section("benchmarks", "Benchmarks", " ".join(found["sentences"]), table=found["table"])]
+    return [Section("benchmarks", "Benchmarks", table=found["table"], notes=found["sentences"])]

@@ -58,6 +58,7 @@ class Section:
     responses  name -> responses, token by token
     pairs      mixed pairs
     table      a plain table, its head first
+    notes      sentences below it
     pre        summary and text of something long, folded
     """
 
@@ -69,6 +70,7 @@ class Section:
     responses: Mapping[str, Sequence[Response]] = field(default_factory=dict)
     pairs: Sequence[MixedPair] = ()
     table: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
     pre: tuple[str, str] | None = None
 
     @property

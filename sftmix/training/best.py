@@ -31,6 +31,10 @@ class BestWeights:
         if kept.get("identity") == identity:
             self._nll = kept["eval_nll"]
 
+    def stands(self) -> bool:
+        """Return True if a copy of the weights is on the disk."""
+        return bool(self._store.steps())
+
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
 

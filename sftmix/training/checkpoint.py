@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -32,10 +32,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import step_path, steps_in
-from sftmix.common.errors import CheckpointError, NonFiniteError
+from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
 from sftmix.common.files import (
     commit_directory,
-    free_bytes,
     fresh_directory,
     is_full,
     no_space,
@@ -48,10 +47,6 @@ _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-_ROOM = 1.2
-"""Free bytes for each byte of the checkpoints to come, below which a stage does not start."""
 
 
 class CheckpointStore:
@@ -92,8 +87,8 @@ class CheckpointStore:
         optimizer  None: the weights alone, to export and not to resume from
         state      the state of the loop except tensors, as JSON
         arrays     more tensors, the same on every rank
-        Raises NoSpaceError on every rank if the disk of any is full, and NonFiniteError if a weight is not finite;
-        earlier checkpoints are untouched.
+        Raises NoSpaceError on every rank if the disk of any is full, CheckpointError if any cannot write for another
+        reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         self._refuse_if_not_finite(step, wrapped)
         made = self.world.on_main(lambda: self._staging(step))
@@ -104,9 +99,10 @@ class CheckpointStore:
             with _quiet():
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # every rank has it, whichever failed
-            error = failed
+            error = next(iter(failed.failures.values()))[0]
+            if isinstance(error, KeyboardInterrupt):
+                raise error from failed
             self.world.on_main(lambda: self._give_up(staging, step, needed, error))
-            raise
         numbers = {} if optimizer is None else _numbers(_optimizer_state(unwrap(wrapped), optimizer))
         self.world.barrier()
 
@@ -117,9 +113,8 @@ class CheckpointStore:
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 commit_directory(staging, self.path(step), about={"step": step, "world_size": self.world.size})
-            except Exception as error:
+            except OSError as error:
                 self._give_up(staging, step, needed, error)
-                raise
             self._keep_newest(step)
 
         self.world.on_main(commit)
@@ -136,15 +131,12 @@ class CheckpointStore:
         try:
             return fresh_directory(self.path(step))
         except OSError as error:
-            if is_full(error):
-                raise no_space(self.path(step)) from error
-            raise
+            raise _unwritten(self.path(step), error) from error
 
-    def _give_up(self, staging: Path, step: int, needed: int, error: BaseException) -> None:
-        """Remove what was written of a checkpoint, to make room for the others; raise NoSpaceError on a full disk."""
+    def _give_up(self, staging: Path, step: int, needed: int, error: BaseException) -> NoReturn:
+        """Remove what was written of a checkpoint, to make room for the others, and raise why it cannot be written."""
         shutil.rmtree(staging, ignore_errors=True)
-        if is_full(error):
-            raise no_space(self.path(step), needed) from error
+        raise _unwritten(self.path(step), error, needed) from error
 
     def _keep_newest(self, step: int) -> None:
         """Remove all but `keep` checkpoints: those passed over as damaged first, then the oldest."""
@@ -154,26 +146,13 @@ class CheckpointStore:
         for old in others[self.keep - 1 :]:
             shutil.rmtree(self.path(old))
 
-    def check_space(self, wrapped: nn.Module, state_bytes: float, saves: int) -> None:
-        """Raise NoSpaceError on every rank if the disk has too little room for the checkpoints to come.
+    def newest_bytes(self) -> int | None:
+        """Return the size of the newest checkpoint, on rank 0; None if there is none.
 
-        state_bytes  of the optimizer, per trained number
-        saves        number of checkpoints still to be saved
+        After `newest_valid` those that it passed over as damaged do not count.
         """
-        size = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(unwrap(wrapped)).values())
-
-        def check() -> None:
-            steps = self.steps()
-            each = max([int(size), *(self._bytes(step) for step in steps[:1])])
-            needed = int(_ROOM * each * min(saves, max(1, self.keep + 1 - len(steps))))
-            if free_bytes(self.directory) < needed:
-                raise no_space(self.directory, needed)
-
-        self.world.on_main(check)
-
-    def _bytes(self, step: int) -> int:
-        files = self.path(step).glob("*")
-        return sum(file.stat().st_size for file in files)
+        whole = [step for step in self.steps() if step not in self._damaged]
+        return sum(file.lstat().st_size for file in self.path(whole[0]).iterdir()) if whole else None
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.
@@ -238,6 +217,16 @@ class CheckpointStore:
                 f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
                 "is of another model or of other adapters"
             )
+
+
+def _unwritten(path: Path, error: BaseException, needed: int | None = None) -> SFTMixError:
+    """Return the error of a checkpoint that could not be written: NoSpaceError if the disk is full."""
+    if is_full(error):
+        return no_space(path, needed)
+    return CheckpointError(
+        f"{path} cannot be written ({type(error).__name__}: {error}); the checkpoints before are untouched. Mend the "
+        "cause, then the same command continues"
+    )
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 
@@ -26,17 +26,13 @@ S = TypeVar("S", bound="StopSignal")
 
 
 class MetricsLog:
-    """metrics.jsonl: one line per optimizer step; a resumed run continues after the step it resumes from."""
+    """metrics.jsonl, which rank 0 writes: one line per optimizer step, from the step a run resumes from.
 
-    def __init__(self, path: Path, *, resume_step: int, enabled: bool) -> None:
-        self._file = None
-        if not enabled:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+    All ranks make it. Raises NoSpaceError on every rank if the disk of rank 0 is full.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
+        self._file = world.on_main(lambda: _opened(path, resume_step))
 
     def write(self, metrics: Mapping[str, float]) -> None:
         if self._file is not None:
@@ -53,6 +49,15 @@ class MetricsLog:
         if self._file is not None:
             with contextlib.suppress(OSError):  # each line was flushed: on a full disk only what failed is still held
                 self._file.close()
+
+
+def _opened(path: Path, resume_step: int) -> TextIO:
+    """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
+    write_text(path, "".join(f"{line}\n" for line in kept))
+    return path.open("a", encoding="utf-8")
 
 
 @dataclass

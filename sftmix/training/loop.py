@@ -14,10 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sftmix.batches.deal import too_long
@@ -37,7 +34,9 @@ from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figures_shown, mu_effective
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
+from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
+from sftmix.training.room import check_room_for_checkpoints
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import StepResult, StepSetup, train_step
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
@@ -117,7 +116,7 @@ class TrainingLoop:
         self.saved = -1
         """The last step that has a checkpoint."""
         self.no_space = ""
-        """Why a report of this rank could not be written; the next step boundary tells all ranks."""
+        """Why a report of this rank could not be written; all ranks hear of it before the next save or step."""
         self.done: StepResult | None = None
 
     # ------------------------------------------------------------------------------------------ stage
@@ -125,7 +124,7 @@ class TrainingLoop:
     def run(self) -> StageResult:
         self._resume()
         self._check_space()
-        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, enabled=self.world.is_main)
+        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
@@ -179,6 +178,7 @@ class TrainingLoop:
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
+            self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
             state = {
                 "identity": self.stage.identity,
                 "totals": asdict(self.totals),
@@ -196,7 +196,13 @@ class TrainingLoop:
         """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
-            self.store.check_space(self.module, self.stage.optimizer.state_bytes, saves)
+            check_room_for_checkpoints(
+                self.store,
+                self.module,
+                state_bytes=self.stage.optimizer.state_bytes,
+                saves=saves,
+                best_to_come=self.best is not None and not self.best.stands(),
+            )
 
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
         """Write what the step was; a full disk is noted, so that all ranks end together."""
@@ -362,29 +368,6 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
         seed=stage.seed,
         total_steps=stage.order.total_steps,
     )
-
-
-def build_optimizer(
-    model: nn.Module, options: TrainingOptions, optimizer: Optimizer | None = None
-) -> torch.optim.Optimizer:
-    """Return the optimizer (None: AdamW) over the trainable parameters of `model`.
-
-    Raises ConfigError if the optimizer takes other parameters than these, or some twice.
-    """
-    chosen = AdamW() if optimizer is None else optimizer
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if any(isinstance(part, FSDPModule) for part in model.modules()):
-        whole = [name for name, p in trainable.items() if not isinstance(p, DTensor)]
-        assert not whole, f"{', '.join(whole[:3])}: still gathered; FSDP puts shards in their place, untrained"
-    built = chosen.build(trainable, training=options)
-    taken = [id(p) for group in built.param_groups for p in group["params"]]
-    if sorted(taken) != sorted(map(id, trainable.values())):
-        left = [name for name, p in trainable.items() if id(p) not in taken]
-        raise ConfigError(
-            f"optimizer {type(chosen).__name__} must take each of {len(trainable)} parameters once; it has "
-            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
-        )
-    return built
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:

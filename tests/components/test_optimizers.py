@@ -20,7 +20,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.loop import build_optimizer
+from sftmix.training.optimizer import build_optimizer
 from tests.toy import on_ranks, toy_model
 from tests.trained import Trained, assert_exact, assert_near
 

@@ -93,15 +93,36 @@ def one_shard_more(directory: Path, other: Path) -> None:
     shutil.copy(shard, directory / NEWEST / "shard-00009-model-00001-of-00001.safetensors")
 
 
+def a_hidden_shard_more(directory: Path, other: Path) -> None:
+    """torch's reader does not pass over hidden files."""
+    (shard,) = sorted(other.glob("shard-*"))
+    shutil.copy(shard, directory / NEWEST / ".aa.safetensors")
+
+
+def what_macos_leaves(directory: Path, other: Path) -> None:
+    (directory / NEWEST / "._shard-00001-model-00001-of-00001.safetensors").write_bytes(b"\0\5\x16\7" + bytes(200))
+
+
 def manifest_of_another(directory: Path, other: Path) -> None:
     shutil.copy(other / "MANIFEST.json", directory / NEWEST)
 
 
-@pytest.mark.parametrize("damage", [shard_of_another, one_shard_more, manifest_of_another])
+OTHERS = [shard_of_another, one_shard_more, a_hidden_shard_more, what_macos_leaves, manifest_of_another]
+
+
+@pytest.mark.parametrize("damage", OTHERS)
 def test_files_of_another_run(kept: Path, whole: Path, damage: Callable, record_property) -> None:
     damage(kept, whole / "reference" / "checkpoints" / NEWEST)
     assert_passed_over(kept)
     record_property("F7", f"{damage.__name__}: seen")
+
+
+def test_files_that_torch_does_not_read_do_no_harm(kept: Path) -> None:
+    for name in (".nfs0001", ".DS_Store", "notes.txt", ".ipynb_checkpoints/state-checkpoint.json"):
+        (kept / NEWEST / name).parent.mkdir(exist_ok=True)
+        (kept / NEWEST / name).write_text("{}")
+    (kept / NEWEST / "gone").symlink_to("nowhere")
+    assert newest(kept) == (12, [])
 
 
 @pytest.mark.slow

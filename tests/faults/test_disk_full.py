@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import NoSpaceError
 from sftmix.common.files import verify_directory
+from sftmix.common.world import World
+from sftmix.training.log import MetricsLog
 from tests.faults.processes import Ended, assert_same, checkpoints, done, ended, from_split, words_of
 from tests.tiny import Tiny, status
+from tests.toy import on_ranks
 
 FILL = '''
 import shutil
@@ -60,8 +64,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def names_the_bytes(it: Ended, run: Path) -> None:
-    assert f"no space left to write {run.name}/" in it.printed
+def names_the_bytes(it: Ended, run: Path, *, problem: str = "no space left to write") -> None:
+    assert f"{problem} {run.name}/" in it.printed
     assert "are free; free some and run again" in it.printed
     assert "Traceback" not in it.printed
 
@@ -72,13 +76,25 @@ def test_too_little_room_is_refused_before_the_first_step(small: Tiny, whole: Pa
     disk(str(shutil.disk_usage(place).used + 2 * CHECKPOINT))  # it will need three of them, and a fifth more
     it = ended(words_of(small), cwd=place)
     assert it.code == 7
-    names_the_bytes(it, run)
+    names_the_bytes(it, run, problem="too little room for the checkpoints to come in")
     assert " bytes are needed, " in it.printed
     assert (run / "train" / "metrics.jsonl").exists() is False
     disk("20m")
     done(words_of(small), cwd=place)
     assert_same(run, whole)
     record_property("F6", "too little room: exit 7 before step 1, with path and bytes; enlarged: equal")
+
+
+def resumes_its_metrics(world: World, place: str) -> None:
+    with pytest.raises(NoSpaceError, match=r"metrics\.jsonl"):
+        MetricsLog(Path(place) / "metrics.jsonl", resume_step=1, world=world)
+
+
+def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
+    place = disk("64k")
+    (place / "metrics.jsonl").write_text('{"step": 1}\n')
+    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
+    on_ranks(resumes_its_metrics, str(place))
 
 
 @pytest.mark.slow

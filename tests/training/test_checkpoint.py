@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sftmix.common.files as files_of_the_package
 from sftmix.batches.order import Slot
-from sftmix.common.errors import CheckpointError, ConfigError
+from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError
 from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.components import NTP
@@ -22,7 +23,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.scoring import Scorer
-from tests.toy import FixedOrder, on_ranks, toy_model
+from tests.toy import FixedOrder, logged, on_ranks, toy_model
 from tests.trained import DATA, Trained, assert_exact
 
 
@@ -267,6 +268,36 @@ def test_a_step_can_be_saved_again(store):
     assert store.load(2, it.wrapped, it.optimizer) == {"n": 5, "step": 2}
 
 
+def test_a_file_with_the_name_of_a_checkpoint_is_none(store):
+    for step in (0, 9):
+        store.path(step).touch()
+    it = trained(tied=False, steps=0)
+    store.save(3, it.wrapped, it.optimizer, {})
+    assert store.steps() == [3, 2]
+    assert store.newest_valid() == 3
+
+
+def one_rank_cannot_write(world: World, path: str) -> None:
+    it = trained(tied=False, steps=1, world=world, parallel="fsdp")
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # writes fail with EFBIG
+    with pytest.raises(CheckpointError, match=r"step-00000001 cannot be written \(.*File too large"):
+        CheckpointStore(Path(path), keep=1, world=world).save(1, it.wrapped, it.optimizer, {})
+    assert list(Path(path).iterdir()) == []
+
+
+def test_what_one_rank_cannot_write_ends_every_rank(tmp_path):
+    on_ranks(one_rank_cannot_write, str(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(store):
+    it = trained(tied=False, steps=1)
+    store.path(3).touch()  # a file where the directory must be
+    with pytest.raises(CheckpointError, match=r"step-00000003 cannot be written \(NotADirectoryError"):
+        store.save(3, it.wrapped, it.optimizer, {})
+    assert sorted(p.name for p in store.directory.iterdir()) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 # ------------------------------------------------------------------------------------------ in the loop
 
 
@@ -306,3 +337,17 @@ def test_the_loop_goes_back_to_the_newest_valid_one_and_ends_the_same(tmp_path):
     assert_exact(full_weights(whole.module), full_weights(resumed.module))
     steps = [json.loads(line)["step"] for line in (half / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
+    """The resumed run would go on after it, and nothing would be told of it."""
+
+    def full_at_2(step: int, total: int) -> None:
+        if step == 2:
+            raise NoSpaceError("full at step 2")
+
+    with pytest.raises(NoSpaceError, match="full at step 2"):
+        train(stage(tmp_path, identity="x", on_progress=full_at_2), World())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    train(stage(tmp_path, identity="x"), World())
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]

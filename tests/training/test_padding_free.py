@@ -19,8 +19,8 @@ from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Optimizer, Perturbation
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.loop import build_optimizer
 from sftmix.training.module import TrainingModule, unwrap
+from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches, normalise
