@@ -39,8 +39,8 @@ def write_card(file: Path, card: ModelCard) -> None:
     """Write the card; of one that is there and was edited only the licence in its header is set."""
     if not is_edited(file):
         write_text(file, _sealed(card))
-    elif card.data.license:
-        metadata_save(file, {**(metadata_load(file) or {}), "license": card.data.license})
+    elif (license := card.data.get("license")) is not None:
+        metadata_save(file, {**(metadata_load(file) or {}), "license": license})
 
 
 def is_edited(file: Path) -> bool:
