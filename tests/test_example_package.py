@@ -16,6 +16,8 @@ import pytest
 from sftmix.components.listing import catalogue
 from tests.tiny import ROOT, Tiny, make_tiny
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = ROOT / "docs" / "examples" / "confidence_lab"
 
 

@@ -18,6 +18,8 @@ from sftmix.common.progress import LogLines
 from tests.tiny import metrics
 from tests.tiny import sftmix as command
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(
     r"\d\d:\d\d:\d\d (?P<stage>\w+) (?P<step>\d+)/(?P<total>\d+) \((?P<percent>\d+)%\), "

@@ -33,6 +33,8 @@ from sftmix.pipeline.export import export_run
 from sftmix.pipeline.recipe import run
 from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table
 
+pytestmark = pytest.mark.long
+
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
     return RunConfig(

@@ -21,6 +21,8 @@ from sftmix.options import DataOptions, ModelOptions
 from sftmix.pipeline.rows import resolve_text
 from tests.tiny import ROOT, groups, metrics, table, weights
 
+pytestmark = pytest.mark.long
+
 LENGTH = 24
 
 

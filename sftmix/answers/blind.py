@@ -24,7 +24,6 @@ TIE = "tie"
 class Blind(Rows):
     """sheet.csv with two answers to each question, in an order and under letters drawn by the seed; key.json."""
 
-    about = "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind"
     models = 2
 
     def answers_file(self, to: Path, labels: Sequence[str]) -> Path:

@@ -33,7 +33,6 @@ class Answered:
 class AnswerFormat(ABC):
     """A format of questions and answers."""
 
-    about: ClassVar[str]
     models: ClassVar[int | None] = None
     """How many models it needs; None: one or more."""
 
@@ -59,8 +58,6 @@ class AnswerFormat(ABC):
 
 class Rows(AnswerFormat):
     """Our own lines, from rows of any format of training data; --to is the file itself."""
-
-    about = "one line for each prompt, with the answers of all models; prompts are rows of any format"
 
     def questions(self, names: list[str], columns: Mapping[str, str] | None) -> list[Question]:
         return read_questions(names, columns)
@@ -132,7 +129,6 @@ class ToolFormat(AnswerFormat):
 class AlpacaEval(ToolFormat):
     """A JSON list of {instruction, output, generator, dataset}, for `alpaca_eval --model_outputs`."""
 
-    about = "AlpacaEval: MODEL.json for each model; prompts are a file of model outputs, such as the reference's"
     file = "{model}.json"
 
     def question(self, row: Mapping[str, Any]) -> Question:
@@ -155,7 +151,6 @@ class AlpacaEval(ToolFormat):
 class IFEval(ToolFormat):
     """JSONL of {prompt, response}, what instruction_following_eval calls --input_response_data."""
 
-    about = "IFEval: MODEL.jsonl for each model; prompts are its input_data.jsonl"
     file = "{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:
@@ -168,7 +163,6 @@ class IFEval(ToolFormat):
 class MTBench(ToolFormat):
     """FastChat's model answers: two turns, at a temperature that the category decides."""
 
-    about = "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl"
     file = "model_answer/{model}.jsonl"
     TEMPERATURE: ClassVar[dict[str, float]] = {
         "writing": 0.7,
@@ -201,7 +195,6 @@ class MTBench(ToolFormat):
 class ArenaHard(ToolFormat):
     """Arena-Hard's model answers, in the form of its version 2."""
 
-    about = "Arena-Hard 2: model_answer/MODEL.jsonl; prompts are its question.jsonl"
     file = "model_answer/{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:

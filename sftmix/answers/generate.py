@@ -12,6 +12,7 @@ from typing import Any
 from sftmix.answers.blind import Blind
 from sftmix.answers.formats import AlpacaEval, Answered, AnswerFormat, ArenaHard, IFEval, MTBench, Rows, check_models
 from sftmix.answers.identity import inputs_of
+from sftmix.answers.options import FORMATS as NAMES
 from sftmix.answers.options import AnswerOptions
 from sftmix.answers.questions import Question, question_of, with_system
 from sftmix.answers.store import AnswerFile
@@ -20,14 +21,8 @@ from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_config
 from sftmix.pipeline.finished import FinishedModel, finished_models
 
-FORMATS: dict[str, AnswerFormat] = {
-    "rows": Rows(),
-    "alpaca_eval": AlpacaEval(),
-    "mt_bench": MTBench(),
-    "ifeval": IFEval(),
-    "arena_hard": ArenaHard(),
-    "blind": Blind(),
-}
+_MADE = (Rows(), AlpacaEval(), MTBench(), IFEval(), ArenaHard(), Blind())
+FORMATS: dict[str, AnswerFormat] = dict(zip(NAMES, _MADE, strict=True))
 """The formats by the name that --format takes."""
 
 

@@ -8,6 +8,16 @@ from typing import Any
 
 from sftmix.options import at_least_1, out_of_range
 
+FORMATS = {
+    "rows": "one line for each prompt, with the answers of all models; prompts are rows of any format",
+    "alpaca_eval": "AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's",
+    "mt_bench": "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl",
+    "ifeval": "IFEval: MODEL.jsonl for each model; prompts are its input_data.jsonl",
+    "arena_hard": "Arena-Hard 2: model_answer/MODEL.jsonl; prompts are its question.jsonl",
+    "blind": "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind",
+}
+"""The names that --format takes, and what each is; kept apart from the formats, as help needs no library."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:

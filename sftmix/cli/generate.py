@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from sftmix.answers.options import AnswerOptions
+from sftmix.answers.options import FORMATS, AnswerOptions
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 
@@ -23,8 +23,6 @@ docs/evaluation.md shows how the official judges take these files."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from sftmix.answers.generate import FORMATS
-
     default = AnswerOptions()
     parser.add_argument("place", nargs="?", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
     rows = "file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]"
@@ -32,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="PATH", help="file to write; of other formats than rows a directory")
     names = "target, baseline, base, and other runs and models, with commas between them [%(default)s]"
     parser.add_argument("--models", default="target", metavar="NAMES", help=names)
-    listed = "; ".join(f"{name} - {form.about}" for name, form in FORMATS.items())
+    listed = "; ".join(f"{name} - {about}" for name, about in FORMATS.items())
     parser.add_argument("--format", choices=FORMATS, default="rows", help=f"{listed} [%(default)s]")
     add_sampling(parser)
     parser.add_argument("--batch_size", type=int, default=default.batch_size, metavar="N", help="[%(default)s]")

@@ -38,6 +38,8 @@ from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
 
+pytestmark = pytest.mark.long
+
 Call = Callable[..., SimpleNamespace]
 VARIANTS = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
 SMALL = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", "[1, 2]")

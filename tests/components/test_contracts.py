@@ -12,6 +12,8 @@ from sftmix.components.confidence import LEAST
 from tests.tiny import SHORT, metrics, table
 from tests.tiny import sftmix as in_a_process
 
+pytestmark = pytest.mark.long
+
 MODULE = """
 import dataclasses
 import os

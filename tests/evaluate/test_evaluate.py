@@ -18,6 +18,8 @@ from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = 12
 ASKED = ("--tasks", "medqa_4options,pubmedqa", "--num_fewshot", "0")
 

@@ -18,6 +18,8 @@ from tests.faults.mines import KillAt
 from tests.faults.processes import SIGKILLED, assert_same, done, ended, from_split, words_of
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.long
+
 OLDER, NEWEST = "step-00000009", "step-00000012"
 FLIPS = 20
 

@@ -19,6 +19,8 @@ from tests.faults.processes import Ended, assert_same, checkpoints, done, ended,
 from tests.tiny import Tiny, status
 from tests.toy import on_ranks
 
+pytestmark = pytest.mark.long
+
 FILL = '''
 import shutil
 from pathlib import Path

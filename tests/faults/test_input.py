@@ -18,6 +18,8 @@ from sftmix.options import DataOptions
 from tests.data.test_data_bad_rows import BAD_LINES, GOOD, reply, turns
 from tests.tiny import make_tiny
 
+pytestmark = pytest.mark.long
+
 FINE = {"blank line": b"  ", "CRLF": GOOD.strip() + b"\r", "extra key": GOOD.strip()[:-1] + b', "score": 1}'}
 
 

@@ -25,6 +25,8 @@ from tests.faults.processes import (
 )
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.long
+
 LOOP, SCORES, MEASURES = "training/loop.py", "training/scoring.py", "measure/model.py"
 PHASES = {
     "reference": KillIn(LOOP, "run"),

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.faults.processes import ended, from_split, words_of
 from tests.tiny import Tiny, metrics, weights
 
+pytestmark = pytest.mark.long
+
 BROKEN = '''
 import os
 from sftmix.components import Perturbation

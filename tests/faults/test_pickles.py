@@ -16,6 +16,8 @@ from sftmix.model.adapters import add_adapters, read_adapters
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import LoraOptions
 
+pytestmark = pytest.mark.long
+
 
 class Evil:
     """An object whose pickle makes a file when it is read."""

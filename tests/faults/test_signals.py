@@ -16,6 +16,8 @@ from tests.faults.mines import KillAt, KillIn
 from tests.faults.processes import assert_same, checkpoints, done, ended, from_split, start, steps, words_of
 from tests.tiny import Tiny, sftmix, status
 
+pytestmark = pytest.mark.long
+
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
 GRACE = 25.0
 """Seconds from the signal to the end."""

@@ -19,6 +19,8 @@ from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
 from tests.data.small_tokenizers import REAL, SMALL, THINKING, byte_level
 from tests.faults.llama3 import llama3_tokenizer
 
+pytestmark = pytest.mark.long
+
 QUICK = (*SMALL, "base-7m", "stories260K")
 SLOW = ("mistral", "qwen2", "gpt2", "llama3")
 CHATML = ("chatml", "base-7m", "qwen2")

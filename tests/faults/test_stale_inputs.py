@@ -12,6 +12,8 @@ from tests.faults.mines import KillAt
 from tests.faults.processes import SIGKILLED, ended, from_split, words_of
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.long
+
 
 def one_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())

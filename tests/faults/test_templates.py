@@ -13,6 +13,8 @@ from sftmix.data.trial import CONVERSATIONS, trouble_with
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
 
+pytestmark = pytest.mark.long
+
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 PAYLOADS = {
     "class": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),

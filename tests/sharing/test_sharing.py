@@ -20,6 +20,8 @@ from sftmix.sharing.written import is_edited, write_card, write_cards
 from tests.sharing.hub import Hub
 from tests.tiny import ROOT, groups, table
 
+pytestmark = pytest.mark.long
+
 SCRIPT = """
 import contextlib, io, json, sys
 from sftmix.cli import main
