@@ -36,7 +36,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         text, target, anchor = link[1], link[2], link[3] or ""
         path = posixpath.normpath(posixpath.join(folder, target))
         there = ROOT_PAGES.get(path, path.removeprefix("docs/"))
-        if files.get_file_from_path(there):
+        page_file = files.get_file_from_path(there)
+        if page_file and page_file.inclusion.is_included():
             place = posixpath.relpath(there, posixpath.dirname(uri) or ".")
             return link[0].replace(f"]({target}", f"]({place}")
         if not (ROOT / path).exists():

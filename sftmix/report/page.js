@@ -21,8 +21,9 @@ const waiting = new Map([...document.querySelectorAll("script[data-plot]")].map(
 const drawn = [];
 const options = { responsive: true, displayModeBar: false };
 const nearby = new IntersectionObserver((seen) => {
-  for (const { target, isIntersecting } of seen) if (isIntersecting) draw(target.id);
-}, { rootMargin: "600px" });
+  for (const { target, isIntersecting } of seen)
+    if (isIntersecting) setTimeout(draw, 0, target.id); // each in a task of its own: the first is seen while others are drawn
+}, { rootMargin: "300px" });
 
 function draw(id) {
   if (!waiting.has(id)) return;
