@@ -59,7 +59,7 @@ def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
     from sftmix.sharing.scores import write_scores
 
     with tempfile.TemporaryDirectory() as place:
-        write_scores(run, Path(place), license=parsed.license)
+        write_scores(run, Path(place), name=parsed.push_to_hub, license=parsed.license)
         print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from sftmix.data.report import REASONS
+from sftmix.options import as_list
 from sftmix.sharing.facts import Facts
 from sftmix.sharing.text import escaped, fenced, table
 
@@ -27,10 +29,12 @@ METRICS = {
     "eval_accuracy": "held-out accuracy, next token",
     "eval_exact_match": "held-out exact match, responses",
 }
-PAPER = """@misc{xiao2024sftmix,
+PAPER = """@inproceedings{xiao2026sftmix,
   title         = {SFTMix: Elevating Language Model Instruction Tuning with Mixup Recipe},
   author        = {Xiao, Yuxin and Zhang, Shujian and Zhou, Wenxuan and Ghassemi, Marzyeh and Zhao, Sanqiang},
-  year          = {2024},
+  booktitle     = {Proceedings of the Annual Meeting of the Association for Computational Linguistics},
+  year          = {2026},
+  url           = {https://aclanthology.org/2026.acl-long.78},
   eprint        = {2410.05248},
   archivePrefix = {arXiv}
 }"""
@@ -89,8 +93,14 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def scores_card(facts: Facts, *, rows: int, columns: Sequence[str], license: str | None = None) -> DatasetCard:
-    """Return the card of shared scores: their meaning, their reference, and how they are read back."""
+def scores_card(
+    facts: Facts, *, rows: int, columns: Sequence[str], name: str = "OWNER/NAME", license: str | None = None
+) -> DatasetCard:
+    """Return the card of shared scores: their meaning, their reference, and how they are read back.
+
+    columns  of dynamics.parquet, with their units
+    name     of the repository on the hub
+    """
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
     reference = type(facts.config.reference).__name__
     parts = [
@@ -98,17 +108,21 @@ def scores_card(facts: Facts, *, rows: int, columns: Sequence[str], license: str
         f"Training dynamics and confidence of {rows:,} instruction rows, as a reference model saw them (SFTMix, arXiv "
         "2410.05248). The rows themselves are not here: each is named by its id and by a hash of its text. A hash does "
         "not hide a text that can be guessed, and ids are those of the rows.",
-        "Who has the rows trains with these scores, without a reference run:\n\n"
-        "```bash\nsftmix run --model.path NAME --data.train ROWS --reference FromFile \\\n"
-        "  --reference.path hub:OWNER/NAME --out runs/first\n```",
+        "If you have the rows, you can train with these scores, without a reference of your own:\n\n"
+        "```bash\nsftmix run --model.path MODEL --data.train ROWS --reference FromFile \\\n"
+        f"  --reference.path hub:{name} --out runs/first\n```\n\n"
+        "A training row without a score is refused. So take and hold out the same rows: `seed`, and the options of "
+        "`data` stand in the recipe below.",
         table(
             [
                 ["file", "columns"],
                 ["dynamics.parquet", ", ".join(columns)],
-                ["confidence.parquet", "id, confidence (higher: more confident), variability"],
+                ["confidence.parquet", "id, confidence (higher: more confident), variability (of the perplexity)"],
                 ["rows.parquet", "id, hash (of the turns of the row)"],
             ]
         ),
+        f"The confidence is that of `{type(facts.config.confidence).__name__}`. "
+        + escaped((type(facts.config.confidence).__doc__ or "").partition("\n")[0]),
         "## Data\n\n" + _data(facts),
         f"## Reference\n\n{escaped(reference)} on {escaped(facts.base_model)}.\n\n"
         + fenced(yaml.safe_dump(facts.recipe("reference"), sort_keys=False, allow_unicode=True)),
@@ -139,7 +153,9 @@ def _data(facts: Facts) -> str:
     for key, name in (("rows", "rows read"), ("train", "training examples"), ("eval", "held-out examples")):
         if data.get(key) is not None:
             rows.append([name, f"{data[key]:,}"])
-    rows += [[name.replace("_", " "), f"{count:,}"] for name, count in (data.get("counts") or {}).items()]
+    if facts.config.data.take:
+        rows.insert(-2, ["rows taken (data.take)", ", ".join(map(str, as_list(facts.config.data.take)))])
+    rows += [[REASONS[key].replace("{s}", "s"), f"{count:,}"] for key, count in (data.get("counts") or {}).items()]
     return table([*rows, ["fingerprint of the training examples", facts.data_hash]])
 
 
@@ -156,6 +172,9 @@ def _results(facts: Facts, stage: str) -> str:
     parts = [table(rows)] if len(rows) > 1 else ["Nothing was held out."]
     if isinstance(before, float):
         parts.append(f"The base model's held-out NLL before training: {before:.4f}.")
+    other = facts.arm("baseline").get("eval_nll_after") if stage == "train" else None
+    if isinstance(other, float):
+        parts.append(f"The held-out NLL of the NTP baseline, trained on the same rows with the same seed: {other:.4f}.")
     if not several:
         parts.append("These are figures of one seed: they say nothing of how much another seed would change.")
     if facts.benchmarks is not None:

@@ -26,8 +26,8 @@ _OF_THE_STAGE = {
 """Components that decide the result of a stage, beside those of each."""
 _OF_THE_MACHINE = {"parallel", "shard_group_size", "compile", "activation_checkpointing", "chunk_size", "padding_free"}
 _OF_THE_MACHINE |= {"timeout"}
-_OF_THE_DATA = ["format", "template", "special_tokens", "max_length", "multi_turn", "eval_fraction", "take", "limit"]
-_OF_THE_DATA += ["packing"]
+_OF_THE_DATA = ["format", "columns", "template", "special_tokens", "max_length", "multi_turn", "packing", "skip_bad"]
+_OF_THE_DATA += ["eval", "eval_fraction", "take", "seed", "limit"]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from sftmix.sharing.cards import CARD, scores_card
 from sftmix.sharing.facts import facts_of
 
 
-def write_scores(run: Path, to: Path, *, license: str | None = None) -> Path:
+def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> Path:
     """Write dynamics.parquet, confidence.parquet, rows.parquet and the card into `to`, and return it.
 
+    name  of the repository on the hub, for the card
     The NLL of single tokens is left out: it tells too much of a text. Raises ConfigError for a run without scores.
     """
     facts = facts_of(run)
@@ -24,11 +25,14 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> Path:
         raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
     rows = rows_of_run(run)[1].data.train
     dynamics = replace(read_dynamics(folder / "dynamics.parquet").of(rows.ids), token_nll=None)
-    columns = ["id", "checkpoint", "step", "nll_sum (nats)", "n_tokens", "n_correct"]
-    columns += ["alone_nll_sum"] if dynamics.alone_nll_sum is not None else []
+    columns = ["id", "checkpoint", "step", "nll_sum (nats, over the response)", "n_tokens (of the response)"]
+    columns += ["n_correct (of these, how many are the likeliest token)"]
+    if dynamics.alone_nll_sum is not None:
+        columns.append("alone_nll_sum (nats, of the response without its prompt)")
     to.mkdir(parents=True, exist_ok=True)
     write_dynamics(to / "dynamics.parquet", dynamics)
     write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
     write_hashes(to / "rows.parquet", rows.ids, rows.content_hashes())
-    write_text(to / CARD, str(scores_card(facts, rows=len(rows.ids), columns=columns, license=license)))
+    card = scores_card(facts, rows=len(rows.ids), columns=columns, name=name, license=license)
+    write_text(to / CARD, str(card))
     return to

@@ -38,6 +38,34 @@ def test_the_card_of_a_model(run, finished):
     assert "2410.05248" in card
 
 
+def test_what_chose_and_dropped_the_rows_is_told_in_words(run, finished):
+    """A stranger with the same file must come to the same rows."""
+    config = (run / "config.yaml").read_text().replace("take: null", "take: [40]").replace("  seed: null", "  seed: 7")
+    (run / "config.yaml").write_text(config)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["data"]["counts"] = {"empty_response": 4}
+    (run / "summary.json").write_text(json.dumps(summary))
+    card = str(model_card(facts_of(run), "train"))
+    assert "| rows taken \\(data.take\\) | 40 |" in card
+    assert "| empty responses dropped | 4 |" in card
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("\n```")[0])
+    assert (recipe["data"]["take"], recipe["data"]["seed"]) == ([40], 7)
+    assert recipe["data"]["eval"] == [finished.tiny.eval.name]
+
+
+def test_the_target_stands_beside_the_baseline_of_its_run(run):
+    facts = facts_of(run)
+    told = f"with the same seed: {facts.summary['baseline']['eval_nll_after']:.4f}."
+    assert told in str(model_card(facts, "train"))
+    assert told not in str(model_card(facts, "baseline"))
+
+
+def test_the_card_of_scores_says_what_the_confidence_is(run):
+    card = scores_card(facts_of(run), rows=3, columns=["id"], name="me/scores").text
+    assert "--reference.path hub:me/scores" in card
+    assert "`Perplexity`. The paper's confidence: minus the perplexity of the response" in card
+
+
 def test_the_card_of_the_baseline_has_no_mixup(run):
     card = str(model_card(facts_of(run), "baseline"))
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("\n```")[0])
