@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 
 from sftmix.cli.generate import add_sampling, sampling
 from sftmix.cli.results import say
@@ -28,6 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8: no tokenizer takes what stands for them
     from sftmix.common.errors import refuse
     from sftmix.pipeline.finished import TARGET, finished_models
 

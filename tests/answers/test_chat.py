@@ -158,3 +158,9 @@ def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatc
     assert [line.partition(":")[0] for line in done.out.splitlines()] == ["target", "base"] * 2
     assert "chat: target, base" in done.err
     assert sftmix("chat", str(finished.path), "--beside", "target").code == 2
+
+
+def test_bytes_that_are_no_text_are_answered_all_the_same(finished, sftmix, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    done = sftmix("chat", str(finished.path), "--max_new_tokens", "4")
+    assert (done.code, done.out.count("\n")) == (0, 1), done.err

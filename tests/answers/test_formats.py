@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sftmix.answers.formats import Answered
 from sftmix.answers.generate import FORMATS, generate
 from sftmix.answers.options import AnswerOptions
 from sftmix.common.errors import DataError
@@ -36,6 +37,21 @@ def test_a_line_has_the_fields_of_the_tool(name, tmp_path):
     assert question.messages == ({"role": "user", "content": "Q?"},)
     line = FORMATS[name].line(question, ["one", "two"], "first-target")  # type: ignore[attr-defined]
     assert LINES[name].items() <= line.items()
+
+
+def test_ifeval_finds_each_answer_by_its_prompt(tmp_path):
+    """Its evaluation_lib.py looks an answer up by the whole prompt: not a space of it may be lost."""
+    prompts = ["Q?", " Q?", "Q?  \n", "one\u2028two\r\nthree", 'say "<<title>>"', "caf\u00e9"]
+    file = tmp_path / "input_data.jsonl"
+    rows = [{**QUESTIONS["ifeval"], "key": key, "prompt": prompt} for key, prompt in enumerate(prompts)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = FORMATS["ifeval"]
+    questions = form.questions([str(file)], None)
+    answers = [[str(key)] for key in range(len(prompts))]
+    (written,) = form.write(tmp_path, questions, [Answered("target", "first-target", answers)], seed=0)
+    with open(written, encoding="utf-8") as lines:
+        found = {line["prompt"]: line["response"] for line in map(json.loads, lines)}
+    assert found == {prompt: str(key) for key, prompt in enumerate(prompts)}
 
 
 @pytest.mark.parametrize("name", QUESTIONS)

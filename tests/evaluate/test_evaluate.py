@@ -115,6 +115,20 @@ def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
 
 
 @pytest.mark.slow
+def test_with_the_chat_template_it_is_another_line(evaluate, place, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(place, copied)
+    asked = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--models", "target", "--limit", "6")
+    assert evaluate(*asked, place=copied).code == 0
+    done = evaluate(*asked, "--apply_chat_template", place=copied)
+    assert done.code == 0, done.err
+    assert "there already" not in done.err
+    table = json.loads((copied / "run" / "evaluation" / "table.json").read_text())["table"]
+    settings = [line[1] for line in table[1:] if "first 6" in line[1]]
+    assert settings == ["0-shot, first 6, seed 1234", "0-shot, first 6, seed 1234, chat template"]
+
+
+@pytest.mark.slow
 def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path, sftmix):
     write_rows(tmp_path, "medmcqa", questions=3)
     spec = f"task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'medmcqa.jsonl'}\n"
