@@ -26,6 +26,7 @@ class Finding:
     exact     False: equal but for rounding
     expected  what the run recorded, where it differs
     found     what is there, or what the replay gave
+    blocks    True: it differs, and the replay needs it
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Finding:
     exact: bool = True
     expected: Any = None
     found: Any = None
+    blocks: bool = False
 
     def line(self) -> str:
         if self.same is None:

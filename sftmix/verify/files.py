@@ -10,9 +10,6 @@ from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directo
 from sftmix.verify.certificate import Finding, listed
 from sftmix.verify.window import Window
 
-NO_FILE = "no file"
-"""The hash of a missing file in a finding."""
-
 
 def check_files(window: Window, stages: Sequence[str]) -> list[Finding]:
     """Compare every output of the finished ones of `stages`, and every checkpoint of the window's stage."""
@@ -24,13 +21,16 @@ def check_files(window: Window, stages: Sequence[str]) -> list[Finding]:
         whole.append(stage)
         for name, expected in _files(manifest).items():
             file, count = window.run / stage / name, count + 1
-            found = sha256_file(file) if file.is_file() else NO_FILE
+            found = sha256_file(file) if file.is_file() else "no file"
             if found != expected:
-                findings.append(Finding("files", False, os.path.normpath(f"{stage}/{name}"), False, expected, found))
+                where = os.path.normpath(f"{stage}/{name}")
+                blocks = not file.is_file() and not name.startswith("model/")
+                findings.append(Finding("files", False, where, False, expected, found, blocks))
     for step in window.kept:
         problem = verify_directory(window.checkpoint(step))
         if problem is not None:
-            findings.append(Finding("files", False, f"{window.checkpoint(step)}: {problem}"))
+            blocks = step in (window.start, window.end, window.last)
+            findings.append(Finding("files", False, f"{window.checkpoint(step)}: {problem}", False, blocks=blocks))
     if not findings:
         of = f"{count} outputs of {listed(whole)}" if whole else "no stage is finished"
         kept = f"{len(window.kept)} checkpoints of {window.stage}" if window.kept else "no checkpoint is kept"

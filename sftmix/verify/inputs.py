@@ -48,7 +48,8 @@ class Inputs:
             recorded = read_json(self._window.run / stage / "inputs.json")
             now = self._inputs(stage)
             _refuse_other_precision(self.config, recorded, now)
-            findings += [Finding("inputs", False, f"{stage}: {told}") for told in differences(recorded, now)]
+            different = differences(recorded, now)
+            findings += [Finding("inputs", False, f"{stage}: {told}", False, blocks=True) for told in different]
         if not findings:
             findings.append(Finding("inputs", True, f"options, seed, rows and model as {listed(stages)} recorded"))
         return [*findings, *self._checkpoints()]
@@ -65,7 +66,7 @@ class Inputs:
             found = read_json(self._window.checkpoint(step) / "state.json")["identity"]
             if found != expected:
                 place = f"hash of the inputs of {self._window.checkpoint(step)}"
-                findings.append(Finding("inputs", False, place, False, expected, found))
+                findings.append(Finding("inputs", False, place, False, expected, found, blocks=True))
         return findings
 
 

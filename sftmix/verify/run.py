@@ -18,11 +18,14 @@ from sftmix.common.world import World, start_world
 from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.verify.certificate import Certificate, Finding
-from sftmix.verify.files import NO_FILE, check_files
+from sftmix.verify.files import check_files
 from sftmix.verify.inputs import Inputs, config_of, stages_before
 from sftmix.verify.replay import Replayed, beside, replay
 from sftmix.verify.results import Comparison, check_steps, check_weights, tensors_in
 from sftmix.verify.window import Window
+
+
+_NOT_REPLAYED = Finding("losses", None, "what the replay would read differs already")
 
 
 def verify(window: Window) -> Certificate:
@@ -37,13 +40,12 @@ def verify(window: Window) -> Certificate:
         recorded, stages = _recorded(window), stages_before(config, window)
         findings = world.share(world.on_main(lambda: check_files(window, stages)))
         machine = {"run": recorded, "replay": machine_of(world)}
-        if any(finding.found == NO_FILE for finding in findings):
-            return Certificate(window, [*findings, Finding("losses", None, "files are missing")], machine)
+        if any(finding.blocks for finding in findings):
+            return Certificate(window, [*findings, _NOT_REPLAYED], machine)
         inputs = Inputs(window, config, world)
-        found = inputs.findings(stages)
-        findings += found
-        if any(finding.same is False for finding in found):
-            return Certificate(window, [*findings, Finding("losses", None, "the inputs differ already")], machine)
+        findings += inputs.findings(stages)
+        if any(finding.blocks for finding in findings):
+            return Certificate(window, [*findings, _NOT_REPLAYED], machine)
         with _threads(recorded), beside(world) as place:
             machine["replay"] = machine_of(world)
             rule = Comparison(exact=recorded == machine["replay"])
