@@ -50,7 +50,8 @@ class Finding:
 class Certificate:
     """All findings about some steps of a run.
 
-    machine  torch, device, threads and ranks that the run recorded, and those of the replay
+    machine  torch, device, threads, ranks and layout that the run recorded, and those of the replay, as
+             `sftmix.training.machine.machine_of` gives them; empty if nothing was replayed
     """
 
     window: Window
@@ -82,7 +83,7 @@ class Certificate:
             kinds = list(dict.fromkeys(finding.kind for finding in self.different))
             return f"{window.run} is not what its configuration says: {listed(kinds)} differ"
         told = [f for f in self.findings if f.kind in REPLAYED and f.same]
-        how = "bit for bit" if all(f.exact for f in told) else "but for the rounding of another machine"
+        how = "bit for bit" if all(f.exact for f in told) else "but for the rounding of another machine or layout"
         kinds = [kind for kind in REPLAYED if any(f.kind == kind for f in told)]
         return (
             f"steps {window.start + 1} to {window.end} of {window.stage} replayed: {listed(kinds)} are the same, {how}"

@@ -13,17 +13,16 @@ import torch
 from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import Stopped
 from sftmix.common.files import read_json
-from sftmix.common.machine import machine_of
 from sftmix.common.world import World, start_world
 from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import CheckpointStore, full_weights
+from sftmix.training.machine import machine_of
 from sftmix.verify.certificate import Certificate, Finding
 from sftmix.verify.files import check_files
 from sftmix.verify.inputs import Inputs, config_of, stages_before
 from sftmix.verify.replay import Replayed, beside, replay
 from sftmix.verify.results import Comparison, check_steps, check_weights, tensors_in
 from sftmix.verify.window import Window
-
 
 _NOT_REPLAYED = Finding("losses", None, "what the replay would read differs already")
 
@@ -39,23 +38,22 @@ def verify(window: Window) -> Certificate:
     with start_world(config.training.timeout) as world, contextlib.redirect_stdout(sys.stderr):
         recorded, stages = _recorded(window), stages_before(config, window)
         findings = world.share(world.on_main(lambda: check_files(window, stages)))
-        machine = {"run": recorded, "replay": machine_of(world)}
         if any(finding.blocks for finding in findings):
-            return Certificate(window, [*findings, _NOT_REPLAYED], machine)
+            return Certificate(window, [*findings, _NOT_REPLAYED])
         inputs = Inputs(window, config, world)
         findings += inputs.findings(stages)
         if any(finding.blocks for finding in findings):
-            return Certificate(window, [*findings, _NOT_REPLAYED], machine)
+            return Certificate(window, [*findings, _NOT_REPLAYED])
         with _threads(recorded), beside(world) as place:
-            machine["replay"] = machine_of(world)
-            rule = Comparison(exact=recorded == machine["replay"])
             try:
                 replayed = replay(window, inputs, world, place)
             except Stopped as error:
                 raise Stopped("stopped by a signal; nothing was written into the run") from error
+            own = machine_of(world, replayed.stage.options)
+            rule = Comparison(exact=recorded == own)
             findings += world.share(world.on_main(lambda: check_steps(window, replayed.logged, rule)))
             findings += world.share(_check_ends(window, inputs, world, rule, replayed, place))
-        return Certificate(window, findings, machine)
+        return Certificate(window, findings, {"run": recorded, "replay": own})
 
 
 def _recorded(window: Window) -> Mapping[str, Any]:

@@ -40,9 +40,9 @@ class Copy:
         (stage / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
-def made(place: Path, *words: str) -> Copy:
+def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
     """A run of six steps with checkpoints 2, 4 and 6 of train, and the same for the reference."""
-    tiny, run = make_tiny(place), place / "run"
+    tiny, run = make_tiny(place, dropout=dropout), place / "run"
     options = tiny.options
     if "Online" in words:  # which has no checkpoints
         at = options.index("--reference.checkpoints")
@@ -55,6 +55,17 @@ def made(place: Path, *words: str) -> Copy:
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory) -> Copy:
     return made(tmp_path_factory.mktemp("honest"), "--with_baseline")
+
+
+@pytest.fixture(scope="module")
+def ntp(tmp_path_factory) -> Copy:
+    """A short run without reference and without dropout, whose masks another layout would draw in another way."""
+    return made(tmp_path_factory.mktemp("ntp"), "--objective", "NTP", dropout=0.0)
+
+
+@pytest.fixture
+def copy_of_ntp(ntp, tmp_path) -> Copy:
+    return Copy(ntp.tiny, shutil.copytree(ntp.run, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -109,17 +120,17 @@ def state_of(run: Path) -> dict[str, tuple[str, int]]:
     return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
 
 
-def test_an_honest_run_is_certified_and_not_touched(honest, sftmix):
-    before = state_of(honest.run)
-    done = sftmix("verify", str(honest.run))
+def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
+    before = state_of(ntp.run)
+    done = sftmix("verify", str(ntp.run))
     assert done.code == 0, done.err
     *lines, sentence = done.out.splitlines()
     assert [line.split()[:2] for line in lines] == [
         [kind, "same:"] for kind in ("files", "inputs", "examples", "losses", "weights", "model")
     ]
-    assert "checkpoints/step-00000004: " in lines[4]
+    assert "checkpoints/step-00000004, " in lines[4]
     assert sentence == "steps 3 to 4 of train replayed: examples, losses and weights are the same, bit for bit"
-    assert state_of(honest.run) == before
+    assert state_of(ntp.run) == before
 
 
 @pytest.mark.slow
@@ -140,6 +151,7 @@ def test_a_single_run_is_certified_across_its_epochs(tmp_path, sftmix):
     assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[5])["mixup"] > 0
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_certified_as_far_as_it_came(copy, sftmix):
     """What a kill after step 6 leaves, if its last checkpoint was that of step 4."""
     for name in ("MANIFEST.json", "figures.json"):
@@ -157,6 +169,7 @@ def test_an_unfinished_run_is_certified_as_far_as_it_came(copy, sftmix):
 # ----------------------------------------------------------------------------------------- changed runs
 
 
+@pytest.mark.slow
 def test_a_changed_row_is_found(copy, sftmix):
     text = copy.tiny.train.read_bytes()
     copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
@@ -165,6 +178,7 @@ def test_a_changed_row_is_found(copy, sftmix):
     assert any("train: data.fingerprint" in finding["note"] for finding in found.findings)
 
 
+@pytest.mark.slow
 def test_a_changed_seed_is_found(copy, sftmix):
     replaced("seed: 42", "seed: 43")(copy.run / "config.yaml")
     found = certified(sftmix, str(copy.run))
@@ -172,12 +186,12 @@ def test_a_changed_seed_is_found(copy, sftmix):
     assert "train: seed: 42 -> 43" in [finding["note"] for finding in found.findings]
 
 
-def test_a_changed_weight_is_found_though_its_hash_was_mended(copy, sftmix):
-    copy.edit("train/model/model.safetensors", one_bit_of_a_weight)
-    found = certified(sftmix, str(copy.run))
+def test_a_changed_weight_is_found_though_its_hash_was_mended(copy_of_ntp, sftmix):
+    copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    found = certified(sftmix, str(copy_of_ntp.run))
     assert (found.code, differing(found)) == (4, {"model"})
     (finding,) = (f for f in found.findings if f["same"] is False)
-    assert ", 1 of " in finding["note"]
+    assert "; 1 of " in finding["note"]
     assert finding["expected"] != finding["found"]
 
 
@@ -231,23 +245,38 @@ def test_a_changed_checkpoint_is_found(copy, sftmix):
         ("train", 2, 5, "--steps is 5, but there are 4 steps after step 2"),
     ],
 )
-def test_steps_that_are_not_there_are_refused(honest, stage, start, steps, words):
+def test_steps_that_are_not_there_are_refused(ntp, stage, start, steps, words):
     with pytest.raises(ConfigError, match=words):
-        window_of(honest.run, stage, start, steps)
+        window_of(ntp.run, stage, start, steps)
 
 
-def test_stages_that_are_not_there_are_refused(copy):
-    shutil.rmtree(copy.run / "baseline")
-    with pytest.raises(ConfigError, match=r"--stage baseline: .* there is train, reference"):
-        window_of(copy.run, "baseline")
+def test_stages_that_are_not_there_are_refused(copy_of_ntp):
+    with pytest.raises(ConfigError, match=r"--stage baseline: .* there is train"):
+        window_of(copy_of_ntp.run, "baseline")
     with pytest.raises(ConfigError, match="is not a run directory"):
-        window_of(copy.run / "train")
+        window_of(copy_of_ntp.run / "train")
 
 
-def test_a_window_ends_at_the_next_weights_but_after_ten_steps_at_most(honest):
-    assert (window_of(honest.run).start, window_of(honest.run).end) == (2, 4)
-    assert window_of(honest.run, start=4).end == 6
-    assert window_of(honest.run, start=0, steps=5).end == 5
+def test_a_window_ends_at_the_next_weights_but_after_ten_steps_at_most(ntp):
+    assert (window_of(ntp.run).start, window_of(ntp.run).end) == (2, 4)
+    assert window_of(ntp.run, start=4).end == 6
+    assert window_of(ntp.run, start=0, steps=5).end == 5
+
+
+@pytest.mark.slow
+def test_another_layout_is_certified_but_for_rounding(copy_of_ntp, sftmix):
+    """Micro-batches of another size, which a resumed run may choose, too."""
+    replaced("micro_batch_size: 4", "micro_batch_size: 2")(copy_of_ntp.run / "config.yaml")
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", "0", "--steps", "4")
+    assert (found.code, found.same, found.exact, differing(found)) == (0, True, False, set())
+    assert (found.machine["run"]["micro_batch_size"], found.machine["replay"]["micro_batch_size"]) == (4, 2)
+    assert found.sentence.endswith(
+        "examples and losses are the same, but for the rounding of another machine or layout"
+    )
+    losses, weights = (next(f for f in found.findings if f["kind"] == kind) for kind in ("losses", "weights"))
+    assert losses["note"].endswith(", within 1e-05")
+    assert weights["same"] is None
+    assert 0 < float(weights["note"].split("at most ")[1].split()[0]) < 1e-3
 
 
 def test_another_machine_may_round_but_not_count():
