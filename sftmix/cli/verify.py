@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sftmix.cli.results import say
-from sftmix.common.errors import DifferenceError
+from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.verify.window import STEPS, TRAINED, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
@@ -33,6 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(given: argparse.Namespace) -> None:
+    """Refuse what is certain to be refused, and check the run."""
+    for option, value, least in (("from", given.start, 0), ("steps", given.steps, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{option} is {value}; allowed: {least} and above")
+    check(given)
+
+
+def check(given: argparse.Namespace) -> None:
     """Print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(given.run).expanduser(), given.stage, given.start, given.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")

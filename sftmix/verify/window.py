@@ -96,8 +96,8 @@ def _end(start: int, steps: int | None, kept: tuple[int, ...], last: int, *, fin
     if steps is None:
         ends = [step for step in (*kept, *([last] if finished else [])) if start < step <= last]
         return min([start + STEPS, last, *ends])
-    if steps < 1:
-        raise ConfigError(f"--steps is {steps}; allowed: 1 and above")
-    if start + steps > last:
-        raise ConfigError(f"--steps is {steps}, but there are {last - start} steps after step {start}")
+    if not 0 < steps <= last - start:
+        raise ConfigError(
+            f"--steps is {steps}, but step {start} of {last} steps comes before them; allowed are 1 to {last - start}"
+        )
     return start + steps
