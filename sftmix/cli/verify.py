@@ -50,4 +50,4 @@ def check(given: argparse.Namespace) -> None:
     lines = [json.dumps(found.plain(), indent=1)] if given.json else [*found.lines(), found.sentence()]
     say("\n".join(lines), sys.stdout)
     if not found.same:
-        raise DifferenceError(f"{len(found.different)} differences; {found.sentence()}")
+        raise DifferenceError(f"{window.run} is not what it recorded; number of differences: {len(found.different)}")

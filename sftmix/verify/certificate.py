@@ -81,7 +81,7 @@ class Certificate:
         window = self.window
         if not self.same:
             kinds = list(dict.fromkeys(finding.kind for finding in self.different))
-            return f"{window.run} is not what its configuration says: {listed(kinds)} differ"
+            return f"{window.run} is not what its configuration says: differences in {listed(kinds)}"
         told = [f for f in self.findings if f.kind in REPLAYED and f.same]
         how = "bit for bit" if all(f.exact for f in told) else "but for the rounding of another machine or layout"
         kinds = [kind for kind in REPLAYED if any(f.kind == kind for f in told)]

@@ -97,7 +97,5 @@ def _end(start: int, steps: int | None, kept: tuple[int, ...], last: int, *, fin
         ends = [step for step in (*kept, *([last] if finished else [])) if start < step <= last]
         return min([start + STEPS, last, *ends])
     if not 0 < steps <= last - start:
-        raise ConfigError(
-            f"--steps is {steps}, but step {start} of {last} steps comes before them; allowed are 1 to {last - start}"
-        )
+        raise ConfigError(f"--steps is {steps}; allowed: 1 to {last - start}, the number of steps after step {start}")
     return start + steps

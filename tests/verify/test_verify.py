@@ -255,8 +255,8 @@ def test_a_changed_checkpoint_is_found(copy, sftmix):
     [
         ("train", 3, None, "--from is 3, .* allowed: 0, 2, 4 "),
         ("train", 6, None, "--from is 6, .* has 6 steps"),
-        ("train", 2, 0, "--steps is 0, .* allowed are 1 to 4"),
-        ("train", 2, 5, "--steps is 5, .* allowed are 1 to 4"),
+        ("train", 2, 0, "--steps is 0; allowed: 1 to 4"),
+        ("train", 2, 5, "--steps is 5; allowed: 1 to 4"),
     ],
 )
 def test_steps_that_are_not_there_are_refused(ntp, stage, start, steps, words):
