@@ -47,8 +47,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         if _rank() == 0:
             print(
-                "interrupted; the same command continues from what is finished, a run from its last checkpoint (SIGTERM "
-                "saves one first)",
+                "interrupted; the same command continues from what is finished, a run from its last checkpoint "
+                "(SIGTERM saves one first)",
                 file=sys.stderr,
             )
         return INTERRUPTED
