@@ -15,7 +15,6 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from sftmix.data.report import REASONS
-from sftmix.options import as_list
 from sftmix.sharing.facts import Facts
 from sftmix.sharing.text import escaped, fenced, table
 
@@ -153,8 +152,8 @@ def _data(facts: Facts) -> str:
     for key, name in (("rows", "rows read"), ("train", "training examples"), ("eval", "held-out examples")):
         if data.get(key) is not None:
             rows.append([name, f"{data[key]:,}"])
-    if facts.config.data.take:
-        rows.insert(-2, ["rows taken (data.take)", ", ".join(map(str, as_list(facts.config.data.take)))])
+    if isinstance(sizes := facts.config.data.take, list):  # the options make a list of a single number
+        rows.insert(2, ["rows taken (data.take)", ", ".join("all" if size is None else str(size) for size in sizes)])
     rows += [[REASONS[key].replace("{s}", "s"), f"{count:,}"] for key, count in (data.get("counts") or {}).items()]
     return table([*rows, ["fingerprint of the training examples", facts.data_hash]])
 
