@@ -1,7 +1,7 @@
 """The errors a user can meet, each with the exit code of the command line.
 
 0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
-4 own checkpoint unreadable or unwritable, 5 directory in use, 6 non-finite numbers, 7 no space,
+4 own checkpoint unreadable or unwritable, 5 directory in use, 6 non-finite numbers or a leap of the loss, 7 no space,
 130 interrupted by Ctrl-C, 141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
 """
 
@@ -45,7 +45,7 @@ class InUseError(SFTMixError):
 
 
 class NonFiniteError(SFTMixError):
-    """Loss, gradient or weights stopped being finite."""
+    """Loss, gradient or weights stopped being finite, or the loss leapt (LossSpikeGuard)."""
 
     exit_code = 6
 
