@@ -86,13 +86,12 @@ def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_too_many_bad_steps_in_all_end_with_6(small, whole, request, tmp_path, ranks, record_property) -> None:
+def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_property) -> None:
     """Never four in a row, and on the last rank alone: the tenth, in step 13, is the last."""
-    whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
-    more = ["--training.parallel", "ddp"] if ranks > 1 else []
-    longer = ("--training.epochs", "6", "--reference.training.epochs", "3")
+    (tmp_path / "breaking.py").write_text(BROKEN)
     bad = broken("[0,1,2,4,5,6,8,9,10,12]", rank=ranks - 1)
-    it = trained(small, whole, tmp_path, *bad, *more, *longer, ranks=ranks)
+    longer = ("--training.epochs", "6", *(("--training.parallel", "ddp") if ranks > 1 else ()))
+    it = ended(words_of(small, *bad, *longer), cwd=tmp_path, faults=[None] * ranks)
     assert it.codes == [6] * ranks, it.printed
     assert it.printed.count("train: 10 of the first 13 steps, more than 1%, have a non-finite gradient") == ranks
     assert metrics(tmp_path / "run")[-1]["step"] == 12
