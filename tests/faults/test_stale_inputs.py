@@ -45,7 +45,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: one_letter_of(p / "model" / "config.json", r'"rms_norm_eps": 1'),
         "model: ",
     ),
-    "tokenizer": (lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": [^}]*?"\w{4}(?=")'), "model: "),
+    "tokenizer": (lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": (?s:.*?)"\w{4}(?=")'), "model: "),
     "template": (lambda p: one_letter_of(p / "chat.jinja", "Hell"), "data.fingerprint: "),
     "checkpoint of the reference": (
         lambda p: one_byte(p / "checkpoint" / "model.safetensors"),
