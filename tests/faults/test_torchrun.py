@@ -113,27 +113,32 @@ def test_the_launcher_is_killed(small, whole_of_two, tmp_path, record_property) 
     record_property("F4", f"torchrun killed: no rank left after {job.seconds:.1f} s, nothing written later, equal")
 
 
-@pytest.mark.parametrize(
-    ("told", "mine"),
-    [
-        ("TERM to torchrun, training", replace(IN_STEP_5, signal=TERM, whom=launcher)),
-        ("TERM to torchrun twice, training", replace(IN_STEP_5, signal=TERM, whom=launcher, times=2)),
-        ("TERM to torchrun, scoring", replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher)),
-        ("USR1 to one rank, training", replace(IN_STEP_5, signal=USR1)),
-    ],
-    ids=str,
-)
-def test_a_signal_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, told, mine, record_property) -> None:
-    run = tmp_path / "run"
-    if "training" in told:
-        from_split(whole_of_two, tmp_path)
-    job = Job(small, tmp_path, mine)
+SIGNALS = {
+    "TERM to torchrun": replace(IN_STEP_5, signal=TERM, whom=launcher),
+    "TERM to torchrun, twice": replace(IN_STEP_5, signal=TERM, whom=launcher, times=2),
+    "USR1 to one rank": replace(IN_STEP_5, signal=USR1),
+}
+
+
+def stopped(tiny: Tiny, place: Path, mine: KillIn) -> float:
+    """Return the seconds from the signal to the end of a job that ends as one that was told to stop."""
+    job = Job(tiny, place, mine)
     assert job.code not in (0, None)
     assert job.seconds < 25
-    assert status(run)["exit_code"] == 143, job.printed
-    stage = "train" if "training" in told else "reference"
-    last = steps(run, stage)[-1][0]
-    if stage == "train":
-        assert checkpoints(run, stage)[-1] == f"step-{last:08d}"
+    assert status(place / "run")["exit_code"] == 143, job.printed
+    return job.seconds
+
+
+@pytest.mark.parametrize("how", SIGNALS)
+def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how, record_property) -> None:
+    run = from_split(whole_of_two, tmp_path)
+    seconds = stopped(small, tmp_path, SIGNALS[how])
+    assert checkpoints(run)[-1] == f"step-{steps(run)[-1][0]:08d}"
     goes_on(small, tmp_path, whole_of_two)
-    record_property("F5", f"{told}: both saved, over after {job.seconds:.1f} s with 143 in STATUS.json, resumed equal")
+    record_property("F5", f"{how}: both saved at one step, over after {seconds:.1f} s, 143 in STATUS.json, equal")
+
+
+def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path, record_property) -> None:
+    seconds = stopped(small, tmp_path, replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher))
+    goes_on(small, tmp_path, whole_of_two)
+    record_property("F5", f"TERM to torchrun, scoring: over after {seconds:.1f} s, 143 in STATUS.json, equal")
