@@ -26,7 +26,7 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"answers", "compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers"},
+    {"answers", "compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers", "verify"},
     {"cli"},
     {"__main__"},
 )

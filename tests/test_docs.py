@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli import chat, evaluate, generate, report
+from sftmix.cli import chat, evaluate, generate, report, verify
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.compare import TableOptions
@@ -159,7 +159,7 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for command in (chat, evaluate, generate, report):
+    for command in (chat, evaluate, generate, report, verify):
         command.add_options(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "signal", "signals"}
@@ -246,12 +246,12 @@ from pathlib import Path
 import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
 import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
 import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
-import sftmix.cli.evaluate, sftmix.cli.sharing, sftmix.evaluate.convert
+import sftmix.cli.evaluate, sftmix.cli.sharing, sftmix.cli.verify, sftmix.evaluate.convert
 import sftmix.answers.blind, sftmix.answers.chat, sftmix.answers.generate, sftmix.pipeline.finished
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
-sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
+sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args, **more: None
 sftmix.pipeline.recipe.run = lambda config, until: {}
 sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
@@ -259,12 +259,13 @@ sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.evaluate.convert.convert = lambda *args, **options: ()
-sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args: None
+sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args, **more: None
+sftmix.cli.verify.check = lambda *args: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
 sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
 sftmix.pipeline.finished.finished_models = lambda *args: []
-sftmix.answers.chat.chat = lambda *args: None
+sftmix.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

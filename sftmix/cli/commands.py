@@ -283,6 +283,7 @@ COMMANDS = {
         "write a page that shows what a run saw in the data, and what came out", partial(_leaf, "report")
     ),
     "evaluate": Command("measure the models of a run on benchmarks, in one table", partial(_leaf, "evaluate")),
+    "verify": Command("check a result: make some steps of a run again and compare them", partial(_leaf, "verify")),
     "status": Command("show how far runs are", _status),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _track),
     "components": Command("list what can be swapped", _components),

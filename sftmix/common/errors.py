@@ -1,7 +1,8 @@
 """The errors a user can meet, each with the exit code of the command line.
 
 0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
-4 own checkpoint unreadable or unwritable, 5 directory in use, 6 non-finite numbers or a leap of the loss, 7 no space,
+4 own checkpoint unreadable or unwritable, or a run that is not what it recorded, 5 directory in use,
+6 non-finite numbers or a leap of the loss, 7 no space,
 130 interrupted by Ctrl-C, 141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
 """
 
@@ -36,6 +37,13 @@ class CheckpointError(SFTMixError):
     """A checkpoint cannot be written or read, or none of those that exist is valid."""
 
     exit_code = 4
+
+
+class DifferenceError(SFTMixError):
+    """A replay, or the files of a run, say something else than the run recorded."""
+
+    exit_code = 4
+    everywhere = True
 
 
 class InUseError(SFTMixError):

@@ -13,6 +13,7 @@ from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows
 from sftmix.training.log import PeakMemory, StopAtOnce
+from sftmix.training.loop import Stage, StageResult, train
 
 
 class RunContext:
@@ -44,6 +45,10 @@ class RunContext:
         file = self.directory.path / "config.yaml"
         self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
         return done
+
+    def train(self, stage: Stage) -> StageResult:
+        """Train a stage to its end, from its newest valid checkpoint on."""
+        return train(stage, self.world)
 
     def seconds(self) -> float:
         """Return the seconds since the stage began."""

@@ -8,7 +8,7 @@ reference is in `reference`, training and measuring the target in `target`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +75,9 @@ def recipe(
     run.say("\n".join(rows.data.report.lines()))
     if stages > {"reference"} and config.reference.trains and not directory.has("reference"):
         world.on_main(lambda: rehearse(run, rows, stages))
-    dynamics = reference_dynamics(run, rows) if "reference" in stages else None
-    scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
-    split = split_of(run, rows, scores) if scores is not None and "split" in stages else None
-
+    dynamics, scores, split = make_stages(run, rows, stages)
     if "train" in stages:
-        online = losses_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
-        pairs = epoch_pairs(run, scores, split) if online is None else online.pairs()
-        losses = None if online is None else online.losses
-        train_arm(run, rows, "train", pairs, online=losses)
-        if online is not None:
-            pairs, dynamics = after_single_run(run, rows, online)
-            if dynamics is not None:  # those that divided the last epoch, for people to look at
-                scores = confidence_scores(run, rows, dynamics)
-                split = split_of(run, rows, scores)
-        if config.with_baseline:
-            train_arm(run, rows, "baseline", pairs)
         measure_base(run, rows)
-
     if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
         if dynamics is None and config.splitter.needs_confidence:
             dynamics = reference_dynamics(run, rows)
@@ -112,6 +97,33 @@ def recipe(
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
     directory.status(stage=until, step=step, total_steps=total, doing="")
     return summary
+
+
+def make_stages(
+    run: RunContext, rows: RunRows, stages: Container[str]
+) -> tuple[TrainingDynamics | None, Scores | None, Split | None]:
+    """Dynamics -> confidence -> split -> training -> baseline: make those of `stages`, and return the first three.
+
+    Each is None where these stages do not need it.
+    """
+    dynamics = reference_dynamics(run, rows) if "reference" in stages else None
+    scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
+    split = split_of(run, rows, scores) if scores is not None and "split" in stages else None
+    if "train" not in stages:
+        return dynamics, scores, split
+
+    online = losses_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
+    pairs = epoch_pairs(run, scores, split) if online is None else online.pairs()
+    losses = None if online is None else online.losses
+    train_arm(run, rows, "train", pairs, online=losses)
+    if online is not None:
+        pairs, dynamics = after_single_run(run, rows, online)
+        if dynamics is not None:  # those that divided the last epoch, for people to look at
+            scores = confidence_scores(run, rows, dynamics)
+            split = split_of(run, rows, scores)
+    if run.config.with_baseline:
+        train_arm(run, rows, "baseline", pairs)
+    return dynamics, scores, split
 
 
 # ------------------------------------------------------------------------------------- the short stages

@@ -35,7 +35,7 @@ from sftmix.training.dynamics import (
     merge,
     one_checkpoint,
 )
-from sftmix.training.loop import Stage, train
+from sftmix.training.loop import Stage
 from sftmix.training.online import OnlineLosses
 from sftmix.types import TrainingDynamics
 
@@ -118,7 +118,7 @@ class ReferenceRun:
         scoring = ScoreAtCheckpoints(
             ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
         )
-        result = train(replace(stage, callbacks=[scoring, *self._callbacks()]), run.world)
+        result = run.train(replace(stage, callbacks=[scoring, *self._callbacks()]))
         self.figures = {**result.figures, **self._ends_of_loss(stage), "scoring_seconds": scoring.seconds}
         return scoring.dynamics()
 
@@ -132,7 +132,7 @@ class ReferenceRun:
     def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
         """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""
         losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
-        result = train(replace(stage, callbacks=self._callbacks(), online=losses), self._run.world)
+        result = self._run.train(replace(stage, callbacks=self._callbacks(), online=losses))
         self.figures = {**result.figures, **self._ends_of_loss(stage)}
         if not losses.epochs():
             raise ConfigError(

@@ -23,7 +23,7 @@ from sftmix.pipeline.models import load_for_run, scorer, scoring_model
 from sftmix.pipeline.rows import RunRows, any_packed
 from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.loop import Stage, StageResult, train
+from sftmix.training.loop import Stage, StageResult
 from sftmix.training.online import OnlineLosses
 from sftmix.training.parallel import resolve_parallel
 
@@ -66,7 +66,7 @@ def train_arm(
         online=online,
         eval_groups=rows.eval_groups,
     )
-    result = train(stage, world)
+    result = run.train(stage)
     run.directory.status(doing="measuring the trained model")
     measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
         stage, result.module, steps=int(result.figures["steps"])

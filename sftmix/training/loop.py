@@ -32,6 +32,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figures_shown, mu_effective
+from sftmix.training.machine import machine_of
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.optimizer import build_optimizer
@@ -154,6 +155,7 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "peak_memory_bytes": self.world.max(self.memory.bytes()),
+            "machine": machine_of(self.world, self.stage.options),
             **last,
         }
         return StageResult(self.module, figures)
@@ -185,6 +187,7 @@ class TrainingLoop:
             self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
             state = {
                 "identity": self.stage.identity,
+                "machine": machine_of(self.world, self.stage.options),
                 "totals": asdict(self.totals),
                 "stopped_by": self.stopped_by,
                 "skipped_in_a_row": self.skipped_in_a_row,

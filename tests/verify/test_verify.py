@@ -1,0 +1,302 @@
+"""`sftmix verify`: an honest run is certified; a changed row, seed, weight or loss is found, whatever was mended."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sftmix.cli import main
+from sftmix.common.errors import ConfigError
+from sftmix.verify.results import Comparison
+from sftmix.verify.window import window_of
+from tests.tiny import Tiny, make_tiny
+
+WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A finished run and its rows, to be changed; `edit` changes a file and mends its stage's manifest."""
+
+    tiny: Tiny
+    run: Path
+
+    def edit(self, name: str, change: Callable[[Path], None]) -> None:
+        file, stage = self.run / name, self.run / name.split("/")[0]
+        change(file)
+        manifest = json.loads((stage / "MANIFEST.json").read_text())
+        manifest["files"][str(file.relative_to(stage))] = hashlib.sha256(file.read_bytes()).hexdigest()
+        (stage / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
+    """A run of six steps with checkpoints 2, 4 and 6 of train, and the same for the reference."""
+    tiny, run = make_tiny(place, dropout=dropout), place / "run"
+    options = tiny.options
+    if "Online" in words:  # which has no checkpoints
+        at = options.index("--reference.checkpoints")
+        del options[at : at + 2]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["run", *options, *WORDS, "--out", str(run), *words]) == 0
+    return Copy(tiny, run)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory) -> Copy:
+    return made(tmp_path_factory.mktemp("honest"), "--with_baseline")
+
+
+@pytest.fixture(scope="module")
+def ntp(tmp_path_factory) -> Copy:
+    """A short run without reference and without dropout, whose masks another layout would draw in another way."""
+    return made(tmp_path_factory.mktemp("ntp"), "--objective", "NTP", dropout=0.0)
+
+
+@pytest.fixture
+def copy_of_ntp(ntp, tmp_path) -> Copy:
+    return Copy(ntp.tiny, shutil.copytree(ntp.run, tmp_path / "run"))
+
+
+@pytest.fixture
+def copy(honest, tmp_path) -> Copy:
+    """Its rows lie where the honest run's do, and are put back."""
+    rows = honest.tiny.train.read_bytes()
+    shutil.copytree(honest.run, tmp_path / "run")
+    yield Copy(honest.tiny, tmp_path / "run")
+    honest.tiny.train.write_bytes(rows)
+
+
+def replaced(old: str, new: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def one_bit_of_a_weight(file: Path) -> None:
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name].view(-1).view(dtype=torch.int32)[7] ^= 1
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def with_line(step: int, **values: float) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[step - 1] |= values
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return change
+
+
+def certified(sftmix, *words: str) -> SimpleNamespace:
+    """Exit code and JSON of a verification."""
+    done = sftmix("verify", *words, "--json")
+    return SimpleNamespace(code=done.code, **json.loads(done.out))
+
+
+def differing(found: SimpleNamespace) -> set[str]:
+    return {finding["kind"] for finding in found.findings if finding["same"] is False}
+
+
+# ----------------------------------------------------------------------------------------- honest runs
+
+
+def state_of(run: Path) -> dict[str, tuple[str, int]]:
+    files = (path for path in run.rglob("*") if path.is_file())
+    return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
+
+
+def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
+    before = state_of(ntp.run)
+    done = sftmix("verify", str(ntp.run))
+    assert done.code == 0, done.err
+    *lines, sentence = done.out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [kind, "same:"] for kind in ("files", "inputs", "examples", "losses", "weights", "model")
+    ]
+    assert "checkpoints/step-00000004, " in lines[4]
+    assert sentence == "steps 3 to 4 of train replayed: examples, losses and weights are the same, bit for bit"
+    assert state_of(ntp.run) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "reference", "baseline"])
+def test_each_stage_is_certified_from_the_base_model_to_its_end(honest, sftmix, stage):
+    found = certified(sftmix, str(honest.run), "--stage", stage, "--from", "0", "--steps", "6")
+    assert (found.code, found.same, found.exact, found.to) == (0, True, True, 6)
+    assert found.machine["run"] == found.machine["replay"]
+    assert sum(finding["same"] is None for finding in found.findings) == 0
+
+
+@pytest.mark.slow
+def test_a_single_run_is_certified_across_its_epochs(tmp_path, sftmix):
+    """Four steps are an epoch, and its losses divide the next one."""
+    run = made(tmp_path, "--reference", "Online", "--training.max_steps", "8").run
+    found = certified(sftmix, str(run), "--from", "2", "--steps", "6")
+    assert (found.code, found.exact) == (0, True)
+    assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[5])["mixup"] > 0
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_is_certified_as_far_as_it_came(copy, sftmix):
+    """What a kill after step 6 leaves, if its last checkpoint was that of step 4."""
+    for name in ("MANIFEST.json", "figures.json"):
+        (copy.run / "train" / name).unlink()
+    shutil.rmtree(copy.run / "train" / "model")
+    shutil.rmtree(copy.run / "train" / "checkpoints" / "step-00000006")
+    found = certified(sftmix, str(copy.run), "--from", "4")
+    assert (found.code, found.exact, found.to) == (0, True, 6)
+    assert found.sentence == "steps 5 to 6 of train replayed: examples and losses are the same, bit for bit"
+    assert [f["note"] for f in found.findings if f["same"] is None] == [
+        "the run kept none of step 6 or later, so the losses stand alone"
+    ]
+
+
+# ----------------------------------------------------------------------------------------- changed runs
+
+
+@pytest.mark.slow
+def test_a_changed_row_is_found(copy, sftmix):
+    text = copy.tiny.train.read_bytes()
+    copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert any("train: data.fingerprint" in finding["note"] for finding in found.findings)
+
+
+@pytest.mark.slow
+def test_a_changed_seed_is_found(copy, sftmix):
+    replaced("seed: 42", "seed: 43")(copy.run / "config.yaml")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert "train: seed: 42 -> 43" in [finding["note"] for finding in found.findings]
+
+
+def test_a_changed_weight_is_found_though_its_hash_was_mended(copy_of_ntp, sftmix):
+    copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"model"})
+    (finding,) = (f for f in found.findings if f["same"] is False)
+    assert "; 1 of " in finding["note"]
+    assert finding["expected"] != finding["found"]
+
+
+@pytest.mark.slow
+def test_only_the_replay_can_tell_of_a_weight_without_checkpoints(copy, sftmix):
+    copy.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, getattr(found, "from"), found.to, differing(found)) == (4, 0, 6, {"weights"})
+
+
+@pytest.mark.slow
+def test_only_the_replay_can_tell_of_a_seed_where_all_records_were_mended(copy, sftmix):
+    replaced("seed: 42", "seed: 43")(copy.run / "config.yaml")
+    for stage in ("reference", "split", "train"):
+        replaced('"seed": 42', '"seed": 43')(copy.run / stage / "inputs.json")
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights"})
+
+
+@pytest.mark.slow
+def test_only_the_replay_can_tell_of_a_row_where_all_records_were_mended(copy, sftmix):
+    text = copy.tiny.train.read_bytes()
+    copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
+    notes = [finding["note"] for finding in certified(sftmix, str(copy.run)).findings]
+    (was, now) = next(re.findall("'(.+?)'", note) for note in notes if "train: data.fingerprint" in note)
+    for stage in ("reference", "split", "train"):
+        replaced(was, now)(copy.run / stage / "inputs.json")
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("entry", "kind"), [("ntp", "losses"), ("mixup", "losses"), ("tokens", "examples")])
+def test_a_changed_figure_of_a_step_is_found(copy, sftmix, entry, kind):
+    was = json.loads((copy.run / "train" / "metrics.jsonl").read_text().splitlines()[3])[entry]
+    now = was + 1 if isinstance(was, int) else was * (1 + 1e-15)
+    copy.edit("train/metrics.jsonl", with_line(4, **{entry: now}))
+    found = certified(sftmix, str(copy.run))
+    (finding,) = (f for f in found.findings if f["same"] is False)
+    assert (found.code, finding["kind"], finding["note"]) == (4, kind, f"step 4, {entry}")
+    assert (finding["expected"], finding["found"]) == (now, was)
+
+
+@pytest.mark.slow
+def test_a_changed_checkpoint_is_found(copy, sftmix):
+    file = next((copy.run / "train" / "checkpoints" / "step-00000004").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"files"})
+
+
+# ------------------------------------------------------------------------- what is refused, other machines
+
+
+@pytest.mark.parametrize(
+    ("stage", "start", "steps", "words"),
+    [
+        ("train", 3, None, "--from is 3, .* allowed: 0, 2, 4 "),
+        ("train", 6, None, "--from is 6, .* has 6 steps"),
+        ("train", 2, 0, "--steps is 0; allowed: 1 to 4"),
+        ("train", 2, 5, "--steps is 5; allowed: 1 to 4"),
+    ],
+)
+def test_steps_that_are_not_there_are_refused(ntp, stage, start, steps, words):
+    with pytest.raises(ConfigError, match=words):
+        window_of(ntp.run, stage, start, steps)
+
+
+def test_stages_that_are_not_there_are_refused(copy_of_ntp):
+    with pytest.raises(ConfigError, match=r"--stage baseline: .* there is train"):
+        window_of(copy_of_ntp.run, "baseline")
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        window_of(copy_of_ntp.run / "train")
+
+
+def test_a_window_ends_at_the_next_weights_but_after_ten_steps_at_most(ntp):
+    assert (window_of(ntp.run).start, window_of(ntp.run).end) == (2, 4)
+    assert window_of(ntp.run, start=4).end == 6
+    assert window_of(ntp.run, start=0, steps=5).end == 5
+
+
+@pytest.mark.slow
+def test_another_layout_is_certified_but_for_rounding(copy_of_ntp, sftmix):
+    """Micro-batches of another size, which a resumed run may choose, too."""
+    replaced("micro_batch_size: 4", "micro_batch_size: 2")(copy_of_ntp.run / "config.yaml")
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", "0", "--steps", "4")
+    assert (found.code, found.same, found.exact, differing(found)) == (0, True, False, set())
+    assert (found.machine["run"]["micro_batch_size"], found.machine["replay"]["micro_batch_size"]) == (4, 2)
+    assert found.sentence.endswith(
+        "examples and losses are the same, but for the rounding of another machine or layout"
+    )
+    losses, weights = (next(f for f in found.findings if f["kind"] == kind) for kind in ("losses", "weights"))
+    assert losses["note"].endswith(", within 1e-05")
+    assert weights["same"] is None
+    assert 0 < float(weights["note"].split("at most ")[1].split()[0]) < 1e-3
+
+
+def test_another_machine_may_round_but_not_count():
+    bitwise, near = Comparison(exact=True), Comparison(exact=False)
+    assert not bitwise.same(1.0, 1.0 + 1e-9)
+    assert near.same(1.0, 1.0 + 1e-9)
+    assert not near.same(1.0, 1.0 + 1e-4)
+    assert not near.same(1000000, 1000001)
+    assert not near.same(None, 1.0)
