@@ -2,7 +2,7 @@
 
 0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
 4 own checkpoint unreadable or unwritable, or a run that is not what it recorded, 5 directory in use,
-6 non-finite numbers, 7 no space,
+6 non-finite numbers or a leap of the loss, 7 no space,
 130 interrupted by Ctrl-C, 141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
 """
 
@@ -53,7 +53,7 @@ class InUseError(SFTMixError):
 
 
 class NonFiniteError(SFTMixError):
-    """Loss, gradient or weights stopped being finite."""
+    """Loss, gradient or weights stopped being finite, or the loss leapt (LossSpikeGuard)."""
 
     exit_code = 6
 

@@ -27,6 +27,7 @@ _PUBLIC = {
     "StageState": "base",
     "EarlyStopping": "callbacks",
     "Evaluate": "callbacks",
+    "LossSpikeGuard": "callbacks",
     "MeasureMixing": "mixing",
     "IFD": "confidence",
     "Correctness": "confidence",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import deque
+from statistics import median
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.components.base import Callback, CallbackResult, StageState, check_number
 
 
@@ -62,3 +65,46 @@ class EarlyStopping(Callback):
         for _, nll in state.evaluations:
             best, since = (nll, 0) if nll < best - self.min_delta else (best, since + 1)
         return CallbackResult(stop=since >= self.patience)
+
+
+class LossSpikeGuard(Callback):
+    """End the run with exit code 6 at a step whose training loss is above `factor` times the median before it.
+
+    The median is that of the last `window` finite losses of the stage, those before a resume included; earlier steps
+    are not judged. It ends the run before the step is saved, so the last checkpoint is untouched. A run that it does
+    not end is the same with and without it: the same command without it goes on past the step.
+    """
+
+    observer = True
+
+    def __init__(self, *, factor: float = 3.0, window: int = 50):
+        """factor: times the median above which a loss is a spike, above 1.
+
+        window: losses of which the median is taken, at least 2.
+        """
+        check_number("callbacks.LossSpikeGuard.factor", factor, above=1.0, hint="above 1")
+        if window < 2:
+            raise ConfigError(f"callbacks.LossSpikeGuard.window is {window}; allowed: 2 and above")
+        self.factor, self.window = factor, window
+        self._losses: deque[float] = deque(maxlen=window)
+
+    def on_stage_start(self, state: StageState) -> None:
+        """Read the losses before a resume from metrics.jsonl, which holds every bit of them."""
+        self._losses.clear()
+        log = state.directory / "metrics.jsonl" if state.directory is not None else None
+        if log is not None and log.exists():
+            losses = (json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines())
+            self._losses.extend(loss for loss in losses if loss is not None)  # null: it was not finite
+
+    def on_step_end(self, state: StageState) -> None:
+        loss = state.metrics["loss"]
+        if not math.isfinite(loss):  # the loop has skipped this step, and counts it
+            return
+        if len(self._losses) == self.window and loss > self.factor * (middle := median(self._losses)):
+            raise NonFiniteError(
+                f"{state.stage}: step {state.step} has a loss of {loss:.4g}, more than {self.factor:g} times the "
+                f"median {middle:.4g} of the {self.window} steps before it (LossSpikeGuard). The last checkpoint is "
+                "untouched: lower training.learning_rate in a run of its own, or go on past the step with the same "
+                "command and a greater callbacks.factor, or without LossSpikeGuard"
+            )
+        self._losses.append(loss)

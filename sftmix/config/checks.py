@@ -61,11 +61,14 @@ def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
+MAX_LEARNING_RATE = 1e30
+"""Optimizers multiply the rate, and weights are float32, which ends at 3.4e38: beyond that torch raises in the step."""
+
 _TRAINING: tuple[Check, ...] = (
     ("global_batch_size", at_least_1, "at least 1"),
     ("micro_batch_size", at_least_1, "at least 1, or null"),
     ("micro_batch_tokens", at_least_1, "at least 1, or null"),
-    ("learning_rate", _positive, "above 0"),
+    ("learning_rate", lambda v: 0 < v <= MAX_LEARNING_RATE, f"above 0, at most {MAX_LEARNING_RATE:g}"),
     ("weight_decay", lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
     ("eps", _positive, "above 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import resource
 import signal
 import sys
@@ -132,6 +133,8 @@ def figures_shown(metrics: Mapping[str, float]) -> str:
 class StopSignal:
     """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary.
 
+    Where another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
+
     received  True once one has arrived, also if another handler around this one received it and nothing came of it
     """
 
@@ -153,6 +156,8 @@ class StopSignal:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if _another_rank_failed():
+            raise Stopped("another rank failed; the same command continues from the last checkpoint")
 
 
 class StopAtOnce(StopSignal):
@@ -178,6 +183,12 @@ class StopAtOnce(StopSignal):
 
 
 _STOPPED = "stopped by a signal; what was finished is kept, the same command continues"
+
+
+def _another_rank_failed() -> bool:
+    """Return True if another rank of this node has left its error where torchrun looks for it."""
+    own = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+    return own.is_absolute() and any(error.parent != own.parent for error in own.parents[1].glob(f"*/{own.name}"))
 
 
 class PeakMemory:

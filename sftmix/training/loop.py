@@ -81,6 +81,10 @@ class Stage:
 
 MAX_SKIPPED = 3
 """Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
+MAX_SKIPPED_SHARE = 0.01
+"""Share of the steps so far that may be skipped; a run in which more are stops with exit code 6, too."""
+FEW_SKIPPED = 9
+"""Skipped steps up to which no share is taken: one of the first ten would be 10%."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +274,7 @@ class TrainingLoop:
         return told > 0
 
     def _count_skipped(self, done: StepResult) -> None:
-        """Print the examples of a skipped step, and stop if too many skipped steps follow each other."""
+        """Print the examples of a skipped step, and stop after too many in a row or in all."""
         if not done.skipped:
             self.skipped_in_a_row = 0
             return
@@ -279,9 +283,9 @@ class TrainingLoop:
             ids = [i for batch in done.batches for i in batch.ids]
             norm = done.grad_norm
             print(f"{self.stage.name}: step {self.step + 1} skipped, gradient norm {norm}; examples {ids[:8]} ...")
-        if self.skipped_in_a_row > MAX_SKIPPED:
+        if told := too_many_skipped(self.skipped_in_a_row, int(self.totals.skipped) + 1, self.step + 1):
             raise NonFiniteError(
-                f"{self.stage.name}: {self.skipped_in_a_row} steps in a row have a non-finite gradient; "
+                f"{self.stage.name}: {told} have a non-finite gradient; "
                 "lower training.learning_rate (the last checkpoint is untouched)"
             )
 
@@ -371,6 +375,18 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
         seed=stage.seed,
         total_steps=stage.order.total_steps,
     )
+
+
+def too_many_skipped(in_a_row: int, skipped: int, steps: int) -> str:
+    """Return the skipped steps that end the run, in words; empty text if it goes on.
+
+    in_a_row, skipped  the last ones, and all, among the first `steps` steps
+    """
+    if in_a_row > MAX_SKIPPED:
+        return f"{in_a_row} steps in a row"
+    if skipped > FEW_SKIPPED and skipped > MAX_SKIPPED_SHARE * steps:
+        return f"{skipped} of the first {steps} steps, more than {MAX_SKIPPED_SHARE:.0%},"
+    return ""
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:

@@ -36,7 +36,7 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
             "ConfidenceGapPairs",
         ],
         "Objective": ["NTP", "SFTMix", "MixupOnly", "DecomposedMixup", "LabelSmoothing", "DFT", "IRDRO"],
-        "Callback": ["Evaluate", "EarlyStopping", "MeasureMixing"],
+        "Callback": ["Evaluate", "EarlyStopping", "LossSpikeGuard", "MeasureMixing"],
         "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
         "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
         "Optimizer": ["AdamW", "AdamW8bit"],

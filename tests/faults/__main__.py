@@ -20,12 +20,15 @@ class Table:
         self.rows: list[tuple[str, str, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        name = report.nodeid.rsplit("::", 1)[-1]
+        name, found = report.nodeid.rsplit("::", 1)[-1], list[tuple[str, str, str]]()
         if report.failed or report.skipped:
             why = str(report.longrepr[-1]) if isinstance(report.longrepr, tuple) else report.when
-            self.rows.append(("?", f"{name}: {why}", "FAILED" if report.failed else "skipped"))
+            found = [("?", f"{name}: {why}", "FAILED" if report.failed else "skipped")]
         elif report.when == "call":
-            self.rows += [(fault, str(seen), "pass") for fault, seen in report.user_properties]
+            found = [(fault, str(seen), "pass") for fault, seen in report.user_properties]
+        for row in found:  # at once, too: all of them take long
+            print(" | ".join(row), file=sys.stderr, flush=True)
+        self.rows += found
 
     def text(self) -> str:
         rows = sorted(

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,28 @@ class KillAt:
         on_file_operations(self.below, lambda n, *_: os.kill(os.getpid(), self.signal) if n == self.number else None)
 
 
+def itself() -> list[int]:
+    return [os.getpid()]
+
+
+def launcher() -> list[int]:
+    """The torchrun that started this rank."""
+    return [os.getppid()]
+
+
+def everyone() -> list[int]:
+    """That torchrun and all its ranks, this one last."""
+    parent = os.getppid()
+    ranks = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return [parent, *(pid for pid in ranks if pid != os.getpid()), os.getpid()]
+
+
 @dataclass(frozen=True)
 class KillIn:
     """A signal to this process, some seconds after the n-th call of a function has begun; then again, if asked for.
 
     file, function  the end of the path of its source, and its name
+    whom            returns the processes that get the signal
     """
 
     file: str
@@ -89,6 +107,7 @@ class KillIn:
     after: float = 0.0
     signal: int = signal.SIGKILL
     times: int = 1
+    whom: Callable[[], list[int]] = itself
 
     def __call__(self) -> None:
         seen = [0]
@@ -106,8 +125,10 @@ class KillIn:
     def _send(self) -> None:
         time.sleep(self.after)
         Path("signalled").write_text(str(time.time()))
+        pids = self.whom()
         for _ in range(self.times):
-            os.kill(os.getpid(), self.signal)
+            for pid in pids:
+                os.kill(pid, self.signal)
             time.sleep(0.05)
 
 

@@ -18,11 +18,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftmix.common.checkpoints import steps_in
+from tests.faults.mines import KillIn
 from tests.tiny import STAGES, Tiny
 from tests.toy import free_port
 
 EVERY = 3
 """Steps between the checkpoints of a run here: it has 12 steps, so it saves four times and prunes twice."""
+
+LOOP, SCORES, MEASURES = "training/loop.py", "training/scoring.py", "measure/model.py"
+PHASES = {
+    "reference": KillIn(LOOP, "run"),
+    "scoring": KillIn(SCORES, "__call__", call=2),
+    "training": KillIn(LOOP, "run"),
+    "measuring": KillIn(MEASURES, "trained"),
+}
+"""What a run does, and a kill at its beginning."""
 
 Fault = Callable[[], None]
 """Picklable; called in a process before its command, to lay the mine."""
@@ -165,6 +176,13 @@ def checkpoints(run: Path, stage: str = "train") -> list[str]:
 def leftovers(run: Path) -> list[str]:
     """What a kill may leave behind, and the next run must remove."""
     return [str(p.relative_to(run)) for pattern in (".tmp-*", ".old-*") for p in run.rglob(pattern)]
+
+
+def assert_little_is_lost(run: Path) -> None:
+    for stage in ("reference", "train"):
+        if (run / stage / "metrics.jsonl").exists() and not (run / stage / "MANIFEST.json").exists():
+            made, saved = len(steps(run, stage)), steps_in(run / stage / "checkpoints")
+            assert made - max(saved, default=0) <= EVERY + 1, (stage, made, saved)
 
 
 SIGKILLED = -int(signal.SIGKILL)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from sftmix.common.checkpoints import steps_in
-from tests.faults.mines import KillAt, KillIn
+from tests.faults.mines import KillAt
 from tests.faults.processes import (
-    EVERY,
+    PHASES,
     SIGKILLED,
+    assert_little_is_lost,
     assert_same,
     done,
     ended,
@@ -27,13 +27,6 @@ from tests.tiny import Tiny
 
 pytestmark = pytest.mark.long
 
-LOOP, SCORES, MEASURES = "training/loop.py", "training/scoring.py", "measure/model.py"
-PHASES = {
-    "reference": KillIn(LOOP, "run"),
-    "scoring": KillIn(SCORES, "__call__", call=2),
-    "training": KillIn(LOOP, "run"),
-    "measuring": KillIn(MEASURES, "trained"),
-}
 AFTER_SPLIT = ("training", "measuring")
 LONGEST = 1.0
 """Seconds after the beginning of a phase within which the kill falls; a run that is over by then is tried anew."""
@@ -46,17 +39,10 @@ def killed(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> P
         shutil.rmtree(run, ignore_errors=True)
         if phase in AFTER_SPLIT:
             from_split(whole, place)
-        fault = KillIn(mine.file, mine.function, mine.call, after)
+        fault = replace(mine, after=after)
         if ended(words_of(small), cwd=place, faults=[fault]).code == SIGKILLED:
             return run
         after /= 2
-
-
-def assert_little_is_lost(run: Path) -> None:
-    for stage in ("reference", "train"):
-        if (run / stage / "metrics.jsonl").exists() and not (run / stage / "MANIFEST.json").exists():
-            made, saved = len(steps(run, stage)), steps_in(run / stage / "checkpoints")
-            assert made - max(saved, default=0) <= EVERY + 1, (stage, made, saved)
 
 
 def recovers(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> None:
@@ -104,6 +90,23 @@ def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_propert
     assert leftovers(tmp_path / "run") == []
     assert kills
     record_property("F1", f"{kills} kills of two ranks in one run: sha and losses equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_random_kill_of_two_ranks_in_each_stage(small, whole_of_two, tmp_path, phase, record_property) -> None:
+    words, run = [*words_of(small), "--training.parallel", "fsdp"], tmp_path / "run"
+    if phase in AFTER_SPLIT:
+        from_split(whole_of_two, tmp_path)
+    after = 0.0 if phase == "measuring" else random.Random(f"two {phase}").uniform(0, 0.3)
+    it = ended(words, cwd=tmp_path, faults=[None, replace(PHASES[phase], after=after)])
+    assert it.codes[1] == SIGKILLED, it.printed
+    assert_little_is_lost(run)
+    done(words, cwd=tmp_path, ranks=2)
+    assert_same(run, whole_of_two)
+    assert leftovers(run) == []
+    record_property("F1", f"1/1 kill of two ranks, {phase}: sha and losses equal")
 
 
 # ------------------------------------------------------------------------------------------------- negative controls

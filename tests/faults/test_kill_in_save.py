@@ -6,6 +6,7 @@ which steps 3 and 6 are saved and the process was killed when it began the third
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,3 +193,20 @@ def test_a_file_system_that_fails_is_not_said_to_have_saved(one, tmp_path, call,
     below = ".tmp-step-00000009" if call == "rename" else SAVES
     it = fails(one, tmp_path, Failing(call, code, below))
     record_property("F12", f"{call} {code}: exit {it.code}, the checkpoints before it are valid, resumed equal")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_disk_that_fails_at_any_moment_of_a_save(one: Start, tmp_path: Path, record_property) -> None:
+    """EIO from the n-th fsync of the save on, until one save has no so many: then the run gets through."""
+    codes = []
+    for number in itertools.count(1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        one.copy(place)
+        if ended(one.words, cwd=place, faults=[Failing("fsync", "EIO", "step-00000009", number)]).code == 0:
+            break
+        shutil.rmtree(place / "run")
+        codes.append(fails(one, place, Failing("fsync", "EIO", "step-00000009", number)).code)
+    assert len(codes) >= 3  # shards, manifest, directory
+    record_property("F12", f"{len(codes)}/{len(codes)} fsyncs of a save with EIO: exit {sorted(set(codes))}, equal")

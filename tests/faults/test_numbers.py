@@ -85,7 +85,29 @@ def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", ["1e6"])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_property) -> None:
+    """Never four in a row, and on the last rank alone: the tenth, in step 13, is the last."""
+    (tmp_path / "breaking.py").write_text(BROKEN)
+    bad = broken("[0,1,2,4,5,6,8,9,10,12]", rank=ranks - 1)
+    longer = ("--training.epochs", "6", *(("--training.parallel", "ddp") if ranks > 1 else ()))
+    it = ended(words_of(small, *bad, *longer), cwd=tmp_path, faults=[None] * ranks)
+    assert it.codes == [6] * ranks, it.printed
+    assert it.printed.count("train: 10 of the first 13 steps, more than 1%, have a non-finite gradient") == ranks
+    assert metrics(tmp_path / "run")[-1]["step"] == 12
+    assert_all_finite(tmp_path / "run")
+    record_property("F8", f"10 bad steps of 13, none four in a row, {ranks} rank(s): exit 6 at step 13 on all")
+
+
+def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_property) -> None:
+    it = ended(words_of(small, "--training.learning_rate", "1e38"), cwd=tmp_path)
+    assert it.code == 2
+    assert "training.learning_rate is 1e+38; allowed: above 0, at most 1e+30" in it.printed
+    record_property("F8", "learning rate 1e38: refused with 2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
 def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property) -> None:
     reference = ("--reference.training.learning_rate", "0.01")
     it = ended(words_of(small, "--training.learning_rate", rate, *reference), cwd=tmp_path)

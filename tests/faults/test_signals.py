@@ -5,12 +5,15 @@ Signals to torchrun and to one rank under it, a dead rank and a dead launcher: t
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import Stopped
+from sftmix.training.log import StopSignal
 from tests.distributed.test_launcher import gone
 from tests.faults.mines import KillAt, KillIn
 from tests.faults.processes import assert_same, checkpoints, done, ended, from_split, start, steps, words_of
@@ -100,6 +103,23 @@ class Hangs(Callback):
                 Path("hung").write_text(str(time.time()))
                 time.sleep(10**6)
 '''
+
+
+def test_a_rank_whose_peer_has_failed_waits_for_no_step_boundary(tmp_path: Path, monkeypatch) -> None:
+    """torchrun gives each rank a directory for its error, side by side."""
+    for rank in "01":
+        (tmp_path / "attempt_0" / rank).mkdir(parents=True)
+    own, others = (tmp_path / "attempt_0" / rank / "error.json" for rank in "01")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own))
+    own.touch()
+    with StopSignal() as told:
+        os.kill(os.getpid(), TERM)
+        assert told.received
+        others.touch()
+        with pytest.raises(Stopped, match="another rank failed"):
+            os.kill(os.getpid(), TERM)
+
+
 TIMEOUT = 20
 MARGIN = 10
 
@@ -122,8 +142,7 @@ def test_a_rank_whose_peer_hangs_gives_up(small: Tiny, whole: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, monkeypatch, record_property) -> None:
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # from torchrun's SIGTERM to its SIGKILL
+def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, record_property) -> None:
     (tmp_path / "hanging.py").write_text(HANGS)
     more = ("--training.parallel", "fsdp", "--callbacks+", "hanging.Hangs", "--training.timeout", str(TIMEOUT))
     from_split(whole_of_two, tmp_path)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sftmix.quickstart.model import CHAT_TEMPLATE
 from tests.faults.mines import KillAt
-from tests.faults.processes import SIGKILLED, ended, from_split, words_of
+from tests.faults.processes import SIGKILLED, ended, words_of
 from tests.tiny import Tiny
 
 pytestmark = pytest.mark.long
@@ -28,10 +30,27 @@ def one_letter(path: Path) -> None:
     path.write_text(f"{text[:place]}{chr(ord(text[place]) ^ 1)}{text[place + 1 :]}")
 
 
+def one_letter_of(path: Path, before: str) -> None:
+    """Change the last letter of the first match of a pattern."""
+    text = path.read_text()
+    place = re.search(before, text).end() - 1
+    path.write_text(f"{text[:place]}{chr(ord(text[place]) ^ 1)}{text[place + 1 :]}")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "training rows": (lambda p: one_letter(p / "train.jsonl"), "data.fingerprint: "),
     "held-out rows": (lambda p: one_letter(p / "eval.jsonl"), "eval: "),
     "weights of the model": (lambda p: one_byte(p / "model" / "model.safetensors"), "model: "),
+    "configuration of the model": (
+        lambda p: one_letter_of(p / "model" / "config.json", r'"rms_norm_eps": 1'),
+        "model: ",
+    ),
+    "tokenizer": (lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": (?s:.*?)"\w{4}(?=")'), "model: "),
+    "template": (lambda p: one_letter_of(p / "chat.jinja", "Hell"), "data.fingerprint: "),
+    "checkpoint of the reference": (
+        lambda p: one_byte(p / "checkpoint" / "model.safetensors"),
+        "reference_files.checkpoint: ",
+    ),
     "dynamics": (lambda p: one_byte(p / "run" / "confidence" / "dynamics.parquet"), "dynamics.parquet"),
     "confidence": (lambda p: one_byte(p / "run" / "confidence" / "confidence.parquet"), "confidence.parquet"),
     "split": (lambda p: one_byte(p / "run" / "split" / "split.parquet"), "split.parquet"),
@@ -43,21 +62,29 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+TEMPLATE = CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}Hello.")
+
+
 @pytest.fixture(scope="module")
-def halfway(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halfway(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of its own, with model and rows, in which a run was killed after two checkpoints."""
     place = tmp_path_factory.mktemp("halfway")
-    shutil.copytree(small.model, place / "model")
+    for name in ("model", "checkpoint"):
+        shutil.copytree(small.model, place / name)
     for file in (small.train, small.eval):
         shutil.copy(file, place)
-    from_split(whole, place)
+    (place / "chat.jinja").write_text(TEMPLATE)
     mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
     assert ended(words(place), cwd=place, faults=[mine]).code == SIGKILLED
     return place
 
 
 def words(place: Path) -> list[str]:
-    return words_of(Tiny(place / "model", place / "train.jsonl", place / "eval.jsonl"))
+    """Of a run whose reference is a model on disk, and whose template is a file."""
+    known = words_of(Tiny(place / "model", place / "train.jsonl", place / "eval.jsonl"))
+    at = known.index("--reference.checkpoints")
+    on_disk = ("--reference", "FromCheckpoints", "--reference.paths", "[checkpoint]", "--data.template", "chat.jinja")
+    return [*known[:at], *known[at + 2 :], *on_disk]
 
 
 def contents(run: Path) -> dict[str, bytes]:

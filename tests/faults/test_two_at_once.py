@@ -21,16 +21,17 @@ def files(run: Path) -> set[str]:
 
 
 def race(small: Tiny, whole: Path, place: Path, runs: int) -> float:
-    """Start so many at once; return the seconds that the slowest of those that were turned away took."""
-    began = time.monotonic()
-    jobs = [start(words_of(small), cwd=place, log=f"printed-{number}.txt") for number in range(runs)]
-    slowest = 0.0
-    waiting: list[Job] = list(jobs)
+    """Start so many at once; return the seconds from its start that the slowest of those turned away took."""
+    began, jobs, slowest = list[float](), list[Job](), 0.0
+    for number in range(runs):
+        began.append(time.monotonic())
+        jobs.append(start(words_of(small), cwd=place, log=f"printed-{number}.txt"))
+    waiting = set(range(runs))
     while waiting:
-        for job in [job for job in waiting if not job.processes[0].is_alive()]:
-            waiting.remove(job)
-            if job.processes[0].exitcode == 5:
-                slowest = time.monotonic() - began
+        for number in [number for number in waiting if not jobs[number].processes[0].is_alive()]:
+            waiting.remove(number)
+            if jobs[number].processes[0].exitcode == 5:
+                slowest = max(slowest, time.monotonic() - began[number])
         time.sleep(0.01)
     assert sorted(job.processes[0].exitcode or 0 for job in jobs) == [0, *[5] * (runs - 1)]
     for job in jobs:
@@ -48,15 +49,15 @@ def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_pr
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("runs", [2, 8])
-def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, record_property) -> None:
+@pytest.mark.parametrize(("runs", "tries"), [(2, 20), (8, 3)])
+def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, record_property) -> None:
     times = []
-    for number in range(10):
+    for number in range(tries):
         place = tmp_path / str(number)
         place.mkdir()
         times.append(race(small, whole, place, runs))
     assert max(times) < AWAY
-    record_property("F13", f"10/10: 1 of {runs} trained, the others exit 5 within {max(times):.1f} s; equal")
+    record_property("F13", f"{tries}/{tries}: 1 of {runs} trained, the others exit 5 within {max(times):.1f} s; equal")
 
 
 def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:

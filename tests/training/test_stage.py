@@ -14,7 +14,7 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import StageResult, train
+from sftmix.training.loop import StageResult, too_many_skipped, train
 from sftmix.training.online import OnlineLosses
 from sftmix.types import Split
 from tests.toy import logged, toy_rows, toy_stage
@@ -157,6 +157,23 @@ def test_the_fourth_stops_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match="train: 4 steps in a row"):
         broken(tmp_path, [1, 2, 3, 4], steps=9)
     assert [m["step"] for m in logged(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "steps", "ends"),
+    [(9, 9, False), (10, 10, True), (10, 999, True), (10, 1000, False), (11, 1000, True), (1000, 100_000, False)],
+)
+def test_a_hundredth_of_the_steps_may_be_skipped_and_nine_in_any_case(skipped, steps, ends):
+    assert bool(too_many_skipped(1, skipped, steps)) is ends
+
+
+def test_too_many_skipped_steps_in_all_stop_the_run_before_and_after_a_resume(tmp_path):
+    bad = [*range(0, 12, 2), *range(13, 21, 2)]
+    assert broken(tmp_path, bad, steps=18).figures["skipped"] == 9
+    for _ in range(2):  # resumed from the last step but one, and from the last
+        with pytest.raises(NonFiniteError, match="train: 10 of the first 20 steps, more than 1%, have a non-finite"):
+            broken(tmp_path, bad, steps=24)
+        assert logged(tmp_path)[-1]["step"] == 19
 
 
 def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):

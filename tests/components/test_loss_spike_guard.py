@@ -1,0 +1,114 @@
+"""LossSpikeGuard: which step ends a run, that a resume changes nothing of it, and what may be done then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftmix.batches.order import Slot
+from sftmix.common.checkpoints import steps_in
+from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.world import World
+from sftmix.components import LossSpikeGuard, Perturbation, StageState
+from sftmix.options import CheckpointOptions
+from sftmix.testing import check_callback
+from sftmix.training.loop import train
+from tests.toy import logged, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2)])
+
+
+def ends_at(losses: list[float], factor: float, window: int) -> int | None:
+    """The first step (from 1) whose loss is a spike; naively."""
+    seen: list[float] = []
+    for step, loss in enumerate(losses, start=1):
+        if not np.isfinite(loss):
+            continue
+        if len(seen) >= window and loss > factor * np.median(seen[-window:]):
+            return step
+        seen.append(loss)
+    return None
+
+
+def asked(guard: LossSpikeGuard, losses: list[float]) -> int | None:
+    guard.on_stage_start(StageState("train", 0, 100, 0))
+    states = (StageState("train", step, 100, 0, {"loss": loss}) for step, loss in enumerate(losses, start=1))
+    return next((state.step for state in states if spikes(guard, state)), None)
+
+
+def spikes(guard: LossSpikeGuard, state: StageState) -> bool:
+    try:
+        guard.on_step_end(state)
+    except NonFiniteError:
+        return True
+    return False
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("losses", "factor", "window", "step"),
+    [
+        ([1.0, 1.0, 2.0], 2.0, 2, None),
+        ([1.0, 1.0, 2.01], 2.0, 2, 3),
+        ([1.0, 9.0, 9.0, 9.0], 2.0, 2, None),
+        ([9.0, 1.0, 1.0, 1.0, 3.1], 3.0, 3, 5),
+        ([1.0, 1.0, NAN, NAN, 2.0, 5.0], 2.0, 3, 6),
+        ([1.0, NAN, 9.0], 2.0, 2, None),
+    ],
+)
+def test_the_first_loss_above_so_many_medians_ends_the_run(losses, factor, window, step):
+    assert asked(LossSpikeGuard(factor=factor, window=window), losses) == step == ends_at(losses, factor, window)
+
+
+def test_each_stage_has_its_own_losses():
+    guard = LossSpikeGuard(factor=2.0, window=2)
+    assert asked(guard, [1.0, 1.0]) is None
+    assert asked(guard, [9.0, 9.0]) is None
+    check_callback(guard)
+
+
+@pytest.mark.parametrize("option", [{"factor": 1.0}, {"factor": NAN}, {"window": 1}])
+def test_wrong_options_are_named(option):
+    with pytest.raises(ConfigError, match=rf"callbacks\.LossSpikeGuard\.{next(iter(option))} is"):
+        LossSpikeGuard(**option)
+
+
+class Leap(Perturbation):
+    """Lets the loss leap in one step (from 0)."""
+
+    def __init__(self, *, at: int) -> None:
+        self.at = at
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e.flip(-1) if step == self.at else e
+
+
+AT = 9
+"""The leap: step 10."""
+
+
+def trained(place: Path, steps: int, *callbacks: LossSpikeGuard) -> None:
+    given = {"perturbation": Leap(at=AT), "checkpoint": CheckpointOptions(every=4), "callbacks": callbacks}
+    options = {"learning_rate": 0.03}
+    train(toy_stage(place, [[(Slot(0),), (Slot(1),)]] * steps, data=DATA, options=options, **given), World())
+
+
+def test_a_spike_ends_the_run_resumed_or_not_and_leaves_the_last_checkpoint(tmp_path, capsys):
+    told = r"train: step 10 has a loss of [\d.]+, more than 1.5 times the median [\d.]+ of the 6 steps before it"
+    with pytest.raises(NonFiniteError, match=told) as whole:
+        trained(tmp_path / "whole", 12, LossSpikeGuard(factor=1.5, window=6))
+    assert steps_in(tmp_path / "whole" / "checkpoints") == [8, 4]
+    trained(tmp_path / "cut", 8)  # it knows the losses before it came, too
+    for _ in range(2):
+        with pytest.raises(NonFiniteError) as again:
+            trained(tmp_path / "cut", 12, LossSpikeGuard(factor=1.5, window=6))
+        assert str(again.value) == str(whole.value)
+    assert "resuming after step 8" in capsys.readouterr().out
+    trained(tmp_path / "cut", 12)
+    losses = [m["loss"] for m in logged(tmp_path / "cut")]
+    assert ends_at(losses, 1.5, 6) == AT + 1
+    assert len(losses) == 12
