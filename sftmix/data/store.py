@@ -15,9 +15,10 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,9 @@ CODE_VERSION = 1
 
 BATCH_ROWS = 1024
 """Rows of a record batch in an Arrow file."""
+
+_SILENCE = 3.0
+"""Seconds that a process waits for another one before it says so."""
 
 
 # ------------------------------------------------------------------------------------------- the directory
@@ -84,16 +88,15 @@ def _alone(lock: Path) -> Iterator[None]:
     removed at the end, and one who waits for it and one who comes later then hold two different files.
     """
     with lock.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked workers would keep
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            print(f"waiting for {holder}, which fills {lock.parent}", file=sys.stderr, flush=True)
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            os.listdir(lock.parent)  # NFS would else answer from memory that the directory is not there
-        except OSError:  # no locks here
-            pass
+        said, started = False, time.monotonic()
+        while not _taken(file):
+            if not said and time.monotonic() > started + _SILENCE:
+                file.seek(0)
+                holder = file.read() or "another process"
+                print(f"waiting for {holder}, which fills {lock.parent}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(0.05)
+        os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -101,6 +104,17 @@ def _alone(lock: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _taken(file: IO[str]) -> bool:
+    """Take the lock of a file if nobody has it; a file system without locks always gives it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked workers would keep
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
