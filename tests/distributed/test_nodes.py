@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.world import World
+from sftmix.pipeline import shared
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.processes import done, from_split, words_of
 from tests.tiny import Tiny, make_tiny, metrics, status
-from tests.toy import free_port
+from tests.toy import free_port, on_ranks
 
 BUILDS = """
 import os, sys
@@ -89,7 +95,9 @@ def test_a_node_with_another_run_directory_is_named(tiny: Tiny, tmp_path: Path) 
     agents = two_nodes(tiny, tmp_path, "run", ("cache", "cache"))
     for agent in agents:
         assert agent.process.returncode == 1  # torchrun's own for any failure
-        (line,) = (line for line in agent.printed.splitlines() if "error: out: not every node sees" in line[:60])
+        (line,) = (
+            told for told in agent.printed.splitlines() if told.removeprefix("[rank 1] ").startswith("error: out:")
+        )
         assert "(exitcode: 2)" in agent.printed
         for name, rank in (("one", 0), ("two", 1)):
             assert str(tmp_path / name / "run") in line
@@ -97,6 +105,47 @@ def test_a_node_with_another_run_directory_is_named(tiny: Tiny, tmp_path: Path) 
     (kept,) = tmp_path.glob("*/run/STATUS.json")  # of the node that has rank 0
     assert status(kept.parent)["exit_code"] == 2
     assert not list(tmp_path.glob("*/run/.tmp-*"))
+
+
+@pytest.mark.slow
+def test_each_node_works_first_and_all_hear_of_its_error(tmp_path: Path) -> None:
+    on_ranks(_as_nodes, str(tmp_path), ranks=3)
+
+
+def _as_nodes(world: World, place: str) -> None:
+    """Three ranks: the first is a node, the others are another."""
+    world = replace(world, local_rank=max(world.rank - 1, 0))
+    host, node = os.uname().nodename, min(world.rank, 1)
+    one, two = f"node 0 ({host}, rank 0)", f"node 1 ({host}, ranks 1 to 2)"
+    assert world.of_nodes(world.rank) == {one: 0, two: 1}
+
+    def work() -> bool:
+        file, first = Path(place, f"made-{node}"), world.local_rank == 0
+        assert file.exists() != first  # the first rank makes it, and the second finds it
+        file.touch()
+        return first
+
+    def fail(*, on: tuple[int, ...]) -> None:
+        if node in on:
+            raise DataError("no rows")
+
+    assert world.node_first(work) == (world.local_rank == 0)
+    for nodes, told in (((0, 1), "no rows"), ((1,), f"{two}: no rows")):
+        with pytest.raises(DataError) as error:
+            world.node_first(partial(fail, on=nodes))
+        assert (str(error.value), error.value.everywhere) == (told, True)
+
+    shared.check_same_rows({"data.train": "a", "data.eval": "b"}, world)
+    with pytest.raises(ConfigError, match=re.escape(f"as {one}. Other ones: data.eval of {two}.")):
+        shared.check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
+
+    shared.check_same_directory(Path(place), world)
+    own = Path(place, f"own-{node}")
+    own.mkdir(exist_ok=True)
+    with pytest.raises(ConfigError, match=re.escape(f"{one} writes, {place}/own-0. These do not: {two}, where it is")):
+        shared.check_same_directory(own, world)
+    world.barrier()
+    assert not list(Path(place).rglob(".tmp-*"))
 
 
 # ----------------------------------------------------------------------------------------- a node that goes and comes
