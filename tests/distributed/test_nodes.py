@@ -187,8 +187,8 @@ def test_a_node_is_killed_and_another_one_joins(tiny: Tiny, alone: Path, tmp_pat
     port = free_port()
 
     def agent(name: str) -> Agent:
-        words = words_of(tiny, *SLOWLY)
-        return start_agent(words, cwd=tmp_path, port=port, nodes="1:2", restarts=3, env={"NODE": name})
+        env = {"NODE": name, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return start_agent(words_of(tiny, *SLOWLY), cwd=tmp_path, port=port, nodes="1:2", restarts=3, env=env)
 
     first = agent("one")
     wait_until(lambda: listens(port))  # it has the store, and outlives the other
