@@ -19,6 +19,11 @@ from sftmix.common.launcher import end_with_launcher
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_kept: list[object] = []
+"""The process group, so that it outlives all else that holds it. A DDP module that goes last, with the traceback of an
+error, would destroy it while it holds the interpreter's lock, wait for gloo's thread, which waits for that lock to free
+a tensor, and hang (torch 2.13). This reference gives the lock back first."""
+
 _TIMED_OUT = "Timed out waiting"
 """Words of gloo, which has no class for this error."""
 
@@ -158,6 +163,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    _kept[:] = [dist.group.WORLD]
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
