@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -24,6 +25,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("ci")
 torch.set_num_threads(1)  # tensors are tiny here: a second thread costs more than it gives, above all on a busy machine
+
+
+def pytest_collection_finish() -> None:
+    """Leave libraries and collected tests out of garbage collection, which a run does after each of its models."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

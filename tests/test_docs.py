@@ -251,7 +251,7 @@ import sftmix.answers.blind, sftmix.answers.chat, sftmix.answers.generate, sftmi
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
-sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args: None
+sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args, **more: None
 sftmix.pipeline.recipe.run = lambda config, until: {}
 sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
 sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
@@ -259,12 +259,12 @@ sftmix.cli.compare.run_table = lambda comparison: None
 sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.evaluate.convert.convert = lambda *args, **options: ()
-sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args: None
+sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args, **more: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
 sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
 sftmix.pipeline.finished.finished_models = lambda *args: []
-sftmix.answers.chat.chat = lambda *args: None
+sftmix.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

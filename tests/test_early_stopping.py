@@ -10,7 +10,7 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.components import EarlyStopping, StageState
 from sftmix.testing import check_callback
-from tests.tiny import Tiny, metrics
+from tests.tiny import Tiny, in_this_process, metrics
 from tests.tiny import sftmix as command
 
 pytestmark = pytest.mark.long
@@ -106,7 +106,7 @@ def words_of(tiny: Tiny, out: Path) -> list[str]:
 def early(finished, tmp_path_factory) -> tuple[Path, str]:
     """A run that stops early and keeps its best weights, and what it printed."""
     out = tmp_path_factory.mktemp("early") / "run"
-    done = command(*words_of(finished.tiny, out), "--checkpoint.keep_best", "true")
+    done = in_this_process(*words_of(finished.tiny, out), "--checkpoint.keep_best", "true", cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 

@@ -37,7 +37,11 @@ def test_a_run_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypa
     validate(config, needs_out=False)
 
 
-@pytest.mark.parametrize("name", TABLES)
+OF_A_TABLE = [n if n.startswith(SMALL) else pytest.param(n, marks=pytest.mark.slow) for n in TABLES]
+"""The small twin of a table has its variants, so it stands for both in a quick run of the tests."""
+
+
+@pytest.mark.parametrize("name", OF_A_TABLE)
 def test_a_table_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = table(name)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,19 +32,40 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 from sftmix.cli import main
-sys.exit(main())
 """
+ONE_COMMAND = NO_TORCH + "sys.exit(main())"
+COMMANDS = (
+    NO_TORCH
+    + """
+import contextlib, io, json
+
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=sys.__stdout__, flush=True)
+"""
+)
+"""A process that cannot import torch: a command in each line of its input, the result in each of its output."""
 
 
-def without_torch(*words: str, **environment: str) -> SimpleNamespace:
-    """The command in a process in which torch cannot be imported."""
-    command = [sys.executable, "-c", NO_TORCH, *words]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
-    assert "was imported" not in done.stderr
-    assert "Traceback" not in done.stderr
-    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+@pytest.fixture(scope="module")
+def without_torch() -> Iterator[Call]:
+    """Run a command where torch cannot be imported."""
+    words = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def call(*words: str) -> SimpleNamespace:
+            print(json.dumps(words), file=asked, flush=True)
+            code, out, err = json.loads(answers.readline())
+            assert "was imported" not in err
+            return SimpleNamespace(code=code, out=out, err=err)
+
+        yield call
+        asked.close()
 
 
 def everything(directory: Path) -> dict[str, bytes]:
@@ -100,7 +121,7 @@ def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
         assert everything(copied) == before
 
 
-def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path) -> None:
+def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path, without_torch: Call) -> None:
     before = everything(copied)
     with RunDirectory(copied, World()) as directory:
         done = without_torch(*finished.words, "--out", str(copied))
@@ -113,7 +134,9 @@ def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path) -
         assert everything(copied) == during
 
 
-def test_a_refused_command_leaves_the_status_of_an_interrupted_run(finished: Finished, copied: Path) -> None:
+def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
+    finished: Finished, copied: Path, without_torch: Call
+) -> None:
     (copied / "train" / "MANIFEST.json").unlink()
     interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
     (copied / "STATUS.json").write_text(json.dumps(interrupted))
@@ -159,7 +182,7 @@ def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Pa
 # ------------------------------------------------------------------------------- how a run ended
 
 
-def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path) -> None:
+def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
     run = tmp_path / "run"
     words = with_rows(["run", *tiny.options, "--out", str(run)], "--data.train", missing(tiny.train))
     assert without_torch(*words).code == 3
@@ -169,7 +192,7 @@ def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path) -> None:
+def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
     run = tmp_path / "run"
     words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]
     # A shell's background job ignores SIGINT, and so would what it starts.
@@ -193,7 +216,9 @@ def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", ["run", "train", "reference", "preview", "estimate"])
-def test_rows_and_models_that_are_not_there_are_refused_at_once(tiny: Tiny, tmp_path: Path, command: str) -> None:
+def test_rows_and_models_that_are_not_there_are_refused_at_once(
+    tiny: Tiny, tmp_path: Path, command: str, without_torch: Call
+) -> None:
     out = [] if command in ("preview", "estimate") else ["--out", str(tmp_path / "run")]
     words = [command, *tiny.options, *out]
     for option, path in (("--data.train", tiny.train), ("--data.eval", tiny.eval)):
@@ -203,7 +228,7 @@ def test_rows_and_models_that_are_not_there_are_refused_at_once(tiny: Tiny, tmp_
     assert (model.code, "model.path: " in model.err) == (2, True)
 
 
-def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
     (tmp_path / "file").touch()
     done = without_torch("run", *tiny.options, "--out", str(tmp_path / "file" / "run"))
     assert (done.code, "cannot be a run directory" in done.err) == (2, True)
@@ -211,7 +236,9 @@ def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
 @pytest.mark.parametrize("option", ["training.parallel", "reference.training.parallel"])
-def test_shards_without_torchrun_are_refused_at_once(tiny: Tiny, tmp_path: Path, option: str, parallel: str) -> None:
+def test_shards_without_torchrun_are_refused_at_once(
+    tiny: Tiny, tmp_path: Path, option: str, parallel: str, without_torch: Call
+) -> None:
     words = ["run", *tiny.options, f"--{option}", parallel, "--out", str(tmp_path / "run")]
     done = without_torch(*words)
     assert (done.code, f"{parallel} needs torchrun" in done.err) == (2, True)
@@ -229,7 +256,7 @@ def test_shards_without_torchrun_are_refused_at_once(tiny: Tiny, tmp_path: Path,
     ],
 )
 def test_a_directory_of_other_options_is_refused_at_once(
-    finished: Finished, copied: Path, words: tuple[str, ...], named: str
+    finished: Finished, copied: Path, words: tuple[str, ...], named: str, without_torch: Call
 ) -> None:
     before = everything(copied)
     done = without_torch(*finished.words, *words, "--out", str(copied))
@@ -237,7 +264,7 @@ def test_a_directory_of_other_options_is_refused_at_once(
     assert everything(copied) == before
 
 
-def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call, without_torch: Call) -> None:
     """Also for its last variant: no run before it is read back or started."""
     out, table = tmp_path / "table", tmp_path / "table.yaml"
     words = ["compare", "--config", str(table), *tiny.options, *SHORT, "--objective", "NTP", "--seeds", "[1]"]
@@ -252,7 +279,9 @@ def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmi
     assert everything(out) == before
 
 
-def test_an_export_that_cannot_be_is_refused_at_once(finished: Finished, copied: Path, tmp_path: Path) -> None:
+def test_an_export_that_cannot_be_is_refused_at_once(
+    finished: Finished, copied: Path, tmp_path: Path, without_torch: Call
+) -> None:
     to = ("--to", str(tmp_path / "model"))
     shutil.rmtree(copied / "train" / "checkpoints", ignore_errors=True)
     for words, message in (
@@ -274,7 +303,7 @@ def test_an_export_that_cannot_be_is_refused_at_once(finished: Finished, copied:
 
 def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:
     """An import of torch fails here, as the rest is in order."""
-    command = [sys.executable, "-c", NO_TORCH, "run", *tiny.options, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", ONE_COMMAND, "run", *tiny.options, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "was imported" in done.stderr
     assert done.stderr.startswith(f"run: {tiny.model} on {tiny.train}, in {tmp_path / 'run'}\n")

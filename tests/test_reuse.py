@@ -33,8 +33,6 @@ from sftmix.pipeline.export import export_run
 from sftmix.pipeline.recipe import run
 from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table
 
-pytestmark = pytest.mark.long
-
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
     return RunConfig(
@@ -162,6 +160,7 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_the_base_model_is_measured_anew_where_its_figures_would_be_others(finished, tmp_path):
     tiny = finished.tiny
     plain = {"objective": NTP(), "pairing": None}
@@ -251,6 +250,7 @@ class Stops(RandomSplit):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["at_once", "caught", "swallowed", "renamed"])
 def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path, how):
     """Whatever catches it on its way: every Exception, everything, or to say something else of it."""

@@ -12,7 +12,7 @@ import torch
 from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.types import Scores, Split
-from tests.tiny import Tiny, metrics, table, weights
+from tests.tiny import Tiny, in_this_process, metrics, table, weights
 
 
 def options(tiny: Tiny, *more: str) -> list[str]:
@@ -114,12 +114,19 @@ def test_the_baseline_sees_the_same_batches(single):
     assert sum(m["mixup_tokens"] for m in metrics(single, "baseline")) == 0
 
 
-@pytest.mark.parametrize("step", [3, 6, 9])
-def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_path, sftmix, step):
-    """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
+@pytest.fixture(scope="module")
+def keeping(finished, tmp_path_factory):
+    """The words of a run that keeps its checkpoints, and the run."""
     words = options(finished.tiny, "--checkpoint.every", "3", "--checkpoint.keep", "9")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    assert sftmix("run", *words, "--out", str(whole)).code == 0
+    place = tmp_path_factory.mktemp("keeping")
+    assert in_this_process("run", *words, "--out", "whole", cwd=place).returncode == 0
+    return words, place / "whole"
+
+
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_continued_single_run_is_the_uninterrupted_one(keeping, tmp_path, sftmix, step):
+    """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
+    (words, whole), again = keeping, tmp_path / "again"
     shutil.copytree(whole, again)
     for place in ("MANIFEST.json", "figures.json"):
         (again / "train" / place).unlink()
@@ -222,7 +229,11 @@ def stopping(step: int) -> list[str]:
     return ["--callbacks+", f"{__name__}.StopAt", "--callbacks.step", str(step)]
 
 
-@pytest.mark.parametrize(("step", "decided_by"), [(3, None), (4, None), (5, 0), (8, 0), (9, 1)])
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("step", "decided_by"), [slow(3, None), (4, None), slow(5, 0), slow(8, 0), (9, 1)])
 def test_a_callback_may_stop_a_single_run(finished, single, tmp_path, sftmix, step, decided_by):
     """In an epoch (4 steps each) or at its end: the split that is shown is that of the last epoch begun, if any.
 

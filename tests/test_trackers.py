@@ -21,7 +21,7 @@ from sftmix.pipeline.hold import Hold
 from sftmix.testing import check_callback
 from sftmix.trackers import TRACKERS, tracker_class
 from sftmix.trackers.rows import STAGES, Rows
-from tests.tiny import metrics
+from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # warnings of the clients
@@ -336,7 +336,7 @@ class Broken(TensorBoard):
 def test_a_tracker_that_fails_ends_no_run(tiny, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     words = ["--objective", "NTP", "--training.max_steps", "2", "--callbacks+", "broken.Broken"]
-    done = command("run", *tiny.options, *words, "--out", "run", cwd=tmp_path)
+    done = in_this_process("run", *tiny.options, *words, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "no route to host" in line]
     assert told == [

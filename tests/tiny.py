@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -83,6 +85,16 @@ def sftmix(*words: str, ranks: int = 1, cwd: Path | None = None) -> subprocess.C
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [*launcher, *program, *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
+
+
+def in_this_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same for one rank without a process of its own, which would import every library anew."""
+    from sftmix.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(words))
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def metrics(run: Path, stage: str = "train") -> list[dict]:

@@ -76,7 +76,7 @@ def comparison_of(given: Arguments) -> Comparison:
         say(f"note: {note}")
     variants = {}
     for name, changed in _variants(parsed.variants):
-        variants[name], changes = _variant(parser, given, name, changed, parsed)
+        variants[name], changes = _variant(parser, name, changed, parsed)
         for note in changes:
             say(f"note: variant {name}: {note}")
     if given.print_config is not None:
@@ -111,11 +111,7 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _variant(
-    parser: Parser,
-    given: Arguments,
-    name: str,
-    options: Mapping[str, Any],
-    base: jsonargparse.Namespace,
+    parser: Parser, name: str, options: Mapping[str, Any], base: jsonargparse.Namespace
 ) -> tuple[RunConfig, list[str]]:
     """Read the configuration of one variant: its options over those of the files and the command line."""
     try:
@@ -123,7 +119,7 @@ def _variant(
         refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
         if refused or own.configs:
             raise ConfigError(f"{(refused or ['config'])[0]} is not an option of a variant: it is the table's")
-        return parse_variant(parser, given, own.options, base)
+        return parse_variant(parser, own.options, base)
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
 

@@ -12,9 +12,9 @@ from sftmix.cli.arguments import Arguments, OwnOption, sort_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
-from sftmix.config.layers import OF_COMPARE, read_layers, refuse_table
-from sftmix.config.messages import explain, refuse_unknown
-from sftmix.config.read import Parser, add_run_options, instantiate
+from sftmix.config.layers import OF_COMPARE, Layer, read_layers, refuse_table
+from sftmix.config.messages import explain
+from sftmix.config.read import Parser, add_run_options, apply_layer, instantiate
 from sftmix.config.schema import component_bases, component_options, import_class, list_options
 
 
@@ -58,52 +58,47 @@ def build_parser(prog: str, own: Sequence[OwnOption] = ()) -> Parser:
 def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Namespace, list[str]]:
     """Return the configuration, all parsed values, and notes."""
     notes = list(given.notes)
-    before, args = None, list[str]()
-    for name, text in _layers(parser, given.configs):
-        args.append(f"--config={text}")
-        parsed = _parse(parser, args, f"{name}: ")
-        notes += _changes(before, parsed, f"--config {name}")
+    before, parsed = None, parser.get_defaults()
+    for layer in _layers(parser, given.configs):
+        parsed = apply_layer(parser, layer, parsed, parser.own)
+        notes += _changes(before, parsed, f"--config {layer.name}")
         before = parsed
-    args += given.options
-    parsed = _parse(parser, args)
+    parsed = _parse(parser, given.options, parsed)
     notes += _changes(before, parsed, "the command line")
     return instantiate(parser, parsed), parsed, notes
 
 
 def parse_variant(
-    parser: Parser, given: Arguments, options: Sequence[str], base: jsonargparse.Namespace
+    parser: Parser, options: Sequence[str], base: jsonargparse.Namespace
 ) -> tuple[RunConfig, list[str]]:
-    """Return the configuration with more options applied last, and notes on their changes to `base`."""
-    parsed = _parse(parser, [*_words(parser, given), *options])
+    """Return the configuration of the options over the parsed values `base`, and notes on their changes to it."""
+    parsed = _parse(parser, options, base)
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 
 def print_config(parser: Parser, given: Arguments) -> None:
     """Print the whole configuration as YAML that --config takes back, and raise SystemExit(0)."""
-    _parse(parser, [*_words(parser, given), f"--print_config={given.print_config}"])
+    parsed = parser.get_defaults()
+    for layer in _layers(parser, given.configs):
+        parsed = apply_layer(parser, layer, parsed, parser.own)
+    _parse(parser, [*given.options, f"--print_config={given.print_config}"], parsed)
 
 
-def _words(parser: Parser, given: Arguments) -> list[str]:
-    """Return a sorted command line for jsonargparse: files, then options."""
-    return [*(f"--config={text}" for _, text in _layers(parser, given.configs)), *given.options]
-
-
-def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (name, YAML text) of every layer of the files, in the order in which they apply."""
+def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[Layer]:
+    """Yield every layer of the files, in the order in which they apply."""
     for config in configs:
         layers = read_layers(config)
         if OF_COMPARE not in parser.own:
             refuse_table(layers)
-        for layer in layers:
-            refuse_unknown(layer.values, parser.own, f"{layer.name}: ")
-            yield layer.name, layer.yaml()
+        yield from layers
 
 
-def _parse(parser: Parser, args: Sequence[str], where: str = "") -> jsonargparse.Namespace:
+def _parse(parser: Parser, options: Sequence[str], over: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    """Apply options of the command line over parsed values."""
     try:
-        return parser.parse_args(list(args))
+        return parser.parse_args(list(options), namespace=over.clone())
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(where + explain(str(error), parser.own)) from error
+        raise ConfigError(explain(str(error), parser.own)) from error
 
 
 def _changes(before: Any, after: Any, by: str) -> Iterator[str]:

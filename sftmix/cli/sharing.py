@@ -34,8 +34,11 @@ def check_push(name: str | None, license: str | None, *, private: bool) -> None:
         raise ConfigError(f"{given} is for an upload; give --push_to_hub NAME, too")
 
 
-def write_run_cards(*runs: Path) -> None:
-    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does."""
+def write_run_cards(*runs: Path, config: RunConfig | None = None) -> None:
+    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does.
+
+    config  of the one run, where it is known
+    """
     import os
 
     if os.environ.get("RANK", "0") != "0":
@@ -43,7 +46,7 @@ def write_run_cards(*runs: Path) -> None:
     from sftmix.sharing.written import write_cards
 
     for run in runs:
-        write_cards(run)
+        write_cards(run, config)
 
 
 def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
@@ -52,7 +55,7 @@ def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
 
     run = Path(config.out or "")
     if until == "train":
-        write_run_cards(run)
+        write_run_cards(run, config=config)
     if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
         return
     from sftmix.sharing.hub import push

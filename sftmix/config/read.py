@@ -79,11 +79,21 @@ def _from_layers(layers: Sequence[Layer]) -> RunConfig:
     parser = _run_parser()
     parsed = parser.get_defaults()
     for layer in layers:
-        where = f"{layer.name}: " if len(layers) > 1 else ""
-        refuse_unknown(layer.values, where=where)
-        try:
-            # A copy: jsonargparse puts its own objects into the lists that it is given.
-            parsed = parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=parsed)
-        except jsonargparse.ArgumentError as error:
-            raise ConfigError(where + explain(str(error))) from error
+        parsed = apply_layer(parser, layer, parsed)
     return instantiate(parser, parsed)
+
+
+def apply_layer(
+    parser: Parser, layer: Layer, over: jsonargparse.Namespace, own: Mapping[str, Any] = MappingProxyType({})
+) -> jsonargparse.Namespace:
+    """Return the values of a layer over parsed ones; raise ConfigError for unknown keys and values.
+
+    own  the options of a command beside those of a run, with their types
+    """
+    where = f"{layer.name}: " if layer.name else ""
+    refuse_unknown(layer.values, own, where)
+    try:
+        # A copy: jsonargparse puts its own objects into the lists that it is given.
+        return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(where + explain(str(error), own)) from error

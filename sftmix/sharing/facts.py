@@ -112,12 +112,16 @@ class Facts:
         return read_json(file) if file.exists() else None
 
 
-def facts_of(run: Path) -> Facts:
-    """Read the facts of a run; raise ConfigError where `run` is no run directory."""
+def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
+    """Read the facts of a run; raise ConfigError where `run` is no run directory.
+
+    config  of the run, where it is known; None reads it from the run
+    """
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
     summary = run / "summary.json"
-    return Facts(run, read_config(run / "config.yaml"), read_json(summary) if summary.exists() else {})
+    config = config or read_config(run / "config.yaml")
+    return Facts(run, config, read_json(summary) if summary.exists() else {})
 
 
 def _without_directories(value: Any) -> Any:

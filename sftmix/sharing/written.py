@@ -12,23 +12,27 @@ from pathlib import Path
 from huggingface_hub import ModelCard, metadata_load, metadata_save
 
 from sftmix.common.files import write_text
+from sftmix.config import RunConfig
 from sftmix.sharing.cards import ARMS, CARD, model_card
 from sftmix.sharing.facts import facts_of
 
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: {} -->\n"
 
 
-def write_cards(run: Path) -> list[Path]:
+def write_cards(run: Path, config: RunConfig | None = None) -> list[Path]:
     """Write the cards of train/model and baseline/model as the run's files are now; return the files that changed.
 
     A stage without a model gets none, and a card that was edited stays.
+    config  of the run, where it is known; None reads it from the run
     """
     written = []
-    for stage in ARMS:
-        file = run / stage / "model" / CARD
-        if not file.parent.is_dir() or is_edited(file):
-            continue
-        text = _sealed(model_card(facts_of(run), stage))
+    files = {stage: run / stage / "model" / CARD for stage in ARMS}
+    files = {stage: file for stage, file in files.items() if file.parent.is_dir() and not is_edited(file)}
+    if not files:
+        return []
+    facts = facts_of(run, config)
+    for stage, file in files.items():
+        text = _sealed(model_card(facts, stage))
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
             written.append(file)

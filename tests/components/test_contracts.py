@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sftmix.components.confidence import LEAST
-from tests.tiny import SHORT, metrics, table
+from tests.tiny import SHORT, in_this_process, metrics, table
 from tests.tiny import sftmix as in_a_process
 
 pytestmark = pytest.mark.long
@@ -223,17 +224,27 @@ BROKEN = [
 ]
 
 
+@pytest.fixture(scope="module")
+def reference(finished, tmp_path_factory) -> Path:
+    """A run of two steps that has its reference, and no more."""
+    place = tmp_path_factory.mktemp("reference")
+    assert in_this_process("reference", *finished.tiny.options, *SHORT, "--out", "run", cwd=place).returncode == 0
+    return place / "run"
+
+
 @pytest.mark.parametrize(("option", "message"), BROKEN, ids=[option.rpartition(".")[2] for option, _ in BROKEN])
-def test_a_run_ends_with_one_line(option, message, tiny, tmp_path, monkeypatch, sftmix):
+def test_a_run_ends_with_one_line(option, message, finished, reference, tmp_path, monkeypatch, sftmix):
     Path(tmp_path / "broken_parts.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    ended = sftmix("run", *tiny.options, *SHORT, option, "--out", str(tmp_path / "run"))
+    early = option.rpartition(".")[2] in ("Listed", "Floats", "Endless", "Single", "AtOnce")
+    if not early and option.startswith("--objective"):  # which the reference does not depend on
+        shutil.copytree(reference, tmp_path / "run")
+    ended = sftmix("run", *finished.tiny.options, *SHORT, option, "--out", str(tmp_path / "run"))
     said = [line for line in ended.err.splitlines() if line.startswith("error")]
     assert ended.code == 2
     assert len(said) == 1
     assert re.search(message, said[0])
     assert not (tmp_path / "run" / "train" / "model").exists()
-    early = option.rpartition(".")[2] in ("Listed", "Floats", "Endless", "Single", "AtOnce")
     assert (tmp_path / "run" / "reference").exists() == (not early)
 
 

@@ -13,7 +13,7 @@ from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.config.read import read_config
 from sftmix.pipeline.rows import read_rows, tokenised_rows
-from tests.tiny import make_tiny, metrics, sftmix
+from tests.tiny import in_this_process, make_tiny, metrics, sftmix
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("mixing")
     tiny = make_tiny(place, dropout=0.0)
     words = ["--training.max_steps", "2", "--objective.mu", "0.7", "--callbacks+", "MeasureMixing"]
-    done = sftmix("run", *tiny.options, *words, "--callbacks.every", "2", "--out", "run", cwd=place)
+    done = in_this_process("run", *tiny.options, *words, "--callbacks.every", "2", "--out", "run", cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "run"
 

@@ -99,6 +99,7 @@ def sharded(world: World, path: str) -> None:
             save_file(found, Path(path) / f"{kind}.safetensors")
 
 
+@pytest.mark.slow
 def test_two_ranks_that_share_the_weights_train_what_one_trains_and_one_goes_on(tmp_path):
     on_ranks(sharded, str(tmp_path))
     for kind in OPTIMIZERS:

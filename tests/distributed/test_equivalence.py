@@ -171,9 +171,10 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     ("ranks", "step"),
-    [(1, 7), pytest.param(1, 8, marks=pytest.mark.slow), pytest.param(2, 6, marks=pytest.mark.slow)],
+    [(1, 7), (1, 8), (2, 6)],
     ids=["mid epoch", "end of epoch", "fsdp"],
 )
+@pytest.mark.slow
 def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, here, ranks, step):
     words = ["--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
     words += ["--callbacks.stage", "train", "--callbacks.step", str(step), "--callbacks.signal", "9"]

@@ -137,6 +137,7 @@ def sent(path: str, ranks: int, lora: LoraOptions, micro_batches: float, passes:
     return [*traffic(work, model, Layout(training, gpus(ranks)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hybrid", [False, True], ids=["two-ranks", "four-ranks"])
 def test_what_is_sent_is_what_ranks_send(counts, path, hybrid):
     told_by = range(4 if hybrid else 2)

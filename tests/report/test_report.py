@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sftmix.common.errors import ConfigError
-from tests.tiny import groups, make_tiny, metrics, sftmix, table
+from tests.tiny import groups, in_this_process, make_tiny, metrics, sftmix, table
 
 pytestmark = pytest.mark.long
 
@@ -38,9 +38,9 @@ def run(tmp_path_factory) -> Path:
     rows[3]["output"] = NASTY
     tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["run", *tiny.options, "--data.label_field", "quality", "--with_baseline", "--out", "run"]
-    done = sftmix(*words, cwd=place)
+    done = in_this_process(*words, cwd=place)
     assert done.returncode == 0, done.stderr
-    done = sftmix("report", "run", "--score", "--map", "20", cwd=place)
+    done = in_this_process("report", "run", "--score", "--map", "20", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["run/report/report.html", "run/report/examples.parquet"]
     return place / "run"
@@ -287,7 +287,7 @@ def test_the_page_works_in_a_browser(run, browser):
 
 
 def test_what_cannot_be_reported_is_refused(run, tmp_path):
-    done = sftmix("report", str(tmp_path))
+    done = in_this_process("report", ".", cwd=tmp_path)
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
     (tmp_path / "begun").mkdir()

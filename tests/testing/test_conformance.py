@@ -224,15 +224,20 @@ class Widens(base.Perturbation):
         return torch.cat([e, e], dim=1)
 
 
+def slow(*case):
+    """A case whose counterexample Hypothesis takes seconds to make small."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("kind", "broken", "named"),
     [
-        ("Splitter", ByFileOrder(), "order of the examples"),
+        slow("Splitter", ByFileOrder(), "order of the examples"),
         ("Splitter", PairsUnscored(), "for every example without a confidence"),
-        ("ConfidenceEstimator", SortsInPlace(), "changed in place"),
+        slow("ConfidenceEstimator", SortsInPlace(), "changed in place"),
         ("ConfidenceEstimator", Ranks(), "order of the examples"),
-        ("PairSampler", Remembers(), "asked alone gives something else"),
-        ("PairSampler", Global(), "global random state"),
+        slow("PairSampler", Remembers(), "asked alone gives something else"),
+        slow("PairSampler", Global(), "global random state"),
         ("Objective", MeanOfMeans(), "cut into micro-batches"),
         ("Objective", LambdaByPlace(), "cut into micro-batches"),
         ("Objective", TrainsRepeats(), "repeated slot"),
@@ -243,8 +248,8 @@ class Widens(base.Perturbation):
         ("Callback", StopsQuietly(), "promises it never does"),
         ("Callback", Tells(), "a mapping of names to numbers"),
         ("Selector", Positional(), "keyword-only"),
-        ("Reference", Shuffles(), "exactly context.ids"),
-        ("Reference", Fractions(), "n_tokens of type float64"),
+        slow("Reference", Shuffles(), "exactly context.ids"),
+        slow("Reference", Fractions(), "n_tokens of type float64"),
         ("Splitter", NTP(), "not a Splitter"),
     ],
     ids=lambda word: type(word).__name__ if isinstance(word, base.Component) else "",

@@ -66,6 +66,7 @@ TRACED_ONLY = patch("torch.compile", partial(torch.compile, backend="aot_eager")
 
 
 @TRACED_ONLY
+@pytest.mark.slow
 def test_compiled_layers_are_recomputed():
     same(World(), activation_checkpointing=True)
 
@@ -80,6 +81,7 @@ def sharded(world: World) -> None:
     same(world, parallel="fsdp")
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_is_said_before_anything_is_read(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     done = sftmix("run", *finished.tiny.options, "--training.compile", "true", "--out", str(tmp_path / "run"))
