@@ -162,7 +162,8 @@ def known_options() -> set[str]:
     for command in (chat, evaluate, generate, report, verify):
         command.add_options(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
-    of_launchers = {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "signal", "signals"}
+    of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
+    of_launchers |= {"signal", "signals"}
     lists = {f"{key}+" for key in list_options()}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}

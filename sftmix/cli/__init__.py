@@ -17,7 +17,7 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error
+from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error, wait_for_hearers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +96,8 @@ def _report(error: SFTMixError | Stopped) -> int:
     if not (shared and rank) or by_torchrun():
         print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
     record_error(message)
+    if shared and not isinstance(error, Stopped):  # a signal leaves little time, and may have reached one rank alone
+        wait_for_hearers()
     return error.exit_code
 
 

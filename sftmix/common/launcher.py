@@ -20,8 +20,14 @@ GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
 number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
+_HEARS = "hears"
+"""The name of a file beside that of a rank's error: it waits for the first one's."""
+
 _PATIENCE = 30.0
 """Seconds that a rank waits for the error of the first one."""
+
+_HEARING = 10.0
+"""Seconds that the first rank waits for the others of its node to hear its error."""
 
 _watched = threading.Event()
 
@@ -102,15 +108,38 @@ def first_rank_tells(message: str) -> bool:
     own = _error_file()
     if own is None or os.environ.get("LOCAL_RANK", "0") == "0":
         return False
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when the first rank has failed: this rank ends, too
+    _outlast_others()
     first = own.parents[1] / "0" / own.name
+    with contextlib.suppress(OSError):
+        (own.parent / _HEARS).touch()
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
         time.sleep(0.02)
     return False
+
+
+def wait_for_hearers() -> None:
+    """Wait, on the first rank of a node, until each of the others waits for its error in `first_rank_tells`.
+
+    torchrun ends all ranks once one has failed, and lists those that this killed beside it. A rank that is slow to get
+    to the same error would be among them.
+    """
+    own = _error_file()
+    if own is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    _outlast_others()
+    others = [own.parents[1] / str(rank) / _HEARS for rank in range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
+    deadline = time.monotonic() + _HEARING
+    while time.monotonic() < deadline and not all(file.exists() for file in others):
+        time.sleep(0.02)
+
+
+def _outlast_others() -> None:
+    """Ignore the SIGTERM that torchrun sends once another rank has failed: this rank is about to end, too."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _error_file() -> Path | None:

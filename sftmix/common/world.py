@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -18,6 +19,11 @@ from sftmix.common.launcher import end_with_launcher
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_kept: list[object] = []
+"""The process group, so that it outlives all else that holds it. A DDP module that goes last, with the traceback of an
+error, would destroy it while it holds the interpreter's lock, wait for gloo's thread, which waits for that lock to free
+a tensor, and hang (torch 2.13). This reference gives the lock back first."""
+
 _TIMED_OUT = "Timed out waiting"
 """Words of gloo, which has no class for this error."""
 
@@ -88,10 +94,52 @@ class World:
             raise error
         return result
 
-    def main_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0, then on the other ranks, which find the caches filled."""
-        result = self.on_main(work)
-        return cast(T, result) if self.is_main else work()
+    def of_nodes(self, value: T) -> dict[str, T]:
+        """Return one picklable object of each node, by the name of the node, on every rank; small ones.
+
+        value  only that of the first rank of a node is taken
+        """
+        nodes: list[tuple[str, int, T]] = []
+        sizes: list[int] = []
+        for rank, (local_rank, host, given) in enumerate(self.gather((self.local_rank, socket.gethostname(), value))):
+            if local_rank == 0:  # ranks of a node are neighbours; nodes may share a host name, and differ in size
+                nodes.append((host, rank, given))
+                sizes.append(0)
+            sizes[-1] += 1
+        return {
+            f"node {node} ({host}, {_ranks(first, size)})": given
+            for node, ((host, first, given), size) in enumerate(zip(nodes, sizes, strict=True))
+        }
+
+    def node_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on the first rank of each node, then on the others, which find the cache of their node filled.
+
+        An error of any node is raised on every rank; its message names the node, unless all nodes have the same.
+        """
+        first, error, result = self.local_rank == 0, None, None
+        if first:
+            try:
+                result = work()
+            except (SFTMixError, Stopped) as raised:
+                error = raised
+        if (told := _one_of(self.of_nodes(error))) is not None:
+            told.everywhere = True
+            raise told
+        return cast(T, result) if first else work()
+
+
+def _ranks(first: int, size: int) -> str:
+    return f"rank {first}" if size == 1 else f"ranks {first} to {first + size - 1}"
+
+
+def _one_of(errors: Mapping[str, SFTMixError | Stopped | None]) -> SFTMixError | Stopped | None:
+    """Return the error that all ranks raise for those of the nodes, by their names; None if no node has one."""
+    told = [(node, error) for node, error in errors.items() if error is not None]
+    if not told:
+        return None
+    node, error = told[0]
+    same = len(told) == len(errors) and len({(type(other), str(other)) for _, other in told}) == 1
+    return error if same or isinstance(error, Stopped) else type(error)(f"{node}: {error}")
 
 
 @contextlib.contextmanager
@@ -115,6 +163,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    _kept[:] = [dist.group.WORLD]
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit

@@ -5,15 +5,20 @@ Every directory in the cache has a key. The key changes with everything that its
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +31,9 @@ CODE_VERSION = 1
 
 BATCH_ROWS = 1024
 """Rows of a record batch in an Arrow file."""
+
+_SILENCE = 3.0
+"""Seconds that a process waits for another one before it says so."""
 
 
 # ------------------------------------------------------------------------------------------- the directory
@@ -46,7 +54,8 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
     """Return the directory `root/name` and its summary; build it first if it is absent or incomplete.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
-    and renamed when it is complete, so no reader, and no other process that builds the same key, sees half of it.
+    and renamed when it is complete, so no reader sees half of it. Of several processes one builds, and the others wait,
+    on other machines, too, where their file system has locks.
 
     Raises ConfigError when nothing can be written under `root`, NoSpaceError when the disk is full.
     """
@@ -55,17 +64,57 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
         return target, summary
     try:
         root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-        try:
-            return _commit(scratch, target, build(scratch))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with _alone(root / f".{name}.lock"):
+            if (summary := _read(target)) is not None:  # made while this process waited
+                return target, summary
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+            try:
+                return _commit(scratch, target, build(scratch))
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
             "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock, so that the same work is not done twice at once; it spares work, and nothing else depends on it.
+
+    Two may still build the same where a file system has no locks, and after a build that failed: the lock file is
+    removed at the end, and one who waits for it and one who comes later then hold two different files.
+    """
+    with lock.open("a+", encoding="utf-8") as file:
+        said, started = False, time.monotonic()
+        while not _taken(file):
+            if not said and time.monotonic() > started + _SILENCE:
+                file.seek(0)
+                holder = file.read() or "another process"
+                print(f"waiting for {holder}, which fills {lock.parent}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(0.05)
+        os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _taken(file: IO[str]) -> bool:
+    """Take the lock of a file if nobody has it; a file system without locks always gives it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked workers would keep
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
 from sftmix.pipeline.hold import Hold
+from sftmix.pipeline.shared import check_same_directory
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -40,11 +41,17 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self.world.on_main(self._enter)
+        try:
+            check_same_directory(self.path, self.world)
+        except BaseException as error:
+            if self.world.is_main:
+                self._hold.release(error)
+            raise
         return self
 
     def _enter(self) -> None:
         self._hold.take()
-        for name in ("STATUS.json", "config.yaml", "summary.json"):
+        for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         self.status()
 

@@ -178,7 +178,7 @@ def rows_of_reference(
     path = model.path or config.model.path
     template = model.template if model.path else model.template or config.data.template
     with named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
-        encoder = encoder_for(load_tokenizer(path), replace(config.data, template=template))
+        encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), replace(config.data, template=template)))
     length = model.max_length
     if rows.prepared.text:
         length = rows.data.report.max_length

@@ -19,6 +19,7 @@ from sftmix.config.read import read_config
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.pipeline.held_out import held_out_groups
+from sftmix.pipeline.shared import check_same_rows
 from sftmix.types import Scores
 
 
@@ -47,7 +48,7 @@ class RunRows:
 
 def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tuple[RunConfig, Prepared]:
     """Read the rows, and return them with the configuration, whose `data.format` is now settled."""
-    prepared = world.main_first(lambda: prepare(config.data, config.seed, progress=progress))
+    prepared = world.node_first(lambda: prepare(config.data, config.seed, progress=progress))
     return resolve_text(config, prepared), prepared
 
 
@@ -78,7 +79,7 @@ def tokenised_rows(
 
     select  training rows -> the ids to keep, in file order; None: the selector of the configuration
     """
-    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
+    encoder = world.node_first(lambda: encoder_for(load_tokenizer(config.model.path), config.data))
     path, longest = config.model.path, config.data.max_length
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
@@ -90,6 +91,8 @@ def tokenised_rows(
         data = encoded(selected_ids(config, whole) if select is None else select(whole))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
+    sides = {"data.train": data.train, "data.eval": data.eval}
+    check_same_rows({option: rows.fingerprint for option, rows in sides.items() if rows is not None}, world)
     groups, note = held_out_groups(data.eval, prepared.options.eval)
     data.report.notes += [note] if note else []
     return RunRows(prepared, encoder, data, groups)
@@ -120,7 +123,7 @@ def encode_rows(
     key         the option behind max_length, for messages
     """
     length = resolve_max_length(max_length, model_path, key=key)
-    return world.main_first(
+    return world.node_first(
         lambda: encode(prepared, encoder, max_length=length, keep=keep, length_option=key, progress=progress)
     )
 

@@ -1,0 +1,219 @@
+"""Two nodes, each a torchrun with one rank: what they share, what each has alone, and a node that goes and comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.world import World
+from sftmix.pipeline import shared
+from tests.distributed.agents import Agent, start_agent, wait_until
+from tests.faults.processes import done, from_split, words_of
+from tests.tiny import Tiny, make_tiny, metrics, status
+from tests.toy import free_port, on_ranks
+
+BUILDS = """
+import os, sys
+
+def note(event, given):
+    if event == "tempfile.mkdtemp" and os.path.basename(given[0]).startswith((".records-", ".tokens-", ".template-")):
+        with open(os.environ["BUILDS"], "a") as file:
+            file.write(os.path.basename(given[0]).split("-")[0].strip(".") + "\\n")
+
+sys.addaudithook(note)
+"""
+"""Python runs it when it starts (sitecustomize): it notes each directory that is begun in a cache."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Without dropout, whose masks depend on ranks."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The place of an uninterrupted run on one rank."""
+    place = tmp_path_factory.mktemp("alone")
+    (place / "samples.py").write_text(SAMPLES)
+    done(words_of(tiny, *SLOWLY), cwd=place)
+    return place
+
+
+# ------------------------------------------------------------------------------------------------ what nodes share
+
+
+def two_nodes(tiny: Tiny, place: Path, out: str, caches: tuple[str, str]) -> list[Agent]:
+    """Run on two nodes, each in a directory of its own; note what each builds in its cache."""
+    port, agents = free_port(), []
+    (place / "sitecustomize.py").write_text(BUILDS)
+    for name, cache in zip(("one", "two"), caches, strict=True):
+        (place / name).mkdir()
+        env = {"SFTMIX_CACHE": str(place / cache), "BUILDS": str(place / f"{name}.txt"), "PYTHONPATH": str(place)}
+        words = ["split", *tiny.options, "--splitter", "RandomSplit", "--out", out]
+        agents.append(start_agent(words, cwd=place / name, port=port, env=env))
+    for agent in agents:
+        agent.wait()
+    return agents
+
+
+def built(place: Path) -> list[list[str]]:
+    """What each node has built, sorted."""
+    files = [place / f"{name}.txt" for name in ("one", "two")]
+    return [sorted(file.read_text().split()) if file.exists() else [] for file in files]
+
+
+WORK = ["records", "records", "template", "tokens", "tokens"]
+"""What there is to do: checked rows and token ids of two files, and the template of the tokenizer."""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("caches", [("one/cache", "two/cache"), ("cache", "cache")], ids=["own caches", "one cache"])
+def test_rows_are_tokenised_once_for_each_cache(tiny: Tiny, tmp_path: Path, caches: tuple[str, str]) -> None:
+    agents = two_nodes(tiny, tmp_path, "../run", caches)
+    assert [agent.process.returncode for agent in agents] == [0, 0], agents[0].printed + agents[1].printed
+    if caches[0] == caches[1]:
+        assert sorted(chain(*built(tmp_path))) == WORK
+    else:
+        assert built(tmp_path) == [WORK, WORK]
+    assert status(tmp_path / "run")["exit_code"] == 0
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_node_with_another_run_directory_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    agents = two_nodes(tiny, tmp_path, "run", ("cache", "cache"))
+    for agent in agents:
+        assert agent.process.returncode == 1  # torchrun's own for any failure
+        (line,) = (
+            told for told in agent.printed.splitlines() if told.removeprefix("[rank 1] ").startswith("error: out:")
+        )
+        assert "(exitcode: 2)" in agent.printed
+        for name, rank in (("one", 0), ("two", 1)):
+            assert str(tmp_path / name / "run") in line
+            assert f"node {rank} ({os.uname().nodename}, rank {rank})" in line
+    (kept,) = tmp_path.glob("*/run/STATUS.json")  # of the node that has rank 0
+    assert status(kept.parent)["exit_code"] == 2
+    assert not list(tmp_path.glob("*/run/.tmp-*"))
+
+
+@pytest.mark.slow
+def test_each_node_works_first_and_all_hear_of_its_error(tmp_path: Path) -> None:
+    on_ranks(_as_nodes, str(tmp_path), ranks=3)
+
+
+def _as_nodes(world: World, place: str) -> None:
+    """Three ranks: the first is a node, the others are another."""
+    world = replace(world, local_rank=max(world.rank - 1, 0))
+    host, node = os.uname().nodename, min(world.rank, 1)
+    one, two = f"node 0 ({host}, rank 0)", f"node 1 ({host}, ranks 1 to 2)"
+    assert world.of_nodes(world.rank) == {one: 0, two: 1}
+
+    def work() -> bool:
+        file, first = Path(place, f"made-{node}"), world.local_rank == 0
+        assert file.exists() != first  # the first rank makes it, and the second finds it
+        file.touch()
+        return first
+
+    def fail(*, on: tuple[int, ...]) -> None:
+        if node in on:
+            raise DataError("no rows")
+
+    assert world.node_first(work) == (world.local_rank == 0)
+    for nodes, told in (((0, 1), "no rows"), ((1,), f"{two}: no rows")):
+        with pytest.raises(DataError) as error:
+            world.node_first(partial(fail, on=nodes))
+        assert (str(error.value), error.value.everywhere) == (told, True)
+
+    shared.check_same_rows({"data.train": "a", "data.eval": "b"}, world)
+    with pytest.raises(ConfigError, match=re.escape(f"as {one}. Other ones: data.eval of {two}.")):
+        shared.check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
+
+    shared.check_same_directory(Path(place), world)
+    own = Path(place, f"own-{node}")
+    own.mkdir(exist_ok=True)
+    with pytest.raises(ConfigError, match=re.escape(f"{one} writes, {place}/own-0. These do not: {two}, where it is")):
+        shared.check_same_directory(own, world)
+    world.barrier()
+    assert not list(Path(place).rglob(".tmp-*"))
+
+
+# ----------------------------------------------------------------------------------------- a node that goes and comes
+
+SAMPLES = '''
+import json, os, signal, time
+from pathlib import Path
+from sftmix.components import Callback
+
+class Samples(Callback):
+    """Writes down the examples of each step, of all ranks; waits for what is done to the nodes."""
+    observer = True
+    def on_step_end(self, state):
+        if state.stage != "train":
+            return
+        parts = state.read(lambda hidden, head, batch, plan: list(batch.ids))
+        if state.is_main:
+            with open("samples.jsonl", "a") as file:
+                ranks = int(os.environ.get("WORLD_SIZE", 1))
+                file.write(json.dumps([state.step, ranks, sorted(sum(parts, []))]) + "\\n")
+        if "NODE" not in os.environ:
+            return
+        stop, deadline = signal.getsignal(signal.SIGTERM).__self__, time.monotonic() + 240
+        while state.step == WAITS.get(os.environ["NODE"] + os.environ["WORLD_SIZE"]) and not stop.received:
+            Path(f"waits-{state.step}").touch()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+WAITS = {"two2": 5, "one1": 8}  # step 5 on two nodes: the second is killed; step 8 on one: another one joins
+'''
+SLOWLY = ("--training.learning_rate", "0.001", "--callbacks+", "samples.Samples")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_node_is_killed_and_another_one_joins(tiny: Tiny, alone: Path, tmp_path: Path) -> None:
+    from_split(alone / "run", tmp_path)
+    (tmp_path / "samples.py").write_text(SAMPLES)
+    port = free_port()
+
+    def agent(name: str) -> Agent:
+        env = {"NODE": name, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return start_agent(words_of(tiny, *SLOWLY), cwd=tmp_path, port=port, nodes="1:2", restarts=3, env=env)
+
+    first = agent("one")
+    wait_until(lambda: listens(port))  # it has the store, and outlives the other
+    second = agent("two")
+    wait_until((tmp_path / "waits-5").exists)
+    second.kill()
+    wait_until((tmp_path / "waits-8").exists)
+    third = agent("three")
+    assert (first.wait(), third.wait()) == (0, 0), first.printed + third.printed
+
+    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    expected = {step: ids for step, _, ids in map(json.loads, (alone / "samples.jsonl").read_text().splitlines())}
+    assert {step: ids for step, _, ids in found} == expected
+    assert all(ids == expected[step] for step, _, ids in found)  # those that were made twice, too
+    steps = [(step, ranks) for step, ranks, _ in found]
+    assert steps == [*((s, 2) for s in range(1, 6)), *((s, 1) for s in range(4, 9)), *((s, 2) for s in range(9, 13))]
+    pairs = zip(metrics(tmp_path / "run"), metrics(alone / "run"), strict=True)
+    assert max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in pairs) <= 1e-4
+
+
+def listens(port: int) -> bool:
+    """Return True if a process listens on a port of this machine."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            if local.endswith(f":{port:04X}") and state == "0A":
+                return True
+    return False

@@ -1,0 +1,92 @@
+"""Slurm, the real one: a job that is pre-empted three times ends as if nobody had disturbed it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.agents import wait_until
+from tests.distributed.cluster import Cluster, missing
+from tests.faults.processes import assert_same, done, from_split, words_of
+from tests.tiny import ROOT, Tiny, make_tiny
+from tests.toy import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+WAITS = """
+import signal, time
+from pathlib import Path
+from sftmix.components import Callback
+
+class Waits(Callback):
+    \"\"\"Waits at some steps of the training until this rank is told to stop, two minutes at most.\"\"\"
+    observer = True
+    def on_step_end(self, state):
+        if state.stage == "train" and state.step in (2, 5, 10):
+            Path(f"waits-{state.step}").touch()
+            stop, deadline = signal.getsignal(signal.SIGTERM).__self__, time.monotonic() + 120
+            while not stop.received and time.monotonic() < deadline:
+                time.sleep(0.05)
+"""
+PRE_EMPTED_AT = (2, 5, 10)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster.started(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run on two ranks."""
+    place = tmp_path_factory.mktemp("whole")
+    done(words_of(tiny), cwd=place, ranks=2)
+    return place / "run"
+
+
+def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
+    """The batch script of the page on distributed runs that has `mark` in it, with these words, for one node."""
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (script,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if mark in body)
+    script = re.sub(r"^#SBATCH --(gpus|gpus-per-node|nodes|ntasks-per-node)=.*\n", "", script, flags=re.M)
+    script = script.replace("USR1@300", "USR1@60").replace(
+        "--nproc_per_node 8", f"--nproc_per_node 2 --master_port {port}"
+    )
+    script = script.replace("MASTER_PORT=29500", f"MASTER_PORT={port}")
+    script, found = re.subn(
+        r"run --config recipe:.*?( &)?$", lambda line: shlex.join(words) + (line[1] or ""), script, flags=re.M
+    )
+    assert found == 1
+    return script
+
+
+@pytest.mark.parametrize("mark", ["trap", "SLURM_PROCID"], ids=["torchrun in the script", "ranks of srun"])
+def test_pre_empted_three_times(cluster: Cluster, tiny: Tiny, whole: Path, tmp_path: Path, mark: str) -> None:
+    from_split(whole, tmp_path)
+    (tmp_path / "waiting.py").write_text(WAITS)
+    words = words_of(tiny, "--callbacks+", "waiting.Waits")
+    (tmp_path / "job.sh").write_text(script_of_the_docs(mark, words, free_port()))
+    number = cluster.submit(["--ntasks-per-node=2", "--output=job.txt", "job.sh"], cwd=tmp_path)
+    try:
+        for times, step in enumerate(PRE_EMPTED_AT, start=1):
+            wait_until((tmp_path / f"waits-{step}").exists)
+            cluster.submit(["--ntasks=2", "--partition=high", "--wrap=true"], cwd=tmp_path)
+            wait_until(lambda times=times: cluster.job(number).get("Restarts") == str(times))
+        wait_until(lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED"))
+    finally:
+        print((tmp_path / "job.txt").read_text(), cluster.job(number))
+    assert cluster.job(number)["JobState"] == "COMPLETED"
+    assert_same(tmp_path / "run", whole)
+    printed = (tmp_path / "job.txt").read_text()
+    assert [f"resuming after step {step}" in printed for step in PRE_EMPTED_AT] == [True] * 3
