@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def parser() -> ArgumentParser:
-    return build_parser("sftmix run")
+    return build_parser()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def on_the_command_line(*argv: str) -> tuple[RunConfig, list[str]]:
-    config, _, notes = parse(build_parser("sftmix run"), sort_arguments(argv))
+    config, _, notes = parse(build_parser(), sort_arguments(argv))
     return config, notes
 
 

@@ -54,6 +54,7 @@ def test_the_nll_of_a_group_is_that_of_its_tokens():
     assert held_out_metrics(scores)["eval_nll"] == 15 / 12
 
 
+@pytest.mark.slow
 def test_a_run_tells_each_evaluation_file_apart(tiny, tmp_path, sftmix):
     lines = tiny.eval.read_text().splitlines(keepends=True)
     (tmp_path / "first.jsonl").write_text("".join(lines[:4]))

@@ -264,6 +264,7 @@ def test_a_directory_of_other_options_is_refused_at_once(
     assert everything(copied) == before
 
 
+@pytest.mark.slow
 def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call, without_torch: Call) -> None:
     """Also for its last variant: no run before it is read back or started."""
     out, table = tmp_path / "table", tmp_path / "table.yaml"

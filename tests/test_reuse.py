@@ -67,6 +67,7 @@ def two_rankings(finished, tmp_path) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_pairs_by_confidence_are_not_those_of_another_confidence(finished, two_rankings, tmp_path):
     """The halves are the same, the pairs are not: a sibling's training is no stand-in."""
     made = []

@@ -21,8 +21,6 @@ from sftmix.options import DataOptions, ModelOptions
 from sftmix.pipeline.rows import resolve_text
 from tests.tiny import ROOT, groups, metrics, table, weights
 
-pytestmark = pytest.mark.long
-
 LENGTH = 24
 
 
@@ -54,6 +52,7 @@ def documents_of(window) -> list[list[int]]:
     return [part.tolist() for part in np.split(window.input_ids, window.starts[1:])]
 
 
+@pytest.mark.slow
 def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     out = tmp_path / "run"
     done = sftmix("run", *words, "--with_baseline", "--out", str(out))
@@ -160,6 +159,7 @@ def test_recipes_of_text_are_configurations(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_base_model_knows_something_of_novels(shared: Path):
     """models/base-7m on the last tenth of three novels, before any training: 3.86 to 3.97 nats per token each."""
     from sftmix.common.world import World

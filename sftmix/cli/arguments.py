@@ -17,7 +17,7 @@ from sftmix.config.messages import refuse_unknown_class, unknown_option
 from sftmix.config.schema import component_bases, is_flag, list_options, option_hints, single_as_list
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of caches, whatever its default is
 class OwnOption:
     """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, get_type_hints
 
 import jsonargparse
@@ -70,7 +71,7 @@ def run_table(comparison: Comparison) -> None:
 
 def comparison_of(given: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
-    parser = build_parser("sftmix compare", _own())
+    parser = build_parser(_own())
     base, parsed, notes = parse(parser, given)
     for note in notes:
         say(f"note: {note}")
@@ -85,14 +86,15 @@ def comparison_of(given: Arguments) -> Comparison:
     return Comparison(out=base.out, variants=variants, options=options)
 
 
-def _own() -> list[OwnOption]:
+@cache
+def _own() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
     variants = "Option: value of each variant; usually in a file."
-    return [
+    return (
         OwnOption("variants", dict[str, Any], {}, "{NAME: {...}, ...}", variants),
         *(OwnOption(name, hint, getattr(default, name), _METAVARS[name], docs[name]) for name, hint in hints.items()),
-    ]
+    )
 
 
 def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

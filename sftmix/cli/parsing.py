@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jsonargparse
@@ -31,7 +32,7 @@ def configuration(
 
         print(help_text(name, f"sftmix {name} [--config FILE] [options]", about, given.help, own), end="")
         raise SystemExit(0)
-    parser = build_parser(f"sftmix {name}", own)
+    parser = build_parser(tuple(own))
     config, parsed, notes = parse(parser, given)
     for note in notes:
         say(f"note: {note}")
@@ -40,13 +41,14 @@ def configuration(
             raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
         names = [option.name for option in own]
         kept = [word for word in given.options if word[2:].partition("=")[0] not in names]
-        print_config(build_parser(parser.prog), replace(given, options=kept))
+        print_config(build_parser(), replace(given, options=kept))
     return config, parsed
 
 
-def build_parser(prog: str, own: Sequence[OwnOption] = ()) -> Parser:
-    """Make the parser of a command that takes a run's configuration and options of its own."""
-    parser = Parser(prog=prog)
+@cache
+def build_parser(own: tuple[OwnOption, ...] = ()) -> Parser:
+    """Make the parser of a command that takes a run's configuration and options of its own; once for each `own`."""
+    parser = Parser()
     parser.add_argument("--config", action="config")
     add_run_options(parser)
     for option in own:

@@ -29,12 +29,6 @@ class Layer:
     name: str
     values: Mapping[str, Any]
 
-    def yaml(self) -> str:
-        """Return the options as text that --config takes in place of a file."""
-        import yaml
-
-        return yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
-
 
 def recipes() -> list[str]:
     """List the names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
@@ -92,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(values, dict):

@@ -85,6 +85,7 @@ def test_the_category_decides_the_temperature(category, tmp_path):
     assert question.follow_ups == ("More?",)
 
 
+@pytest.mark.slow
 def test_files_lie_where_the_tools_look(finished, tmp_path):
     for name, question in QUESTIONS.items():
         file = tmp_path / f"{name}.jsonl"

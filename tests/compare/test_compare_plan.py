@@ -121,6 +121,7 @@ def test_what_a_table_writes_down_is_read_back_equal(table: Table, tmp_path: Pat
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
 
 
+@pytest.mark.slow
 def test_the_listing_counts_what_is_shared(table: Table) -> None:
     variants = {"NTP": {"objective": "NTP"}, "a": {}, "b": {"training.epochs": 9}, "c": {"splitter": "RandomSplit"}}
     lines = listing(table(variants=variants))

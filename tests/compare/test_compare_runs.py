@@ -38,8 +38,6 @@ from tests.conftest import Finished
 from tests.tiny import ROOT, metrics, status
 from tests.tiny import sftmix as launch
 
-pytestmark = pytest.mark.long
-
 Call = Callable[..., SimpleNamespace]
 VARIANTS = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
 SMALL = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", "[1, 2]")
@@ -114,6 +112,7 @@ def test_the_files_say_the_same_and_are_printed(ran: SimpleNamespace) -> None:
     assert " table 4/4 (100%), SFTMix/seed-2" in ran.errors
 
 
+@pytest.mark.slow
 def test_the_same_command_reads_what_is_there(
     ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
 ) -> None:
@@ -141,6 +140,7 @@ def test_a_refused_change_leaves_the_table_and_its_configuration(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
     shutil.copytree(ran.out, tmp_path / "table")
     again = {
@@ -191,6 +191,7 @@ def test_a_directory_of_something_else_is_left_alone(finished: Finished, sftmix:
     assert [p.name for p in (tmp_path / "table").iterdir()] == ["table.md"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
     finished: Finished, sftmix: Call, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_table_continues(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "cli.py"), *words(finished, tmp_path)]
     process = subprocess.Popen(
@@ -334,6 +336,7 @@ def test_a_table_with_a_misspelt_metric_ends_at_its_first_run(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_note_on_what_seeds_share_is_true(
     ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
 ) -> None:
@@ -359,6 +362,7 @@ def test_numbers_of_a_summary_get_dotted_names() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_ranks_agree_on_what_is_adopted(finished: Finished, tmp_path: Path) -> None:
     done = launch(*words(finished, tmp_path, more=(*SMALL[:-1], "[1]")), ranks=2)
     assert done.returncode == 0, done.stderr

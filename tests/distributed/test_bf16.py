@@ -25,6 +25,8 @@ from sftmix.training.step import micro_batches, normalise
 from tests.distributed.test_sharding import Collectives
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 
+pytestmark = pytest.mark.slow
+
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4),), (Slot(5),)]
 OBJECTIVE = SFTMix(mu=0.5)

@@ -25,6 +25,8 @@ from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.training.loop import Stage, TrainingLoop
 from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)]
 DATA = toy_rows(SIZES)
 TOKENS = [response for _, response in SIZES]

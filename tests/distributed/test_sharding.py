@@ -22,6 +22,8 @@ from sftmix.training.step import normalise
 from tests.toy import on_ranks, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
+pytestmark = pytest.mark.slow
+
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 FILLER = (Slot(0, 0.0),)
 # Two accumulation steps. On rank 1 there is no pair in the first and no example with a weight in the second.

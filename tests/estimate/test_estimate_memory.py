@@ -105,6 +105,7 @@ def holds_gradients(world: World) -> None:
     assert not any(ref.expired() for ref in refs.values())
 
 
+@pytest.mark.slow
 def test_fsdp_holds_the_whole_gradient_between_micro_batches_and_ddp_its_buckets():
     on_ranks(holds_gradients)
 

@@ -18,8 +18,6 @@ from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
 
-pytestmark = pytest.mark.long
-
 QUESTIONS = 12
 ASKED = ("--tasks", "medqa_4options,pubmedqa", "--num_fewshot", "0")
 
@@ -58,6 +56,7 @@ def plain_answers(model_path, tokenizer, name, rows):
     return right
 
 
+@pytest.mark.slow
 def test_accuracy_differences_and_files(evaluate, place, finished):
     done = evaluate(*ASKED)
     assert done.code == 0, done.err
@@ -88,6 +87,7 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
     assert (section.table, len(section.table)) == (found["table"], 3)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(evaluate, place, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(place, copied)
@@ -106,6 +106,7 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
     """The tiny model reads 128 tokens; three solved questions are more."""
     copied = tmp_path / "copied"
@@ -115,6 +116,7 @@ def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_with_the_chat_template_it_is_another_line(evaluate, place, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(place, copied)
@@ -129,6 +131,7 @@ def test_with_the_chat_template_it_is_another_line(evaluate, place, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path, sftmix):
     write_rows(tmp_path, "medmcqa", questions=3)
     spec = f"task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'medmcqa.jsonl'}\n"

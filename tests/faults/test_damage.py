@@ -18,8 +18,6 @@ from tests.faults.mines import KillAt
 from tests.faults.processes import SIGKILLED, assert_same, done, ended, from_split, words_of
 from tests.tiny import Tiny
 
-pytestmark = pytest.mark.long
-
 OLDER, NEWEST = "step-00000009", "step-00000012"
 FLIPS = 20
 
@@ -137,6 +135,7 @@ def test_swapped_shards(whole_of_two: Path, tmp_path: Path, record_property) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small: Tiny, whole: Path, tmp_path, record_property):
     run = from_split(whole, tmp_path)
     mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)

@@ -19,8 +19,6 @@ from tests.faults.processes import Ended, assert_same, checkpoints, done, ended,
 from tests.tiny import Tiny, status
 from tests.toy import on_ranks
 
-pytestmark = pytest.mark.long
-
 FILL = '''
 import shutil
 from pathlib import Path
@@ -72,6 +70,7 @@ def names_the_bytes(it: Ended, run: Path, *, problem: str = "no space left to wr
     assert "Traceback" not in it.printed
 
 
+@pytest.mark.slow
 def test_too_little_room_is_refused_before_the_first_step(small: Tiny, whole: Path, disk: Disk, record_property):
     place = disk("20m")
     run = from_split(whole, place)
@@ -100,6 +99,7 @@ def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("leave", [CHECKPOINT // 2, 0], ids=["half a checkpoint", "nothing"])
 def test_a_disk_that_fills_up(small, whole, request, disk: Disk, leave: int, ranks: int, record_property) -> None:

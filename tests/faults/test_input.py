@@ -18,8 +18,6 @@ from sftmix.options import DataOptions
 from tests.data.test_data_bad_rows import BAD_LINES, GOOD, reply, turns
 from tests.tiny import make_tiny
 
-pytestmark = pytest.mark.long
-
 FINE = {"blank line": b"  ", "CRLF": GOOD.strip() + b"\r", "extra key": GOOD.strip()[:-1] + b', "score": 1}'}
 
 
@@ -126,7 +124,7 @@ def read(options: DataOptions) -> Prepared | DataError:
         return error
 
 
-@pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
@@ -153,6 +151,7 @@ def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
     """Rows of 10 KB, a gigabyte in all, are checked in bounded memory; short ones within ten seconds of one core."""
     text = "One two three four. " * 500

@@ -25,8 +25,6 @@ from tests.faults.processes import (
 )
 from tests.tiny import Tiny
 
-pytestmark = pytest.mark.long
-
 AFTER_SPLIT = ("training", "measuring")
 LONGEST = 1.0
 """Seconds after the beginning of a phase within which the kill falls; a run that is over by then is tried anew."""
@@ -53,6 +51,7 @@ def recovers(small: Tiny, whole: Path, place: Path, phase: str, after: float) ->
     assert leftovers(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["scoring", "measuring"])
 def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_property) -> None:
     """Kills in training: tests/distributed/test_equivalence.py."""
@@ -151,14 +150,15 @@ def halfway(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) 
     return place / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [
-        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(None, marks=[pytest.mark.slow, pytest.mark.long]),
         "random numbers",
-        pytest.param("schedule", marks=pytest.mark.slow),
-        pytest.param("order", marks=pytest.mark.slow),
-        pytest.param("optimizer", marks=pytest.mark.slow),
+        pytest.param("schedule", marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("order", marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("optimizer", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_a_resume_that_forgets_is_seen(small, whole, halfway, tmp_path, what, record_property) -> None:

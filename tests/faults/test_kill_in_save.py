@@ -97,6 +97,7 @@ def spread(count: int, number: int) -> list[int]:
     return sorted({1 + round(i * (count - 1) / (number - 1)) for i in range(number)})
 
 
+@pytest.mark.slow
 def test_a_few_kills_in_one_save(one: Start, tmp_path: Path, record_property) -> None:
     """Each continues the one before, the last of them from after the rename."""
     run = one.copy(tmp_path)
@@ -182,6 +183,7 @@ def fails(start: Start, place: Path, fault: Failing) -> Ended:
     return it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "code"),
     [

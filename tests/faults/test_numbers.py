@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 from tests.faults.processes import ended, from_split, words_of
 from tests.tiny import Tiny, metrics, weights
 
-pytestmark = pytest.mark.long
-
 BROKEN = '''
 import os
 from sftmix.components import Perturbation
@@ -46,7 +44,7 @@ def assert_all_finite(run: Path) -> int:
     return len(tensors)
 
 
-@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=[pytest.mark.slow, pytest.mark.long])])
 def test_one_bad_step_is_skipped(small, whole, tmp_path, value, record_property) -> None:
     it = trained(small, whole, tmp_path, *broken("[4]", value))
     assert it.code == 0, it.printed
@@ -71,6 +69,7 @@ def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks, record_property) -> None:
     whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
@@ -85,6 +84,7 @@ def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_property) -> None:
     """Never four in a row, and on the last rank alone: the tenth, in step 13, is the last."""
@@ -107,6 +107,7 @@ def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_prope
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rate", ["1e6", "1e30"])
 def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property) -> None:
     reference = ("--reference.training.learning_rate", "0.01")

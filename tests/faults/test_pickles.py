@@ -16,8 +16,6 @@ from sftmix.model.adapters import add_adapters, read_adapters
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import LoraOptions
 
-pytestmark = pytest.mark.long
-
 
 class Evil:
     """An object whose pickle makes a file when it is read."""
@@ -86,6 +84,7 @@ def test_adapters_in_a_pickle(canary, tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_pickles_in_the_place_of_scores(canary, finished, tmp_path, sftmix):
     """The file of another's confidence, a stage of a run, and NumPy's way to hold objects."""
     run, words = of_run(finished, tmp_path)
@@ -103,6 +102,7 @@ def test_pickles_in_the_place_of_scores(canary, finished, tmp_path, sftmix):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:skipping checkpoint")
 def test_pickles_in_a_run_directory(canary, finished, tmp_path, sftmix):
     """What a stage or a checkpoint holds is known by its hashes: another file is not read."""

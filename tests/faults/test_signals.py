@@ -19,8 +19,6 @@ from tests.faults.mines import KillAt, KillIn
 from tests.faults.processes import assert_same, checkpoints, done, ended, from_split, start, steps, words_of
 from tests.tiny import Tiny, sftmix, status
 
-pytestmark = pytest.mark.long
-
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
 GRACE = 25.0
 """Seconds from the signal to the end."""
@@ -47,8 +45,13 @@ def stopped(words: list[str], place: Path, mine) -> None:
     assert status(place / "run")["exit_code"] == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", ["in a save", *(pytest.param(how, marks=pytest.mark.slow) for how in ("training", "USR1", "twice"))]
+    "how",
+    [
+        "in a save",
+        *(pytest.param(how, marks=[pytest.mark.slow, pytest.mark.long]) for how in ("training", "USR1", "twice")),
+    ],
 )
 def test_a_signal_in_training_loses_no_step(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
     run = from_split(whole, tmp_path)
@@ -61,6 +64,7 @@ def test_a_signal_in_training_loses_no_step(small: Tiny, whole: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", OUTSIDE)
 def test_a_signal_outside_training(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
     if how == "measuring":
@@ -124,6 +128,7 @@ TIMEOUT = 20
 MARGIN = 10
 
 
+@pytest.mark.slow
 def test_a_rank_whose_peer_hangs_gives_up(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
     (tmp_path / "hanging.py").write_text(HANGS)
     words = words_of(small, "--callbacks+", "hanging.Hangs", "--training.timeout", "3")

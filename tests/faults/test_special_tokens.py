@@ -19,15 +19,15 @@ from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
 from tests.data.small_tokenizers import REAL, SMALL, THINKING, byte_level
 from tests.faults.llama3 import llama3_tokenizer
 
-pytestmark = pytest.mark.long
-
 QUICK = (*SMALL, "base-7m", "stories260K")
 SLOW = ("mistral", "qwen2", "gpt2", "llama3")
 CHATML = ("chatml", "base-7m", "qwen2")
 """Tokenizers that have the special tokens of ChatML."""
 
 
-@pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in SLOW)]
+)
 def named(request):
     """A tokenizer with its name."""
     name = request.param
@@ -112,6 +112,7 @@ def test_no_row_makes_a_special_token(named):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_row_of_a_thousand_makes_a_special_token(named):
     hold(*named, examples=1000)
 

@@ -14,8 +14,6 @@ from tests.faults.mines import KillAt
 from tests.faults.processes import SIGKILLED, ended, words_of
 from tests.tiny import Tiny
 
-pytestmark = pytest.mark.long
-
 
 def one_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
@@ -93,7 +91,10 @@ def contents(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "what",
-    [name if name in ("training rows", "split") else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES],
+    [
+        name if name in ("training rows", "split") else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long])
+        for name in CHANGES
+    ],
 )
 def test_a_change_is_refused_by_name(halfway: Path, tmp_path: Path, what: str, record_property) -> None:
     place = Path(shutil.copytree(halfway, tmp_path / "place"))

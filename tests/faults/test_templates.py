@@ -13,8 +13,6 @@ from sftmix.data.trial import CONVERSATIONS, trouble_with
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
 
-pytestmark = pytest.mark.long
-
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 PAYLOADS = {
     "class": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
@@ -43,8 +41,9 @@ PAYLOADS = {
 QUICK = ("nested ranges", "loops without a system turn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in PAYLOADS]
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.long) for kind in PAYLOADS]
 )
 def test_a_hostile_template_ends_in_one_line(kind, tmp_path):
     source, reason = PAYLOADS[kind]

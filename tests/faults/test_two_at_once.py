@@ -41,6 +41,7 @@ def race(small: Tiny, whole: Path, place: Path, runs: int) -> float:
     return slowest
 
 
+@pytest.mark.slow
 def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
     slowest = race(small, whole, tmp_path, 3)
     assert slowest < AWAY
@@ -60,6 +61,7 @@ def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, recor
     record_property("F13", f"{tries}/{tries}: 1 of {runs} trained, the others exit 5 within {max(times):.1f} s; equal")
 
 
+@pytest.mark.slow
 def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
     job, looked = start(words_of(small), cwd=tmp_path), 0
     while job.processes[0].is_alive():

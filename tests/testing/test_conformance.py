@@ -95,6 +95,7 @@ class FailsInTwoWays(Median):
         return Split(group=np.zeros(size, dtype=np.int8 if len(scores) > 10 else float), names=("a", "b"))
 
 
+@pytest.mark.slow
 def test_of_several_failures_one_is_told_in_words():
     """Hypothesis would raise them together, as an ExceptionGroup whose message says nothing."""
     with pytest.raises(AssertionError, match="splitter FailsInTwoWays returned groups of"):

@@ -56,6 +56,7 @@ def shards(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_fsdp_ranks_to_one(shards, kind):
     one = trained(kind, steps=1, seed=7)
@@ -63,11 +64,13 @@ def test_two_fsdp_ranks_to_one(shards, kind):
     assert_exact(one.everything(), load_file(shards / f"two-{kind}.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_to_two_fsdp_ranks(shards, kind):
     assert_exact(trained(kind, steps=2).everything(), load_file(shards / f"one-{kind}.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_fsdp_ranks_train_what_one_trains(shards, kind):
     """The same batch on both ranks: their averaged gradient is one rank's."""
@@ -86,6 +89,7 @@ def test_the_next_step_after_a_resume_is_the_same(tmp_path, kind):
     assert_exact(it.everything(), other.everything())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_is_trained_is_stored(shards, kind):
     """Weights and two moments of each: nothing of the base model, whatever its size."""

@@ -57,6 +57,7 @@ def shards(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_two_fsdp_ranks_to_one(shards, tied):
     """T15: each rank wrote its own shard of weights and optimizer; one process has them all."""
@@ -66,6 +67,7 @@ def test_two_fsdp_ranks_to_one(shards, tied):
     assert_exact(one.everything(), load_file(shards / f"two-{tied}.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_one_to_two_fsdp_ranks(shards, tied):
     assert_exact(trained(tied=tied, steps=3).everything(), load_file(shards / f"one-{tied}.safetensors"))
@@ -113,6 +115,7 @@ def test_one_to_one_and_the_next_step_is_the_same(tmp_path, tied):
     assert_exact(it.everything(), other.everything())
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_stored_once(shards):
     def names(kind: str) -> list[str]:
         return [k for f in (shards / kind / "step-00000003").glob("*.safetensors") for k in load_file(f)]
@@ -231,6 +234,7 @@ def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
     assert CheckpointStore(tmp_path / "nothing", keep=2, world=World()).newest_valid() is None
 
 
+@pytest.mark.slow
 def test_only_safetensors_and_json(store, shards):
     for directory in (store.path(2), shards / "two-True" / "step-00000002"):
         assert {p.suffix for p in directory.rglob("*") if p.is_file()} == {".safetensors", ".json"}
@@ -286,6 +290,7 @@ def one_rank_cannot_write(world: World, path: str) -> None:
     assert list(Path(path).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_one_rank_cannot_write_ends_every_rank(tmp_path):
     on_ranks(one_rank_cannot_write, str(tmp_path))
 

@@ -193,6 +193,7 @@ def check_two(world: World, directory: str) -> None:
         check_steps(world, f"{directory}/{parallel}", parallel, interrupt)
 
 
+@pytest.mark.slow
 def test_on_two_ranks_too_one_of_which_is_without_work(tmp_path):
     """The signal comes to one of them only; the ranks have unlike dropout masks."""
     on_ranks(check_two, str(tmp_path))

@@ -132,6 +132,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", LAYOUTS, ids=["idle segments", "padding-free"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_with_unlike_shares_have_the_gradients_of_the_formula(parallel, options):

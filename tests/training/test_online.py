@@ -103,6 +103,7 @@ def of_ranks(world: World, path: str) -> None:
         assert skipped == 1
 
 
+@pytest.mark.slow
 def test_nor_does_it_on_two_ranks(tmp_path):
     on_ranks(of_ranks, str(tmp_path))
     check(tmp_path / "ddp")
