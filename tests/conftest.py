@@ -6,6 +6,9 @@ import contextlib
 import gc
 import io
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any library counts the cores: each worker of pytest has one
+
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace

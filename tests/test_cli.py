@@ -234,7 +234,10 @@ def test_a_repeated_option_is_mentioned(run: Run) -> None:
         [],
         ["--objective.mu", "0", "--pairing", "LengthMatchedPairs", "--data.train", "a", "--reference.checkpoints", "3"],
         ["--objective", "NTP", "--pairing", "null", "--callbacks", "[]", "--with_baseline", "--data.eval", "[a, b]"],
-        ["--reference.model.path", "weak", "--reference.training.epochs", "1", "--training.betas", "[0.8, 0.9]"],
+        pytest.param(
+            ["--reference.model.path", "weak", "--reference.training.epochs", "1", "--training.betas", "[0.8, 0.9]"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_print_config_prints_is_that_configuration(

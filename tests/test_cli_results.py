@@ -124,6 +124,7 @@ def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix, monkey
     assert (tmp_path / "table.md").exists()
 
 
+@pytest.mark.slow
 def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> None:
     options = ["--training.max_steps", "2", "--model.lora.r", "2", "--out", str(tmp_path / "run")]
     done = sftmix("run", *tiny.options, *options)

@@ -271,7 +271,8 @@ def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
 
 
 @pytest.mark.parametrize(
-    ("places", "steps"), [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow), ("[3]", 3)]
+    ("places", "steps"),
+    [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow), pytest.param("[3]", 3, marks=pytest.mark.slow)],
 )
 def test_a_reference_stops_after_its_last_scoring(finished, tiny, tmp_path, sftmix, places, steps):
     """The schedule is that of the whole run, so what is scored is what a reference trained to its end has there."""

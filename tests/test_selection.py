@@ -86,6 +86,7 @@ class Recording(Perturbation):
         return e
 
 
+@pytest.mark.slow
 def test_embeddings_are_perturbed_in_the_targets_training_steps_only(tiny, tmp_path):
     """Not while scoring, not in evaluation, not in the training of the reference or of the plain baseline."""
     SEEN.clear()

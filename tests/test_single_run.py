@@ -233,7 +233,7 @@ def slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("step", "decided_by"), [slow(3, None), (4, None), slow(5, 0), slow(8, 0), (9, 1)])
+@pytest.mark.parametrize(("step", "decided_by"), [slow(3, None), (4, None), slow(5, 0), slow(8, 0), slow(9, 1)])
 def test_a_callback_may_stop_a_single_run(finished, single, tmp_path, sftmix, step, decided_by):
     """In an epoch (4 steps each) or at its end: the split that is shown is that of the last epoch begun, if any.
 

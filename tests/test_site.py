@@ -93,7 +93,7 @@ def test_links_of_the_repository_lead_to_pages(site):
     }
     assert "overview.html" in Tags(site / "index.html").links
     architecture = (site / "architecture.html").read_text(encoding="utf-8")
-    assert "in <code>sftmix/pipeline/recipe.py</code>; the" in architecture
+    assert "in <code>sftmix/pipeline/recipe.py</code>: from rows" in architecture
     assert not [link for page in site.rglob("*.html") for link in Tags(page).links if link.endswith((".py", ".md"))]
 
 

@@ -149,6 +149,7 @@ def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
 REQUIRED = {"path": "file", "paths": "[dir]", "field": "score", "high": "High", "low": "Low", "labels": "[High]"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", component_bases())
 def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
     for name, cls in known_components(component_bases()[field]).items():

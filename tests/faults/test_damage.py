@@ -54,6 +54,7 @@ def assert_passed_over(directory: Path) -> None:
     assert NEWEST in told[0]
 
 
+@pytest.mark.slow
 def test_every_damage_of_every_file(kept: Path, record_property) -> None:
     tries, chance = 0, random.Random("damage")
     files = sorted((kept / NEWEST).iterdir())

@@ -91,6 +91,7 @@ def resumes_its_metrics(world: World, place: str) -> None:
         MetricsLog(Path(place) / "metrics.jsonl", resume_step=1, world=world)
 
 
+@pytest.mark.slow
 def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
     place = disk("64k")
     (place / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -89,6 +89,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "STATUS.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [

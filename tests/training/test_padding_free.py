@@ -197,6 +197,7 @@ def test_flex_attention_does_not_train_on_a_cpu():
         fed(model)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch, on what they call and on the missing compiler
 def test_flex_attention_keeps_examples_apart():
