@@ -5,6 +5,8 @@ As a checkout, and as the wheel that is published, which must hold every file th
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ import sftmix
 from tests.tiny import ROOT
 
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2])"
-NO_MODULES = {".yaml", ".html", ".css", ".js", ".typed"}
+NO_MODULES = {".yaml", ".html", ".css", ".js", ".typed", ".pyi"}
 """Endings of the files of the package that are no modules."""
 
 
@@ -107,3 +109,15 @@ def test_the_citation_names_paper_and_software():
     paper = cited["references"][0]
     assert paper["identifiers"][0] == {"type": "other", "value": "arXiv:2410.05248"}
     assert paper["authors"][0]["family-names"] == "Xiao"
+
+
+@pytest.mark.parametrize("package", ["sftmix", "sftmix.components"])
+def test_type_checkers_see_every_public_name(package):
+    """Names that are imported on first use stand in a file of their own for them."""
+    module = importlib.import_module(package)
+    stub = ast.parse(Path(str(module.__file__) + "i").read_text(encoding="utf-8"))
+    seen = {
+        a.asname: s.module for s in stub.body if isinstance(s, ast.ImportFrom) for a in s.names if a.asname == a.name
+    }
+    prefix = "" if package == "sftmix" else f"{package}."
+    assert seen == {name: f"{prefix}{place}" for name, place in module._PUBLIC.items()}

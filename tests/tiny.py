@@ -91,9 +91,13 @@ def in_this_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The same for one rank without a process of its own, which would import every library anew."""
     from sftmix.cli import main
 
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(words))
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(list(words))
+    finally:
+        os.chdir(before)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 

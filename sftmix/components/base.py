@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from sftmix.common.errors import ConfigError
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -33,13 +33,15 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
+C = TypeVar("C", bound="Component")
+
 
 class Component:
     """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them."""
 
     _init_args: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls: type[C], *args: Any, **kwargs: Any) -> C:
         self = super().__new__(cls)
         if args or kwargs or cls.__init__ is not object.__init__:
             try:
