@@ -81,7 +81,7 @@ def comparison_of(given: Arguments) -> Comparison:
         for note in changes:
             say(f"note: variant {name}: {note}")
     if given.print_config is not None:
-        print_config(parser, given)
+        print_config(parser, parsed, given.print_config)
     options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
     return Comparison(out=base.out, variants=variants, options=options)
 

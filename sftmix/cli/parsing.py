@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import OF_COMPARE, Layer, read_layers, refuse_table
 from sftmix.config.messages import explain
-from sftmix.config.read import Parser, add_run_options, apply_layer, instantiate
+from sftmix.config.read import Parser, add_run_options, apply_layer, instantiate, of_run
 from sftmix.config.schema import component_bases, component_options, import_class, list_options
 
 
@@ -39,9 +38,7 @@ def configuration(
     if given.print_config is not None:
         if own and not prints:
             raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
-        names = [option.name for option in own]
-        kept = [word for word in given.options if word[2:].partition("=")[0] not in names]
-        print_config(build_parser(), replace(given, options=kept))
+        print_config(build_parser(), of_run(parsed), given.print_config)
     return config, parsed
 
 
@@ -76,12 +73,12 @@ def parse_variant(parser: Parser, options: Sequence[str], base: jsonargparse.Nam
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 
-def print_config(parser: Parser, given: Arguments) -> None:
-    """Print the whole configuration as YAML that --config takes back, and raise SystemExit(0)."""
-    parsed = parser.get_defaults()
-    for layer in _layers(parser, given.configs):
-        parsed = apply_layer(parser, layer, parsed, parser.own)
-    _parse(parser, [*given.options, f"--print_config={given.print_config}"], parsed)
+def print_config(parser: Parser, parsed: jsonargparse.Namespace, flags: str) -> None:
+    """Print all parsed values as YAML that --config takes back, and raise SystemExit(0).
+
+    flags  of jsonargparse's --print_config, such as skip_default
+    """
+    _parse(parser, [f"--print_config={flags}"], parsed)
 
 
 def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[Layer]:

@@ -54,12 +54,16 @@ def add_run_options(parser: Parser) -> None:
     parser.set_defaults({name: default[name] for name in component_bases()})
 
 
+def of_run(parsed: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    """Return the parsed options of a run, without those of a command."""
+    return jsonargparse.Namespace(**{f.name: parsed[f.name] for f in dataclasses.fields(RunConfig)})
+
+
 def instantiate(parser: Parser, parsed: jsonargparse.Namespace) -> RunConfig:
     """Build the components of parsed values; a ValueError of a component's constructor becomes a ConfigError."""
     try:
-        names = [f.name for f in dataclasses.fields(RunConfig)]  # a command's own options are left as they are
-        built = parser.instantiate(jsonargparse.Namespace(**{name: parsed[name] for name in names}))
-        return RunConfig(**{name: built[name] for name in names})
+        built = parser.instantiate(of_run(parsed))
+        return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)})
     except ValueError as error:
         # Where a type allows several forms, jsonargparse lists why each was refused; ours says more than "Expected".
         reasons = re.findall(r"^ +- (?!Expected an? )(.+)", str(error), re.M)
