@@ -17,15 +17,14 @@ from sftmix.common.files import sha256_file
 from sftmix.components.base import Callback, Component, Objective, Perturbation, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.options import LoraOptions, TrainingOptions, reference_lora
+from sftmix.options import LAYOUT, LoraOptions, TrainingOptions, reference_lora
 from sftmix.pipeline.stages import is_single_run, training_of_reference
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
     from sftmix.pipeline.rows import RunRows
 
-LAYOUT_OPTIONS: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free")
-LAYOUT_OPTIONS += ("parallel", "shard_group_size", "activation_checkpointing", "compile", "chunk_size", "timeout")
+LAYOUT_OPTIONS = (*LAYOUT, "timeout")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 
 from sftmix.common.world import World
-from sftmix.options import TrainingOptions
-
-LAYOUT: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free", "parallel")
-LAYOUT += ("shard_group_size", "activation_checkpointing", "compile", "chunk_size")
-"""Training options that change the order of sums, and no result but for rounding."""
+from sftmix.options import LAYOUT, TrainingOptions
 
 
 def machine_of(world: World, options: TrainingOptions) -> dict[str, str | int | bool | None]:
