@@ -136,6 +136,12 @@ def wait_for_hearers() -> None:
         time.sleep(0.02)
 
 
+def another_rank_failed() -> bool:
+    """Return True if another rank of this node has recorded its error."""
+    own = _error_file()
+    return own is not None and any(error.parent != own.parent for error in own.parents[1].glob(f"*/{own.name}"))
+
+
 def _outlast_others() -> None:
     """Ignore the SIGTERM that torchrun sends once another rank has failed: this rank is about to end, too."""
     with contextlib.suppress(ValueError):  # not the main thread

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import resource
 import signal
 import sys
@@ -20,6 +19,7 @@ import torch
 
 from sftmix.common.errors import Stopped
 from sftmix.common.files import is_full, no_space, write_text
+from sftmix.common.launcher import another_rank_failed
 from sftmix.common.world import World
 from sftmix.training.step import StepResult
 
@@ -156,7 +156,7 @@ class StopSignal:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        if _another_rank_failed():
+        if another_rank_failed():
             raise Stopped("another rank failed; the same command continues from the last checkpoint")
 
 
@@ -183,12 +183,6 @@ class StopAtOnce(StopSignal):
 
 
 _STOPPED = "stopped by a signal; what was finished is kept, the same command continues"
-
-
-def _another_rank_failed() -> bool:
-    """Return True if another rank of this node has left its error where torchrun looks for it."""
-    own = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
-    return own.is_absolute() and any(error.parent != own.parent for error in own.parents[1].glob(f"*/{own.name}"))
 
 
 class PeakMemory:

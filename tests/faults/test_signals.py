@@ -115,6 +115,7 @@ def test_a_rank_whose_peer_has_failed_waits_for_no_step_boundary(tmp_path: Path,
         (tmp_path / "attempt_0" / rank).mkdir(parents=True)
     own, others = (tmp_path / "attempt_0" / rank / "error.json" for rank in "01")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     own.touch()
     with StopSignal() as told:
         os.kill(os.getpid(), TERM)
