@@ -18,7 +18,7 @@ import pytest
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory
 from tests.conftest import Finished
-from tests.tiny import ROOT, SHORT, Tiny, status
+from tests.tiny import ROOT, SHORT, Tiny, contents, status
 
 Call = Callable[..., SimpleNamespace]
 
@@ -68,10 +68,6 @@ def without_torch() -> Iterator[Call]:
         asked.close()
 
 
-def everything(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
 @pytest.fixture
 def copied(finished: Finished, tmp_path: Path) -> Path:
     return shutil.copytree(finished.path, tmp_path / "run")
@@ -104,34 +100,34 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(
     finished: Finished, copied: Path, sftmix: Call, kind: str
 ) -> None:
     words, message = REFUSED[kind]
-    before = everything(copied)
+    before = contents(copied)
     done = sftmix(*finished.words, *words, "--out", str(copied))
     assert (done.code, message in done.err) == (2, True), done.err
-    assert everything(copied) == before
+    assert contents(copied) == before
 
 
 def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
     finished: Finished, copied: Path, tiny: Tiny, sftmix: Call
 ) -> None:
     tiny.train.write_text('{"instruction": "no response"}\n' * 9)
-    before = everything(copied)
+    before = contents(copied)
     for rows, message in ((str(tiny.train), "train.jsonl: all 9 rows"), (missing(tiny.train), "no such file")):
         done = sftmix(*with_rows(finished.words, "--data.train", rows), "--out", str(copied))
         assert (done.code, message in done.err) == (3, True), done.err
-        assert everything(copied) == before
+        assert contents(copied) == before
 
 
 def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path, without_torch: Call) -> None:
-    before = everything(copied)
+    before = contents(copied)
     with RunDirectory(copied, World()) as directory:
         done = without_torch(*finished.words, "--out", str(copied))
-        assert (done.code, everything(copied)) == (5, before)
+        assert (done.code, contents(copied)) == (5, before)
         directory.starts_work()
         directory.status(stage="train")
-        during = everything(copied)
+        during = contents(copied)
         assert during != before
         assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 5
-        assert everything(copied) == during
+        assert contents(copied) == during
 
 
 def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
@@ -140,9 +136,9 @@ def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
     (copied / "train" / "MANIFEST.json").unlink()
     interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
     (copied / "STATUS.json").write_text(json.dumps(interrupted))
-    before = everything(copied)
+    before = contents(copied)
     assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 2
-    assert everything(copied) == before
+    assert contents(copied) == before
     told = without_torch("status", str(copied)).out
     assert told.startswith(f"{copied}: ended in stage train with exit code 143; the same command continues it")
 
@@ -152,10 +148,10 @@ def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path
     run = tmp_path / "run"
     words = ["run", *tiny.options, *SHORT, "--out", str(run)]
     assert sftmix(*words, "--objective", "NTP").code == 0
-    before = everything(run)
+    before = contents(run)
     done = sftmix(*words)
     assert (done.code, f"{run / 'train'}: was made with other inputs" in done.err) == (2, True), done.err
-    assert everything(run) == before
+    assert contents(run) == before
 
 
 def test_a_run_that_is_read_back_is_finished(finished: Finished, copied: Path, sftmix: Call) -> None:
@@ -258,10 +254,10 @@ def test_shards_without_torchrun_are_refused_at_once(
 def test_a_directory_of_other_options_is_refused_at_once(
     finished: Finished, copied: Path, words: tuple[str, ...], named: str, without_torch: Call
 ) -> None:
-    before = everything(copied)
+    before = contents(copied)
     done = without_torch(*finished.words, *words, "--out", str(copied))
     assert (done.code, named in done.err) == (2, True), done.err
-    assert everything(copied) == before
+    assert contents(copied) == before
 
 
 @pytest.mark.slow
@@ -272,12 +268,12 @@ def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmi
     words += ["--out", str(out)]
     table.write_text(json.dumps({"variants": {"a": {}, "b": {}}}))
     assert sftmix(*words).code == 0
-    before = everything(out)
+    before = contents(out)
     table.write_text(json.dumps({"variants": {"a": {}, "b": {"training.weight_decay": 0.5}}}))
     done = without_torch(*words)
     assert (done.code, "variant b, seed 1: " in done.err) == (2, True), done.err
     assert "training.weight_decay: 0.1 -> 0.5" in done.err
-    assert everything(out) == before
+    assert contents(out) == before
 
 
 def test_an_export_that_cannot_be_is_refused_at_once(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def in_this_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     finally:
         os.chdir(before)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def contents(directory: Path, *, but: Collection[str] = ()) -> dict[str, bytes]:
+    """Every file below a directory but those of these names."""
+    files = (p for p in directory.rglob("*") if p.is_file() and p.name not in but)
+    return {str(p.relative_to(directory)): p.read_bytes() for p in files}
 
 
 def metrics(run: Path, stage: str = "train") -> list[dict]:

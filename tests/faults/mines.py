@@ -89,8 +89,15 @@ def launcher() -> list[int]:
 def everyone() -> list[int]:
     """That torchrun and all its ranks, this one last."""
     parent = os.getppid()
-    ranks = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    return [parent, *(pid for pid in ranks if pid != os.getpid()), os.getpid()]
+    return [parent, *(pid for pid in children(parent) if pid != os.getpid()), os.getpid()]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 @dataclass(frozen=True)

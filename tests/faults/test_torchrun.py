@@ -25,7 +25,7 @@ from tests.faults.processes import (
     steps,
     words_of,
 )
-from tests.tiny import Tiny, sftmix, status
+from tests.tiny import Tiny, contents, sftmix, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -95,10 +95,6 @@ def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property) -> N
     assert job.seconds < 30
     goes_on(small, tmp_path, whole_of_two)
     record_property("F3", f"rank 1 killed: job over after {job.seconds:.1f} s, 0 orphans, resumed equal")
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
 def test_the_launcher_is_killed(small, whole_of_two, tmp_path, record_property) -> None:
