@@ -159,7 +159,7 @@ def expected(run: Path) -> list[tuple[int, dict[str, float]]]:
     found = []
     for stage in (stage for stage in STAGES if (run / stage).exists()):
         for line in metrics(run, stage):
-            kept = {k: v for k, v in line.items() if k not in ("step", "time") and v is not None}
+            kept = {k: v for k, v in line.items() if k not in ("step", "time", "rows") and v is not None}
             found.append((line["step"], {f"{stage}/{k}": v for k, v in kept.items()}))
     return found
 

@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
 from sftmix.components.contracts import check_pairs
@@ -33,6 +34,11 @@ class Slot:
 
 
 Unit = tuple[Slot, ...]
+
+
+def digest(units: Sequence[Unit]) -> str:
+    """Return a short hash of the rows of some units: of their numbers, their order, and which are a pair."""
+    return sha256_json([[slot.row for slot in unit] for unit in units])[:16]
 
 
 @dataclass(frozen=True)

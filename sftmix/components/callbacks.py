@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from statistics import median
 
 from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.steps import read_steps
 from sftmix.components.base import Callback, CallbackResult, StageState, check_number
 
 
@@ -91,10 +91,8 @@ class LossSpikeGuard(Callback):
     def on_stage_start(self, state: StageState) -> None:
         """Read the losses before a resume from metrics.jsonl, which holds every bit of them."""
         self._losses.clear()
-        log = state.directory / "metrics.jsonl" if state.directory is not None else None
-        if log is not None and log.exists():
-            losses = (json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines())
-            self._losses.extend(loss for loss in losses if loss is not None)  # null: it was not finite
+        losses = (line["loss"] for line in read_steps(state.directory)) if state.directory is not None else ()
+        self._losses.extend(loss for loss in losses if loss is not None)  # null: it was not finite
 
     def on_step_end(self, state: StageState) -> None:
         loss = state.metrics["loss"]

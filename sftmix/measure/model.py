@@ -7,7 +7,6 @@ the same rows.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from sftmix.batches.order import Unit
 from sftmix.batches.rows import RowSubset, TokenisedRows
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.common.world import World
 from sftmix.data import EncodedDataset, LoadedData
@@ -106,9 +106,8 @@ class Measurement:
 
     def _lines(self) -> list[dict[str, Any]]:
         """Return the needed figures of each line of metrics.jsonl."""
-        text = (self._directory / "metrics.jsonl").read_text(encoding="utf-8")
         kept = ("step", "epoch", "mixup_tokens", "eval_nll")
-        return [{k: line.get(k) for k in kept} for line in map(json.loads, text.splitlines())]
+        return [{k: line.get(k) for k in kept} for line in read_steps(self._directory)]
 
     def _keep_sample(self, step: int, scores: RowScores) -> None:
         ids = [self._data.train.ids[row] for row in self._sample.rows]

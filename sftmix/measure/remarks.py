@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics
 from sftmix.measure.model import SAMPLE
 
@@ -35,14 +35,14 @@ def remarks(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
     return [*found, *_target(root, stages, learning_rate)] if "train" in stages else found
 
 
-def ends_of_loss(file: Path) -> dict[str, float]:
-    """Return the loss per token of the first and of the last steps in metrics.jsonl: a tenth of all, or 8, or half.
+def ends_of_loss(stage: Path) -> dict[str, float]:
+    """Return the loss per token of the first and of the last steps of a stage: a tenth of all, or 8, or half.
 
     Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
     last step of an epoch may hold a single short response.
     """
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    losses = [(line["loss"], line["ntp_tokens"]) for line in lines if line["loss"] is not None and line["ntp_tokens"]]
+    steps = read_steps(stage)
+    losses = [(line["loss"], line["ntp_tokens"]) for line in steps if line["loss"] is not None and line["ntp_tokens"]]
     size = min(len(losses) // 2, max(8, len(losses) // 10))
     return {"loss_first": _per_token(losses[:size]), "loss_last": _per_token(losses[-size:])} if size else {}
 

@@ -127,7 +127,7 @@ class ReferenceRun:
         return [callback for callback in self._run.config.callbacks if not callback.needs_held_out]
 
     def _ends_of_loss(self, stage: Stage) -> dict[str, float]:
-        return self._run.world.on_main(lambda: ends_of_loss(stage.directory / "metrics.jsonl")) or {}
+        return self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {}
 
     def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
         """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, read_split
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
@@ -47,7 +47,7 @@ class RunView:
     @cached_property
     def metrics(self) -> dict[str, list[dict[str, Any]]]:
         """Lines of metrics.jsonl of each stage; none of one that did not train."""
-        return {stage: metrics_of(self.path / stage) for stage in ("reference", *ARMS)}
+        return {stage: read_steps(self.path / stage) for stage in ("reference", *ARMS)}
 
     @cached_property
     def by_confidence(self) -> Rows:
@@ -77,14 +77,6 @@ class RunView:
     def objective(self) -> str:
         """Name of the target's objective."""
         return type(self.config.objective).__name__
-
-
-def metrics_of(stage: Path) -> list[dict[str, Any]]:
-    """Return the lines of a stage's metrics.jsonl; none without the file."""
-    path = stage / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_summary(path: Path) -> dict[str, Any]:

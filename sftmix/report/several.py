@@ -11,9 +11,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sftmix.common.steps import read_steps
 from sftmix.report.curves import curve, losses_of
 from sftmix.report.figures import GROUPS, figure
-from sftmix.report.run import metrics_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SideBySide:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl of its target."""
-        return metrics_of(self.path / "train")
+        return read_steps(self.path / "train")
 
 
 def forest(table: Mapping[str, Any]) -> go.Figure | None:

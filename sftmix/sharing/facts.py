@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place
@@ -91,8 +91,7 @@ class Facts:
         return bool(self.summary and lines and lines[-1]["step"] == step)
 
     def _metrics(self, stage: str) -> list[dict[str, Any]]:
-        file = origin(self.run / stage) / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file.exists() else []
+        return read_steps(origin(self.run / stage))
 
     def over_seeds(self, metric: str) -> Mapping[str, Any] | None:
         """Return seeds, mean and sd of a metric over the seeds of a table that this run is one of; else None."""

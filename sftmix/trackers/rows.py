@@ -59,5 +59,6 @@ class Rows:
 
 
 def _row(number: int, stage: str, line: Mapping[str, Any]) -> Row:
-    kept = {k: v for k, v in line.items() if k not in ("step", "time") and v is not None}  # null: not finite
+    apart = ("step", "time", "rows")  # a hash is nothing to plot
+    kept = {k: v for k, v in line.items() if k not in apart and v is not None}  # null: not finite
     return Row(number, stage, line["step"], line["time"], {f"{stage}/{k}": v for k, v in kept.items()})

@@ -35,11 +35,12 @@ class MetricsLog:
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self._file = world.on_main(lambda: _opened(path, resume_step))
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
+        """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
         if self._file is not None:
             finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
             try:
-                self._file.write(json.dumps(finite) + "\n")
+                self._file.write(json.dumps({**finite, "rows": rows}) + "\n")
                 self._file.flush()
             except OSError as error:
                 if is_full(error):

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sftmix.batches.deal import too_long
-from sftmix.batches.order import TrainingOrder
+from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
@@ -39,6 +39,7 @@ from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.room import check_room_for_checkpoints
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
+from sftmix.training.skipped import too_many_skipped
 from sftmix.training.step import StepResult, StepSetup, train_step
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
@@ -79,14 +80,6 @@ class Stage:
     on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
 
 
-MAX_SKIPPED = 3
-"""Consecutive steps with a non-finite gradient norm that are skipped before the run stops with exit code 6."""
-MAX_SKIPPED_SHARE = 0.01
-"""Share of the steps so far that may be skipped; a run in which more are stops with exit code 6, too."""
-FEW_SKIPPED = 9
-"""Skipped steps up to which no share is taken: one of the first ten would be 10%."""
-
-
 @dataclass(frozen=True, slots=True)
 class StageResult:
     """The trained (wrapped) module, and figures for summary.json."""
@@ -116,6 +109,8 @@ class TrainingLoop:
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
+        self.rows = ""
+        """The hash of the rows of the last step."""
         self.evaluations: list[tuple[int, float]] = []
         self.step, self.stopped_by = 0, ""
         self.saved = -1
@@ -214,7 +209,7 @@ class TrainingLoop:
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
         """Write what the step was; a full disk is noted, so that all ranks end together."""
         try:
-            log.write(metrics)
+            log.write(metrics, rows=self.rows)
             self.stage.on_progress(self.step, self.total)
         except NoSpaceError as error:
             self.no_space = str(error)
@@ -226,6 +221,7 @@ class TrainingLoop:
         stage, started = self.stage, time.perf_counter()
         epoch = stage.order.epoch_of(self.step)
         units, split = stage.order.batch(self.step), stage.split_of(epoch)
+        self.rows = digest(units)
         done = self.done = train_step(self.setup, self.step, units, split)
         self._count_skipped(done)
         if stage.online is not None:
@@ -375,18 +371,6 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
         seed=stage.seed,
         total_steps=stage.order.total_steps,
     )
-
-
-def too_many_skipped(in_a_row: int, skipped: int, steps: int) -> str:
-    """Return the skipped steps that end the run, in words; empty text if it goes on.
-
-    in_a_row, skipped  the last ones, and all, among the first `steps` steps
-    """
-    if in_a_row > MAX_SKIPPED:
-        return f"{in_a_row} steps in a row"
-    if skipped > FEW_SKIPPED and skipped > MAX_SKIPPED_SHARE * steps:
-        return f"{skipped} of the first {steps} steps, more than {MAX_SKIPPED_SHARE:.0%},"
-    return ""
 
 
 def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:

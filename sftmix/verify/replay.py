@@ -24,7 +24,7 @@ from sftmix.pipeline.stages import ALL, stages_needed
 from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage, StageResult
 from sftmix.verify.inputs import Inputs
-from sftmix.verify.window import Window, read_log
+from sftmix.verify.window import Window, logged_steps
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
@@ -67,7 +67,7 @@ def replay(window: Window, inputs: Inputs, world: World, place: Path) -> Replaye
         try:
             make_stages(run, inputs.rows, stages_needed(config, "train") | {window.stage})
         except _Over as over:
-            return Replayed(over.stage, over.result.module, read_log(place / window.stage / "metrics.jsonl"))
+            return Replayed(over.stage, over.result.module, logged_steps(place / window.stage))
     raise AssertionError(f"{window.stage} was not entered")
 
 

@@ -16,8 +16,8 @@ from sftmix.verify.window import Window
 
 RELATIVE = 1e-5
 """Largest relative difference of a loss, where another machine than the run's rounds differently."""
-COUNTS = ("epoch", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
-"""Whole numbers of a step, which follow from its examples."""
+EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
+"""Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
 CLOCKS = ("step", "time", "tokens_per_second", "mixing_seconds")
 """Entries of a step that are no result of it."""
 
@@ -38,7 +38,7 @@ class Comparison:
 
 
 def check_steps(window: Window, replayed: Mapping[int, Mapping[str, Any]], rule: Comparison) -> list[Finding]:
-    """Compare the lines of metrics.jsonl: first the counts, which tell of the examples, then all other numbers."""
+    """Compare the lines of metrics.jsonl: first what tells of the examples, then all other numbers."""
     counts: list[Finding] = []
     losses: list[Finding] = []
     names, exact = set[str](), True
@@ -50,15 +50,14 @@ def check_steps(window: Window, replayed: Mapping[int, Mapping[str, Any]], rule:
             losses.append(Finding("losses", False, where, False, what if then is None else "a step", "none"))
             continue
         for name in (name for name in now if name in then and name not in CLOCKS):
-            kind, found = ("examples", counts) if name in COUNTS else ("losses", losses)
+            kind, found = ("examples", counts) if name in EXAMPLES else ("losses", losses)
             if not rule.same(then[name], now[name]):
                 found.append(Finding(kind, False, f"step {step}, {name}", False, then[name], now[name]))
             names.add(name)
             exact &= then[name] == now[name]
-    told = [name for name in COUNTS if name in names]
+    told = [name for name in EXAMPLES if name in names]
     if not counts:
-        note = f"{listed(told)} of each step (ids are not logged)"
-        counts = [Finding("examples", True, note)]
+        counts = [Finding("examples", True, f"{listed(told)} of each step")]
     if not losses:
         rest, how = sorted(names - set(told)), "bit for bit" if exact else f"within {RELATIVE:g}"
         losses = [Finding("losses", True, f"{listed(rest)} of {window.end - window.start} steps, {how}", exact)]

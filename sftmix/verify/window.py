@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from sftmix.common.checkpoints import CHECKPOINTS, step_path, steps_in
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json
+from sftmix.common.steps import read_steps
 from sftmix.pipeline.directory import origin
 from sftmix.pipeline.finished import is_run
 
@@ -56,7 +56,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     if not is_run(run):
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
     place = origin(run / stage)
-    logged = read_log(place / "metrics.jsonl")
+    logged = logged_steps(place)
     if not (run / stage / "inputs.json").exists() or not logged:
         there = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
         found = f"there is {', '.join(there)}" if there else "nothing was trained there yet"
@@ -70,11 +70,9 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     )
 
 
-def read_log(path: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of metrics.jsonl by their steps; a line that a killed process left torn is no line."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = (json.loads(line) for line in lines if line.endswith("}"))
-    return {int(line["step"]): line for line in found}
+def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of a stage's metrics.jsonl by their steps."""
+    return {int(line["step"]): line for line in read_steps(stage)}
 
 
 def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int) -> int:

@@ -73,7 +73,8 @@ def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, reco
     assert samples(tmp_path) == samples(alone)
     ours, theirs = metrics(tmp_path / "run"), metrics(alone / "run")
     assert len(ours) == len(theirs) == 50
-    assert [m["examples_total"] for m in ours] == [m["examples_total"] for m in theirs]
+    for name in ("rows", "examples_total"):
+        assert [m[name] for m in ours] == [m[name] for m in theirs]
     off = [abs(one["loss"] - other["loss"]) for one, other in zip(ours, theirs, strict=True)]
     assert off[0] <= 1e-6
     assert off[CUT] <= 1e-6  # the first step after the resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.batches.order import TrainingOrder, epoch_units, global_batches
+from sftmix.batches.order import Slot, TrainingOrder, digest, epoch_units, global_batches
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import checkpoint_interval
 from sftmix.training.step import learning_rate
@@ -105,3 +106,12 @@ def test_learning_rate_warms_up_and_decays():
 @pytest.mark.parametrize(("every", "total", "expected"), [(None, 20, 50), (None, 3000, 300), (7, 20, 7), (0, 20, 0)])
 def test_checkpoint_interval(every, total, expected):
     assert checkpoint_interval(CheckpointOptions(every=every), total) == expected
+
+
+def test_the_digest_of_a_batch_tells_its_rows_their_order_and_its_pairs():
+    def of(*units: tuple[int, ...]) -> str:
+        return digest([tuple(map(Slot, unit)) for unit in units])
+
+    batches = [of((1, 2), (3, 4)), of((1, 2), (3, 5)), of((2, 1), (3, 4)), of((3, 4), (1, 2)), of((1,), (2,), (3, 4))]
+    assert len(set(batches)) == 5
+    assert batches[0] == hashlib.sha256(b"[[1, 2], [3, 4]]").hexdigest()[:16]

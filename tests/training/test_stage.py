@@ -14,8 +14,9 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import StageResult, too_many_skipped, train
+from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
+from sftmix.training.skipped import too_many_skipped
 from sftmix.types import Split
 from tests.toy import logged, toy_rows, toy_stage
 

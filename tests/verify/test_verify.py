@@ -228,10 +228,12 @@ def test_only_the_replay_can_tell_of_a_row_where_all_records_were_mended(copy, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("entry", "kind"), [("ntp", "losses"), ("mixup", "losses"), ("tokens", "examples")])
+@pytest.mark.parametrize(
+    ("entry", "kind"), [("ntp", "losses"), ("mixup", "losses"), ("tokens", "examples"), ("rows", "examples")]
+)
 def test_a_changed_figure_of_a_step_is_found(copy, sftmix, entry, kind):
     was = json.loads((copy.run / "train" / "metrics.jsonl").read_text().splitlines()[3])[entry]
-    now = was + 1 if isinstance(was, int) else was * (1 + 1e-15)
+    now = {int: lambda: was + 1, float: lambda: was * (1 + 1e-15), str: lambda: was[::-1]}[type(was)]()
     copy.edit("train/metrics.jsonl", with_line(4, **{entry: now}))
     found = certified(sftmix, str(copy.run))
     (finding,) = (f for f in found.findings if f["same"] is False)
