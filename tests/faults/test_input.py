@@ -152,7 +152,7 @@ def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
+def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path, record_property):
     """Rows of 10 KB, a gigabyte in all, are checked in bounded memory; short ones within ten seconds of one core."""
     text = "One two three four. " * 500
     for content, seconds, rows in (("Yo", 10, 100_000), (text, 120, 100_000)):
@@ -161,11 +161,14 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
             for number in range(rows):
                 file.write(json.dumps({"instruction": f"Say {number}", "output": content}) + "\n")
         program = (
-            "import resource, sys; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
+            "import re, time; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
             f"prepare(DataOptions(train={str(path)!r}, cache_dir={str(tmp_path / 'cache')!r}), 0, progress=False); "
-            "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
+            # Not ru_maxrss: it is never less than the memory of the process that started this one.
+            "print(time.process_time(), re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         used, kilobytes = map(float, done.stdout.split())
         assert used < seconds
         assert kilobytes < 300 * 1024
+        size = path.stat().st_size / 1e6
+        record_property("F9", f"{rows:,} rows, {size:,.0f} MB: {used:.1f} s of one core, {kilobytes / 1024:.0f} MB")
