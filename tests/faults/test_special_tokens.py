@@ -63,7 +63,7 @@ PIECES = st.tuples(*[st.lists(WORDS, min_size=1, max_size=8)] * 3)
 
 def contents(tokenizer, pieces) -> list[str]:
     """Return a question, an answer and a system message that are not blank."""
-    names = sorted(tokenizer.added_tokens_decoder[number].content for number in special_ids(tokenizer))
+    names = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     texts = ["".join(p if isinstance(p, str) else names[p % len(names)] for p in part) for part in pieces]
     return [text if text.strip() else "Hi" for text in texts]
 
