@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from sftmix.common.errors import DataError
 from sftmix.data.jsonrows import MAX_ROW_BYTES, StrictDecoder
+from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from tests.tiny import make_tiny
 
@@ -267,13 +269,14 @@ def test_long_arrays_are_read_in_pieces(write, options):
 
 
 def test_csv_rows(write, options):
-    path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\n"open')
+    path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\nq,x,y,\xff\n"open')
     with pytest.raises(DataError) as caught:
         prepare(options(path), 0, progress=False)
     lines = str(caught.value).splitlines()[1:]
     assert lines[0] == f"{path}:4: 2 fields, but the header has 4"
     assert lines[1].startswith(f"{path}:5: output contains a lone surrogate or bytes that are not UTF-8")
-    assert lines[2].startswith(f"{path}:6: not valid CSV")
+    assert lines[2].startswith(f"{path}:6: field 'score' contains a lone surrogate or bytes that are not UTF-8")
+    assert lines[3].startswith(f"{path}:7: not valid CSV")
 
 
 def test_explicit_id_twice_is_an_error_and_content_ids_count(write, options):
@@ -292,6 +295,16 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, options):
     assert ids[0] == "7"
     assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
+
+
+def test_no_name_in_the_report_adds_a_line_or_a_colour():
+    """The names of files and the words of a template come from others, too."""
+    report = DataReport(notes=["The template writes '\x1b[31m' \t."])
+    report.add("template_refused", "a (x\n0 bad rows.jsonl:1)", kinds=["\x9b2J"])
+    lines = report.lines()
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines))
+    assert len(lines) == 3
+    assert lines[-1].endswith(r", \x9b2J in 1: a (x\n0 bad rows.jsonl:1)")
 
 
 def test_empty_responses_are_dropped_and_counted(write, options):
