@@ -147,7 +147,7 @@ def _finite(found: TrainingDynamics) -> npt.NDArray[np.bool_]:
     """Return bool[N], True for examples whose perplexity is finite; raise NonFiniteError if there are none."""
     sums = found.nll_sum if found.alone_nll_sum is None else np.hstack([found.nll_sum, found.alone_nll_sum])
     with np.errstate(over="ignore"):
-        finite: npt.NDArray[np.bool_] = np.isfinite(np.exp(sums / np.maximum(found.n_tokens, 1)[:, None])).all(axis=1)
+        finite = np.asarray(np.isfinite(np.exp(sums / np.maximum(found.n_tokens, 1)[:, None])).all(axis=1))
     if len(finite) and not finite.any():
         raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: the model is broken")
     return finite
