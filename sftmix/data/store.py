@@ -26,7 +26,7 @@ import pyarrow as pa
 from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.types import Int64
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 BATCH_ROWS = 1024
