@@ -16,6 +16,7 @@ import jsonargparse
 from sftmix.common.errors import ConfigError
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.messages import explain, refuse_unknown
+from sftmix.config.own_modules import own_modules
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases, load_shipped, single_as_list
 
@@ -97,7 +98,8 @@ def apply_layer(
     where = f"{layer.name}: " if layer.name else ""
     refuse_unknown(layer.values, own, where)
     try:
-        # A copy: jsonargparse puts its own objects into the lists that it is given.
-        return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
+        with own_modules():
+            # A copy: jsonargparse puts its own objects into the lists that it is given.
+            return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
     except jsonargparse.ArgumentError as error:
         raise ConfigError(where + explain(str(error), own)) from error
