@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
 FILE = "adapter_config.json"
 
-_ABOUT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version")
-_ABOUT += ("revision", "task_type")
-_PLACES = ("exclude_modules", "layer_replication", "layers_pattern", "layers_to_transform", "modules_to_save")
-_PLACES += ("target_modules", "target_parameters", "trainable_token_indices")
-_NUMBERS = ("alpha_pattern", "bias", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "init_lora_weights")
-_NUMBERS += ("loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "r", "rank_pattern", "use_dora", "use_rslora")
-TAKEN = frozenset((*_ABOUT, *_PLACES, *_NUMBERS))
+_ABOUT = "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type"
+_PLACES = """exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
+target_parameters trainable_token_indices"""
+_NUMBERS = """alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
+lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
+TAKEN = frozenset(f"{_ABOUT} {_PLACES} {_NUMBERS}".split())
 """The keys that may have any value. Every other one must have PEFT's default: `megatron_config` imports a module that
 the file names, and others compute what a plain load of the adapters does not."""
 
