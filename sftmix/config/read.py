@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,10 +23,14 @@ from sftmix.config.schema import component_bases, load_shipped, single_as_list
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
-    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes."""
+    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes.
+
+    Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
+    """
     layers = read_layers(path)
     refuse_table(layers)
-    return _from_layers(layers)
+    with own_modules(outside=Path(path).expanduser().parent):
+        return _from_layers(layers)
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:

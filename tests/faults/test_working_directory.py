@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.errors import ConfigError
+from sftmix.config.read import read_config
 from tests.tiny import ROOT
 
 OPTIONAL = ("kernels", "bitsandbytes", "hqq", "fla", "flash_attn", "optimum", "gptqmodel", "aqlm", "argcomplete", "av")
@@ -87,6 +89,35 @@ def test_the_directory_is_searched_for_a_class_that_is_named_alone(tmp_path, mon
         importlib.import_module("my_only_part")
     assert sftmix("components", "my_only_part.Mine").code == 0
     assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inside", "name", "found"),
+    [
+        ("a/run", "evil_in_a_run", False),
+        ("a/run/train", "evil_in_a_stage", False),
+        ("a", "run.evil_in_a_run", False),
+        (".", "a.run.evil_in_a_run", False),
+        ("a", "beside_a_run", True),
+        (".", "a_package.beside_a_run", True),
+    ],
+)
+def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_path, monkeypatch):
+    """Its config.yaml names one, and the command is given in the directory or around it."""
+    for path in ("a/run/evil_in_a_run", "a/run/train/evil_in_a_stage", "a/beside_a_run", "a_package/beside_a_run"):
+        file = tmp_path / f"{path}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("from sftmix.components import Median\n\nclass Mine(Median):\n    pass\n")
+    (tmp_path / "a" / "run" / "config.yaml").write_text(f"splitter: {name}.Mine\n")
+    monkeypatch.chdir(tmp_path / inside)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = os.path.relpath(tmp_path / "a" / "run" / "config.yaml")
+    if found:
+        assert type(read_config(path).splitter).__name__ == "Mine"
+        return
+    with pytest.raises(ConfigError, match=f"No module named '{name.partition('.')[0]}'"):
+        read_config(path)
+    assert os.getcwd() not in sys.path
 
 
 @pytest.mark.slow
