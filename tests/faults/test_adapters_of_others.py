@@ -63,7 +63,9 @@ def refused(place: Path, reason: str, sftmix) -> None:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_configuration_of_adapters_is_refused_in_one_line(kind, others, tmp_path, monkeypatch, sftmix):
+def test_a_configuration_of_adapters_is_refused_in_one_line(
+    kind, others, tmp_path, monkeypatch, sftmix, record_property
+):
     (tmp_path / "megatron").mkdir()
     (tmp_path / "megatron" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -71,6 +73,7 @@ def test_a_configuration_of_adapters_is_refused_in_one_line(kind, others, tmp_pa
     (others / CONFIG).write_text(json.dumps({**json.loads((others / CONFIG).read_text()), **values}))
     refused(others, reason, sftmix)
     assert not (tmp_path / "ran").exists()
+    record_property("F14", f"adapters whose configuration has {kind}: 0 modules imported, exit 2 in one line")
 
 
 @pytest.mark.parametrize("text", ['{"peft_type": "LORA", "r"', "", "[]", "\ufeff{}", "[" * 100_000, "null"])
@@ -79,10 +82,9 @@ def test_a_file_that_is_no_configuration_of_adapters(text, others, sftmix):
     refused(others, CONFIG, sftmix)
 
 
-def test_their_number_is_recorded_and_good_ones_are_loaded(adapters, record_property):
+def test_good_ones_are_loaded(adapters):
     loaded = load_finished(finished_models(adapters)[0])
     assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
-    record_property("F14", f"{len(HOSTILE)} hostile configurations of adapters: 0 modules imported, each one line")
 
 
 SCRIPT = """
