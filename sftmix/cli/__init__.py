@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `--splitter my_module.MySplitter` finds the user's module, and shadows nothing
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except (SFTMixError, Stopped) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.names import path_problem
 
 if TYPE_CHECKING:
     from sftmix.pipeline.stages import StageName
@@ -145,6 +146,16 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+def _parsed(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command; raise ConfigError where the place to write has a name that leads elsewhere."""
+    given = parser.parse_args(argv)
+    for option in ("to", "out"):
+        place = getattr(given, option, None) or ""
+        if problem := path_problem(place):
+            raise ConfigError(f"--{option}: {place!r} {problem}")
+    return given
+
+
 def _quickstart(argv: Sequence[str]) -> None:
     about = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
@@ -156,7 +167,7 @@ end shows whatever came out.
     parser = _Parser("quickstart", about)
     parser.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where to write [%(default)s]")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of everything [%(default)s]")
-    given = parser.parse_args(argv)
+    given = _parsed(parser, argv)
     from sftmix.cli.results import say
 
     say(f"quickstart: a small model on rows of known truth, in {given.out}")
@@ -202,7 +213,7 @@ stands beside the weights. --push_to_hub without --to uploads train/model, or th
     from sftmix.cli.sharing import add_push_options, export
 
     add_push_options(parser)
-    export(parser.parse_args(argv))
+    export(_parsed(parser, argv))
 
 
 def _leaf(name: str, argv: Sequence[str]) -> None:
@@ -210,7 +221,7 @@ def _leaf(name: str, argv: Sequence[str]) -> None:
     module = import_module(f"sftmix.cli.{name}")
     parser = _Parser(name, module.ABOUT)
     module.add_options(parser)
-    module.main(parser.parse_args(argv))
+    module.main(_parsed(parser, argv))
 
 
 def _status(argv: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import OF_COMPARE, Layer, read_layers, refuse_table
 from sftmix.config.messages import explain
+from sftmix.config.own_modules import own_modules
 from sftmix.config.read import Parser, add_run_options, apply_layer, instantiate, of_run
 from sftmix.config.schema import component_bases, component_options, import_class, list_options
 
@@ -93,7 +94,8 @@ def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[Layer]:
 def _parse(parser: Parser, options: Sequence[str], over: jsonargparse.Namespace) -> jsonargparse.Namespace:
     """Apply options of the command line over parsed values."""
     try:
-        return parser.parse_args(list(options), namespace=over.clone())
+        with own_modules():
+            return parser.parse_args(list(options), namespace=over.clone())
     except jsonargparse.ArgumentError as error:
         raise ConfigError(explain(str(error), parser.own)) from error
 

@@ -19,9 +19,9 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
     """Return why nothing is written under this path, or None: a URL, or control characters in it."""
     name = os.fspath(path)
     if _URL.match(name):
-        return "is a URL; name a directory on this machine"
+        return "is a URL; name a place on this machine"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character; name a directory without it"
+        return "holds a control character; name a place without it"
     if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
         return f"has a part of more than {_LONGEST} bytes; name a shorter one"
     return None

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,15 +17,20 @@ import jsonargparse
 from sftmix.common.errors import ConfigError
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.messages import explain, refuse_unknown
+from sftmix.config.own_modules import own_modules
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases, load_shipped, single_as_list
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
-    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes."""
+    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes.
+
+    Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
+    """
     layers = read_layers(path)
     refuse_table(layers)
-    return _from_layers(layers)
+    with own_modules(outside=Path(path).expanduser().parent):
+        return _from_layers(layers)
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
@@ -97,7 +103,8 @@ def apply_layer(
     where = f"{layer.name}: " if layer.name else ""
     refuse_unknown(layer.values, own, where)
     try:
-        # A copy: jsonargparse puts its own objects into the lists that it is given.
-        return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
+        with own_modules():
+            # A copy: jsonargparse puts its own objects into the lists that it is given.
+            return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
     except jsonargparse.ArgumentError as error:
         raise ConfigError(where + explain(str(error), own)) from error

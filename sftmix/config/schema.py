@@ -14,6 +14,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
+from sftmix.config.own_modules import own_modules
 from sftmix.config.run_config import RunConfig
 
 
@@ -128,10 +129,11 @@ def component_options(cls: Any) -> dict[str, inspect.Parameter]:
 
 
 def import_class(path: str) -> type:
-    """Import the class at an import path."""
+    """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
     try:
-        owner = importlib.import_module(module)
+        with own_modules():
+            owner = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module or "." not in module:
             raise

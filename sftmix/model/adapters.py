@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
+from sftmix.model.stored_adapters import FILE, stored_config
 from sftmix.options import LoraOptions
 
 if TYPE_CHECKING:
@@ -62,30 +63,16 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:
     """Put the adapters of a directory onto their base model, in place: of `write_adapters`, or of PEFT itself.
 
-    Raises ConfigError if the file does not hold what its adapter_config.json says.
+    Raises ConfigError if adapter_config.json is refused, or if the file does not hold what it says.
     """
-    config = _stored_config(directory)
+    config = stored_config(directory)
     config.inference_mode = False  # else PEFT freezes them, and they would not be found by `read_adapters`
-    with torch.random.fork_rng(devices=[]), _as_documented():
-        model.add_adapter(config, ADAPTER)
+    try:
+        with torch.random.fork_rng(devices=[]), _as_documented():
+            model.add_adapter(config, ADAPTER)
+    except Exception as error:  # values of strangers make PEFT raise anything
+        raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
     read_adapters(model, directory)
-
-
-def base_of_adapters(directory: Path) -> str:
-    """Return the hub id or directory of the base model; raise ConfigError if adapter_config.json names none."""
-    base = _stored_config(directory).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"{directory}/adapter_config.json names no base model (base_model_name_or_path)")
-    return base
-
-
-def _stored_config(directory: Path) -> LoraConfig:
-    from peft import LoraConfig, PeftConfig
-
-    config = PeftConfig.from_pretrained(str(directory))
-    if not isinstance(config, LoraConfig):
-        raise ConfigError(f"{directory} holds adapters of type {type(config).__name__}; only LoRA is loaded")
-    return config
 
 
 def adapter_config(model: nn.Module) -> LoraConfig | None:

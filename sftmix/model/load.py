@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.paths import model_place, refuse_adapters, refuse_pickles
+from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -104,6 +105,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     if auto is not AutoTokenizer:
         refuse_adapters(path)
         refuse_pickles(path)
+        if not local and find_adapter_config_file(name) is not None:  # transformers would load another model, its base
+            raise holds_adapters(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, trust_remote_code=False, **options)

@@ -30,9 +30,12 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 def refuse_adapters(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters and no model."""
     if is_there(Path(path).expanduser() / "adapter_config.json"):
-        raise ConfigError(
-            f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one."
-        )
+        raise holds_adapters(path)
+
+
+def holds_adapters(path: str | Path) -> ConfigError:
+    """Return the error for a directory, or a repository of the hub, that holds adapters in the place of a model."""
+    return ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one.")
 
 
 def refuse_pickles(path: str | Path) -> None:

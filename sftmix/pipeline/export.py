@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import is_there, path_problem
+from sftmix.common.names import is_there
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place
 from sftmix.pipeline.directory import origin
@@ -33,8 +33,6 @@ def export_run(
     run, to = Path(run), Path(to)
     if not is_there(run / "config.yaml"):
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
-    if problem := path_problem(to):
-        raise ConfigError(f"--to: {str(to)!r} {problem}")
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_config(run / "config.yaml")

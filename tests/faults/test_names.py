@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ NAMES = {
     "long": "a" * 300,
     "passwd": "../../../../../../../../etc/passwd",
     "absolute": "/etc/passwd",
-    "home": "~nobody/../x",
+    "up": "../../x",
+    "home": "~/x",
+    "other home": "~nobody/../x",
+    "link": "link/x",
     "empty part": "a//b/../c/d",
 }
 READ = {
@@ -27,6 +31,12 @@ READ = {
     "--reference.model.path": 2,
     "--data.template": 2,
 }
+
+
+_URL, _CONTROL = "is a URL", "holds a control character"
+REFUSED = {"URL": _URL, "S3": _URL, "hub URL": _URL, "NUL": _CONTROL, "newline": _CONTROL}
+REFUSED["long"] = "has a part of more than 200 bytes"
+"""The names that no place to write has, and why."""
 
 
 @pytest.fixture
@@ -43,33 +53,67 @@ def no_network(monkeypatch):
     assert not asked
 
 
-def tree(directory: Path) -> dict[str, int]:
-    return {str(path): path.lstat().st_mtime_ns for path in directory.rglob("*")}
+@dataclass(frozen=True)
+class Around:
+    """A working directory and what lies around it, all of it watched: above it, a home, behind a link."""
+
+    top: Path
+    here: Path
+
+    def tree(self) -> dict[str, int]:
+        paths = [path for path in self.top.rglob("*") if path != self.here]
+        return {str(path.relative_to(self.top)): path.lstat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture
+def around(tmp_path, monkeypatch) -> Around:
+    """The working directory is `here`, three levels down; ~ is a home; here/link leads to `behind`."""
+    here = tmp_path / "above" / "middle" / "here"
+    for made in (here, tmp_path / "home", tmp_path / "behind"):
+        made.mkdir(parents=True)
+    (here / "link").symlink_to(tmp_path / "behind")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(here)
+    return Around(tmp_path, here)
 
 
 @pytest.mark.parametrize("option", READ)
-def test_what_is_read_is_there_or_refused(option, finished, tmp_path, monkeypatch, no_network, sftmix):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+def test_what_is_read_is_there_or_refused(option, finished, around, no_network, sftmix, record_property):
     given = {"--model.path": str(finished.tiny.model), "--data.train": str(finished.tiny.train), "--out": "run"}
     for kind, name in NAMES.items():
-        before = tree(tmp_path)
+        before = around.tree()
         words = [word for pair in (given | {option: name}).items() for word in pair]
         done = sftmix("reference", *words, "--reference.checkpoints", "2", "--training.max_steps", "2")
         assert done.code == READ[option], (kind, done.err)
         assert "Traceback" not in done.err
-        changed = {path for path, time in tree(tmp_path).items() if before.get(path) != time}
-        assert all(path.startswith(str(tmp_path / "here" / "run")) for path in changed - {str(tmp_path / "here")})
-
-
-REFUSED = ("URL", "S3", "hub URL", "NUL", "newline", "long", "passwd", "absolute")
+        changed = {path for path, time in around.tree().items() if before.get(path) != time}
+        assert all(path.startswith("above/middle/here/run") for path in changed), (kind, changed)
+    record_property("F17", f"{option} with {len(NAMES)} names that lead elsewhere: 0 files outside the run directory")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_written_has_a_name_that_can_be_seen(kind, finished, tmp_path, monkeypatch, no_network, sftmix):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    before = tree(tmp_path)
+def test_what_is_written_has_a_name_that_can_be_seen(kind, finished, around, no_network, sftmix, record_property):
+    before, run, name = around.tree(), str(finished.path), NAMES[kind]
+    commands = (
+        ["run", *finished.tiny.options, "--out", name],
+        ["quickstart", "--out", name],
+        ["export", run, "--to", name],
+        ["report", run, "--to", name],
+        ["generate", run, "--to", name],
+        ["evaluate", run, "--tasks", "arc_easy", "--to", name],
+        ["evaluate", "raw.json", "--convert", "pubmedqa", "--to", name],
+    )
+    for words in commands:
+        done = sftmix(*words)
+        assert done.code == 2, (words, done.err)
+        assert REFUSED[kind] in done.err
+    assert around.tree() == before
+    record_property("F17", f"{len(commands)} places to write named {kind}: 0 files, exit 2 each")
+
+
+@pytest.mark.parametrize("kind", ["URL", "NUL", "long", "passwd", "absolute"])
+def test_a_run_of_that_name_is_not_there_and_none_is_made(kind, finished, around, no_network, sftmix):
+    before = around.tree()
     for words in (
         ["run", *finished.tiny.options, "--out", NAMES[kind]],
         ["export", str(finished.path), "--to", NAMES[kind]],
@@ -79,7 +123,24 @@ def test_what_is_written_has_a_name_that_can_be_seen(kind, finished, tmp_path, m
         done = sftmix(*words)
         assert done.code == 2, (words, done.err)
         assert "Traceback" not in done.err
-    assert tree(tmp_path) == before
+    assert around.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("../up", "above/middle/up"), ("link/model", "behind/model"), ("~/model", "above/middle/here/~/model")],
+)
+def test_what_is_written_is_in_the_place_that_was_named(name, place, finished, around, sftmix, record_property):
+    """A link is followed, because it was named; a ~ in quotes is a name like any other."""
+    before = around.tree()
+    assert sftmix("export", str(finished.path), "--merge", "--to", name).code == 2  # there are no adapters
+    assert around.tree() == before
+    assert sftmix("export", str(finished.path), "--to", name).code == 0
+    parents = {str(parent) for parent in Path(place).parents}
+    changed = {path for path, time in around.tree().items() if before.get(path) != time} - parents
+    assert place in changed
+    assert all(path.startswith(place) for path in changed), changed
+    record_property("F17", f"export --to {name}: {len(changed)} files and directories, all there")
 
 
 def test_a_run_directory_that_looks_like_a_url_is_read_as_files(tmp_path, monkeypatch, no_network):
