@@ -370,8 +370,8 @@ def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, mon
 def test_only_rank_0_repeats_what_all_ranks_find(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert run("run", "--seed", "1", "--seed", "2", "--epochs", "1") == (2, "", "")
-    monkeypatch.setitem(COMMANDS, "status", raising(errors.NonFiniteError("here")))
-    assert run("status") == (6, "", "[rank 1] error: here\n")
+    monkeypatch.setitem(COMMANDS, "status", raising(errors.DataError("here")))
+    assert run("status") == (3, "", "[rank 1] error: here\n")
 
 
 def test_version_and_overview(run: Run) -> None:

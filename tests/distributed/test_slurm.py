@@ -1,4 +1,4 @@
-"""Slurm, the real one: a job that is pre-empted three times ends as if nobody had disturbed it."""
+"""Slurm, the real one: a job that is pre-empted three times, or out of time, ends as if nobody had disturbed it."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
     """The batch script of the page on distributed runs that has `mark` in it, with these words, for one node."""
     page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     (script,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if mark in body)
-    script = re.sub(r"^#SBATCH --(gpus|gpus-per-node|nodes|ntasks-per-node)=.*\n", "", script, flags=re.M)
-    script = script.replace("USR1@300", "USR1@60").replace(
-        "--nproc_per_node 8", f"--nproc_per_node 2 --master_port {port}"
-    )
-    script = script.replace("MASTER_PORT=29500", f"MASTER_PORT={port}")
+    own = "" if "--rdzv_endpoint" in script else f" --master_port {port}"
+    of_a_cluster = "gpus|gpus-per-node|nodes|ntasks-per-node|cpus-per-task|time"
+    script = re.sub(rf"^#SBATCH --({of_a_cluster})=.*\n", "", script, flags=re.M)
+    script = script.replace("USR1@300", "USR1@60").replace("TERM@300", "TERM@60").replace("29500", str(port))
+    script = script.replace("--nproc_per_node 8", f"--nproc_per_node 2{own}")
     script, found = re.subn(
         r"run --config recipe:.*?( &)?$", lambda line: shlex.join(words) + (line[1] or ""), script, flags=re.M
     )
@@ -90,3 +90,22 @@ def test_pre_empted_three_times(cluster: Cluster, tiny: Tiny, whole: Path, tmp_p
     assert_same(tmp_path / "run", whole)
     printed = (tmp_path / "job.txt").read_text()
     assert [f"resuming after step {step}" in printed for step in PRE_EMPTED_AT] == [True] * 3
+
+
+def test_out_of_time_and_submitted_again(cluster: Cluster, tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    """Slurm sends SIGTERM to each torchrun 60 s before the end of the two minutes of a job, which waits for it."""
+    from_split(whole, tmp_path)
+    (tmp_path / "waiting.py").write_text(WAITS)
+    words = words_of(tiny, "--callbacks+", "waiting.Waits")
+    (tmp_path / "job.sh").write_text(script_of_the_docs("SLURM_NNODES", words, free_port()))
+    submission = ["--time=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--open-mode=append", "--output=job.txt"]
+    states: list[str] = []
+    while "COMPLETED" not in states and len(states) < 8:  # a slow machine needs some more than four
+        number = cluster.submit([*submission, "job.sh"], cwd=tmp_path)
+        wait_until(lambda n=number: cluster.job(n)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
+        states.append(cluster.job(number)["JobState"])
+    printed = (tmp_path / "job.txt").read_text()
+    assert states == ["FAILED"] * (len(states) - 1) + ["COMPLETED"], printed
+    assert len(states) > len(PRE_EMPTED_AT)
+    assert printed.count("train: resuming after step ") >= len(PRE_EMPTED_AT)
+    assert_same(tmp_path / "run", whole)
