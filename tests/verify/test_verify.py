@@ -117,7 +117,7 @@ def test_only_the_replay_can_tell_of_a_seed_where_all_records_were_mended(copy, 
 
 
 @pytest.mark.slow
-def test_only_the_replay_can_tell_of_a_row_where_all_records_were_mended(copy, sftmix):
+def test_a_changed_row_is_found_where_all_records_were_mended(copy, sftmix):
     text = copy.tiny.train.read_bytes()
     copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
     notes = [finding["note"] for finding in certified(sftmix, str(copy.run)).findings]
@@ -126,7 +126,7 @@ def test_only_the_replay_can_tell_of_a_row_where_all_records_were_mended(copy, s
         replaced(was, now)(copy.run / stage / "inputs.json")
     shutil.rmtree(copy.run / "train" / "checkpoints")
     found = certified(sftmix, str(copy.run))
-    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights"})
+    assert (found.code, differing(found)) == (4, {"split", "examples", "losses", "weights"})
 
 
 @pytest.mark.slow
@@ -179,3 +179,53 @@ def test_a_window_ends_at_the_next_weights_but_after_ten_steps_at_most(ntp):
     assert (window_of(ntp.run).start, window_of(ntp.run).end) == (2, 4)
     assert window_of(ntp.run, start=4).end == 6
     assert window_of(ntp.run, start=0, steps=5).end == 5
+
+
+def test_a_window_reaches_for_weights_that_are_near(copy_of_ntp):
+    """Of step 60 and no other, of 60 and 100, and of none."""
+    run = copy_of_ntp.run
+    checkpoints = run / "train" / "checkpoints"
+    line = json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[0])
+    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": s}) + "\n" for s in range(1, 101)))
+    replaced('"steps": 6', '"steps": 100')(run / "train" / "figures.json")
+    for step in (2, 4):
+        shutil.rmtree(checkpoints / f"step-0000000{step}")
+    (checkpoints / "step-00000006").rename(checkpoints / "step-00000060")
+    assert (window_of(run).start, window_of(run).end) == (60, 100)
+    assert (window_of(run, start=0).start, window_of(run, start=0).end) == (0, 10)
+    (checkpoints / "step-00000020").mkdir()
+    assert (window_of(run).start, window_of(run).end) == (20, 60)
+    shutil.rmtree(checkpoints)
+    assert (window_of(run).start, window_of(run).end) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train/figures.json", '{"steps": 6, "mac'),
+        ("train/figures.json", "[]"),
+        ("train/metrics.jsonl", '{"step": 1, "loss"}\n{"step": 2}\n'),
+        ("train/metrics.jsonl", '{"loss": 1.5}\n'),
+        ("train/MANIFEST.json", '{"files": '),
+        ("train/inputs.json", ""),
+        ("train/adopted.json", "{}"),
+    ],
+)
+def test_a_damaged_file_is_told_with_its_path(copy_of_ntp, sftmix, name, content):
+    (copy_of_ntp.run / name).write_text(content)
+    found = sftmix("verify", str(copy_of_ntp.run))
+    assert found.code == 4
+    assert f"{copy_of_ntp.run / name} is not as a run writes it" in found.err
+
+
+def test_a_damaged_checkpoint_is_a_finding(copy_of_ntp, sftmix):
+    (copy_of_ntp.run / "train" / "checkpoints" / "step-00000004" / "state.json").write_text('{"identity": ')
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"files"})
+
+
+def test_a_torn_log_lacks_its_last_steps(copy_of_ntp, sftmix):
+    file = copy_of_ntp.run / "train" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3])[:-20])
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"files", "losses"})
