@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from sftmix.verify.window import Window
 
 RELATIVE = {"fp32": 1e-5, "bf16": 1e-2}
 """Precision -> largest relative difference of a loss, where another machine than the run's rounds differently."""
+OF_GRADIENT = 10
+"""Multiple of RELATIVE for the norm of the gradient, in which the rounding of earlier steps grows fastest."""
 EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
 LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
@@ -37,10 +39,22 @@ class Comparison:
     precision: str = "fp32"
 
     def same(self, name: str, expected: Any, found: Any) -> bool:
-        """Compare two values of one entry; the learning rate is computed in float64, whatever the precision."""
+        """Compare two values of one entry."""
         if expected == found or self.exact or not isinstance(expected, float) or not isinstance(found, float):
             return bool(expected == found)
-        return math.isclose(expected, found, rel_tol=RELATIVE["fp32" if name == "learning_rate" else self.precision])
+        within = self._within(name)
+        of_callback = name not in LOSSES  # which may be a cosine or a share, near 0 and exact by its distance from 1
+        return math.isclose(expected, found, rel_tol=within, abs_tol=within if of_callback else 0.0)
+
+    def told(self) -> str:
+        """Say by which rule numbers are the same."""
+        within, gradient = RELATIVE[self.precision], self._within("grad_norm")
+        return "bit for bit" if self.exact else f"within {within:g} (grad_norm {gradient:g})"
+
+    def _within(self, name: str) -> float:
+        if name == "learning_rate":  # computed in float64, whatever the precision
+            return RELATIVE["fp32"]
+        return RELATIVE[self.precision] * (OF_GRADIENT if name == "grad_norm" else 1)
 
 
 def check_steps(window: Window, replayed: Mapping[int, Mapping[str, Any]], rule: Comparison) -> list[Finding]:
@@ -70,28 +84,30 @@ def check_steps(window: Window, replayed: Mapping[int, Mapping[str, Any]], rule:
                 place = f"step {step}, {name}"
                 differ.append(Finding(_kind(name), False, place, False, then.get(name, "no entry"), now[name]))
     notes = [
-        *_told(lacking, "the run's log does not have"),
-        *_told(foreign, "the replay does not give"),
-        *_told(turned, "which differ, as rounding may turn a token"),
+        *_told(lacking, "which the log of the run does not have"),
+        *_told(foreign, "which the replay does not give"),
+        *_told(turned, "which differ: rounding may turn a token"),
     ]
-    how = "bit for bit" if exact else f"within {RELATIVE[rule.precision]:g}"
-    return [*_of_kind("examples", differ, same, window), *_of_kind("losses", differ, same, window, how), *notes]
+    examples, losses = ([f for f in differ if f.kind == kind] for kind in ("examples", "losses"))
+    how = Comparison(exact, rule.precision).told()
+    return [
+        *(examples or _all_same("examples", same, window)),
+        *(losses or _all_same("losses", same, window, f", {how}", exact=exact)),
+        *notes,
+    ]
 
 
-def _of_kind(kind: str, differ: Iterable[Finding], same: Counter[str], window: Window, how: str = "") -> list[Finding]:
-    """Return what differs of a kind, or that all that was compared is the same."""
-    wrong = [finding for finding in differ if finding.kind == kind]
-    names = [name for name in same if _kind(name) == kind]
-    if wrong or not names:
-        return wrong
+def _all_same(kind: str, same: Counter[str], window: Window, how: str = "", *, exact: bool = True) -> list[Finding]:
+    """Return that all that was compared of a kind is the same; nothing if nothing was."""
     steps = window.end - window.start
-    told = [name if same[name] == steps else f"{name} (in {same[name]})" for name in names]
-    note = ", ".join(filter(None, [f"{listed(told)} of {steps} steps", how]))
-    return [Finding(kind, True, note, how in ("", "bit for bit"))]
+    told = [name if same[name] == steps else f"{name} (in {same[name]})" for name in same if _kind(name) == kind]
+    return [Finding(kind, True, f"{listed(told)} of {steps} steps{how}", exact)] if told else []
 
 
 def _told(names: Counter[str], why: str) -> list[Finding]:
-    return [Finding(_kind(name), None, f"{name} of {count} steps, {why}") for name, count in sorted(names.items())]
+    return [
+        Finding(_kind(name), None, f"{name} in {count} of the steps, {why}") for name, count in sorted(names.items())
+    ]
 
 
 def _kind(name: str) -> str:

@@ -61,14 +61,14 @@ def test_a_line_that_was_deleted_differs():
 def test_the_log_of_an_earlier_version_lacks_the_rows_which_is_told():
     found = compared([without("rows"), LINE], [LINE, LINE])
     assert (found.same, found.exact) == (True, False)
-    assert "examples  not compared: rows of 1 steps, the run's log does not have" in found.lines()
+    assert "examples  not compared: rows in 1 of the steps, which the log of the run does not have" in found.lines()
     assert "rows (in 1) of 2 steps" in found.lines()[0]
 
 
 def test_figures_that_the_replay_does_not_give_are_not_claimed():
     found = compared([{**LINE, "eval_nll": 0.1}, LINE], [LINE, LINE])
     assert (found.same, found.exact) == (True, False)
-    assert "losses    not compared: eval_nll of 1 steps, the replay does not give" in found.lines()
+    assert "losses    not compared: eval_nll in 1 of the steps, which the replay does not give" in found.lines()
     assert "eval_nll" not in next(line for line in found.lines() if line.startswith("losses    same"))
     assert found.sentence().endswith("bit for bit; not compared, at least in part: losses")
 
@@ -93,6 +93,10 @@ def test_bf16_rounds_losses_and_not_the_learning_rate():
     assert bf16.same("loss", 1.0, 1.0 + 5e-3)
     assert not bf16.same("loss", 1.0, 1.0 + 5e-2)
     assert not bf16.same("learning_rate", 1.0, 1.0 + 5e-3)
+    assert bf16.same("grad_norm", 1.0, 1.0 + 5e-2)
+    assert not bf16.same("grad_norm", 1.0, 1.0 + 5e-1)
+    assert bf16.same("mixing_cosine", 0.001, 0.002)
+    assert not bf16.same("mixing_cosine", 0.001, 0.1)
 
 
 def test_one_more_token_is_told_where_rounding_may_turn_it():
@@ -101,7 +105,8 @@ def test_one_more_token_is_told_where_rounding_may_turn_it():
     found = compared([then], [now], ROUNDED)
     assert (found.same, found.exact) == (True, False)
     assert (
-        "losses    not compared: eval_accuracy of 1 steps, which differ, as rounding may turn a token" in found.lines()
+        "losses    not compared: eval_accuracy in 1 of the steps, which differ: rounding may turn a token"
+        in found.lines()
     )
 
 

@@ -161,5 +161,5 @@ def test_observers_hear_of_no_step_twice_and_their_figures_are_not_claimed(tmp_p
     found = certified(sftmix, str(run))
     assert Watcher.steps == 6
     assert (found.code, found.same, found.exact) == (0, True, False)
-    assert notes(found, "losses", same=None) == ["watched of 2 steps, the replay does not give"]
+    assert notes(found, "losses", same=None) == ["watched in 2 of the steps, which the replay does not give"]
     assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["watched"] == 3.0
