@@ -43,7 +43,9 @@ def without(*names: str) -> dict:
 
 @pytest.mark.parametrize("name", sorted(LINE.keys() - {"step", "time", "rows"}))
 def test_an_entry_that_was_deleted_from_the_log_differs(name):
-    (finding,) = compared([LINE, without(name)], [LINE, LINE]).different
+    found = compared([LINE, without(name)], [LINE, LINE])
+    assert [f for f in found.findings if f.same is None] == []
+    (finding,) = found.different
     assert (finding.note, finding.expected, finding.found) == (f"step 2, {name}", "no entry", LINE[name])
 
 
@@ -129,6 +131,11 @@ def test_weights_of_another_machine_are_held_against_what_their_tensor_moved():
     assert judged({**AFTER, "a": AFTER["a"] + torch.tensor([0.0, 3.0, 0.0])}) == [False]
     assert judged({**AFTER, "a": AFTER["a"] + torch.tensor([torch.nan, 0.0, 0.0])}) == [False]
     assert judged({**AFTER, "a": AFTER["a"] + 1e-5}, exact=True) == [False]
+
+
+def test_a_replay_that_came_to_nan_explains_nothing():
+    nan = torch.tensor([1.01, torch.nan, 3.0])
+    assert judged(AFTER, after={**AFTER, "a": nan}) == [False]
 
 
 def test_a_tensor_that_did_not_move_may_not_differ():
