@@ -14,7 +14,7 @@ A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -139,17 +139,28 @@ class TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
         found = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
-        known = found >= 0
-        nothing = np.empty((len(self.steps), 0), dtype=np.float32)
         tokens, alone = self.token_nll, self.alone_nll_sum
         return TrainingDynamics(
             ids=list(ids),
             steps=self.steps,
-            nll_sum=np.where(known[:, None], self.nll_sum[found], 0.0),
-            n_tokens=np.where(known, self.n_tokens[found], 0),
-            n_correct=np.where(known[:, None], self.n_correct[found], 0),
-            token_nll=None if tokens is None else [nothing if at < 0 else tokens[at] for at in found.tolist()],
-            alone_nll_sum=None if alone is None else np.where(known[:, None], alone[found], 0.0),
+            nll_sum=self.nll_sum[found],
+            n_tokens=self.n_tokens[found],
+            n_correct=self.n_correct[found],
+            token_nll=None if tokens is None else [tokens[at] for at in found.tolist()],
+            alone_nll_sum=None if alone is None else alone[found],
+        ).scoring_only(found >= 0)
+
+    def scoring_only(self, kept: npt.NDArray[np.bool_]) -> TrainingDynamics:
+        """Return the dynamics with n_tokens 0, and no numbers, for the examples that are not `kept`, bool[N]."""
+        tokens, alone, each = self.token_nll, self.alone_nll_sum, kept[:, None]
+        nothing = np.empty((len(self.steps), 0), dtype=np.float32)
+        return replace(
+            self,
+            nll_sum=np.where(each, self.nll_sum, 0.0),
+            n_tokens=np.where(kept, self.n_tokens, 0),
+            n_correct=np.where(each, self.n_correct, 0),
+            token_nll=None if tokens is None else [t if ok else nothing for t, ok in zip(tokens, kept, strict=True)],
+            alone_nll_sum=None if alone is None else np.where(each, alone, 0.0),
         )
 
 

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.components import Perplexity
-from sftmix.training.dynamics import checkpoint_notes, checkpoint_steps, merge
-from sftmix.types import TrainingDynamics
+from sftmix.training.dynamics import checkpoint_notes, checkpoint_steps, merge, one_checkpoint
+from sftmix.types import RowScores, TrainingDynamics
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,25 @@ def test_what_one_checkpoint_did_not_score_has_no_confidence(lost):
     found = Perplexity().estimate(merged)
     assert found[0] == pytest.approx(-np.exp(2.0), rel=1e-14)
     assert np.isnan(found[1])
+
+
+def scores_with(worst: float) -> RowScores:
+    """The losses of three examples of two tokens, of which the second has this NLL."""
+    tokens = [np.full(2, nll / 2, np.float32) for nll in (4.0, worst, 6.0)]
+    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), tokens)
+
+
+@pytest.mark.parametrize("worst", [np.nan, np.inf, 1420.0])
+def test_an_example_without_a_finite_perplexity_at_any_checkpoint_is_excluded(worst):
+    """exp(1420 / 2) is beyond float64, and exp(1418 / 2) is not."""
+    merged = merge([one_checkpoint(["a", "b", "c"], step, scores_with(worst if step == 2 else 1.0)) for step in (1, 2)])
+    assert merged.scored.tolist() == [True, False, True]
+    assert merged.nll_sum.tolist() == [[4.0, 4.0], [0.0, 0.0], [6.0, 6.0]]
+    assert [np.shape(nll) for nll in merged.token_nll] == [(2, 2), (2, 0), (2, 2)]
+    np.testing.assert_allclose(Perplexity().estimate(merged), [-np.exp(2.0), np.nan, -np.exp(3.0)], rtol=1e-14)
+    assert one_checkpoint(["a", "b", "c"], 1, scores_with(1418.0)).scored.all()
+
+
+def test_a_model_without_any_finite_perplexity_is_broken():
+    with pytest.raises(NonFiniteError, match="none of 2 examples has a finite perplexity: the model is broken"):
+        one_checkpoint(["a", "b"], 1, RowScores(np.array([np.nan, np.inf]), np.full(2, 2), np.ones(2, np.int64)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -238,6 +239,40 @@ def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sf
     ours = dict(zip(found["id"][1::2], found["nll_sum"][1::2], strict=True))
     for example, nll in by_hand.items():
         assert ours[example] == pytest.approx(nll, rel=1e-5)
+
+
+def with_a_broken_word(tiny: Tiny, to: Path) -> int:
+    """Write the model with NaN as the input embedding of a token of one row alone; return the row."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    texts = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    of_rows = [set(tokenizer(row["instruction"] + "\n" + row.get("input", "")).input_ids) for row in texts]
+    of_rows = [found | set(tokenizer(row["output"]).input_ids) for found, row in zip(of_rows, texts, strict=True)]
+    row, token = next((r, t) for r, found in enumerate(of_rows) for t in found if sum(t in o for o in of_rows) == 1)
+    model = AutoModelForCausalLM.from_pretrained(tiny.model)
+    model.config.tie_word_embeddings = False
+    untied = type(model)(model.config)
+    untied.load_state_dict({**model.state_dict(), "lm_head.weight": model.get_output_embeddings().weight.detach()})
+    with torch.no_grad():
+        untied.get_input_embeddings().weight[token] = float("nan")
+    untied.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+    return row
+
+
+def test_an_example_without_a_finite_perplexity_is_named_and_in_no_pair(tiny, tmp_path, sftmix):
+    broken = with_a_broken_word(tiny, tmp_path / "broken")
+    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    words += ["--reference", "FromCheckpoints"]
+    for name, model in (("whole", tiny.model), ("partly", tmp_path / "broken")):
+        done = sftmix("split", *words, "--reference.paths", f"[{model}]", "--out", str(tmp_path / name))
+        assert done.code == 0, done.err
+    whole, partly = (table(tmp_path / name / "confidence" / "confidence.parquet") for name in ("whole", "partly"))
+    lost = whole["id"][broken]
+    assert f"1 of 29 examples have no finite perplexity and count as not scored: [{lost!r}]" in done.out
+    assert groups(tmp_path / "partly")[lost] == "unpaired"
+    confidence = [dict(zip(each["id"], each["confidence"], strict=True)) for each in (whole, partly)]
+    assert np.isnan(confidence[1].pop(lost))
+    assert confidence[1] == {i: c for i, c in confidence[0].items() if i != lost}
 
 
 def nll_by_hand(model, tokenizer, tiny: Tiny) -> dict[str, float]:

@@ -15,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
-from sftmix.training.scoring import Scorer
+from sftmix.training.scoring import Scorer, held_out_metrics
 from tests.toy import VOCABULARY, ToyRows, on_ranks, toy_model, toy_rows
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
@@ -134,7 +134,7 @@ def test_a_broken_model_is_not_scored():
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
-        Scorer(world=World())(TrainingModule(model), DATA)
+        held_out_metrics(Scorer(world=World())(TrainingModule(model), DATA))
 
 
 def score_and_store(world: World, parallel: str, tokens: str, path: str) -> None:

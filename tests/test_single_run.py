@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_leaves_its_example_unpaired(finished, tmp_pat
     done = sftmix("run", *words, "--out", str(out))
     assert done.code == 0, done.err
     assert "step 2 skipped" in done.out
-    assert "epoch 1: 1 of 29 examples had no finite loss" in done.out
+    assert "epoch 1: 1 of 29 examples have no finite perplexity" in done.out
     first, second = (table(out / "train" / "online" / f"epoch-00{e}.parquet") for e in (0, 1))
     lost = [i for i, n in zip(first["id"], first["n_tokens"], strict=True) if n == 0]
     assert len(lost) == 1

@@ -37,6 +37,7 @@ class CheckpointError(SFTMixError):
     """A checkpoint cannot be written or read, or none of those that exist is valid."""
 
     exit_code = 4
+    everywhere = True
 
 
 class DifferenceError(SFTMixError):
@@ -56,6 +57,7 @@ class NonFiniteError(SFTMixError):
     """Loss, gradient or weights stopped being finite, or the loss leapt (LossSpikeGuard)."""
 
     exit_code = 6
+    everywhere = True
 
 
 class NoSpaceError(SFTMixError):

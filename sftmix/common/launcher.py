@@ -29,7 +29,8 @@ _PATIENCE = 30.0
 _HEARING = 10.0
 """Seconds that the first rank waits for the others of its node to hear its error."""
 
-_watched = threading.Event()
+_watched: list[int] = []
+"""The process id of the torchrun whose end is watched for."""
 
 
 def by_torchrun() -> bool:
@@ -58,19 +59,23 @@ def end_with_launcher() -> None:
     Call it as early as possible: a launcher that is gone before is not missed. It does nothing without torchrun, and
     nothing a second time.
     """
-    if by_torchrun() and not _watched.is_set():
-        _watched.set()
-        threading.Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
+    if by_torchrun() and not _watched:
+        _watched.append(os.getppid())
+        threading.Thread(target=_watch, name="launcher", daemon=True).start()
 
 
-def _watch(launcher: int) -> None:
+def _launcher_is_gone() -> bool:
+    return bool(_watched) and os.getppid() != _watched[0]
+
+
+def _watch() -> None:
     # torchrun forwards SIGTERM, SIGINT, SIGHUP and SIGQUIT to its ranks, but SIGKILL and SIGUSR1 end it alone. A rank
     # is in a session of its own, so that nothing else reaches it: it would go on, unseen, and keep its GPU.
     #
     # A thread that asks for the parent, and not prctl(PR_SET_PDEATHSIG). The kernel sends that when the thread that
     # forked ends, which may be before its process does; it exists on Linux alone; and it is one signal, while a rank
     # whose peers are gone may wait in a collective, where Python runs no handler, and needs an end that asks nobody.
-    while os.getppid() == launcher:
+    while not _launcher_is_gone():
         time.sleep(1)
     main = threading.main_thread().ident
     assert main is not None
@@ -113,7 +118,7 @@ def first_rank_tells(message: str) -> bool:
     with contextlib.suppress(OSError):
         (own.parent / _HEARS).touch()
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not _launcher_is_gone():  # then nobody reads what either of them says
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
         time.sleep(0.02)
@@ -132,7 +137,7 @@ def wait_for_hearers() -> None:
     _outlast_others()
     others = [own.parents[1] / str(rank) / _HEARS for rank in range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
     deadline = time.monotonic() + _HEARING
-    while time.monotonic() < deadline and not all(file.exists() for file in others):
+    while time.monotonic() < deadline and not all(file.exists() for file in others) and not _launcher_is_gone():
         time.sleep(0.02)
 
 

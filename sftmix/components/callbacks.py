@@ -91,7 +91,9 @@ class LossSpikeGuard(Callback):
     def on_stage_start(self, state: StageState) -> None:
         """Read the losses before a resume from metrics.jsonl, which holds every bit of them."""
         self._losses.clear()
-        losses = (line["loss"] for line in read_steps(state.directory)) if state.directory is not None else ()
+        lines = [] if state.directory is None else read_steps(state.directory)
+        # A node may still see the file as it was before the resume, and all ranks must decide alike.
+        losses = (line["loss"] for line in lines if line["step"] <= state.step)
         self._losses.extend(loss for loss in losses if loss is not None)  # null: it was not finite
 
     def on_step_end(self, state: StageState) -> None:

@@ -25,6 +25,7 @@ from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.identity import reference_inputs
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.rows import RunRows, encode_rows
+from sftmix.pipeline.shared import check_same_rows
 from sftmix.pipeline.stages import training_with
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
@@ -34,6 +35,7 @@ from sftmix.training.dynamics import (
     described,
     merge,
     one_checkpoint,
+    tell_lost,
 )
 from sftmix.training.loop import Stage
 from sftmix.training.online import OnlineLosses
@@ -155,7 +157,10 @@ class ReferenceRun:
                 score = scoring_model(
                     run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
                 )
-            parts.append(one_checkpoint(data.ids, number, score(data)))
+            scores = score(data)
+            parts.append(one_checkpoint(data.ids, number, scores))
+            if run.world.is_main:
+                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
             del score  # its model, before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
@@ -186,6 +191,7 @@ def rows_of_reference(
     ids = rows.data.train.ids  # what the target dropped is not the reference's, either
     key = f"{option}.max_length"
     data = encode_rows(rows.prepared, encoder, path, length, world, key=key, keep=ids, progress=world.is_main)
+    check_same_rows({option: data.train.fingerprint}, world)
     return path, encoder, data.train, [f"reference ({path}): {line}" for line in data.report.lines()]
 
 

@@ -24,19 +24,30 @@ def write_checkpoint(config: RunConfig, kept: Path, to: Path, *, step: int | Non
 
     dtype, merge  as for `sftmix.pipeline.export.export_run`
     """
-    store = CheckpointStore(kept, keep=1, world=World())
-    step = store.newest_valid() if step is None else step
-    if step is None:
-        raise ConfigError(f"{kept} has no checkpoint")
     encoder, model = _loaded(config)
     if config.model.lora.r:
         add_adapters(model, config.model.lora, seed=0)  # whose values the checkpoint has
     module = TrainingModule(model)
-    store.load(step, module, None)
+    _load(CheckpointStore(kept, keep=1, world=World()), step, module)
     if merge:
         merge_adapters(model)
     weights = model.state_dict() if merge else full_weights(module)
     return write_model(model, weights, to, base=config.model.path, dtype=_dtype(config, dtype), encoder=encoder)
+
+
+def _load(store: CheckpointStore, step: int | None, module: TrainingModule) -> None:
+    """Load a checkpoint, the newest valid one without a step: again, if a run that saves beside this removed it."""
+    while True:
+        there = store.steps()[:1]
+        try:
+            chosen = store.newest_valid() if step is None else step
+            if chosen is None:
+                raise ConfigError(f"{store.directory} has no checkpoint")
+            store.load(chosen, module, None)
+            return
+        except Exception:  # whichever of its files was missed first
+            if step is not None or store.steps()[:1] == there:
+                raise
 
 
 def write_merged(config: RunConfig, adapters: Path, to: Path, *, dtype: str) -> Path:

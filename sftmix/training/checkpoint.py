@@ -144,7 +144,13 @@ class CheckpointStore:
         self._damaged.discard(step)
         others = sorted((s for s in self.steps() if s != step), key=lambda s: (s in self._damaged, -s))
         for old in others[self.keep - 1 :]:
-            shutil.rmtree(self.path(old))
+            self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        try:
+            shutil.rmtree(self.path(step))
+        except OSError as error:  # NFS keeps what is being read elsewhere; the new one stands, and the next save tries
+            warnings.warn(f"checkpoint {self.path(step)} cannot be removed: {error}", stacklevel=2)
 
     def newest_bytes(self) -> int | None:
         """Return the size of the newest checkpoint, on rank 0; None if there is none.
@@ -195,8 +201,12 @@ class CheckpointStore:
         tensors = _tensors(wrapped, optimizer)
         reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
         self._refuse_if_missing(step, reader, tensors)
-        with _quiet():
-            dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
+        try:
+            with _quiet():
+                dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
+        except CheckpointException as failed:  # which is no Exception; files went since they were verified
+            error = next(iter(failed.failures.values()))[0]
+            raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
         module = unwrap(wrapped)
         weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
         options = StateDictOptions(strict=not _has_frozen(module))

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.types import RowScores, TrainingDynamics
+from sftmix.types import Int64, RowScores, TrainingDynamics
 
 # ---------------------------------------------------------------------------------------- checkpoints
 
@@ -107,8 +108,10 @@ class ScoreAtCheckpoints(Callback):
         alone = state.score(alone=True) if self._alone else None
         found = one_checkpoint(self._ids, state.step, scores, alone)
         self._world.on_main(lambda: write_dynamics(self._path(state.step), found))
+        if self._world.is_main:
+            tell_lost(found, scores.n_tokens, f"step {state.step} of the reference")
         self.seconds += time.perf_counter() - started
-        return {"train_nll": float(scores.nll_sum.sum() / max(1, scores.n_tokens.sum()))}
+        return {"train_nll": float(found.nll_sum.sum() / max(1, found.n_tokens.sum()))}
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
@@ -124,33 +127,56 @@ class ScoreAtCheckpoints(Callback):
 def one_checkpoint(
     ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
 ) -> TrainingDynamics:
-    """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint."""
-    token_nll = None if scores.token_nll is None else [t[None, :] for t in scores.token_nll]
-    return TrainingDynamics(
+    """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint.
+
+    An example whose perplexity is not finite counts as not scored; NonFiniteError if none is.
+    """
+    found = TrainingDynamics(
         ids=ids,
         steps=np.array([step], dtype=np.int64),
         nll_sum=scores.nll_sum[:, None],
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
-        token_nll=token_nll,
+        token_nll=None if scores.token_nll is None else [t[None, :] for t in scores.token_nll],
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
     )
+    return found.scoring_only(_finite(found))
+
+
+def _finite(found: TrainingDynamics) -> npt.NDArray[np.bool_]:
+    """Return bool[N], True for examples whose perplexity is finite; raise NonFiniteError if there are none."""
+    sums = found.nll_sum if found.alone_nll_sum is None else np.hstack([found.nll_sum, found.alone_nll_sum])
+    with np.errstate(over="ignore"):
+        finite = np.asarray(np.isfinite(np.exp(sums / np.maximum(found.n_tokens, 1)[:, None])).all(axis=1))
+    if len(finite) and not finite.any():
+        raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: the model is broken")
+    return finite
+
+
+def tell_lost(dynamics: TrainingDynamics, n_tokens: Int64, when: str) -> None:
+    """Print how many examples with `n_tokens` i64[N] above 0 count as not scored, and the first of them."""
+    lost = np.flatnonzero((n_tokens > 0) & ~dynamics.scored)
+    if len(lost):
+        names = [dynamics.ids[row] for row in lost[:5]]
+        of = f"{len(lost)} of {len(n_tokens)} examples"
+        print(f"{when}: {of} have no finite perplexity and count as not scored: {names}", flush=True)
 
 
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
+    scored = np.all([p.scored for p in parts], axis=0)
+    parts = [part.scoring_only(scored) for part in parts]
     first = parts[0]
     tokens = None
     if first.token_nll is not None:
         tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
     columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
     alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
-    scored = np.all([p.scored for p in parts], axis=0)
     return TrainingDynamics(
         ids=first.ids,
         steps=np.concatenate([p.steps for p in parts]),
         nll_sum=np.concatenate([p.nll_sum for p in parts], axis=1),
-        n_tokens=np.where(scored, first.n_tokens, 0),
+        n_tokens=first.n_tokens,
         n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
         token_nll=tokens,
         alone_nll_sum=alone,

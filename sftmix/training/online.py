@@ -17,10 +17,11 @@ from sftmix.batches.order import Unit
 from sftmix.common.errors import DataError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
+from sftmix.training.dynamics import one_checkpoint, tell_lost
 from sftmix.training.module import autocast, unwrap
 from sftmix.training.scoring import example_nll, gather_nll, scoring_plan
 from sftmix.training.step import StepSetup, micro_batches
-from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Batch, BatchNLL, RowScores, Split, TrainingDynamics
 
 
 class OnlineLosses:
@@ -55,31 +56,17 @@ class OnlineLosses:
         An example whose loss was not finite (its step was skipped) counts as not scored.
         """
         found = self.gathered()
-        if found and len(found["row"]) == len(self._ids) and self._world.is_main:
-            dynamics = self._dynamics(found, step)
-            write_dynamics(self.path(epoch), dynamics)
-            lost = np.flatnonzero(~dynamics.scored)
-            if len(lost):
-                names = [self._ids[row] for row in lost[:5]]
-                print(
-                    f"epoch {epoch + 1}: {len(lost)} of {len(self._ids)} examples had no finite loss and count as not "
-                    f"scored: {names}",
-                    flush=True,
-                )
-        self._parts = []
-        self._world.barrier()
 
-    def _dynamics(self, found: Mapping[str, torch.Tensor], step: int) -> TrainingDynamics:
-        nll_sum = found["nll_sum"].numpy()
-        finite = np.isfinite(nll_sum)
-        count = np.where(finite, found["n_tokens"].numpy(), 0)
-        return TrainingDynamics(
-            ids=self._ids,
-            steps=np.array([step], dtype=np.int64),
-            nll_sum=np.where(finite, nll_sum, 0.0)[:, None],
-            n_tokens=count,
-            n_correct=np.full((len(count), 1), NOT_COUNTED, dtype=np.int64),
-        )
+        def write() -> None:
+            if found and len(found["row"]) == len(self._ids):
+                n_tokens = found["n_tokens"].numpy()
+                not_counted = np.full(len(n_tokens), NOT_COUNTED, dtype=np.int64)
+                dynamics = one_checkpoint(self._ids, step, RowScores(found["nll_sum"].numpy(), n_tokens, not_counted))
+                write_dynamics(self.path(epoch), dynamics)
+                tell_lost(dynamics, n_tokens, f"epoch {epoch + 1}")
+
+        self._parts = []
+        self._world.on_main(write)
 
     def path(self, epoch: int) -> Path:
         return self._directory / f"epoch-{epoch:03d}.parquet"

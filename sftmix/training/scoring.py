@@ -58,8 +58,8 @@ class Scorer:
     progress: str | None = None
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
-        """Return the scores of every row of `data`, in row order; NonFiniteError if one is NaN."""
-        return refuse_nan(RowScores(*self.columns(module, data, self._scores)))
+        """Return the scores of every row of `data`, in row order."""
+        return RowScores(*self.columns(module, data, self._scores))
 
     def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:
         """Return the columns of `measure` for all rows of `data`, in row order, on every rank.
@@ -133,7 +133,7 @@ def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows:
 
 
 def refuse_nan(scores: RowScores) -> RowScores:
-    """Return the scores if none is NaN; else raise NonFiniteError: a perplexity or a median of NaN has no meaning."""
+    """Return the scores if none is NaN; else raise NonFiniteError: a mean with NaN has no meaning."""
     bad = np.flatnonzero(np.isnan(scores.nll_sum))
     if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): the model is broken")
@@ -144,8 +144,9 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
     """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
     The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if
-    each of its tokens is the argmax given the tokens before.
+    each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is NaN.
     """
+    refuse_nan(scores)
     tokens = max(int(scores.n_tokens.sum()), 1)
     rows = max(len(scores.n_tokens), 1)
     return {

@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
     everything = "--all" in words
     rest = [word for word in words if word != "--all"]
     table = Table()
-    code = pytest.main(["-n", "0", "-q", "-m", "" if everything else "not slow", str(HERE), *rest], plugins=[table])
+    code = pytest.main(["-n", "0", "-q", "-m", "" if everything else "not long", str(HERE), *rest], plugins=[table])
     print(table.text())
     return int(code)
 

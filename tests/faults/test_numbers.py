@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.processes import ended, from_split, words_of
-from tests.tiny import Tiny, metrics, weights
+from tests.faults.processes import checkpoints, ended, from_split, words_of
+from tests.tiny import Tiny, metrics
 
 BROKEN = '''
 import os
@@ -22,8 +21,24 @@ class Broken(Perturbation):
         self.steps, self.value, self.rank = steps, value, rank
     def embeddings(self, e, mask, *, ids, step, seed):
         wrong = step in self.steps and os.environ.get("RANK", "0") == self.rank
+        if wrong and self.value == "gradient":  # of this rank alone, and its loss is a number
+            e.register_hook(lambda gradient: gradient * float("nan"))
+            return e
         return e * float(self.value) if wrong else e
 '''
+SPOILED = '''
+from sftmix.components import Callback
+
+class Spoiled(Callback):
+    """Sets one weight of the LM head to NaN after step 5, as a fault of memory may."""
+    observer = True
+    def on_step_end(self, state):
+        if (state.stage, state.step) == ("train", 5):
+            state.read(lambda hidden, head, batch, plan: head.weight.data.view(-1)[:1].fill_(float("nan")).sum().item())
+'''
+
+
+LONGER = ("--training.epochs", "12", "--training.learning_rate", "0.001")
 
 
 def trained(small: Tiny, whole: Path, place: Path, *more: str, ranks: int = 1):
@@ -44,28 +59,53 @@ def assert_all_finite(run: Path) -> int:
     return len(tensors)
 
 
-@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=[pytest.mark.slow, pytest.mark.long])])
-def test_one_bad_step_is_skipped(small, whole, tmp_path, value, record_property) -> None:
-    it = trained(small, whole, tmp_path, *broken("[4]", value))
+def loss_at_the_end(run: Path) -> float:
+    """The mean loss of the last epoch, four steps."""
+    return sum(m["loss"] for m in metrics(run)[-4:]) / 4
+
+
+@pytest.fixture(scope="module")
+def longer(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("longer")
+    assert ended(words_of(small, *LONGER), cwd=place).code == 0
+    return place / "run"
+
+
+RARE = [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=RARE), pytest.param("gradient", marks=RARE)])
+def test_one_bad_step_is_skipped(small, longer, tmp_path, value, record_property) -> None:
+    it = trained(small, longer, tmp_path, *broken("[4]", value), *LONGER)
     assert it.code == 0, it.printed
     assert [m["step"] for m in metrics(tmp_path / "run") if m["grad_norm"] is None] == [5]
-    last, theirs = metrics(tmp_path / "run")[-1]["loss"], metrics(whole)[-1]["loss"]
+    assert (metrics(tmp_path / "run")[4]["loss"] is None) == (value != "gradient")
+    off = loss_at_the_end(tmp_path / "run") / loss_at_the_end(longer) - 1
+    assert abs(off) < 0.01
     found = assert_all_finite(tmp_path / "run")
-    record_property(
-        "F8", f"one step {value}: skipped, {found} tensors finite, last loss off by {last / theirs - 1:.2%}"
-    )
+    record_property("F8", f"one step of 48, {value}: skipped, {found} tensors finite, loss at the end off by {off:.2%}")
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path, record_property) -> None:
+    (tmp_path / "spoiling.py").write_text(SPOILED)
+    it = trained(small, whole, tmp_path, "--callbacks+", "spoiling.Spoiled")
+    assert it.code == 6, it.printed
+    assert [name[-1] for name in checkpoints(tmp_path / "run")] == ["3"]
+    assert_all_finite(tmp_path / "run")
+    record_property("F8", "a weight set to NaN after step 5: exit 6, the checkpoint of step 3 stands alone")
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel, record_property) -> None:
-    more = [*broken("[4]", rank=1), "--training.parallel", parallel]
+@pytest.mark.parametrize(("parallel", "value"), [("ddp", "nan"), ("fsdp", "nan"), ("fsdp", "gradient")])
+def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel, value, record_property) -> None:
+    more = [*broken("[4]", value, rank=1), "--training.parallel", parallel]
     it = trained(small, whole_of_two, tmp_path, *more, ranks=2)
     assert it.codes == [0, 0], it.printed
     assert [m["step"] for m in metrics(tmp_path / "run") if m["grad_norm"] is None] == [5]
     assert_all_finite(tmp_path / "run")
-    record_property("F8", f"one rank of two ({parallel}), one step: both skip the same step")
+    record_property("F8", f"one rank of two ({parallel}), one step {value}: both skip the same step")
 
 
 @pytest.mark.slow
@@ -93,7 +133,7 @@ def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_pro
     longer = ("--training.epochs", "6", *(("--training.parallel", "ddp") if ranks > 1 else ()))
     it = ended(words_of(small, *bad, *longer), cwd=tmp_path, faults=[None] * ranks)
     assert it.codes == [6] * ranks, it.printed
-    assert it.printed.count("train: 10 of the first 13 steps, more than 1%, have a non-finite gradient") == ranks
+    assert it.printed.count("train: 10 of the first 13 steps, more than 1%, have a non-finite gradient") == 1
     assert metrics(tmp_path / "run")[-1]["step"] == 12
     assert_all_finite(tmp_path / "run")
     record_property("F8", f"10 bad steps of 13, none four in a row, {ranks} rank(s): exit 6 at step 13 on all")
@@ -112,10 +152,6 @@ def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_prope
 def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property) -> None:
     reference = ("--reference.training.learning_rate", "0.01")
     it = ended(words_of(small, "--training.learning_rate", rate, *reference), cwd=tmp_path)
-    assert it.code in (2, 6, 0), it.printed
-    if it.code == 2:  # the reference was trained with another rate
-        pytest.fail(it.printed)
+    assert it.code == 6, it.printed
     assert_all_finite(tmp_path / "run")
-    if it.code == 0:
-        assert all(math.isfinite(float(w.abs().max())) for w in weights(tmp_path / "run").values())
     record_property("F8", f"learning rate {rate}: exit {it.code}, every tensor on disk finite")

@@ -1,4 +1,4 @@
-"""F13: several processes on one run directory: one trains, the others are turned away; a reader sees whole files."""
+"""F13: several processes on one run directory: one trains, the others are turned away; readers see whole files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.files import verify_directory
+from sftmix.pipeline.export import export_run
 from tests.faults.processes import Job, assert_same, start, words_of
 from tests.tiny import Tiny
 
@@ -75,3 +77,30 @@ def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Pat
     assert job.wait() == [0]
     assert looked > 10
     record_property("F13", f"a reader beside a run looked {looked} times: the newest checkpoint was always valid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("best", [False, True])
+def test_exports_beside_a_run_that_prunes(small, tmp_path, best, record_property) -> None:
+    """Each save removes the checkpoint before: an export that has just chosen it takes the next one."""
+    run, exports = tmp_path / "run", 0
+    saving = ("--checkpoint.every", "1", "--checkpoint.keep", "1", "--checkpoint.keep_best", "true")
+    words = [
+        *words_of(small, "--training.epochs", "20", "--reference.training.epochs", "1"),
+        *saving,
+        "--callbacks",
+        "Evaluate",
+        "--callbacks.every",
+        "1",
+    ]
+    job = start(words, cwd=tmp_path)
+    while job.processes[0].is_alive():
+        if steps_in(run / "train" / ("best" if best else "checkpoints")):
+            export_run(run, tmp_path / f"model-{exports}", best=best)
+            exports += 1
+    assert job.wait() == [0], job.printed
+    assert exports > 5
+    assert all(load_file(tmp_path / f"model-{number}" / "model.safetensors") for number in range(exports))
+    record_property(
+        "F13", f"{exports} exports {'of the best weights ' * best}beside a run that saves at each of 80 steps"
+    )

@@ -249,6 +249,17 @@ def test_the_newest_are_kept(store):
     assert sorted(p.name for p in store.directory.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_an_old_one_that_cannot_be_removed_is_told_and_the_new_one_stands(store, tmp_path):
+    """A link takes the part of a directory on a network that a reader still holds: neither can be removed."""
+    store.path(1).rename(tmp_path / "elsewhere")
+    store.path(1).symlink_to(tmp_path / "elsewhere")
+    it = trained(tied=False, steps=0)
+    with pytest.warns(UserWarning, match="step-00000001 cannot be removed"):
+        store.save(3, it.wrapped, it.optimizer, {})
+    assert store.newest_valid() == 3
+    assert store.steps() == [3, 2, 1]
+
+
 def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(store):
     leftover = store.directory / ".tmp-step-00000003.99999"
     shutil.copytree(store.path(2), leftover)
