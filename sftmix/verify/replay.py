@@ -104,10 +104,15 @@ def lay_out(window: Window, place: Path) -> None:
 
 
 def _made_before(window: Window) -> dict[str, Path]:
-    """Find the losses and scores of the examples that the stage had made before the window, by their names in it."""
+    """Find what the stage had made before the window, by the names in it: scores and losses of examples, and its log.
+
+    The loop writes the log anew, without the steps that come after the checkpoint.
+    """
     scores = [step_path(window.file("scores"), step).with_suffix(".parquet") for step in range(window.start + 1)]
     online = sorted(window.file("online").glob("epoch-*.parquet"))  # the replay replaces those that it makes
-    return {f"{file.parent.name}/{file.name}": file for file in (*scores, *online) if file.exists()}
+    examples = {f"{file.parent.name}/{file.name}": file for file in (*scores, *online) if file.exists()}
+    log = window.file("metrics.jsonl")
+    return {**examples, log.name: log} if window.start and log.exists() else examples
 
 
 def _link(file: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_confidence, read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.components.base import Callback, CallbackResult
 from sftmix.config.read import read_config
@@ -163,3 +164,18 @@ def test_observers_hear_of_no_step_twice_and_their_figures_are_not_claimed(tmp_p
     assert (found.code, found.same, found.exact) == (0, True, False)
     assert notes(found, "losses", same=None) == ["watched in 2 of the steps, which the replay does not give"]
     assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["watched"] == 3.0
+
+
+class Reader(Callback):
+    """A callback that may decide, and reads the log of the steps before."""
+
+    def on_step_end(self, state):
+        return CallbackResult(metrics={"steps_before": float(len(read_steps(state.directory)))})
+
+
+@pytest.mark.slow
+def test_a_callback_that_reads_the_log_finds_the_steps_before_the_window(tmp_path, sftmix):
+    run = made(tmp_path, "--objective", "NTP", "--callbacks+", f"{__name__}.Reader").run
+    assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["steps_before"] == 2.0
+    found = certified(sftmix, str(run), "--from", "2")
+    assert (found.code, found.exact) == (0, True)
