@@ -20,6 +20,9 @@ SHEET, KEY = "sheet.csv", "key.json"
 COLUMNS = ("number", "question", "A", "B", "better", "sheet")
 TIE = "tie"
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Beginnings of a cell that a spreadsheet runs as a formula or takes for a number."""
+
 
 class Blind(Rows):
     """sheet.csv with two answers to each question, in an order and under letters drawn by the seed; key.json."""
@@ -38,12 +41,18 @@ class Blind(Rows):
         rows, key = [], []
         for number, place in enumerate(order, start=1):
             pair = [models[1], models[0]] if swapped[place] else list(models)
-            rows.append([number, _shown(questions[place]), *(model.turns[place][0] for model in pair), ""])
+            texts = [_shown(questions[place]), *(model.turns[place][0] for model in pair)]
+            rows.append([number, *map(_as_text, texts), ""])
             key.append({"id": questions[place].id, "A": pair[0].name, "B": pair[1].name})
         names = [model.name for model in models]
         name = f"s{sha256_json([names, rows, key])[:8]}"  # begins with a letter: no spreadsheet takes it for a number
         _keep(to, _sheet(rows, name), {"sheet": name, "seed": seed, "models": names, "rows": key})
         return self.files(to, names)
+
+
+def _as_text(cell: str) -> str:
+    """Return a cell that a spreadsheet takes for text: `'=1+1` for `=1+1`."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def _sheet(rows: Sequence[Sequence[Any]], name: str) -> bytes:

@@ -12,6 +12,7 @@ from transformers.generation import BaseStreamer
 
 from sftmix.answers.options import AnswerOptions
 from sftmix.answers.sampling import processors, uniforms
+from sftmix.common.shown import as_lines
 from sftmix.data.templates import TemplateRefusal
 from sftmix.pipeline.loaded import LoadedModel
 
@@ -22,7 +23,7 @@ HELP = """/reset        forget the conversation
 
 
 class Printer(BaseStreamer):
-    """Writes an answer while it is made, as far as its tokens make whole characters."""
+    """Writes an answer while it is made, as far as its tokens make whole characters; it cannot control the terminal."""
 
     def __init__(self, loaded: LoadedModel, out: TextIO) -> None:
         self._loaded, self._out = loaded, out
@@ -51,7 +52,7 @@ class Printer(BaseStreamer):
         self._out.flush()
 
     def _write(self, text: str) -> None:
-        self._out.write(text[self._written :])
+        self._out.write(as_lines(text[self._written :]))
         self._out.flush()
         self._written = max(self._written, len(text))
 
@@ -80,7 +81,7 @@ class Talk:
         try:
             prompt = self.loaded.render(messages)
         except TemplateRefusal as error:
-            out.write(f"the chat template refuses this conversation: {error}\n")
+            out.write(f"the chat template refuses this conversation: {as_lines(str(error))}\n")
             return True
         room = self.options.max_new_tokens
         if self.loaded.context is not None:

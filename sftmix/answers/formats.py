@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 
 from sftmix.answers.questions import Question, good_rows, no_row, read_questions, refused
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import listed
 from sftmix.common.files import replacing
 from sftmix.common.rng import stable_hash
+from sftmix.common.shown import quoted
+from sftmix.data.formats import checked_id, checked_text
 from sftmix.data.jsonrows import BadRow
 
 
@@ -83,7 +86,7 @@ class ToolFormat(AnswerFormat):
         for place, row in good_rows(names):
             question = self._question(place, row)
             if question.id in found:
-                what = f"the id {question.id!r} is taken by an earlier row; give each question an id of its own"
+                what = f"the id {quoted(question.id)} is taken by an earlier row; give each question an id of its own"
                 raise refused(place, BadRow(what))
             found[question.id] = question
         if not found:
@@ -111,7 +114,7 @@ class ToolFormat(AnswerFormat):
 
     @abstractmethod
     def question(self, row: Mapping[str, Any]) -> Question:
-        """Make a question of a row; raise KeyError or TypeError for a row of another kind."""
+        """Make a question of a row; raise KeyError for a key that is missing, BadRow for a value of another kind."""
 
     @abstractmethod
     def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
@@ -120,10 +123,11 @@ class ToolFormat(AnswerFormat):
     def _question(self, place: str, row: dict[str, Any]) -> Question:
         try:
             return self.question(row)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-            name, there = type(self).__name__, ", ".join(row)
-            raise refused(place, BadRow(f"not a question of {name}: it {what}; there are {there}")) from error
+        except KeyError as error:
+            name, there = type(self).__name__, listed(row)
+            raise refused(place, BadRow(f"not a question of {name}: it has no {error}; there are {there}")) from error
+        except BadRow as error:
+            raise refused(place, BadRow(f"not a question of {type(self).__name__}: {error}")) from error
 
 
 class AlpacaEval(ToolFormat):
@@ -132,9 +136,11 @@ class AlpacaEval(ToolFormat):
     file = "{model}.json"
 
     def question(self, row: Mapping[str, Any]) -> Question:
-        instruction, dataset = str(row["instruction"]), str(row.get("dataset", ""))
+        instruction = _asked(row["instruction"], "instruction")
+        dataset = checked_text(row.get("dataset", ""), "dataset")
+        reference = None if row.get("output") is None else checked_text(row["output"], "output")
         name = f"{stable_hash(instruction, dataset):032x}"
-        return Question(name, _user(instruction), row.get("output"), extra={"dataset": dataset})
+        return Question(name, _user(instruction), reference, extra={"dataset": dataset})
 
     def text(self, lines: Sequence[Mapping[str, Any]]) -> str:
         return json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
@@ -154,7 +160,7 @@ class IFEval(ToolFormat):
     file = "{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:
-        return Question(str(row["key"]), _user(str(row["prompt"])))
+        return Question(checked_id(row["key"], "key"), _user(_asked(row["prompt"], "prompt")))
 
     def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
         return {"prompt": question.messages[-1]["content"], "response": turns[0]}
@@ -177,10 +183,13 @@ class MTBench(ToolFormat):
     """FastChat's table (llm_judge/common.py); other categories get 0.7 there."""
 
     def question(self, row: Mapping[str, Any]) -> Question:
-        first, *later = row["turns"]
-        temperature = self.TEMPERATURE.get(row["category"], 0.7)
-        extra = {"question_id": row["question_id"]}
-        return Question(str(row["question_id"]), _user(first), None, tuple(later), temperature, extra)
+        turns = row["turns"]
+        if not isinstance(turns, list) or not turns:
+            raise BadRow(f"turns is {quoted(turns)}; expected a list of texts")
+        first, *later = (_asked(turn, f"turns[{place}]") for place, turn in enumerate(turns))
+        name = checked_id(row["question_id"], "question_id")
+        temperature = self.TEMPERATURE.get(checked_text(row["category"], "category"), 0.7)
+        return Question(name, _user(first), None, tuple(later), temperature, {"question_id": row["question_id"]})
 
     def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
         return {
@@ -198,7 +207,7 @@ class ArenaHard(ToolFormat):
     file = "model_answer/{model}.jsonl"
 
     def question(self, row: Mapping[str, Any]) -> Question:
-        return Question(str(row["uid"]), _user(str(row["prompt"])))
+        return Question(checked_id(row["uid"], "uid"), _user(_asked(row["prompt"], "prompt")))
 
     def line(self, question: Question, turns: Sequence[str], label: str) -> dict[str, Any]:
         return {
@@ -209,6 +218,13 @@ class ArenaHard(ToolFormat):
             "tstamp": 0.0,
             "metadata": {},
         }
+
+
+def _asked(value: Any, what: str) -> str:
+    """Return the text of a question; raise BadRow for another value, and for a text without a word."""
+    if not checked_text(value, what).strip():
+        raise BadRow(f"{what} is empty")
+    return str(value)
 
 
 def _user(text: str) -> tuple[dict[str, str], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from sftmix.common.errors import nearest, told
+from sftmix.common.shown import quoted
 
 FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -58,5 +59,5 @@ def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
 
 def listed(fields: Iterable[str]) -> str:
     """List the names of fields for a message."""
-    names = [repr(field) for field in fields]
+    names = [quoted(field) for field in fields]
     return ", ".join([*names[:SHOWN_FIELDS], *(["..."] if len(names) > SHOWN_FIELDS else [])]) or "none"

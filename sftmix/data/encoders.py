@@ -6,7 +6,9 @@ tags are not needed.
 
 from __future__ import annotations
 
+import itertools
 import json
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
 from sftmix.data.store import cache_root, get_or_build, key_of
 from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
-from sftmix.data.trial import PROBE, trouble_with
+from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
 
 if TYPE_CHECKING:
@@ -163,18 +165,28 @@ def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
 def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
 
-    Of those before a response it is the first: behind it may stand `<think>`, which responses write, too.
+    Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`: responses
+    write them, too.
     """
     asked = render(tokenizer, source, [PROBE[:1]], prompt=False)[0]
     full = render(tokenizer, source, [PROBE], prompt=False)[0]
     place = full.rfind(_ANSWER)
     header = full[len(asked) : place] if full.startswith(asked) else ""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
 
     def found(text: str) -> list[int]:
         return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
 
-    return {*found(asked), *found(header)[:1], *found(full[place + len(_ANSWER) :])}
+    texts, before = [asked, full[place + len(_ANSWER) :]], found(header)
+    with suppress(TemplateRefusal):  # many templates take no system turn
+        texts += render(tokenizer, source, [[*SYSTEM, *PROBE[:1]]], prompt=False)
+    others = [number for number in before[1:] if _partner(added[number]) not in added.values()]
+    return {*itertools.chain.from_iterable(map(found, texts)), *before[:1], *others}
+
+
+def _partner(tag: str) -> str:
+    """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
+    return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
 
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:

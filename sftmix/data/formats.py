@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftmix.common.fields import FORMAT_FIELDS, listed
+from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.jsonrows import BadRow
 from sftmix.types import Example, Message
 
@@ -66,6 +67,9 @@ def convert(
     _object(row)
     if name == TEXT:
         raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
+    for field in ("tools", "functions"):
+        if isinstance(row.get(field), list) and row[field]:
+            raise BadRow(f"field {field!r} lists tools, which are not supported")
     messages = _checked(_with_system(FORMATS[name].convert(row), row))
     return _example(row, messages, (*FORMAT_FIELDS[name], "system"), source, label, label_field)
 
@@ -81,7 +85,7 @@ def document(row: Any, *, source: str = "", label_field: str | None = None) -> t
         if label_field is not None:
             raise BadRow(f"a text file has no field {label_field!r} (data.label_field)")
         return Example("", (), source), text
-    return _example(row, (), (TEXT,), source, None, label_field), [_text(text, TEXT)]
+    return _example(row, (), (TEXT,), source, None, label_field), [checked_text(text, TEXT)]
 
 
 def _example(
@@ -94,6 +98,10 @@ def _example(
 ) -> Example:
     used = {*reads, "id", label_field}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
+    for key, value in columns.items():
+        checked_text(key, f"the name of the field {quoted(key)}")
+        if isinstance(value, str):
+            checked_text(value, f"field {quoted(key)}")
     return Example(_own_id(row), messages, source, label if label_field is None else _label(row, label_field), columns)
 
 
@@ -103,7 +111,7 @@ def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Messag
         return messages
     if messages and messages[0].role == "system":
         raise BadRow("both a system field and a system turn")
-    return [Message("system", _text(row["system"], "system")), *messages]
+    return [Message("system", checked_text(row["system"], "system")), *messages]
 
 
 def _object(row: Any) -> None:
@@ -122,7 +130,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"a number ({type(value).__name__})")
 
 
-def _text(value: Any, what: str) -> str:
+def checked_text(value: Any, what: str) -> str:
+    """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
     if not isinstance(value, str):
         raise BadRow(f"{what} must be a string, found {_kind(value)}")
     if "\0" in value:
@@ -143,13 +152,25 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
 def _own_id(row: Mapping[str, Any]) -> str:
     if "id" not in row:
         return ""
-    value = row["id"]
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, "id")
-    if not text.strip():
-        raise BadRow("id is empty")
+    text = checked_id(row["id"], "id")
     if RESERVED_ID.search(text):
-        raise BadRow(f"id {text!r} ends in @turn<number>, which is kept for the turns of a conversation")
+        raise BadRow(f"id {quoted(text)} ends in @turn<number>, which is kept for the turns of a conversation")
     return text
+
+
+def checked_id(value: Any, what: str) -> str:
+    """Return an id, a whole number or a text that is a name; raise BadRow that says it of `what`."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(value, what)
+    if not text.strip():
+        raise BadRow(f"{what} is empty")
+    return text
+
+
+def _name(value: Any, what: str) -> str:
+    """Return a text that is printed as a name; raise BadRow for one that could control a terminal."""
+    if found := CONTROL.search(checked_text(value, what)):
+        raise BadRow(f"{what} contains the control character {found[0]!r}")
+    return str(value)
 
 
 def _label(row: Mapping[str, Any], label_field: str) -> str | None:
@@ -157,7 +178,7 @@ def _label(row: Mapping[str, Any], label_field: str) -> str | None:
         raise BadRow(f"field {label_field!r} (data.label_field) is missing")
     value = row[label_field]
     if value is None or isinstance(value, str):
-        return value if value is None else _text(value, label_field)
+        return value if value is None else _name(value, label_field)
     if not _is_scalar(value):
         raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {_kind(value)}")
     return json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
@@ -201,28 +222,36 @@ def _turns(value: Any, what: str, names: Mapping[str, str], keys: tuple[tuple[st
                 raise BadRow(f"{where} has no {key!r}")
         role = names.get(turn[role_key]) if isinstance(turn[role_key], str) else None
         if role is None:
-            raise BadRow(f"{where}.{role_key} is {turn[role_key]!r}; known are {', '.join(sorted(names))}")
-        if turn.get("tool_calls"):
-            raise BadRow(f"{where} has tool_calls, which are not supported")
+            raise BadRow(f"{where}.{role_key} is {quoted(turn[role_key])}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")
-        messages.append(Message(role, content, trained and role == "assistant"))
+        messages.append(Message(role, content, _counts(turn, where) and trained and role == "assistant"))
     return messages
+
+
+def _counts(turn: Mapping[str, Any], where: str) -> bool:
+    """Return False for a turn whose weight is 0; raise BadRow for other fields that change what a turn means."""
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            raise BadRow(f"{where} has {key}; calls of tools are not supported")
+    if (weight := turn.get("weight")) not in (None, 0, 1):
+        raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
+    return weight != 0
 
 
 def _content(value: Any, what: str) -> str:
     """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
     if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value) or not value:
-        return _text(value, what)
+        return checked_text(value, what)
     texts = []
     for place, part in enumerate(value):
         where = f"{what}[{place}]"
         if "type" not in part:
             raise BadRow(f"{where} has no 'type'")
         if part["type"] != "text":
-            raise BadRow(f"{where} is a part of type {part['type']!r}; only parts of type 'text' are read")
+            raise BadRow(f"{where} is a part of type {quoted(part['type'])}; only parts of type 'text' are read")
         if "text" not in part:
             raise BadRow(f"{where} has no 'text'")
-        texts.append(_text(part["text"], f"{where}.text"))
+        texts.append(checked_text(part["text"], f"{where}.text"))
     return "".join(texts)
 
 
@@ -242,12 +271,12 @@ def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    instruction = _text(_field(row, "instruction"), "instruction")
-    extra = _text(row.get("input", ""), "input")
+    instruction = checked_text(_field(row, "instruction"), "instruction")
+    extra = checked_text(row.get("input", ""), "input")
     if not instruction.strip():
         raise BadRow("instruction is empty")
     prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
-    return [Message("user", prompt), Message("assistant", _text(_field(row, "output"), "output"), True)]
+    return [Message("user", prompt), Message("assistant", checked_text(_field(row, "output"), "output"), True)]
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
@@ -258,8 +287,8 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     for place, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRow(f"history[{place}] must be a [user, assistant] pair")
-        messages.append(Message("user", _text(pair[0], f"history[{place}][0]")))
-        messages.append(Message("assistant", _text(pair[1], f"history[{place}][1]"), True))
+        messages.append(Message("user", checked_text(pair[0], f"history[{place}][0]")))
+        messages.append(Message("assistant", checked_text(pair[1], f"history[{place}][1]"), True))
     return messages + _alpaca(row)
 
 
@@ -268,7 +297,10 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     if isinstance(prompt, list) or isinstance(completion, list):
         before = _turns(prompt, "prompt", _ROLES, (_ROLE_CONTENT,), False)
         return before + _turns(completion, "completion", _ROLES, (_ROLE_CONTENT,), True)
-    return [Message("user", _text(prompt, "prompt")), Message("assistant", _text(completion, "completion"), True)]
+    return [
+        Message("user", checked_text(prompt, "prompt")),
+        Message("assistant", checked_text(completion, "completion"), True),
+    ]
 
 
 FORMATS: dict[str, Format] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sftmix.common.errors import DataError
+from sftmix.common.shown import quoted
 
 MAX_ROW_BYTES = 16 << 20
 """Longest line or array element that is read; a longer one is a bad row."""
@@ -47,9 +49,9 @@ class StrictDecoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            self._problem = BadRow(f"the key {twice!r} occurs twice in one object")
+            times = Counter(key for key, _ in pairs)
+            twice = next(key for key, count in times.items() if count > 1)
+            self._problem = BadRow(f"the key {quoted(twice)} occurs twice in one object")
         return value
 
     def _constant(self, name: str) -> None:
@@ -164,9 +166,13 @@ class _ArrayReader:
                 value, end = decoder.decode_at(self._text, self._at)
                 if end < len(self._text) or self._ended:
                     return value, end
-            except (ValueError, RecursionError) as error:
-                if self._ended or isinstance(error, RecursionError):
-                    self._fail(getattr(error, "msg", None) or "nested too deeply", getattr(error, "lineno", None))
+            except RecursionError:
+                self._fail("nested too deeply")
+            except json.JSONDecodeError as error:
+                if self._ended:  # else the row may go on
+                    self._fail(error.msg, error.lineno)
+            except ValueError as error:  # a number of too many digits
+                self._fail(str(error))
             if len(self._text) - self._at > MAX_ROW_BYTES:
                 self._fail(f"no valid row of at most {MAX_ROW_BYTES:,} bytes begins here")
             self._read(max(_PIECE, len(self._text) - self._at))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from sftmix.common.shown import one_line, printable
 from sftmix.data.dataset import EncodedDataset, LoadedData
 from sftmix.data.templates import Encoder
 from sftmix.types import Encoded
@@ -66,7 +67,7 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
     facts += [f"label {example.label}"] if example.label is not None else []
     facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
     body, done = "", ""
-    begins = {start: f"--- {name} ({source}) ---" for start, name, source in dataset.pieces(row)}
+    begins = {start: f"--- {name} ({one_line(source)}) ---" for start, name, source in dataset.pieces(row)}
     for start, end, trained in runs(encoded):
         if start in begins:
             body += ("\n" if body else "") + paint(_DIM, begins[start]) + "\n"
@@ -74,7 +75,7 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
         so_far = encoder.decode(encoded.input_ids[:end])
         piece = printable(so_far[len(done) :])
         body, done = body + (paint.response(piece) if trained else piece), so_far
-    return f"{paint(_BOLD, ' | '.join(facts))}\n{body}"
+    return f"{paint(_BOLD, one_line(' | '.join(facts)))}\n{body}"
 
 
 def _table(encoded: Encoded, encoder: Encoder, paint: _Paint) -> str:
@@ -91,8 +92,3 @@ def _table(encoded: Encoded, encoder: Encoder, paint: _Paint) -> str:
             line = f"{place:>6} {token:>7} {token if trained else -100:>7}  {piece}"
             lines.append(paint(_GREEN, line) if trained else line)
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Make control characters visible, so that no row can control the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import DataError
 from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.shown import one_line
 from sftmix.data.jsonrows import BadRow
 
 NAMED = 5
@@ -103,7 +104,7 @@ class DataReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for people, one line per fact."""
+        """The report for people, one line per fact; what comes from rows and templates cannot add one."""
         out = list(self.notes)
         out.append(self._totals())
         for reason, text in REASONS.items():
@@ -114,7 +115,7 @@ class DataReport:
                 names = self.first[reason]
                 more = ", ..." if count > len(names) else ""
                 out.append(f"{count:,} {text}{self._kinds_of(reason)}: {', '.join(names)}{more}")
-        return out
+        return [one_line(line) for line in out]
 
     def _kinds_of(self, reason: str) -> str:
         """The kinds of a reason in words, the most frequent ones first; "" for a reason without kinds."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
+from sftmix.common.shown import quoted
 from sftmix.data.columns import Columns
 from sftmix.data.conversations import Conversations, ConversationWriter, content_hash
 from sftmix.data.documents import Documents, DocumentWriter
@@ -16,7 +17,7 @@ from sftmix.data.formats import TEXT, convert, document, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import BadFile, BadRows, DataReport
 from sftmix.data.sides import divide, first_rows, report_overlap, take
-from sftmix.data.sources import Source, expand, holds_text
+from sftmix.data.sources import Source, expand, holds_text, left_out
 from sftmix.data.store import cache_root, get_or_build, key_of
 from sftmix.options import DataOptions, as_list
 from sftmix.types import Example
@@ -134,8 +135,9 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
         return {"report": reading.report.to_dict(), "written": [written[place] for place in range(len(names))]}
 
     directory, summary = get_or_build(cache_root(options.cache_dir), f"records-{key}", build)
-    kind = Documents if form == TEXT else Conversations
-    return kind(directory, key_of("rows", content), key), DataReport(**summary["report"]), summary["written"]
+    kind, report = Documents if form == TEXT else Conversations, DataReport(**summary["report"])
+    report.notes += left_out(as_list(names), options.format)  # not in the cache: the rows are the same without them
+    return kind(directory, key_of("rows", content), key), report, summary["written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class _Reading:
         taken, repeated = writer.finish()
         stored = Conversations(directory)
         for record in taken.tolist():
-            bad.add(stored.source(record), f"the id {stored.id_as_written(record)!r} is taken by an earlier row")
+            bad.add(stored.source(record), f"the id {quoted(stored.id_as_written(record))} is taken by an earlier row")
         for record in repeated.tolist():
             self.report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
         return written

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +14,16 @@ from sftmix.common.files import sha256_file
 from sftmix.common.names import HUB_ID
 from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
-from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row, foreign_encoding, iter_json, iter_lines
+from sftmix.data.jsonrows import BadRow, Row, iter_json, iter_lines
+from sftmix.data.tablerows import iter_csv, iter_hub, iter_parquet
+from sftmix.data.textrows import iter_text
 
 V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
+
+NAMED = 5
+"""Entries of a directory that the note on those left out names; the others are counted."""
 
 SUBSET = re.compile(r"^(?!\.+\Z)[^@:/\\\x00-\x1f]+\Z")
 SPLIT = re.compile(r"^(?!\.)[\w.%:+()\[\] -]+\Z")
@@ -51,7 +54,7 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
         if self.dataset is not None:
-            return _readable(((f"{self.name}[{index}]", row) for index, row in enumerate(self.dataset)), self.name)
+            return _readable(iter_hub(self.dataset, self.name), self.name)
         path = Path(self.name).expanduser()
         return _readable(_READERS[path.suffix.lower()](path, self.name), self.name)
 
@@ -118,13 +121,36 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
 
 
 def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
-    found = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
-    rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
-    if form != TEXT and (rows or form != "auto"):
-        found = rows
+    """Return the files of a directory that are read, and compressed ones, so that they are refused."""
+    found = _read_of(path, form)
     if not found:
         raise DataError(f"{option}: {name}: no file ending in {_supported()} in this directory")
-    return found
+    return sorted([*found, *(child for child in path.iterdir() if _is_compressed(child))])
+
+
+def _read_of(directory: Path, form: str) -> list[Path]:
+    found = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
+    rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
+    return rows if form != TEXT and (rows or form != "auto") else found
+
+
+def _is_compressed(path: Path) -> bool:
+    """Return True for rows.jsonl.gz and its like."""
+    return path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in _READERS
+
+
+def left_out(names: Sequence[str], form: str) -> list[str]:
+    """Return a note for each directory among the names with entries that are not read; hidden ones are not told."""
+    notes = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            read = set(_read_of(path, form))
+            others = sorted(child for child in path.iterdir() if child not in read and not child.name.startswith("."))
+            named = [f"{child.name}/" if child.is_dir() else child.name for child in others[:NAMED]]
+            named += ["..."] if len(others) > NAMED else []
+            notes += [f"{name}: {len(others):,} left out of this directory: {', '.join(named)}"] if others else []
+    return notes
 
 
 def _supported() -> str:
@@ -210,85 +236,15 @@ def _begins_with_text(source: Source, columns: Columns) -> bool:
         return False
 
 
-# ---------------------------------------------------------------------------------------------- readers
-
-
-def _csv_rows(path: Path, name: str) -> Iterator[Row]:
-    limit = csv.field_size_limit(MAX_ROW_BYTES)
-    try:
-        # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header: list[str] | None = None
-            while True:
-                line = reader.line_num + 1
-                try:
-                    cells = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield f"{name}:{line}", BadRow(f"not valid CSV: {error}")
-                    continue
-                if header is None:
-                    header = cells
-                elif len(cells) == len(header):
-                    yield f"{name}:{line}", dict(zip(header, cells, strict=True))
-                elif cells:
-                    yield f"{name}:{line}", BadRow(f"{len(cells)} fields, but the header has {len(header)}")
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(pa.OSFile(str(path)))
-        index = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield f"{name}[{index}]", row
-                index += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{name}: not a readable Parquet file: {error}") from error
-
-
 def _text_rows(path: Path, name: str) -> Iterator[Row]:
     """The one row of a text file; its field `text` is an iterator of pieces."""
     yield name, {"text": _readable(iter_text(path, name), name)}
 
 
-def iter_text(path: Path, name: str) -> Iterator[str]:
-    """Read the text of a file in pieces of at most 64 Ki characters, with LF for CRLF and CR, without byte order mark.
-
-    Raises BadRow with the first line that is not UTF-8 text.
-    """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    line = 1
-    with open(path, "rb") as file:
-        if problem := foreign_encoding(file.read(4)):
-            raise BadRow(problem, f"{name}:1")
-        file.seek(0)
-        while True:
-            raw = file.read(1 << 16)
-            try:
-                yield decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x}", f"{name}:{line}") from error
-            if (zero := raw.find(b"\0")) >= 0:
-                line += raw[:zero].count(b"\n")
-                raise BadRow("contains a NUL character", f"{name}:{line}")
-            line += raw.count(b"\n")
-            if not raw:
-                return
-
-
 _READERS = {
     ".json": iter_json,
     ".jsonl": iter_lines,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
+    ".csv": iter_csv,
+    ".parquet": iter_parquet,
     TEXT_SUFFIX: _text_rows,
 }

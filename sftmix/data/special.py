@@ -32,17 +32,20 @@ NUL = "\0"
 class SpecialSpellings:
     """The spellings of a tokenizer's special tokens, and the way to encode them as text.
 
-    ids  token id of each spelling: special tokens, and those that the template writes around a turn. Other added
-         tokens, such as `<think>` or runs of spaces, are not among them, nor is a single character that as text is the
-         same token.
+    ids       token id of each spelling: special tokens, and those that the template writes around a turn. Other added
+              tokens, such as `<think>` or runs of spaces, are not among them, nor is a single character that as text is
+              the same token.
+    unmarked  those of them, in order, that the tokenizer itself does not call special
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
         """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        named = [*tokenizer.all_special_ids, *written]
-        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in named}
+        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
+        marked = set(added.values())
+        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in written}
         self.ids = {spelling: number for number, spelling in added.items() if not _is_text(tokenizer, spelling, number)}
+        self.unmarked = sorted(self.ids.keys() - marked)
         self._tokenizer = tokenizer
         self._forms = _normal_forms(tokenizer, self.ids)
         either = _either(self.ids)

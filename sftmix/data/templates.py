@@ -91,7 +91,7 @@ class Encoder:
     def fingerprint(self) -> str:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         parts = [tokenizer_content(self.tokenizer), self.chat_template, self.end_of_turn_id, self.appends_end]
-        parts.append("tokens" if self.spellings is None else "text")
+        parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:

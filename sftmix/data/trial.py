@@ -29,8 +29,8 @@ _OUT_OF_MEMORY = 3
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
-PROBE = _CHAT[1:3]
-"""A user and an assistant turn, to which templates are fitted."""
+SYSTEM, PROBE = _CHAT[:1], _CHAT[1:3]
+"""A system turn; and a user and an assistant turn, to which templates are fitted."""
 CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
 
 

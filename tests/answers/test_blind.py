@@ -59,6 +59,17 @@ def test_the_sheet_hides_the_models_and_the_key_tells_them(sheet):
     assert [row["id"] for row in key["rows"]] != [f"q{i}" for i in range(N)]
 
 
+@pytest.mark.parametrize("begin", ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_cell_is_a_formula(begin, tmp_path):
+    """A spreadsheet takes what stands behind an apostrophe for text; other cells stay as they are."""
+    question = Question("q", ({"role": "user", "content": begin},))
+    models = [Answered(name, name, [[text]]) for name, text in (("target", begin), ("baseline", "a = 1"))]
+    with open(Blind().write(tmp_path, [question], models, seed=0)[0], encoding="utf-8-sig", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["question"] == f"'{begin}"
+    assert {row["A"], row["B"]} == {f"'{begin}", "a = 1"}
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_filled_sheet_gives_the_counts(sheet, delimiter):
     """A rater who likes the target in 25 rows, the baseline in 5, says tie in 7 and leaves 3 out."""

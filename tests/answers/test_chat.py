@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -56,8 +57,15 @@ def test_answers_are_those_of_generate_written_piece_by_piece(lively):
     chat([lively], OPTIONS, ["Add 2 and 3."], out)
     question = Question("q", ({"role": "user", "content": "Add 2 and 3."},))
     ((line,),) = answered(lively, [question], (), OPTIONS)
-    assert "".join(out.written) == line["turns"][0]["text"] + "\n"
+    text = line["turns"][0]["text"]
+    assert re.search("[\x0b-\x1f]", text)  # it would move the cursor
+    assert "".join(out.written) == re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", escaped, text) + "\n"
     assert len([piece for piece in out.written if piece]) > 4
+
+
+def escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return "\\r" if code == 13 else f"\\x{code:02x}"
 
 
 class Pieces(io.StringIO):

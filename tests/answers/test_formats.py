@@ -58,7 +58,32 @@ def test_ifeval_finds_each_answer_by_its_prompt(tmp_path):
 def test_another_tools_question_is_named(name, tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text('{"what": 1}')
-    with pytest.raises(DataError, match=r"questions.jsonl:1: not a question of \w+: it has no '\w+'; there are what"):
+    with pytest.raises(DataError, match=r"questions.jsonl:1: not a question of \w+: it has no '\w+'; there are 'what'"):
+        FORMATS[name].questions([str(file)], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("mt_bench", {"turns": "What is 2+2?"}, r"turns is 'What is 2\+2\?'; expected a list of texts"),
+        ("mt_bench", {"turns": []}, r"turns is \[\]; expected a list"),
+        ("mt_bench", {"turns": ["Q?", None]}, r"turns\[1\] must be a string, found null"),
+        ("mt_bench", {"question_id": None}, "question_id must be a string, found null"),
+        ("mt_bench", {"category": ["math"]}, "category must be a string, found a list"),
+        ("alpaca_eval", {"instruction": None}, "instruction must be a string, found null"),
+        ("alpaca_eval", {"instruction": " "}, "instruction is empty"),
+        ("alpaca_eval", {"output": 3}, "output must be a string, found a number"),
+        ("alpaca_eval", {"dataset": 3}, "dataset must be a string, found a number"),
+        ("ifeval", {"prompt": "a\ud800"}, "prompt contains a lone surrogate"),
+        ("ifeval", {"key": 1.5}, "key must be a string, found a number"),
+        ("arena_hard", {"prompt": "a\0"}, "prompt contains a NUL"),
+        ("arena_hard", {"uid": "\x1b]0;t\7"}, r"uid contains the control character '\\x1b'"),
+    ],
+)
+def test_values_are_checked_as_those_of_rows(name, change, reason, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in (QUESTIONS[name], QUESTIONS[name] | change)))
+    with pytest.raises(DataError, match=rf"questions.jsonl:2: not a question of \w+: {reason}"):
         FORMATS[name].questions([str(file)], None)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.data.jsonrows import MAX_ROW_BYTES
+from sftmix.data.jsonrows import MAX_ROW_BYTES, StrictDecoder
+from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from tests.tiny import make_tiny
 
@@ -72,8 +75,16 @@ BAD_LINES = {
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
     "20 MB line": (reply("a" * (MAX_ROW_BYTES + 4_000_000)), "bytes; the limit is"),
     "tool calls": (GOOD.strip().replace(b'"Yo"', b'"Yo", "tool_calls": [{"x": 1}]'), "tool_calls"),
+    "function call": (GOOD.strip().replace(b'"Yo"', b'"Yo", "function_call": {"name": "x"}'), "has function_call"),
+    "tools": (b'{"tools": [{"type": "function"}], ' + GOOD[1:].strip(), "field 'tools' lists tools"),
+    "half a weight": (GOOD.strip().replace(b'"Yo"', b'"Yo", "weight": 0.5'), "messages[1].weight is 0.5; known are 0"),
+    "no turn with a weight": (GOOD.strip().replace(b'"Yo"', b'"Yo", "weight": 0'), "no assistant turn to train on"),
+    "surrogate elsewhere": (rb'{"note": "\ud800", ' + GOOD[1:].strip(), "field 'note' contains a lone surrogate"),
+    "surrogate in a name": (rb'{"\ud800": 1, ' + GOOD[1:].strip(), r"the name of the field '\ud800' contains a lone"),
     "id null": (b'{"id": null, ' + GOOD[1:].strip(), "id must be a string, found null"),
     "id bool": (b'{"id": true, ' + GOOD[1:].strip(), "id must be a string, found a boolean"),
+    "id of a terminal": (rb'{"id": "x\u001b]0;t\u0007", ' + GOOD[1:].strip(), r"the control character '\x1b'"),
+    "id of two lines": (rb'{"id": "x\n0 bad rows", ' + GOOD[1:].strip(), r"the control character '\n'"),
     "id reserved": (b'{"id": "a@turn0", ' + GOOD[1:].strip(), "@turn"),
 }
 
@@ -91,6 +102,36 @@ def test_bad_line_is_named_or_skipped_and_counted(kind, write, options):
     prepared = prepare(options(path, skip_bad=True), 0, progress=False)
     assert prepared.report.counts["bad_row"] == 1
     assert len(prepared.train.records) == 2
+
+
+def test_many_keys_and_one_twice_are_read_in_seconds():
+    line = ("{" + ", ".join(f'"k{number}": 0' for number in range(200_000)) + ', "k199999": 1}').encode()
+    began = time.process_time()
+    problem = StrictDecoder().decode_line(line)
+    assert str(problem) == "the key 'k199999' occurs twice in one object"
+    assert time.process_time() - began < 20
+
+
+def test_quoted_values_are_cut(write, options):
+    """A message is for people; a row may have 16 MiB."""
+    long = "a\x1b" * 100_000
+    rows = [
+        turns(("user", "Hi"), (long, "Yo")),
+        reply([{"type": long}]),
+        b'{"id": "' + b"a" * 99_999 + b'@turn1", ' + GOOD[1:].strip(),
+        json.dumps({long: 1}).encode(),
+        b'{"%b": 1, "%b": 2}' % (b"k" * 99_999, b"k" * 99_999),
+    ]
+    message = "\n".join(messages_of(write("rows.jsonl", b"\n".join([GOOD.strip(), *rows])), options))
+    assert "5 bad rows" in message
+    assert len(message) < 2000
+    assert "\x1b" not in message
+
+
+def test_a_label_has_no_control_character(write, options):
+    path = write("rows.jsonl", [{"instruction": "a", "output": "b", "good": "x\n0 bad rows"}])
+    with pytest.raises(DataError, match=r"rows.jsonl:1: good contains the control character '\\n'"):
+        prepare(options(path, label_field="good"), 0, progress=False)
 
 
 def test_the_first_twenty_and_the_count(write, options):
@@ -165,6 +206,13 @@ def test_a_broken_array_is_refused_at_its_line_even_when_skipping(text, line, re
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("rest", ["", " " * MAX_ROW_BYTES])
+def test_a_number_of_many_digits_is_not_called_deep(rest, write, options):
+    path = write("rows.json", f'[{{"instruction": "a", "output": "b", "n": {"1" * 5000}}}]{rest}')
+    with pytest.raises(DataError, match=r"rows.json:1: not valid JSON: Exceeds the limit"):
+        prepare(options(path), 0, progress=False)
+
+
 def test_bad_elements_of_an_array_are_named_by_line(write, options):
     rows = '[\n{"instruction": "a", "output": "b"},\n{"instruction": "a", "output": null},\n{"x": 1, "x": 2},\n7]'
     path = write("rows.json", rows)
@@ -221,13 +269,14 @@ def test_long_arrays_are_read_in_pieces(write, options):
 
 
 def test_csv_rows(write, options):
-    path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\n"open')
+    path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\nq,x,y,\xff\n"open')
     with pytest.raises(DataError) as caught:
         prepare(options(path), 0, progress=False)
     lines = str(caught.value).splitlines()[1:]
     assert lines[0] == f"{path}:4: 2 fields, but the header has 4"
     assert lines[1].startswith(f"{path}:5: output contains a lone surrogate or bytes that are not UTF-8")
-    assert lines[2].startswith(f"{path}:6: not valid CSV")
+    assert lines[2].startswith(f"{path}:6: field 'score' contains a lone surrogate or bytes that are not UTF-8")
+    assert lines[3].startswith(f"{path}:7: not valid CSV")
 
 
 def test_explicit_id_twice_is_an_error_and_content_ids_count(write, options):
@@ -246,6 +295,16 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, options):
     assert ids[0] == "7"
     assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
+
+
+def test_no_name_in_the_report_adds_a_line_or_a_colour():
+    """The names of files and the words of a template come from others, too."""
+    report = DataReport(notes=["The template writes '\x1b[31m' \t."])
+    report.add("template_refused", "a (x\n0 bad rows.jsonl:1)", kinds=["\x9b2J"])
+    lines = report.lines()
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines))
+    assert len(lines) == 3
+    assert lines[-1].endswith(r", \x9b2J in 1: a (x\n0 bad rows.jsonl:1)")
 
 
 def test_empty_responses_are_dropped_and_counted(write, options):

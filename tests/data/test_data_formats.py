@@ -71,6 +71,14 @@ def test_turns_of_the_prompt_are_not_trained():
     assert [m.trained for m in found.messages] == [False, False, False, True]
 
 
+def test_a_turn_of_weight_0_is_not_trained():
+    pairs = [("user", {}), ("assistant", {"weight": 0}), ("user", {}), ("assistant", {"weight": 1})]
+    row = {"messages": [{"role": role, "content": f"t{i}"} | more for i, (role, more) in enumerate(pairs)]}
+    assert [m.trained for m in convert(row, "messages").messages] == [False, False, False, True]
+    row["messages"][1]["weight"] = None  # as in tables, where other rows have a weight
+    assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, True]
+
+
 def test_label_columns_and_id():
     row = {"id": 5, "instruction": "a", "output": "b", "good": True, "score": 1.5, "tags": ["x"], "note": None}
     found = convert(row, "alpaca", label_field="good")

@@ -10,6 +10,7 @@ import pytest
 
 from sftmix.common.errors import DataError
 from sftmix.common.names import HUB_ID
+from sftmix.data.rows import prepare
 from sftmix.data.sources import Source, expand, hub_parts
 from tests.tiny import make_tiny
 
@@ -53,6 +54,31 @@ def test_a_file_that_vanishes_is_named(name, tmp_path) -> None:
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name}: cannot be read: .*[Nn]o such file"):
         [list(row["text"]) for _, row in Source(path, "digest").rows()]
+
+
+def test_what_a_directory_holds_besides_is_told(write, options, tmp_path) -> None:
+    """Not the hidden files; those without rows are no reason to refuse the others."""
+    rows = tmp_path / "rows"
+    (rows / "more").mkdir(parents=True)
+    for name in ("a.jsonl", "README.md", "notes.txt", ".hidden", "more/b.jsonl"):
+        (rows / name).write_text('{"prompt": "p", "completion": "c"}\n')
+    note = f"{rows}: 3 left out of this directory: README.md, more/, notes.txt"
+    for _ in range(2):  # from the file, from the cache
+        report = prepare(options(str(rows)), 0, progress=False).report
+        assert (report.rows, report.lines()[0]) == (1, note)
+    for number in range(9):
+        (rows / f"{number}.log").touch()
+    report = prepare(options(str(rows)), 0, progress=False).report
+    assert report.lines()[0] == f"{rows}: 12 left out of this directory: 0.log, 1.log, 2.log, 3.log, 4.log, ..."
+
+
+def test_a_compressed_file_of_rows_in_a_directory_is_refused(write, options, tmp_path) -> None:
+    write("a.jsonl", [{"prompt": "p", "completion": "c"}])
+    (tmp_path / "images.tar.gz").touch()
+    assert prepare(options(str(tmp_path)), 0, progress=False).report.rows == 1
+    write("b.jsonl.gz", b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz: files ending in '\.gz' are not read"):
+        prepare(options(str(tmp_path)), 0, progress=False)
 
 
 @pytest.mark.parametrize(

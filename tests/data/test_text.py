@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, prepare, render_preview
 from sftmix.data.encoders import text_encoder
-from sftmix.data.sources import iter_text
 from sftmix.data.text import stretches, windows
+from sftmix.data.textrows import iter_text
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import SMALL
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def command(model: str, rows: str, tmp_path: Path, *more: str) -> list[str]:
     return ["run", "--model.path", model, "--data.train", rows, "--out", str(tmp_path / "run"), *more]
 
 
-def test_every_bad_line_is_named_before_a_model_is_loaded(no_model, tmp_path, sftmix):
+def test_every_bad_line_is_named_before_a_model_is_loaded(no_model, tmp_path, sftmix, record_property):
     """Good and bad lines in turn: each bad line is told with its reason, as long as there are at most twenty."""
     kinds = [*BAD_LINES.items(), ("last line cut off", (GOOD[:-9], "not valid JSON"))]
     for at in range(0, len(kinds), 20):
@@ -53,9 +54,12 @@ def test_every_bad_line_is_named_before_a_model_is_loaded(no_model, tmp_path, sf
         for number, (kind, (_, reason)) in enumerate(part):
             assert told[number + 1].startswith(f"{path}:{2 * number + 2}: "), kind
             assert reason in told[number + 1], kind
+    record_property(
+        "F9", f"{len(kinds)}/{len(kinds)} kinds of bad lines: exit 3 with file, line and reason, no model read"
+    )
 
 
-def test_all_bad_lines_are_counted(no_model, tmp_path, sftmix):
+def test_all_bad_lines_are_counted(no_model, tmp_path, sftmix, record_property):
     bad = [line for line, _ in BAD_LINES.values()]
     path = rows_file(tmp_path, *FINE.values(), *bad)
     done = sftmix(*command(no_model, path, tmp_path))
@@ -65,9 +69,10 @@ def test_all_bad_lines_are_counted(no_model, tmp_path, sftmix):
     prepared = prepare(DataOptions(train=path, skip_bad=True), 0, progress=False)
     assert prepared.report.counts == {"bad_row": len(bad), "duplicate": 1}
     assert len(prepared.train.records) == 2
+    record_property("F9", f"{len(bad)} bad lines in one file: 20 named, all counted, all dropped by data.skip_bad")
 
 
-def test_files_that_cannot_be_read(no_model, tmp_path, sftmix):
+def test_files_that_cannot_be_read(no_model, tmp_path, sftmix, record_property):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "empty.jsonl").write_bytes(b"")
     (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
@@ -77,14 +82,16 @@ def test_files_that_cannot_be_read(no_model, tmp_path, sftmix):
     closed.write_bytes(GOOD)
     closed.chmod(0)
     names = ["folder.jsonl", "empty.jsonl", "rows.jsonl.gz", "wide.jsonl", "loop.jsonl", "missing.jsonl"]
-    for name in [*names, *(["closed.jsonl"] if os.geteuid() else [])]:
+    names += ["closed.jsonl"] if os.geteuid() else []
+    for name in names:
         done = sftmix(*command(no_model, str(tmp_path / name), tmp_path))
         assert done.code == 3, name
         assert name in done.err
         assert "Traceback" not in done.err
+    record_property("F9", f"{len(names)}/{len(names)} files that cannot be read: exit 3 with the name")
 
 
-def test_dropped_examples_are_counted_and_a_run_without_any_is_refused(tmp_path, sftmix):
+def test_dropped_examples_are_counted_and_a_run_without_any_is_refused(tmp_path, sftmix, record_property):
     """An empty response and one beyond the length are no mistakes, unless nothing is left."""
     model = str(make_tiny(tmp_path).model)
     long = turns(("user", "Hi " * 40), ("assistant", "Yo"))
@@ -98,6 +105,7 @@ def test_dropped_examples_are_counted_and_a_run_without_any_is_refused(tmp_path,
         done = sftmix("preview", "--model.path", model, "--data.train", str(none), "--data.max_length", "30")
         assert done.code == 3
         assert "Traceback" not in done.err
+    record_property("F9", "an empty response, no target within the length: dropped and counted; nothing left: exit 3")
 
 
 # ----------------------------------------------------------------------------------------- random damage
@@ -127,9 +135,12 @@ def read(options: DataOptions) -> Prepared | DataError:
 @pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
-    """Any cut, replacement or insertion in valid rows ends in a DataError that names the file, or in rows."""
-    path = tmp_path / name
+def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path, record_property):
+    """Any cut, replacement or insertion in valid rows ends in a DataError that names the file, or in rows.
+
+    No row is lost without a word: each line of JSONL is a record, a bad row, or a row with an empty response.
+    """
+    path, ends = tmp_path / name, Counter[str]()
     array = b"[" + VALID.strip().replace(b"}\n{", b"},\n{") + b"]\n"
 
     @settings(max_examples=examples)
@@ -141,18 +152,24 @@ def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
         path.write_bytes(content)
         options = DataOptions(train=str(path), skip_bad=skip_bad, cache_dir=str(tmp_path / "cache"))
         found = read(options)
+        ends["refused" if isinstance(found, DataError) else "read"] += 1
         if isinstance(found, DataError):
             assert str(path) in str(found)
-        else:
-            assert len(found.train.records)
-            assert skip_bad or not found.report.counts.get("bad_row")
+            return
+        counts, rows = found.report.counts, found.report.rows
+        kept, empty = len(found.train.records) + counts.get("bad_row", 0), counts.get("empty_response", 0)
+        assert kept <= rows <= kept + empty  # of several responses in a row, one may be empty and the row kept
+        assert name.endswith(".json") or rows == sum(bool(line.strip()) for line in content.split(b"\n"))
+        assert skip_bad or not counts.get("bad_row")
 
     hold()
+    seen = f"{ends['refused']:,} refused by name, of {ends['read']:,} each row is kept, bad or empty, and counted"
+    record_property("F9", f"{sum(ends.values()):,} damaged {name}{' with data.skip_bad' * skip_bad}: {seen}")
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
+def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path, record_property):
     """Rows of 10 KB, a gigabyte in all, are checked in bounded memory; short ones within ten seconds of one core."""
     text = "One two three four. " * 500
     for content, seconds, rows in (("Yo", 10, 100_000), (text, 120, 100_000)):
@@ -161,11 +178,14 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
             for number in range(rows):
                 file.write(json.dumps({"instruction": f"Say {number}", "output": content}) + "\n")
         program = (
-            "import resource, sys; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
+            "import re, time; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
             f"prepare(DataOptions(train={str(path)!r}, cache_dir={str(tmp_path / 'cache')!r}), 0, progress=False); "
-            "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
+            # Not ru_maxrss: it is never less than the memory of the process that started this one.
+            "print(time.process_time(), re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         used, kilobytes = map(float, done.stdout.split())
         assert used < seconds
         assert kilobytes < 300 * 1024
+        size = path.stat().st_size / 1e6
+        record_property("F9", f"{rows:,} rows, {size:,.0f} MB: {used:.1f} s of one core, {kilobytes / 1024:.0f} MB")

@@ -1,0 +1,142 @@
+"""Reading of tables: CSV, Parquet and hub data sets. A row that cannot be read is a bad row; those behind it are read.
+
+The names of columns must differ, as the keys of a JSON object must: else one column would hide another.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sftmix.common.errors import DataError
+from sftmix.common.shown import quoted
+from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH_ROWS = 1024
+_PIECE = 1 << 20
+
+
+def iter_csv(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines.
+
+    Raises DataError if two columns have the same name.
+    """
+    limit = csv.field_size_limit(MAX_ROW_BYTES)
+    try:
+        # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = _Lines(file)
+            reader = csv.reader(lines, strict=True)
+            header: list[str] | None = None
+            while True:
+                place = f"{name}:{lines.begin_row()}"
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield place, BadRow(f"not valid CSV: {error}")
+                    continue
+                if header is None:
+                    header = cells
+                    _check_columns(header, place)
+                elif len(cells) == len(header):
+                    yield place, dict(zip(header, cells, strict=True))
+                elif cells:
+                    yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
+    finally:
+        csv.field_size_limit(limit)
+
+
+class _Lines:
+    """The lines of a CSV file; csv.reader takes more than one for a row with a line break in a cell."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._read = self._room = 0
+
+    def begin_row(self) -> int:
+        """Give the next row its room, and return the number of its first line."""
+        self._room = MAX_ROW_BYTES
+        return self._read + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line; raise csv.Error for one that makes the row longer than MAX_ROW_BYTES characters."""
+        line = self._file.readline(self._room + 1)
+        if not line:
+            raise StopIteration
+        self._read += 1
+        if len(line) > self._room:
+            while line and not line.endswith(("\n", "\r")):
+                line = self._file.readline(_PIECE)
+            raise csv.Error(f"a row of more than {MAX_ROW_BYTES:,} characters")
+        self._room -= len(line)
+        return line
+
+
+def iter_parquet(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a Parquet file, decoded 1,024 at a time.
+
+    Raises DataError if the file cannot be read, or if two columns have the same name.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.OSFile(str(path)))
+        _check_columns(file.schema_arrow.names, name)
+        index = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            for row in _rows_of(batch):
+                yield f"{name}[{index}]", row
+                index += 1
+    except pa.ArrowException as error:
+        raise DataError(f"{name}: not a readable Parquet file: {error}") from error
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[Any]:
+    """Return the rows of a batch; a BadRow for one with a cell that Python has no value for, as the year 9,999,999."""
+    try:
+        return list(batch.to_pylist())
+    except Exception:  # cells raise errors of many kinds; find the rows that do
+        return [_row_of(batch, index) for index in range(batch.num_rows)]
+
+
+def _row_of(batch: pa.RecordBatch, index: int) -> Any:
+    row = dict[str, Any]()
+    try:
+        for column, cells in zip(batch.schema.names, batch.columns, strict=True):
+            row[column] = cells[index].as_py()
+    except Exception as error:
+        return _unreadable(error, f"column {quoted(batch.schema.names[len(row)])}")
+    return row
+
+
+def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
+    """Rows of a hub data set."""
+    rows = iter(dataset)
+    for index in range(len(dataset)):
+        try:
+            row = next(rows)
+        except Exception as error:  # decoders of images and audio raise errors of many libraries
+            row, rows = _unreadable(error, "the row"), iter(dataset.skip(index + 1))
+        yield f"{name}[{index}]", row
+
+
+def _unreadable(error: Exception, what: str) -> BadRow:
+    return BadRow(f"{what} cannot be read: {quoted(str(error))}", mistake=f"{what}: {type(error).__name__}")
+
+
+def _check_columns(names: Sequence[str], place: str) -> None:
+    """Raise DataError if a name occurs twice."""
+    if twice := [quoted(name) for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{place}: several columns have the name {', '.join(twice)}; rename all but one of each")
