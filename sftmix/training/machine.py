@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+import sftmix
 from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
@@ -27,6 +28,7 @@ def machine_of(world: World, options: TrainingOptions) -> dict[str, Any]:
     cuda = world.device.type == "cuda"
     cpu = f"cpu {_model_of_cpu()} {torch.backends.cpu.get_cpu_capability()}"
     return {
+        "sftmix": sftmix.__version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "cuda": torch.version.cuda if cuda else None,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sftmix
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import commit_directory
 from sftmix.common.world import World
@@ -80,7 +81,7 @@ def test_only_the_same_machines_give_the_same_bits_and_no_gpu():
 
 def test_a_machine_is_its_processor_and_its_libraries():
     found = machine_of(World(), TrainingOptions())
-    assert found["torch"] == torch.__version__
+    assert (found["sftmix"], found["torch"]) == (sftmix.__version__, torch.__version__)
     assert found["transformers"].count(".") >= 1
     assert found["device"].startswith("cpu ")
     assert found["device"].endswith(torch.backends.cpu.get_cpu_capability())
