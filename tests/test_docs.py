@@ -261,7 +261,7 @@ sftmix.trackers.replay.replay = lambda *args: ""
 sftmix.report.write.write_report = lambda *args, **options: []
 sftmix.evaluate.convert.convert = lambda *args, **options: ()
 sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args, **more: None
-sftmix.cli.verify.check = lambda *args: None
+sftmix.cli.verify.main = lambda *args: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
 sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])

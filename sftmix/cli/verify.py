@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from sftmix.cli.results import say
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.verify.window import STEPS, TRAINED, window_of
+from sftmix.common.errors import DifferenceError
+from sftmix.verify.window import NEAR, STEPS, TRAINED, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
 checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written
@@ -25,22 +25,14 @@ It ends with 0 if all is the same, and with 4 if something differs."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, finished or not")
     parser.add_argument("--stage", choices=TRAINED, default="train", help="whose steps [%(default)s]")
-    start = "step with a checkpoint, or 0: the model before training [the earliest that was kept]"
+    start = "step with a checkpoint, or 0: the model before training [the earliest that was kept near the next weights]"
     parser.add_argument("--from", type=int, metavar="STEP", dest="start", help=start)
-    steps = f"steps to make again [up to the next checkpoint or the end, at most {STEPS}]"
+    steps = f"steps to make again [up to the next weights that the run kept; {STEPS} if they are over {NEAR} away]"
     parser.add_argument("--steps", type=int, metavar="N", help=steps)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
 def main(given: argparse.Namespace) -> None:
-    """Refuse what is certain to be refused, and check the run."""
-    for option, value, least in (("from", given.start, 0), ("steps", given.steps, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{option} is {value}; allowed: {least} and above")
-    check(given)
-
-
-def check(given: argparse.Namespace) -> None:
     """Print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(given.run).expanduser(), given.stage, given.start, given.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")

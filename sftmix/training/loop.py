@@ -32,7 +32,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figures_shown, mu_effective
-from sftmix.training.machine import machine_of
+from sftmix.training.machine import going_on, machine_of, machines_in
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.optimizer import build_optimizer
@@ -118,11 +118,14 @@ class TrainingLoop:
         self.no_space = ""
         """Why a report of this rank could not be written; all ranks hear of it before the next save or step."""
         self.done: StepResult | None = None
+        self.machines: list[dict[str, Any]] = []
+        """The machines that made the steps so far, this one last."""
 
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
         self._resume()
+        self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
         self._check_space()
         log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
@@ -150,7 +153,7 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "peak_memory_bytes": self.world.max(self.memory.bytes()),
-            "machine": machine_of(self.world, self.stage.options),
+            "machines": self.machines,
             **last,
         }
         return StageResult(self.module, figures)
@@ -171,6 +174,7 @@ class TrainingLoop:
         self.totals, self.stopped_by = Totals.restored(state["totals"]), state["stopped_by"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
+        self.machines = machines_in(state)
         if self.stage.online is not None:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
@@ -182,7 +186,7 @@ class TrainingLoop:
             self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
             state = {
                 "identity": self.stage.identity,
-                "machine": machine_of(self.world, self.stage.options),
+                "machines": self.machines,
                 "totals": asdict(self.totals),
                 "stopped_by": self.stopped_by,
                 "skipped_in_a_row": self.skipped_in_a_row,

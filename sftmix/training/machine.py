@@ -1,21 +1,82 @@
-"""The record of what decides how sums are rounded: where it is equal, the same steps give the same bits."""
+"""The record of what decides how sums are rounded: where it is equal, the same steps give the same bits.
+
+A stage may be made on several machines, one after the other. Its record is a list in the order of the steps, and each
+entry has `after`, the step after which that machine went on.
+"""
 
 from __future__ import annotations
 
-import torch
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
+import transformers
+
+import sftmix
 from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
 
-def machine_of(world: World, options: TrainingOptions) -> dict[str, str | int | bool | None]:
-    """Return the version of torch, the device of rank 0, threads and ranks, and the options of LAYOUT."""
+def machine_of(world: World, options: TrainingOptions) -> dict[str, Any]:
+    """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
+
+    cuda  the version of CUDA if the device is a GPU, else None
+    """
     cuda = world.device.type == "cuda"
-    device = torch.cuda.get_device_name(world.device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"cpu {_model_of_cpu()} {torch.backends.cpu.get_cpu_capability()}"
     return {
+        "sftmix": sftmix.__version__,
         "torch": str(torch.__version__),
-        "device": device,
+        "transformers": transformers.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "device": torch.cuda.get_device_name(world.device) if cuda else cpu,
         "threads": torch.get_num_threads(),
         "ranks": world.size,
         **{name: getattr(options, name) for name in LAYOUT},
     }
+
+
+def _model_of_cpu() -> str:
+    """Return the model of the CPU, by which libraries choose how they multiply matrices."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def going_on(recorded: Sequence[Mapping[str, Any]], step: int, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the record of a stage that goes on after `step` on the machine `own`."""
+    known = [dict(one) for one in recorded]
+    if known and {**known[-1], **own} == known[-1]:
+        return known
+    return [*known, {"after": step, **own}]
+
+
+def machines_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the machines that the state or the figures of a stage tell of.
+
+    Earlier versions kept the last machine alone, and it counts for all steps; those before kept none.
+    """
+    if "machines" in record:
+        return list(record["machines"])
+    return [{"after": 0, **record["machine"]}] if record.get("machine") else []
+
+
+def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
+    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
+    ends = [*(one["after"] for one in recorded[1:]), math.inf]
+    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
+    if not inside or inside[0]["after"] > start:
+        return []
+    return [{name: value for name, value in one.items() if name != "after"} for one in inside]
+
+
+def same_bits(recorded: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> bool:
+    """Return True if steps of the recorded machines give the same bits on this one.
+
+    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
+    """
+    return bool(recorded) and all(one == own for one in recorded) and own["cuda"] is None

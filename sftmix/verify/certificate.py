@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.verify.window import Window
 
-KINDS = ("files", "inputs", "examples", "losses", "weights", "model")
+KINDS = ("files", "inputs", "split", "examples", "losses", "weights", "model")
 """What is compared, in the order of the lines."""
 REPLAYED = ("examples", "losses", "weights")
 """What the last sentence tells of."""
@@ -50,12 +50,13 @@ class Finding:
 class Certificate:
     """All findings about some steps of a run.
 
-    machine  torch, device, threads, ranks and layout that the run recorded, and those of the replay, as
-             `sftmix.training.machine.machine_of` gives them; empty if nothing was replayed
+    recorded  the machines that made the steps of the window, as `sftmix.training.machine.machine_of` gives them
+    machine   the one of the replay; empty if nothing was replayed
     """
 
     window: Window
     findings: Sequence[Finding]
+    recorded: Sequence[Mapping[str, Any]] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,6 +67,21 @@ class Certificate:
     @property
     def different(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.same is False]
+
+    @property
+    def exact(self) -> bool:
+        """True if all was compared, and is the same bit for bit."""
+        return all(finding.same and finding.exact for finding in self.findings)
+
+    def other_machine(self) -> list[str]:
+        """List what differs between the machines of the run and that of the replay."""
+        told = []
+        for name, here in self.machine.items():
+            others = [one.get(name, "not recorded") for one in self.recorded]
+            told += [
+                f"{name} is {other} in the run and {here} here" for other in dict.fromkeys(others) if other != here
+            ]
+        return told
 
     def lines(self) -> list[str]:
         """Return a line for each finding, of a kind with many differences the first ones."""
@@ -83,11 +99,17 @@ class Certificate:
             kinds = list(dict.fromkeys(finding.kind for finding in self.different))
             return f"{window.run} is not what its configuration says: differences in {listed(kinds)}"
         told = [f for f in self.findings if f.kind in REPLAYED and f.same]
-        how = "bit for bit" if all(f.exact for f in told) else "but for the rounding of another machine or layout"
+        how = "bit for bit" if all(f.exact for f in told) else f"but for rounding ({self._why_rounded()})"
         kinds = [kind for kind in REPLAYED if any(f.kind == kind for f in told)]
-        return (
-            f"steps {window.start + 1} to {window.end} of {window.stage} replayed: {listed(kinds)} are the same, {how}"
-        )
+        steps = f"steps {window.start + 1} to {window.end} of {window.stage}"
+        left = list(dict.fromkeys(f.kind for f in self.findings if f.same is None))
+        but = f"; not compared, at least in part: {listed(left)}" if left else ""
+        return f"{steps} replayed: {listed(kinds)} are the same, {how}{but}"
+
+    def _why_rounded(self) -> str:
+        if not self.recorded:
+            return "the run does not say on which machine these steps were made"
+        return listed(self.other_machine()) or "a GPU may add in another order each time"
 
     def plain(self) -> dict[str, Any]:
         """Return the certificate as values of JSON."""
@@ -98,8 +120,8 @@ class Certificate:
             "from": window.start,
             "to": window.end,
             "same": self.same,
-            "exact": self.same and all(finding.exact for finding in self.findings),
-            "machine": dict(self.machine),
+            "exact": self.exact,
+            "machine": {"run": list(self.recorded), "replay": self.machine, "different": self.other_machine()},
             "findings": [asdict(finding) for finding in self.findings],
             "sentence": self.sentence(),
         }

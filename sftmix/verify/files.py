@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
+from sftmix.common.files import MANIFEST, sha256_file, verify_directory
 from sftmix.verify.certificate import Finding, listed
-from sftmix.verify.window import Window
+from sftmix.verify.window import Window, read, unreadable
 
 
 def check_files(window: Window, stages: Sequence[str]) -> list[Finding]:
@@ -35,11 +35,14 @@ def check_files(window: Window, stages: Sequence[str]) -> list[Finding]:
         of = f"{count} outputs of {listed(whole)}" if whole else "no stage is finished"
         kept = f"{len(window.kept)} checkpoints of {window.stage}" if window.kept else "no checkpoint is kept"
         findings.append(Finding("files", True, f"{of}; {kept}"))
+    if not window.place.is_dir():
+        gone = f"checkpoints of {window.stage}: it was adopted from {window.place}, which is gone"
+        findings.append(Finding("files", None, gone))
     return findings
 
 
-def _files(manifest: os.PathLike[str]) -> dict[str, str]:
+def _files(manifest: Path) -> dict[str, str]:
     try:
-        return dict(read_json(manifest)["files"])  # type: ignore[arg-type]
+        return dict(read(manifest)["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{manifest} is unreadable ({error})") from error
+        raise unreadable(manifest, error) from error

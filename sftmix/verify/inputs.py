@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, sha256_file
+from sftmix.common.files import sha256_file
 from sftmix.common.tables import read_ids
 from sftmix.common.world import World
 from sftmix.config import RunConfig
@@ -19,7 +19,7 @@ from sftmix.pipeline.identity import STAGE_INPUTS, Known, selection_inputs
 from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
 from sftmix.pipeline.stages import ALL, stages_entered
 from sftmix.verify.certificate import Finding, listed
-from sftmix.verify.window import Window
+from sftmix.verify.window import Window, read
 
 
 def config_of(window: Window) -> RunConfig:
@@ -29,23 +29,27 @@ def config_of(window: Window) -> RunConfig:
 
 
 class Inputs:
-    """The rows of a run as they are now, and what else its stages are made from."""
+    """The rows of a run as they are now, and what else its stages are made from.
+
+    all_rows  the rows before the selection, if there is one
+    """
+
+    all_rows: EncodedDataset
 
     def __init__(self, window: Window, config: RunConfig, world: World) -> None:
         self._window, self._world = window, world
         self.config, prepared = read_rows(config, world, progress=world.is_main)
-        self._all_rows = ""
         self.rows: RunRows = tokenised_rows(self.config, prepared, world, select=self._select, progress=world.is_main)
 
     def _select(self, rows: EncodedDataset) -> Sequence[str]:
-        self._all_rows = rows.fingerprint
+        self.all_rows = rows
         return read_ids(self._window.run / "selection" / "selected.parquet")
 
     def findings(self, stages: Sequence[str]) -> list[Finding]:
         """Compare the inputs of these stages; all ranks call it and have the same result."""
         findings = []
         for stage in stages:
-            recorded = read_json(self._window.run / stage / "inputs.json")
+            recorded = read(self._window.run / stage / "inputs.json")
             now = self._inputs(stage)
             _refuse_other_precision(self.config, recorded, now)
             different = differences(recorded, now)
@@ -54,16 +58,22 @@ class Inputs:
             findings.append(Finding("inputs", True, f"options, seed, rows and model as {listed(stages)} recorded"))
         return [*findings, *self._checkpoints()]
 
+    def precision(self, stage: str) -> str:
+        """Return the precision that a trained stage recorded, fp32 or bf16."""
+        return str(read(self._window.run / stage / "inputs.json")["training"]["precision"])
+
     def _inputs(self, stage: str) -> dict[str, Any]:
         known = Known(self.config, self._world, self.rows, self._window.run)
-        return selection_inputs(known, self._all_rows) if stage == "selection" else STAGE_INPUTS[stage](known)
+        return (
+            selection_inputs(known, self.all_rows.fingerprint) if stage == "selection" else STAGE_INPUTS[stage](known)
+        )
 
     def _checkpoints(self) -> list[Finding]:
         """Compare the inputs that the checkpoints at both ends of the window recorded, by their hash."""
-        expected = sha256_file(self._window.place / "inputs.json")
+        expected = sha256_file(self._window.identity)
         findings = []
         for step in {self._window.start, self._window.end} & set(self._window.kept):
-            found = read_json(self._window.checkpoint(step) / "state.json")["identity"]
+            found = read(self._window.checkpoint(step) / "state.json").get("identity")
             if found != expected:
                 place = f"hash of the inputs of {self._window.checkpoint(step)}"
                 findings.append(Finding("inputs", False, place, False, expected, found, blocks=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.directory import RunDirectory, origin
+from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.stages import ALL, stages_needed
 from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage, StageResult
+from sftmix.training.machine import machine_of, same_bits
 from sftmix.verify.inputs import Inputs
 from sftmix.verify.window import Window, logged_steps
 
@@ -39,11 +40,17 @@ class Replayed:
 
     stage, module  the stage that was replayed, and its trained (wrapped) module
     logged         step -> its line in the replay's metrics.jsonl
+    machine        that of the replay
+    exact          True if it gives the same bits as the machines of the run
+    before         the weights before the first step, where they are needed and no checkpoint holds them
     """
 
     stage: Stage
     module: torch.nn.Module
     logged: Mapping[int, Mapping[str, Any]]
+    machine: Mapping[str, Any]
+    exact: bool
+    before: Mapping[str, torch.Tensor] | None
 
 
 @contextmanager
@@ -58,16 +65,21 @@ def beside(world: World) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def replay(window: Window, inputs: Inputs, world: World, place: Path) -> Replayed:
-    """Make the steps of the window again, in the directory `place`; nothing is written into the run."""
+def replay(
+    window: Window, inputs: Inputs, world: World, place: Path, recorded: Sequence[Mapping[str, Any]]
+) -> Replayed:
+    """Make the steps of the window again, in the directory `place`; nothing is written into the run.
+
+    recorded  the machines that made them in the run
+    """
     world.on_main(lambda: lay_out(window, place))
     config = replace(inputs.config, out=str(place))
     with RunDirectory(place, world) as directory, StopAtOnce() as stop:
-        run = _ReplayContext(window, config, world, directory, stop)
+        run = _ReplayContext(window, recorded, config, world, directory, stop)
         try:
             make_stages(run, inputs.rows, stages_needed(config, "train") | {window.stage})
         except _Over as over:
-            return Replayed(over.stage, over.result.module, logged_steps(place / window.stage))
+            return over.replayed
     raise AssertionError(f"{window.stage} was not entered")
 
 
@@ -77,24 +89,30 @@ def lay_out(window: Window, place: Path) -> None:
     Links of single files, in directories of their own, so that a file made here never replaces one of the run.
     """
     for stage in ALL:
-        source = origin(window.run / stage)
+        source = window.run / stage
         if stage == window.stage:
-            files = [source / "inputs.json", *_made_before(window)]
+            files = {"inputs.json": window.identity, **_made_before(window)}
         else:
-            files = [f for f in source.rglob("*") if f.is_file() and f.relative_to(source).parts[0] not in HEAVY]
-        for file in files:
-            _link(file, place / stage / file.relative_to(source))
+            inside = {f.relative_to(source): f for f in source.rglob("*") if f.is_file()}
+            files = {str(name): file for name, file in inside.items() if name.parts[0] not in HEAVY}
+        for name, file in files.items():
+            _link(file, place / stage / name)
     if window.start:
         target = step_path(place / window.stage / CHECKPOINTS, window.start)
         target.parent.mkdir(parents=True)
         target.symlink_to(window.checkpoint(window.start).absolute(), target_is_directory=True)
 
 
-def _made_before(window: Window) -> list[Path]:
-    """List the losses and scores of the examples that the stage had made before the window."""
-    scores = [step_path(window.place / "scores", step).with_suffix(".parquet") for step in range(window.start + 1)]
-    online = sorted((window.place / "online").glob("epoch-*.parquet"))  # the replay replaces those that it makes
-    return [*(file for file in scores if file.exists()), *online]
+def _made_before(window: Window) -> dict[str, Path]:
+    """Find what the stage had made before the window, by the names in it: scores and losses of examples, and its log.
+
+    The loop writes the log anew, without the steps that come after the checkpoint.
+    """
+    scores = [step_path(window.file("scores"), step).with_suffix(".parquet") for step in range(window.start + 1)]
+    online = sorted(window.file("online").glob("epoch-*.parquet"))  # the replay replaces those that it makes
+    examples = {f"{file.parent.name}/{file.name}": file for file in (*scores, *online) if file.exists()}
+    log = window.file("metrics.jsonl")
+    return {**examples, log.name: log} if window.start and log.exists() else examples
 
 
 def _link(file: Path, target: Path) -> None:
@@ -105,17 +123,17 @@ def _link(file: Path, target: Path) -> None:
 class _Over(Exception):
     """The window is replayed; what was to come after it in the run does not."""
 
-    def __init__(self, stage: Stage, result: StageResult) -> None:
-        super().__init__(stage.name)
-        self.stage, self.result = stage, result
+    def __init__(self, replayed: Replayed) -> None:
+        super().__init__(replayed.stage.name)
+        self.replayed = replayed
 
 
 class _ReplayContext(RunContext):
     """A run whose stages count as done but for one, of which a few steps are made and no checkpoint."""
 
-    def __init__(self, window: Window, *about: Any) -> None:
+    def __init__(self, window: Window, recorded: Sequence[Mapping[str, Any]], *about: Any) -> None:
         super().__init__(*about)
-        self._window = window
+        self._window, self._recorded = window, recorded
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         self._stop.check(self.world)
@@ -126,7 +144,13 @@ class _ReplayContext(RunContext):
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or not one.observer]
         unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the link is never pruned
         callbacks = [*watching, _StopAfter(self._window.end)]
-        raise _Over(stage, super().train(replace(stage, callbacks=callbacks, checkpoint=unsaved)))
+        machine = machine_of(self.world, stage.options)
+        exact = same_bits(self._recorded, machine)
+        before = None
+        if not exact and self._window.start == 0 and stage.values is None:
+            before = {name: tensor.detach().cpu().clone() for name, tensor in stage.model.state_dict().items()}
+        module = super().train(replace(stage, callbacks=callbacks, checkpoint=unsaved)).module
+        raise _Over(Replayed(stage, module, logged_steps(stage.directory), machine, exact, before))
 
 
 class _StopAfter(Callback):

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.checkpoints import CHECKPOINTS, step_path, steps_in
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import MANIFEST, read_json
 from sftmix.common.steps import read_steps
-from sftmix.pipeline.directory import origin
+from sftmix.pipeline.directory import ADOPTED, origin
 from sftmix.pipeline.finished import is_run
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
+NEAR = 50
+"""Most steps that are made again to reach weights of the run, where no number of steps is given."""
 STEPS = 10
-"""Steps of a window, where neither the next checkpoint nor the end comes before."""
+"""Steps of a window, where no weights are so near."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Window:
     """Steps of a stage: those after `start`, up to and with `end`.
 
     run       run directory
-    place     directory with the stage's files: in another run if the stage was adopted from there
+    place     directory where the stage was made: in another run if it was adopted from there, and maybe gone
     last      the last step of the stage so far
     finished  True if the stage is done
     kept      steps of its checkpoints, from the first on
@@ -45,55 +47,109 @@ class Window:
     def checkpoint(self, step: int) -> Path:
         return step_path(self.place / CHECKPOINTS, step)
 
+    def file(self, name: str) -> Path:
+        """Return a file of the stage in the run, or where the stage was made if the run has none."""
+        return own_file(self.run / self.stage, self.place, name)
+
+    @property
+    def identity(self) -> Path:
+        """The file whose hash the checkpoints hold: inputs.json, as it was where the stage was made."""
+        made = self.place / "inputs.json"
+        return made if made.exists() else self.run / self.stage / "inputs.json"
+
 
 def window_of(run: Path, stage: str = "train", start: int | None = None, steps: int | None = None) -> Window:
     """Choose the steps of a stage.
 
-    start  a step with a checkpoint, or 0, the model before training; None: the earliest checkpoint with steps after it
-    steps  number of steps; None: up to the next checkpoint or to the end of the stage, but at most STEPS
-    Raises ConfigError for what is not there, with what is.
+    start  a step with a checkpoint, or 0, the model before training; None: the earliest checkpoint that is at most NEAR
+           steps before the next weights, or else the model before training, or else the earliest checkpoint
+    steps  number of steps; None: up to the next weights, which a checkpoint holds or the exported model; STEPS, or up
+           to the end, if there are none at most NEAR steps away
+    Raises ConfigError for what is not there, with what is, and DifferenceError for a file that cannot be read.
     """
     if not is_run(run):
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
-    place = origin(run / stage)
-    logged = logged_steps(place)
-    if not (run / stage / "inputs.json").exists() or not logged:
-        there = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
+    own, place = run / stage, _made_in(run / stage)
+    logged = logged_steps(own_file(own, place, "metrics.jsonl").parent)
+    finished = (own / MANIFEST).exists()
+    last = _last_step(own / "figures.json") if finished else 0
+    last = last or max(logged, default=0)
+    if not (own / "inputs.json").exists() or not last:
+        there = [name for name in TRAINED if (_made_in(run / name) / "metrics.jsonl").exists()]
         found = f"there is {', '.join(there)}" if there else "nothing was trained there yet"
         raise ConfigError(f"--stage {stage}: {run} has no steps of this stage; {found}")
-    finished = (run / stage / MANIFEST).exists()
-    last = int(read_json(place / "figures.json")["steps"]) if finished else max(logged)
+    if not logged and not place.is_dir():
+        raise ConfigError(
+            f"--stage {stage}: {own} was adopted from {place}, which is gone with the log of its steps; nothing is "
+            "left to compare with"
+        )
     kept = tuple(sorted(steps_in(place / CHECKPOINTS)))
-    start = _start(place, start, kept, last)
-    return Window(
-        run, stage, place, start, _end(start, steps, kept, last, finished=finished), last, finished, kept, logged
-    )
+    weights = {*kept, last} if finished and (own / "model").is_dir() else {*kept}
+    start = _start(place, start, kept, last, weights)
+    return Window(run, stage, place, start, _end(start, steps, last, weights), last, finished, kept, logged)
+
+
+def own_file(own: Path, place: Path, name: str) -> Path:
+    """Return own/name, or place/name if that is not there: an adopted stage has its outputs, and no checkpoints."""
+    return own / name if (own / name).exists() else place / name
+
+
+def read(path: Path) -> Any:
+    """Return what a JSON file of a run holds; raise DifferenceError if it holds no JSON."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DifferenceError:
+    """Return the error of a file that is not as a run writes it."""
+    return DifferenceError(f"{path} is not as a run writes it ({type(error).__name__}: {error})")
 
 
 def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:
     """Return the lines of a stage's metrics.jsonl by their steps."""
-    return {int(line["step"]): line for line in read_steps(stage)}
+    try:
+        return {int(line["step"]): line for line in read_steps(stage)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unreadable(stage / "metrics.jsonl", error) from error
 
 
-def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int) -> int:
-    before_end = [0, *(step for step in kept if 0 < step < last)]
+def _made_in(stage: Path) -> Path:
+    try:
+        return origin(stage)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unreadable(stage / ADOPTED, error) from error
+
+
+def _last_step(figures: Path) -> int:
+    """Return the number of steps of a finished stage, 0 if it trained nothing."""
+    try:
+        return int(read_json(figures).get("steps", 0))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise unreadable(figures, error) from error
+
+
+def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int, weights: set[int]) -> int:
+    inside = [step for step in kept if 0 < step < last]
     if given is None:
-        return before_end[min(1, len(before_end) - 1)]
-    if given in before_end:
+        near = [step for step in (*inside, 0) if any(0 < end - step <= NEAR for end in weights)]
+        return [*near, *inside, 0][0]
+    if given in (0, *inside):
         return given
     if given >= last:
         raise ConfigError(f"--from is {given}, but {place} has {last} steps: there is none after it")
     raise ConfigError(
         f"--from is {given}, but {place / CHECKPOINTS} has no checkpoint of this step; allowed: "
-        f"{', '.join(map(str, before_end))} (0 is the model before training). A run keeps more of them with "
+        f"{', '.join(map(str, (0, *inside)))} (0 is the model before training). A run keeps more of them with "
         "--checkpoint.keep N"
     )
 
 
-def _end(start: int, steps: int | None, kept: tuple[int, ...], last: int, *, finished: bool) -> int:
+def _end(start: int, steps: int | None, last: int, weights: set[int]) -> int:
     if steps is None:
-        ends = [step for step in (*kept, *([last] if finished else [])) if start < step <= last]
-        return min([start + STEPS, last, *ends])
+        near = [step for step in weights if start < step <= min(start + NEAR, last)]
+        return min(near, default=min(start + STEPS, last))
     if not 0 < steps <= last - start:
         raise ConfigError(f"--steps is {steps}; allowed: 1 to {last - start}, the number of steps after step {start}")
     return start + steps

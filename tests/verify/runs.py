@@ -1,0 +1,82 @@
+"""Runs to be verified, and changes to them; the fixtures on them are in conftest.py."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sftmix.cli import main
+from tests.tiny import Tiny, make_tiny
+
+WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A finished run and its rows, to be changed; `edit` changes a file and mends its stage's manifest."""
+
+    tiny: Tiny
+    run: Path
+
+    def edit(self, name: str, change: Callable[[Path], None]) -> None:
+        file, stage = self.run / name, self.run / name.split("/")[0]
+        change(file)
+        manifest = json.loads((stage / "MANIFEST.json").read_text())
+        manifest["files"][str(file.relative_to(stage))] = hashlib.sha256(file.read_bytes()).hexdigest()
+        (stage / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
+    """A run of six steps with checkpoints 2, 4 and 6 of train, and the same for the reference."""
+    tiny, run = make_tiny(place, dropout=dropout), place / "run"
+    options = tiny.options
+    if "Online" in words:  # which has no checkpoints
+        at = options.index("--reference.checkpoints")
+        del options[at : at + 2]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["run", *options, *WORDS, "--out", str(run), *words]) == 0
+    return Copy(tiny, run)
+
+
+def replaced(old: str, new: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def one_bit_of_a_weight(file: Path) -> None:
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name].view(-1).view(dtype=torch.int32)[7] ^= 1
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def with_line(step: int, **values: float) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[step - 1] |= values
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return change
+
+
+def certified(sftmix, *words: str) -> SimpleNamespace:
+    """Exit code and JSON of a verification."""
+    done = sftmix("verify", *words, "--json")
+    return SimpleNamespace(code=done.code, **json.loads(done.out))
+
+
+def differing(found: SimpleNamespace) -> set[str]:
+    return {finding["kind"] for finding in found.findings if finding["same"] is False}
