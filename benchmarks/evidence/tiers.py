@@ -1,0 +1,139 @@
+"""The tables of the study as they were planned, with the runs of each that have been collected so far."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from sftmix.cli.arguments import sort_arguments  # noqa: E402
+from sftmix.cli.compare import comparison_of  # noqa: E402
+from sftmix.compare import TableOptions  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+TITLES = {
+    "primary": "Tier 1: the recipe and its controls",
+    "overfit": "Tier 2: the regime that overfits",
+    "parts": "Tier 3: parts of the recipe",
+    "rows": "Tier 4: other rows",
+    "others": "Tier 5: other methods",
+}
+TESTED = ("primary", "overfit")
+"""The tiers with enough seeds for a test."""
+PILOTS = ("pilot-rate", "pilot-strength")
+
+Summary = Mapping[str, Any]
+Pair = tuple[str, str]
+Figure = Callable[[Summary], float | None]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The 95% interval of a contrast as `compare` wrote it: of these seeds' mean, over what, and from where to where."""
+
+    seeds: Sequence[int]
+    mean: float
+    over: str
+    ends: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A planned table and its collected runs.
+
+    seeds      the planned ones
+    contrasts  planned pairs (A, B), for A - B
+    runs       arm -> seed -> summary of the finished run
+    diverged   arm -> seeds of its runs that diverged, and so have no figures
+    intervals  of `eval_nll_after`, for those contrasts of which `compare` had all files
+    """
+
+    name: str
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    baseline: str
+    contrasts: Sequence[Pair]
+    runs: Mapping[str, Mapping[int, Summary]]
+    diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    intervals: Mapping[Pair, Interval] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.name, self.name)
+
+    @property
+    def tested(self) -> bool:
+        return self.name in TESTED
+
+    @property
+    def runs_done(self) -> int:
+        return sum(len(self.runs[arm]) + len(self.diverged.get(arm, ())) for arm in self.arms)
+
+    @property
+    def runs_planned(self) -> int:
+        return len(self.arms) * len(self.seeds)
+
+    @property
+    def complete(self) -> bool:
+        return self.runs_done == self.runs_planned
+
+    @cached_property
+    def common(self) -> list[int]:
+        """The seeds that all arms have."""
+        return [seed for seed in self.seeds if all(seed in self.runs[arm] for arm in self.arms)]
+
+    def values(self, arm: str, figure: Figure) -> dict[int, float]:
+        """Seed -> figure of an arm: of all its seeds in a finished tier, of those that all arms have in another."""
+        seeds = self.seeds if self.complete else self.common
+        found = {seed: figure(self.runs[arm][seed]) for seed in seeds if seed in self.runs[arm]}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def differences(self, pair: Pair, figure: Figure) -> dict[int, float]:
+        """Seed -> figure of the first arm minus that of the second, for the seeds that both have."""
+        ours, theirs = (self.values(arm, figure) for arm in pair)
+        return {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
+
+
+def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
+    """Return a planned table with what was collected of it, which may be nothing."""
+    words = ["--config", str(plans / f"{name}.yaml"), "--out", "unused"]
+    plan = comparison_of(sort_arguments(words, list(vars(TableOptions()))))
+    runs: dict[str, dict[int, Summary]] = {arm: {} for arm in plan.variants}
+    diverged: dict[str, list[int]] = {arm: [] for arm in plan.variants}
+    for path in sorted((results / name / "runs").glob("*-seed-*.json")):
+        arm, _, seed = path.stem.rpartition("-seed-")
+        if arm in runs and int(seed) in plan.options.seeds:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if "eval_nll_after" in summary:
+                runs[arm][int(seed)] = summary
+            else:
+                diverged[arm].append(int(seed))
+    return Tier(
+        name,
+        list(plan.variants),
+        plan.options.seeds,
+        plan.baseline,
+        plan.contrasts,
+        {arm: dict(sorted(found.items())) for arm, found in runs.items()},
+        {arm: seeds for arm, seeds in diverged.items() if seeds},
+        _intervals(results / name / "table.json"),
+    )
+
+
+def _intervals(path: Path) -> dict[Pair, Interval]:
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"metric": None}
+    if table["metric"] != "eval_nll_after":
+        return {}
+    return {
+        (c["ours"], c["theirs"]): Interval(c["seeds"], c["mean"], c["interval_over"], tuple(c["interval"]))
+        for c in table["contrasts"]
+        if c["interval"] is not None
+    }
