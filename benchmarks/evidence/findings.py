@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def equal(self) -> bool:
-        return self.interval is not None and -MARGIN < self.interval[0] and self.interval[1] < MARGIN
+        return self.interval is not None and self.interval[0] > -MARGIN and self.interval[1] < MARGIN
 
     @property
     def result(self) -> str:
@@ -109,7 +109,7 @@ def _finding(tier: Tier, endpoint: Endpoint, pair: Pair) -> Finding:
 
 
 def described(tier: Tier) -> list[Pair]:
-    """Return pairs that no contrast was planned for: each arm with the baseline, and label smoothing with the recipe."""
+    """Return pairs that are no planned contrast: each arm with the baseline, label smoothing with the recipe."""
     pairs = [(arm, tier.baseline) for arm in tier.arms if arm != tier.baseline]
     pairs += [(arm, "SFTMix") for arm in tier.arms if arm == "LabelSmoothing"]
     return [pair for pair in pairs if pair not in tier.contrasts]

@@ -40,7 +40,8 @@ def _lowest(found: Mapping[str, Values | dict]) -> str:
     arms = [arm for arm in found if found[arm]]
     chosen = min(arms, key=lambda arm: mean_sd(list(found[arm].values()))[0])
     if chosen in (arms[0], arms[-1]):
-        return f"The lowest mean is that of {chosen}, at an end of the grid: the next value outside (a factor of 2) is added."
+        told = f"The lowest mean is that of {chosen}, at an end of the grid"
+        return f"{told}: the next value outside (a factor of 2) is added."
     return f"Chosen: {chosen}, the lowest mean."
 
 

@@ -20,8 +20,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from performance_tables import table as grid  # noqa: E402
 
-from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, Finding, described, findings  # noqa: E402
-from benchmarks.evidence.findings import meanings  # noqa: E402
+from benchmarks.evidence.findings import (  # noqa: E402
+    BEST,
+    ENDPOINTS,
+    LAST,
+    Endpoint,
+    Finding,
+    described,
+    findings,
+    meanings,
+)
 from benchmarks.evidence.forest import forest  # noqa: E402
 from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
 from benchmarks.evidence.predictions import outcomes  # noqa: E402
@@ -109,7 +117,7 @@ def _diverged(tier: Tier) -> str:
 def _tier_lines(tier: Tier) -> Iterator[str]:
     yield from (f"### {tier.title}", "")
     if not tier.complete:
-        yield f"**Unfinished: {tier.runs_done} of {tier.runs_planned} runs.** Nothing is tested, and no interval is shown."
+        yield f"**Unfinished: {tier.runs_done} of {tier.runs_planned} runs.** There is no test and no interval yet."
         yield f"The figures are of the seeds that all arms have: {_seeds(tier.common)}."
         yield ""
         if not tier.common:

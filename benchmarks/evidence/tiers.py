@@ -37,7 +37,7 @@ Figure = Callable[[Summary], float | None]
 
 @dataclass(frozen=True)
 class Interval:
-    """The 95% interval of a contrast as `compare` wrote it: of these seeds' mean, over what, and from where to where."""
+    """The 95% interval of a contrast as `compare` wrote it: its seeds, their mean, what it is over, and its ends."""
 
     seeds: Sequence[int]
     mean: float
