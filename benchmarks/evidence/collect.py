@@ -5,7 +5,8 @@
 The folder benchmarks/results/evidence/NAME then holds table.json, table.md and cells.csv of the table, and a file
 runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
 per token by quartile of response length, and the NLL per token of a sample of the training rows by half of the
-confidence, before and after. It may be called while the table is unfinished; the next call adds what has come since.
+confidence, before and after. Of a run that diverged the file says that alone. It may be called while the table is
+unfinished; the next call adds what has come since.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ sys.path.insert(0, str(ROOT))
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+DIVERGED = 6
+"""Exit code of a run whose loss or weights stopped being finite."""
 TEXT = ("least_confident", "most_confident", "data", "model")
 """Entries of summary.json that hold text of rows, or names of this machine."""
 
@@ -45,25 +48,31 @@ def main() -> None:
 def collect(table: Path, out: Path, *, halves: str) -> int:
     """Write what is kept of a table to `out`, and return the number of its finished runs.
 
+    Runs in the directory that are not of this table (two tables may share one) are left out.
+
     halves  the variant whose split.parquet names the confident and the unconfident rows of each seed
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
     for name in ("table.md", "cells.csv"):
         shutil.copyfile(table / name, out / name)
-    _write(out / "table.json", _without_runs(_read(table / "table.json")))
-    found = list(_finished(table))
-    for run, variant, seed in found:
-        split = table / halves / f"seed-{seed}" / "split" / "split.parquet"
-        _write(out / "runs" / f"{variant}-seed-{seed}.json", reduced(run, split))
-    return len(found)
+    plan = _read(table / "table.json")
+    _write(out / "table.json", _without_runs(plan))
+    kept = 0
+    for run, variant, seed in _runs(table, plan):
+        file = out / "runs" / f"{variant}-seed-{seed}.json"
+        if (run / "train" / "MANIFEST.json").exists() and (run / "summary.json").exists():
+            _write(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
+            kept += 1
+        elif (run / "STATUS.json").exists() and _read(run / "STATUS.json")["exit_code"] == DIVERGED:
+            _write(file, {"seed": seed, "exit_code": DIVERGED, "message": _read(run / "STATUS.json")["message"]})
+    return kept
 
 
-def _finished(table: Path) -> Iterator[tuple[Path, str, int]]:
-    """Directory, variant and seed of each finished run."""
-    for summary in sorted(table.glob("*/seed-*/summary.json")):
-        run = summary.parent
-        if (run / "train" / "MANIFEST.json").exists():
-            yield run, run.parent.name, int(run.name.removeprefix("seed-"))
+def _runs(table: Path, plan: Mapping[str, Any]) -> Iterator[tuple[Path, str, int]]:
+    """Directory, variant and seed of each run that the table has, or is to have."""
+    for variant in plan["variants"]:
+        for seed in plan["options"]["seeds"]:
+            yield table / variant / f"seed-{seed}", variant, seed
 
 
 def _without_runs(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
     python benchmarks/evidence/run.py --tables pilot-rate pilot-strength --jobs 2
     python benchmarks/evidence/run.py --tables primary overfit parts rows others --jobs 2
-    python benchmarks/evidence/run.py --tables primary --seeds 4 5 6
+    python benchmarks/evidence/run.py --tables primary --seeds 4 5 6 --options --model.path DIR
 
-Each table comes in the place that the preregistration names for it, is written for both endpoints, and what is small of
-it is kept in benchmarks/results/evidence. The same command continues what was interrupted. With several jobs, each
-takes every so-manyth seed in a directory of its own beside the table, JOB of it in TABLE.part-JOB, trains a reference of
-its own (the same one, from the same seed), and has one thread; the parts then become one table (join.py). Delete them
-when the table is there. `--options` goes to `compare` as it stands, as in `--options --model.path DIR`.
+Each table comes in the place that the preregistration names for it, is written for both endpoints, and what is small
+of it is kept in benchmarks/results/evidence. The same command continues what was interrupted.
+
+With several jobs the seeds that are missing are dealt to directories beside the table, TABLE.part-1, TABLE.part-2, ...
+Each is run by a process of one thread, which trains a reference of its own: the same one, since its seed is the same.
+The parts then become one table (join.py). Delete them when the table is there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.evidence.collect import collect  # noqa: E402
 from benchmarks.evidence.join import compare, link_runs  # noqa: E402
 from benchmarks.evidence.tiers import FOLDER, PILOTS, RESULTS, TESTED, TITLES, Tier, read_tier  # noqa: E402
 from sftmix.common.errors import SFTMixError  # noqa: E402
+from sftmix.common.files import MANIFEST  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
 
 IN_PRIMARY = ("parts", "others")
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, of one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the tables")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of compare, last")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="the rest goes to compare as it stands")
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; allowed: 1 and above")
@@ -65,7 +67,8 @@ def _seeds(plan: Tier, chosen: Sequence[int] | None) -> list[int]:
 
 def run_table(plan: Tier, place: Path, seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     """Run the missing cells of a table at these seeds; leave the program with the exit code of a part that failed."""
-    dealt = [seeds[job::jobs] for job in range(min(jobs, len(seeds)))]
+    missing = [seed for seed in seeds if not all(_is_there(place / arm / f"seed-{seed}") for arm in plan.arms)]
+    dealt = [missing[job::jobs] for job in range(min(jobs, len(missing)))]
     if len(dealt) > 1:
         parts = [place.with_name(f"{place.name}.part-{job}") for job in range(1, len(dealt) + 1)]
         _side_by_side(plan, place, dict(zip(parts, dealt, strict=True)), more)
@@ -75,9 +78,14 @@ def run_table(plan: Tier, place: Path, seeds: Sequence[int], jobs: int, more: Se
     _succeed(compare(*_words(plan, place, seeds, more)))
 
 
+def _is_there(run: Path) -> bool:
+    return (run / "train" / MANIFEST).exists()
+
+
 def _side_by_side(plan: Tier, place: Path, parts: dict[Path, list[int]], more: Sequence[str]) -> None:
     """Run the parts at once, each from the runs that the table has already, and wait for all of them."""
     started = []
+    place.parent.mkdir(parents=True, exist_ok=True)
     for part, own in parts.items():
         if place.is_dir():
             link_runs(place, part, plan.arms, own)
