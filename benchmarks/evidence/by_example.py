@@ -82,7 +82,7 @@ def by_example(table: Path, ours: str, theirs: str, category: str | None = None)
         for rows in ("held-out", "training sample"):
             for key, members, off in _groups(a, b, rows, category):
                 differences.setdefault((rows, *key), []).append(off)
-                sizes[rows, *key] = members
+                sizes[(rows, *key)] = members
     # A group that some seed lacks (a small sample) is left out: its seeds would not be those of the others.
     whole = {key: found for key, found in differences.items() if len(found) == len(seeds)}
     p_values = [sign_flip(found) for found in whole.values()]
