@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
+from benchmarks.evidence.tiers import read_tier
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
 from sftmix.common.tables import write_dynamics, write_eval, write_split
@@ -53,6 +54,13 @@ def test_tiers_have_the_arms_and_seeds_of_the_plan(name):
     assert (len(made.variants), len(made.options.seeds)) == TIERS[name]
     assert made.baseline == "NTP"
     assert set(made.options.seeds) <= set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", [*TIERS, *PILOTS])
+def test_the_page_of_results_reads_the_same_plan(name):
+    made, read = table(name), read_tier(name)
+    assert (list(made.variants), made.options.seeds) == (read.arms, read.seeds)
+    assert (made.baseline, made.contrasts) == (read.baseline, read.contrasts)
 
 
 @pytest.mark.parametrize("name", ["primary", "overfit"])

@@ -101,4 +101,4 @@ def _spread(tier: Tier, low: float | None, high: float, words: str) -> Outcome:
     if not ratios:
         return Outcome(7, predicted)
     mean = mean_sd(ratios)[0]
-    return Outcome(7, predicted, f"{mean:+.1%}", (low is None or mean >= low) and mean <= high)
+    return Outcome(7, predicted, f"{mean:+.1%}", (low is None or mean > low) and mean < high)
