@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.evidence.findings import MARGIN, Finding
 
-WIDTH, LEFT, RIGHT, ROW, TOP, FOOT = 860, 230, 190, 34, 52, 46
+WIDTH, LEFT, RIGHT, ROW, TOP, FOOT = 900, 230, 225, 34, 52, 46
 INK, GREY, PALE, BAND = "#1b2430", "#7a828c", "#d5dae0", "#e4f0e4"
 LOWER, HIGHER = "#1769aa", "#b3541e"
 """Colours of a difference below and above 0."""
@@ -82,8 +82,6 @@ def _draw(root: ET.Element, row: Finding, y: float, scale: _Scale) -> None:
     for k, value in enumerate(row.differences.values()):  # seeds from top to bottom, so that equal ones are seen
         off = (k - (count - 1) / 2) * min(2.0, 18 / max(count, 1))
         _shape(root, "circle", cx=scale.at(value), cy=y + off, r=2.6, fill=colour, **{"fill-opacity": "0.4"})
-    if row.interval is not None:
-        _line(root, scale.at(row.interval[0]), y, scale.at(row.interval[1]), y, colour, width=2.5)
     x = scale.at(row.mean)
     _shape(
         root,
