@@ -163,6 +163,8 @@ def _of_the_split(both: Both) -> str:
     if all(end.equal for end in ends):
         real = " (some differences are real, and too small to matter)" if any(end.different for end in ends) else ""
         return f"equal to both controls; the confidence of the split has no part in the result{real}"
+    if all(end.higher for end in ends):
+        return "higher than both controls, which the plan did not foresee: random halves do better here" + _small(*ends)
     return "undecided: not lower than both controls, nor equal to both, at both endpoints"
 
 
@@ -172,4 +174,6 @@ def _of_the_mixing(last: Finding, best: Finding) -> str:
     if last.equal and best.equal:
         real = " (a difference is real, and too small to matter)" if last.different or best.different else ""
         return f"equal; the weights of the tokens do it, not the mixing{real}"
-    return f"undecided: at last {last.result}, at best {best.result}"
+    if last.higher and best.higher:
+        return "higher, which the plan did not foresee: the mixing itself costs something" + _small(last, best)
+    return f"undecided: at last {last.result}; at best {best.result}"

@@ -83,12 +83,13 @@ def _draw(root: ET.Element, row: Finding, y: float, scale: _Scale) -> None:
         off = (k - (count - 1) / 2) * min(2.0, 18 / max(count, 1))
         _shape(root, "circle", cx=scale.at(value), cy=y + off, r=2.6, fill=colour, **{"fill-opacity": "0.4"})
     x = scale.at(row.mean)
-    _shape(
-        root,
-        "path",
-        d=f"M{x - 6:.1f} {y:.1f}L{x:.1f} {y - 6:.1f}L{x + 6:.1f} {y:.1f}L{x:.1f} {y + 6:.1f}z",
-        fill=colour,
-    )
+    diamond = f"M{x - 5:.1f} {y:.1f}L{x:.1f} {y - 5:.1f}L{x + 5:.1f} {y:.1f}L{x:.1f} {y + 5:.1f}z"
+    _shape(root, "path", d=diamond, fill=colour)
+    if row.interval is not None:
+        low, high = map(scale.at, row.interval)
+        _line(root, low, y, high, y, INK, width=2)
+        for end in (low, high):
+            _line(root, end, y - 5, end, y + 5, INK, width=2)
     _text(root, f"{row.mean:+.4f}{_interval(row)}", WIDTH - RIGHT + 8, y + 4)
 
 
