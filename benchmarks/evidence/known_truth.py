@@ -31,6 +31,7 @@ from sftmix.report.examples import scored_before  # noqa: E402
 Rows = Mapping[str, Mapping[str, str]]
 """Id -> a row, with its family and its truth: clean, corrupted or open."""
 
+ARMS, SEEDS = ("NTP", "SFTMix", "RandomSplit"), range(1, 11)
 CONTRASTS = (("SFTMix", "NTP"), ("SFTMix", "RandomSplit"))
 
 
@@ -65,7 +66,8 @@ def figures_of(table: Path, data: Path, share: int) -> dict[str, Any]:
         if run.parent.name == "SFTMix":
             ids, confidence, _ = read_confidence(run / "confidence" / "confidence.parquet")
             found_by[seed] = aucs(dict(zip(ids, confidence.tolist(), strict=True)), train)
-    return {"share": share, "complete": read_json(table / "table.json")["complete"], "auc": found_by, "runs": runs}
+    complete = all(set(map(str, SEEDS)) <= set(runs.get(arm, ())) for arm in ARMS)
+    return {"share": share, "complete": complete, "auc": found_by, "runs": runs}
 
 
 def rows_of(path: Path) -> dict[str, dict[str, str]]:
@@ -81,7 +83,7 @@ def figures_of_run(run: Path, train: Rows, held_out: Rows) -> dict[str, Any]:
     summary = read_json(run / "summary.json")
     ids, scores, _ = read_eval(run / "train" / "eval.parquet")
     exact = dict(zip(ids, (scores.n_correct == scores.n_tokens).tolist(), strict=True))
-    nll = by_truth(training_losses(run), train)
+    nll = by_truth(training_losses(run, train), train)
     return {
         "eval_nll_after": summary["eval_nll_after"],
         "eval_nll_best": summary["eval_nll_best"],
@@ -100,15 +102,14 @@ def _share(exact: Mapping[str, bool], rows: Rows, key: str, value: str) -> float
     return float(np.mean([exact[i] for i, row in rows.items() if row[key] == value]))
 
 
-def training_losses(run: Path) -> dict[str, tuple[float, int]]:
+def training_losses(run: Path, train: Rows) -> dict[str, tuple[float, int]]:
     """Return id -> (nats per response token, response tokens) of all training rows under the trained model."""
     import pyarrow.parquet as pq
 
     from sftmix.report.write import write_report
 
     file = run / "report" / "examples.parquet"
-    rows = len(read_confidence(run / "confidence" / "confidence.parquet")[0])
-    if len(scored_before(run).get("loss_after", {})) < rows:
+    if not set(train) <= set(scored_before(run).get("loss_after", {})):
         write_report([run], map_size=0, score_all=True)
     table = pq.read_table(file, columns=["id", "loss_after", "response_tokens"], filters=[("held_out", "==", False)])
     columns = (table[name].to_pylist() for name in ("id", "loss_after", "response_tokens"))

@@ -31,6 +31,7 @@ from benchmarks.evidence.findings import (  # noqa: E402
     meanings,
 )
 from benchmarks.evidence.forest import forest  # noqa: E402
+from benchmarks.evidence.known_lines import known_lines  # noqa: E402
 from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
 from benchmarks.evidence.predictions import outcomes  # noqa: E402
 from benchmarks.evidence.secondary import absolute_rows, paired_rows  # noqa: E402
@@ -47,7 +48,8 @@ def main() -> None:
     options = parser.parse_args()
     tiers = {name: read_tier(name, options.results) for name in TITLES}
     pilots = {name: read_tier(name, options.results) for name in PILOTS}
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts_of(tiers, pilots)), encoding="utf-8")
+    parts = parts_of(tiers, pilots, options.results / "known-truth")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
     made = pictures(tiers)
     for old in set(PICTURES.glob("*.svg")) - {PICTURES / name for name in made}:
@@ -69,14 +71,18 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
     return page
 
 
-def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier]) -> dict[str, str]:
-    """Return the made parts of the page by name."""
+def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier], known: Path) -> dict[str, str]:
+    """Return the made parts of the page by name.
+
+    known  folder of the results of rows whose truth is known, which may not be there
+    """
     begun = [tier for tier in tiers.values() if tier.runs_done]
     tables = [line for tier in begun for line in _tier_lines(tier)]
     return {
         "state": "\n".join(_state(tiers)),
         "tiers": "\n".join(tables) or "No run of a tier has been collected yet.",
         "predictions": "\n".join(_predictions(tiers)),
+        "known truth": "\n".join(known_lines(known)),
         "pilots": "\n".join(line for pilot in pilots.values() for line in pilot_lines(pilot)),
     }
 
