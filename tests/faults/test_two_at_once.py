@@ -52,7 +52,7 @@ def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_pr
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize(("runs", "tries"), [(2, 20), (8, 3)])
+@pytest.mark.parametrize(("runs", "tries"), [(2, 20), (8, 20)])
 def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, record_property) -> None:
     times = []
     for number in range(tries):
