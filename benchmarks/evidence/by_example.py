@@ -87,10 +87,10 @@ def by_example(table: Path, ours: str, theirs: str, category: str | None = None)
     whole = {key: found for key, found in differences.items() if len(found) == len(seeds)}
     p_values = [sign_flip(found) for found in whole.values()]
     groups = []
-    for (key, found), p, p_holm in zip(whole.items(), p_values, holm(p_values), strict=True):
+    for (place, found), p, p_holm in zip(whole.items(), p_values, holm(p_values), strict=True):
         mean, sd = mean_sd(found)
-        about = {"rows": key[0], "by": key[1], "group": key[2], "examples": sizes[key], "differences": found}
-        tests = {"interval": interval_seeds(found), "p": p, "p_holm": p_holm}
+        about = {**dict(zip(("rows", "by", "group"), place, strict=True)), "examples": sizes[place]}
+        tests = {"differences": found, "interval": interval_seeds(found), "p": p, "p_holm": p_holm}
         groups.append({**about, "mean": mean, "sd": sd, **tests})
     return {"exploratory": True, "ours": ours, "theirs": theirs, "seeds": seeds, "groups": groups}
 

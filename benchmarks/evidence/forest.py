@@ -21,17 +21,15 @@ def forest(title: str, planned: Sequence[Finding], others: Sequence[Finding]) ->
     """
     rows = [*planned, *others]
     height = TOP + ROW * len(rows) + FOOT
-    root = ET.Element(
-        "svg",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {height}",
-        role="img",
-        **{
-            "aria-labelledby": "title desc",
-            "font-family": "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif",
-            "font-size": "13",
-        },
-    )
+    about = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"0 0 {WIDTH} {height}",
+        "role": "img",
+        "aria-labelledby": "title desc",
+        "font-family": "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif",
+        "font-size": "13",
+    }
+    root = ET.Element("svg", about)
     ET.SubElement(root, "title", id="title").text = title
     told = "; ".join(f"{row.name}: {row.mean:+.4f}{_interval(row)}" for row in rows)
     ET.SubElement(root, "desc", id="desc").text = f"Paired differences in nats per token. {told}."
@@ -44,8 +42,8 @@ def forest(title: str, planned: Sequence[Finding], others: Sequence[Finding]) ->
     for tick in scale.ticks:
         _line(root, scale.at(tick), TOP, scale.at(tick), bottom, GREY if tick == 0 else PALE)
         _text(root, f"{tick:+.{scale.digits}f}" if tick else "0", scale.at(tick), bottom + 17, anchor="middle")
-    about = "difference, nats per token (lower is better for the first); the band is ±0.01"
-    _text(root, about, scale.at((scale.low + scale.high) / 2), bottom + 36, anchor="middle", fill=GREY)
+    unit = "difference, nats per token (lower is better for the first); the band is ±0.01"
+    _text(root, unit, scale.at((scale.low + scale.high) / 2), bottom + 36, anchor="middle", fill=GREY)
     for k, row in enumerate(rows):
         _draw(root, row, TOP + ROW * k + ROW / 2, scale)
     if planned and others:

@@ -182,8 +182,8 @@ def _tested(
         found[str(share)] = {**_of(differences), "differences": differences, "p": sign_flip(differences)}
     p_values = [each["p"] for each in found.values()]
     adjusted = holm([*p_values, *[1.0] * (planned - len(found))])
-    for (share, each), p in zip(found.items(), adjusted, strict=False):
-        yield share, {**each, "p_holm": p}
+    for (name, each), p in zip(found.items(), adjusted, strict=False):
+        yield name, {**each, "p_holm": p}
 
 
 def _figure(run: Mapping[str, Any], keys: Sequence[str]) -> float:

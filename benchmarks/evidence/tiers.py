@@ -128,7 +128,7 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
 
 
 def _intervals(path: Path) -> dict[Pair, Interval]:
-    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"metric": None}
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"metric": None}
     if table["metric"] != "eval_nll_after":
         return {}
     return {
