@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.evidence.join import CONFIGURATION, join
+from benchmarks.evidence.tiers import read_tier
 from sftmix.cli import main
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, write_json, write_text
-from tests.tiny import Tiny, make_tiny
+from tests.tiny import ROOT, Tiny, make_tiny
 
 SHORT = ("--training.max_steps", "3", "--checkpoint.every", "0", "--pairing", "RandomPairs")
 TIMES = ("wall_seconds", "elapsed", "scoring_seconds", "calibration_seconds", "peak_memory_bytes")
@@ -49,6 +53,26 @@ def test_a_table_of_parts_is_the_table_made_at_once(tmp_path: Path) -> None:
     assert joined["contrasts"][0]["interval_over"] == "seeds and examples"
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
     assert join(parts, tmp_path / "joined") == [1, 2]  # a second time changes nothing
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_one_command_runs_a_table_in_parts_and_keeps_it(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path)
+    names = {"model.path": tiny.model, "data.train": tiny.train, "data.eval": tiny.eval, "data.max_length": 64}
+    names |= {"training.max_steps": 2, "training.global_batch_size": 8, "training.micro_batch_size": 4}
+    more = [word for name, value in names.items() for word in (f"--{name}", str(value))]
+    words = ["--tables", "pilot-rate", "--jobs", "2", "--runs", "runs", "--out", "kept", "--options", *more]
+    script = ROOT / "benchmarks" / "evidence" / "run.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *words]
+    for _ in range(2):  # the second call reads what is there
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    assert "part-1: seeds 901" not in done.stdout
+    assert read_json(tmp_path / "runs" / "pilot-rate" / "table.json")["complete"]
+    assert len(list((tmp_path / "kept" / "pilot-rate" / "runs").iterdir())) == 8
+    assert read_tier("pilot-rate", tmp_path / "kept").complete
 
 
 def part(directory: Path, seeds: list[int], *, mu: float = 0.2, complete: bool = True) -> Path:

@@ -192,6 +192,15 @@ def test_a_run_that_diverged_is_told_and_missing_from_its_contrasts():
     assert "NTP at 3" in "\n".join(results._state({"primary": made}))
 
 
+def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
+    made = tier("primary", {"SFTMix": (-0.02, -0.02)})
+    made = replace(made, runs={**made.runs, "LengthMatched": {}}, diverged={"LengthMatched": made.seeds})
+    found = findings(made, LAST, PLANNED, tested=True)
+    assert [each.p_holm for each in found] == [4 * 2 / 1024] * 3
+    assert list(meanings(made)) == ["Not to be told: no seed has a figure of SFTMix and of LengthMatched."]
+    assert list(results.pictures({"primary": made})) == ["primary-last.svg", "primary-best.svg"]
+
+
 def test_the_interval_of_the_table_stands_for_last_where_its_seeds_are_these():
     made = tier("primary", {})
     told = Interval(made.seeds, findings(made, LAST, PLANNED, tested=True)[0].mean, "seeds and examples", (-0.5, 0.5))

@@ -201,11 +201,11 @@ def _predictions(tiers: Mapping[str, Tier]) -> Iterator[str]:
 
 
 def pictures(tiers: Mapping[str, Tier]) -> dict[str, str]:
-    """Return file name -> SVG text of each tier and endpoint of which a seed is there in all arms."""
+    """Return file name -> SVG text of each tier and endpoint, of finished tiers and those with a seed in all arms."""
     return {
         _picture(tier, end): forest(f"{tier.title}, {end.words}{_unfinished(tier)}", *_found(tier, end))
         for tier in tiers.values()
-        if tier.common
+        if tier.common or tier.complete
         for end in ENDPOINTS
     }
 
