@@ -66,7 +66,7 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
         if not pattern.search(page):
             raise ValueError(f"{PAGE.name} has no {begin} ... {end}; put both marks where the part belongs")
-        between = f"{begin}\n{text.strip()}\n{end}"
+        between = f"{begin}\n\n{text.strip()}\n\n{end}"  # blank lines, or a table is no table on the site
         page = pattern.sub(lambda found, between=between: between, page)  # type: ignore[misc]
     return page
 
