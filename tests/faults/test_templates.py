@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +22,7 @@ from sftmix.data.encoders import PROBE, encoder_for, make_encoder
 from sftmix.data.trial import CONVERSATIONS, trouble_with
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
+from tests.faults.mines import children
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 PAYLOADS = {
@@ -45,6 +52,33 @@ PAYLOADS = {
 QUICK = ("nested ranges", "loops without a system turn")
 
 
+@contextmanager
+def memory_of_programs() -> Iterator[set[int]]:
+    """Yield a set that gets the memory, in kB, of programs that this process starts meanwhile.
+
+    The peak that `getrusage` tells of a child would be that of this process, which it was forked from.
+    """
+    found, over, own = {0}, threading.Event(), Path("/proc/self/cmdline").read_bytes()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            for pid in children(os.getpid()):
+                with contextlib.suppress(OSError, StopIteration):  # it may have ended
+                    process = Path(f"/proc/{pid}")
+                    lines = (process / "status").read_text().splitlines()
+                    peak = next(line for line in lines if line.startswith("VmHWM"))
+                    if (process / "cmdline").read_bytes() not in (own, b""):  # it has become a program of its own
+                        found.add(int(peak.split()[1]))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.long) for kind in PAYLOADS]
@@ -56,7 +90,7 @@ def test_a_hostile_template_ends_in_one_line(kind, tmp_path, record_property):
     options = DataOptions(train="rows.jsonl", template=str(path), cache_dir=str(tmp_path / "cache"))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.process_time()
-    with pytest.raises(ConfigError) as caught:
+    with memory_of_programs() as kilobytes, pytest.raises(ConfigError) as caught:
         encoder_for(chatml_tokenizer(), options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert str(caught.value).startswith(f"data.template: {path}: ")
@@ -65,8 +99,9 @@ def test_a_hostile_template_ends_in_one_line(kind, tmp_path, record_property):
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     used += time.process_time() - started
     assert used < 10
-    assert after.ru_maxrss < 1 << 20  # kilobytes
-    record_property("F15", f"{kind}: one line, {used:.1f} s of processor time, {after.ru_maxrss >> 10} MB at most")
+    assert max(kilobytes) < 1 << 20
+    assert max(kilobytes) > 1 << 12 or kind == "10 MB"  # which is refused before a program is started
+    record_property("F15", f"{kind}: one line, {used:.1f} s of processor time, {max(kilobytes) >> 10} MB at most")
 
 
 LATE = (
