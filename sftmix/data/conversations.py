@@ -90,10 +90,13 @@ class ConversationWriter:
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         explicit = np.frombuffer(self._explicit, dtype=np.int8) == 1
         order = np.argsort(hashes, kind="stable")
-        starts = np.flatnonzero(np.r_[True, hashes[order][1:] != hashes[order][:-1]])
-        lengths = np.diff(np.r_[starts, len(order)])
-        ordinal = np.empty(len(order), dtype=np.int32)
-        ordinal[order] = np.arange(len(order)) - np.repeat(starts, lengths)
+        ordered = hashes[order]
+        again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1  # places of ids that are those of the place before
+        del ordered  # of millions of rows, most have an id of their own: only the others take room from here on
+        first = np.flatnonzero(np.diff(again, prepend=-1) != 1)
+        before = np.repeat(again[first] - 1, np.diff(np.append(first, len(again))))
+        ordinal = np.zeros(len(order), dtype=np.int32)
+        ordinal[order[again]] = again - before
         taken = (ordinal > 0) & explicit
         ordinal[taken] = -1
         np.save(self._directory / "ordinal.npy", ordinal, allow_pickle=False)

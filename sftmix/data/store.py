@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +32,8 @@ CODE_VERSION = 2
 
 BATCH_ROWS = 1024
 """Rows of a record batch in an Arrow file."""
+OPEN_BATCHES = 256
+"""Record batches of a file that stay open: their heads are not read again."""
 
 _SILENCE = 3.0
 """Seconds that a process waits for another one before it says so."""
@@ -180,25 +183,27 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
-        self.schema = reader.schema
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self.schema, self._count = reader.schema, reader.num_record_batches
+        # Opened when they are asked for: the heads of all batches are in memory else, with all pages around each.
+        self._batch = lru_cache(OPEN_BATCHES)(reader.get_batch)
 
     def __len__(self) -> int:
-        return BATCH_ROWS * (len(self._batches) - 1) + self._batches[-1].num_rows if self._batches else 0
+        return BATCH_ROWS * (self._count - 1) + self._batch(self._count - 1).num_rows if self._count else 0
 
     def cell(self, row: int, column: str) -> pa.Scalar:
         """One value; `row` counts from 0 and must be in range."""
         batch, index = divmod(row, BATCH_ROWS)
-        return self._batches[batch].column(column)[index]
+        return self._batch(batch).column(column)[index]
 
     def rows(self, rows: Int64) -> Iterator[dict[str, Any]]:
         """Whole rows in the given order; neighbours in one record batch are read together."""
         batch = rows // BATCH_ROWS
         cuts = np.flatnonzero(np.diff(batch)) + 1
         for part in np.split(rows, cuts) if len(rows) else ():
-            yield from self._batches[part[0] // BATCH_ROWS].take(pa.array(part % BATCH_ROWS)).to_pylist()
+            yield from self._batch(int(part[0]) // BATCH_ROWS).take(pa.array(part % BATCH_ROWS)).to_pylist()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column, still on disk."""
         field = self.schema.field(name)
-        return pa.chunked_array([b.column(name) for b in self._batches], type=field.type)
+        batches = map(self._batch, range(self._count))
+        return pa.chunked_array([batch.column(name) for batch in batches], type=field.type)
