@@ -25,6 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.findings import in_brackets  # noqa: E402
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
 from sftmix.common.files import MANIFEST, write_json  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
@@ -170,9 +171,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| rows | by | group | examples | mean | 95% interval over seeds | p | p (Holm) |"
     yield "|---|---|---|---:|---:|---|---:|---:|"
     for each in found["groups"]:
-        ends = "-" if each["interval"] is None else f"[{each['interval'][0]:+.4f}, {each['interval'][1]:+.4f}]"
         about = (each["rows"], each["by"], each["group"], str(each["examples"]), f"{each['mean']:+.4f}")
-        yield "| " + " | ".join((*about, ends, f"{each['p']:.4f}", f"{each['p_holm']:.4f}")) + " |"
+        yield (
+            "| "
+            + " | ".join((*about, in_brackets(each["interval"]), f"{each['p']:.4f}", f"{each['p_holm']:.4f}"))
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -89,9 +89,21 @@ def findings(tier: Tier, endpoint: Endpoint, pairs: Sequence[Pair], *, tested: b
     if not (tested and tier.complete):
         return found
     p_values = [sign_flip(list(each.differences.values())) for each in found]
-    # A contrast without any value counts among the planned ones: it makes the others no more significant.
-    adjusted = holm([*p_values, *[1.0] * (len(pairs) - len(found))])
-    return [replace(each, p=p, p_holm=q) for each, p, q in zip(found, p_values, adjusted, strict=False)]
+    adjusted = holm_of_planned(p_values, len(pairs))
+    return [replace(each, p=p, p_holm=q) for each, p, q in zip(found, p_values, adjusted, strict=True)]
+
+
+def in_brackets(interval: Sequence[float] | None) -> str:
+    """Write the ends of an interval; "-" without one."""
+    return "-" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]"
+
+
+def holm_of_planned(p_values: Sequence[float], planned: int) -> list[float]:
+    """Return Holm's p values of the measured ones of so many planned contrasts.
+
+    One without any value counts among the planned ones: it makes the others no more significant.
+    """
+    return holm([*p_values, *[1.0] * (planned - len(p_values))])[: len(p_values)]
 
 
 def _finding(tier: Tier, endpoint: Endpoint, pair: Pair) -> Finding:

@@ -6,7 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from benchmarks.evidence.findings import MARGIN, Finding
+from benchmarks.evidence.findings import MARGIN, Finding, in_brackets
 
 WIDTH, LEFT, RIGHT, ROW, TOP, FOOT = 900, 230, 225, 34, 52, 46
 INK, GREY, PALE, BAND = "#1b2430", "#7a828c", "#d5dae0", "#e4f0e4"
@@ -92,7 +92,7 @@ def _draw(root: ET.Element, row: Finding, y: float, scale: _Scale) -> None:
 
 
 def _interval(row: Finding) -> str:
-    return "" if row.interval is None else f" [{row.interval[0]:+.4f}, {row.interval[1]:+.4f}]"
+    return "" if row.interval is None else f" {in_brackets(row.interval)}"
 
 
 def _shape(root: ET.Element, tag: str, **attributes: object) -> None:

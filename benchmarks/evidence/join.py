@@ -27,9 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
 from sftmix.common.files import MANIFEST, read_json  # noqa: E402
+from sftmix.compare.plan import CONFIGURATION  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
-
-CONFIGURATION = "compare.yaml"
 
 
 def main() -> None:
@@ -87,7 +86,7 @@ def link_runs(source: Path, target: Path, variants: Iterable[str], seeds: Sequen
     target.mkdir(parents=True, exist_ok=True)
     linked = 0
     for name in [f"{variant}/seed-{seed}" for variant in variants for seed in seeds]:
-        if (source / name / "train" / MANIFEST).exists() and not (target / name / "train" / MANIFEST).exists():
+        if is_finished(source / name) and not is_finished(target / name):
             if (target / name).exists():
                 raise ConfigError(f"{target / name} was begun there; finish it with `compare`, or move it away")
             _link_run(source / name, target / name)
@@ -95,6 +94,11 @@ def link_runs(source: Path, target: Path, variants: Iterable[str], seeds: Sequen
     if linked and not (target / CONFIGURATION).exists():  # compare takes no directory that no table wrote
         shutil.copyfile(source / CONFIGURATION, target / CONFIGURATION)
     return linked
+
+
+def is_finished(run: Path) -> bool:
+    """Return True if the target of a run is trained."""
+    return (run / "train" / MANIFEST).exists()
 
 
 def _link_run(source: Path, target: Path) -> None:

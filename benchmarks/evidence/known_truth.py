@@ -21,11 +21,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.findings import holm_of_planned  # noqa: E402
 from benchmarks.evidence.known_rows import SHARES  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.files import read_json, write_json  # noqa: E402
 from sftmix.common.tables import read_confidence, read_eval  # noqa: E402
-from sftmix.compare.statistics import holm, interval_seeds, mean_sd, sign_flip  # noqa: E402
+from sftmix.compare.statistics import interval_seeds, mean_sd, sign_flip  # noqa: E402
 from sftmix.report.examples import scored_before  # noqa: E402
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -181,8 +182,7 @@ def _tested(
         differences = [_figure(a[seed], keys) - _figure(b[seed], keys) for seed in a if seed in b]
         found[str(share)] = {**_of(differences), "differences": differences, "p": sign_flip(differences)}
     p_values = [each["p"] for each in found.values()]
-    adjusted = holm([*p_values, *[1.0] * (planned - len(found))])
-    for (name, each), p in zip(found.items(), adjusted, strict=False):
+    for (name, each), p in zip(found.items(), holm_of_planned(p_values, planned), strict=True):
         yield name, {**each, "p_holm": p}
 
 

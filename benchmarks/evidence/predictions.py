@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, findings
+from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, findings, in_brackets
 from benchmarks.evidence.secondary import LOG_SPREAD, TEMPERATURE, relative
 from benchmarks.evidence.tiers import Figure, Tier
 from sftmix.compare.statistics import mean_sd
@@ -77,8 +77,7 @@ def _equal(number: int, tier: Tier, other: str, end: Endpoint) -> Outcome:
     found = findings(tier, end, [("SFTMix", other)], tested=False)
     if not (tier.complete and found and found[0].interval):
         return Outcome(number, predicted)
-    low, high = found[0].interval
-    return Outcome(number, predicted, f"[{low:+.4f}, {high:+.4f}]", found[0].equal)
+    return Outcome(number, predicted, in_brackets(found[0].interval), found[0].equal)
 
 
 def _nearer(tier: Tier, end: Endpoint) -> Outcome:

@@ -28,6 +28,7 @@ from benchmarks.evidence.findings import (  # noqa: E402
     Finding,
     described,
     findings,
+    in_brackets,
     meanings,
 )
 from benchmarks.evidence.forest import forest  # noqa: E402
@@ -183,8 +184,7 @@ def _found(tier: Tier, end: Endpoint) -> tuple[list[Finding], list[Finding]]:
 
 def _row(found: Finding) -> Sequence[str]:
     mean = f"{found.mean:+.4f}" + ("" if found.sd is None else f" ± {found.sd:.4f}")
-    ends = "-" if found.interval is None else f"[{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"
-    return (found.name, str(len(found.differences)), mean, ends, found.over or "-")
+    return (found.name, str(len(found.differences)), mean, in_brackets(found.interval), found.over or "-")
 
 
 def _tested(found: Finding) -> Sequence[str]:

@@ -7,7 +7,6 @@ Ranks are forked side by side; the tests of torchrun itself start it (tests/dist
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from sftmix.common.checkpoints import steps_in
 from tests.faults.mines import KillIn
-from tests.tiny import STAGES, Tiny
+from tests.tiny import STAGES, Tiny, metrics
 from tests.toy import free_port
 
 EVERY = 3
@@ -147,8 +146,7 @@ def digest(run: Path, stage: str = "train") -> str:
 
 def steps(run: Path, stage: str = "train") -> list[tuple[int, str, str]]:
     """Step, loss and norm of the gradient of each step, every bit of them."""
-    lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], float(line["loss"]).hex(), float(line["grad_norm"]).hex()) for line in lines]
+    return [(m["step"], float(m["loss"]).hex(), float(m["grad_norm"]).hex()) for m in metrics(run, stage)]
 
 
 def assert_same(run: Path, whole: Path) -> None:

@@ -25,7 +25,7 @@ class Hub:
         self.private: dict[tuple[str, str], bool] = {}
         self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Hub:
@@ -54,91 +54,91 @@ class Hub:
         return hashlib.sha1("\n".join(parts).encode()).hexdigest()
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Answers for a hub, which a subclass names."""
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    hub: Hub
+    protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            path, body = self._asked()
-            if path == "/api/repos/create":
-                self._create(json.loads(body))
-            elif path == "/api/validate-yaml":
-                self._json({"errors": [], "warnings": []})
-            elif path.endswith("/info/lfs/objects/batch"):
-                self._json({"transfer": "basic", "objects": [self._place(one) for one in json.loads(body)["objects"]]})
-            elif "/preupload/" in path:
-                self._json({"files": [_mode(file["path"]) for file in json.loads(body)["files"]]})
-            elif "/commit/" in path and (key := _key(path)) in hub.repositories:
-                sha = hub.commit(key, [json.loads(line) for line in body.splitlines()])
-                self._json({"commitUrl": f"{hub.url}/{key[1]}/commit/{sha}", "commitOid": sha, "success": True})
-            else:
-                self._json({"error": "Repository not found"}, 404)
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
-        def do_PUT(self) -> None:
-            path, body = self._asked()
-            oid = path.rpartition("/")[2]
-            assert hashlib.sha256(body).hexdigest() == oid
-            hub.objects[oid] = body
-            self._json({})
+    def do_POST(self) -> None:
+        path, body = self._asked()
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith("/info/lfs/objects/batch"):
+            self._json({"transfer": "basic", "objects": [self._place(one) for one in json.loads(body)["objects"]]})
+        elif "/preupload/" in path:
+            self._json({"files": [_mode(file["path"]) for file in json.loads(body)["files"]]})
+        elif "/commit/" in path and (key := _key(path)) in self.hub.repositories:
+            sha = self.hub.commit(key, [json.loads(line) for line in body.splitlines()])
+            self._json({"commitUrl": f"{self.hub.url}/{key[1]}/commit/{sha}", "commitOid": sha, "success": True})
+        else:
+            self._json({"error": "Repository not found"}, 404)
 
-        def do_GET(self) -> None:
-            path, _ = self._asked()
-            if "/resolve/" in path:
-                self._resolve(path)
-            elif (key := _key(path)) not in hub.repositories:
-                self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-            elif "/tree/" in path:
-                self._json([_listed(name, data) for name, data in hub.repositories[key].items()])
-            else:
-                siblings = [{"rfilename": name} for name in hub.repositories[key]]
-                self._json({"id": key[1], "sha": hub.sha(key), "siblings": siblings, "private": False, "tags": []})
+    def do_PUT(self) -> None:
+        path, body = self._asked()
+        oid = path.rpartition("/")[2]
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.hub.objects[oid] = body
+        self._json({})
 
-        do_HEAD = do_GET
+    def do_GET(self) -> None:
+        path, _ = self._asked()
+        if "/resolve/" in path:
+            self._resolve(path)
+        elif (key := _key(path)) not in self.hub.repositories:
+            self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        elif "/tree/" in path:
+            self._json([_listed(name, data) for name, data in self.hub.repositories[key].items()])
+        else:
+            siblings = [{"rfilename": name} for name in self.hub.repositories[key]]
+            self._json({"id": key[1], "sha": self.hub.sha(key), "siblings": siblings, "private": False, "tags": []})
 
-        def _asked(self) -> tuple[str, bytes]:
-            path = unquote(urlsplit(self.path).path)
-            hub.asked.append(f"{self.command} {path}")
-            return path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    do_HEAD = do_GET
 
-        def _create(self, asked: dict[str, Any]) -> None:
-            key = (f"{asked.get('type') or 'model'}s", f"{asked['organization']}/{asked['name']}")
-            known = key in hub.repositories
-            hub.repositories.setdefault(key, {})
-            hub.private.setdefault(key, asked.get("visibility") == "private" or bool(asked.get("private")))
-            url = f"{hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}"
-            self._json(
-                {"url": url, "name": key[1]} if not known else {"error": "exists", "url": url}, 409 if known else 200
-            )
+    def _asked(self) -> tuple[str, bytes]:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.asked.append(f"{self.command} {path}")
+        return path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-        def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-            href = f"{hub.url}/objects/{wanted['oid']}"
-            return {**wanted, "authenticated": True, "actions": {"upload": {"href": href, "header": {}}}}
+    def _create(self, asked: dict[str, Any]) -> None:
+        key = (f"{asked.get('type') or 'model'}s", f"{asked['organization']}/{asked['name']}")
+        known = key in self.hub.repositories
+        self.hub.repositories.setdefault(key, {})
+        self.hub.private.setdefault(key, asked.get("visibility") == "private" or bool(asked.get("private")))
+        url = f"{self.hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}"
+        self._json(
+            {"url": url, "name": key[1]} if not known else {"error": "exists", "url": url}, 409 if known else 200
+        )
 
-        def _resolve(self, path: str) -> None:
-            before, _, after = path.partition("/resolve/")
-            kind, name = ("datasets", before[10:]) if before.startswith("/datasets/") else ("models", before[1:])
-            data = hub.repositories.get((kind, name), {}).get(after.partition("/")[2])
-            if data is None:
-                self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
-                return
-            etag = f'"{hashlib.sha256(data).hexdigest()}"'
-            self._bytes(data, 200, {"X-Repo-Commit": hub.sha((kind, name)), "ETag": etag})
+    def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        href = f"{self.hub.url}/objects/{wanted['oid']}"
+        return {**wanted, "authenticated": True, "actions": {"upload": {"href": href, "header": {}}}}
 
-        def _json(self, value: object, code: int = 200, more: dict[str, str] | None = None) -> None:
-            self._bytes(json.dumps(value).encode(), code, {"Content-Type": "application/json", **(more or {})})
+    def _resolve(self, path: str) -> None:
+        before, _, after = path.partition("/resolve/")
+        kind, name = ("datasets", before[10:]) if before.startswith("/datasets/") else ("models", before[1:])
+        data = self.hub.repositories.get((kind, name), {}).get(after.partition("/")[2])
+        if data is None:
+            self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        self._bytes(data, 200, {"X-Repo-Commit": self.hub.sha((kind, name)), "ETag": etag})
 
-        def _bytes(self, data: bytes, code: int, headers: dict[str, str]) -> None:
-            self.send_response(code)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def _json(self, value: object, code: int = 200, more: dict[str, str] | None = None) -> None:
+        self._bytes(json.dumps(value).encode(), code, {"Content-Type": "application/json", **(more or {})})
 
-    return Handler
+    def _bytes(self, data: bytes, code: int, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
 
 def _key(path: str) -> tuple[str, str]:
