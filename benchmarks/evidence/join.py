@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json  # noqa: E402
+from sftmix.common.files import read_json  # noqa: E402
+from sftmix.compare.cells import is_over  # noqa: E402
 from sftmix.compare.plan import CONFIGURATION  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
 
@@ -79,14 +80,14 @@ def _plan(part: Path) -> dict[str, Any]:
 
 
 def link_runs(source: Path, target: Path, variants: Iterable[str], seeds: Sequence[int]) -> int:
-    """Link the finished runs of these variants and seeds into another table's directory; return their number.
+    """Link the runs of these variants and seeds that are over into another table's directory; return their number.
 
-    Runs that are finished in the target already stay. A run appears there whole or not at all.
+    Runs that are over in the target already stay. A run appears there whole or not at all.
     """
     target.mkdir(parents=True, exist_ok=True)
     linked = 0
     for name in [f"{variant}/seed-{seed}" for variant in variants for seed in seeds]:
-        if is_finished(source / name) and not is_finished(target / name):
+        if is_over(source / name) and not is_over(target / name):
             if (target / name).exists():
                 raise ConfigError(f"{target / name} was begun there; finish it with `compare`, or move it away")
             _link_run(source / name, target / name)
@@ -94,11 +95,6 @@ def link_runs(source: Path, target: Path, variants: Iterable[str], seeds: Sequen
     if linked and not (target / CONFIGURATION).exists():  # compare takes no directory that no table wrote
         shutil.copyfile(source / CONFIGURATION, target / CONFIGURATION)
     return linked
-
-
-def is_finished(run: Path) -> bool:
-    """Return True if the target of a run is trained."""
-    return (run / "train" / MANIFEST).exists()
 
 
 def _link_run(source: Path, target: Path) -> None:

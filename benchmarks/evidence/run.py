@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.collect import collect  # noqa: E402
-from benchmarks.evidence.join import compare, is_finished, link_runs  # noqa: E402
+from benchmarks.evidence.join import compare, link_runs  # noqa: E402
 from benchmarks.evidence.tiers import FOLDER, PILOTS, RESULTS, TESTED, TITLES, Tier, read_tier  # noqa: E402
 from sftmix.common.errors import SFTMixError  # noqa: E402
+from sftmix.compare.cells import is_over  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
 
 IN_PRIMARY = ("parts", "others")
@@ -66,7 +67,7 @@ def _seeds(plan: Tier, chosen: Sequence[int] | None) -> list[int]:
 
 def run_table(plan: Tier, place: Path, seeds: Sequence[int], jobs: int, more: Sequence[str]) -> None:
     """Run the missing cells of a table at these seeds; leave the program with the exit code of a part that failed."""
-    missing = [seed for seed in seeds if not all(is_finished(place / arm / f"seed-{seed}") for arm in plan.arms)]
+    missing = [seed for seed in seeds if not all(is_over(place / arm / f"seed-{seed}") for arm in plan.arms)]
     dealt = [missing[job::jobs] for job in range(min(jobs, len(missing)))]
     if len(dealt) > 1:
         parts = [place.with_name(f"{place.name}.part-{job}") for job in range(1, len(dealt) + 1)]

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, nearest
+from sftmix.common.errors import ConfigError, NonFiniteError, nearest
 from sftmix.common.figures import flatten
-from sftmix.common.files import read_json, sha256_json
+from sftmix.common.files import MANIFEST, read_json, sha256_json
 from sftmix.compare.plan import Cell, Comparison
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """The results of a finished cell.
+    """The results of a cell that is over.
 
-    metrics   every finite number of its summary.json, nested ones with dots
+    metrics   every finite number of its summary.json, nested ones with dots; none if it diverged
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
-    revision  version and git revision that trained the target
+    revision  version and git revision that trained the target; empty if it diverged
     same      things that runs may share, by the inputs of their stages: data, eval, reference, and order, which decides
               the examples of each step
     """
@@ -35,7 +36,7 @@ class CellResult:
 
 
 def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
-    """Return the result of a cell whose run returned `summary`."""
+    """Return the result of a cell whose run returned `summary`, which is empty if it diverged."""
     from sftmix.pipeline.directory import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
@@ -45,8 +46,24 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     trained = inputs.get("train", {})
     same = {**{key: trained.get(key) for key in ("data", "eval")}, "reference": inputs.get("reference")}
     same["order"] = _order(trained) if trained else None
-    revision = " ".join(filter(None, (summary["version"], summary["git_revision"])))
+    revision = " ".join(filter(None, (summary.get("version"), summary.get("git_revision"))))
     return CellResult(cell, metrics, [n for n in figures if n not in metrics], adopted, revision, same)
+
+
+def is_over(run: Path) -> bool:
+    """Return True if the target of a run is trained, or has diverged: nothing is left to do."""
+    return (run / "train" / MANIFEST).exists() or has_diverged(run)
+
+
+def has_diverged(run: Path) -> bool:
+    """Return True if the last command on a run ended because the training of its target diverged.
+
+    A reference that diverges is another matter: nothing can be made from it, and other cells share it.
+    """
+    if (run / "train" / MANIFEST).exists() or not (run / "STATUS.json").exists():
+        return False
+    ended = read_json(run / "STATUS.json")
+    return (ended["stage"], ended["exit_code"]) == ("train", NonFiniteError.exit_code)
 
 
 def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,17 +83,19 @@ _ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "st
 def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]) -> None:
     """Raise ConfigError if `metric` or `metrics` names no figure of the runs, as soon as this can be known.
 
-    It is known after the first run; for figures of the split, after the first run of every variant.
+    It is known after the first run with figures; for those of the split, after one of every variant.
     """
-    options = comparison.options
-    there = list(dict.fromkeys(name for r in results for name in (*r.metrics, *r.no_value)))
+    options, measured = comparison.options, [r for r in results if r.metrics or r.no_value]
+    there = list(dict.fromkeys(name for r in measured for name in (*r.metrics, *r.no_value)))
+    if not there:  # all have diverged so far
+        return
     for key, name in [("metric", options.metric), *(("metrics", name) for name in options.metrics or ())]:
         known = name in there or (key == "metrics" and any(m.startswith(f"{name}.") for m in there))
-        early = len(results) < len(comparison.variants) and name.partition(".")[0] in _ONLY_WITH_PAIRS
+        early = len(measured) < len(comparison.variants) and name.partition(".")[0] in _ONLY_WITH_PAIRS
         if not known and not early:
             siblings = [m for m in there if m.rpartition(".")[0] == name.rpartition(".")[0]]
             guess = nearest(name, siblings) or nearest(name, there)
             raise ConfigError(
-                f"{key} names {name!r}, which is no figure of a run's summary.json ({results[-1].cell.path})."
+                f"{key} names {name!r}, which is no figure of a run's summary.json ({measured[-1].cell.path})."
                 f"{guess} Figures there: {', '.join(siblings or there)}"
             )

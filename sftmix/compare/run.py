@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST
-from sftmix.compare.cells import CellResult, refuse_unknown_metrics, result_of
+from sftmix.common.errors import ConfigError, NonFiniteError, SFTMixError, Stopped
+from sftmix.compare.cells import CellResult, has_diverged, is_over, refuse_unknown_metrics, result_of
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
 from sftmix.compare.table import build_table, write_tables
 
@@ -21,8 +20,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     """Run the missing cells of a table and return it in the form of table.json.
 
     Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
-    interrupted table, or one with more variants or seeds than before. Raises the errors of `sftmix.common.errors`; an
-    error of a run names its cell.
+    interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
+    goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
     comparison.validate()
     _check_cells(comparison)
@@ -63,7 +62,7 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
 
 def _is_new(cell: Cell, directory: RunDirectory) -> bool:
     """Return True if the cell has not run yet, or if no table was written yet."""
-    return not ((cell.path / "train" / MANIFEST).exists() and (directory.path / "table.json").exists())
+    return not (is_over(cell.path) and (directory.path / "table.json").exists())
 
 
 def _write(
@@ -84,13 +83,28 @@ def _write_configuration(comparison: Comparison, directory: RunDirectory) -> Non
 
 
 def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
-    from sftmix.pipeline.recipe import run
-
     if world.is_main:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
-    with _named(cell):
-        summary = run(cell.config(), world=world, pool=[other.path for other in cells])
-    return result_of(cell, summary)
+    if world.share(world.is_main and has_diverged(cell.path)):
+        if world.is_main:
+            print(f"diverged before, and is not tried again; to try it, delete {cell.path}", flush=True)
+        return result_of(cell, {})
+    return result_of(cell, _summary_of(cell, cells, world))
+
+
+def _summary_of(cell: Cell, cells: list[Cell], world: World) -> dict[str, Any]:
+    """Run a cell and return its summary, an empty one if its training diverged: that is a result, too."""
+    from sftmix.pipeline.recipe import run
+
+    try:
+        with _named(cell):
+            return run(cell.config(), world=world, pool=[other.path for other in cells])
+    except NonFiniteError as error:
+        if not world.share(world.is_main and has_diverged(cell.path)):
+            raise
+        if world.is_main:
+            print(f"diverged; the table goes on. {error}", flush=True)
+        return {}
 
 
 @contextmanager

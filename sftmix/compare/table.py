@@ -58,7 +58,7 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
         "options": asdict(comparison.options),
         "seed": comparison.variants[comparison.baseline].seed,
         "versions": _versions(),
-        "trained_by": sorted({r.revision for r in results}),
+        "trained_by": sorted({r.revision for r in results} - {""}),
     }
 
 

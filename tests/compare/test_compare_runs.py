@@ -291,6 +291,16 @@ def test_a_run_that_diverged_is_counted_and_named(ran: SimpleNamespace, value: f
     assert np.isfinite(table["contrasts"][0]["interval"]).all()  # over the seed that both have
 
 
+def test_figures_are_looked_for_in_runs_that_have_some(ran: SimpleNamespace) -> None:
+    comparison, results = results_of(ran.out, "--metric", "calibration.eec")
+    diverged = result_of(results[0].cell, {})
+    refuse_unknown_metrics(comparison, [diverged])
+    with pytest.raises(ConfigError, match=r"Did you mean calibration\.ece\?"):
+        refuse_unknown_metrics(comparison, [diverged, results[1]])
+    comparison, results = results_of(ran.out, "--metric", "confounds.nothing")
+    refuse_unknown_metrics(comparison, [diverged, results[0]])  # NTP has no figures of the split
+
+
 def test_a_contrast_that_no_run_measured_says_so(ran: SimpleNamespace) -> None:
     comparison, results = results_of(ran.out)
     broken = [result_of(r.cell, {**read_json(r.cell.path / "summary.json"), "eval_nll_after": None}) for r in results]
