@@ -97,6 +97,16 @@ def test_arms_that_are_read_from_tier_1_are_the_same_there():
         assert all(cell.plain == tier_1[cell.name] for cell in shared)
 
 
+def test_the_arms_of_the_pilots_are_what_their_names_say():
+    """Whatever study.yaml has since: it takes the values that the pilots chose."""
+    rates = {name: config.training.learning_rate for name, config in table("pilot-rate").variants.items()}
+    assert rates == {f"rate-{rate}": float(rate) for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3")}
+    strong = table("pilot-strength").variants
+    assert strengths(table("pilot-strength")) == {f"mu-{mu}": mu for mu in (0.1, 0.2, 0.4)}
+    smoothing = {n: c.objective.epsilon for n, c in strong.items() if n.startswith("smoothing")}
+    assert smoothing == {f"smoothing-{epsilon}": epsilon for epsilon in (0.05, 0.1, 0.2)}
+
+
 def test_pilots_use_other_seeds_and_other_held_out_rows():
     seeds = {seed for name in TIERS for seed in table(name).options.seeds} | {table("primary").variants["NTP"].seed}
     eval_rows = [config.data.eval for name in TIERS for config in table(name).variants.values()]
