@@ -5,8 +5,8 @@
 The folder benchmarks/results/evidence/NAME then holds table.json, table.md and cells.csv of the table, and a file
 runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
 per token by quartile of response length, and the NLL per token of a sample of the training rows by half of the
-confidence, before and after. Of a run that diverged the file says that alone. It may be called while the table is
-unfinished; the next call adds what has come since.
+confidence, before and after. Of a run that diverged the file says that alone. The folder `losses` has the losses of
+single examples (losses.py). It may be called while the table is unfinished; the next call adds what has come since.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.losses import keep_losses  # noqa: E402
+from sftmix.common.errors import SFTMixError  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -41,7 +43,10 @@ def main() -> None:
     parser.add_argument("--halves", default="SFTMix", help="variant whose split by confidence tells the halves")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
     options = parser.parse_args()
-    kept = collect(options.table, options.out / options.name, halves=options.halves)
+    try:
+        kept = collect(options.table, options.out / options.name, halves=options.halves)
+    except SFTMixError as error:
+        sys.exit(f"error: {error}")
     print(f"{kept} runs in {options.out / options.name}")
 
 
@@ -65,6 +70,8 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
             kept += 1
         elif (run / "STATUS.json").exists() and _read(run / "STATUS.json")["exit_code"] == DIVERGED:
             _write(file, {"seed": seed, "exit_code": DIVERGED, "message": _read(run / "STATUS.json")["message"]})
+    if plan["metric"] == "eval_nll_after":  # a table of the best epoch is of the same runs, and of the same losses
+        keep_losses(_runs(table, plan), table / halves, out / "losses")
     return kept
 
 
