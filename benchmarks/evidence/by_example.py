@@ -59,9 +59,9 @@ def by_example(
     for name, tier in tiers.items():
         losses = read_losses(results / name / "losses") if tier.complete else None
         if not tier.complete:
-            notes.append(f"`{name}` is unfinished ({tier.runs_done} of {tier.runs_planned} runs), so nothing is told.")
+            notes.append(f"`{name}` is unfinished ({tier.runs_done} of {tier.runs_planned} runs).")
         elif losses is None:
-            notes.append(f"`{name}` has no kept losses of single examples, so nothing is told.")
+            notes.append(f"`{name}` has no kept losses of single examples.")
         else:
             for pair in pairs:
                 notes += left_out(tier, losses, pair)
@@ -79,7 +79,7 @@ def example_lines(tiers: Mapping[str, Tier], results: Path) -> Iterator[str]:
 
 def _lines(found: Sequence[Found], notes: Sequence[str]) -> Iterator[str]:
     if not found:
-        yield "**Exploratory**, and not told before a table is finished. " + " ".join(notes)
+        yield "**Exploratory**, and nothing to tell yet: " + "; ".join(note.rstrip(".") for note in notes) + "."
         return
     yield "**Exploratory: no plan named these groups, so nothing here is a result of the study.**"
     yield from _power(found)
@@ -133,7 +133,8 @@ _HEAD = (
 
 def _row(each: Found) -> Sequence[str]:
     p_values = ("-" if p is None else f"{p:.4f}" for p in (each.p, each.p_holm, each.p_largest))
-    inside = (f"{each.mean_inside:+.4f}", in_brackets(each.interval_inside))
+    over = " over seeds" if each.examples == 1 else ""
+    inside = (f"{each.mean_inside:+.4f}", in_brackets(each.interval_inside) + over)
     beyond = (f"{each.mean_beyond:+.4f}", in_brackets(each.interval_beyond))
     return (each.rows, each.group, str(each.examples), *inside, *beyond, *p_values)
 
