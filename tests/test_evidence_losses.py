@@ -121,6 +121,9 @@ def test_a_run_with_other_sampled_rows_keeps_its_held_out_ones_and_other_held_ou
     found = read_losses(kept / "losses").nll_sum("NTP", 2)
     assert found[:40].tolist() == [TOKENS[i] for i in HELD]
     assert np.isnan(found[40:]).all()
+    before = (kept / "losses" / "NTP-seed-2.parquet").stat().st_mtime_ns
+    keep_losses([others], kept / "SFTMix", kept / "losses")
+    assert (kept / "losses" / "NTP-seed-2.parquet").stat().st_mtime_ns == before
     wrong = run(kept, "NTP", 3, TOKENS, held=HELD[:-1])
     with pytest.raises(ConfigError, match=r"seed-3.train.eval\.parquet .*rows\.parquet"):
         keep_losses([wrong], kept / "SFTMix", kept / "losses")
@@ -128,23 +131,20 @@ def test_a_run_with_other_sampled_rows_keeps_its_held_out_ones_and_other_held_ou
 
 def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tmp_path):
     made, out = tmp_path / "table", tmp_path / "out"
-    plan = {"variants": {"NTP": {"runs": []}, "SFTMix": {}}, "options": {"seeds": [1, 2]}}
-    for name in ("table.md", "cells.csv"):
-        write_text(made / name, "")
+    about = {"seed": 0, "versions": {}, "trained_by": [], "contrasts": [{"p": 0.01}]}
+    variants = {arm: {"options": {}, "runs": []} for arm in ("NTP", "SFTMix")}
+    write_json(made / "table.json", {"variants": variants, "options": {"seeds": [1, 2]}, **about})
     for arm, seed in (("NTP", 1), ("NTP", 3), ("other", 1)):
         place, *_ = run(made, arm, seed, BASE)
         write_json(place / "summary.json", {"eval_nll_after": 2.0, "data": {"rows": 8}})
-    write_json(made / "SFTMix" / "seed-1" / "STATUS.json", {"exit_code": 6, "message": "not finite"})
-    write_json(made / "SFTMix" / "seed-2" / "STATUS.json", {"exit_code": None, "message": ""})
-    write_json(made / "table.json", {**plan, "metric": "eval_nll_best"})
+    write_json(made / "SFTMix" / "seed-1" / "diverged.json", {"message": "not finite"})
+    write_json(made / "SFTMix" / "seed-2" / "STATUS.json", {"exit_code": 6, "stage": "reference"})
     assert collect(made, out, halves="SFTMix") == 1
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["NTP-seed-1.json", "SFTMix-seed-1.json"]
-    assert read_json(out / "runs" / "SFTMix-seed-1.json") == {"seed": 1, "exit_code": 6, "message": "not finite"}
+    assert read_json(out / "runs" / "SFTMix-seed-1.json") == {"seed": 1, "exit_code": 6}
+    assert "contrasts" not in read_json(out / "table.json")  # no test of a table that may be unfinished
     summary = read_json(out / "runs" / "NTP-seed-1.json")
     assert (summary["eval_nll_after"], "data" in summary) == (2.0, False)
-    assert read_losses(out / "losses") is None  # those of the best epoch are not measured
-    write_json(made / "table.json", {**plan, "metric": "eval_nll_after"})
-    collect(made, out, halves="SFTMix")
     assert sorted(path.name for path in (out / "losses").iterdir()) == ["NTP-seed-1.parquet", "rows.parquet"]
 
 
