@@ -57,7 +57,7 @@ def by_example(
     found: list[Found] = []
     notes = []
     for name, tier in tiers.items():
-        losses = read_losses(results / name / "losses") if tier.complete else None
+        losses = read_losses(results / name / "losses")
         if not tier.complete:
             notes.append(f"`{name}` is unfinished ({tier.runs_done} of {tier.runs_planned} runs).")
         elif losses is None:
@@ -83,6 +83,7 @@ def _lines(found: Sequence[Found], notes: Sequence[str]) -> Iterator[str]:
         return
     yield "**Exploratory: no plan named these groups, so nothing here is a result of the study.**"
     yield from _power(found)
+    yield ""
     yield from _came(found)
     yield ""
     for note in notes:
@@ -114,7 +115,7 @@ def _came(found: Sequence[Found]) -> Iterator[str]:
     for each in passed:
         more = "higher" if each.mean_beyond > 0 else "lower"
         where = f"`{each.table}`, {_name(each.pair)}, {each.group} ({each.rows})"
-        yield f"{where}: {more} than in the other rows by {abs(each.mean_beyond):.4f}."
+        yield f"- {where}: {more} than in the other rows by {abs(each.mean_beyond):.4f}."
 
 
 _HEAD = (
