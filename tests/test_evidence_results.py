@@ -10,18 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evidence import results
-from benchmarks.evidence.findings import LAST, findings, meanings
+from benchmarks.evidence.findings import BEST, LAST, findings, meanings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.known_lines import known_lines
 from benchmarks.evidence.known_truth import contrasts
+from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import write_json
+from sftmix.compare.statistics import Counts, interval_two_level
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
 OTHERS = ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")
@@ -206,6 +210,25 @@ def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
     assert "a gain" in told[0]
     assert told[1] == "The split: not to be told, as no seed has a figure of SFTMix and of LengthMatched."
     assert list(results.pictures({"primary": made})) == ["primary-last.svg", "primary-best.svg"]
+
+
+def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_are_kept(tmp_path):
+    made, rng = tier("primary", {}), np.random.default_rng(3)
+    held_out = np.array([True] * 30 + [False] * 5)
+    tokens, nothing = rng.integers(3, 40, 35), np.full(35, None, dtype=object)
+    kinds = np.where(held_out, HELD_OUT, SAMPLE).astype(object)
+    losses = TableLosses(tmp_path, kinds, np.arange(35).astype(object), tokens, tokens * 4.0, nothing, nothing)
+    nll = {arm: (4 + rng.normal(size=(10, 35))) * tokens for arm in ("SFTMix", "NTP")}
+    for arm, sums in nll.items():
+        for seed, own in zip(made.seeds, sums, strict=True):
+            pq.write_table(pa.table({"nll_sum": own.astype(np.float32)}), run_file(tmp_path, arm, seed))
+    made = replace(made, losses=losses)
+    to_ntp, to_random = findings(made, LAST, PLANNED, tested=True)[:2]
+    whole = np.broadcast_to(tokens[:30].astype(float), (10, 30))
+    expected = interval_two_level(*(Counts(nll[arm][:, :30], whole) for arm in ("SFTMix", "NTP")))
+    assert (to_ntp.over, to_random.over) == ("seeds and examples", "seeds")  # RandomSplit's losses are not there
+    assert to_ntp.interval == pytest.approx(expected, abs=1e-6)
+    assert findings(made, BEST, PLANNED, tested=True)[0].over == "seeds"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
+from benchmarks.evidence.losses import HELD_OUT
 from benchmarks.evidence.tiers import Figure, Pair, Tier
-from sftmix.compare.statistics import ALPHA, holm, interval_seeds, mean_sd, sign_flip
+from sftmix.compare.statistics import ALPHA, Counts, holm, interval_seeds, interval_two_level, mean_sd, sign_flip
 
 MARGIN = 0.01
 """Nats per token: a difference whose interval lies inside +-MARGIN is called equal."""
@@ -110,8 +113,26 @@ def _finding(tier: Tier, endpoint: Endpoint, pair: Pair) -> Finding:
     mean, sd = mean_sd(list(differences.values()))
     if not tier.complete:
         return Finding(pair, differences, mean, sd)
+    counts = _counts(tier, pair, list(differences)) if endpoint is LAST and len(differences) > 1 else None
+    if counts is not None:
+        return Finding(pair, differences, mean, sd, interval_two_level(*counts), "seeds and examples")
     ends = interval_seeds(list(differences.values()))
     return Finding(pair, differences, mean, sd, ends, "seeds" if ends else None)
+
+
+def _counts(tier: Tier, pair: Pair, seeds: Sequence[int]) -> tuple[Counts, Counts] | None:
+    """Return the held-out losses and tokens of both arms, [S, N]; None if those of some run were not kept."""
+    if tier.losses is None:
+        return None
+    held_out = tier.losses.rows == HELD_OUT
+    sides = []
+    for arm in pair:
+        found = [nll for nll in (tier.losses.nll_sum(arm, seed) for seed in seeds) if nll is not None]
+        if len(found) < len(seeds):
+            return None
+        losses = np.stack(found)[:, held_out]
+        sides.append(Counts(losses, np.broadcast_to(tier.losses.n_tokens[held_out].astype(np.float64), losses.shape)))
+    return sides[0], sides[1]
 
 
 def described(tier: Tier) -> list[Pair]:

@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.losses import TableLosses, read_losses  # noqa: E402
 from sftmix.config.layers import read_layers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
@@ -41,6 +42,7 @@ class Tier:
     contrasts  planned pairs (A, B), for A - B
     runs       arm -> seed -> summary of the finished run
     diverged   arm -> seeds of its runs that diverged, and so have no figures
+    losses     of single examples, as far as they were kept
     """
 
     name: str
@@ -50,6 +52,7 @@ class Tier:
     contrasts: Sequence[Pair]
     runs: Mapping[str, Mapping[int, Summary]]
     diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    losses: TableLosses | None = None
 
     @property
     def title(self) -> str:
@@ -122,4 +125,5 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         [(a, b) for a, b in plan["contrasts"]],
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
+        read_losses(results / name / "losses"),
     )
