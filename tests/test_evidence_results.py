@@ -15,8 +15,6 @@ import pytest
 from benchmarks.evidence import results
 from benchmarks.evidence.findings import BEST, LAST, findings, meanings
 from benchmarks.evidence.forest import forest
-from benchmarks.evidence.known_lines import known_lines
-from benchmarks.evidence.known_truth import contrasts
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
@@ -100,33 +98,6 @@ def test_a_finished_tier_has_its_tables_and_pictures(tmp_path):
         in (parts["tiers"])
     )
     assert list(results.pictures(tiers)) == ["primary-last.svg", "primary-best.svg"]
-
-
-def test_known_truth_is_told_by_the_rules_of_its_plan(tmp_path):
-    seeds = [str(seed) for seed in range(1, 11)]
-    off = {"NTP": 0.0, "SFTMix": 0.2, "RandomSplit": 0.2}
-    nll = {"clean": 0.4, "corrupted": 1.7, "open": 2.0}
-    runs = {
-        arm: {
-            s: {"train_nll": nll, "gap": 1 + each, "exact": {"deterministic": 0.5 - each / 10}}
-            | {"eval_nll_after": 1.6, "eval_nll_best": 1.5}
-            for s in seeds
-        }
-        for arm, each in off.items()
-    }
-    auc = {s: {"deterministic": 0.6 + int(s) / 100, "within_families": 0.9, "all": 0.4} for s in seeds}
-    table = {"share": 20, "complete": True, "auc": auc, "runs": runs}
-    assert list(known_lines(tmp_path)) == ["No table of it is finished (0 of 4 have begun)."]
-    write_json(tmp_path / "corrupted-20.json", table)
-    write_json(tmp_path / "corrupted-40.json", {**table, "complete": False})
-    write_json(tmp_path / "contrasts.json", contrasts({20: table}))
-    told = "\n".join(known_lines(tmp_path))
-    assert "| 20% | 0.6550 [0.6333, 0.6767] | 0.9000 [0.9000, 0.9000] | 0.4000 [0.4000, 0.4000] | found |" in told
-    assert "| 20% | SFTMix − NTP | +0.2000 [+0.2000, +0.2000] | 0.0020 | 0.0059 | different: higher |" in told
-    assert "| 20% | SFTMix − RandomSplit | +0.0000 [+0.0000, +0.0000] | 1.0000 | 1.0000 | equal within 0.05 |" in told
-    assert "| 20% | SFTMix − NTP | -0.0200 [-0.0200, -0.0200] | 0.0020 | 0.0078 | different: lower |" in told
-    assert "| 20% | NTP | 0.4000 | 1.7000 | 2.0000 | 1.6000 | 1.5000 | 0.5000 |" in told
-    assert "| 40% |" not in told
 
 
 # ------------------------------------------------------------------------------------------ the rules
