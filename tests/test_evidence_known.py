@@ -14,7 +14,7 @@ import pytest
 from benchmarks.evidence.known_figures import aucs, by_truth
 from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
-from benchmarks.evidence.known_truth import ARMS, keep
+from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
 from sftmix.common.files import read_json, write_json
@@ -199,3 +199,10 @@ def test_a_run_that_diverged_is_over_and_its_seed_missing_from_the_contrasts(tab
     assert gap["seeds"] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
     shutil.rmtree(table)
     assert keep(tables, out)[20] == kept
+
+
+def test_what_is_found_now_replaces_what_was_kept_whether_it_diverged_or_not():
+    finished, lost = ({**NOTHING, "runs": {"NTP": {"7": {}}}}, {**NOTHING, "diverged": {"NTP": [7]}})
+    for before, found in ((finished, lost), (lost, finished)):
+        both = joined(20, before, found)
+        assert {key: both[key] for key in NOTHING} == found

@@ -135,6 +135,7 @@ def test_a_prediction_stands_beside_what_came_and_one_of_an_unfinished_table_sta
     assert told[2][2:] == ("0.7000, 0.8500", yes)
     assert told[9] == ("3", "gap, SFTMix − NTP: rises from 10 over 20 to 40%", "+0.0200, +0.1200, +0.0500", no)
     assert told[10][2] == "[+0.0000, +0.0200]"
+    assert {row[2:] for row in list(prediction_rows({**tests, "auc": {}}, [10, 20, 40]))[:6]} == {("-", expected[5][1])}
     without = list(prediction_rows(tests, [0, 10, 20]))
     assert [row[3] for row in without].count(open_) == 5
     assert without[2] == ("1", "AUC lower at 40% than at 10%", "-", open_)

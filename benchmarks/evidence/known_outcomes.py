@@ -25,9 +25,9 @@ def outcome_rows(tests: Mapping[str, Any], shares: Sequence[int]) -> Iterator[tu
         if auc := tests["auc"].get(str(share)):
             yield (f"{share}%", "AUC", *of_auc(auc))
         if share:
-            gaps = (contrast_at(tests, "gap", contrast, share) for contrast in (TO_NTP, TO_RANDOM))
-            parts = (tests["parts"][contrast].get(str(share)) for contrast in (TO_NTP, TO_RANDOM))
-            yield (f"{share}%", "gap to NTP", *of_gap(*gaps, *map(_parts, parts)))
+            ntp, random = (contrast_at(tests, "gap", contrast, share) for contrast in (TO_NTP, TO_RANDOM))
+            to_ntp, to_random = (_parts(tests["parts"][contrast].get(str(share))) for contrast in (TO_NTP, TO_RANDOM))
+            yield (f"{share}%", "gap to NTP", *of_gap(ntp, random, to_ntp, to_random))
         yield (f"{share}%", "exact match", *of_exact(contrast_at(tests, "exact", TO_NTP, share), share))
 
 
