@@ -345,6 +345,7 @@ ERRORS = {
     errors.CheckpointError: 4,
     errors.InUseError: 5,
     errors.NonFiniteError: 6,
+    errors.LossLeapError: 6,
     errors.NoSpaceError: 7,
     errors.Stopped: 143,
 }

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.evidence.by_example import by_example
 from benchmarks.evidence.collect import collect
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, write_json, write_text
+from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import write_dynamics, write_eval, write_split
 from sftmix.types import RowScores, Split, TrainingDynamics
 
@@ -84,16 +84,17 @@ def test_a_table_without_a_common_seed_and_a_category_that_is_not_there_are_refu
 
 def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tmp_path):
     made, out = tmp_path / "table", tmp_path / "out"
-    write_json(made / "table.json", {"variants": {"NTP": {"runs": []}, "SFTMix": {}}, "options": {"seeds": [1, 2]}})
-    for name in ("table.md", "cells.csv"):
-        write_text(made / name, "")
+    about = {"seed": 0, "versions": {}, "trained_by": [], "contrasts": [{"p": 0.01}]}
+    variants = {arm: {"options": {}, "runs": []} for arm in ("NTP", "SFTMix")}
+    write_json(made / "table.json", {"variants": variants, "options": {"seeds": [1, 2]}, **about})
     for run in ("NTP/seed-1", "NTP/seed-3", "other/seed-1"):
         stage(made / run / "train", TOKENS * 2.0)
         write_json(made / run / "summary.json", {"eval_nll_after": 2.0, "data": {"rows": 8}})
-    write_json(made / "SFTMix" / "seed-1" / "STATUS.json", {"exit_code": 6, "message": "not finite"})
-    write_json(made / "SFTMix" / "seed-2" / "STATUS.json", {"exit_code": None, "message": ""})
+    write_json(made / "SFTMix" / "seed-1" / "diverged.json", {"message": "not finite"})
+    write_json(made / "SFTMix" / "seed-2" / "STATUS.json", {"exit_code": 6, "stage": "reference"})
     assert collect(made, out, halves="SFTMix") == 1
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["NTP-seed-1.json", "SFTMix-seed-1.json"]
-    assert read_json(out / "runs" / "SFTMix-seed-1.json") == {"seed": 1, "exit_code": 6, "message": "not finite"}
+    assert read_json(out / "runs" / "SFTMix-seed-1.json") == {"seed": 1, "exit_code": 6}
+    assert "contrasts" not in read_json(out / "table.json")  # no test of a table that may be unfinished
     kept = json.loads((out / "runs" / "NTP-seed-1.json").read_text())
     assert (kept["eval_nll_after"], "data" in kept) == (2.0, False)

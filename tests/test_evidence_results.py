@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import results
-from benchmarks.evidence.findings import BEST, LAST, findings, meanings
+from benchmarks.evidence.findings import LAST, findings, meanings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
-from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Interval, Tier, read_tier
+from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import write_json
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
@@ -28,6 +28,8 @@ PLANNED = [("SFTMix", other) for other in OTHERS]
 
 def summary(last: float, best: float | None = None, *, spread: float = 2.0) -> dict:
     return {
+        "git_revision": "abc",
+        "confidence_sha256": "def",
         "eval_nll_after": last,
         "eval_nll_best": last if best is None else best,
         "eval_nll_best_epoch": 1,
@@ -93,10 +95,8 @@ def test_a_finished_tier_has_its_tables_and_pictures(tmp_path):
     parts = results.parts_of(tiers, {}, tmp_path)
     assert parts["state"].startswith("Finished: tier 1.")
     assert "it helps at this size" in parts["state"]
-    assert (
-        "| SFTMix − NTP | 10 | -0.0200 ± 0.0007 | [-0.0205, -0.0195] | seeds | 0.0020 | 0.0078 | different: lower |"
-        in (parts["tiers"])
-    )
+    row = "| SFTMix − NTP | 10 | -0.0200 ± 0.0007 | [-0.0205, -0.0195] | seeds | 0.0020 | 0.0078 | 0.0009 |"
+    assert f"{row} different: lower |" in parts["tiers"]
     assert list(results.pictures(tiers)) == ["primary-last.svg", "primary-best.svg"]
 
 
@@ -160,7 +160,12 @@ def test_a_run_that_diverged_is_told_and_missing_from_its_contrasts():
     assert made.complete
     found = {each.pair[1]: each for each in findings(made, LAST, PLANNED, tested=True)}
     assert (len(found["NTP"].differences), len(found["RandomSplit"].differences)) == (9, 10)
-    assert "NTP at 3" in "\n".join(results._state({"primary": made}))
+    state = "\n".join(results._state({"primary": made}))
+    assert "NTP at 3" in state
+    assert (
+        "SFTMix to NTP: equal at both; it does nothing that matters here, and costs a reference (over 9 of 10" in state
+    )
+    assert "Label smoothing is within 0.01 nat of SFTMix or below it (-0.0000 at last, -0.0000 at best; not" in state
 
 
 def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
@@ -168,18 +173,10 @@ def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
     made = replace(made, runs={**made.runs, "LengthMatched": {}}, diverged={"LengthMatched": made.seeds})
     found = findings(made, LAST, PLANNED, tested=True)
     assert [each.p_holm for each in found] == [4 * 2 / 1024] * 3
-    assert list(meanings(made)) == ["Not to be told: no seed has a figure of SFTMix and of LengthMatched."]
+    told = list(meanings(made))
+    assert "a gain" in told[0]
+    assert told[1] == "The split: not to be told, as no seed has a figure of SFTMix and of LengthMatched."
     assert list(results.pictures({"primary": made})) == ["primary-last.svg", "primary-best.svg"]
-
-
-def test_the_interval_of_the_table_stands_for_last_where_its_seeds_are_these():
-    made = tier("primary", {})
-    told = Interval(made.seeds, findings(made, LAST, PLANNED, tested=True)[0].mean, "seeds and examples", (-0.5, 0.5))
-    made = replace(made, intervals={PLANNED[0]: told})
-    for end, interval in ((LAST, (-0.5, 0.5)), (BEST, pytest.approx((-0.00048, 0.00048), abs=1e-5))):
-        assert findings(made, end, PLANNED, tested=True)[0].interval == interval
-    other = replace(made, intervals={PLANNED[0]: replace(told, seeds=made.seeds[:5])})
-    assert findings(other, LAST, PLANNED, tested=True)[0].over == "seeds"
 
 
 @pytest.mark.parametrize(
@@ -191,10 +188,19 @@ def test_the_interval_of_the_table_stands_for_last_where_its_seeds_are_these():
         ({"NTP": (-0.02, -0.02)}, ["higher at last: it hurts there; higher at best", "no part", "the weights"]),
         ({"SFTMix": (0.0, -0.02)}, ["a difference at one endpoint is no gain", "undecided", "undecided"]),
         ({"RandomSplit": (0.02, 0.02)}, ["equal at both", "undecided", "the weights"]),
+        (
+            {"SFTMix": (-0.005, -0.005)},
+            ["equal at both.*lower: real, too small", "equal to both.*no part", "equal .also"],
+        ),
+        (
+            {"SFTMix": (-0.02, 0.0)},
+            ["lower at last, not at best: .*earlier gives as much", "undecided.*at best equal", ""],
+        ),
         ({"SFTMix": (0.02, 0.02)}, ["hurts there; .* hurts", "random halves do better", "mixing itself costs"]),
     ],
 )
 def test_what_each_outcome_means(off, told):
+    """Of differences inside the margin nothing is called a gain, and nothing undecided is called equal."""
     for sentence, words in zip(meanings(tier("primary", off)), told, strict=True):
         assert re.search(words, sentence), sentence
 
@@ -246,7 +252,7 @@ def test_secondary_figures_are_paired_by_seed():
     assert rows["NLL, longest quarter"]["RandomSplit"] == "+0.0000 ± 0.0000"
     absolute = {name: cells for name, *cells in absolute_rows(made)}
     assert absolute["best epoch, from 1"][0] == "2.0 ± 0.0"
-    assert absolute["training rows, confident: after"][0] == "2.0000 ± 0.0000"
+    assert absolute["sample of training rows, confident: after"][0] == "2.0000 ± 0.0000"
 
 
 def test_a_forest_has_a_point_for_each_seed_and_its_mean_in_place():
@@ -268,3 +274,31 @@ def test_collected_runs_of_no_arm_or_seed_of_the_plan_are_left_out(tmp_path):
     made = read_tier("primary", tmp_path)
     assert made.runs_done == 2
     assert (list(made.runs["NTP"]), made.diverged) == ([1], {"SFTMix": [1]})
+
+
+def test_lower_at_last_and_undecided_at_best_says_nothing_of_stopping_earlier():
+    made = tier("primary", {"SFTMix": (-0.02, -0.02)})
+    for k, run in enumerate(made.runs["SFTMix"].values()):
+        run["eval_nll_best"] = 4.0 + (-1) ** k * 0.05
+    told = next(meanings(made))
+    assert "it regularises, and best is undecided" in told
+    assert "earlier" not in told
+
+
+def test_a_tier_says_who_trained_it_and_if_the_references_were_the_same():
+    made = tier("primary", {})
+    assert results._made_by(made).startswith(
+        "Trained by revision abc. The confidence of SFTMix is the same at all seeds"
+    )
+    made.runs["SFTMix"][2].update(git_revision="xyz", confidence_sha256="other")
+    assert results._made_by(made) == (
+        "**Trained by 2 revisions, where the plan asks for one: abc, xyz.** The confidence of SFTMix is of 2 kinds."
+    )
+
+
+def test_a_seed_at_which_an_arm_diverged_is_one_that_all_arms_have():
+    made = tier("primary", {})
+    made = replace(made, runs={**made.runs, "LengthMatched": {}}, diverged={"LengthMatched": list(made.seeds)})
+    del made.runs["NTP"][10]
+    assert (made.complete, made.common) == (False, list(range(1, 10)))
+    assert len(made.differences(("SFTMix", "NTP"), LAST.figure)) == 9

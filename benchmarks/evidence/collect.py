@@ -1,12 +1,13 @@
-"""Keep what is small of a table of the study: its own files, and a short summary of each finished run.
+"""Keep what is small of a table of the study: what was run, and a short summary of each run.
 
     python benchmarks/evidence/collect.py --table runs/evidence/primary --name primary
 
-The folder benchmarks/results/evidence/NAME then holds table.json, table.md and cells.csv of the table, and a file
+The folder benchmarks/results/evidence/NAME then holds table.json, the options and versions of the table, and a file
 runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
-per token by quartile of response length, and the NLL per token of a sample of the training rows by half of the
-confidence, before and after. Of a run that diverged the file says that alone. It may be called while the table is
-unfinished; the next call adds what has come since.
+per token by quartile of response length, the NLL per token of a sample of the training rows by half of the confidence,
+before and after, and the hash of the confidences. Of a run that diverged the file says that alone. It may be called
+while the table is unfinished; the next call adds what has come since. Statistics are made by results.py, from all
+sittings together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,11 +25,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sftmix.common.errors import NonFiniteError  # noqa: E402
+from sftmix.common.files import sha256_file  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
+from sftmix.compare.cells import has_diverged  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
-DIVERGED = 6
-"""Exit code of a run whose loss or weights stopped being finite."""
 TEXT = ("least_confident", "most_confident", "data", "model")
 """Entries of summary.json that hold text of rows, or names of this machine."""
 
@@ -53,18 +54,16 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
     halves  the variant whose split.parquet names the confident and the unconfident rows of each seed
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    for name in ("table.md", "cells.csv"):
-        shutil.copyfile(table / name, out / name)
     plan = _read(table / "table.json")
-    _write(out / "table.json", _without_runs(plan))
+    _write(out / "table.json", _what_was_run(plan))
     kept = 0
     for run, variant, seed in _runs(table, plan):
         file = out / "runs" / f"{variant}-seed-{seed}.json"
         if (run / "train" / "MANIFEST.json").exists() and (run / "summary.json").exists():
             _write(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
             kept += 1
-        elif (run / "STATUS.json").exists() and _read(run / "STATUS.json")["exit_code"] == DIVERGED:
-            _write(file, {"seed": seed, "exit_code": DIVERGED, "message": _read(run / "STATUS.json")["message"]})
+        elif has_diverged(run):
+            _write(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
     return kept
 
 
@@ -75,10 +74,10 @@ def _runs(table: Path, plan: Mapping[str, Any]) -> Iterator[tuple[Path, str, int
             yield table / variant / f"seed-{seed}", variant, seed
 
 
-def _without_runs(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without the figures of single runs, which have files of their own."""
-    variants = {name: {k: v for k, v in found.items() if k != "runs"} for name, found in table["variants"].items()}
-    return {**table, "variants": variants}
+def _what_was_run(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The options and versions of the table; its statistics are made from all sittings, by results.py."""
+    variants = {name: found["options"] for name, found in table["variants"].items()}
+    return {"variants": variants, **{key: table[key] for key in ("seed", "options", "versions", "trained_by")}}
 
 
 def reduced(run: Path, split: Path) -> dict[str, Any]:
@@ -89,6 +88,8 @@ def reduced(run: Path, split: Path) -> dict[str, Any]:
     summary = {k: v for k, v in _read(run / "summary.json").items() if k not in TEXT}
     summary["eval_nll_by_length"] = by_length(run / "train" / "eval.parquet")
     samples = {"before": run / "base" / "sample.parquet", "after": run / "train" / "sample.parquet"}
+    if (confidence := run / "confidence" / "confidence.parquet").exists():
+        summary["confidence_sha256"] = sha256_file(confidence)
     if split.exists():
         summary["sample_nll_by_half"] = {when: by_half(path, split) for when, path in samples.items()}
     return summary

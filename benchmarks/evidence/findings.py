@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -70,7 +69,7 @@ class Finding:
     def result(self) -> str:
         """The result in words."""
         if self.interval is None:
-            return "unfinished"
+            return "unfinished" if self.p is None else "one seed"
         equal = f"equal within {MARGIN}"
         if self.different:
             direction = "lower" if self.lower else "higher"
@@ -111,11 +110,6 @@ def _finding(tier: Tier, endpoint: Endpoint, pair: Pair) -> Finding:
     mean, sd = mean_sd(list(differences.values()))
     if not tier.complete:
         return Finding(pair, differences, mean, sd)
-    written = tier.intervals.get(pair) if endpoint is LAST else None
-    # An interval of another sitting is of other seeds: then the one over seeds alone stands.
-    same = written and list(written.seeds) == list(differences) and math.isclose(written.mean, mean, abs_tol=1e-9)
-    if written and same:
-        return Finding(pair, differences, mean, sd, written.ends, written.over)
     ends = interval_seeds(list(differences.values()))
     return Finding(pair, differences, mean, sd, ends, "seeds" if ends else None)
 
@@ -137,55 +131,88 @@ def meanings(tier: Tier) -> Iterator[str]:
     """Yield what the planned contrasts of a finished, tested tier mean, in the words of the preregistration."""
     ends = [findings(tier, endpoint, tier.contrasts, tested=True) for endpoint in ENDPOINTS]
     both = {last.pair[1]: (last, best) for last in ends[0] for best in ends[1] if best.pair == last.pair}
-    lacking = [other for _, other in tier.contrasts if other not in both]
-    if lacking:
-        yield f"Not to be told: no seed has a figure of SFTMix and of {lacking[0]}."
-        return
-    yield f"SFTMix to NTP: {_to_ntp(*both['NTP'])}."
-    yield f"The split: {_of_the_split(both)}."
-    yield f"SFTMix to DecomposedMixup: {_of_the_mixing(*both['DecomposedMixup'])}."
+    for subject, others, told in (
+        ("SFTMix to NTP", ("NTP",), _to_ntp),
+        ("The split", ("RandomSplit", "LengthMatched"), _of_the_split),
+        ("SFTMix to DecomposedMixup", ("DecomposedMixup",), _of_the_mixing),
+    ):
+        lacking = [other for other in others if other not in both]
+        if lacking:
+            yield f"{subject}: not to be told, as no seed has a figure of SFTMix and of {lacking[0]}."
+        else:
+            own = {other: both[other] for other in others}
+            yield f"{subject}: {told(own)}{_fewer_seeds(tier, own)}."
 
 
-def _to_ntp(last: Finding, best: Finding) -> str:
+def _fewer_seeds(tier: Tier, both: Both) -> str:
+    """Return how many seeds a meaning rests on, where runs diverged."""
+    least = min(len(end.differences) for ends in both.values() for end in ends)
+    return f" (over {least} of {len(tier.seeds)} seeds: runs at the others diverged)" if least < len(tier.seeds) else ""
+
+
+def _to_ntp(both: Both) -> str:
+    last, best = both["NTP"]
+    if last.equal and best.equal:
+        return f"equal at both{_real(last, best)}; it does nothing that matters here, and costs a reference"
     if last.lower and best.lower:
-        return "a gain: lower at last and best; it helps at this size" + _small(last, best)
-    if last.equal and best.equal and not (last.different or best.different):
-        return "equal at both; it does nothing that matters here, and costs a reference"
+        return "a gain: lower at last and best; it helps at this size"
     said = []
     if last.lower:
-        said.append("lower at last, not at best: it regularises, and stopping NTP earlier gives as much" + _small(last))
+        stopping = "stopping NTP earlier gives as much" if best.equal or best.higher else "best is undecided"
+        said.append(f"lower at last{_small(last)}, not at best: it regularises, and {stopping}")
     if best.lower:
-        said.append("lower at best alone: a difference at one endpoint is no gain" + _small(best))
+        said.append(f"lower at best alone{_small(best)}: a difference at one endpoint is no gain")
     for end, name in ((last, "last"), (best, "best")):
         if end.higher:
-            said.append(f"higher at {name}: it hurts there" + _small(end))
-    return "; ".join(said) or "undecided"
-
-
-def _small(*ends: Finding) -> str:
-    return " (within 0.01 nat: real, too small to matter)" if all(end.equal for end in ends) else ""
+            said.append(f"higher at {name}{_small(end)}: it hurts there")
+    return "; ".join(said) or f"undecided: {_each(both)}"
 
 
 def _of_the_split(both: Both) -> str:
     """Return the result of SFTMix against the two splits that know no confidence, each at both endpoints."""
-    controls = [both[name] for name in ("RandomSplit", "LengthMatched")]
-    ends = [end for control in controls for end in control]
-    if all(end.lower for end in ends):
-        return "lower than both controls; it has a part: confidence, or the lengths that go with it" + _small(*ends)
+    ends = [end for own in both.values() for end in own]
     if all(end.equal for end in ends):
-        real = " (some differences are real, and too small to matter)" if any(end.different for end in ends) else ""
-        return f"equal to both controls; the confidence of the split has no part in the result{real}"
+        return f"equal to both controls{_real(*ends)}; the confidence of the split has no part in the result"
+    if all(end.lower for end in ends):
+        return "lower than both controls; it has a part: confidence, or the lengths that go with it"
     if all(end.higher for end in ends):
-        return "higher than both controls, which the plan did not foresee: random halves do better here" + _small(*ends)
-    return "undecided: not lower than both controls, nor equal to both, at both endpoints"
+        return "higher than both controls, which the plan did not foresee: random halves do better here"
+    return f"undecided, as not all are alike: {_each(both)}"
 
 
-def _of_the_mixing(last: Finding, best: Finding) -> str:
-    if last.lower and best.lower:
-        return "lower; mixing itself adds something" + _small(last, best)
+def _of_the_mixing(both: Both) -> str:
+    last, best = both["DecomposedMixup"]
     if last.equal and best.equal:
-        real = " (a difference is real, and too small to matter)" if last.different or best.different else ""
-        return f"equal; the weights of the tokens do it, not the mixing{real}"
+        return f"equal{_real(last, best)}; the weights of the tokens do it, not the mixing"
+    if last.lower and best.lower:
+        return "lower; mixing itself adds something"
     if last.higher and best.higher:
-        return "higher, which the plan did not foresee: the mixing itself costs something" + _small(last, best)
-    return f"undecided: at last {last.result}; at best {best.result}"
+        return "higher, which the plan did not foresee: the mixing itself costs something"
+    return f"undecided, as both are not alike: {_each(both)}"
+
+
+def _small(end: Finding) -> str:
+    return " (within 0.01 nat: real, too small to matter)" if end.equal else ""
+
+
+def _real(*ends: Finding) -> str:
+    """Return that differences inside the margin are real, where some are."""
+    real = sorted({f"{'lower' if end.lower else 'higher'}" for end in ends if end.different})
+    return f" (also different, {' and '.join(real)}: real, too small to matter)" if real else ""
+
+
+def _each(both: Both) -> str:
+    """Return the result of every contrast at every endpoint."""
+    ends = [(other, *pair) for other, pair in both.items()]
+    return "; ".join(f"to {other} at last {last.result}, at best {best.result}" for other, last, best in ends)
+
+
+def simpler(tier: Tier, arm: str, words: str) -> str:
+    """Return whether an arm that needs no reference is within 0.01 nat of SFTMix or below it; no test is made."""
+    off = {end.name: tier.differences((arm, "SFTMix"), end.figure).values() for end in ENDPOINTS}
+    means = {name: mean_sd(list(values))[0] for name, values in off.items() if values}
+    if not means:
+        return f"{words}: no seed has a figure of it and of SFTMix."
+    near = "is" if all(mean <= MARGIN for mean in means.values()) else "is not"
+    told = ", ".join(f"{mean:+.4f} at {name}" for name, mean in means.items())
+    return f"{words} {near} within {MARGIN} nat of SFTMix or below it ({told}; not tested)."

@@ -51,7 +51,7 @@ def join(parts: Sequence[Path], table: Path) -> list[int]:
     their seeds or share a seed, and for a run that was begun in the table's own directory.
     """
     plans = {part: _plan(part) for part in parts}
-    seeds = [seed for plan in plans.values() for seed in plan["seeds"]]
+    seeds = sorted(seed for plan in plans.values() for seed in plan["seeds"])
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
         raise ConfigError(f"--parts: seed {twice[0]} is in several of the parts; name parts of different seeds")

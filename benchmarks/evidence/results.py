@@ -30,6 +30,7 @@ from benchmarks.evidence.findings import (  # noqa: E402
     findings,
     in_brackets,
     meanings,
+    simpler,
 )
 from benchmarks.evidence.forest import forest  # noqa: E402
 from benchmarks.evidence.known_lines import known_lines  # noqa: E402
@@ -37,7 +38,7 @@ from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
 from benchmarks.evidence.predictions import outcomes  # noqa: E402
 from benchmarks.evidence.secondary import absolute_rows, paired_rows  # noqa: E402
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier  # noqa: E402
-from sftmix.compare.statistics import mean_sd  # noqa: E402
+from sftmix.compare.statistics import mean_sd, smallest_effect  # noqa: E402
 
 PAGE = ROOT / "docs" / "results.md"
 PICTURES = ROOT / "docs" / "images" / "results"
@@ -97,8 +98,12 @@ def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
     yield ""
     for tier in tiers.values():
         if tier.tested and tier.complete:
-            yield from (f"- {tier.title.split(':')[0]}. {meaning}" for meaning in meanings(tier))
-            yield ""
+            caveat = " Read it with care: this regime did not overfit." if _fits_still(tier) else ""
+            yield from (f"- {tier.title.split(':')[0]}. {meaning}{caveat}" for meaning in meanings(tier))
+    for name, arm, words in _SIMPLER:
+        if name in tiers and tiers[name].complete:
+            yield f"- {simpler(tiers[name], arm, words)}"
+    yield ""
     rows = [
         (
             tier.title,
@@ -111,6 +116,13 @@ def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
         for tier in tiers.values()
     ]
     yield from grid(("tier", "table", "planned", "runs done", "seeds that all arms have", "diverged"), rows)
+
+
+_SIMPLER = (
+    ("primary", "LabelSmoothing", "Label smoothing"),
+    ("parts", "single-run", "SFTMix without a reference (single run)"),
+)
+"""Arms of which the plan asks to be told where they do as well as the recipe."""
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -130,6 +142,7 @@ def _tier_lines(tier: Tier) -> Iterator[str]:
         if not tier.common:
             return
     yield from grid(("arm", "seeds", *(f"{end.name}, mean ± sd" for end in ENDPOINTS)), list(_arm_rows(tier)))
+    yield from (_made_by(tier), "")
     if tier.name == "overfit" and tier.complete:
         yield from _overfits(tier)
     for end in ENDPOINTS:
@@ -153,13 +166,38 @@ def _arm_rows(tier: Tier) -> Iterator[Sequence[str]]:
 
 
 def _overfits(tier: Tier) -> Iterator[str]:
-    last, best = (mean_sd(list(tier.values("NTP", end.figure).values()))[0] for end in (LAST, BEST))
-    yield f"NTP ends {last - best:.4f} nat above its best evaluation" + (
-        "; the regime overfits (0.05 or more was asked for)."
-        if last - best >= 0.05
-        else ": less than 0.05, so this regime did not overfit, and the table answers question 2 no more than tier 1."
+    yield f"NTP ends {_risen(tier):.4f} nat above its best evaluation" + (
+        ": less than 0.05, so this regime did not overfit, and the table answers question 2 no more than tier 1."
+        if _fits_still(tier)
+        else "; the regime overfits (0.05 or more was asked for)."
     )
     yield ""
+
+
+def _fits_still(tier: Tier) -> bool:
+    """Return True for a tier that was to overfit and did not, by the rule of the preregistration."""
+    return tier.name == "overfit" and _risen(tier) < 0.05
+
+
+def _risen(tier: Tier) -> float:
+    """Return how far NTP's last evaluation is above its best one, nats per token; 0 without a run of it."""
+    ends = [list(tier.values("NTP", end.figure).values()) for end in (LAST, BEST)]
+    last, best = (mean_sd(values)[0] if values else 0.0 for values in ends)
+    return last - best
+
+
+def _made_by(tier: Tier) -> str:
+    """Return which revision trained the runs, and whether the references made in several sittings were the same."""
+    revisions = tier.revisions
+    told = f"Trained by revision {revisions[0]}." if len(revisions) == 1 else _several(revisions)
+    if tier.name == "rows" or not tier.confidences:  # each seed has rows and a reference of its own
+        return told
+    n = len(tier.confidences)
+    return f"{told} The confidence of SFTMix is {'the same at all seeds, bit for bit' if n == 1 else f'of {n} kinds'}."
+
+
+def _several(revisions: Sequence[str]) -> str:
+    return f"**Trained by {len(revisions)} revisions, where the plan asks for one: {', '.join(revisions)}.**"
 
 
 def _contrast_lines(tier: Tier, end: Endpoint) -> Iterator[str]:
@@ -167,13 +205,14 @@ def _contrast_lines(tier: Tier, end: Endpoint) -> Iterator[str]:
     yield from (f"#### {end.name.capitalize()}: {end.words}", "")
     yield f"![{tier.title}, {end.words}: paired differences with intervals](images/results/{_picture(tier, end)})"
     yield ""
-    yield from grid(("planned contrast", "seeds", *_COLUMNS, "p", "p (Holm)", "result"), [_tested(f) for f in planned])
+    yield from grid(("planned contrast", "seeds", *_COLUMNS, *_TESTS), [_tested(f, tier) for f in planned])
     if others:
         yield "Not planned as contrasts, and not tested:"
         yield ""
         yield from grid(("difference", "seeds", *_COLUMNS), [_row(found) for found in others])
 
 
+_TESTS = ("p", "p (Holm)", "detectable", "result")
 _COLUMNS = ("mean ± sd", "95% interval", "interval over")
 
 
@@ -187,9 +226,12 @@ def _row(found: Finding) -> Sequence[str]:
     return (found.name, str(len(found.differences)), mean, in_brackets(found.interval), found.over or "-")
 
 
-def _tested(found: Finding) -> Sequence[str]:
-    p_values = ("-" if p is None else f"{p:.4f}" for p in (found.p, found.p_holm))
-    return (*_row(found), *p_values, found.result)
+def _tested(found: Finding, tier: Tier) -> Sequence[str]:
+    if found.p is None or found.sd is None:
+        return (*_row(found), "-", "-", "-", found.result)
+    effect = smallest_effect(found.sd, len(found.differences), contrasts=len(tier.contrasts))
+    detectable = "-" if effect is None else f"{effect:.4f}"
+    return (*_row(found), f"{found.p:.4f}", f"{found.p_holm:.4f}", detectable, found.result)
 
 
 def _predictions(tiers: Mapping[str, Tier]) -> Iterator[str]:

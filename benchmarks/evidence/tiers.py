@@ -34,16 +34,6 @@ Figure = Callable[[Summary], float | None]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """The 95% interval of a contrast as `compare` wrote it: its seeds, their mean, what it is over, and its ends."""
-
-    seeds: Sequence[int]
-    mean: float
-    over: str
-    ends: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class Tier:
     """A planned table and its collected runs.
 
@@ -51,7 +41,6 @@ class Tier:
     contrasts  planned pairs (A, B), for A - B
     runs       arm -> seed -> summary of the finished run
     diverged   arm -> seeds of its runs that diverged, and so have no figures
-    intervals  of `eval_nll_after`, for those contrasts of which `compare` had all files
     """
 
     name: str
@@ -61,7 +50,6 @@ class Tier:
     contrasts: Sequence[Pair]
     runs: Mapping[str, Mapping[int, Summary]]
     diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    intervals: Mapping[Pair, Interval] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -85,8 +73,19 @@ class Tier:
 
     @cached_property
     def common(self) -> list[int]:
-        """The seeds that all arms have."""
-        return [seed for seed in self.seeds if all(seed in self.runs[arm] for arm in self.arms)]
+        """The seeds at which all arms are over, with figures or diverged."""
+        over = {arm: {*self.runs[arm], *self.diverged.get(arm, ())} for arm in self.arms}
+        return [seed for seed in self.seeds if all(seed in over[arm] for arm in self.arms)]
+
+    @property
+    def revisions(self) -> list[str]:
+        """The revisions that trained the runs; the plan asks for one."""
+        return sorted({run["git_revision"] or "unknown" for runs in self.runs.values() for run in runs.values()})
+
+    @property
+    def confidences(self) -> set[str]:
+        """The hashes of SFTMix's confidences: one, if all references were the same."""
+        return {run["confidence_sha256"] for run in self.runs.get("SFTMix", {}).values() if "confidence_sha256" in run}
 
     def values(self, arm: str, figure: Figure) -> dict[int, float]:
         """Seed -> figure of an arm: of all its seeds in a finished tier, of those that all arms have in another."""
@@ -123,16 +122,4 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         [(a, b) for a, b in plan["contrasts"]],
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
-        _intervals(results / name / "table.json"),
     )
-
-
-def _intervals(path: Path) -> dict[Pair, Interval]:
-    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"metric": None}
-    if table["metric"] != "eval_nll_after":
-        return {}
-    return {
-        (c["ours"], c["theirs"]): Interval(c["seeds"], c["mean"], c["interval_over"], tuple(c["interval"]))
-        for c in table["contrasts"]
-        if c["interval"] is not None
-    }

@@ -54,10 +54,14 @@ class InUseError(SFTMixError):
 
 
 class NonFiniteError(SFTMixError):
-    """Loss, gradient or weights stopped being finite, or the loss leapt (LossSpikeGuard)."""
+    """Loss, gradient or weights stopped being finite."""
 
     exit_code = 6
     everywhere = True
+
+
+class LossLeapError(NonFiniteError):
+    """The loss leapt, and the run was asked to end then (LossSpikeGuard)."""
 
 
 class NoSpaceError(SFTMixError):

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, NonFiniteError, nearest
+from sftmix.common.errors import ConfigError, nearest
 from sftmix.common.figures import flatten
 from sftmix.common.files import MANIFEST, read_json, sha256_json
 from sftmix.compare.plan import Cell, Comparison
+
+DIVERGED = "diverged.json"
+"""In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,8 @@ def is_over(run: Path) -> bool:
 
 
 def has_diverged(run: Path) -> bool:
-    """Return True if the last command on a run ended because the training of its target diverged.
-
-    A reference that diverges is another matter: nothing can be made from it, and other cells share it.
-    """
-    if (run / "train" / MANIFEST).exists() or not (run / "STATUS.json").exists():
-        return False
-    ended = read_json(run / "STATUS.json")
-    return (ended["stage"], ended["exit_code"]) == ("train", NonFiniteError.exit_code)
+    """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
+    return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
 
 
 def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,9 +86,10 @@ def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]
     there = list(dict.fromkeys(name for r in measured for name in (*r.metrics, *r.no_value)))
     if not there:  # all have diverged so far
         return
+    some_unmeasured = len({r.cell.variant for r in measured}) < len(comparison.variants)
     for key, name in [("metric", options.metric), *(("metrics", name) for name in options.metrics or ())]:
         known = name in there or (key == "metrics" and any(m.startswith(f"{name}.") for m in there))
-        early = len(measured) < len(comparison.variants) and name.partition(".")[0] in _ONLY_WITH_PAIRS
+        early = some_unmeasured and name.partition(".")[0] in _ONLY_WITH_PAIRS
         if not known and not early:
             siblings = [m for m in there if m.rpartition(".")[0] == name.rpartition(".")[0]]
             guess = nearest(name, siblings) or nearest(name, there)

@@ -166,8 +166,6 @@ def _without_value(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _what_seeds_share(table: Mapping[str, Any]) -> str:
-    if table["options"]["fresh_reference"]:
-        return "Each seed has its own reference and held-out rows."
     own: dict[str, list[str]] = {"data": [], "eval": [], "reference": []}
     for name, variant in table["variants"].items():
         for key in (key for key, same in variant["same_at_all_seeds"].items() if not same):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, NonFiniteError, SFTMixError, Stopped
-from sftmix.compare.cells import CellResult, has_diverged, is_over, refuse_unknown_metrics, result_of
+from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
+from sftmix.common.files import read_json, write_json
+from sftmix.compare.cells import DIVERGED, CellResult, has_diverged, is_over, refuse_unknown_metrics, result_of
 from sftmix.compare.plan import CONFIGURATION, Cell, Comparison
 from sftmix.compare.table import build_table, write_tables
 
@@ -48,8 +49,7 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
                 directory.starts_work()
             directory.status(stage=cell.name, step=done, total_steps=len(cells))
             results.append(_run_cell(cell, cells, world))
-            if len(results) <= len(comparison.variants):
-                world.on_main(lambda: refuse_unknown_metrics(comparison, results))
+            world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new and len(results) < len(cells):
                 world.on_main(lambda: _write(comparison, directory, build_table(comparison, results), results))
@@ -87,7 +87,7 @@ def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
     if world.share(world.is_main and has_diverged(cell.path)):
         if world.is_main:
-            print(f"diverged before, and is not tried again; to try it, delete {cell.path}", flush=True)
+            print(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
         return result_of(cell, {})
     return result_of(cell, _summary_of(cell, cells, world))
 
@@ -99,12 +99,26 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World) -> dict[str, Any]:
     try:
         with _named(cell):
             return run(cell.config(), world=world, pool=[other.path for other in cells])
+    except LossLeapError:  # the loss is still a number, and a person is to look
+        raise
     except NonFiniteError as error:
-        if not world.share(world.is_main and has_diverged(cell.path)):
+        message = str(error)
+        if not world.share(world.on_main(lambda: _note_divergence(cell, message))):
             raise
         if world.is_main:
-            print(f"diverged; the table goes on. {error}", flush=True)
+            print(f"diverged; the table goes on. {message}", flush=True)
         return {}
+
+
+def _note_divergence(cell: Cell, message: str) -> bool:
+    """Note that the target of a cell diverged, and return True; False if it was another stage.
+
+    Nothing can be made from a reference that diverges, and other cells share it.
+    """
+    of_target = bool(read_json(cell.path / "STATUS.json")["stage"] == "train")
+    if of_target:
+        write_json(cell.path / DIVERGED, {"message": message})
+    return of_target
 
 
 @contextmanager

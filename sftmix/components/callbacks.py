@@ -6,7 +6,7 @@ import math
 from collections import deque
 from statistics import median
 
-from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.errors import ConfigError, LossLeapError
 from sftmix.common.steps import read_steps
 from sftmix.components.base import Callback, CallbackResult, StageState, check_number
 
@@ -101,7 +101,7 @@ class LossSpikeGuard(Callback):
         if not math.isfinite(loss):  # the loop has skipped this step, and counts it
             return
         if len(self._losses) == self.window and loss > self.factor * (middle := median(self._losses)):
-            raise NonFiniteError(
+            raise LossLeapError(
                 f"{state.stage}: step {state.step} has a loss of {loss:.4g}, more than {self.factor:g} times the "
                 f"median {middle:.4g} of the {self.window} steps before it (LossSpikeGuard). The last checkpoint is "
                 "untouched: lower training.learning_rate in a run of its own, or go on past the step with the same "

@@ -36,6 +36,7 @@ def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Ca
     assert table["contrasts"][0]["verdict"] == "not measured"
     state = status(tmp_path / "table" / "wild" / "seed-1")
     assert (state["stage"], state["exit_code"]) == ("train", 6)
+    assert (tmp_path / "table" / "wild" / "seed-2" / "diverged.json").exists()
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "table" / "wild").rglob("*") if p.is_file()}
     again = sftmix(*command)
@@ -49,3 +50,13 @@ def test_a_reference_that_diverges_ends_the_table(finished: Finished, sftmix: Ca
     wild = {"NTP": {"objective": "NTP"}, "wild": {"reference.training.learning_rate": 1e30, "pairing": "RandomPairs"}}
     done = sftmix(*table_of(finished, wild, tmp_path, "[1]"))
     assert (done.code, "error: variant wild, seed 1: reference" in done.err) == (6, True)
+
+
+@pytest.mark.slow
+def test_a_leap_of_the_loss_ends_the_table(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+    """LossSpikeGuard was asked for: a person is to look, and the same command goes on with a greater factor."""
+    guard = {"class_path": "LossSpikeGuard", "init_args": {"factor": 1.001, "window": 2}}
+    wild = {"NTP": {"objective": "NTP", "callbacks": [guard], "training.learning_rate": 1.0}}
+    done = sftmix(*table_of(finished, wild, tmp_path, "[1]", "--reference.training.learning_rate", "0.01"))
+    assert (done.code, "(LossSpikeGuard)" in done.err) == (6, True)
+    assert not (tmp_path / "table" / "NTP" / "seed-1" / "diverged.json").exists()
