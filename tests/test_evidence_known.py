@@ -20,6 +20,7 @@ from sftmix.cli.compare import comparison_of
 from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import write_confidence, write_eval
 from sftmix.compare import TableOptions
+from sftmix.compare.cells import DIVERGED
 from sftmix.quickstart import make_rows, write_rows
 from sftmix.types import RowScores
 from tests.tiny import ROOT
@@ -192,7 +193,7 @@ def test_a_run_that_diverged_is_over_and_its_seed_missing_from_the_contrasts(tab
     write_runs(table, range(1, 11))
     lost = table / "SFTMix" / "seed-3"
     shutil.rmtree(lost / "train")
-    write_json(lost / "STATUS.json", {"stage": "train", "exit_code": 6})
+    write_json(lost / DIVERGED, {})
     kept = keep(tables, out)[20]
     assert (kept["complete"], kept["diverged"], len(kept["auc"])) == (True, {"SFTMix": [3]}, 10)
     gap = read_json(out / "contrasts.json")["gap"]["SFTMix - NTP"]["20"]
