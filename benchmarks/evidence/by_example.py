@@ -1,14 +1,12 @@
-"""Ask of which examples the difference between two arms is: the unconfident ones, the short ones, those of a category?
+"""Ask of which examples the difference between two arms is: the unconfident ones, the short ones, those of a topic?
 
-    python benchmarks/evidence/by_example.py --table runs/evidence/primary
-    python benchmarks/evidence/by_example.py --table runs/evidence/primary --category topic --out differences.json
+    python benchmarks/evidence/by_example.py
+    python benchmarks/evidence/by_example.py --tables primary --pair SFTMix NTP --out differences.json
 
-It is exploratory: no plan named these groups. For each seed of a finished table it takes the per-example losses of both
-arms, on the held-out rows and on the sample of training rows that every run measures, and compares them in groups: by
-quartile of the confidence under the base model, by quartile of response length, by half of the split, and by category
-where `sftmix report` has written examples with such a column. A difference is that of nats per response token over all
-tokens of a group. Intervals are Student's over the seeds; p is the exact sign-flip test over the seeds, with Holm's
-correction over all groups that were looked at.
+It is exploratory: no plan named these groups. It reads the losses of single examples that collect.py kept of finished
+tables, on the held-out rows and on the sample of training rows that every run measures, and asks two things of each
+group of rows (groups.py): how large the difference between the arms is in the group, and how much larger or smaller it
+is there than in all other rows. Only the second tells where a difference is, and only the second is tested.
 """
 
 from __future__ import annotations
@@ -16,167 +14,134 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from performance_tables import table as grid  # noqa: E402
 
 from benchmarks.evidence.findings import in_brackets  # noqa: E402
-from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
-from sftmix.common.files import MANIFEST, write_json  # noqa: E402
-from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
-from sftmix.compare.statistics import holm, interval_seeds, mean_sd, sign_flip  # noqa: E402
-from sftmix.report.examples import FILE as EXAMPLES  # noqa: E402
-from sftmix.types import Float64, Int64  # noqa: E402
+from benchmarks.evidence.groups import Found, found_in, left_out, tested  # noqa: E402
+from benchmarks.evidence.losses import read_losses  # noqa: E402
+from benchmarks.evidence.tiers import PILOTS, RESULTS, TESTED, TITLES, Pair, Tier, read_tier  # noqa: E402
+from sftmix.common.files import write_json  # noqa: E402
+from sftmix.compare.statistics import ALPHA, smallest_p  # noqa: E402
 
-QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of the same N examples: ids, nll_sum f64[N] in nats, n_tokens i64[N] of the responses."""
-
-    ids: Sequence[str]
-    nll_sum: Float64
-    n_tokens: Int64
-
-    def of(self, ids: Sequence[str]) -> Losses:
-        """Return the losses of these examples, in this order."""
-        place = {example: k for k, example in enumerate(self.ids)}
-        rows = [place[example] for example in ids]
-        return Losses(ids, self.nll_sum[rows], self.n_tokens[rows])
+PAIRS: tuple[Pair, ...] = (("SFTMix", "NTP"), ("SFTMix", "RandomSplit"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, required=True, help="directory of a table of compare")
-    parser.add_argument("--ours", default="SFTMix", help="variant A of A - B")
-    parser.add_argument("--theirs", default="NTP", help="variant B of A - B")
-    parser.add_argument("--category", help="column of report/examples.parquet of the runs of A")
-    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    parser.add_argument("--tables", nargs="+", choices=(*TITLES, *PILOTS), default=TESTED, help="kept tables")
+    parser.add_argument("--pair", nargs=2, action="append", metavar=("A", "B"), help="arms of A - B; may be repeated")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the collected results")
+    parser.add_argument("--out", type=Path, help="JSON file of what is found")
     options = parser.parse_args()
-    try:
-        found = by_example(options.table, options.ours, options.theirs, options.category)
-    except SFTMixError as error:
-        sys.exit(f"error: {error}")
+    tiers = {name: read_tier(name, options.results) for name in options.tables}
+    pairs = [(a, b) for a, b in options.pair] if options.pair else PAIRS
+    found, notes = by_example(tiers, options.results, pairs)
     if options.out:
-        write_json(options.out, found)
-    print("\n".join(_lines(found)))
+        write_json(options.out, {"exploratory": True, "notes": notes, "groups": [asdict(each) for each in found]})
+    print("\n".join(_lines(found, notes)))
 
 
-def by_example(table: Path, ours: str, theirs: str, category: str | None = None) -> dict[str, Any]:
-    """Return the differences of each group of examples, with intervals over the seeds that both variants finished.
+def by_example(
+    tiers: Mapping[str, Tier], results: Path, pairs: Sequence[Pair] = PAIRS
+) -> tuple[list[Found], list[str]]:
+    """Return the groups of each finished table and pair with their tests, and sentences on what is not told.
 
-    Raises ConfigError where there is no such seed.
+    results  folder of the collected results; a table's losses lie in NAME/losses
     """
-    seeds = sorted(_seeds(table / ours) & _seeds(table / theirs))
-    if not seeds:
-        raise ConfigError(f"--table: {table} has no seed that both {ours} and {theirs} finished; name others")
-    differences: dict[tuple[str, str, str], list[float]] = {}
-    sizes: dict[tuple[str, str, str], int] = {}
-    for seed in seeds:
-        a, b = (table / variant / f"seed-{seed}" for variant in (ours, theirs))
-        for rows in ("held-out", "training sample"):
-            for key, members, off in _groups(a, b, rows, category):
-                differences.setdefault((rows, *key), []).append(off)
-                sizes[(rows, *key)] = members
-    # A group that some seed lacks (a small sample) is left out: its seeds would not be those of the others.
-    whole = {key: found for key, found in differences.items() if len(found) == len(seeds)}
-    p_values = [sign_flip(found) for found in whole.values()]
-    groups = []
-    for (place, found), p, p_holm in zip(whole.items(), p_values, holm(p_values), strict=True):
-        mean, sd = mean_sd(found)
-        about = {**dict(zip(("rows", "by", "group"), place, strict=True)), "examples": sizes[place]}
-        tests = {"differences": found, "interval": interval_seeds(found), "p": p, "p_holm": p_holm}
-        groups.append({**about, "mean": mean, "sd": sd, **tests})
-    return {"exploratory": True, "ours": ours, "theirs": theirs, "seeds": seeds, "groups": groups}
+    found: list[Found] = []
+    notes = []
+    for name, tier in tiers.items():
+        losses = read_losses(results / name / "losses")
+        if not tier.complete:
+            notes.append(f"`{name}` is unfinished ({tier.runs_done} of {tier.runs_planned} runs).")
+        elif losses is None:
+            notes.append(f"`{name}` has no kept losses of single examples.")
+        else:
+            for pair in pairs:
+                notes += left_out(tier, losses, pair)
+                found += found_in(tier, losses, pair)
+    return tested(found), notes
 
 
-def _seeds(variant: Path) -> set[int]:
-    found = (path.parent.parent.name for path in variant.glob(f"seed-*/train/{MANIFEST}"))
-    return {int(name.removeprefix("seed-")) for name in found}
+def example_lines(tiers: Mapping[str, Tier], results: Path) -> Iterator[str]:
+    """Yield the made part of the page, of the tiers with tests."""
+    yield from _lines(*by_example({name: tiers[name] for name in TESTED}, results))
 
 
-def _groups(ours: Path, theirs: Path, rows: str, category: str | None) -> Iterator[tuple[tuple[str, str], int, float]]:
-    """Yield ((by, group), examples of it, difference in nats per token) of one seed."""
-    read = _held_out if rows == "held-out" else _sample
-    a = read(ours / "train")
-    b, base = read(theirs / "train").of(a.ids), read(_base(ours, theirs)).of(a.ids)
-    off = a.nll_sum - b.nll_sum
-    confidence = -base.nll_sum / base.n_tokens
-    for by, values, words in (
-        ("confidence of the base model", confidence, ("least confident", *QUARTERS[1:3], "most confident")),
-        ("response length", a.n_tokens, ("shortest", *QUARTERS[1:3], "longest")),
-    ):
-        # Equal values are ordered by id, so the quarters hold the same examples at every seed.
-        ranked = sorted(range(len(a.ids)), key=lambda k, values=values: (values[k], a.ids[k]))  # type: ignore[misc]
-        for word, members in zip(words, np.array_split(np.array(ranked), 4), strict=True):
-            if len(members):
-                yield (by, word), len(members), float(off[members].sum() / a.n_tokens[members].sum())
-    for by, group_of in (("half of the split", _halves(ours, rows)), (category or "", _categories(ours, category))):
-        for word in sorted({group_of[i] for i in a.ids if i in group_of}):
-            members = np.array([k for k, i in enumerate(a.ids) if group_of.get(i) == word])
-            yield (by, word), len(members), float(off[members].sum() / a.n_tokens[members].sum())
+# --------------------------------------------------------------------------------------------- the lines
 
 
-def _base(ours: Path, theirs: Path) -> Path:
-    """Return the stage of the base model, which is the same for both arms."""
-    return next(run / "base" for run in (ours, theirs) if (run / "base" / MANIFEST).exists())
-
-
-def _held_out(stage: Path) -> Losses:
-    ids, scores, _ = read_eval(stage / "eval.parquet")
-    return Losses(ids, scores.nll_sum, scores.n_tokens)
-
-
-def _sample(stage: Path) -> Losses:
-    found = read_dynamics(stage / "sample.parquet")
-    return Losses(found.ids, found.nll_sum[:, -1], found.n_tokens)
-
-
-def _halves(run: Path, rows: str) -> Mapping[str, str]:
-    """Return id -> confident or unconfident; held-out rows have no half."""
-    path = run / "split" / "split.parquet"
-    if rows == "held-out" or not path.exists():
-        return {}
-    ids, split = read_split(path)
-    return {i: split.names[group] for i, group in zip(ids, split.group.tolist(), strict=True) if group >= 0}
-
-
-def _categories(run: Path, column: str | None) -> Mapping[str, str]:
-    """Return id -> value of a column of the run's table of examples. Raises ConfigError where there is none."""
-    import pyarrow.parquet as pq
-
-    if column is None:
-        return {}
-    path = run / EXAMPLES
-    if not path.exists():
-        raise ConfigError(f"--category: {path} is not there; `sftmix report {run} --map 0` writes it")
-    names = pq.read_schema(path).names
-    if column not in names:
-        raise ConfigError(f"--category is {column}; columns of {path}: {', '.join(names)}")
-    table = pq.read_table(path, columns=["id", column])
-    values = zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True)
-    return {i: str(value) for i, value in values if value is not None}
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the result as a Markdown table."""
-    yield f"EXPLORATORY. {found['ours']} - {found['theirs']}, nats per token, {len(found['seeds'])} seeds."
+def _lines(found: Sequence[Found], notes: Sequence[str]) -> Iterator[str]:
+    if not found:
+        yield "**Exploratory**, and nothing to tell yet: " + "; ".join(note.rstrip(".") for note in notes) + "."
+        return
+    yield "**Exploratory: no plan named these groups, so nothing here is a result of the study.**"
+    yield from _power(found)
     yield ""
-    yield "| rows | by | group | examples | mean | 95% interval over seeds | p | p (Holm) |"
-    yield "|---|---|---|---:|---:|---|---:|---:|"
-    for each in found["groups"]:
-        about = (each["rows"], each["by"], each["group"], str(each["examples"]), f"{each['mean']:+.4f}")
-        yield (
-            "| "
-            + " | ".join((*about, in_brackets(each["interval"]), f"{each['p']:.4f}", f"{each['p_holm']:.4f}"))
-            + " |"
-        )
+    yield from _came(found)
+    yield ""
+    for note in notes:
+        yield from (note, "")
+    for table, pair in dict.fromkeys((each.table, each.pair) for each in found):
+        own = [each for each in found if (each.table, each.pair) == (table, pair)]
+        yield from (f"#### {TITLES.get(table, table)}, {_name(pair)} ({len(own[0].inside)} seeds)", "")
+        yield from grid(_HEAD, [_row(each) for each in own])
+
+
+def _power(found: Sequence[Found]) -> Iterator[str]:
+    """Yield how often was looked, and what the seeds can show at best."""
+    asked = sum(each.p is not None for each in found)
+    seeds = max(len(each.inside) for each in found)
+    least = smallest_p(seeds)
+    yield f"{asked} questions are asked. The smallest p that {seeds} seeds can give is {least:.4f}."
+    holm = min(1.0, asked * least)
+    can = "could pass" if holm <= ALPHA else "nothing could pass, whatever the losses are"
+    yield f"After Holm's correction over all questions it is {holm:.4f}: {can}."
+    can = "a group could pass" if least <= ALPHA else "nothing could pass"
+    yield f"After the correction by the largest of all groups (Westfall and Young, 1993) it is {least:.4f}: {can}."
+    yield "The held-out rows and the sampled training rows are fixed, and the tests are over the seeds alone."
+
+
+def _came(found: Sequence[Found]) -> Iterator[str]:
+    passed = [each for each in found if each.p_largest is not None and each.p_largest <= ALPHA]
+    if not passed:
+        yield "In no group is the difference shown to be another one than in the other rows."
+    for each in passed:
+        more = "higher" if each.mean_beyond > 0 else "lower"
+        where = f"`{each.table}`, {_name(each.pair)}, {each.group} ({each.rows})"
+        yield f"- {where}: {more} than in the other rows by {abs(each.mean_beyond):.4f}."
+
+
+_HEAD = (
+    "rows",
+    "group",
+    "examples",
+    "difference",
+    "95% interval over seeds and examples",
+    "beyond the other rows",
+    "95% interval over seeds",
+    "p",
+    "p (Holm)",
+    "p (largest)",
+)
+
+
+def _row(each: Found) -> Sequence[str]:
+    p_values = ("-" if p is None else f"{p:.4f}" for p in (each.p, each.p_holm, each.p_largest))
+    over = " over seeds" if each.examples == 1 else ""
+    inside = (f"{each.mean_inside:+.4f}", in_brackets(each.interval_inside) + over)
+    beyond = (f"{each.mean_beyond:+.4f}", in_brackets(each.interval_beyond))
+    return (each.rows, each.group, str(each.examples), *inside, *beyond, *p_values)
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair[0]} − {pair[1]}"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 The folder benchmarks/results/evidence/NAME then holds table.json, the options and versions of the table, and a file
 runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
 per token by quartile of response length, the NLL per token of a sample of the training rows by half of the confidence,
-before and after, and the hash of the confidences. Of a run that diverged the file says that alone. It may be called
-while the table is unfinished; the next call adds what has come since. Statistics are made by results.py, from all
-sittings together.
+before and after, and the hash of the confidences. Of a run that diverged the file says that alone. The folder `losses`
+has the losses of single examples (losses.py). It may be called while the table is unfinished; the next call adds what
+has come since. Statistics are made by results.py, from all sittings together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sftmix.common.errors import NonFiniteError  # noqa: E402
+from benchmarks.evidence.losses import keep_losses  # noqa: E402
+from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
 from sftmix.common.files import sha256_file  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 from sftmix.compare.cells import has_diverged  # noqa: E402
@@ -42,7 +43,10 @@ def main() -> None:
     parser.add_argument("--halves", default="SFTMix", help="variant whose split by confidence tells the halves")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
     options = parser.parse_args()
-    kept = collect(options.table, options.out / options.name, halves=options.halves)
+    try:
+        kept = collect(options.table, options.out / options.name, halves=options.halves)
+    except SFTMixError as error:
+        sys.exit(f"error: {error}")
     print(f"{kept} runs in {options.out / options.name}")
 
 
@@ -64,6 +68,7 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
             kept += 1
         elif has_diverged(run):
             _write(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
+    keep_losses(_runs(table, plan), table / halves, out / "losses")
     return kept
 
 

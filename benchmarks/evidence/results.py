@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from performance_tables import table as grid  # noqa: E402
 
+from benchmarks.evidence.by_example import example_lines  # noqa: E402
 from benchmarks.evidence.findings import (  # noqa: E402
     BEST,
     ENDPOINTS,
@@ -84,6 +85,7 @@ def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier], known: Path)
         "state": "\n".join(_state(tiers)),
         "tiers": "\n".join(tables) or "No run of a tier has been collected yet.",
         "predictions": "\n".join(_predictions(tiers)),
+        "by example": "\n".join(example_lines(tiers, known.parent)),  # known.parent holds all results
         "known truth": "\n".join(known_lines(known)),
         "pilots": "\n".join(line for pilot in pilots.values() for line in pilot_lines(pilot)),
     }

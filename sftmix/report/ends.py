@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,26 +51,54 @@ class Topic:
 def topics(unconfident: Sequence[str], confident: Sequence[str]) -> list[Topic]:
     """Return topics of the instructions of both ends, those of the confident end first; none where words do not repeat.
 
-    Non-negative matrix factorisation of TF-IDF weights; each instruction counts for the topic that it has most of, and
-    one with no word of any topic for none.
+    Each instruction counts for one topic, or for none (`fit_topics`).
+    """
+    fitted = fit_topics([*unconfident, *confident])
+    if fitted is None:
+        return []
+    low, high = fitted.of_fitted[: len(unconfident)], fitted.of_fitted[len(unconfident) :]
+    found = [Topic(name, float((low == t).mean()), float((high == t).mean())) for t, name in enumerate(fitted.words)]
+    return sorted(found, key=lambda topic: topic.unconfident - topic.confident)
+
+
+@dataclass(frozen=True)
+class FittedTopics:
+    """Topics of N texts, which can be asked for the topics of other texts.
+
+    words      the most typical words of each of the K topics, joined by commas
+    of_fitted  i64[N], topic of each text that they were fitted to, -1 for none
+    of         texts -> i64[M], topic of each of M other texts, -1 for none
+    """
+
+    words: Sequence[str]
+    of_fitted: Rows
+    of: Callable[[Sequence[str]], Rows]
+
+
+def fit_topics(texts: Sequence[str]) -> FittedTopics | None:
+    """Return up to eight topics of the texts, the same ones for the same texts; None where words do not repeat.
+
+    Non-negative matrix factorisation of TF-IDF weights; a text has the topic that it has most of, and one with no word
+    of any topic has none.
     """
     from sklearn.decomposition import NMF
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = [*unconfident, *confident]
     vectors = TfidfVectorizer(stop_words="english", min_df=3, max_df=0.5, token_pattern=r"(?u)\b[^\W\d_]{3,}\b")
     try:
         weights = vectors.fit_transform(texts)
     except ValueError:  # no word is left
-        return []
+        return None
     count = min(N_TOPICS, *weights.shape)
     if count < 2:
-        return []
+        return None
     model = NMF(count, init="nndsvda", random_state=0, max_iter=400, tol=1e-3)
     shares = model.fit_transform(weights)
     names = vectors.get_feature_names_out()
-    of_text = np.where(shares.max(axis=1) > 0, shares.argmax(axis=1), -1)
-    low, high = of_text[: len(unconfident)], of_text[len(unconfident) :]
     words = [", ".join(names[k] for k in np.argsort(-row)[:WORDS]) for row in model.components_]
-    found = [Topic(name, float((low == t).mean()), float((high == t).mean())) for t, name in enumerate(words)]
-    return sorted(found, key=lambda topic: topic.unconfident - topic.confident)
+    return FittedTopics(words, _largest(shares), lambda others: _largest(model.transform(vectors.transform(others))))
+
+
+def _largest(shares: Float64) -> Rows:
+    """Return i64[N], the place of the largest of f64[N, K] shares, -1 where all are 0."""
+    return np.where(shares.max(axis=1) > 0, shares.argmax(axis=1), -1)
