@@ -17,14 +17,12 @@ import pytest
 from benchmarks.evidence import results
 from benchmarks.evidence.findings import BEST, LAST, findings, meanings
 from benchmarks.evidence.forest import forest
-from benchmarks.evidence.known_lines import known_lines
-from benchmarks.evidence.known_truth import contrasts
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
-from sftmix.common.files import write_json
+from sftmix.common.files import read_json, write_json
 from sftmix.compare.statistics import Counts, interval_two_level
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
@@ -79,6 +77,16 @@ def test_the_page_and_the_pictures_are_what_the_collected_results_say():
     assert set(re.findall(r"images/results/([\w.-]+)", page)) == set(made)
 
 
+def test_the_first_screen_of_the_readme_says_what_the_page_says():
+    words = " ".join((results.ROOT / "README.md").read_text(encoding="utf-8").partition("## Set-up")[0].split())
+    tests = read_json(RESULTS / "known-truth" / "contrasts.json")
+    found = {share: tests["auc"][share]["deterministic"]["mean"] for share in ("10", "40")}
+    assert f"AUC {found['10']:.2f} where 10% of them are wrong, {found['40']:.2f} where 40% are" in words
+    undecided = [each for name in ("gap", "exact") for each in tests[name]["SFTMix - NTP"].values()]
+    assert all(each["p_holm"] > 0.05 for each in undecided) == ("was not shown to keep" in words)
+    assert any(read_tier(name).complete for name in TITLES) != ("nothing is found yet" in words)
+
+
 def test_a_page_without_a_mark_is_refused():
     with pytest.raises(ValueError, match="made: tiers"):
         results.filled("# Results", {"tiers": "text"})
@@ -104,33 +112,6 @@ def test_a_finished_tier_has_its_tables_and_pictures(tmp_path):
     row = "| SFTMix − NTP | 10 | -0.0200 ± 0.0007 | [-0.0205, -0.0195] | seeds | 0.0020 | 0.0078 | 0.0009 |"
     assert f"{row} different: lower |" in parts["tiers"]
     assert list(results.pictures(tiers)) == ["primary-last.svg", "primary-best.svg"]
-
-
-def test_known_truth_is_told_by_the_rules_of_its_plan(tmp_path):
-    seeds = [str(seed) for seed in range(1, 11)]
-    off = {"NTP": 0.0, "SFTMix": 0.2, "RandomSplit": 0.2}
-    nll = {"clean": 0.4, "corrupted": 1.7, "open": 2.0}
-    runs = {
-        arm: {
-            s: {"train_nll": nll, "gap": 1 + each, "exact": {"deterministic": 0.5 - each / 10}}
-            | {"eval_nll_after": 1.6, "eval_nll_best": 1.5}
-            for s in seeds
-        }
-        for arm, each in off.items()
-    }
-    auc = {s: {"deterministic": 0.6 + int(s) / 100, "within_families": 0.9, "all": 0.4} for s in seeds}
-    table = {"share": 20, "complete": True, "auc": auc, "runs": runs}
-    assert list(known_lines(tmp_path)) == ["No table of it is finished (0 of 4 have begun)."]
-    write_json(tmp_path / "corrupted-20.json", table)
-    write_json(tmp_path / "corrupted-40.json", {**table, "complete": False})
-    write_json(tmp_path / "contrasts.json", contrasts({20: table}))
-    told = "\n".join(known_lines(tmp_path))
-    assert "| 20% | 0.6550 [0.6333, 0.6767] | 0.9000 [0.9000, 0.9000] | 0.4000 [0.4000, 0.4000] | found |" in told
-    assert "| 20% | SFTMix − NTP | +0.2000 [+0.2000, +0.2000] | 0.0020 | 0.0059 | different: higher |" in told
-    assert "| 20% | SFTMix − RandomSplit | +0.0000 [+0.0000, +0.0000] | 1.0000 | 1.0000 | equal within 0.05 |" in told
-    assert "| 20% | SFTMix − NTP | -0.0200 [-0.0200, -0.0200] | 0.0020 | 0.0078 | different: lower |" in told
-    assert "| 20% | NTP | 0.4000 | 1.7000 | 2.0000 | 1.6000 | 1.5000 | 0.5000 |" in told
-    assert "| 40% |" not in told
 
 
 # ------------------------------------------------------------------------------------------ the rules

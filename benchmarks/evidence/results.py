@@ -96,7 +96,11 @@ def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier], known: Path)
 
 def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
     done = [tier.title.split(":")[0].lower() for tier in tiers.values() if tier.complete]
-    yield f"Finished: {', '.join(done)}." if done else "**No tier of the study is finished, so nothing is found yet.**"
+    yield (
+        f"Finished: {', '.join(done)}."
+        if done
+        else "**No tier of the study is finished, so nothing is found on natural text yet.**"
+    )
     yield ""
     for tier in tiers.values():
         if tier.tested and tier.complete:

@@ -1,0 +1,209 @@
+"""Rows whose truth is known: how they are made, what is kept of the runs on them, and the tests of the plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.evidence.known_figures import aucs, by_truth
+from benchmarks.evidence.known_rows import corrupted, named
+from benchmarks.evidence.known_tests import contrasts
+from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
+from sftmix.cli.arguments import sort_arguments
+from sftmix.cli.compare import comparison_of
+from sftmix.common.files import read_json, write_json
+from sftmix.common.tables import write_confidence, write_eval
+from sftmix.compare import TableOptions
+from sftmix.compare.cells import DIVERGED
+from sftmix.quickstart import make_rows, write_rows
+from sftmix.types import RowScores
+from tests.tiny import ROOT
+
+TABLES = sorted((ROOT / "benchmarks" / "evidence" / "known-truth").glob("corrupted-*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    return named(make_rows(n=800, seed=3), "train")
+
+
+# ---------------------------------------------------------------------------------------- rows and figures
+
+
+@pytest.mark.parametrize("share", [10, 40])
+def test_corrupted_rows_have_a_wrong_response_of_their_family(rows, share):
+    found = corrupted(rows, share, seed=1)
+    wrong = [k for k, row in enumerate(found) if row["truth"] == "corrupted"]
+    assert len(wrong) == pytest.approx(400 * share / 100, abs=4)
+    for k, (row, before) in enumerate(zip(found, rows, strict=True)):
+        if k not in wrong:
+            assert row == before
+            continue
+        assert before["truth"] == "clean"
+        assert row["output"] != before["output"]
+        assert row["output"] in {other["output"] for other in rows if other["family"] == row["family"]}
+        assert row == before | {"output": row["output"], "truth": "corrupted"}
+
+
+def test_a_larger_share_holds_the_corrupted_rows_of_a_smaller_one(rows):
+    few, many = (corrupted(rows, share, seed=1) for share in (10, 40))
+    assert all(row == other for row, other in zip(few, many, strict=True) if row["truth"] == "corrupted")
+    assert corrupted(rows, 0, seed=1) == rows
+    assert corrupted(rows, 10, seed=2) != few
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_tables_are_those_of_the_plan(path):
+    made = comparison_of(sort_arguments(["--config", str(path), "--out", "o"], list(vars(TableOptions()))))
+    made.validate()
+    assert (list(made.variants), made.options.seeds) == (["NTP", "SFTMix", "RandomSplit"], list(range(1, 11)))
+    assert made.options.fresh_reference
+    share = path.stem.removeprefix("corrupted-")
+    assert all(c.data.train[0].endswith(f"train-{share}.jsonl") for c in made.variants.values())
+    assert {(c.objective.mu, c.training.epochs) for n, c in made.variants.items() if n != "NTP"} == {(0.2, 6)}
+    orders = [str(c.plain()["pairing"]) for c in made.variants.values()]
+    assert "RandomPairs" in orders[0]  # NTP trains in the order of pairs, as SFTMix does
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order():
+    truths = [("a", "clean"), ("a", "corrupted"), ("a", "clean"), ("b", "clean"), ("b", "corrupted"), ("c", "open")]
+    train = {str(k): {"family": family, "truth": truth} for k, (family, truth) in enumerate(truths)}
+    confidence = dict(zip("012345", [-1.0, -2.0, -3.0, -2.5, -2.5, -0.5], strict=True))
+    found = aucs(confidence, train)
+    assert found["within_families"] == pytest.approx((0.5 + 0.5) / 2)
+    assert found["deterministic"] == pytest.approx((1 + 0 + 0 + 1 + 0 + 0.5) / 6)
+    assert found["all"] == pytest.approx((2.5 + 2) / 8)
+    assert aucs(confidence, {"0": train["0"]}) == {}
+
+
+def test_losses_by_truth_are_over_tokens():
+    train = {str(k): {"truth": truth} for k, truth in enumerate(["clean", "clean", "corrupted"])}
+    assert by_truth({"0": (1.0, 3), "1": (2.0, 1), "2": (4.0, 2)}, train) == {"clean": 1.25, "corrupted": 4.0}
+
+
+def test_contrasts_are_paired_by_seed_with_holm_over_the_planned_shares():
+    def run(gap: float, exact: float) -> dict:
+        return {"gap": gap, "train_nll": {"corrupted": 1 + gap, "clean": 1.0}, "exact": {"deterministic": exact}}
+
+    seeds = [str(seed) for seed in range(1, 11)]
+    arms = {"NTP": (0.5, 0.9), "SFTMix": (0.7, 0.9), "RandomSplit": (0.8, 0.9)}
+    runs = {
+        arm: {s: run(gap + int(s) / 100 * (arm == "SFTMix"), exact) for s in seeds}
+        for arm, (gap, exact) in arms.items()
+    }
+    auc = {s: {"deterministic": 0.9, "within_families": 0.8, "all": 0.7} for s in seeds}
+    found = contrasts({0: {"auc": {}, "runs": runs}, 20: {"auc": auc, "runs": runs}})
+    gap = found["gap"]["SFTMix - NTP"]["20"]
+    assert gap["mean"] == pytest.approx(0.255)
+    assert (gap["p"], gap["p_holm"]) == (2 / 1024, 3 * 2 / 1024)  # three shares were planned
+    assert list(found["gap"]["SFTMix - NTP"]) == ["20"]
+    assert found["exact"]["SFTMix - NTP"]["0"]["p_holm"] == 1.0
+    assert found["parts"]["SFTMix - NTP"]["20"]["corrupted"]["mean"] == pytest.approx(0.255)
+    assert found["parts"]["SFTMix - NTP"]["20"]["clean"]["interval"] == (0.0, 0.0)
+    assert found["auc"]["20"]["deterministic"]["mean"] == pytest.approx(0.9)
+
+
+def test_contrasts_take_the_seeds_that_both_arms_have_in_their_order():
+    def runs(seeds: list[int], step: float) -> dict:
+        return {str(s): {"train_nll": {"corrupted": 1, "clean": 0}, "gap": s * step} for s in seeds}
+
+    exact = {"exact": {"deterministic": 1.0}}
+    by_arm = {"NTP": runs([3, 10, 2], 1.0), "SFTMix": runs([10, 9, 2, 3], 1.5)}
+    table = {"auc": {}, "runs": {arm: {s: run | exact for s, run in own.items()} for arm, own in by_arm.items()}}
+    found = contrasts({40: table})
+    assert found["gap"]["SFTMix - NTP"]["40"]["seeds"] == [2, 3, 10]
+    assert found["gap"]["SFTMix - NTP"]["40"]["differences"] == [1.0, 1.5, 5.0]
+    assert found["gap"]["SFTMix - RandomSplit"] == {}
+    assert found["auc"] == {}
+
+
+# ---------------------------------------------------------------------------------------- several sittings
+
+FAMILIES = {"train": ["count", "count", "kinds", "kinds", "pick"], "held-out": ["count", "kinds", "kinds", "pick"]}
+TRUTHS = ["clean", "corrupted", "clean", "corrupted", "open"]
+
+
+def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
+    """Write what is read of a finished run: NLL of clean rows as given, of the others 2 and 3 nats per token."""
+    run, ids = table / arm / f"seed-{seed}", [f"train-{k}" for k in range(5)]
+    losses = [{"clean": clean, "corrupted": 2.0, "open": 3.0}[truth] for truth in TRUTHS]
+    columns = {"id": ids, "held_out": [False] * 5, "response_tokens": [1] * 5, "loss_after": losses}
+    (run / "report").mkdir(parents=True)
+    unknown = dict.fromkeys(("loss_before", "loss_after_baseline"), [None] * 5)
+    pq.write_table(pa.table({**columns, **unknown}), run / "report" / "examples.parquet")
+    write_confidence(run / "confidence" / "confidence.parquet", ids, np.array([-1.0, -2, -1, -2, -3]), np.zeros(5))
+    scores = RowScores(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
+    write_eval(run / "train" / "eval.parquet", [f"held-out-{k}" for k in range(4)], scores)
+    write_json(run / "train" / "MANIFEST.json", {})
+    write_json(run / "summary.json", {"eval_nll_after": 0.5, "eval_nll_best": 0.4})
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Iterator[Path]:
+    """A folder of tables with its rows, and the table at 20% without any run."""
+    for side, families in FAMILIES.items():
+        kinds = ["open" if family == "pick" else "deterministic" for family in families]
+        rows = [
+            {"id": f"{side}-{k}", "family": family, "kind": kind, "truth": truth}
+            for k, (family, kind, truth) in enumerate(zip(families, kinds, TRUTHS, strict=False))
+        ]
+        write_rows(tmp_path / "data" / {"train": "train-20.jsonl", "held-out": "eval.jsonl"}[side], rows)
+    (tmp_path / "corrupted-20").mkdir()
+    return tmp_path
+
+
+def write_runs(table: Path, seeds: range, **clean: float) -> None:
+    for arm in ARMS:
+        for seed in seeds:
+            write_run(table, arm, seed, clean=clean.get(arm, 1.0))
+
+
+def test_a_table_made_in_two_sittings_is_kept_as_one(tables, tmp_path):
+    table, out = tables / "corrupted-20", tmp_path / "out"
+    write_runs(table, range(1, 6))
+    write_run(table, "NTP", 99)  # a seed of no plan
+    assert not keep(tables, out)[20]["complete"]
+    assert read_json(out / "contrasts.json")["gap"]["SFTMix - NTP"] == {}
+    shutil.rmtree(table)
+    write_runs(table, range(5, 11), SFTMix=1.25)
+    kept = keep(tables, out)[20]
+    assert kept["complete"]
+    assert list(kept["runs"]["NTP"]) == list(kept["auc"]) == [str(seed) for seed in range(1, 11)]
+    run = kept["runs"]["SFTMix"]["10"]
+    assert (run["gap"], run["exact"], run["exact_by_family"]["kinds"]) == (
+        0.75,
+        {"deterministic": pytest.approx(2 / 3), "open": 0.0},
+        0.5,
+    )
+    found = read_json(out / "contrasts.json")
+    assert found["gap"]["SFTMix - NTP"]["20"]["differences"] == [0.0] * 4 + [-0.25] * 6  # seed 5 was made again
+    shutil.rmtree(table)
+    assert keep(tables, out) == {20: kept}
+    assert read_json(out / "contrasts.json") == found
+
+
+def test_a_run_that_diverged_is_over_and_its_seed_missing_from_the_contrasts(tables, tmp_path):
+    table, out = tables / "corrupted-20", tmp_path / "out"
+    write_runs(table, range(1, 11))
+    lost = table / "SFTMix" / "seed-3"
+    shutil.rmtree(lost / "train")
+    write_json(lost / DIVERGED, {})
+    kept = keep(tables, out)[20]
+    assert (kept["complete"], kept["diverged"], len(kept["auc"])) == (True, {"SFTMix": [3]}, 10)
+    gap = read_json(out / "contrasts.json")["gap"]["SFTMix - NTP"]["20"]
+    assert gap["seeds"] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    shutil.rmtree(table)
+    assert keep(tables, out)[20] == kept
+
+
+def test_what_is_found_now_replaces_what_was_kept_whether_it_diverged_or_not():
+    finished, lost = ({**NOTHING, "runs": {"NTP": {"7": {}}}}, {**NOTHING, "diverged": {"NTP": [7]}})
+    for before, found in ((finished, lost), (lost, finished)):
+        both = joined(20, before, found)
+        assert {key: both[key] for key in NOTHING} == found
