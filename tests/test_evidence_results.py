@@ -17,6 +17,7 @@ import pytest
 from benchmarks.evidence import results
 from benchmarks.evidence.findings import BEST, LAST, findings, meanings
 from benchmarks.evidence.forest import forest
+from benchmarks.evidence.known_lines import known_pictures
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
@@ -71,7 +72,7 @@ def test_the_page_and_the_pictures_are_what_the_collected_results_say():
     assert results.filled(page, results.parts_of(tiers, pilots, RESULTS / "known-truth")) == page, (
         "run python benchmarks/evidence/results.py"
     )
-    made = results.pictures(tiers)
+    made = {**results.pictures(tiers), **known_pictures(RESULTS / "known-truth")}
     kept = {path.name: path.read_text(encoding="utf-8") for path in results.PICTURES.glob("*")}
     assert kept == made, "run python benchmarks/evidence/results.py"
     assert set(re.findall(r"images/results/([\w.-]+)", page)) == set(made)

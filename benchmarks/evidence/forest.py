@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from benchmarks.evidence.findings import MARGIN, Finding, in_brackets
 
@@ -14,8 +15,24 @@ LOWER, HIGHER = "#1769aa", "#b3541e"
 """Colours of a difference below and above 0."""
 
 
-def forest(title: str, planned: Sequence[Finding], others: Sequence[Finding]) -> str:
-    """Return the SVG text: planned contrasts first, below a line the others; nats per token, lower is better.
+class Line(NamedTuple):
+    """A line that is no `Finding`: its name, seed -> difference, their mean, and the 95% interval."""
+
+    name: str
+    differences: Mapping[int, float]
+    mean: float
+    interval: Sequence[float] | None
+
+
+def forest(
+    title: str,
+    planned: Sequence[Finding | Line],
+    others: Sequence[Finding | Line],
+    *,
+    margin: float = MARGIN,
+    unit: str = "nats per token (lower is better for the first)",
+) -> str:
+    """Return the SVG text: planned contrasts first, below a line the others.
 
     The grey-green band is the margin of equality.
     """
@@ -32,18 +49,18 @@ def forest(title: str, planned: Sequence[Finding], others: Sequence[Finding]) ->
     root = ET.Element("svg", about)
     ET.SubElement(root, "title", id="title").text = title
     told = "; ".join(f"{row.name}: {row.mean:+.4f}{_interval(row)}" for row in rows)
-    ET.SubElement(root, "desc", id="desc").text = f"Paired differences in nats per token. {told}."
+    ET.SubElement(root, "desc", id="desc").text = f"Paired differences, {unit}. {told}."
     _shape(root, "rect", x=0, y=0, width=WIDTH, height=height, fill="#ffffff")
     _text(root, title, 14, 24, weight="600", size=15)
-    scale = _Scale(rows)
+    scale = _Scale(rows, margin)
     bottom = TOP + ROW * len(rows)
-    low, high = scale.at(-MARGIN), scale.at(MARGIN)
+    low, high = scale.at(-margin), scale.at(margin)
     _shape(root, "rect", x=low, y=TOP, width=high - low, height=bottom - TOP, fill=BAND)
     for tick in scale.ticks:
         _line(root, scale.at(tick), TOP, scale.at(tick), bottom, GREY if tick == 0 else PALE)
         _text(root, f"{tick:+.{scale.digits}f}" if tick else "0", scale.at(tick), bottom + 17, anchor="middle")
-    unit = "difference, nats per token (lower is better for the first); the band is ±0.01"
-    _text(root, unit, scale.at((scale.low + scale.high) / 2), bottom + 36, anchor="middle", fill=GREY)
+    legend = f"difference, {unit}; the band is ±{margin}"
+    _text(root, legend, scale.at((scale.low + scale.high) / 2), bottom + 36, anchor="middle", fill=GREY)
     for k, row in enumerate(rows):
         _draw(root, row, TOP + ROW * k + ROW / 2, scale)
     if planned and others:
@@ -56,8 +73,8 @@ def forest(title: str, planned: Sequence[Finding], others: Sequence[Finding]) ->
 class _Scale:
     """Nats -> places on the page, with some ticks at round numbers."""
 
-    def __init__(self, rows: Sequence[Finding]) -> None:
-        values = [-1.2 * MARGIN, 1.2 * MARGIN]
+    def __init__(self, rows: Sequence[Finding | Line], margin: float) -> None:
+        values = [-1.2 * margin, 1.2 * margin]
         for row in rows:
             values += [*row.differences.values(), *(row.interval or ())]
         low, high = min(values), max(values)
@@ -73,7 +90,7 @@ class _Scale:
         return LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
 
 
-def _draw(root: ET.Element, row: Finding, y: float, scale: _Scale) -> None:
+def _draw(root: ET.Element, row: Finding | Line, y: float, scale: _Scale) -> None:
     colour = LOWER if row.mean < 0 else HIGHER
     _text(root, row.name, 14, y + 4)
     count = len(row.differences)
@@ -91,7 +108,7 @@ def _draw(root: ET.Element, row: Finding, y: float, scale: _Scale) -> None:
     _text(root, f"{row.mean:+.4f}{_interval(row)}", WIDTH - RIGHT + 8, y + 4)
 
 
-def _interval(row: Finding) -> str:
+def _interval(row: Finding | Line) -> str:
     return "" if row.interval is None else f" {in_brackets(row.interval)}"
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from performance_tables import table as grid
 
+from benchmarks.evidence.forest import Line, forest
 from benchmarks.evidence.known_outcomes import outcome_rows
 from benchmarks.evidence.known_predictions import prediction_rows
 from benchmarks.evidence.known_rows import SHARES
-from benchmarks.evidence.known_tests import AUCS, contrast_at, found_by
+from benchmarks.evidence.known_tests import AUCS, MARGINS, contrast_at, found_by
 from sftmix.common.files import read_json
 from sftmix.compare.statistics import mean_sd
 from sftmix.quickstart.tasks import DETERMINISTIC
@@ -77,7 +78,7 @@ def _test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
             for share in map(int, shares)
         ]
         if rows:
-            yield from (f"{title}:", "")
+            yield from (f"{title}:", "", f"![{title}: paired differences](images/results/{_picture(figure)})", "")
             yield from grid(("corrupted", "contrast", "seeds", "mean, 95% interval", "p", "p (Holm)", "result"), rows)
     rows = [
         (f"{share}%", _name(contrast), _mean(each["corrupted"], "+.4f"), _mean(each["clean"], "+.4f"))
@@ -87,6 +88,30 @@ def _test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield from ("The two parts of the gap, not tested:", "")
         yield from grid(("corrupted", "contrast", "NLL of corrupted rows", "NLL of clean rows"), rows)
+
+
+def known_pictures(results: Path) -> dict[str, str]:
+    """Return file name -> SVG text of the tested figures of the finished tables."""
+    tests = read_json(path) if (path := results / "contrasts.json").exists() else {}
+    units = {"gap": "nats per token", "exact": "share of rows"}
+    made = {}
+    for figure, title in TITLES.items():
+        lines = [
+            Line(f"{share}%: {_name(contrast)}", _by_seed(each), each["mean"], each["interval"])
+            for contrast, shares in tests.get(figure, {}).items()
+            for share, each in shares.items()
+        ]
+        if lines:
+            made[_picture(figure)] = forest(title, lines, [], margin=MARGINS[figure], unit=units[figure])
+    return made
+
+
+def _picture(figure: str) -> str:
+    return f"known-truth-{figure}.svg"
+
+
+def _by_seed(each: Mapping[str, Any]) -> dict[int, float]:
+    return dict(zip(each["seeds"], each["differences"], strict=True))
 
 
 def _name(contrast: str) -> str:

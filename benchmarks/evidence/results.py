@@ -34,7 +34,7 @@ from benchmarks.evidence.findings import (  # noqa: E402
     simpler,
 )
 from benchmarks.evidence.forest import forest  # noqa: E402
-from benchmarks.evidence.known_lines import known_lines  # noqa: E402
+from benchmarks.evidence.known_lines import known_lines, known_pictures  # noqa: E402
 from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
 from benchmarks.evidence.predictions import outcomes  # noqa: E402
 from benchmarks.evidence.secondary import absolute_rows, paired_rows  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> None:
     parts = parts_of(tiers, pilots, options.results / "known-truth")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
-    made = pictures(tiers)
+    made = {**pictures(tiers), **known_pictures(options.results / "known-truth")}
     for old in set(PICTURES.glob("*.svg")) - {PICTURES / name for name in made}:
         old.unlink()
     for name, picture in made.items():
