@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.evidence.join import CONFIGURATION, join
+from benchmarks.evidence.run import run_table
 from benchmarks.evidence.tiers import read_tier
 from sftmix.cli import main
 from sftmix.common.errors import ConfigError
@@ -103,3 +104,11 @@ def test_a_run_that_was_begun_in_the_table_is_not_replaced(tmp_path: Path) -> No
     (tmp_path / "joined" / "SFTMix" / "seed-1").mkdir(parents=True)
     with pytest.raises(ConfigError, match="was begun there"):
         join([made], tmp_path / "joined")
+
+
+def test_a_run_that_no_part_could_replace_is_refused_before_hours_of_work(tmp_path: Path) -> None:
+    plan = read_tier("pilot-rate", tmp_path)
+    (tmp_path / "table" / plan.arms[0] / "seed-901").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="seed-901 was begun without parts"):
+        run_table(plan, tmp_path / "table", plan.seeds, 2, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
