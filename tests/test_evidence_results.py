@@ -88,6 +88,17 @@ def test_the_first_screen_of_the_readme_says_what_the_page_says():
     assert any(read_tier(name).complete for name in TITLES) != ("nothing is found yet" in words)
 
 
+def test_the_questions_have_the_figures_of_known_truth():
+    words = " ".join((results.ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
+    auc = read_json(RESULTS / "known-truth" / "contrasts.json")["auc"]
+    few, many = (
+        [f"{auc[s][n]['mean']:.0%}" for n in ("within_families", "deterministic", "all")] for s in ("10", "40")
+    )
+    assert f"in {few[0]} of the pairs" in words
+    assert f"in {few[1]} of those across kinds, and in {few[2]} where rows" in words
+    assert f"it was {many[0]}, {many[1]} and {many[2]}." in words
+
+
 def test_a_page_without_a_mark_is_refused():
     with pytest.raises(ValueError, match="made: tiers"):
         results.filled("# Results", {"tiers": "text"})
