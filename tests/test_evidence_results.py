@@ -95,7 +95,7 @@ def test_the_questions_have_the_figures_of_known_truth():
         [f"{auc[s][n]['mean']:.0%}" for n in ("within_families", "deterministic", "all")] for s in ("10", "40")
     )
     assert f"in {few[0]} of the pairs" in words
-    assert f"in {few[1]} of those across kinds, and in {few[2]} where rows" in words
+    assert f"in {few[1]} of the pairs with a right one of any kind, and in {few[2]} if rows" in words
     assert f"it was {many[0]}, {many[1]} and {many[2]}." in words
 
 
