@@ -123,7 +123,7 @@ def test_a_template_that_passes_the_trial_and_hangs_on_a_row(monkeypatch, record
     ):
         encoder.render([*[quick] * 9, slow], prompt=False)
     used = time.process_time() - started
-    assert 0.3 < used < 3
+    assert 0.2 < used < 3  # the timer counts ticks of the scheduler, and may see more of 0.3 s than the process had
     assert encoder.render([quick] * 2, prompt=False) == ["another"] * 2
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
     record_property(
