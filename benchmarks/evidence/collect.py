@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.losses import keep_losses  # noqa: E402
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
-from sftmix.common.files import sha256_file  # noqa: E402
+from sftmix.common.files import MANIFEST, read_json, sha256_file  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 from sftmix.compare.cells import has_diverged  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 TEXT = ("least_confident", "most_confident", "data", "model")
 """Entries of summary.json that hold text of rows, or names of this machine."""
 
@@ -58,12 +58,12 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
     halves  the variant whose split.parquet names the confident and the unconfident rows of each seed
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    plan = _read(table / "table.json")
+    plan = read_json(table / "table.json")
     _write(out / "table.json", _what_was_run(plan))
     kept = 0
     for run, variant, seed in _runs(table, plan):
         file = out / "runs" / f"{variant}-seed-{seed}.json"
-        if (run / "train" / "MANIFEST.json").exists() and (run / "summary.json").exists():
+        if (run / "train" / MANIFEST).exists() and (run / "summary.json").exists():
             _write(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
             kept += 1
         elif has_diverged(run):
@@ -90,7 +90,7 @@ def reduced(run: Path, split: Path) -> dict[str, Any]:
 
     split  names the halves; the NLL by half is left out where there is no such file
     """
-    summary = {k: v for k, v in _read(run / "summary.json").items() if k not in TEXT}
+    summary = {k: v for k, v in read_json(run / "summary.json").items() if k not in TEXT}
     summary["eval_nll_by_length"] = by_length(run / "train" / "eval.parquet")
     samples = {"before": run / "base" / "sample.parquet", "after": run / "train" / "sample.parquet"}
     if (confidence := run / "confidence" / "confidence.parquet").exists():
@@ -123,11 +123,6 @@ def by_half(path: Path, split: Path) -> dict[str, dict[str, float]]:
 def _group(nll_sum: np.ndarray, n_tokens: np.ndarray) -> dict[str, float]:
     tokens = int(n_tokens.sum())
     return {"rows": len(n_tokens), "tokens": tokens, "nll": float(nll_sum.sum()) / tokens}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
