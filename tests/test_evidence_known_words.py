@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.evidence.contrasts import Contrast
 from benchmarks.evidence.known_outcomes import Parts, of_auc, of_exact, of_gap
 from benchmarks.evidence.known_predictions import prediction_rows
-from benchmarks.evidence.known_tests import Contrast, contrasts
+from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.results import known_lines
 from sftmix.common.files import write_json
 from sftmix.quickstart.tasks import DETERMINISTIC

@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.evidence import results
-from benchmarks.evidence.findings import BEST, LAST, findings, meanings
+from benchmarks.evidence import results, tier_lines
+from benchmarks.evidence.findings import BEST, LAST, findings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.known_lines import known_pictures
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
+from benchmarks.evidence.meanings import meanings
 from benchmarks.evidence.pilots import pilot_lines
 from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
+from benchmarks.evidence.tier_lines import tier_pictures
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import read_json, write_json
 from sftmix.compare.statistics import Counts, interval_two_level
@@ -72,7 +74,7 @@ def test_the_page_and_the_pictures_are_what_the_collected_results_say():
     assert results.filled(page, results.parts_of(tiers, pilots, RESULTS / "known-truth")) == page, (
         "run python benchmarks/evidence/results.py"
     )
-    made = {**results.pictures(tiers), **known_pictures(RESULTS / "known-truth")}
+    made = {**tier_pictures(tiers), **known_pictures(RESULTS / "known-truth")}
     kept = {path.name: path.read_text(encoding="utf-8") for path in results.PICTURES.glob("*")}
     assert kept == made, "run python benchmarks/evidence/results.py"
     assert set(re.findall(r"images/results/([\w.-]+)", page)) == set(made)
@@ -112,7 +114,7 @@ def test_nothing_but_a_pilot_is_told_as_nothing_found(tmp_path):
     assert parts["predictions"].count("| - | not yet |") == parts["predictions"].count("tier ") == 26
     assert "| rate-5e-4 | 3.7500 | - | 3.7500 |" in parts["pilots"]
     assert "It chooses nothing yet" in parts["pilots"]
-    assert results.pictures(tiers) == {}
+    assert tier_pictures(tiers) == {}
 
 
 def test_a_finished_tier_has_its_tables_and_pictures(tmp_path):
@@ -123,7 +125,7 @@ def test_a_finished_tier_has_its_tables_and_pictures(tmp_path):
     assert "it helps at this size" in parts["state"]
     row = "| SFTMix − NTP | 10 | -0.0200 ± 0.0007 | [-0.0205, -0.0195] | seeds | 0.0020 | 0.0078 | 0.0009 |"
     assert f"{row} different: lower |" in parts["tiers"]
-    assert list(results.pictures(tiers)) == ["primary-last.svg", "primary-best.svg"]
+    assert list(tier_pictures(tiers)) == ["primary-last.svg", "primary-best.svg"]
 
 
 # ------------------------------------------------------------------------------------------ the rules
@@ -170,7 +172,7 @@ def test_an_unfinished_tier_has_no_interval_and_the_seeds_that_all_arms_have():
 
 def test_tiers_with_few_seeds_are_not_tested():
     made = tier("parts", {"MixupOnly": (0.05, 0.05)})
-    planned, _ = results._found(made, LAST)
+    planned, _ = tier_lines._found(made, LAST)
     assert {each.pair[0]: each.result for each in planned} == {
         "SFTMix": "equal within 0.01",
         "MixupOnly": "not tested",
@@ -202,7 +204,7 @@ def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
     told = list(meanings(made))
     assert "a gain" in told[0]
     assert told[1] == "The split: not to be told, as no seed has a figure of SFTMix and of LengthMatched."
-    assert list(results.pictures({"primary": made})) == ["primary-last.svg", "primary-best.svg"]
+    assert list(tier_pictures({"primary": made})) == ["primary-last.svg", "primary-best.svg"]
 
 
 def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_are_kept(tmp_path):
@@ -332,11 +334,11 @@ def test_lower_at_last_and_undecided_at_best_says_nothing_of_stopping_earlier():
 
 def test_a_tier_says_who_trained_it_and_if_the_references_were_the_same():
     made = tier("primary", {})
-    assert results._made_by(made).startswith(
+    assert tier_lines._made_by(made).startswith(
         "Trained by revision abc. The confidence of SFTMix is the same at all seeds"
     )
     made.runs["SFTMix"][2].update(git_revision="xyz", confidence_sha256="other")
-    assert results._made_by(made) == (
+    assert tier_lines._made_by(made) == (
         "**Trained by 2 revisions, where the plan asks for one: abc, xyz.** The confidence of SFTMix is of 2 kinds."
     )
 

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from performance_tables import table as grid  # noqa: E402
 
-from benchmarks.evidence.findings import in_brackets  # noqa: E402
+from benchmarks.evidence.contrasts import in_brackets  # noqa: E402
 from benchmarks.evidence.groups import Found, found_in, left_out, tested  # noqa: E402
 from benchmarks.evidence.losses import read_losses  # noqa: E402
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TESTED, TITLES, Pair, Tier, read_tier  # noqa: E402

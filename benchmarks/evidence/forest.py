@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.evidence.findings import MARGIN, Finding, in_brackets
+from benchmarks.evidence.contrasts import in_brackets
+from benchmarks.evidence.findings import MARGIN, Finding
 
 WIDTH, LEFT, RIGHT, ROW, TOP, FOOT = 900, 230, 225, 34, 52, 46
 INK, GREY, PALE, BAND = "#1b2430", "#7a828c", "#d5dae0", "#e4f0e4"

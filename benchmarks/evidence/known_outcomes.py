@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.known_tests import FOUND, TO_NTP, TO_RANDOM, Contrast, contrast_at, found_by
+from benchmarks.evidence.contrasts import SMALL, Contrast
+from benchmarks.evidence.known_tests import FOUND, TO_NTP, TO_RANDOM, contrast_at, found_by
 
 NO_FIGURE = ("not to be told", "no seed has a figure of both arms")
-SMALL = "real, too small to matter"
 UNDECIDED_PARTS = "which rows do it is undecided: the interval of neither part shows it"
 
 

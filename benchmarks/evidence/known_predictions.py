@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.evidence.findings import in_brackets
+from benchmarks.evidence.contrasts import in_brackets
 from benchmarks.evidence.known_tests import FOUND_WELL, TO_NTP, TO_RANDOM, contrast_at
 
 Tests = Mapping[str, Any]

@@ -1,14 +1,13 @@
-"""The planned tests of rows whose truth is known, and the words of their results."""
+"""The planned tests of rows whose truth is known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.findings import holm_of_planned
+from benchmarks.evidence.contrasts import Contrast, holm_of_planned
 from benchmarks.evidence.known_rows import SHARES
-from sftmix.compare.statistics import ALPHA, interval_seeds, mean_sd, sign_flip
+from sftmix.compare.statistics import interval_seeds, mean_sd, sign_flip
 
 Tables = Mapping[int, Mapping[str, Any]]
 """Share in percent -> the kept figures of its table."""
@@ -74,41 +73,6 @@ def _of(values: Sequence[float]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ results
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A tested contrast A - B: its mean, its 95% interval (None for one seed), p after Holm, the margin of equal."""
-
-    mean: float
-    interval: Sequence[float] | None
-    p_holm: float
-    margin: float
-
-    @property
-    def different(self) -> bool:
-        return self.p_holm <= ALPHA
-
-    @property
-    def direction(self) -> str:
-        return "lower" if self.mean < 0 else "higher"
-
-    @property
-    def equal(self) -> bool:
-        return self.interval is not None and -self.margin < self.interval[0] and self.interval[1] < self.margin
-
-    @property
-    def small(self) -> bool:
-        """True for a difference that is real, and too small to matter."""
-        return self.different and self.equal
-
-    @property
-    def result(self) -> str:
-        """The result in words."""
-        equal = f"equal within {self.margin}"
-        if self.different:
-            return f"different: {self.direction}" + (f", and {equal}: real, too small to matter" if self.equal else "")
-        return equal if self.equal else "undecided"
 
 
 def contrast_at(tests: Mapping[str, Any], figure: str, contrast: str, share: int) -> Contrast | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, findings, in_brackets
+from benchmarks.evidence.contrasts import in_brackets
+from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, findings
 from benchmarks.evidence.secondary import LOG_SPREAD, TEMPERATURE, relative
 from benchmarks.evidence.tiers import Figure, Tier
 from sftmix.compare.statistics import mean_sd

@@ -102,6 +102,11 @@ class Tier:
         return {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
 
 
+def listed(seeds: Sequence[int]) -> str:
+    """Return the seeds in words."""
+    return ", ".join(map(str, seeds)) or "none"
+
+
 def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
     """Return a planned table with what was collected of it, which may be nothing."""
     # Read as plain values: the components of a table take half a second, and nothing here asks for them.
