@@ -259,7 +259,7 @@ def test_a_table_tells_what_it_could_find_and_what_it_left_out(tmp_path):
     assert "`overfit` is unfinished (0 of 60 runs)." in text
     assert "11 questions are asked. The smallest p that 9 seeds can give is 0.0039." in text
     assert "it is 0.0430: could pass." in text
-    assert "`primary`, SFTMix − NTP, length: shortest (held-out): lower than in the other rows by 0.1" in text
+    assert "| `primary` | SFTMix − NTP | held-out | length: shortest: -0.1" in text
     assert f"| {SAMPLE} |" not in text
 
 

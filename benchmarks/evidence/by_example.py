@@ -112,10 +112,22 @@ def _came(found: Sequence[Found]) -> Iterator[str]:
     passed = [each for each in found if each.p_largest is not None and each.p_largest <= ALPHA]
     if not passed:
         yield "In no group is the difference shown to be another one than in the other rows."
-    for each in passed:
-        more = "higher" if each.mean_beyond > 0 else "lower"
-        where = f"`{each.table}`, {_name(each.pair)}, {each.group} ({each.rows})"
-        yield f"- {where}: {more} than in the other rows by {abs(each.mean_beyond):.4f}."
+        return
+    rows = []
+    for where in dict.fromkeys((each.table, each.pair, each.rows) for each in passed):
+        own = sorted(
+            (each for each in passed if (each.table, each.pair, each.rows) == where), key=lambda each: each.mean_beyond
+        )
+        table, pair, kind = where
+        lower, higher = (_groups([each for each in own if (each.mean_beyond < 0) is below]) for below in (True, False))
+        rows.append((f"`{table}`", _name(pair), kind, lower, higher))
+    yield "Groups in which the difference is another one than in the other rows, and by how much:"
+    yield ""
+    yield from grid(("table", "difference", "rows", "lower", "higher"), rows)
+
+
+def _groups(found: Sequence[Found]) -> str:
+    return "<br>".join(f"{each.group}: {each.mean_beyond:+.4f}" for each in found) or "-"
 
 
 _HEAD = (
