@@ -11,6 +11,7 @@ import yaml
 
 from sftmix.common.files import read_json
 from tests.conftest import Finished
+from tests.tiny import sftmix as in_a_process
 from tests.tiny import status
 
 Call = Callable[..., SimpleNamespace]
@@ -43,6 +44,19 @@ def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Ca
     assert (again.code, again.out.count("diverged before, and is not tried again")) == (0, 2)
     assert any(p.name == "metrics.jsonl" for p in before)
     assert all(p.stat().st_mtime_ns == made for p, made in before.items())
+
+
+@pytest.mark.slow
+def test_all_ranks_go_on_past_a_run_that_diverges(finished: Finished, tmp_path: Path) -> None:
+    """Rank 0 alone reads and notes how the run ended; a rank that went another way would wait for ever."""
+    wild = {"wild": {"objective": "NTP", "training.learning_rate": 1e30}, "NTP": {"objective": "NTP"}}
+    command = table_of(finished, wild, tmp_path, "[1]", "--reference.training.learning_rate", "0.01")
+    for told in ("diverged; the table goes on. variant wild, seed 1", "diverged before, and is not tried again"):
+        done = in_a_process(*command, ranks=2, cwd=tmp_path)
+        assert (done.returncode, done.stdout.count(told)) == (0, 1), done.stderr
+    table = read_json(tmp_path / "table" / "table.json")
+    assert (table["complete"], table["variants"]["wild"]["no_value"]) == (True, [1])
+    assert table["variants"]["NTP"]["metrics"]["eval_nll_after"]["seeds"] == 1
 
 
 @pytest.mark.slow
