@@ -29,7 +29,8 @@ from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
-from tests.toy import VOCABULARY, on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import VOCABULARY, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
 

@@ -12,7 +12,8 @@ import torch
 from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.types import Scores, Split
-from tests.tiny import Tiny, in_this_process, metrics, table, weights
+from tests.forked import done as on_ranks
+from tests.tiny import Tiny, in_this_process, make_tiny, metrics, table, weights
 
 
 def options(tiny: Tiny, *more: str) -> list[str]:
@@ -148,14 +149,10 @@ def test_a_continued_single_run_is_the_uninterrupted_one(keeping, tmp_path, sftm
 @pytest.mark.slow
 def test_two_ranks_keep_the_same_losses(tmp_path, sftmix):
     """In the first step all weights are still the same, so its examples must cost the same (no dropout)."""
-    from tests.tiny import make_tiny
-    from tests.tiny import sftmix as process
-
     tiny = make_tiny(tmp_path, dropout=0.0)
     words = ["run", *options(tiny, "--training.learning_rate", "1e-5"), "--out"]
     assert sftmix(*words, str(tmp_path / "1")).code == 0
-    done = process(*words, str(tmp_path / "2"), "--training.parallel", "fsdp", ranks=2)
-    assert done.returncode == 0, done.stderr
+    on_ranks([*words, str(tmp_path / "2"), "--training.parallel", "fsdp"], cwd=tmp_path, ranks=2)
     kept = [table(tmp_path / ranks / "train" / "online" / "epoch-000.parquet") for ranks in ("1", "2")]
     assert kept[0]["id"] == kept[1]["id"]
     assert kept[0]["n_tokens"] == kept[1]["n_tokens"]

@@ -21,6 +21,7 @@ from sftmix.pipeline.hold import Hold
 from sftmix.testing import check_callback
 from sftmix.trackers import TRACKERS, tracker_class
 from sftmix.trackers.rows import STAGES, Rows
+from tests.forked import done as on_ranks
 from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
 
@@ -253,8 +254,7 @@ def without_rates(rows: list[tuple[int, dict[str, float]]]) -> list[tuple[int, d
 def test_one_rank_of_two_writes(tiny, tmp_path):
     needs("tensorboard")
     run, words = tmp_path / "run", ["--training.max_steps", "2", "--callbacks+", "sftmix.trackers.TensorBoard"]
-    done = command("run", *tiny.options, *words, "--out", str(run), ranks=2)
-    assert done.returncode == 0, done.stderr
+    on_ranks(["run", *tiny.options, *words, "--out", "run"], cwd=tmp_path, ranks=2)
     assert len(list((run / "trackers" / "tensorboard").glob("events*"))) == 1
     assert_same("tensorboard", of_tensorboard(run)[0].rows, expected(run))
 

@@ -11,7 +11,7 @@ import yaml
 
 from sftmix.common.files import read_json
 from tests.conftest import Finished
-from tests.tiny import sftmix as in_a_process
+from tests.forked import done as on_ranks
 from tests.tiny import status
 
 Call = Callable[..., SimpleNamespace]
@@ -52,8 +52,7 @@ def test_all_ranks_go_on_past_a_run_that_diverges(finished: Finished, tmp_path: 
     wild = {"wild": {"objective": "NTP", "training.learning_rate": 1e30}, "NTP": {"objective": "NTP"}}
     command = table_of(finished, wild, tmp_path, "[1]", "--reference.training.learning_rate", "0.01")
     for told in ("diverged; the table goes on. variant wild, seed 1", "diverged before, and is not tried again"):
-        done = in_a_process(*command, ranks=2, cwd=tmp_path)
-        assert (done.returncode, done.stdout.count(told)) == (0, 1), done.stderr
+        assert on_ranks(command, cwd=tmp_path, ranks=2).count(told) == 1
     table = read_json(tmp_path / "table" / "table.json")
     assert (table["complete"], table["variants"]["wild"]["no_value"]) == (True, [1])
     assert table["variants"]["NTP"]["metrics"]["eval_nll_after"]["seeds"] == 1

@@ -35,8 +35,8 @@ from sftmix.compare.statistics import Counts, interval_two_level, sign_flip
 from sftmix.compare.table import build_table
 from sftmix.types import RowScores
 from tests.conftest import Finished
+from tests.forked import done as on_ranks
 from tests.tiny import ROOT, metrics, status
-from tests.tiny import sftmix as launch
 
 Call = Callable[..., SimpleNamespace]
 VARIANTS = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
@@ -374,8 +374,7 @@ def test_numbers_of_a_summary_get_dotted_names() -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_all_ranks_agree_on_what_is_adopted(finished: Finished, tmp_path: Path) -> None:
-    done = launch(*words(finished, tmp_path, more=(*SMALL[:-1], "[1]")), ranks=2)
-    assert done.returncode == 0, done.stderr
+    on_ranks(words(finished, tmp_path, more=(*SMALL[:-1], "[1]")), cwd=tmp_path, ranks=2)
     table = read_json(tmp_path / "table" / "table.json")
     assert set(table["variants"]["SFTMix"]["runs"][0]["adopted"]) == {"reference", "confidence", "split", "base"}
     assert [run["run"] for variant in table["variants"].values() for run in variant["runs"]] == list(CELLS[:2])

@@ -13,7 +13,8 @@ from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.config.read import read_config
 from sftmix.pipeline.rows import read_rows, tokenised_rows
-from tests.tiny import in_this_process, make_tiny, metrics, sftmix
+from tests.forked import done
+from tests.tiny import in_this_process, make_tiny, metrics
 
 pytestmark = pytest.mark.long
 
@@ -113,8 +114,7 @@ def test_ranks_together_have_the_figures_of_one(run, tmp_path, parallel):
         "--out",
         str(tmp_path / "run"),
     ]
-    done = sftmix(*words, ranks=2, cwd=run.parent)
-    assert done.returncode == 0, done.stderr
+    done(words, cwd=run.parent, ranks=2)
     ours, one = metrics(tmp_path / "run")[1], metrics(run)[1]
     names = [name for name in one if name.startswith("mixing_") and name != "mixing_seconds"]
     assert len(names) >= 4

@@ -21,7 +21,8 @@ from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.optimizer import build_optimizer
-from tests.toy import on_ranks, toy_model
+from tests.forked import on_ranks
+from tests.toy import toy_model
 from tests.trained import Trained, assert_exact, assert_near
 
 TRAINING = TrainingOptions(learning_rate=0.01, weight_decay=0.2, betas=(0.8, 0.95))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.distributed.agents import wait_until
+from tests.forked import free_port
 from tests.tiny import ROOT
-from tests.toy import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 

@@ -23,7 +23,8 @@ from sftmix.training.loop import Stage, TrainingLoop
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import micro_batches, normalise
 from tests.distributed.test_sharding import Collectives
-from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import FixedOrder, toy_model, toy_rows
 
 pytestmark = pytest.mark.slow
 

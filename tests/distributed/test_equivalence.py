@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftmix.cli import main
-from tests.tiny import STAGES, Tiny, make_tiny, metrics, sftmix, weights
+from tests.forked import SIGKILLED, done, ended
+from tests.tiny import STAGES, Tiny, in_this_process, make_tiny, metrics, weights
 
 
-def command(*words: str, ranks: int = 1, cwd: Path | None = None) -> None:
+def command(*words: str, cwd: Path, ranks: int = 1) -> None:
     """A command line that must succeed; of one rank in this process, which has the imports behind it."""
-    if ranks == 1:
-        assert main(list(words)) == 0
-        return
-    done = sftmix(*words, ranks=ranks, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    if ranks > 1:
+        done(words, cwd=cwd, ranks=ranks)
+    else:
+        assert in_this_process(*words, cwd=cwd).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def tiny(tmp_path_factory) -> Tiny:
 def one(tiny, tmp_path_factory) -> Path:
     """One process, uninterrupted: what all the others are compared with."""
     out = tmp_path_factory.mktemp("runs") / "one"
-    command("run", *tiny.options, "--out", str(out))
+    command("run", *tiny.options, "--out", str(out), cwd=out.parent)
     return out
 
 
@@ -42,12 +41,12 @@ def one(tiny, tmp_path_factory) -> Path:
 def run(tiny, one, tmp_path):
     """Train again from the same split, with other options."""
 
-    def again(name: str, *words: str, ranks: int = 1, cwd: Path | None = None) -> Path:
+    def again(name: str, *words: str, ranks: int = 1) -> Path:
         out = tmp_path / name
         if not out.exists():
             for stage in STAGES:
                 shutil.copytree(one / stage, out / stage)
-        command("run", *tiny.options, "--out", str(out), *words, ranks=ranks, cwd=cwd)
+        command("run", *tiny.options, "--out", str(out), *words, cwd=tmp_path, ranks=ranks)
         return out
 
     return again
@@ -88,7 +87,7 @@ def plain(tiny, one, tmp_path_factory) -> Tiny:
 @pytest.fixture(scope="module")
 def base(plain, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "base"
-    command("run", *plain.options, *SLOW, "--out", str(out))
+    command("run", *plain.options, *SLOW, "--out", str(out), cwd=out.parent)
     return out
 
 
@@ -116,7 +115,7 @@ def test_same_run_computed_in_another_way(plain, base, tmp_path, words, ranks):
     out = tmp_path / "other"
     for stage in STAGES:
         shutil.copytree(base / stage, out / stage)
-    command("run", *plain.options, *SLOW, "--out", str(out), *words, ranks=ranks)
+    command("run", *plain.options, *SLOW, "--out", str(out), *words, cwd=tmp_path, ranks=ranks)
     assert_close(base, out)
 
 
@@ -153,12 +152,12 @@ class KillOnce(Callback):
 '''
 
 
-def killed(place: Path, *words: str, ranks: int = 1) -> int:
-    """The exit code of a command with the callback above, in processes of its own; a second command lives on."""
+def killed(place: Path, *words: str, ranks: int = 1) -> list[int | None]:
+    """The exit codes of a command with the callback above, in processes of its own; a second command lives on."""
     (place / "killing.py").write_text(KILL)
-    ended = sftmix(*words, ranks=ranks, cwd=place)
-    assert list(place.glob("killed-*")), ended.stderr
-    return ended.returncode
+    it = ended(words, cwd=place, faults=[None] * ranks)
+    assert len(list(place.glob("killed-*"))) == ranks, it.printed
+    return it.codes
 
 
 @pytest.fixture
@@ -183,10 +182,10 @@ def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, her
     out = here / "killed"
     for stage in STAGES:
         shutil.copytree(one / stage, out / stage)
-    assert killed(here, "run", *tiny.options, "--out", str(out), *words, ranks=ranks) != 0
+    assert killed(here, "run", *tiny.options, "--out", str(out), *words, ranks=ranks) == [SIGKILLED] * ranks
     assert not (out / "train" / "model").exists()
     assert [m["step"] for m in metrics(out)][-1] < 12
-    resumed = run("killed", *words, ranks=ranks, cwd=here)
+    resumed = run("killed", *words, ranks=ranks)
     assert_equal(whole, resumed)
 
 
@@ -197,7 +196,7 @@ def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, here):
         shutil.copytree(one / stage, out / stage)
     words = ["--callbacks+", "killing.KillOnce", "--callbacks.stage", "train"]
     words += ["--callbacks.step", "5", "--callbacks.signal", "15"]
-    assert killed(here, "run", *tiny.options, "--out", str(out), *words) == 143
+    assert killed(here, "run", *tiny.options, "--out", str(out), *words) == [143]
     assert (out / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
     resumed = run("stopped", *words)
     assert_equal(one, resumed)
@@ -208,8 +207,8 @@ def test_a_kill_while_the_reference_is_trained_and_scored(tiny, one, here):
     out = here / "killed"
     words = ["run", *tiny.options, "--out", str(out), "--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
     words += ["--callbacks.stage", "reference", "--callbacks.step", "7", "--callbacks.signal", "9"]
-    assert killed(here, *words) != 0
-    command(*words)
+    assert killed(here, *words) == [SIGKILLED]
+    command(*words, cwd=here)
     same = "confidence/dynamics.parquet"
     assert (out / same).read_bytes() == (one / same).read_bytes()
     assert_equal(one, out)

@@ -29,7 +29,7 @@ from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.models import load_for_run
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
-from tests.toy import on_ranks
+from tests.forked import on_ranks
 
 LLAMA: dict[str, Any] = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftmix.common.world import World
 from sftmix.options import LoraOptions
 from tests.distributed.test_loading import LLAMA, sharded
-from tests.toy import on_ranks
+from tests.forked import on_ranks
 
 pytestmark = [
     pytest.mark.slow,

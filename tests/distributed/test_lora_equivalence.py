@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import STAGES, Tiny, make_tiny, metrics, sftmix
+from tests.forked import done
+from tests.tiny import STAGES, Tiny, in_this_process, make_tiny, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +28,7 @@ def plain(tmp_path_factory) -> Tiny:
 @pytest.fixture(scope="module")
 def one(plain, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"
-    done = sftmix("run", *plain.options, *OPTIONS, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    assert in_this_process("run", *plain.options, *OPTIONS, "--out", "one", cwd=out.parent).returncode == 0
     return out
 
 
@@ -49,8 +49,7 @@ def from_the_same_split(one: Path, out: Path) -> Path:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_train_the_adapters_of_one(plain, one, tmp_path, parallel):
     out = from_the_same_split(one, tmp_path / parallel)
-    done = sftmix("run", *plain.options, *OPTIONS, "--training.parallel", parallel, "--out", str(out), ranks=2)
-    assert done.returncode == 0, done.stderr
+    done(["run", *plain.options, *OPTIONS, "--training.parallel", parallel, "--out", parallel], cwd=tmp_path, ranks=2)
     assert losses(one) == pytest.approx(losses(out), abs=3e-6)
     left, right = adapters(one), adapters(out)
     assert left.keys() == right.keys()
@@ -60,16 +59,14 @@ def test_two_ranks_train_the_adapters_of_one(plain, one, tmp_path, parallel):
 def test_a_run_continued_on_other_ranks_is_the_same(plain, one, tmp_path):
     """Two fsdp ranks leave a checkpoint after step 4, one process loads it and goes on."""
     out = from_the_same_split(one, tmp_path / "cut")
-    words = ["run", *plain.options, *OPTIONS, "--out", str(out)]
-    assert sftmix(*words, "--training.parallel", "fsdp", ranks=2).returncode == 0
+    words = ["run", *plain.options, *OPTIONS, "--out", "cut"]
+    done([*words, "--training.parallel", "fsdp"], cwd=tmp_path, ranks=2)
     shutil.rmtree(out / "train" / "model")
     shutil.rmtree(out / "train" / "checkpoints" / "step-00000006")
     for name in ("MANIFEST.json", "figures.json"):
         (out / "train" / name).unlink()
     manifest = json.loads((out / "train" / "checkpoints" / "step-00000004" / "MANIFEST.json").read_text())
     assert len([name for name in manifest["files"] if name.endswith(".safetensors")]) == 2  # a shard of each rank
-    done = sftmix(*words)
-    assert done.returncode == 0, done.stderr
-    assert "train: resuming after step 4 of 6" in done.stdout
+    assert "train: resuming after step 4 of 6" in in_this_process(*words, cwd=tmp_path).stdout
     left, right = adapters(one), adapters(out)
     assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-5

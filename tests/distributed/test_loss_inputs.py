@@ -23,7 +23,8 @@ from sftmix.functional import SFTLoss, sft_loss
 from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.training.loop import Stage, TrainingLoop
-from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import FixedOrder, toy_model, toy_rows
 
 pytestmark = pytest.mark.slow
 

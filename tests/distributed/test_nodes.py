@@ -16,9 +16,9 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.world import World
 from sftmix.pipeline import shared
 from tests.distributed.agents import Agent, start_agent, wait_until
-from tests.faults.processes import done, from_split, words_of
+from tests.faults.runs import from_split, words_of
+from tests.forked import done, free_port, on_ranks
 from tests.tiny import Tiny, make_tiny, metrics, status
-from tests.toy import free_port, on_ranks
 
 BUILDS = """
 import os, sys

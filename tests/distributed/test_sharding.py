@@ -19,7 +19,8 @@ from sftmix.components import SFTMix
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import wrap
 from sftmix.training.step import normalise
-from tests.toy import on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forked import free_port
 from tests.tiny import ROOT, SHORT, make_tiny, status
-from tests.toy import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

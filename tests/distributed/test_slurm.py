@@ -11,9 +11,9 @@ import pytest
 
 from tests.distributed.agents import wait_until
 from tests.distributed.cluster import Cluster, missing
-from tests.faults.processes import assert_same, done, from_split, words_of
+from tests.faults.runs import assert_same, from_split, words_of
+from tests.forked import done, free_port
 from tests.tiny import ROOT, Tiny, make_tiny
-from tests.toy import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from tests.forked import free_port
 from tests.tiny import ROOT
-from tests.toy import free_port
 
 ENDINGS = """
 import os, sys

@@ -28,7 +28,8 @@ from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
 from sftmix.types import Batch, Plan
 from tests.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, batch, gpus, segment, small_llama
-from tests.toy import on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import toy_model, toy_rows
 
 SHORT, LONG = segment(1, 2), segment(8, 64)
 ENDS = 2 * VOCABULARY * WIDTH + WIDTH

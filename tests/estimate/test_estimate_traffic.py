@@ -27,7 +27,8 @@ from sftmix.training.parallel import recompute_activations, wrap
 from sftmix.training.scoring import Scorer, scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.estimate.configs import batch, gpus, segment, small_llama
-from tests.toy import on_ranks, toy_rows
+from tests.forked import on_ranks
+from tests.toy import toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import done, words_of
+from tests.faults.runs import words_of
+from tests.forked import done
 from tests.tiny import Tiny, make_tiny
 
 

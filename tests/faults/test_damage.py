@@ -15,7 +15,8 @@ from sftmix.common.files import verify_directory
 from sftmix.common.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from tests.faults.mines import KillAt
-from tests.faults.processes import SIGKILLED, assert_same, done, ended, from_split, words_of
+from tests.faults.runs import assert_same, from_split, words_of
+from tests.forked import SIGKILLED, done, ended
 from tests.tiny import Tiny
 
 OLDER, NEWEST = "step-00000009", "step-00000012"

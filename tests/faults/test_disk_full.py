@@ -15,9 +15,9 @@ from sftmix.common.errors import NoSpaceError
 from sftmix.common.files import verify_directory
 from sftmix.common.world import World
 from sftmix.training.log import MetricsLog
-from tests.faults.processes import Ended, assert_same, checkpoints, done, ended, from_split, words_of
+from tests.faults.runs import assert_same, checkpoints, from_split, words_of
+from tests.forked import Ended, done, ended, on_ranks
 from tests.tiny import Tiny, status
-from tests.toy import on_ranks
 
 FILL = '''
 import shutil

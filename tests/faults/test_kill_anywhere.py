@@ -10,19 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.mines import KillAt
-from tests.faults.processes import (
-    PHASES,
-    SIGKILLED,
-    assert_little_is_lost,
-    assert_same,
-    done,
-    ended,
-    from_split,
-    leftovers,
-    start,
-    steps,
-    words_of,
-)
+from tests.faults.runs import PHASES, assert_little_is_lost, assert_same, from_split, leftovers, steps, words_of
+from tests.forked import SIGKILLED, done, ended, start
 from tests.tiny import Tiny
 
 AFTER_SPLIT = ("training", "measuring")

@@ -15,18 +15,8 @@ import pytest
 
 from sftmix.common.files import verify_directory
 from tests.faults.mines import CopyingRename, Failing, KillAt, Record
-from tests.faults.processes import (
-    SIGKILLED,
-    Ended,
-    assert_same,
-    checkpoints,
-    done,
-    ended,
-    from_split,
-    leftovers,
-    steps,
-    words_of,
-)
+from tests.faults.runs import assert_same, checkpoints, from_split, leftovers, steps, words_of
+from tests.forked import SIGKILLED, Ended, done, ended
 from tests.tiny import Tiny
 
 SAVES = "train/checkpoints"

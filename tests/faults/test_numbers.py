@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.processes import checkpoints, ended, from_split, words_of
+from tests.faults.runs import checkpoints, from_split, words_of
+from tests.forked import ended
 from tests.tiny import Tiny, metrics
 
 BROKEN = '''

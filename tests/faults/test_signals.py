@@ -16,7 +16,8 @@ from sftmix.common.errors import Stopped
 from sftmix.training.log import StopSignal
 from tests.distributed.test_launcher import gone
 from tests.faults.mines import KillAt, KillIn
-from tests.faults.processes import assert_same, checkpoints, done, ended, from_split, start, steps, words_of
+from tests.faults.runs import assert_same, checkpoints, from_split, steps, words_of
+from tests.forked import done, ended, start
 from tests.tiny import Tiny, sftmix, status
 
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)

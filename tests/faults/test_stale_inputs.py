@@ -11,7 +11,8 @@ import pytest
 
 from sftmix.quickstart.model import CHAT_TEMPLATE
 from tests.faults.mines import KillAt
-from tests.faults.processes import SIGKILLED, ended, words_of
+from tests.faults.runs import words_of
+from tests.forked import SIGKILLED, ended
 from tests.tiny import Tiny, contents
 
 

@@ -15,17 +15,17 @@ import pytest
 from tests.distributed.agents import wait_until
 from tests.distributed.test_launcher import gone
 from tests.faults.mines import KillIn, everyone, launcher
-from tests.faults.processes import (
+from tests.faults.runs import (
     PHASES,
     assert_little_is_lost,
     assert_same,
     checkpoints,
-    done,
     from_split,
     leftovers,
     steps,
     words_of,
 )
+from tests.forked import done
 from tests.tiny import Tiny, contents, sftmix, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

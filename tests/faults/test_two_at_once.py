@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.files import verify_directory
 from sftmix.pipeline.export import export_run
-from tests.faults.processes import Job, assert_same, start, words_of
+from tests.faults.runs import assert_same, words_of
+from tests.forked import Job, start
 from tests.tiny import Tiny
 
 AWAY = 15.0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.mines import KillAt
-from tests.faults.processes import EVERY, SIGKILLED, digest, ended, from_split, steps, words_of
+from tests.faults.runs import EVERY, digest, from_split, steps, words_of
+from tests.forked import SIGKILLED, ended
 from tests.tiny import Tiny, make_tiny, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -14,7 +14,8 @@ from sftmix.common.world import World
 from sftmix.model.adapters import add_adapters
 from sftmix.options import LoraOptions
 from sftmix.training.checkpoint import CheckpointStore
-from tests.toy import on_ranks, toy_model
+from tests.forked import on_ranks
+from tests.toy import toy_model
 from tests.trained import Trained, assert_exact, assert_near
 
 EVERYWHERE = ["c_attn", "c_fc", "wte", "lm_head"]

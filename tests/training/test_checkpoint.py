@@ -23,7 +23,8 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.scoring import Scorer
-from tests.toy import FixedOrder, logged, on_ranks, toy_model
+from tests.forked import on_ranks
+from tests.toy import FixedOrder, logged, toy_model
 from tests.trained import DATA, Trained, assert_exact
 
 

@@ -18,8 +18,9 @@ from sftmix.components import SFTMix
 from sftmix.options import TrainingOptions
 from sftmix.training.parallel import decoder_layers, training_module
 from sftmix.training.step import normalise
+from tests.forked import on_ranks
 from tests.tiny import sftmix
-from tests.toy import on_ranks, toy_model, toy_rows
+from tests.toy import toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
 UNITS: list[list[Unit]] = [[(Slot(0), Slot(1)), (Slot(2),)], [(Slot(3), Slot(0)), (Slot(1),)]]

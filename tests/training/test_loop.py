@@ -24,7 +24,8 @@ from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
 from tests.distributed.test_sharding import Collectives
-from tests.toy import logged, on_ranks, toy_model, toy_rows, toy_stage
+from tests.forked import on_ranks
+from tests.toy import logged, toy_model, toy_rows, toy_stage
 from tests.training.test_step import naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 4), (6, 2)])

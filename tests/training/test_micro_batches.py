@@ -23,7 +23,8 @@ from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
-from tests.toy import FixedOrder, on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import FixedOrder, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])

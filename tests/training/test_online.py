@@ -15,7 +15,8 @@ from sftmix.components.base import Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.loop import Stage, TrainingLoop
 from sftmix.training.online import OnlineLosses
-from tests.toy import VOCABULARY, FixedOrder, on_ranks, toy_model, toy_rows
+from tests.forked import on_ranks
+from tests.toy import VOCABULARY, FixedOrder, toy_model, toy_rows
 
 SIZES = [(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)]
 DATA = toy_rows(SIZES, vocabulary=VOCABULARY - 1)

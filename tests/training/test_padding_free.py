@@ -24,9 +24,10 @@ from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches, normalise
+from tests.forked import on_ranks
 from tests.test_attention import FAMILIES, LEAKY, build
 from tests.test_models import TINY
-from tests.toy import on_ranks, toy_model, toy_rows
+from tests.toy import toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),), (Slot(6),)]

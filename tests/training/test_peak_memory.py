@@ -12,7 +12,7 @@ import pytest
 from sftmix.common.world import World
 from sftmix.pipeline.context import RunContext
 from sftmix.training.log import PeakMemory
-from tests.toy import on_ranks
+from tests.forked import on_ranks
 
 MB = 2**20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
