@@ -294,9 +294,12 @@ def test_secondary_figures_are_paired_by_seed():
     made = tier("primary", {})
     for s, run in made.runs["SFTMix"].items():
         run["confidence_std"]["log_after"] = 2.0 * (0.9 + 0.001 * s)
+        run["eval_nll_by_length"][3]["nll"] += 0.5
     rows = {name: dict(zip(made.arms[1:], cells, strict=True)) for name, *cells in paired_rows(made)}
     assert rows["sd of log confidence"]["SFTMix"] == "-9.4% ± 0.3%"
+    assert rows["NLL, longest quarter"]["SFTMix"].startswith("+0.5000 ± ")
     assert rows["NLL, longest quarter"]["RandomSplit"] == "+0.0000 ± 0.0000"
+    assert "best epoch, from 1" not in rows  # the same in all arms
     absolute = {name: cells for name, *cells in absolute_rows(made)}
     assert absolute["best epoch, from 1"][0] == "2.0 ± 0.0"
     assert absolute["sample of training rows, confident: after"][0] == "2.0000 ± 0.0000"

@@ -82,14 +82,17 @@ def absolute_rows(tier: Tier) -> Iterator[Sequence[str]]:
 
 
 def paired_rows(tier: Tier) -> Iterator[Sequence[str]]:
-    """Yield name, then mean ± standard deviation of the paired difference, or ratio, of each arm to the baseline."""
+    """Yield name, then mean ± standard deviation of the paired difference, or ratio, of each arm to the baseline.
+
+    A figure that no arm changes at any seed, such as a loss before training, has no row.
+    """
     arms = [arm for arm in tier.arms if arm != tier.baseline]
     for each in SECONDARY:
         if each.ratio:
             values = [relative(tier, arm, each.figure) for arm in arms]
         else:
             values = [list(tier.differences((arm, tier.baseline), each.figure).values()) for arm in arms]
-        if any(values):
+        if any(map(any, values)):
             yield (each.name, *(_spread(found, "+.1%" if each.ratio else f"+,.{each.digits}f") for found in values))
 
 

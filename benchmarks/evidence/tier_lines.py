@@ -33,7 +33,8 @@ def tier_lines(tier: Tier) -> Iterator[str]:
     yield from ("#### Secondary endpoints", "", "Mean ± standard deviation over the seeds.", "")
     yield from grid(("figure", *tier.arms), list(absolute_rows(tier)))
     others = [arm for arm in tier.arms if arm != tier.baseline]
-    yield f"Minus {tier.baseline}, paired by seed (a spread: over {tier.baseline}'s, minus 1); not tested."
+    base = tier.baseline
+    yield f"Minus {base}, paired by seed (a spread: over {base}'s, minus 1), of what differs at all; not tested."
     yield ""
     yield from grid(("figure", *others), list(paired_rows(tier)))
 
