@@ -87,10 +87,16 @@ def test_the_first_screen_of_the_readme_says_what_the_page_says():
     assert f"AUC {found['10']:.2f} where 10% of them are wrong, {found['40']:.2f} where 40% are" in words
     undecided = [each for name in ("gap", "exact") for each in tests[name]["SFTMix - NTP"].values()]
     assert all(each["p_holm"] > 0.05 for each in undecided) == ("was not shown to keep" in words)
-    assert any(read_tier(name).complete for name in TITLES) != ("nothing is found yet" in words)
+    to_ntp, *others = findings(read_tier("primary"), LAST, PLANNED, tested=True)
+    assert to_ntp.interval
+    mean, low, high = (f"{figure:+.4f}" for figure in (to_ntp.mean, *to_ntp.interval))
+    assert f"minus NTP: {mean} nats per token, 95% interval {low} to {high}, ten seeds" in words
+    equal = all(each.equal for each in (to_ntp, *others))
+    assert equal == ("with random halves or without the mixing: no part of the recipe was seen to help" in words)
+    assert read_tier("overfit").complete != ("overfits is still being run" in words)
 
 
-def test_the_questions_have_the_figures_of_known_truth():
+def test_the_questions_have_the_figures_of_the_study():
     words = " ".join((results.ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
     auc = read_json(RESULTS / "known-truth" / "contrasts.json")["auc"]
     few, many = (
@@ -99,6 +105,10 @@ def test_the_questions_have_the_figures_of_known_truth():
     assert f"in {few[0]} of the pairs" in words
     assert f"in {few[1]} of the pairs with a right one of any kind, and in {few[2]} if rows" in words
     assert f"it was {many[0]}, {many[1]} and {many[2]}." in words
+    arms = [(arm, "NTP") for arm in ("SFTMix", "RandomSplit", "DecomposedMixup")]
+    off = [each.mean for each in findings(read_tier("primary"), LAST, arms, tested=False)]
+    assert (max(map(abs, off)) < 0.0015) == ("to about a thousandth of a nat" in words)
+    assert read_tier("overfit").complete != ("overfits is still being run" in words)
 
 
 def test_a_page_without_a_mark_is_refused():

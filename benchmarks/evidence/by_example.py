@@ -114,10 +114,9 @@ def _came(found: Sequence[Found]) -> Iterator[str]:
         yield "In no group is the difference shown to be another one than in the other rows."
         return
     rows = []
-    for where in dict.fromkeys((each.table, each.pair, each.rows) for each in passed):
-        own = sorted(
-            (each for each in passed if (each.table, each.pair, each.rows) == where), key=lambda each: each.mean_beyond
-        )
+    for where in dict.fromkeys((each.table, each.pair, each.rows) for each in found):
+        own = [each for each in passed if (each.table, each.pair, each.rows) == where]
+        own.sort(key=lambda each: each.mean_beyond)
         table, pair, kind = where
         lower, higher = (_groups([each for each in own if (each.mean_beyond < 0) is below]) for below in (True, False))
         rows.append((f"`{table}`", _name(pair), kind, lower, higher))
@@ -127,7 +126,7 @@ def _came(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _groups(found: Sequence[Found]) -> str:
-    return "<br>".join(f"{each.group}: {each.mean_beyond:+.4f}" for each in found) or "-"
+    return "<br>".join(f"{each.group}: {each.mean_beyond:+.4f}" for each in found) or "none"
 
 
 _HEAD = (
