@@ -87,7 +87,8 @@ def start(
     """Start a command with one rank for each entry of `faults`, which is done to it first."""
     file = cwd / log
     file.unlink(missing_ok=True)
-    return Job(_forked(_command, [(list(words), str(cwd), str(file), fault) for fault in faults]), file)
+    given = [(list(words), str(cwd), str(file), fault) for fault in faults]
+    return Job(_forked(_command, given, world=len(given) > 1), file)
 
 
 def ended(words: Sequence[str], *, cwd: Path, faults: Sequence[Fault | None] = (None,)) -> Ended:
@@ -105,7 +106,7 @@ def done(words: Sequence[str], *, cwd: Path, ranks: int = 1) -> str:
 
 def on_ranks(work: Callable[..., None], *words: object, ranks: int = 2) -> None:
     """Call a module-level `work(world, *words)` on so many ranks (gloo); an error of any fails the test."""
-    processes = _forked(_work, [(work.__module__, work.__name__, words)] * ranks)
+    processes = _forked(_work, [(work.__module__, work.__name__, words)] * ranks, world=True)
     for process in processes:
         process.join(120)
     codes = [process.exitcode for process in processes]
@@ -128,15 +129,20 @@ def free_port() -> int:
     raise RuntimeError(f"no free port in {start}..{start + 499}")
 
 
-def _forked(target: Callable[..., None], given: Sequence[tuple[object, ...]]) -> list[multiprocessing.Process]:
-    """Start `target(*words)` in one process for each entry of `given`; several are the ranks of one world."""
+def _forked(
+    target: Callable[..., None], given: Sequence[tuple[object, ...]], *, world: bool
+) -> list[multiprocessing.Process]:
+    """Start `target(*words)` in one process for each entry of `given`.
+
+    world  if True, they have what torchrun gives to ranks, one alone, too
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     names = {"WORLD_SIZE": len(given), "LOCAL_WORLD_SIZE": len(given), "MASTER_ADDR": "localhost"}
     names |= {"MASTER_PORT": free_port()}
     processes = []
     for rank, words in enumerate(given):
-        own = {**names, "RANK": rank, "LOCAL_RANK": rank} if len(given) > 1 else {}
+        own = {**names, "RANK": rank, "LOCAL_RANK": rank} if world else {}
         environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
         processes.append(context.Process(target=_begin, args=(environment, target, words)))
     for process in processes:
