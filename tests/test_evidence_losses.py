@@ -252,7 +252,7 @@ def test_a_table_tells_what_it_could_find_and_what_it_left_out(tmp_path):
     keep_losses([others], tmp_path / "made" / "SFTMix", tmp_path / "primary" / "losses")
     tiers |= {"overfit": read_tier("overfit", Path("nowhere"))}
     text = "\n".join(example_lines(tiers, tmp_path))
-    assert "**Exploratory: no plan named these groups" in text
+    assert "**Exploratory: no plan named these tests" in text
     assert "`primary`, SFTMix − NTP: left out, since their losses were not kept: seeds 4." in text
     assert "left out, since some seed lacks their rows: confidence: least confident (training sample); " in text
     assert "`primary`, SFTMix − RandomSplit: left out, since their losses were not kept: seeds 1, 2, " in text

@@ -3,7 +3,7 @@
     python benchmarks/evidence/by_example.py
     python benchmarks/evidence/by_example.py --tables primary --pair SFTMix NTP --out differences.json
 
-It is exploratory: no plan named these groups. It reads the losses of single examples that collect.py kept of finished
+It is exploratory: no plan named these tests. It reads the losses of single examples that collect.py kept of finished
 tables, on the held-out rows and on the sample of training rows that every run measures, and asks two things of each
 group of rows (groups.py): how large the difference between the arms is in the group, and how much larger or smaller it
 is there than in all other rows. Only the second tells where a difference is, and only the second is tested.
@@ -81,7 +81,8 @@ def _lines(found: Sequence[Found], notes: Sequence[str]) -> Iterator[str]:
     if not found:
         yield "**Exploratory**, and nothing to tell yet: " + "; ".join(note.rstrip(".") for note in notes) + "."
         return
-    yield "**Exploratory: no plan named these groups, so nothing here is a result of the study.**"
+    yield "**Exploratory: no plan named these tests, so nothing here is a result of the study.**"
+    yield "Lengths of the held-out rows and halves of the sample are secondary endpoints, planned to be described."
     yield from _power(found)
     yield ""
     yield from _came(found)
@@ -126,7 +127,7 @@ def _came(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _groups(found: Sequence[Found]) -> str:
-    return "<br>".join(f"{each.group}: {each.mean_beyond:+.4f}" for each in found) or "none"
+    return "<br>".join(f"{each.group}: {each.mean_beyond:+.4f}" for each in found) or "none shown"
 
 
 _HEAD = (

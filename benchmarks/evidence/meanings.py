@@ -29,7 +29,9 @@ def meanings(tier: Tier) -> Iterator[str]:
             yield f"{subject}: not to be told, as no seed has a figure of SFTMix and of {lacking[0]}."
         else:
             own = {other: both[other] for other in others}
-            yield f"{subject}: {told(own)}{_fewer_seeds(tier, own)}."
+            yield f"{subject}: {told(own)}{_fewer_seeds(tier, own)}{_nothing_to_explain(both, others[-1])}."
+    if all(tier.values(arm, LAST.figure) == tier.values(arm, BEST.figure) for arm in tier.arms):
+        yield "The last evaluation was the best one in all runs: nothing is shown of stopping earlier."
 
 
 def _fewer_seeds(tier: Tier, both: Both) -> str:
@@ -87,6 +89,13 @@ def _real(*ends: Finding) -> str:
     """Return that differences inside the margin are real, where some are."""
     real = sorted({end.direction for end in ends if end.different})
     return f" (also different, {' and '.join(real)}: {SMALL})" if real else ""
+
+
+def _nothing_to_explain(both: Both, other: str) -> str:
+    """Return a caveat on what does it, the weights of the tokens or the mixing, where SFTMix is equal to NTP."""
+    if other != "DecomposedMixup" or not all(end.equal for end in (*both.get("NTP", ()), *both[other])):
+        return ""
+    return " (there is no difference to NTP to explain)" if "NTP" in both else ""
 
 
 def _each(both: Both) -> str:

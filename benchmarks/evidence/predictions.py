@@ -37,8 +37,9 @@ def outcomes(tiers: Tiers) -> Iterator[Outcome]:
     for other in ("RandomSplit", "LengthMatched", "DecomposedMixup"):
         for end in ENDPOINTS:
             yield _equal(2, first, other, end)
-    for end in ENDPOINTS:
-        yield _nearer(first, end)
+    for tier in (first, second):
+        for end in ENDPOINTS:
+            yield _nearer(tier, end)
     yield _between(4, first, "LabelSmoothing − NTP", LAST, 0, None)
     yield _lower_temperature(first)
     yield _between(5, second, "SFTMix − NTP", LAST, -0.15, -0.05)
