@@ -244,8 +244,22 @@ def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_a
     [
         ({"SFTMix": (-0.02, -0.02)}, ["a gain", "lower than both controls", "mixing itself"]),
         ({"SFTMix": (-0.02, 0.03)}, ["it regularises.*higher at best: it hurts there", "undecided", "undecided"]),
-        ({}, ["equal at both", "the confidence of the split has no part", "do it.*there is no difference to NTP"]),
-        ({"NTP": (-0.02, -0.02)}, ["higher at last: it hurts there; higher at best", "no part", "not the mixing.$"]),
+        (
+            {},
+            [
+                "equal at both",
+                "the confidence of the split has no part",
+                "the weights of the tokens do it, not the mixing .there is no difference to NTP to explain",
+            ],
+        ),
+        (
+            {"NTP": (-0.02, -0.02)},
+            [
+                "higher at last: it hurts there; higher at best",
+                "no part",
+                "the weights of the tokens do it, not the mixing.$",
+            ],
+        ),
         ({"SFTMix": (0.0, -0.02)}, ["a difference at one endpoint is no gain", "undecided", "undecided"]),
         ({"RandomSplit": (0.02, 0.02)}, ["equal at both", "undecided", "the weights"]),
         (
@@ -262,7 +276,7 @@ def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_a
 def test_what_each_outcome_means(off, told):
     """Of differences inside the margin nothing is called a gain, and nothing undecided is called equal."""
     made = list(meanings(tier("primary", off)))
-    for sentence, words in zip(made, told, strict=False):
+    for sentence, words in zip(made[:3], told, strict=True):
         assert re.search(words, sentence), sentence
     both_are_one = all(last == best for last, best in off.values())
     told_once = ["The last evaluation was the best one in all runs: nothing is shown of stopping earlier."]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from benchmarks.evidence.contrasts import SMALL
 from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, MARGIN, Finding, findings
@@ -22,14 +23,14 @@ def meanings(tier: Tier) -> Iterator[str]:
     for subject, others, told in (
         ("SFTMix to NTP", ("NTP",), _to_ntp),
         ("The split", ("RandomSplit", "LengthMatched"), _of_the_split),
-        ("SFTMix to DecomposedMixup", ("DecomposedMixup",), _of_the_mixing),
+        ("SFTMix to DecomposedMixup", ("DecomposedMixup",), partial(_of_the_mixing, to_ntp=both.get("NTP", ()))),
     ):
         lacking = [other for other in others if other not in both]
         if lacking:
             yield f"{subject}: not to be told, as no seed has a figure of SFTMix and of {lacking[0]}."
         else:
             own = {other: both[other] for other in others}
-            yield f"{subject}: {told(own)}{_fewer_seeds(tier, own)}{_nothing_to_explain(both, others[-1])}."
+            yield f"{subject}: {told(own)}{_fewer_seeds(tier, own)}."
     if all(tier.values(arm, LAST.figure) == tier.values(arm, BEST.figure) for arm in tier.arms):
         yield "The last evaluation was the best one in all runs: nothing is shown of stopping earlier."
 
@@ -70,10 +71,13 @@ def _of_the_split(both: Both) -> str:
     return f"undecided, as not all are alike: {_each(both)}"
 
 
-def _of_the_mixing(both: Both) -> str:
+def _of_the_mixing(both: Both, to_ntp: Sequence[Finding]) -> str:
+    """Return the result of SFTMix against the same weights without mixing, which explain nothing where NTP is equal."""
     last, best = both["DecomposedMixup"]
     if last.equal and best.equal:
-        return f"equal{_real(last, best)}; the weights of the tokens do it, not the mixing"
+        nothing = bool(to_ntp) and all(end.equal for end in to_ntp)
+        caveat = " (there is no difference to NTP to explain)" if nothing else ""
+        return f"equal{_real(last, best)}; the weights of the tokens do it, not the mixing{caveat}"
     if last.lower and best.lower:
         return "lower; mixing itself adds something"
     if last.higher and best.higher:
@@ -89,13 +93,6 @@ def _real(*ends: Finding) -> str:
     """Return that differences inside the margin are real, where some are."""
     real = sorted({end.direction for end in ends if end.different})
     return f" (also different, {' and '.join(real)}: {SMALL})" if real else ""
-
-
-def _nothing_to_explain(both: Both, other: str) -> str:
-    """Return a caveat on what does it, the weights of the tokens or the mixing, where SFTMix is equal to NTP."""
-    if other != "DecomposedMixup" or not all(end.equal for end in (*both.get("NTP", ()), *both[other])):
-        return ""
-    return " (there is no difference to NTP to explain)" if "NTP" in both else ""
 
 
 def _each(both: Both) -> str:
