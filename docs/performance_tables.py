@@ -5,7 +5,7 @@ Each takes a result and yields lines of Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "|" + "".join("---:|" if all(each[:1] in "+-0123456789" for each in column) else "---|" for column in columns)
     yield from ("| " + " | ".join(row) + " |" for row in rows)
     yield ""
+
+
+def folded(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """Lines that a reader opens by a click, on the site and on GitHub."""
+    yield from (f'<details markdown="1"><summary>{title}</summary>', "", *lines, "</details>", "")
 
 
 def bars(title: str, values: Mapping[str, float]) -> Iterator[str]:

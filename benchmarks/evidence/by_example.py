@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+from performance_tables import folded  # noqa: E402
 from performance_tables import table as grid  # noqa: E402
 
 from benchmarks.evidence.contrasts import in_brackets  # noqa: E402
@@ -91,8 +92,8 @@ def _lines(found: Sequence[Found], notes: Sequence[str]) -> Iterator[str]:
         yield from (note, "")
     for table, pair in dict.fromkeys((each.table, each.pair) for each in found):
         own = [each for each in found if (each.table, each.pair) == (table, pair)]
-        yield from (f"#### {TITLES.get(table, table)}, {_name(pair)} ({len(own[0].inside)} seeds)", "")
-        yield from grid(_HEAD, [_row(each) for each in own])
+        title = f"{TITLES.get(table, table)}, {_name(pair)}: all {len(own)} groups, {len(own[0].inside)} seeds"
+        yield from folded(title, grid(_HEAD, [_row(each) for each in own]))
 
 
 def _power(found: Sequence[Found]) -> Iterator[str]:

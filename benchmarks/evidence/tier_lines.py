@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from performance_tables import folded
 from performance_tables import table as grid
 
 from benchmarks.evidence.contrasts import in_brackets
@@ -30,8 +31,9 @@ def tier_lines(tier: Tier) -> Iterator[str]:
         yield from _overfits(tier)
     for end in ENDPOINTS:
         yield from _contrast_lines(tier, end)
-    yield from ("#### Secondary endpoints", "", "Mean ± standard deviation over the seeds.", "")
-    yield from grid(("figure", *tier.arms), list(absolute_rows(tier)))
+    yield from ("#### Secondary endpoints", "")
+    figures = grid(("figure", *tier.arms), list(absolute_rows(tier)))
+    yield from folded("The figures themselves, mean ± standard deviation over the seeds", figures)
     others = [arm for arm in tier.arms if arm != tier.baseline]
     base = tier.baseline
     yield f"Minus {base}, paired by seed (a spread: over {base}'s, minus 1), of what differs at all; not tested."
