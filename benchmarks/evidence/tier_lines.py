@@ -79,15 +79,15 @@ def _contrast_lines(tier: Tier, end: Endpoint) -> Iterator[str]:
     yield from (f"#### {end.name.capitalize()}: {end.words}", "")
     yield f"![{tier.title}, {end.words}: paired differences with intervals](images/results/{_picture(tier, end)})"
     yield ""
-    yield from grid(("planned contrast", "seeds", *_COLUMNS, *_TESTS), [_tested(f, tier) for f in planned])
+    yield from grid(("planned contrast", "result", *_COLUMNS, *_TESTS), [_tested(f, tier) for f in planned])
     if others:
         yield "Not planned as contrasts, and not tested:"
         yield ""
-        yield from grid(("difference", "seeds", *_COLUMNS), [_row(found) for found in others])
+        yield from grid(("difference", *_COLUMNS), [_row(found) for found in others])
 
 
-_TESTS = ("p", "p (Holm)", "detectable", "result")
-_COLUMNS = ("mean ± sd", "95% interval", "interval over")
+_COLUMNS = ("mean ± sd", "95% interval", "interval over", "seeds")
+_TESTS = ("p", "p (Holm)", "detectable")
 
 
 def _found(tier: Tier, end: Endpoint) -> tuple[list[Finding], list[Finding]]:
@@ -97,15 +97,16 @@ def _found(tier: Tier, end: Endpoint) -> tuple[list[Finding], list[Finding]]:
 
 def _row(found: Finding) -> Sequence[str]:
     mean = f"{found.mean:+.4f}" + ("" if found.sd is None else f" ± {found.sd:.4f}")
-    return (found.name, str(len(found.differences)), mean, in_brackets(found.interval), found.over or "-")
+    return (found.name, mean, in_brackets(found.interval), found.over or "-", str(len(found.differences)))
 
 
 def _tested(found: Finding, tier: Tier) -> Sequence[str]:
+    name, *figures = _row(found)
     if found.p is None or found.sd is None:
-        return (*_row(found), "-", "-", "-", found.result)
+        return (name, found.result, *figures, "-", "-", "-")
     effect = smallest_effect(found.sd, len(found.differences), contrasts=len(tier.contrasts))
     detectable = "-" if effect is None else f"{effect:.4f}"
-    return (*_row(found), f"{found.p:.4f}", f"{found.p_holm:.4f}", detectable, found.result)
+    return (name, found.result, *figures, f"{found.p:.4f}", f"{found.p_holm:.4f}", detectable)
 
 
 # ------------------------------------------------------------------------------------------- the pictures
