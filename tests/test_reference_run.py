@@ -337,15 +337,21 @@ def test_a_stopped_reference_is_continued_where_it_stopped(tiny, tmp_path, sftmi
     words = ["reference", *words, "--checkpoint.every", "2", "--checkpoint.keep", "9", "--reference.checkpoints"]
     words += ["[0, 3]", "--out", str(run)]
     assert sftmix(*words).code == 0
-    first = table(run / "confidence" / "dynamics.parquet")
-    for newest in (3, 2):
+    first, losses = table(run / "confidence" / "dynamics.parquet"), train_nll(run)
+    assert [step for step, nll in losses.items() if nll] == [1, 3]  # step 1 tells of the scoring before it
+    for newest in (3, 2, 0):
         (run / "reference" / "MANIFEST.json").unlink()
         (run / "confidence" / "dynamics.parquet").unlink()
-        if newest == 2:
-            shutil.rmtree(run / "reference" / "checkpoints" / "step-00000003")
+        for step in range(newest + 1, 4):
+            shutil.rmtree(run / "reference" / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
         done = sftmix(*words)
         assert done.code == 0, done.err
-        assert f"resuming after step {newest} of 12" in done.out
+        assert (f"resuming after step {newest} of 12" in done.out) == (newest > 0)
         assert json.loads((run / "reference" / "figures.json").read_text())["steps"] == 3
-        assert len((run / "reference" / "metrics.jsonl").read_text().splitlines()) == 3
+        assert train_nll(run) == losses
         assert table(run / "confidence" / "dynamics.parquet") == first
+
+
+def train_nll(run: Path) -> dict[int, float | None]:
+    """Step -> the mean NLL of all rows in the log of the reference, None at steps without a scoring."""
+    return {each["step"]: each.get("train_nll") for each in metrics(run, "reference")}

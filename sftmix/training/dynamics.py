@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,20 +89,24 @@ class ScoreAtCheckpoints(Callback):
         self.seconds = 0.0
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        return self._score_and_stop(state)
+        result = self.on_step_end(state)
+        return result if state.step == 0 else replace(result, metrics={})  # a continued log has those of its last step
 
-    def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return self._score_and_stop(state)
+    def on_step_end(self, state: StageState) -> CallbackResult:
+        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08d}.parquet"
 
-    def _score_and_stop(self, state: StageState) -> CallbackResult:
-        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
-
     def _score_if_due(self, state: StageState) -> dict[str, float]:
-        if state.step not in self._steps or self._world.share(self._path(state.step).exists()):
+        if state.step not in self._steps:
             return {}
+        there = self._world.share(self._path(state.step).exists())
+        found = read_dynamics(self._path(state.step)) if there else self._scored(state)
+        return {"train_nll": float(found.nll_sum.sum() / max(1, found.n_tokens.sum()))}
+
+    def _scored(self, state: StageState) -> TrainingDynamics:
+        """Score all rows under the current model, and keep the result on disk."""
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
@@ -111,7 +116,7 @@ class ScoreAtCheckpoints(Callback):
         if self._world.is_main:
             tell_lost(found, scores.n_tokens, f"step {state.step} of the reference")
         self.seconds += time.perf_counter() - started
-        return {"train_nll": float(found.nll_sum.sum() / max(1, found.n_tokens.sum()))}
+        return found
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
