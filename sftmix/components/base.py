@@ -302,7 +302,7 @@ class StageState:
 
     stage        "reference", "train" or "baseline"
     step         optimizer steps done, of total_steps in this stage
-    epoch        epochs completed
+    epoch        epochs completed; the last one of a run counts even where `epochs` or `max_steps` cuts it short
     metrics      the metrics of the last step, as in metrics.jsonl, with those of the callbacks before this one
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions

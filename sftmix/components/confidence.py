@@ -20,8 +20,8 @@ LEAST = float(np.finfo(np.float64).min)
 class Perplexity(ConfidenceEstimator):
     """The paper's confidence: minus the perplexity of the response, averaged over the checkpoints.
 
-    Conf = -(1/C) sum_c exp(nll_sum_c / n_tokens). An example with a perplexity beyond float64 has LEAST, and ranks
-    last.
+    Conf = -(1/C) sum_c exp(nll_sum_c / n_tokens). A perplexity beyond float64, which only dynamics from a file can have
+    (a reference's own count as not scored), gives LEAST, and ranks last.
     """
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:

@@ -153,7 +153,20 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
         raise broken("objective", objective, f"label_smoothing {plan.label_smoothing}", "from 0 to below 1")
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
+    _check_counts(objective, plan, batch)
     return plan
+
+
+def _check_counts(objective: Objective, plan: Plan, batch: Batch) -> None:
+    """Check that what weighs is counted: the step leaves out a term whose count is 0. Looks at values only then."""
+    if not plan.ntp_count:
+        weights = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
+        if weights.count_nonzero():
+            raise broken("objective", objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
+    if not plan.mixup_count and plan.mixup_mean == "own":
+        mixed = [w for w in (plan.pair_weight, plan.mixup_row_weight) if w is not None]
+        if any(weights.count_nonzero() for weights in mixed):
+            raise broken("objective", objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
 
 
 def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:

@@ -53,6 +53,8 @@ class IRDRO(Objective):
         found = batch.batch_nll
         if found is None:
             raise ConfigError("objective IRDRO needs the losses of the whole global batch, and batch.batch_nll is None")
+        if not len(found.rows):  # nothing but repeats, which are trained no second time
+            return sequence_plan(batch, batch.ntp_weight * 0)
         weight_G = torch.softmax(found.nll_sum.double() / found.n_tokens / self.tau, dim=0)
         trained = batch.ntp_weight > 0
         place = torch.searchsorted(found.rows, batch.rows).clamp(max=len(found.rows) - 1)

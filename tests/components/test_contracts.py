@@ -103,6 +103,14 @@ class Counted(Planned):
     def changed(self, plan):
         return dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
 
+class Uncounted(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, mixup_count=0.0)
+
+class UncountedNTP(Planned):
+    def changed(self, plan):
+        return dataclasses.replace(plan, ntp_count=0)
+
 class Narrow(Planned):
     def changed(self, plan):
         return dataclasses.replace(plan, pairs=plan.pairs.int())
@@ -194,6 +202,14 @@ BROKEN = [
         r"objective FarPairs returned pairs of the rows 1\d+ to \d+; allowed: token rows 0 to",
     ),
     ("--objective=broken_parts.Counted", r"objective Counted returned ntp_count float32\[\]; allowed: a finite number"),
+    (
+        "--objective=broken_parts.Uncounted",
+        r"objective Uncounted returned mixup_count 0 for pairs with a weight; allowed: above 0, as their number",
+    ),
+    (
+        "--objective=broken_parts.UncountedNTP",
+        r"objective UncountedNTP returned ntp_count 0 for tokens with a weight; allowed: above 0, as their number",
+    ),
     (
         "--objective=broken_parts.Narrow",
         r"objective Narrow returned pairs int32\[\d+, 2\]; allowed: i64\[M, 2\], token",

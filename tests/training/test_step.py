@@ -4,6 +4,7 @@ other:  sum NLL / NTP tokens + mu sum Mixup / (Mixup or NTP) tokens  (T1, T2, T9
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.common.world import World
-from sftmix.components import NTP, SFTMix
+from sftmix.components import IRDRO, NTP, SFTMix
 from sftmix.components.base import Objective
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
@@ -238,14 +239,14 @@ def test_labels_are_shifted_once():
     assert batch.segments[0].index.tolist() == [2, 3, 4, 5, 6]
 
 
-def one_step(model, objective: Objective, *, rate: float) -> StepResult:
+def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None) -> StepResult:
     """The whole of a step as the loop calls it: SGD, two micro-batches and more."""
     options = TrainingOptions(
         learning_rate=rate, warmup_ratio=0.0, schedule="constant", max_grad_norm=0.0, micro_batch_size=4
     )
     setup = StepSetup(
         module=TrainingModule(model),
-        optimizer=torch.optim.SGD(model.parameters(), lr=123.0),
+        optimizer=optimizer or torch.optim.SGD(model.parameters(), lr=123.0),
         data=DATA,
         objective=objective,
         perturbation=None,
@@ -256,7 +257,7 @@ def one_step(model, objective: Objective, *, rate: float) -> StepResult:
         seed=5,
         total_steps=9,
     )
-    return train_step(setup, STEP, UNITS, None)
+    return train_step(setup, STEP, units, None)
 
 
 def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(model):
@@ -287,6 +288,19 @@ def test_a_step_without_a_finite_gradient_moves_nothing(model):
     assert done.skipped
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("objective", [NTP(), IRDRO(), SFTMix(mu=0)])
+def test_a_step_in_which_no_token_counts_moves_nothing(model, objective):
+    """Of repeats alone NTP trains nothing; AdamW would go on with what it remembers, and decay."""
+    adamw = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
+    done = one_step(model, objective, rate=0.125, optimizer=adamw)
+    assert done.ntp_count > 0
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    repeats: list[Unit] = [(Slot(6, 0.0), Slot(2, 0.0))]
+    done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
+    assert (done.ntp_count, done.mixup_count, done.loss, done.skipped) == (0, 0, 0, False)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 def test_the_norm_of_a_million_gradients_is_exact_in_float32():
