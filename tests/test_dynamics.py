@@ -109,5 +109,8 @@ def test_an_example_without_a_finite_perplexity_at_any_checkpoint_is_excluded(wo
 
 
 def test_a_model_without_any_finite_perplexity_is_broken():
-    with pytest.raises(NonFiniteError, match="none of 2 examples has a finite perplexity: the model is broken"):
+    with pytest.raises(
+        NonFiniteError,
+        match="none of 2 examples has a finite perplexity: the model is broken, or its training diverged",
+    ):
         one_checkpoint(["a", "b"], 1, RowScores(np.array([np.nan, np.inf]), np.full(2, 2), np.ones(2, np.int64)))

@@ -121,7 +121,7 @@ def test_how_a_step_is_computed_may_change(finished, copied, sftmix):
     [
         (("--training.learning_rate", "0.02"), "training.learning_rate: 0.01 -> 0.02"),
         (("--seed", "5"), "seed: 42 -> 5"),
-        (("--reference.checkpoints", "3"), "reference.init_args.checkpoints: 2 -> 3"),
+        (("--reference.checkpoints", "3"), "reference.checkpoints: 2 -> 3"),
         (
             ("--confidence", "LogPerplexity"),
             "confidence: sftmix.components.confidence.Perplexity -> sftmix.",
@@ -134,7 +134,7 @@ def test_how_a_step_is_computed_may_change(finished, copied, sftmix):
             ("--pairing", "LengthMatchedPairs"),
             "pairing: sftmix.components.pairing.RandomPairs -> sftmix.",
         ),
-        (("--objective.mu", "0.5"), "objective.init_args.mu: 0.2 -> 0.5"),
+        (("--objective.mu", "0.5"), "objective.mu: 0.2 -> 0.5"),
         (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
         (("--data.limit", "20"), "data.limit: None -> 20"),
         (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
@@ -159,7 +159,7 @@ def test_a_changed_byte_of_the_rows_is_refused(finished, tiny, copied, sftmix):
     words[words.index(str(tiny.eval))] = str(finished.tiny.eval)
     refused = sftmix(*words)
     assert refused.code == 2
-    assert "data.fingerprint: " in refused.err
+    assert "the training rows are others (data.train" in refused.err
     tiny.train.write_text(text)  # the same rows in another file are the same inputs
     assert sftmix(*words).code == 0
 
@@ -173,7 +173,7 @@ def test_a_changed_byte_of_the_model_is_refused(finished, tiny, copied, sftmix):
     file.write_bytes(content)
     refused = sftmix(*words)
     assert refused.code == 2
-    assert "model: " in refused.err
+    assert "the model's files are others (model.path)" in refused.err
 
 
 @pytest.mark.parametrize(

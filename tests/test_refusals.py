@@ -89,7 +89,10 @@ REFUSED = {
     "seed": (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7"),
     "objective": (("--objective.mu", "0.7"), "train: was made with other inputs"),
     "template, which is known with the rows": (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
-    "selection, which is a new stage": (("--selector", "Longest", "--selector.k", "9"), "data.fingerprint: "),
+    "selection, which is a new stage": (
+        ("--selector", "Longest", "--selector.k", "9"),
+        "other inputs: the training rows are others (data.train, and what chooses among them). Use another --out",
+    ),
     "model": (("--model.path", "./is-not-there"), "model.path: ./is-not-there is not a directory"),
     "reference": (("--reference.model.path", "./is-not-there"), "reference.model.path: ./is-not-there is not"),
 }
@@ -245,7 +248,10 @@ def test_shards_without_torchrun_are_refused_at_once(
     [
         (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7."),
         (("--training.learning_rate", "0.5"), "training.learning_rate: 0.01 -> 0.5"),
-        (("--objective.mu", "0.7"), "objective.init_args.mu: 0.2 -> 0.7"),
+        (
+            ("--objective.mu", "0.7"),
+            "objective.mu: 0.2 -> 0.7. Use another --out, or the old settings; --reference FromFile",
+        ),
         (("--splitter", "RandomSplit"), "splitter: sftmix.components.splitters.Median -> "),
         (("--data.limit", "20"), "data.limit: None -> 20"),
         (("--data.max_length", "64"), "data.max_length: 128 -> 64"),

@@ -111,6 +111,35 @@ def test_differences_are_the_leaves():
     assert differences({"a": [1, 2]}, {"a": (1, 2)}) == []
 
 
+def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_offered(directory):
+    made = {"model": "1a", "eval": None, "data": {"fingerprint": "2b", "limit": 9}, "objective": spec("A", mu=0.2)}
+    make(directory, "train", made)
+    (directory.path / "confidence").mkdir()
+    (directory.path / "confidence" / "dynamics.parquet").touch()
+
+    def told(**changed) -> str:
+        with pytest.raises(ConfigError) as refused:
+            directory.begin("train", {**made, **changed})
+        return str(refused.value).partition("other inputs: ")[2]
+
+    remedy = "Use another --out, or the old settings"
+    dynamics = directory.path / "confidence" / "dynamics.parquet"
+    kept = f"; --reference FromFile --reference.path {dynamics} takes the reference along"
+    assert told(objective=spec("A", mu=0.4)) == f"objective.mu: 0.2 -> 0.4. {remedy}{kept}"
+    assert told(objective=spec("B")) == f"objective: A -> B. {remedy}{kept}"
+    assert told(eval="3c", objective=spec("B")) == (
+        f"the held-out rows are others (data.eval, or what holds rows out); objective: A -> B. {remedy}{kept}"
+    )
+    assert told(data={"fingerprint": "4d", "limit": 8}, model="5e") == (
+        "the model's files are others (model.path); the training rows are others (data.train, and what chooses among "
+        f"them); data.limit: 9 -> 8. {remedy}"
+    )
+
+
+def spec(name: str, **args) -> dict:
+    return {"class_path": name, "init_args": args}
+
+
 def test_a_second_process_is_turned_away_and_writes_nothing(directory):
     before = (directory.path / "STATUS.json").read_bytes()
     with pytest.raises(InUseError, match="another process is using"), RunDirectory(directory.path, ALONE):

@@ -63,7 +63,7 @@ def test_only_the_selected_are_scored_split_and_trained_on(tiny, tmp_path, capsy
 
 def test_another_selection_is_another_run(tiny, tmp_path):
     run(config(tiny, tmp_path / "run", selector=LongResponses()))
-    with pytest.raises(ConfigError, match=r"selector\.init_args\.k: 12 -> 10"):
+    with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
         run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
 
 

@@ -60,6 +60,10 @@ class NonFiniteError(SFTMixError):
     everywhere = True
 
 
+BROKEN = "the model is broken, or its training diverged: a lower training.learning_rate may help"
+"""What scores that are not finite say of a model."""
+
+
 class LossLeapError(NonFiniteError):
     """The loss leapt, and the run was asked to end then (LossSpikeGuard)."""
 

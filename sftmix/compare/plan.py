@@ -19,6 +19,8 @@ from sftmix.config.read import from_plain
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
 CONFIGURATION = "compare.yaml"
+EXAMPLE = "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}"
+"""Variants as a user writes them; the pairing lets NTP train in the order of SFTMix."""
 TABLES = ("table.md", "table.csv", "table.json", "cells.csv")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -147,7 +149,7 @@ class Comparison:
         if needs_out and not self.out:
             yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
-            yield "variants is missing: name at least one, `variants: {NTP: {objective: NTP}, SFTMix: {}}`"
+            yield f"variants is missing: name at least one, `variants: {EXAMPLE}`"
         for name in names:
             if not _NAME.fullmatch(name) or name in TABLES:
                 yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -147,10 +147,30 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
     """Return what refuses `inputs` for a stage that was made, or begun, from others; None if nothing does."""
     if not (directory / "inputs.json").exists() or _untouched(directory):
         return None
-    different = differences(read_json(directory / "inputs.json"), inputs)
+    different = {line.partition(": ")[0]: line for line in differences(read_json(directory / "inputs.json"), inputs)}
     if not different:
         return None
-    return f"was made with other inputs: {'; '.join(different[:8])}. Use another --out, or the old settings"
+    contents = [words for name, words in _CONTENTS.items() if name in different]
+    told = [*contents, *(line for name, line in different.items() if name not in _CONTENTS)]
+    problem = f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
+    return problem + _kept_reference(directory, different)
+
+
+_CONTENTS = {
+    "model": "the model's files are others (model.path)",
+    "data.fingerprint": "the training rows are others (data.train, and what chooses among them)",
+    "eval": "the held-out rows are others (data.eval, or what holds rows out)",
+}
+"""Inputs that are hashes, in words that name the options behind them; they come first."""
+
+
+def _kept_reference(directory: Path, different: Iterable[str]) -> str:
+    """Return how another run can take over the dynamics of this one, where the difference leaves them as they are."""
+    dynamics = directory.parent / "confidence" / "dynamics.parquet"
+    touched = any(name.startswith(("data", "model")) for name in different)
+    if touched or directory.name in ("selection", "reference", "base") or not dynamics.exists():
+        return ""
+    return f"; --reference FromFile --reference.path {dynamics} takes the reference along"
 
 
 def _untouched(directory: Path) -> bool:
@@ -194,7 +214,8 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]
         found = []
         for name in dict.fromkeys([*old, *new]):
-            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
+            found += differences(old.get(name), new.get(name), inner)
         return found
     if isinstance(new, tuple):
         new = list(new)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
@@ -154,7 +154,7 @@ def _finite(found: TrainingDynamics) -> npt.NDArray[np.bool_]:
     with np.errstate(over="ignore"):
         finite = np.asarray(np.isfinite(np.exp(sums / np.maximum(found.n_tokens, 1)[:, None])).all(axis=1))
     if len(finite) and not finite.any():
-        raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: the model is broken")
+        raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
     return finite
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import TokenisedRows
-from sftmix.common.errors import NonFiniteError
+from sftmix.common.errors import BROKEN, NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.training.module import TrainingModule, autocast, unwrap
@@ -136,7 +136,7 @@ def refuse_nan(scores: RowScores) -> RowScores:
     """Return the scores if none is NaN; else raise NonFiniteError: a mean with NaN has no meaning."""
     bad = np.flatnonzero(np.isnan(scores.nll_sum))
     if len(bad):
-        raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): the model is broken")
+        raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): {BROKEN}")
     return scores
 
 
