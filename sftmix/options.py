@@ -318,13 +318,13 @@ class ReferenceTraining:
     max_grad_norm: float | None = None
     """Gradients are clipped to this global norm."""
     epochs: float | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows. Replaces an inherited training.max_steps."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps."""
+    """Stop after this many optimizer steps; decides where epochs are set, too."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """Precision of the computation."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None
-    """Division of work between ranks."""
+    """Division of work between ranks. Unless it is hsdp, replaces an inherited training.shard_group_size."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""
     activation_checkpointing: bool | None = None
@@ -332,9 +332,10 @@ class ReferenceTraining:
     compile: bool | None = None
     """Compile each decoder layer."""
     length_groups: int | None = None
-    """Groups of similar length into which a micro-batch is padded."""
+    """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""
     padding_free: bool | Literal["auto"] | None = None
-    """true: the examples of a micro-batch stand in one row without padding."""
+    """true: the examples of a micro-batch stand in one row without padding. Replaces an inherited
+    training.length_groups."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None
