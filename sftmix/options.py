@@ -285,9 +285,11 @@ class ReferenceModel:
     path: str = ""
     """Hub id or directory; empty: the target's own base model."""
     template: str | None = None
-    """As data.template, for the reference's tokenizer."""
+    """As data.template, for the reference's tokenizer. null: the run's template if that is the target's tokenizer
+    (padding aside); else the tokenizer's own, or alpaca if it has none."""
     max_length: int | None = None
-    """As data.max_length, for the reference."""
+    """As data.max_length, for the reference. null: the run's length, or the model's context if that is shorter, if it
+    has the target's tokenizer; else the smaller of 2048 and the model's context."""
     lora: LoraOptions | None = None
     """Adapters of the reference. null: those of model.lora if the base model is the target's, else none; r 0
     trains all weights."""

@@ -24,7 +24,7 @@ from sftmix.estimate.machine import Machine
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, reference_lora
-from sftmix.pipeline.reference import rows_of_reference
+from sftmix.pipeline.reference_rows import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.scoring import scoring_tokens
