@@ -285,9 +285,11 @@ class ReferenceModel:
     path: str = ""
     """Hub id or directory; empty: the target's own base model."""
     template: str | None = None
-    """As data.template, for the reference's tokenizer."""
+    """As data.template, for the reference's tokenizer. null: the run's template if that is the target's tokenizer
+    (padding aside); else the tokenizer's own, or alpaca if it has none."""
     max_length: int | None = None
-    """As data.max_length, for the reference."""
+    """As data.max_length, for the reference. null: the run's length, or the model's context if that is shorter, if it
+    has the target's tokenizer; else the smaller of 2048 and the model's context."""
     lora: LoraOptions | None = None
     """Adapters of the reference. null: those of model.lora if the base model is the target's, else none; r 0
     trains all weights."""
@@ -318,13 +320,13 @@ class ReferenceTraining:
     max_grad_norm: float | None = None
     """Gradients are clipped to this global norm."""
     epochs: float | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows. Replaces an inherited training.max_steps."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps."""
+    """Stop after this many optimizer steps; decides where epochs are set, too."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """Precision of the computation."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None
-    """Division of work between ranks."""
+    """Division of work between ranks. Unless it is hsdp, replaces an inherited training.shard_group_size."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""
     activation_checkpointing: bool | None = None
@@ -332,9 +334,10 @@ class ReferenceTraining:
     compile: bool | None = None
     """Compile each decoder layer."""
     length_groups: int | None = None
-    """Groups of similar length into which a micro-batch is padded."""
+    """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""
     padding_free: bool | Literal["auto"] | None = None
-    """true: the examples of a micro-batch stand in one row without padding."""
+    """true: the examples of a micro-batch stand in one row without padding. Replaces an inherited
+    training.length_groups."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None

@@ -377,15 +377,3 @@ def test_the_reference_inherits_every_training_option() -> None:
     of_all_ranks = {"timeout"}  # they are joined once, for all stages
     assert own == {f.name for f in fields(TrainingOptions)} - of_all_ranks | {"seed"}
     assert all(getattr(ReferenceTraining(), name) is None for name in own)
-
-
-@pytest.mark.parametrize(
-    ("own", "limits"),
-    [({}, (8, None)), ({"micro_batch_size": 2}, (2, None)), ({"micro_batch_tokens": 900}, (None, 900))],
-)
-def test_a_limit_of_the_references_micro_batches_replaces_the_inherited(own, limits) -> None:
-    from sftmix.options import ReferenceTraining
-    from sftmix.pipeline.stages import inherit
-
-    options = inherit(TrainingOptions(micro_batch_size=8), ReferenceTraining(**own))
-    assert (options.micro_batch_size, options.micro_batch_tokens) == limits

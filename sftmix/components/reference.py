@@ -103,8 +103,10 @@ class FromCheckpoints(Reference):
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
             the tokenizer of the first.
-        template: as data.template, for that tokenizer; null: the run's own, or the tokenizer's if it is another one.
-        max_length: as data.max_length, for these models.
+        template: as data.template, for that tokenizer; null: the run's template if that is the target's tokenizer
+            (padding aside); else the tokenizer's own, or alpaca if it has none.
+        max_length: as data.max_length, for these models; null: the run's length, or the context of the first if that
+            is shorter, if they have the target's tokenizer; else the smaller of 2048 and the context of the first.
         token_nll: also keep the NLL of every response token.
         """
         if not paths:

@@ -5,6 +5,7 @@ schema      all options of the tree by name, with their types
 layers      configuration files and recipes, and their bases
 read        plain values and files -> RunConfig
 messages    errors about a name or a value that does not fit
+inherited   the training options of a reference, from its own and the run's
 checks      `validate`: values, and options against each other
 """
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import EarlyStopping, Evaluate
+from sftmix.config.inherited import inherit
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     SHARDED,
@@ -38,23 +39,33 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     yield from config.data.problems()
     yield from _adapters(config)
     yield from _evaluation(config)
-    for prefix, options, parallel in _trainings(config):
-        yield from out_of_range(prefix, options, _TRAINING)
-        yield from _shard_group(prefix, options, parallel)
-        yield from _micro_batches(prefix, options)
+    yield from _of_each_training(config, _training)
     yield from _optimizer(config)
     yield from _pairs(config, pairs)
     yield from _reference(config, pairs)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
 
 
-def _trainings(config: RunConfig) -> list[tuple[str, TrainingOptions | ReferenceTraining, str]]:
-    """List (key, options, value of `parallel` in force) of the target, and of a reference with options of its own."""
-    target, own = config.training, getattr(config.reference, "training", None)
-    found: list[tuple[str, TrainingOptions | ReferenceTraining, str]] = [("training", target, target.parallel)]
-    if isinstance(own, ReferenceTraining):
-        found.append(("reference.training", own, own.parallel or target.parallel))
-    return found
+def _of_reference(config: RunConfig) -> TrainingOptions:
+    """Return the options that the reference is trained with: its own, and the run's where it sets none."""
+    own = getattr(config.reference, "training", None)
+    return inherit(config.training, own if isinstance(own, ReferenceTraining) else None)
+
+
+def _of_each_training(config: RunConfig, problems: Callable[[str, TrainingOptions], Iterator[str]]) -> Iterator[str]:
+    """Yield the problems of the target's training, and those that only the reference's training has.
+
+    problems  (prefix of the options, options in force) -> one sentence for each problem
+    """
+    yield from problems("training", config.training)
+    inherited = set(problems("reference.training", config.training))
+    yield from (p for p in problems("reference.training", _of_reference(config)) if p not in inherited)
+
+
+def _training(prefix: str, options: TrainingOptions) -> Iterator[str]:
+    yield from out_of_range(prefix, options, _TRAINING)
+    yield from _shard_group(prefix, options)
+    yield from _micro_batches(prefix, options)
 
 
 def _positive(value: float) -> bool:
@@ -93,7 +104,7 @@ _CHECKPOINT: tuple[Check, ...] = (
 )
 
 
-def _micro_batches(prefix: str, options: TrainingOptions | ReferenceTraining) -> Iterator[str]:
+def _micro_batches(prefix: str, options: TrainingOptions) -> Iterator[str]:
     """Yield a problem for options of micro-batches that exclude each other."""
     if options.micro_batch_size is not None and options.micro_batch_tokens is not None:
         yield (
@@ -215,10 +226,8 @@ def _as_set(reference: Reference, *options: str) -> str:
 
 def _reference_epochs(config: RunConfig) -> float | None:
     """Return the epochs that the reference is trained; None if its length is given in steps."""
-    _, own, _ = _trainings(config)[-1]
-    if own.max_steps is not None or config.training.max_steps is not None:
-        return None
-    return config.training.epochs if own.epochs is None else own.epochs
+    options = _of_reference(config)
+    return options.epochs if options.max_steps is None else None
 
 
 def _single_run(config: RunConfig) -> Iterator[str]:
@@ -275,8 +284,7 @@ def _adapters(config: RunConfig) -> Iterator[str]:
     yield from _lora("model.lora", config.model.lora, config.training.parallel)
     model = getattr(config.reference, "model", None)
     if isinstance(model, ReferenceModel) and model.lora is not None:
-        _, _, parallel = _trainings(config)[-1]
-        yield from _lora("reference.model.lora", model.lora, parallel)
+        yield from _lora("reference.model.lora", model.lora, _of_reference(config).parallel)
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:
@@ -286,9 +294,12 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
             f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
             f"pip install {optimizer.package}, or use --optimizer AdamW"
         )
-    for prefix, options, _ in _trainings(config):
-        if options.parallel in SHARDED and not optimizer.shards:
-            yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
+    yield from _of_each_training(config, lambda prefix, options: _sharded(optimizer, prefix, options))
+
+
+def _sharded(optimizer: Optimizer, prefix: str, options: TrainingOptions) -> Iterator[str]:
+    if options.parallel in SHARDED and not optimizer.shards:
+        yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
 
 
 def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
@@ -307,9 +318,9 @@ def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> No
         raise ConfigError(quantized_shards(lora, parallel))
 
 
-def _shard_group(prefix: str, options: TrainingOptions | ReferenceTraining, parallel: str) -> Iterator[str]:
-    if options.shard_group_size is not None and parallel != "hsdp":
+def _shard_group(prefix: str, options: TrainingOptions) -> Iterator[str]:
+    if options.shard_group_size is not None and options.parallel != "hsdp":
         yield (
             f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-            f"stage has parallel {parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
+            f"stage has parallel {options.parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
         )

@@ -181,15 +181,24 @@ def on_the_same_day(template: str) -> str:
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that decides how a tokenizer works, the same for any files that it was read from."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-        content = backend.to_str()
-    else:
-        content = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)])
     special = json.dumps({name: str(token) for name, token in tokenizer.special_tokens_map.items()}, sort_keys=True)
-    return hashlib.sha256((content + special).encode()).hexdigest()
+    return hashlib.sha256((_backend(tokenizer) + special).encode()).hexdigest()
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """True if both make the same ids of any text; what they pad with, which trainers choose, is in none of them."""
+    special = [{k: str(v) for k, v in t.special_tokens_map.items() if k != "pad_token"} for t in (one, other)]
+    return special[0] == special[1] and _backend(one) == _backend(other)
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return all of a tokenizer but the roles of its special tokens, as text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)])
+    backend.no_truncation()
+    backend.no_padding()
+    return str(backend.to_str())
 
 
 def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -18,14 +18,14 @@ from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.contracts import check_split
 from sftmix.config import RunConfig
+from sftmix.config.inherited import inherit
 from sftmix.data import EncodedDataset
 from sftmix.estimate.machine import Machine
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, reference_lora
-from sftmix.pipeline.reference import rows_of_reference
+from sftmix.pipeline.reference_rows import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import inherit
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.scoring import scoring_tokens
 from sftmix.types import Batch, Rows, TrainingDynamics

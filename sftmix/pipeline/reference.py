@@ -11,21 +11,18 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
-from sftmix.common.world import World
 from sftmix.components.base import Callback
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
-from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder, encoder_for
+from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.remarks import ends_of_loss
-from sftmix.model.load import load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.identity import reference_inputs
 from sftmix.pipeline.models import scoring_model
-from sftmix.pipeline.rows import RunRows, encode_rows
-from sftmix.pipeline.shared import check_same_rows
+from sftmix.pipeline.reference_rows import rows_of_reference
+from sftmix.pipeline.rows import RunRows
 from sftmix.pipeline.stages import training_with
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
@@ -172,47 +169,3 @@ class ReferenceRun:
         for note in notes:
             self._run.say(note)
         return path, encoder, data
-
-
-def rows_of_reference(
-    config: RunConfig, rows: RunRows, model: ReferenceModel, world: World, *, option: str = "reference.model"
-) -> tuple[str, Encoder, EncodedDataset, list[str]]:
-    """Return model path, encoder and rows of a reference, and lines about rows that are not the target's own."""
-    if not (model.path or model.template or model.max_length):
-        return config.model.path, rows.encoder, rows.data.train, []
-    path = model.path or config.model.path
-    template = model.template if model.path else model.template or config.data.template
-    with named("reference.model.path" if model.path and option == "reference.model" else "model.path"):
-        encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), replace(config.data, template=template)))
-    length = model.max_length
-    if rows.prepared.text:
-        length = rows.data.report.max_length
-        check_same_windows(model, encoder, rows.encoder, length)
-    ids = rows.data.train.ids  # what the target dropped is not the reference's, either
-    key = f"{option}.max_length"
-    data = encode_rows(rows.prepared, encoder, path, length, world, key=key, keep=ids, progress=world.is_main)
-    check_same_rows({option: data.train.fingerprint}, world)
-    return path, encoder, data.train, [f"reference ({path}): {line}" for line in data.report.lines()]
-
-
-def check_same_windows(model: ReferenceModel, reference: Encoder, target: Encoder, max_length: int | None) -> None:
-    """Raise ConfigError for a reference with other windows of text than the target, whose ids could not join.
-
-    max_length  tokens of the target's windows
-    """
-    if model.template is not None:
-        raise ConfigError(
-            f"reference.model.template ({model.template}) and data.format text exclude each other: plain text has no "
-            "turns"
-        )
-    if model.max_length not in (None, max_length):
-        raise ConfigError(
-            f"reference.model.max_length is {model.max_length} and data.max_length {max_length}: windows of text join "
-            "by what they hold, so both must be equal; leave reference.model.max_length out"
-        )
-    if reference.fingerprint != target.fingerprint:
-        raise ConfigError(
-            f"reference.model.path ({model.path}) has another tokenizer than model.path: it would cut the text into "
-            "other windows, whose confidence says nothing about the target's. Use a reference with the same tokenizer "
-            "(or none: the target's base model), or conversations, which join by their rows' ids"
-        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.inherited import inherit
 from sftmix.options import ReferenceTraining, TrainingOptions
 
 StageName = Literal["reference", "confidence", "split", "train"]
@@ -70,13 +70,3 @@ def training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[Tra
     """Return the run's training options and seed, replaced by those that the reference sets itself."""
     seed = config.seed if own is None or own.seed is None else own.seed
     return inherit(config.training, own), seed
-
-
-def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
-    """Return the run's training options, replaced by those of the reference; of two that exclude each other its own."""
-    names = {f.name for f in fields(TrainingOptions)}
-    given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
-    sizes = ("micro_batch_size", "micro_batch_tokens")
-    if any(name in given for name in sizes):
-        given = dict.fromkeys(sizes) | given
-    return replace(training, **given)

@@ -1,0 +1,194 @@
+"""The rows of a reference: the template and the length of the run where its tokenizer is the target's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.quickstart.model import make_tokenizer
+from tests.tiny import SHORT, Tiny, contents, table
+
+LENGTH = 56
+"""Of the alpaca template it leaves a response token in each row, and cuts many responses short."""
+RUN = ("--data.template", "alpaca", "--data.max_length", str(LENGTH))
+
+
+def copied(tiny: Tiny, name: str, **changed: object) -> Path:
+    """Copy the model, with other values in its config."""
+    path = shutil.copytree(tiny.model, tiny.model.parent / name)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changed}))
+    return path
+
+
+def padded(tiny: Tiny) -> Path:
+    """Copy the model as a Trainer saves it: with the end token for padding, and a chat template of its own."""
+    path = copied(tiny, "padded")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + '>' + m.content + eos_token }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}{{ 'assistant>' }}{% endif %}"
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def letters(tiny: Tiny) -> Path:
+    """Make a model whose tokenizer knows letters only, with a longer context."""
+    tokenizer = make_tokenizer(["x"], vocab_size=262)
+    model = AutoModelForCausalLM.from_pretrained(tiny.model)
+    model.config.vocab_size, model.config.max_position_embeddings = len(tokenizer), 512
+    path = tiny.model.parent / "letters"
+    torch.manual_seed(3)
+    type(model)(model.config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def by_hand(path: Path, tiny: Tiny, length: int, *, alpaca: bool) -> list[tuple[float, int]]:
+    """Score each row by the model's own logits: NLL and number of its response's tokens, of the first `length`."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    begin = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
+    found = []
+    for line in tiny.train.read_text().splitlines():
+        row = json.loads(line)
+        asked = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
+        if alpaca:
+            before = f"{begin}### Instruction:\n{asked}\n\n### Response:\n"
+        else:
+            chat = [{"role": "user", "content": asked}]
+            before = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = before + row["output"] + tokenizer.eos_token
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = encoded.input_ids[:length], [start for start, _ in encoded.offset_mapping][:length]
+        with torch.no_grad():
+            logp = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+        nll = [-float(logp[t - 1, ids[t]]) for t in range(1, len(ids)) if starts[t] >= len(before)]
+        found.append((sum(nll), len(nll)))
+    return found
+
+
+def scored(run: Path) -> list[tuple[float, int]]:
+    found = table(run / "confidence" / "dynamics.parquet")
+    return list(zip(found["nll_sum"], found["n_tokens"], strict=True))
+
+
+def assert_same(found: list[tuple[float, int]], expected: list[tuple[float, int]]) -> None:
+    assert [count for _, count in found] == [count for _, count in expected]
+    assert [nll for nll, _ in found] == pytest.approx([nll for nll, _ in expected], rel=1e-5)
+
+
+def words_of(tiny: Tiny, *words: str) -> list[str]:
+    options = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
+    return ["reference", *options, *SHORT, *words, "--out", str(tiny.model.parent / "run")]
+
+
+def on_disk(tiny: Tiny, path: Path, *words: str) -> list[str]:
+    return words_of(tiny, "--reference", "FromCheckpoints", "--reference.paths", f"[{path}]", *words)
+
+
+def trained(tiny: Tiny, *words: str) -> list[str]:
+    """The words of a reference that is scored before its training."""
+    return words_of(tiny, "--reference.checkpoints", "[0]", *words)
+
+
+def inputs(tiny: Tiny) -> dict:
+    return json.loads((tiny.model.parent / "run" / "reference" / "inputs.json").read_text())
+
+
+# ------------------------------------------------------------------------------------- the same tokenizer
+
+
+@pytest.mark.parametrize("kind", ["on disk", "trained"])
+@pytest.mark.parametrize("make", [lambda tiny: copied(tiny, "copy"), padded], ids=["copy", "padded"])
+def test_a_reference_with_the_targets_tokenizer_reads_what_the_target_reads(kind, make, tiny, sftmix):
+    """A template and a length that are not set are those of the run, also where a Trainer chose another padding."""
+    path = make(tiny)
+    own = ("--reference.model.path", str(path))
+    done = sftmix(*(on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, *own, *RUN)))
+    assert done.code == 0, done.err
+    expected = by_hand(path, tiny, LENGTH, alpaca=True)
+    assert expected != by_hand(path, tiny, 128, alpaca=True)
+    assert_same(scored(tiny.model.parent / "run"), expected)
+    assert f"reference ({path}): template alpaca (the run's), max_length {LENGTH} (the run's)" in done.out
+
+
+def test_a_template_alone_leaves_the_length_of_the_run(tiny, sftmix):
+    words = trained(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH))
+    done = sftmix(*words)
+    assert done.code == 0, done.err
+    assert_same(scored(tiny.model.parent / "run"), by_hand(tiny.model, tiny, LENGTH, alpaca=True))
+    told = f"template alpaca (reference.model.template), max_length {LENGTH} (the run's)"
+    assert f"reference ({tiny.model}): {told}" in done.out
+
+
+def test_a_length_alone_leaves_the_template_of_the_run(tiny, sftmix):
+    path = copied(tiny, "copy")
+    done = sftmix(*on_disk(tiny, path, "--data.template", "alpaca", "--reference.max_length", str(LENGTH)))
+    assert done.code == 0, done.err
+    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH, alpaca=True))
+    told = f"template alpaca (the run's), max_length {LENGTH} (reference.max_length)"
+    assert f"reference ({path}): {told}" in done.out
+
+
+def test_a_shorter_context_ends_the_length_that_is_inherited(tiny, sftmix):
+    path = copied(tiny, "short", max_position_embeddings=LENGTH)
+    done = sftmix(*on_disk(tiny, path, "--data.template", "alpaca"))
+    assert done.code == 0, done.err
+    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH, alpaca=True))
+    assert f"max_length {LENGTH} (its context, shorter than the run's 128)" in done.out
+
+
+# ---------------------------------------------------------------------------------------- another tokenizer
+
+
+@pytest.mark.parametrize("kind", ["on disk", "trained"])
+def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_told(kind, tiny, sftmix):
+    path = letters(tiny)
+    own = ("--reference.model.path", str(path))
+    done = sftmix(*(on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, *own, *RUN)))
+    assert done.code == 0, done.err
+    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, 512, alpaca=False))
+    told = "template tokenizer (its own), max_length 512 (its own)"
+    assert f"reference ({path}): another tokenizer than the target's: {told}" in done.out
+    assert "inherited" not in inputs(tiny)
+
+
+# ------------------------------------------------------------------------------------------------- identity
+
+
+def test_what_a_reference_takes_from_the_run_is_among_its_inputs(tiny, sftmix):
+    """So scores that were made by another template or length are never read back."""
+    words = on_disk(tiny, copied(tiny, "copy"), *RUN)
+    assert sftmix(*words).code == 0
+    assert inputs(tiny)["inherited"] == {"template": "alpaca", "max_length": LENGTH}
+    run = tiny.model.parent / "run"
+    before = contents(run, but=["STATUS.json"])
+    assert sftmix(*words).code == 0
+    assert contents(run, but=["STATUS.json"]) == before
+    file = run / "reference" / "inputs.json"
+    file.write_text(json.dumps({k: v for k, v in inputs(tiny).items() if k != "inherited"}))
+    refused = sftmix(*words)
+    assert refused.code == 2
+    assert "was made with other inputs: inherited: None -> " in refused.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        lambda tiny: trained(tiny, *RUN),
+        lambda tiny: on_disk(tiny, tiny.model),
+        lambda tiny: on_disk(tiny, tiny.model, "--data.max_length", "128"),
+        lambda tiny: on_disk(tiny, tiny.model, *RUN, "--reference.template", "alpaca", "--reference.max_length", "60"),
+        lambda tiny: trained(tiny, "--reference.model.template", "alpaca"),
+        lambda tiny: trained(tiny, *RUN, "--reference.model.max_length", "60"),
+    ],
+    ids=["the target's", "on disk", "at its context", "all its own", "template", "length"],
+)
+def test_inputs_say_nothing_where_the_model_alone_gives_the_same(words, tiny, sftmix):
+    assert sftmix(*words(tiny)).code == 0
+    assert "inherited" not in inputs(tiny)
