@@ -115,15 +115,6 @@ def _held_out(rows: RunRows | None) -> str | None:
     return rows.data.eval.fingerprint if rows.data.eval else None
 
 
-def _inherited(known: Known) -> dict[str, Any]:
-    """Return template and length that the reference takes from the run in place of its model's own; mostly none."""
-    if known.world is None or known.rows is None:
-        return UNKNOWN
-    from sftmix.pipeline.reference_rows import inherited_from_run
-
-    return inherited_from_run(known.config, known.rows, known.world)
-
-
 def _precision(requested: str, world: World | None) -> str:
     if world is None:
         return UNKNOWN if requested == "auto" else requested
@@ -181,8 +172,6 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "reference_files": _files(world, reference, *([config.optimizer] if reference.trains else [])),
         "computed": _computed(known),
     }
-    if inherited := _inherited(known):
-        inputs["inherited"] = inherited
     if not reference.trains:
         return inputs
     training, seed = training_of_reference(config)
