@@ -164,6 +164,17 @@ def test_wrong_options_are_refused(finished, sftmix, words, told):
     assert (done.code, told in done.err) == (2, True), done.err
 
 
+def test_rows_that_cannot_be_fetched_are_told_in_a_line_and_end_as_bad_data(finished, sftmix, tmp_path):
+    spec = "task: mine\ndataset_path: sftmix/nothing\noutput_type: multiple_choice\ntest_split: test\n"
+    (tmp_path / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
+    words = ("--tasks", "mine", "--include_path", str(tmp_path), "--to", str(tmp_path / "results"))
+    done = sftmix("evaluate", str(finished.tiny.model), *words)
+    (told,) = [line for line in done.err.splitlines() if "error: " in line]
+    assert (done.code, "Traceback" in done.err) == (3, False), done.err
+    for word in ("error: --tasks: mine: ", "sftmix/nothing", "network", "--include_path"):
+        assert word in told
+
+
 def test_no_difference_of_other_questions():
     score = Score("acc", 0.5, 0.5, 2, ["a", "b"], [0.0, 1.0])
     other = Score("acc", 0.5, 0.5, 2, ["a", "c"], [0.0, 1.0])
