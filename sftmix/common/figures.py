@@ -1,4 +1,4 @@
-"""Figures by dotted names: numbers in nested mappings, and their unit."""
+"""Figures: numbers in nested mappings by dotted names, their unit, and counts in words."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def unit_of(metric: str) -> str:
     """Return the unit of a figure of a run's summary and which way is better, in words; "" for one without a unit."""
     of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
     return "nats per response token of the held-out rows; lower is better" if of_held_out else ""
+
+
+def counted(n: int, noun: str) -> str:
+    """Return `1 step`, `2 steps` or `1,000 steps`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

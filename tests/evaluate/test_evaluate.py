@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.evaluate.entries import Entry, Score, check_run, run_of, write_entry
-from sftmix.evaluate.table import difference, sentences_of, table_from
+from sftmix.evaluate.table import Line, Table, difference, sentences_of, table_from
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
@@ -207,6 +207,14 @@ def test_results_of_weights_that_are_no_more_are_left_out():
     (told,) = sentences_of(table)[-1:]
     assert told.startswith("second: what was measured of target is left out")
     assert [text for text in sentences_of(table) if text.startswith("first: what")] == []
+
+
+def test_one_prompt_is_no_prompts():
+    lines = [Line("task", {}, {}, {"base": 1, "target": 2}, [])]
+    assert sentences_of(Table(lines)) == [
+        "task: 1 prompt is longer than the context and lost its beginning (base).",
+        "task: 2 prompts are longer than the context and lost their beginning (target).",
+    ]
 
 
 def test_a_directory_takes_the_results_of_one_run(tmp_path):
