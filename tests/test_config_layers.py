@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,6 +68,24 @@ def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
     whole.training.epochs = 1.0
     assert read_config(mine) == whole
     assert read_layers(mine)[0].name == "recipe:quickstart"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("alpca", [name for name in recipes() if "alpaca-" in name]),
+        ("table8", ["table8-lora", "small/table8-lora"]),
+        ("table5-rols", ["table5-role"]),
+        ("quickstar", ["quickstart"]),
+        ("xyz", recipes()),
+        ("", recipes()),
+    ],
+)
+def test_of_recipes_those_near_are_named_and_all_where_none_is(name: str, near: list[str]) -> None:
+    with pytest.raises(ConfigError, match="Did you mean" if near != recipes() else "there are") as error:
+        config_file(f"recipe:{name}")
+    told = set(re.split(r"[ ,?;]+|\.$|\. ", str(error.value)))
+    assert told & set(recipes()) == set(near)
 
 
 def test_a_written_configuration_has_no_base(write: Write) -> None:

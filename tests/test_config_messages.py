@@ -29,6 +29,18 @@ from sftmix.config.read import from_plain
         (["run", "--callbacks+", "Evaluat"], ["callbacks: no Callback 'Evaluat'", "Did you mean Evaluate?"]),
         (["run", "--splitter", "{class_path: Medin}"], ["splitter: no Splitter 'Medin'", "Did you mean Median?"]),
         (["preview", "--rows", "x"], ["rows: 'x'", "a whole number"]),
+        (
+            ["preview", "--data.columns", "output=output_gpt4"],
+            ["'output=output_gpt4' is a text; allowed: a map", "for example --data.columns '{response: output_gpt4}'."],
+        ),
+        (["preview", "--data.columns", "{response: a"], ["is not closed: expected ',' or '}', but it ends there; "]),
+        (["preview", "--data.columns", "{response: a,\n id: b: c}"], ["is no YAML: ", "; allowed: a mapping"]),
+        (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
+        (
+            ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
+            ["is not closed: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
+        ),
+        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is not closed", "list of 2 values"]),
     ],
 )
 def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words) -> None:

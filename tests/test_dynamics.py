@@ -36,6 +36,7 @@ def test_checkpoint_steps(checkpoints, total, steps):
     ("checkpoints", "total", "notes"),
     [
         (5, 3, [r"3 steps are fewer than 5 checkpoints"]),
+        (5, 1, [r"^1 step is fewer than 5 checkpoints"]),
         ([0.01, 0.5, 1], 20, [r"checkpoint 0\.01 of 20 steps .* it is step 1"]),
         ([0.01, 0.02, 1], 20, [r"checkpoint 0\.01, 0\.02 of 20", r"3 checkpoints fall on 2 of 20 steps: \[1, 20\]"]),
         ([0.4, 0.5, 1], 4, [r"3 checkpoints fall on 2 of 4 steps: \[2, 4\]"]),

@@ -17,6 +17,7 @@ from sftmix.answers.options import AnswerOptions
 from sftmix.answers.questions import Question, question_of, with_system
 from sftmix.answers.store import AnswerFile
 from sftmix.common.errors import ConfigError, refuse
+from sftmix.common.figures import counted
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_config
 from sftmix.pipeline.finished import FinishedModel, finished_models
@@ -160,7 +161,7 @@ def _answer(
 
 def told(made: Made) -> list[str]:
     """Return what happened, in lines."""
-    models = f"{made.prompts:,} prompts, answered by {', '.join(made.models)}"
+    models = f"{counted(made.prompts, 'prompt')}, answered by {', '.join(made.models)}"
     if made.tokens:
         rate = made.tokens / max(made.seconds, 1e-9)
         models += f": {made.tokens:,} tokens in {made.seconds:.0f} s ({rate:,.0f} tokens/s)"

@@ -36,7 +36,7 @@ def main(given: argparse.Namespace) -> None:
 
     options = sampling(given)
     refuse([*options.problems(), *options.unused([0.0])], "the options of chat")
-    found = finished_models(given.place, [TARGET, *([given.beside] if given.beside else [])])
+    found = finished_models(given.place, [TARGET, *([given.beside] if given.beside else [])], option="--beside")
     say(f"chat: {', '.join(model.name for model in found)}; /help lists the commands, Ctrl-D ends")
     import torch
 

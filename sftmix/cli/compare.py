@@ -19,9 +19,10 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
-from sftmix.compare.plan import EXAMPLE, OF_THE_TABLE
+from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import Parser
 from sftmix.config.schema import component_bases, is_group
 from sftmix.options import reference_lora
@@ -101,7 +102,7 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not given:
         raise ConfigError(
             "variants is missing: `compare` runs named variants of a configuration, for example "
-            f"--variants '{EXAMPLE}', or `variants` in a file of --config; `run` makes a single run"
+            f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
         )
     for name, options in given.items():
         options = {} if options is None else options

@@ -1,4 +1,4 @@
-"""Numbers in nested mappings, by dotted names."""
+"""Figures: numbers in nested mappings by dotted names, their unit, and counts in words."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", float("nan")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", float(value)
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a figure of a run's summary and which way is better, in words; "" for one without a unit."""
+    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
+    return "nats per response token of the held-out rows; lower is better" if of_held_out else ""
+
+
+def counted(n: int, noun: str) -> str:
+    """Return `1 step`, `2 steps` or `1,000 steps`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+from sftmix.common.figures import unit_of
 from sftmix.compare.statistics import EXACT_UP_TO, MIN_SEEDS, smallest_p
-
-_LOWER_IS_BETTER = ("eval_nll_after", "eval_nll_best", "eval_nll_before")
 
 
 def markdown(table: Mapping[str, Any]) -> str:
@@ -95,8 +94,8 @@ def _trained_on(contrast: Mapping[str, Any]) -> str:
 
 def _notes(table: Mapping[str, Any]) -> Iterator[str]:
     seeds, contrasts = len(table["options"]["seeds"]), table["contrasts"]
-    if table["metric"] in _LOWER_IS_BETTER:
-        yield f"{table['metric']}: nats per response token of the held-out rows; lower is better."
+    if unit := unit_of(table["metric"]):
+        yield f"{table['metric']}: {unit}."
     yield from _without_value(table)
     if not contrasts:
         return

@@ -14,13 +14,12 @@ from sftmix.common.files import sha256_json
 from sftmix.compare.statistics import seeds_needed
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
+from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import from_plain
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
 CONFIGURATION = "compare.yaml"
-EXAMPLE = "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}"
-"""Variants as a user writes them; the pairing lets NTP train in the order of SFTMix."""
 TABLES = ("table.md", "table.csv", "table.json", "cells.csv")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -149,7 +148,7 @@ class Comparison:
         if needs_out and not self.out:
             yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
-            yield f"variants is missing: name at least one, `variants: {EXAMPLE}`"
+            yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
         for name in names:
             if not _NAME.fullmatch(name) or name in TABLES:
                 yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"

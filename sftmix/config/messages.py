@@ -39,6 +39,11 @@ _WORDS = {
     types.NoneType: "null",
 }
 _OTHER = "another type"
+EXAMPLES = {
+    "data.columns": "{response: output_gpt4}",
+    "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
+}
+"""A value of each option that is a mapping with names of the user's own."""
 _LISTED = 12
 """Most options of a group that a message lists."""
 _ALIKE = 0.6
@@ -171,7 +176,7 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
     hint = _option_of(classes[len(keys) - 2], keys[-1]) if of_component else hints.get(key)
     value = re.search(r"(?:Got value|Given value): (.*)", message)
     if value is not None:
-        return _not_allowed(key, hint, value[1])
+        return _not_allowed(key, hint, value[1], re.split(r"(?:Got|Given) value: ", message)[-1])
     if of_component and _OTHER in map(_word, alternatives(hint)):
         allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
         return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
@@ -183,8 +188,8 @@ def _option_of(class_path: str, name: str) -> Any:
     return component_options(import_class(class_path))[name].annotation
 
 
-def _not_allowed(key: str, hint: Any, value: str) -> str:
-    """Return the message for a value that no part of the type hint allows."""
+def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
+    """Return the message for a value that no part of the type hint allows; `value` is the first line of the `whole`."""
     parts = alternatives(hint)
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
@@ -197,7 +202,28 @@ def _not_allowed(key: str, hint: Any, value: str) -> str:
         return told(f"{key}: {value!r} is not {' or '.join(forms)}", near, f"there are {listed}")
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
-    return told(f"{key}: {value!r} is not allowed", nearest(value, _choices(hint)), f"allowed: {listed}")
+    fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
+    example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
+    return told(f"{key}: {value!r} {fault}", nearest(value, _choices(hint)), f"allowed: {listed}{example}")
+
+
+def _is_collection(hint: Any) -> bool:
+    return is_dataclass(hint) or (typing.get_origin(hint) or hint) in (dict, list, tuple)
+
+
+def _fault(text: str) -> str:
+    """Say why YAML makes no collection of a text that was to be one."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        problem = str(error.problem)
+        ends, end = "but got '<stream end>'", "but it ends there"
+        return f"is not closed: {problem.replace(ends, end)}" if ends in problem else f"is no YAML: {problem}"
+    except yaml.YAMLError:  # characters that it does not read
+        return "is no YAML"
+    return "is a text" if isinstance(found, str) else "is not allowed"
 
 
 def _a(name: str) -> str:

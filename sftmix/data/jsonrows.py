@@ -67,7 +67,7 @@ class StrictDecoder:
         """Decode the one JSON value of a line; return it or a BadRow."""
         self._problem = None
         try:
-            value = self._json.decode(raw.decode("utf-8"))
+            value = self._json.decode(raw.decode("utf-8").rstrip("\r\n"))  # a column counts from the last newline
             return self._problem or value
         except UnicodeDecodeError as error:
             return BadRow(f"not valid UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line")

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import DataError
 from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.figures import counted
 from sftmix.common.shown import one_line
 from sftmix.data.jsonrows import BadRow
 
@@ -126,10 +127,10 @@ class DataReport:
 
     def _totals(self) -> str:
         if self.tokens is None:
-            return f"{self.rows:,} rows read: {self.train:,} training and {self.eval:,} held-out examples"
+            return f"{counted(self.rows, 'row')} read: {self.train:,} training and {self.eval:,} held-out examples"
         return (
-            f"{self.rows:,} documents read: {self.train:,} training and {self.eval:,} held-out windows of at most "
-            f"{self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
+            f"{counted(self.rows, 'document')} read: {self.train:,} training and {self.eval:,} held-out windows of at "
+            f"most {self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
         )
 
 

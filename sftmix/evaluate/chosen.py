@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file
 from sftmix.evaluate.convert import BENCHMARKS, files_of
 
@@ -74,15 +74,23 @@ def _hash_of(directory: Path) -> str:
 def manager(tasks: Sequence[ChosenTask], include: Path | None) -> Any:
     """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
 
-    Its own task files, thousands, are read only where one of the names may be among them.
+    Its own task files, thousands, are read only where one of the names may be among them. Rows that cannot be fetched
+    where a task is loaded are a DataError.
     """
     from lm_eval.tasks import TaskManager
 
+    class Manager(TaskManager):
+        def load(self, task_list: Any) -> Any:
+            try:
+                return super().load(task_list)
+            except Exception as error:  # as the hub client, it raises errors of many libraries
+                raise _not_loaded(task_list, error) from error
+
     others = [task.name for task in tasks if isinstance(task.spec, str)]
     include_path = None if include is None else str(include)
-    found = TaskManager(include_path=include_path, include_defaults=False)
+    found = Manager(include_path=include_path, include_defaults=False)
     if set(others) - set(found.all_tasks):
-        found = TaskManager(include_path=include_path)
+        found = Manager(include_path=include_path)
     unknown = sorted(set(others) - set(found.all_tasks))
     if unknown:
         raise ConfigError(
@@ -90,3 +98,13 @@ def manager(tasks: Sequence[ChosenTask], include: Path | None) -> Any:
             "(`lm_eval ls tasks` lists them) and the files of --include_path"
         )
     return found
+
+
+def _not_loaded(specs: Sequence[str | Mapping[str, Any]], error: Exception) -> DataError:
+    names = ", ".join(spec if isinstance(spec, str) else str(spec["task"]) for spec in specs)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return DataError(
+        f"--tasks: {names}: lm-eval cannot load the task or its rows: {reason}. Without a network it finds the rows "
+        "that it fetched before; or measure local rows, by a task file of your own (--include_path) or a task of this "
+        "package (--data_dir)."
+    )

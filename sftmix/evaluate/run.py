@@ -108,9 +108,11 @@ def _measure_model(
     Returns the fingerprint of the model's files.
     """
     from sftmix.model.load import fingerprint
+    from sftmix.model.paths import named
     from sftmix.pipeline.loaded import encoder_of, load_finished
 
-    identity = fingerprint(model.path)
+    with named(model.option):
+        identity = fingerprint(model.path)
     encoder = encoder_of(model).fingerprint if options.chat_template else None
     asked = [(task, settings_of(task, options, encoder)) for task in tasks]
     left = [(t, s) for t, s in asked if not entry_file(place, t.name, model.name, identity, s).exists()]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.figures import counted
 from sftmix.common.files import sha256_json
 from sftmix.evaluate.entries import Entry, Score
 
@@ -132,7 +133,9 @@ def sentences_of(table: Table) -> list[str]:
     for line in table.lines:
         for cut in sorted({n for n in line.cut.values() if n}):
             models = ", ".join(model for model, n in line.cut.items() if n == cut)
-            told.append(f"{line.task}: {cut} prompts are longer than the context and lost their beginning ({models}).")
+            are, their = ("is", "its") if cut == 1 else ("are", "their")
+            lost = f"{are} longer than the context and lost {their} beginning"
+            told.append(f"{line.task}: {counted(cut, 'prompt')} {lost} ({models}).")
     return [*told, *table.left_out]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftmix.common.checkpoints import BEST, steps_in
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import MANIFEST
+from sftmix.common.names import is_there
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place, named
 from sftmix.pipeline.directory import origin
@@ -20,26 +21,31 @@ TARGET = "target"
 class FinishedModel:
     """A model that can be loaded.
 
-    name  target, baseline or base of a run; else the directory or hub id as it was given
-    path  a hub id, or a directory with weights or adapters
-    run   the run directory whose chat template and stop ids count; None: those of the model itself
+    name    target, baseline or base of a run; else the directory or hub id as it was given
+    path    a hub id, or a directory with weights or adapters
+    run     the run directory whose chat template and stop ids count; None: those of the model itself
+    option  what chose the path, for messages
     """
 
     name: str
     path: str
     run: Path | None
+    option: str = "model.path"
 
 
-def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list[FinishedModel]:
+def finished_models(
+    place: str | Path, names: Sequence[str] = (TARGET,), *, option: str = "--models"
+) -> list[FinishedModel]:
     """Find models by their names, in the order of the names.
 
-    place  a run directory, or a model directory or hub id, of which there is one model alone: its target
-    names  of a run target, baseline and base; and any other place, of which the target is taken
+    place   a run directory, or a model directory or hub id, of which there is one model alone: its target
+    names   of a run target, baseline and base; and any other place, of which the target is taken
+    option  name of the option that holds the names, for messages
     Raises ConfigError for a model that is not there, with what is, and for a name given twice.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"model {', '.join(twice)} is named more than once; name each model once")
-    return [_found(str(place), name) for name in names]
+    return [_found(str(place), name, option) for name in names]
 
 
 def is_run(place: str | Path) -> bool:
@@ -47,22 +53,24 @@ def is_run(place: str | Path) -> bool:
     return (Path(place).expanduser() / "config.yaml").exists()
 
 
-def _found(place: str, name: str) -> FinishedModel:
+def _found(place: str, name: str, option: str) -> FinishedModel:
     if is_run(place) and name in OF_A_RUN:
         run = Path(place).expanduser()
         return FinishedModel(name, OF_A_RUN[name](run), run)
     if not is_run(place) and name in OF_A_RUN and name != TARGET:
         raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
-    elsewhere = place if name == TARGET else name
-    shown = place if name == TARGET else name
+    elsewhere, chosen_by = (place, f"model {place}") if name == TARGET else (name, option)
     if is_run(elsewhere):
         run = Path(elsewhere).expanduser()
-        return FinishedModel(shown, _target(run), run)
-    return FinishedModel(shown, _model_directory(elsewhere), None)
+        return FinishedModel(elsewhere, _target(run), run)
+    if is_run(place) and "/" not in name and not is_there(name) and (guess := nearest(name, OF_A_RUN)):
+        there = f"of {place} there are {', '.join(_there(Path(place).expanduser()))}"
+        raise ConfigError(told(f"{option}: the run has no model {name!r}", guess, there))
+    return FinishedModel(elsewhere, _model_directory(elsewhere, chosen_by), None, chosen_by)
 
 
-def _model_directory(place: str) -> str:
-    with named(f"model {place}"):
+def _model_directory(place: str, option: str) -> str:
+    with named(option):
         path, local = model_place(place)
     if local and not any((Path(path) / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(

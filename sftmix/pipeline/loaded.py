@@ -16,6 +16,7 @@ from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder
 from sftmix.model.adapters import load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
+from sftmix.model.paths import named
 from sftmix.model.stored_adapters import base_of_adapters
 from sftmix.options import DataOptions, LoraOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -68,8 +69,9 @@ def load_finished(
     """
     config = None if found.run is None else read_config(found.run / "config.yaml")
     encoder = encoder_of(found)
-    model = _weights(found, config, dtype)
-    check_vocabulary(model, encoder.tokenizer)
+    with named(found.option):
+        model = _weights(found, config, dtype)
+        check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -83,7 +85,8 @@ def load_finished(
 def encoder_of(found: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
     if found.run is None:
-        return encoder_for(load_tokenizer(found.path), DataOptions())
+        with named(found.option):
+            return encoder_for(load_tokenizer(found.path), DataOptions())
     config = read_config(found.run / "config.yaml")
     tokenizer = load_tokenizer(config.model.path)
     return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)

@@ -9,6 +9,7 @@ from typing import Literal
 from sftmix.batches.order import EpochPairs, TrainingOrder
 from sftmix.common.checkpoints import BEST
 from sftmix.common.errors import ConfigError
+from sftmix.common.figures import counted
 from sftmix.common.files import read_json
 from sftmix.components.base import Objective
 from sftmix.config.checks import refuse_sharded
@@ -79,7 +80,7 @@ def train_arm(
     run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
     held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
     early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-    run.say(f"{name}: {figures['steps']} steps{early}{held_out} ({figures['wall_seconds']:.0f} s)")
+    run.say(f"{name}: {counted(figures['steps'], 'step')}{early}{held_out} ({figures['wall_seconds']:.0f} s)")
 
 
 def _say_if_too_late(run: RunContext, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sftmix.common.figures import counted, unit_of
 from sftmix.common.steps import read_steps
 from sftmix.report.curves import curve, losses_of
 from sftmix.report.figures import GROUPS, figure
@@ -82,15 +83,17 @@ def _told(contrast: Mapping[str, Any]) -> str:
 
 
 def contrast_lines(table: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each contrast."""
+    """Return a sentence for each contrast, after one that says what the numbers are."""
     found = []
     for c in table["contrasts"]:
         if c["mean"] is None:
             continue
         interval = "" if not c["interval"] else f" [{c['interval'][0]:+.4f}, {c['interval'][1]:+.4f}]"
-        seeds = f"{len(c['seeds'])} seed{'s' * (len(c['seeds']) != 1)}"
+        seeds = counted(len(c["seeds"]), "seed")
         found.append(f"{c['ours']} - {c['theirs']}: {c['mean']:+.4f}{interval} over {seeds}; {c['verdict']}.")
-    return found
+    unit = f" ({unit_of(table['metric'])})" if unit_of(table["metric"]) else ""
+    brackets = ", with 95% intervals in brackets" if any(c["interval"] for c in table["contrasts"]) else ""
+    return [f"Differences in {table['metric']}{unit}{brackets}.", *found] if found else []
 
 
 def curves_over_one_another(runs: Sequence[SideBySide], key: str, title: str) -> go.Figure | None:

@@ -75,7 +75,7 @@ class MixedPair:
 
 
 def chosen_rows(view: RunView) -> dict[str, Rows]:
-    """Return name -> rows of the responses that are shown: both ends, and those whose perplexity moved most."""
+    """Return name -> rows of the responses that are shown: both ends, and of the others the most changed."""
     low, high = both_ends(view.by_confidence, SHOWN)
     found = {"least confident": low, "most confident": high[::-1]}
     moved = view.scores.variability[view.by_confidence]
@@ -83,7 +83,7 @@ def chosen_rows(view: RunView) -> dict[str, Rows]:
     ranked = view.by_confidence[np.argsort(-np.nan_to_num(moved, posinf=0.0), kind="stable")]
     changed = [row for row in ranked.tolist() if row not in taken][:SHOWN]
     if changed and np.nanmax(moved) > 0:
-        found["most changed over the checkpoints"] = np.asarray(changed, dtype=np.int64)
+        found["most changed of the others, over the checkpoints"] = np.asarray(changed, dtype=np.int64)
     return found
 
 

@@ -55,7 +55,7 @@ def _page_of_table(out: Path) -> Page:
         "differences",
         "Differences",
         "Runs of one seed are paired; the interval is over seeds, and over held-out examples where both were measured "
-        "on the same ones. A verdict waits for the last run.",
+        f"on the same ones.{'' if table['complete'] else ' A verdict waits for the last run.'}",
         plots=[]
         if plot is None
         else [

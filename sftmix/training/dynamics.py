@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
+from sftmix.common.figures import counted
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
@@ -52,7 +53,9 @@ def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> li
     steps = checkpoint_steps(checkpoints, total_steps)
     if isinstance(checkpoints, int):
         fewer = len(steps) < checkpoints
-        return [f"{total_steps} steps are fewer than {checkpoints} checkpoints: each is one"] if fewer else []
+        are = "is" if total_steps == 1 else "are"
+        told = f"{counted(total_steps, 'step')} {are} fewer than {checkpoints} checkpoints: each is one"
+        return [told] if fewer else []
     if max(checkpoints) > 1:
         return []
     raised = [f"{share:g}" for share in checkpoints if share > 0 and round(share * total_steps) == 0]

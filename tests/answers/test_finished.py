@@ -55,6 +55,26 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, names, words, monk
         finished_models(finished.path, names)
 
 
+def test_a_misspelt_name_is_no_hub_id(finished, sftmix, tmp_path):
+    """Only a name that is like none of the run's, or that is on the disk, may be one of the hub."""
+    run, to = str(finished.path), ("--to", str(tmp_path / "answers.jsonl"))
+    for words, option in (
+        (("chat", run, "--beside", "baselin"), "--beside"),
+        (("generate", run, *to, "--models", "target,baselin"), "--models"),
+        (("evaluate", run, "--tasks", "arc_easy", "--models", "baselin"), "--models"),
+    ):
+        done = sftmix(*words)
+        told = f"error: {option}: the run has no model 'baselin'. Did you mean baseline? Of {run} there are target"
+        assert (done.code, told in done.err) == (2, True), done.err
+    assert [m.path for m in finished_models(run, ["target", "gpt2"])][1] == "gpt2"
+
+
+def test_what_the_hub_has_not_is_said_of_the_option_that_named_it(finished, sftmix):
+    for words, option in (((str(finished.path), "--beside", "no/such"), "--beside"), (("no/such",), "model no/such")):
+        done = sftmix("chat", *words)
+        assert (done.code, f"error: {option}: cannot load no/such" in done.err) == (2, True), done.err
+
+
 def test_an_unfinished_stage_is_named(finished, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(finished.path / "config.yaml", tmp_path / "run")

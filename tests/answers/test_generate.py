@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sftmix.answers.batches import answered
-from sftmix.answers.generate import generate
+from sftmix.answers.generate import Made, generate, told
 from sftmix.answers.options import AnswerOptions
 from sftmix.answers.questions import Question, read_questions
 from sftmix.answers.sampling import Drawn, processors, uniforms
@@ -232,6 +232,7 @@ def test_the_command_says_what_happened(sftmix, finished, tmp_path):
     assert done.out.split() == [str(to)]
     assert "11 prompts, answered by target" in done.err
     assert "tokens/s" in done.err
+    assert told(Made([to], 1, ["target"], 0, 0.0, {}, [])) == ["1 prompt, answered by target"]
     assert json.loads(to.read_text().splitlines()[0])["messages"][0] == {"role": "system", "content": "Be brief."}
     assert sftmix(*words[:-4], "--max_new_tokens", "0").code == 2
     assert sftmix("generate", str(finished.path)).code == 2

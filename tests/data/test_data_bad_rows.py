@@ -104,6 +104,12 @@ def test_bad_line_is_named_or_skipped_and_counted(kind, write, options):
     assert len(prepared.train.records) == 2
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"], ids=repr)
+def test_the_column_of_a_mistake_is_that_on_its_line(end):
+    problem = StrictDecoder().decode_line(b'{"instruction":"a","input":""' + end)
+    assert str(problem) == "not valid JSON: Expecting ',' delimiter (column 30)"
+
+
 def test_many_keys_and_one_twice_are_read_in_seconds():
     line = ("{" + ", ".join(f'"k{number}": 0' for number in range(200_000)) + ', "k199999": 1}').encode()
     began = time.process_time()

@@ -10,6 +10,7 @@ import pytest
 
 from sftmix.common.errors import DataError
 from sftmix.common.names import HUB_ID
+from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from sftmix.data.sources import Source, expand, hub_parts
 from tests.tiny import make_tiny
@@ -139,6 +140,7 @@ def test_preview_of_a_subset_with_columns(subsets, tmp_path, sftmix) -> None:
     assert shown.code == 0, shown.err
     assert "openai/gsm8k:main[0]" in shown.out
     assert "6 rows read: 3 training and 3 held-out examples" in shown.out
+    assert DataReport(rows=1, train=1).lines() == ["1 row read: 1 training and 0 held-out examples"]
     from_file = sftmix(*words, "--data.train", "openai/gsm8k/main.jsonl")
     ids = [re.findall(r"\| id (\w+)", out) for out in (shown.out, from_file.out)]
     assert ids[0] == ids[1] != []

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.evaluate.entries import Entry, Score, check_run, run_of, write_entry
-from sftmix.evaluate.table import difference, sentences_of, table_from
+from sftmix.evaluate.table import Line, Table, difference, sentences_of, table_from
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
@@ -164,6 +164,17 @@ def test_wrong_options_are_refused(finished, sftmix, words, told):
     assert (done.code, told in done.err) == (2, True), done.err
 
 
+def test_rows_that_cannot_be_fetched_are_told_in_a_line_and_end_as_bad_data(finished, sftmix, tmp_path):
+    spec = "task: mine\ndataset_path: sftmix/nothing\noutput_type: multiple_choice\ntest_split: test\n"
+    (tmp_path / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
+    words = ("--tasks", "mine", "--include_path", str(tmp_path), "--to", str(tmp_path / "results"))
+    done = sftmix("evaluate", str(finished.tiny.model), *words)
+    (told,) = [line for line in done.err.splitlines() if "error: " in line]
+    assert (done.code, "Traceback" in done.err) == (3, False), done.err
+    for word in ("error: --tasks: mine: ", "sftmix/nothing", "network", "--include_path"):
+        assert word in told
+
+
 def test_no_difference_of_other_questions():
     score = Score("acc", 0.5, 0.5, 2, ["a", "b"], [0.0, 1.0])
     other = Score("acc", 0.5, 0.5, 2, ["a", "c"], [0.0, 1.0])
@@ -196,6 +207,14 @@ def test_results_of_weights_that_are_no_more_are_left_out():
     (told,) = sentences_of(table)[-1:]
     assert told.startswith("second: what was measured of target is left out")
     assert [text for text in sentences_of(table) if text.startswith("first: what")] == []
+
+
+def test_one_prompt_is_no_prompts():
+    lines = [Line("task", {}, {}, {"base": 1, "target": 2}, [])]
+    assert sentences_of(Table(lines)) == [
+        "task: 1 prompt is longer than the context and lost its beginning (base).",
+        "task: 2 prompts are longer than the context and lost their beginning (target).",
+    ]
 
 
 def test_a_directory_takes_the_results_of_one_run(tmp_path):

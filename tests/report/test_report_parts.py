@@ -17,7 +17,9 @@ from sftmix.report.curves import CURVE, curve
 from sftmix.report.ends import both_ends, topics, tsne
 from sftmix.report.run import text_of
 from sftmix.report.sentences import paired_difference
-from sftmix.report.tokens import pieces
+from sftmix.report.several import contrast_lines
+from sftmix.report.tokens import chosen_rows, pieces
+from sftmix.report.write import write_report
 from sftmix.types import Example, Message, RowScores
 
 
@@ -110,6 +112,45 @@ def test_the_paired_difference_is_that_of_the_examples(tmp_path):
     mean, error = paired_difference(SimpleNamespace(path=tmp_path))
     assert mean == pytest.approx(each.mean(), rel=1e-12)
     assert error == pytest.approx(each.std(ddof=1) / np.sqrt(40), rel=1e-12)
+
+
+def table_of(metric: str, **more) -> dict:
+    """A table of two runs and one contrast, as table.json has it."""
+    contrast = {"ours": "SFTMix", "theirs": "NTP", "mean": -0.0133, "interval": [-0.0276, 0.001], "seeds": [1, 2]}
+    contrast |= {"differences": [-0.02, -0.0066], "verdict": "not tested", "p_holm": None}
+    variants = {name: {"runs": []} for name in ("NTP", "SFTMix")}
+    return {"metric": metric, "variants": variants, "contrasts": [contrast], "runs": 4, "runs_done": 4, **more}
+
+
+def test_the_sentences_on_a_table_say_what_its_numbers_are():
+    sentence = "SFTMix - NTP: -0.0133 [-0.0276, +0.0010] over 2 seeds; not tested."
+    unit = "eval_nll_after (nats per response token of the held-out rows; lower is better)"
+    told = "Differences in {}, with 95% intervals in brackets."
+    assert contrast_lines(table_of("eval_nll_after")) == [told.format(unit), sentence]
+    assert contrast_lines(table_of("eval_accuracy")) == [told.format("eval_accuracy"), sentence]
+    one_seed = table_of("eval_accuracy")
+    one_seed["contrasts"][0] |= {"interval": None, "seeds": [1], "verdict": "one seed"}
+    assert contrast_lines(one_seed) == ["Differences in eval_accuracy.", "SFTMix - NTP: -0.0133 over 1 seed; one seed."]
+    assert contrast_lines({**table_of("eval_nll_after"), "contrasts": []}) == []
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_only_a_table_that_is_not_done_waits_for_a_run(tmp_path, complete):
+    (tmp_path / "table.json").write_text(json.dumps(table_of("eval_nll_after", complete=complete)))
+    (page,) = write_report([tmp_path], map_size=0)
+    assert ("waits for the last run" in page.read_text(encoding="utf-8")) is not complete
+
+
+def test_the_most_changed_responses_are_those_of_the_others():
+    """The row that changed most of all is at an end, and shown there."""
+    order = np.arange(20)
+    scores = SimpleNamespace(variability=np.linspace(1, 0, 20))
+    found = chosen_rows(SimpleNamespace(by_confidence=order, scores=scores))
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "least confident": [0, 1, 2, 3],
+        "most confident": [19, 18, 17, 16],
+        "most changed of the others, over the checkpoints": [4, 5, 6, 7],
+    }
 
 
 def test_the_text_of_an_example_names_roles_where_there_are_several():
