@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from sftmix.common.errors import ConfigError, refuse
-from sftmix.components.base import Optimizer, Reference, plain
+from sftmix.common.plain import PLAIN, not_plain
+from sftmix.components.base import Component, Optimizer, Reference, plain
 from sftmix.components.callbacks import EarlyStopping, Evaluate
 from sftmix.config.inherited import inherit
 from sftmix.config.run_config import RunConfig
@@ -29,7 +31,28 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    refuse(list(_problems(config, needs_out)), "the configuration")
+    found = list(not_plain_in(config)) or list(_problems(config, needs_out))  # which looks at plain values alone
+    refuse(found, "the configuration")
+
+
+def not_plain_in(value: object, key: str = "", *, stored: bool = False) -> Iterator[str]:
+    """Yield a sentence for each part of an option, or of a group of options, that is not plain.
+
+    stored  what a component was made with is used as it was given, and made plain where it is stored
+    """
+    inner: Any = value
+    if isinstance(value, Component):
+        inner, stored = getattr(value, "_init_args", {}), True
+    elif is_dataclass(value) and not isinstance(value, type):
+        inner = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(inner, Mapping if stored else dict):
+        for name, part in inner.items():
+            yield from not_plain_in(part, f"{key}.{name}" if key else str(name), stored=stored)
+    elif isinstance(inner, (list, tuple)):
+        for part in inner:
+            yield from not_plain_in(part, key, stored=stored)
+    elif type(plain(inner) if stored else inner) not in PLAIN:
+        yield not_plain(key, inner)
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
