@@ -26,7 +26,19 @@ from sftmix.components.base import (
     Selector,
     Splitter,
 )
-from sftmix.types import NOT_COUNTED, UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
+from sftmix.types import (
+    MOST_GROUPS,
+    NOT_COUNTED,
+    UNPAIRED,
+    Batch,
+    Float64,
+    Plan,
+    Rows,
+    Scores,
+    Split,
+    Tensor,
+    TrainingDynamics,
+)
 
 
 class ContractError(ConfigError):
@@ -97,9 +109,12 @@ def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynami
 
 
 def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
-    """Return the split if it has one group for each example; else raise ConfigError."""
+    """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ConfigError."""
     _is(split, Split, "splitter", splitter, "split()")
     group, names = np.asarray(split.group), split.names
+    if len(names) > MOST_GROUPS:
+        allowed = f"at most {MOST_GROUPS}, as their numbers are int8; give several groups one name"
+        raise broken("splitter", splitter, f"{len(names)} groups ({names[0]}, {names[1]}, ..., {names[-1]})", allowed)
     allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
     if group.shape != (len(scores),):
         raise broken("splitter", splitter, f"groups of shape {list(group.shape)}", allowed)
