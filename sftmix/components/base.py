@@ -207,7 +207,8 @@ class PairSampler(Component, ABC):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         """Return i64[P, 2] rows, column 0 the more confident, in the order in which they are trained on.
 
-        A row may appear in several pairs (its later appearances carry no NTP loss) and unpaired rows in none.
+        A row may appear in several pairs (its later appearances carry no NTP loss), and never with itself; unpaired
+        rows appear in none.
         """
 
 
