@@ -125,7 +125,7 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     log("confounds of the split", lambda: write_confounds(place, scores, split, data))
     for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
         draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
-        pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(sampler, draw(), len(data)))  # noqa: B023
+        pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(sampler, draw(), split, scores))  # noqa: B023
     training = TrainingOptions(global_batch_size=BATCH, micro_batch_size=8)
     order = log("order of three epochs", lambda: TrainingOrder(len(data), lambda _: pairs, options=training, seed=0))
     units = log("first step's units", lambda: order.batch(0))

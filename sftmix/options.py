@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sftmix.common.fields import column_problems
+from sftmix.common.plain import PlainFields
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ def at_least_1(value: int) -> bool:
 
 
 @dataclass(kw_only=True)
-class LoraOptions:
+class LoraOptions(PlainFields):
     """Low-rank adapters by PEFT, under PEFT's names: weight + scaling B A, where only A and B are trained."""
 
     r: int | None = None
@@ -67,7 +68,7 @@ class LoraOptions:
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class ModelOptions(PlainFields):
     path: str = ""
     """Hugging Face hub id or directory of the base model to fine-tune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -89,7 +90,7 @@ _DATA: tuple[Check, ...] = (
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class DataOptions(PlainFields):
     train: list[str] | str = field(default_factory=list)
     """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose subset and split may
     be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
@@ -214,7 +215,7 @@ LAYOUT += ("shard_group_size", "activation_checkpointing", "compile", "chunk_siz
 
 
 @dataclass(kw_only=True)
-class TrainingOptions:
+class TrainingOptions(PlainFields):
     global_batch_size: int = 32
     """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
@@ -269,7 +270,7 @@ class TrainingOptions:
 
 
 @dataclass(kw_only=True)
-class CheckpointOptions:
+class CheckpointOptions(PlainFields):
     every: int | None = None
     """Optimizer steps between checkpoints; null: ten per stage, at least 50 steps apart. 0: none."""
     keep: int = 2
@@ -279,7 +280,7 @@ class CheckpointOptions:
 
 
 @dataclass(kw_only=True)
-class ReferenceModel:
+class ReferenceModel(PlainFields):
     """Another reference model (section 5.1: a weaker one), with its own tokenizer, template and length."""
 
     path: str = ""
@@ -296,7 +297,7 @@ class ReferenceModel:
 
 
 @dataclass(kw_only=True)
-class ReferenceTraining:
+class ReferenceTraining(PlainFields):
     """Training options of the reference; null inherits the same option of `training`."""
 
     global_batch_size: int | None = None

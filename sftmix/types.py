@@ -191,6 +191,8 @@ class Scores:
 
 UNPAIRED = -1
 """Marker in place of a group: the example gets NTP, no Mixup."""
+MOST_GROUPS = int(np.iinfo(np.int8).max)
+"""Most groups of a split, whose numbers are int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ class Split:
     """The group of every example.
 
     group  i8[N], index into `names`, or UNPAIRED (-1)
-    names  names of the groups, most confident first
+    names  names of the groups, most confident first, at most MOST_GROUPS
     """
 
     group: npt.NDArray[np.int8]

@@ -34,7 +34,7 @@ LEVELS = (
 imports when it runs are counted, too. A new room is given a level here, and a sentence in docs/architecture.md."""
 
 COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional")}
-COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "hub", "rng", "steps", "tables")}
+COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "hub", "plain", "rng", "steps", "tables")}
 COMPONENTS_MAY_IMPORT |= {"sftmix.components.base", "numpy"}
 IN_METHODS = {"torch", "bitsandbytes"}
 """What component modules import where it is used, and nowhere else."""

@@ -64,7 +64,7 @@ def fixed(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> Epoc
     """One split for all epochs (the paper's)."""
 
     def pairs_of(epoch: int) -> Rows:
-        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), len(scores))
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
 
     return EpochPairs(lambda epoch: split, pairs_of)
 

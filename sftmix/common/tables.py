@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import replacing
-from sftmix.types import NOT_COUNTED, UNPAIRED, Float64, Int64, RowScores, Split, TrainingDynamics
+from sftmix.types import MOST_GROUPS, NOT_COUNTED, UNPAIRED, Float64, Int64, RowScores, Split, TrainingDynamics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,6 +127,7 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     ids = _unique_ids(path, table)
     stored = (table.schema.metadata or {}).get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
+    _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {_UNPAIRED_NAME: UNPAIRED}
     groups = table["group"].to_pylist()
     unknown = next((g for g in groups if g not in code), None)

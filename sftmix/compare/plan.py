@@ -11,7 +11,9 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import sha256_json
+from sftmix.common.plain import PlainFields, not_plain
 from sftmix.compare.statistics import seeds_needed
+from sftmix.components.base import plain
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.messages import EXAMPLES
@@ -26,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
 @dataclass(kw_only=True)
-class TableOptions:
+class TableOptions(PlainFields):
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6])
     """Seeds of the runs, one column of runs each; below 6 nothing is called significant."""
     baseline: str | None = None
@@ -137,7 +139,7 @@ class Comparison:
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        found = list(self._problems(needs_out))
+        found = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
         if not found:
             for name, config in self.variants.items():
                 found += _problems_of(name, config)

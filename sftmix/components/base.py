@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import plain_value
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import (
     Batch,
@@ -36,7 +37,25 @@ from sftmix.types import (
 C = TypeVar("C", bound="Component")
 
 
-class Component:
+class _MadeOfPlainNumbers(ABCMeta):
+    """The class of component classes: a constructor gets numbers of numpy as Python's own, whatever it does with them.
+
+    Arithmetic differs: a float64 of numpy times a float32 tensor is a float64 tensor. Paths stay as they are given.
+    """
+
+    if not TYPE_CHECKING:  # who checks types sees the constructor's
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*plain_value(args), **plain_value(kwargs))
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What `help` shows: the options, as without this class."""
+        shown = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return shown.replace(parameters=list(shown.parameters.values())[1:])
+
+
+class Component(metaclass=_MadeOfPlainNumbers):
     """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them."""
 
     _init_args: dict[str, Any]
@@ -65,7 +84,7 @@ class Component:
 def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
     inner = [value for value in getattr(component, "_init_args", {}).values() if isinstance(value, Component)]
-    return [*component.files(), *(name for part in inner for name in files_of(part))]
+    return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
 
 
 def plain(value: Any) -> Any:
@@ -78,7 +97,7 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return plain_value(value, paths=True)
 
 
 class ReferenceContext(Protocol):
@@ -188,7 +207,8 @@ class PairSampler(Component, ABC):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         """Return i64[P, 2] rows, column 0 the more confident, in the order in which they are trained on.
 
-        A row may appear in several pairs (its later appearances carry no NTP loss) and unpaired rows in none.
+        A row may appear in several pairs (its later appearances carry no NTP loss), and never with itself; unpaired
+        rows appear in none.
         """
 
 

@@ -26,7 +26,19 @@ from sftmix.components.base import (
     Selector,
     Splitter,
 )
-from sftmix.types import NOT_COUNTED, UNPAIRED, Batch, Float64, Plan, Rows, Scores, Split, Tensor, TrainingDynamics
+from sftmix.types import (
+    MOST_GROUPS,
+    NOT_COUNTED,
+    UNPAIRED,
+    Batch,
+    Float64,
+    Plan,
+    Rows,
+    Scores,
+    Split,
+    Tensor,
+    TrainingDynamics,
+)
 
 
 class ContractError(ConfigError):
@@ -97,9 +109,12 @@ def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynami
 
 
 def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
-    """Return the split if it has one group for each example; else raise ConfigError."""
+    """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ConfigError."""
     _is(split, Split, "splitter", splitter, "split()")
     group, names = np.asarray(split.group), split.names
+    if len(names) > MOST_GROUPS:
+        allowed = f"at most {MOST_GROUPS}, as their numbers are int8; give several groups one name"
+        raise broken("splitter", splitter, f"{len(names)} groups ({names[0]}, {names[1]}, ..., {names[-1]})", allowed)
     allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
     if group.shape != (len(scores),):
         raise broken("splitter", splitter, f"groups of shape {list(group.shape)}", allowed)
@@ -115,13 +130,32 @@ def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
     return replace(split, group=group.astype(np.int8))
 
 
-def check_pairs(sampler: PairSampler, pairs: Rows, n_rows: int) -> Rows:
-    """Return the pairs if they are i64[P, 2] of rows 0..N-1; else raise ConfigError."""
+def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores) -> Rows:
+    """Return the pairs if they are i64[P, 2], each of two different rows that have a group; else raise ConfigError.
+
+    A row may be in several pairs, and both rows of a pair may be of one group.
+    """
     found = _numbers(pairs, "pairing", sampler, "i64[P, 2], rows")
     if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
         raise broken("pairing", sampler, f"{found.dtype}{list(found.shape)}", "i64[P, 2], rows")
-    _in_range("pairing", sampler, found, n_rows)
+    _in_range("pairing", sampler, found, len(scores))
+    alone, unpaired_P2 = found[:, 0] == found[:, 1], split.group[found] == UNPAIRED
+    if alone.any():
+        first = f"of {scores.id[found[alone][0, 0]]} with itself"
+        raise _wrong_pair(sampler, found, alone, first, "two different rows; leave out a row without a partner")
+    if unpaired_P2.any():
+        first = f"with {scores.id[found[unpaired_P2][0]]}, which is unpaired"
+        allowed = f"rows of a group (split.group 0 to {len(split.names) - 1}); leave out a row of group {UNPAIRED}"
+        raise _wrong_pair(sampler, found, unpaired_P2.any(axis=1), first, allowed)
     return found.astype(np.int64)
+
+
+def _wrong_pair(sampler: PairSampler, pairs: Rows, wrong: np.ndarray, first: str, allowed: str) -> ContractError:
+    """Return the error of the pairs that are `wrong`, bool[P], of which the first is described."""
+    places = np.flatnonzero(wrong)
+    count = f"{len(places)} such pair{'s' * (len(places) > 1)}"
+    answer = f"pair {places[0]}, {pairs[places[0]].tolist()}, {first} ({count})"
+    return broken("pairing", sampler, answer, f"{allowed}, it is trained on by NTP then")
 
 
 def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:

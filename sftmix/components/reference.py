@@ -111,8 +111,8 @@ class FromCheckpoints(Reference):
         """
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
-        self.paths = paths
-        self.template = template
+        self.paths = [os.fspath(path) for path in paths]
+        self.template = None if template is None else os.fspath(template)
         self.max_length = max_length
         self.token_nll = token_nll
 

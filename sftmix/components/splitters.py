@@ -11,7 +11,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.components.base import Splitter
-from sftmix.types import UNPAIRED, Scores, Split
+from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""
@@ -37,8 +37,8 @@ class Quantile(Splitter):
 
     def __init__(self, *, levels: int = 4) -> None:
         """levels: number of groups, from 2 to 127: level_1 the most confident."""
-        if not 2 <= levels <= np.iinfo(np.int8).max:
-            raise ConfigError(f"splitter.levels is {levels}; allowed: from 2 to {np.iinfo(np.int8).max}")
+        if not 2 <= levels <= MOST_GROUPS:
+            raise ConfigError(f"splitter.levels is {levels}; allowed: from 2 to {MOST_GROUPS}")
         self.levels = levels
 
     def split(self, scores: Scores, *, seed: int) -> Split:

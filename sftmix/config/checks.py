@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
+from sftmix.common.plain import not_plain
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import EarlyStopping, Evaluate
 from sftmix.config.inherited import inherit
@@ -29,7 +30,8 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    refuse(list(_problems(config, needs_out)), "the configuration")
+    found = list(not_plain(config.plain())) or list(_problems(config, needs_out))  # which looks at plain values alone
+    refuse(found, "the configuration")
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from sftmix.common.plain import PlainFields
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
@@ -34,7 +35,7 @@ from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, Trainin
 
 
 @dataclass(kw_only=True, eq=False)
-class RunConfig:
+class RunConfig(PlainFields):
     """Everything that decides what a run does. Two configurations are equal when their plain forms are."""
 
     out: str | None = None

@@ -70,7 +70,7 @@ def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll:
     split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
     if "train" not in stages or parts.pairing is None:
         return
-    pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), len(scores))
+    pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
     units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
     batch = collate(units, rows.data.train, split=split)
     if parts.objective.needs_batch_nll:

@@ -63,7 +63,7 @@ class FromOnlineLosses:
                 return None
             split, scores = made(epoch)
             pairs = self.pairing.pairs(split, scores, epoch=epoch, seed=self.seed)
-            return check_pairs(self.pairing, pairs, len(scores))
+            return check_pairs(self.pairing, pairs, split, scores)
 
         return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)
 

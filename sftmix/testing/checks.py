@@ -183,12 +183,10 @@ def check_pair_sampler(
         table, split = drawn
         with untouched(table, split):
             epochs = [
-                valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), len(table))
+                valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), split, table)
                 for e in range(3)
             ]
         for epoch, found in enumerate(epochs):
-            assert not np.isin(found, split.unpaired).any(), "an unpaired example is in a pair"
-            assert (found[:, 0] != found[:, 1]).all(), "an example is paired with itself"
             again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
             np.testing.assert_array_equal(found, again, err_msg=f"epoch {epoch} asked alone gives something else")
 

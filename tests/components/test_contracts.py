@@ -44,6 +44,22 @@ class Single(RandomPairs):
     def pairs(self, split, scores, *, epoch, seed):
         return super().pairs(split, scores, epoch=epoch, seed=seed)[:, 0]
 
+class Selfish(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        found = super().pairs(split, scores, epoch=epoch, seed=seed)
+        found[3, 1] = found[3, 0]
+        return found
+
+class TakesAll(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        found = super().pairs(split, scores, epoch=epoch, seed=seed)
+        found[2, 0] = split.unpaired[0]
+        return found
+
+class SelfishLater(Selfish):
+    def pairs(self, split, scores, *, epoch, seed):
+        return (super() if epoch == 2 else RandomPairs()).pairs(split, scores, epoch=epoch, seed=seed)
+
 class Planned(SFTMix):
     def plan(self, batch, *, step, total_steps, seed):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
@@ -188,6 +204,14 @@ BROKEN = [
         r"confidence Endless returned -inf for .* and 0 other examples; allowed: a finite number",
     ),
     ("--pairing=broken_parts.Single", r"pairing Single returned int64\[14\]; allowed: i64\[P, 2\], rows"),
+    (
+        "--pairing=broken_parts.Selfish",
+        r"pairing Selfish returned pair 3, \[(\d+), \1\], of \w+ with itself \(1 such pair\); allowed: two different",
+    ),
+    (
+        "--pairing=broken_parts.TakesAll",
+        r"pairing TakesAll returned pair 2, \[\d+, \d+\], with \w+, which is unpaired \(1 such pair\); allowed: rows",
+    ),
     ("--objective=broken_parts.AtOnce", r"objective AtOnce returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.Beyond", r"objective Beyond returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.NoNumber", r"objective NoNumber returned lam nan; allowed: 0 to 1"),
@@ -239,6 +263,9 @@ BROKEN = [
     ),
 ]
 
+EARLY = ("Listed", "Floats", "Endless", "Single", "Selfish", "TakesAll", "AtOnce")
+"""Those that are found before the reference is trained."""
+
 
 @pytest.fixture(scope="module")
 def reference(finished, tmp_path_factory) -> Path:
@@ -252,7 +279,7 @@ def reference(finished, tmp_path_factory) -> Path:
 def test_a_run_ends_with_one_line(option, message, finished, reference, tmp_path, monkeypatch, sftmix):
     Path(tmp_path / "broken_parts.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    early = option.rpartition(".")[2] in ("Listed", "Floats", "Endless", "Single", "AtOnce")
+    early = option.rpartition(".")[2] in EARLY
     if not early and option.startswith("--objective"):  # which the reference does not depend on
         shutil.copytree(reference, tmp_path / "run")
     ended = sftmix("run", *finished.tiny.options, *SHORT, option, "--out", str(tmp_path / "run"))
@@ -271,6 +298,17 @@ def test_what_breaks_its_contract_on_a_finished_reference_ends_with_one_line(tin
     assert sftmix("reference", *words).code == 0
     ended = sftmix("run", *words, "--splitter=broken_parts.Listed")
     assert (ended.code, "error: splitter Listed returned list of 29" in ended.err) == (2, True)
+
+
+def test_the_pairs_of_each_epoch_of_a_single_run_are_looked_at(tiny, tmp_path, monkeypatch, sftmix):
+    Path(tmp_path / "broken_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    place = tiny.options.index("--reference.checkpoints")
+    words = [*tiny.options[:place], *tiny.options[place + 2 :], "--reference=Online", "--out", str(tmp_path / "run")]
+    ended = sftmix("run", *words, "--pairing=broken_parts.SelfishLater")
+    assert ended.code == 2
+    assert re.search(r"error: pairing SelfishLater returned pair 3, \[(\d+), \1\], of \w+ with itself", ended.err)
+    assert {line["epoch"] for line in metrics(tmp_path / "run")} == {0, 1}
 
 
 def test_what_is_refused_of_made_up_losses_is_told_and_the_real_ones_decide(tiny, tmp_path, monkeypatch, sftmix):

@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.batches.order import fixed
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
-from sftmix.components import AnyPairs, ConfidenceGapPairs, LengthMatchedPairs, LevelPairs, RandomPairs, SameGroupPairs
+from sftmix.components import (
+    AnyPairs,
+    ConfidenceGapPairs,
+    LengthMatchedPairs,
+    LevelPairs,
+    PairSampler,
+    RandomPairs,
+    SameGroupPairs,
+)
+from sftmix.components.contracts import check_pairs
 from sftmix.components.pairing import _far_matching
 from sftmix.types import Scores, Split
 
@@ -289,3 +299,48 @@ def test_new_samplers_are_pure_functions_of_seed_and_epoch(sampler):
     for epoch, seed in ((0, 2), (1, 3)):
         other = sampler.pairs(split, table, epoch=epoch, seed=seed)
         assert len(set(map(tuple, first.tolist())) & set(map(tuple, other.tolist()))) < 10
+
+
+class Given(PairSampler):
+    """The pairs that it is made with."""
+
+    def __init__(self, *, rows: list):
+        self.rows = rows
+
+    def pairs(self, split, scores, *, epoch, seed):
+        return np.asarray(self.rows)
+
+
+TABLE = scores([5] * 6)
+THIRDS = Split(group=np.asarray([0, 1, 0, 1, 0, -1], dtype=np.int8), names=("confident", "unconfident"))
+ALONE = "it is trained on by NTP then"
+
+
+ITSELF = f"allowed: two different rows; leave out a row without a partner, {ALONE}"
+NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of group -1, {ALONE}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([[0, 0], [1, 2]], f"pair 0, [0, 0], of e0 with itself (1 such pair); {ITSELF}"),
+        ([[0, 1], [2, 2], [4, 4]], f"pair 1, [2, 2], of e2 with itself (2 such pairs); {ITSELF}"),
+        ([[0, 1], [2, 5]], f"pair 1, [2, 5], with e5, which is unpaired (1 such pair); {NO_GROUP}"),
+        ([[5, 3], [2, 5]], f"pair 0, [5, 3], with e5, which is unpaired (2 such pairs); {NO_GROUP}"),
+    ],
+)
+def test_a_row_with_itself_or_of_no_group_is_refused(rows, said):
+    """Of the pairs [[0, 0], [1, 2]], row 0 would be mixed with itself."""
+    with pytest.raises(ConfigError) as told:  # as in every epoch of a run
+        fixed(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(2)
+    assert str(told.value) == f"pairing Given returned {said}"
+
+
+def test_pairs_that_are_documented_are_kept():
+    """A row may be in several pairs, rows may be in none, and both of a pair may be of one group."""
+    rows = [[0, 1], [0, 3], [2, 1], [0, 1], [0, 2]]
+    found = check_pairs(Given(rows=rows), np.asarray(rows, dtype=np.int32), THIRDS, TABLE)
+    assert found.dtype == np.int64
+    assert found.tolist() == rows
+    assert fixed(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(1).tolist() == rows
+    assert check_pairs(Given(rows=[]), np.empty((0, 2), dtype=np.int64), THIRDS, TABLE).shape == (0, 2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from sftmix.common.tables import write_split
 from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
 from sftmix.components.contracts import check_split
 from sftmix.components.splitters import FromFile
-from sftmix.types import Scores, Split
+from sftmix.types import MOST_GROUPS, Scores, Split
 
 CONFIDENCES = st.lists(
     st.one_of(st.floats(max_value=-1, allow_nan=False), st.sampled_from([-1.0, -2.0, float("nan")])),
@@ -228,3 +231,44 @@ def test_a_split_of_other_examples_is_refused(tmp_path):
         FromFile(path=path).split(scores([np.nan] * 2, ids=["a", "b"]), seed=0)
     with pytest.raises(DataError, match=r"splitter\.path: .*nowhere\.parquet: there is no such file"):
         FromFile(path=tmp_path / "nowhere.parquet").files()
+
+
+class Many(Median):
+    """As many groups as it is asked for, in turn."""
+
+    def __init__(self, *, groups: int):
+        self.groups = groups
+
+    def split(self, scores, *, seed):
+        names = tuple(f"g{k}" for k in range(self.groups))
+        return Split(group=np.arange(len(scores)) % self.groups, names=names)
+
+
+@pytest.mark.parametrize("groups", [128, 150, 200])
+def test_more_groups_than_a_split_can_number_are_refused(groups):
+    """The number of a group is an int8: group 149 would be -107."""
+    table = scores([1.0] * 300)
+    with pytest.raises(ConfigError) as told:
+        check_split(Many(groups=groups), Many(groups=groups).split(table, seed=0), table)
+    said = f"splitter Many returned {groups} groups (g0, g1, ..., g{groups - 1}); allowed: at most 127"
+    assert str(told.value).startswith(said)
+    assert "give several groups one name" in str(told.value)
+
+
+def test_as_many_groups_as_a_split_can_number_are_kept():
+    table = scores([1.0] * 300)
+    split = check_split(Many(groups=127), Many(groups=127).split(table, seed=0), table)
+    assert split.group.dtype == np.int8
+    assert split.group.tolist() == [row % 127 for row in range(300)]
+    assert Quantile(levels=127).levels == MOST_GROUPS == 127
+    with pytest.raises(ConfigError, match=r"splitter\.levels is 128; allowed: from 2 to 127"):
+        Quantile(levels=128)
+
+
+def test_a_file_with_more_groups_is_refused(tmp_path):
+    names = [f"g{k}" for k in range(150)]
+    schema = pa.schema([("id", pa.string()), ("group", pa.string())], metadata={"sftmix.groups": json.dumps(names)})
+    path = tmp_path / "split.parquet"
+    pq.write_table(pa.table({"id": names, "group": names}, schema=schema), path)
+    with pytest.raises(DataError, match=r"split\.parquet: .*150 groups.*at most 127"):
+        FromFile(path=path).split(scores([1.0] * 150, names), seed=0)

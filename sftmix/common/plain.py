@@ -1,0 +1,57 @@
+"""Values as JSON and YAML have them: what notebooks hand over becomes plain once, where an option is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sftmix.common.shown import quoted
+
+PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
+"""The types of a single plain value. YAML writes no class made from one of them, such as numpy's float64."""
+
+
+@dataclass
+class PlainFields:
+    """A group of options: whenever one is set, a number of numpy becomes Python's own, and a path text."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, plain_value(value, paths=True))
+
+
+def plain_value(value: Any, *, paths: bool = False) -> Any:
+    """Return numbers and text of numpy as Python's own, in lists, tuples and dictionaries, too; all else as it is.
+
+    paths  paths become text, relative as they are given
+    """
+    if _of_numpy(value) and value.ndim == 0:
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(plain_value(inner, paths=paths) for inner in value)
+    if type(value) is dict:
+        return {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
+    return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
+
+
+def _of_numpy(value: Any) -> bool:
+    """Return True for numbers and arrays of numpy, which is not imported: options are read without it, too."""
+    return type(value).__module__ == "numpy" and hasattr(value, "dtype")
+
+
+def not_plain(value: object, key: str = "") -> Iterator[str]:
+    """Yield a sentence for each part of a configuration in plain form that no file of a run could hold.
+
+    key  the option's name, with dots; constructor arguments of a component stand below its own
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from not_plain(inner, key if name == "init_args" else f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from not_plain(inner, key)
+    elif type(value) not in PLAIN:
+        shown, kind = " ".join(quoted(value).split()), f"{type(value).__module__}.{type(value).__qualname__}"
+        allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
+        yield f"{key} is {shown}, of the type {kind}; {allowed}. Give float(), int(), str() or list() of it"
