@@ -106,6 +106,13 @@ def test_every_group_of_options_keeps_plain_values():
     assert [*map(kept, TableOptions(seeds=[*np.arange(1, 3)]).seeds)] == [(int, 1), (int, 2)]
 
 
+def test_what_is_plain_stays_the_same_object():
+    names, lora = ["a.json"], LoraOptions()
+    assert DataOptions(train=names).train is names
+    assert ModelOptions(lora=lora).lora is lora
+    assert FromCheckpoints(paths=names)._init_args["paths"] is names
+
+
 def test_a_component_is_made_with_plain_numbers():
     """A product of a number of numpy and a tensor would be float64."""
     assert kept(SFTMix(mu=MU).mu) == (float, 0.1)

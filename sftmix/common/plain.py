@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,20 +24,27 @@ class PlainFields:
 def plain_value(value: Any, *, paths: bool = False) -> Any:
     """Return numbers and text of numpy as Python's own, in lists, tuples and dictionaries, too; all else as it is.
 
+    A container that holds nothing else is returned itself: who made it may still add to it.
     paths  paths become text, relative as they are given
     """
     if _of_numpy(value) and value.ndim == 0:
         return value.item()
     if type(value) in (list, tuple):
-        return type(value)(plain_value(inner, paths=paths) for inner in value)
+        made = type(value)(plain_value(inner, paths=paths) for inner in value)
+        return value if _same(made, value) else made
     if type(value) is dict:
-        return {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
+        changed = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
+        return value if _same(changed, value) and _same(changed.values(), value.values()) else changed
     return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
 
 
 def _of_numpy(value: Any) -> bool:
     """Return True for numbers and arrays of numpy, which is not imported: options are read without it, too."""
     return type(value).__module__ == "numpy" and hasattr(value, "dtype")
+
+
+def _same(made: Iterable[Any], given: Iterable[Any]) -> bool:
+    return all(new is old for new, old in zip(made, given, strict=True))
 
 
 def not_plain(value: object, key: str = "") -> Iterator[str]:
