@@ -159,7 +159,7 @@ def test_a_changed_byte_of_the_rows_is_refused(finished, tiny, copied, sftmix):
     words[words.index(str(tiny.eval))] = str(finished.tiny.eval)
     refused = sftmix(*words)
     assert refused.code == 2
-    assert "the training rows are others (data.train" in refused.err
+    assert "the training rows are others, as the model sees them (data.train" in refused.err
     tiny.train.write_text(text)  # the same rows in another file are the same inputs
     assert sftmix(*words).code == 0
 

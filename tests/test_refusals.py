@@ -91,7 +91,7 @@ REFUSED = {
     "template, which is known with the rows": (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
     "selection, which is a new stage": (
         ("--selector", "Longest", "--selector.k", "9"),
-        "other inputs: the training rows are others (data.train, and what chooses among them). Use another --out",
+        "other inputs: the training rows are others, as the model sees them (data.train, selector, ",
     ),
     "model": (("--model.path", "./is-not-there"), "model.path: ./is-not-there is not a directory"),
     "reference": (("--reference.model.path", "./is-not-there"), "reference.model.path: ./is-not-there is not"),

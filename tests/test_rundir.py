@@ -128,11 +128,12 @@ def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_o
     assert told(objective=spec("A", mu=0.4)) == f"objective.mu: 0.2 -> 0.4. {remedy}{kept}"
     assert told(objective=spec("B")) == f"objective: A -> B. {remedy}{kept}"
     assert told(eval="3c", objective=spec("B")) == (
-        f"the held-out rows are others (data.eval, or what holds rows out); objective: A -> B. {remedy}{kept}"
+        "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction); "
+        f"objective: A -> B. {remedy}{kept}"
     )
     assert told(data={"fingerprint": "4d", "limit": 8}, model="5e") == (
-        "the model's files are others (model.path); the training rows are others (data.train, and what chooses among "
-        f"them); data.limit: 9 -> 8. {remedy}"
+        "the model's files are others (model.path); the training rows are others, as the model sees them "
+        f"(data.train, selector, template); data.limit: 9 -> 8. {remedy}"
     )
 
 

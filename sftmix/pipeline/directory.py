@@ -158,8 +158,8 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
 
 _CONTENTS = {
     "model": "the model's files are others (model.path)",
-    "data.fingerprint": "the training rows are others (data.train, and what chooses among them)",
-    "eval": "the held-out rows are others (data.eval, or what holds rows out)",
+    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
+    "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
 """Inputs that are hashes, in words that name the options behind them; they come first."""
 

@@ -37,15 +37,24 @@ def one_letter_of(path: Path, before: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "training rows": (lambda p: one_letter(p / "train.jsonl"), "data.fingerprint: "),
-    "held-out rows": (lambda p: one_letter(p / "eval.jsonl"), "eval: "),
-    "weights of the model": (lambda p: one_byte(p / "model" / "model.safetensors"), "model: "),
+    "training rows": (lambda p: one_letter(p / "train.jsonl"), "the training rows are others, as the model sees them"),
+    "held-out rows": (lambda p: one_letter(p / "eval.jsonl"), "the held-out rows are others, as the model sees them"),
+    "weights of the model": (
+        lambda p: one_byte(p / "model" / "model.safetensors"),
+        "the model's files are others (model.path)",
+    ),
     "configuration of the model": (
         lambda p: one_letter_of(p / "model" / "config.json", r'"rms_norm_eps": 1'),
-        "model: ",
+        "the model's files are others (model.path)",
     ),
-    "tokenizer": (lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": (?s:.*?)"\w{4}(?=")'), "model: "),
-    "template": (lambda p: one_letter_of(p / "chat.jinja", "Hell"), "data.fingerprint: "),
+    "tokenizer": (
+        lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": (?s:.*?)"\w{4}(?=")'),
+        "the model's files are others (model.path)",
+    ),
+    "template": (
+        lambda p: one_letter_of(p / "chat.jinja", "Hell"),
+        "the training rows are others, as the model sees them",
+    ),
     "checkpoint of the reference": (
         lambda p: one_byte(p / "checkpoint" / "model.safetensors"),
         "reference_files.checkpoint: ",
