@@ -36,6 +36,13 @@ def one_letter_of(path: Path, before: str) -> None:
     path.write_text(f"{text[:place]}{chr(ord(text[place]) ^ 1)}{text[place + 1 :]}")
 
 
+def without_regex(path: Path) -> None:
+    """Let a tokenizer merge across words: it is as valid as before, and makes other tokens."""
+    text = path.read_text()
+    assert '"use_regex": true' in text
+    path.write_text(text.replace('"use_regex": true', '"use_regex": false', 1))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "training rows": (lambda p: one_letter(p / "train.jsonl"), "the training rows are others, as the model sees them"),
     "held-out rows": (lambda p: one_letter(p / "eval.jsonl"), "the held-out rows are others, as the model sees them"),
@@ -47,10 +54,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: one_letter_of(p / "model" / "config.json", r'"rms_norm_eps": 1'),
         "the model's files are others (model.path)",
     ),
-    "tokenizer": (
-        lambda p: one_letter_of(p / "model" / "tokenizer.json", r'"vocab": (?s:.*?)"\w{4}(?=")'),
-        "the model's files are others (model.path)",
-    ),
+    "tokenizer": (lambda p: without_regex(p / "model" / "tokenizer.json"), "the model's files are others (model.path)"),
     "template": (
         lambda p: one_letter_of(p / "chat.jinja", "Hell"),
         "the training rows are others, as the model sees them",
