@@ -191,8 +191,8 @@ class Scores:
 
 UNPAIRED = -1
 """Marker in place of a group: the example gets NTP, no Mixup."""
-MOST_GROUPS = int(np.iinfo(np.int8).max)
-"""Most groups of a split, whose numbers are int8."""
+MOST_GROUPS = int(np.iinfo(np.int8).max) + 1
+"""Most groups of a split, whose numbers are int8, from 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def test_what_is_plain_stays_the_same_object():
 
 
 def test_a_component_is_made_with_plain_numbers():
-    """A product of a number of numpy and a tensor would be float64."""
+    """Whatever type a check in it asks for, and however its constructor was made."""
     assert kept(SFTMix(mu=MU).mu) == (float, 0.1)
     assert kept(Linear(start=np.float32(0), end=np.int64(1)).start) == (float, 0.0)
     assert kept(NEFTune(alpha=np.float64(5)).alpha) == (float, 5.0)

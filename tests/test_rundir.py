@@ -114,8 +114,7 @@ def test_differences_are_the_leaves():
 def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_offered(directory):
     made = {"model": "1a", "eval": None, "data": {"fingerprint": "2b", "limit": 9}, "objective": spec("A", mu=0.2)}
     make(directory, "train", made)
-    (directory.path / "confidence").mkdir()
-    (directory.path / "confidence" / "dynamics.parquet").touch()
+    make(directory, "reference", {"seed": 1})
 
     def told(**changed) -> str:
         with pytest.raises(ConfigError) as refused:
@@ -124,7 +123,10 @@ def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_o
 
     remedy = "Use another --out, or the old settings"
     dynamics = directory.path / "confidence" / "dynamics.parquet"
-    kept = f"; --reference FromFile --reference.path {dynamics} takes the reference along"
+    kept = (
+        ". In another --out, a run of the same rows and model need not train its reference again: "
+        f"--reference FromFile --reference.path {dynamics}"
+    )
     assert told(objective=spec("A", mu=0.4)) == f"objective.mu: 0.2 -> 0.4. {remedy}{kept}"
     assert told(objective=spec("B")) == f"objective: A -> B. {remedy}{kept}"
     assert told(eval="3c", objective=spec("B")) == (

@@ -12,11 +12,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from abc import ABC, ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
@@ -37,25 +37,7 @@ from sftmix.types import (
 C = TypeVar("C", bound="Component")
 
 
-class _MadeOfPlainNumbers(ABCMeta):
-    """The class of component classes: a constructor gets numbers of numpy as Python's own, whatever it does with them.
-
-    Arithmetic differs: a float64 of numpy times a float32 tensor is a float64 tensor. Paths stay as they are given.
-    """
-
-    if not TYPE_CHECKING:  # who checks types sees the constructor's
-
-        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-            return super().__call__(*plain_value(args), **plain_value(kwargs))
-
-    @property
-    def __signature__(cls) -> inspect.Signature:
-        """What `help` shows: the options, as without this class."""
-        shown = inspect.signature(cls.__init__)  # type: ignore[misc]
-        return shown.replace(parameters=list(shown.parameters.values())[1:])
-
-
-class Component(metaclass=_MadeOfPlainNumbers):
+class Component:
     """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them."""
 
     _init_args: dict[str, Any]
@@ -70,6 +52,10 @@ class Component(metaclass=_MadeOfPlainNumbers):
             bound.apply_defaults()
             object.__setattr__(self, "_init_args", dict(list(bound.arguments.items())[1:]))
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep numbers of numpy as Python's own, as options do; paths stay as they are given."""
+        super().__setattr__(name, plain_value(value))
 
     def files(self) -> Sequence[str]:
         """Return the files and model directories that this component reads; a run refuses a change of their content."""

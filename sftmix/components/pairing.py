@@ -167,7 +167,7 @@ def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> 
     if empty:
         raise DataError(
             f"no example is in group {empty[0]!r}, so nothing can be paired; choose other options of the splitter, or "
-            "another splitter (the confidences are in confidence/confidence.parquet)"
+            "another splitter"
         )
     n_pairs = max(map(len, groups.values()))
     return np.stack([_repeat(rows, n_pairs, rng) for rows in groups.values()], axis=1)

@@ -36,7 +36,7 @@ class Quantile(Splitter):
     """
 
     def __init__(self, *, levels: int = 4) -> None:
-        """levels: number of groups, from 2 to 127: level_1 the most confident."""
+        """levels: number of groups, from 2 to 128: level_1 the most confident."""
         if not 2 <= levels <= MOST_GROUPS:
             raise ConfigError(f"splitter.levels is {levels}; allowed: from 2 to {MOST_GROUPS}")
         self.levels = levels

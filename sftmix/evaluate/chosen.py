@@ -83,7 +83,7 @@ def manager(tasks: Sequence[ChosenTask], include: Path | None) -> Any:
         def load(self, task_list: Any) -> Any:
             try:
                 return super().load(task_list)
-            except Exception as error:  # as the hub client, it raises errors of many libraries
+            except OSError as error:  # as all are that tell of the network, the hub or a missing file
                 raise _not_loaded(task_list, error) from error
 
     others = [task.name for task in tasks if isinstance(task.spec, str)]

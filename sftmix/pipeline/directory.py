@@ -9,6 +9,7 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -158,6 +159,7 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
 
 _CONTENTS = {
     "model": "the model's files are others (model.path)",
+    "data": "the training rows are others (data.train)",
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
@@ -165,12 +167,16 @@ _CONTENTS = {
 
 
 def _kept_reference(directory: Path, different: Iterable[str]) -> str:
-    """Return how another run can take over the dynamics of this one, where the difference leaves them as they are."""
-    dynamics = directory.parent / "confidence" / "dynamics.parquet"
-    touched = any(name.startswith(("data", "model")) for name in different)
-    if touched or directory.name in ("selection", "reference", "base") or not dynamics.exists():
+    """Return how a run of the same rows and model takes over the dynamics, where the difference leaves these alone."""
+    run = directory.parent
+    touched = any(name.startswith(("data", "model", "seed", "online")) for name in different)
+    if touched or directory.name not in ("confidence", "split", "train") or not (run / "reference" / MANIFEST).exists():
         return ""
-    return f"; --reference FromFile --reference.path {dynamics} takes the reference along"
+    dynamics = shlex.quote(str(run / "confidence" / "dynamics.parquet"))
+    return (
+        ". In another --out, a run of the same rows and model need not train its reference again: "
+        f"--reference FromFile --reference.path {dynamics}"
+    )
 
 
 def _untouched(directory: Path) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from sftmix.common.checkpoints import BEST, steps_in
-from sftmix.common.errors import ConfigError, nearest, told
+from sftmix.common.errors import ConfigError, did_you_mean, told
 from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
 from sftmix.config.read import read_config
@@ -63,9 +64,14 @@ def _found(place: str, name: str, option: str) -> FinishedModel:
     if is_run(elsewhere):
         run = Path(elsewhere).expanduser()
         return FinishedModel(elsewhere, _target(run), run)
-    if is_run(place) and "/" not in name and not is_there(name) and (guess := nearest(name, OF_A_RUN)):
+    if (
+        is_run(place)
+        and "/" not in name
+        and not is_there(name)
+        and (meant := get_close_matches(name, OF_A_RUN, n=1, cutoff=0.75))
+    ):
         there = f"of {place} there are {', '.join(_there(Path(place).expanduser()))}"
-        raise ConfigError(told(f"{option}: the run has no model {name!r}", guess, there))
+        raise ConfigError(told(f"{option}: the run has no model {name!r}", did_you_mean(meant[0]), there))
     return FinishedModel(elsewhere, _model_directory(elsewhere, chosen_by), None, chosen_by)
 
 

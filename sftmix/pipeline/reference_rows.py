@@ -8,7 +8,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encoder_for
-from sftmix.data.templates import same_tokenizer
+from sftmix.data.templates import same_tokenizer, tokenizer_content
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel
@@ -28,13 +28,14 @@ def rows_of_reference(
         return config.model.path, rows.encoder, rows.data.train, []
     path = model.path or config.model.path
     with named(_option_of_path(model, option)):
-        tokenizer = load_tokenizer(path)
+        tokenizer = world.node_first(lambda: load_tokenizer(path))
         same = same_tokenizer(tokenizer, rows.encoder.tokenizer)
         encoder = rows.encoder
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
             encoder = world.node_first(lambda: encoder_for(tokenizer, data))
         length = _length(rows, model, path, option, same=same)
+    check_same_rows({option: f"{tokenizer_content(tokenizer)} {length}"}, world)  # each node decides by its own files
     if rows.prepared.text:
         check_same_windows(model, encoder, rows.encoder, length)
         lines = []

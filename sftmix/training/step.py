@@ -82,7 +82,7 @@ class StepResult:
     ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans
-    grad_norm      before clipping; if it or the loss is not finite, or both counts are 0, no weight has moved
+    grad_norm      before clipping; if it or the loss is not finite, or nothing is counted, no weight has moved
     batches, plans this rank's micro-batches, and the plan of each, unnormalised
     nll            for each the NLL of its token rows [T], detached
     """
@@ -134,7 +134,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
 
     loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
     norm = clip_gradients(module, options.max_grad_norm)
-    counted = ntp_count > 0 or mixup_count > 0  # without a gradient AdamW would still decay, and follow older ones
+    counted = ntp_count > 0 or (mixup_count > 0 and plans[0].mixup_mean == "own")  # else AdamW goes on without gradient
     if counted and math.isfinite(norm) and math.isfinite(loss):  # all are of all ranks, so every rank decides the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -67,6 +67,7 @@ def test_a_misspelt_name_is_no_hub_id(finished, sftmix, tmp_path):
         told = f"error: {option}: the run has no model 'baselin'. Did you mean baseline? Of {run} there are target"
         assert (done.code, told in done.err) == (2, True), done.err
     assert [m.path for m in finished_models(run, ["target", "gpt2"])][1] == "gpt2"
+    assert [m.path for m in finished_models(run, ["target", "gpt2-large"])][1] == "gpt2-large"
 
 
 def test_what_the_hub_has_not_is_said_of_the_option_that_named_it(finished, sftmix):

@@ -141,9 +141,9 @@ def test_left_over_rows_of_quantiles_by_hand():
     assert Quantile().split(table, seed=0).group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, -1]
 
 
-@pytest.mark.parametrize("levels", [0, 1, 128])
+@pytest.mark.parametrize("levels", [0, 1, 129])
 def test_levels_out_of_range(levels):
-    with pytest.raises(ConfigError, match=rf"splitter\.levels is {levels}; allowed: from 2 to 127"):
+    with pytest.raises(ConfigError, match=rf"splitter\.levels is {levels}; allowed: from 2 to 128"):
         Quantile(levels=levels)
 
 
@@ -244,25 +244,25 @@ class Many(Median):
         return Split(group=np.arange(len(scores)) % self.groups, names=names)
 
 
-@pytest.mark.parametrize("groups", [128, 150, 200])
+@pytest.mark.parametrize("groups", [129, 150, 200])
 def test_more_groups_than_a_split_can_number_are_refused(groups):
     """The number of a group is an int8: group 149 would be -107."""
     table = scores([1.0] * 300)
     with pytest.raises(ConfigError) as told:
         check_split(Many(groups=groups), Many(groups=groups).split(table, seed=0), table)
-    said = f"splitter Many returned {groups} groups (g0, g1, ..., g{groups - 1}); allowed: at most 127"
+    said = f"splitter Many returned {groups} groups (g0, g1, ..., g{groups - 1}); allowed: at most 128"
     assert str(told.value).startswith(said)
     assert "give several groups one name" in str(told.value)
 
 
 def test_as_many_groups_as_a_split_can_number_are_kept():
     table = scores([1.0] * 300)
-    split = check_split(Many(groups=127), Many(groups=127).split(table, seed=0), table)
+    split = check_split(Many(groups=128), Many(groups=128).split(table, seed=0), table)
     assert split.group.dtype == np.int8
-    assert split.group.tolist() == [row % 127 for row in range(300)]
-    assert Quantile(levels=127).levels == MOST_GROUPS == 127
-    with pytest.raises(ConfigError, match=r"splitter\.levels is 128; allowed: from 2 to 127"):
-        Quantile(levels=128)
+    assert split.group.tolist() == [row % 128 for row in range(300)]
+    assert Quantile(levels=128).levels == MOST_GROUPS == 128
+    with pytest.raises(ConfigError, match=r"splitter\.levels is 129; allowed: from 2 to 128"):
+        Quantile(levels=129)
 
 
 def test_a_file_with_more_groups_is_refused(tmp_path):
@@ -270,5 +270,5 @@ def test_a_file_with_more_groups_is_refused(tmp_path):
     schema = pa.schema([("id", pa.string()), ("group", pa.string())], metadata={"sftmix.groups": json.dumps(names)})
     path = tmp_path / "split.parquet"
     pq.write_table(pa.table({"id": names, "group": names}, schema=schema), path)
-    with pytest.raises(DataError, match=r"split\.parquet: .*150 groups.*at most 127"):
+    with pytest.raises(DataError, match=r"split\.parquet: .*150 groups.*at most 128"):
         FromFile(path=path).split(scores([1.0] * 150, names), seed=0)
