@@ -120,9 +120,9 @@ def refuse(problems: Sequence[str], where: str) -> None:
         raise ConfigError("\n  - ".join([f"{len(problems)} problems in {where}", *problems]))
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ` Did you mean X?` for the closest allowed word, or an empty text."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return ` Did you mean X?` for the closest allowed word that is alike from `cutoff` on, or an empty text."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
     return did_you_mean(close[0]) if close else ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
+from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import EarlyStopping, Evaluate
@@ -214,7 +215,7 @@ def _confidence(config: RunConfig) -> Iterator[str]:
     most, needed = reference.most_checkpoints(_reference_epochs(config)), config.confidence.needs_checkpoints
     if most is not None and most < needed:
         yield (
-            f"{confidence} needs {needed} checkpoint{'s' * (needed > 1)}, but {_as_set(reference, 'checkpoints')} has "
+            f"{confidence} needs {counted(needed, 'checkpoint')}, but {_as_set(reference, 'checkpoints')} has "
             f"{most}; use --reference TrainedReference with more reference.checkpoints (online: more epochs), or "
             "another --confidence"
         )

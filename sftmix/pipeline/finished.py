@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from sftmix.common.checkpoints import BEST, steps_in
-from sftmix.common.errors import ConfigError, did_you_mean, told
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
 from sftmix.config.read import read_config
@@ -64,14 +63,10 @@ def _found(place: str, name: str, option: str) -> FinishedModel:
     if is_run(elsewhere):
         run = Path(elsewhere).expanduser()
         return FinishedModel(elsewhere, _target(run), run)
-    if (
-        is_run(place)
-        and "/" not in name
-        and not is_there(name)
-        and (meant := get_close_matches(name, OF_A_RUN, n=1, cutoff=0.75))
-    ):
+    misspelt = is_run(place) and "/" not in name and not is_there(name)
+    if misspelt and (guess := nearest(name, OF_A_RUN, cutoff=0.75)):  # gpt2-large is a name of the hub, 0.63 of target
         there = f"of {place} there are {', '.join(_there(Path(place).expanduser()))}"
-        raise ConfigError(told(f"{option}: the run has no model {name!r}", did_you_mean(meant[0]), there))
+        raise ConfigError(told(f"{option}: the run has no model {name!r}", guess, there))
     return FinishedModel(elsewhere, _model_directory(elsewhere, chosen_by), None, chosen_by)
 
 

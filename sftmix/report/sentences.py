@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.tables import read_eval
+from sftmix.config.messages import EXAMPLES
 from sftmix.measure.split import MAX_LABELS
 from sftmix.report.run import RunView
 
@@ -90,9 +91,8 @@ def _outcome(view: RunView) -> Iterator[str]:
 def _beside_baseline(view: RunView, name: str) -> str:
     theirs = view.summary["baseline"]["eval_nll_after"]
     difference, error = paired_difference(view)
-    variants = "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}"
     words = ["sftmix", "compare", "--config", str(view.path / "config.yaml"), "--with_baseline", "false"]
-    table = shlex.join([*words, "--variants", variants, "--out", f"{view.path}-table"])
+    table = shlex.join([*words, "--variants", EXAMPLES["variants"], "--out", f"{view.path}-table"])
     spread = "" if error is None else f", with a standard error of {error:.4f} over the held-out examples alone"
     return (
         f"The NTP baseline, from the same model on the same rows in the same order, reached {theirs:.4f}: {name} is "

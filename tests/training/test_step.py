@@ -290,8 +290,10 @@ def test_a_step_without_a_finite_gradient_moves_nothing(model):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("objective", [NTP(), IRDRO(), SFTMix(mu=0), SFTMix(mixup_mean="ntp")])
-def test_a_step_in_which_no_token_counts_moves_nothing(model, objective):
+@pytest.mark.parametrize(
+    ("objective", "mixed"), [(NTP(), 0), (IRDRO(), 0), (SFTMix(mu=0), 0), (SFTMix(mixup_mean="ntp"), 3)]
+)
+def test_a_step_in_which_no_token_counts_moves_nothing(model, objective, mixed):
     """Of repeats alone NTP trains nothing; AdamW would go on with what it remembers, and decay."""
     adamw = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
     done = one_step(model, objective, rate=0.125, optimizer=adamw)
@@ -299,7 +301,7 @@ def test_a_step_in_which_no_token_counts_moves_nothing(model, objective):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     repeats: list[Unit] = [(Slot(6, 0.0), Slot(2, 0.0))]
     done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
-    assert (done.ntp_count, done.loss, done.skipped) == (0, 0, False)
+    assert (done.ntp_count, done.mixup_count, done.loss, done.skipped) == (0, mixed, 0, False)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
