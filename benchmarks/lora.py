@@ -30,6 +30,7 @@ from sftmix.components.objectives import SFTMix  # noqa: E402
 from sftmix.model.adapters import add_adapters, trained_numbers  # noqa: E402
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.testing import rows_in_memory  # noqa: E402
+from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 
 ARMS = ("full", "lora")
@@ -95,11 +96,11 @@ def peak_memory(args: argparse.Namespace, directory: Path) -> float:
     small = argparse.Namespace(**{**vars(args), "width": 64, "layers": 1, "vocabulary": 64})
     make_loop(args.memory_of, make_model(small), small, directory).advance()  # so that libraries make their buffers now
     model = make_model(args).to(args.device)
-    before = held(args.device)
-    loop = make_loop(args.memory_of, model, args, directory)  # this resets the peak
+    before, peak = held(args.device), PeakMemory(torch.device(args.device))
+    loop = make_loop(args.memory_of, model, args, directory)
     for _ in range(2):
         loop.advance()
-    return (loop.memory.bytes() - before) / 2**20
+    return (peak.bytes() - before) / 2**20
 
 
 def main() -> None:

@@ -168,12 +168,12 @@ def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str
     batch = max(4, tokens // args.length)
     data = rows_in_memory([(args.length // 4, args.length - args.length // 4)] * batch)
     options = TrainingOptions(global_batch_size=batch, micro_batch_size=max(2, batch // 4), max_steps=args.steps + 1)
-    before = held("cpu")
+    before, peak = held("cpu"), PeakMemory(torch.device("cpu"))
     loop = TrainingLoop(ntp_stage(model, data, options, world, place), world)
     loop.advance()
     took = [timed(loop.advance)[1] for _ in range(args.steps)]
     seconds = {key: spread([each[key] for each in took])["median"] for key in took[0]}
-    return {**seconds, "tokens": batch * args.length, "mib": round((loop.memory.bytes() - before) / 2**20, 1)}
+    return {**seconds, "tokens": batch * args.length, "mib": round((peak.bytes() - before) / 2**20, 1)}
 
 
 # ------------------------------------------------------------------------------------------ processes

@@ -336,7 +336,7 @@ class StageState:
 
 @dataclass(frozen=True, slots=True)
 class CallbackResult:
-    """Metrics to add to the log; `stop` ends the training after this step."""
+    """Metrics to add to the log; `stop` ends the training after this step, on all ranks if any asks for it."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     stop: bool = False

@@ -68,11 +68,11 @@ def train_arm(
         eval_groups=rows.eval_groups,
     )
     result = run.train(stage)
-    run.directory.status(doing="measuring the trained model")
+    world.on_main(lambda: run.directory.status(doing="measuring the trained model"))
     measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
         stage, result.module, steps=int(result.figures["steps"])
     )
-    run.directory.status(doing="writing the model")
+    world.on_main(lambda: run.directory.status(doing="writing the model"))
     _export(run, rows, stage, result, directory / "model")
     figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
     figures["best_kept"] = (directory / BEST).is_dir()
@@ -136,7 +136,6 @@ def training_stage(
         order=order,
         objective=objective,
         optimizer=optimizer,
-        memory=run.memory,
         options=options,
         checkpoint=config.checkpoint if name == "train" else replace(config.checkpoint, keep_best=False),
         directory=run.directory.path / name,

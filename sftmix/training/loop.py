@@ -31,7 +31,7 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.log import MetricsLog, PeakMemory, StopSignal, Totals, figures_shown, mu_effective
+from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, mu_effective
 from sftmix.training.machine import going_on, machine_of, machines_in
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
@@ -61,8 +61,6 @@ class Stage:
     """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
     values: Values | None = None
     """The values of a model on the meta device, where ranks share the weights."""
-    memory: PeakMemory | None = None
-    """The peak memory since the stage began; None: the loop measures from its own start."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
     """The groups in each epoch."""
@@ -98,7 +96,6 @@ class TrainingLoop:
 
     def __init__(self, stage: Stage, world: World) -> None:
         self.stage, self.world = stage, world
-        self.memory = stage.memory or PeakMemory(world.device)
         self.setup = _prepared(stage, world)
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
@@ -152,7 +149,6 @@ class TrainingLoop:
             "steps": self.step,
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
-            "peak_memory_bytes": self.world.max(self.memory.bytes()),
             "machines": self.machines,
             **last,
         }
@@ -265,13 +261,19 @@ class TrainingLoop:
         return metrics, self._told_to_stop(signal)
 
     def _told_to_stop(self, signal: StopSignal | None) -> bool:
-        """Return True on every rank if any rank was told to stop; raise NoSpaceError on all if one met a full disk."""
-        told = self.world.max(2.0 if self.no_space else float(signal is not None and signal.received))
-        if told > 1:
+        """Return True on every rank if any rank was told to stop; raise NoSpaceError on all if one met a full disk.
+
+        A callback that stops one rank, as by its clock, stops all.
+        """
+        received = signal is not None and signal.received
+        told = self.world.max(3 if self.no_space else 2 if received else 1 if self.stopped_by else 0)
+        if told == 3:
             error = NoSpaceError(next(found for found in self.world.gather(self.no_space) if found))
             error.everywhere = True
             raise error
-        return told > 0
+        if told == 1:
+            self.stopped_by = next(name for name in self.world.gather(self.stopped_by) if name)
+        return told == 2
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop after too many in a row or in all."""

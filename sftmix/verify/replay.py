@@ -21,7 +21,7 @@ from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.stages import ALL, stages_needed
-from sftmix.training.log import PeakMemory, StopAtOnce
+from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import Stage, StageResult
 from sftmix.training.machine import machine_of, same_bits
 from sftmix.verify.inputs import Inputs
@@ -137,7 +137,6 @@ class _ReplayContext(RunContext):
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         self._stop.check(self.world)
-        self.memory = PeakMemory(self.world.device)
         return stage != self._window.stage
 
     def train(self, stage: Stage) -> StageResult:

@@ -19,7 +19,7 @@ from sftmix.common.rng import generator
 from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
-from sftmix.components.base import Callback
+from sftmix.components.base import Callback, CallbackResult
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
 from sftmix.training.online import OnlineLosses
@@ -187,7 +187,28 @@ def test_a_signal_handler_gives_way_to_the_one_before_it():
         stop.check(World())  # nothing has arrived
 
 
+class OnOneRank(Callback):
+    """Stops the last rank alone, as a clock may."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=state.step == 2 and self.world.rank == self.world.size - 1)
+
+
+def check_stop(world: World, directory: str) -> None:
+    stage = toy_stage(Path(directory), BATCHES, data=DATA, seed=SEED, callbacks=[OnOneRank(world)])
+    figures = train(stage, world).figures
+    assert (figures["steps"], figures["stopped_by"]) == (2, "OnOneRank")
+
+
+def test_a_callback_stops_the_training(tmp_path):
+    check_stop(World(), str(tmp_path))
+
+
 def check_two(world: World, directory: str) -> None:
+    check_stop(world, f"{directory}/stop")
     assert world.sum([2.0**40 + world.rank, 0.0]) == [2.0**41 + 1, 0.0]  # a float32 ends at 2^24
     check_masks(world, directory)
     for parallel, interrupt in (("ddp", 2), ("fsdp", None)):
