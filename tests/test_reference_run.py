@@ -305,6 +305,20 @@ def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
     assert found["alone_nll_sum"] != found["nll_sum"]
 
 
+def test_a_confidence_that_is_asked_for_is_made_whatever_the_splitter_needs(finished, tiny, tmp_path, sftmix):
+    """Its split, made after it, knows none."""
+    words = [*tiny.options, "--splitter", "RandomSplit", "--out", str(tmp_path / "run")]
+    done = sftmix("confidence", *words)
+    assert (done.code, "not used" in done.err) == (0, False), done.err
+    made, whole = (table(run / "confidence" / "confidence.parquet") for run in (tmp_path / "run", finished.path))
+    assert made == whole
+    assert sftmix("split", *words).code == 0
+    alone = [*words[:-1], str(tmp_path / "alone")]
+    assert sftmix("split", *alone).code == 0
+    assert groups(tmp_path / "run") == groups(tmp_path / "alone")
+    assert not (tmp_path / "alone" / "reference").exists()
+
+
 @pytest.mark.parametrize(
     ("places", "steps"),
     [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow), pytest.param("[3]", 3, marks=pytest.mark.slow)],

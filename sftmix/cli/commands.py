@@ -84,9 +84,9 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     validate(config)
     if own:
         check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
-    for note in config.unused():
-        say(f"note: {note}")
     until = _ABOUT[name][0]
+    for note in config.unused() if until == "train" else ():  # the others make what they are asked for
+        say(f"note: {note}")
     say(starting(name, config))
     from sftmix.pipeline.start import check_start
 

@@ -18,7 +18,7 @@ from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
 from sftmix.measure.split import length_correlation, mixing
-from sftmix.types import Rows, Scores, Split
+from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
 
 EXTREMES = 5
 """Number of the most and of the least confident examples that are shown."""
@@ -28,7 +28,7 @@ def summarise(
     root: Path,
     world: World,
     data: LoadedData,
-    scores: Scores | None,
+    scores: Scores,
     split: Split | None,
     *,
     model: str,
@@ -37,7 +37,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Write summary.json of the run directory `root` (rank 0) and return it.
 
-    scores, split  None if the run has no split
+    split  None if the run has none; without it nothing is told of the scores
     learning_rate  of the target, for the remarks
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
@@ -53,13 +53,11 @@ def summarise(
     }
     if "train" in stages:
         summary |= _training(root, stages)
-    if scores is not None and split is not None:
+    if split is not None:
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
     summary["remarks"] = remarks(root, stages, learning_rate)
-    if world.is_main:
-        write_json(root / "summary.json", summary)
-    world.barrier()
+    world.on_main(lambda: write_json(root / "summary.json", summary))
     return summary
 
 
@@ -115,7 +113,7 @@ def _trained(root: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, object]:
     groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
-    groups["unpaired"] = {"examples": len(split.unpaired)}
+    groups[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
     scored = np.flatnonzero(is_measured(scores.confidence))
     order = scored[np.argsort(scores.confidence[scored], kind="stable")]
     return {

@@ -28,7 +28,7 @@ from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs,
 from sftmix.pipeline.reference import reference_dynamics
 from sftmix.pipeline.rehearsal import rehearse
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.single_run import after_single_run, losses_of_single_run
+from sftmix.pipeline.single_run import after_single_run, splits_of_single_run
 from sftmix.pipeline.stages import StageName, stages_needed, training_of_reference
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import measure_base, train_arm
@@ -63,7 +63,7 @@ def recipe(
 ) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
-    directory.status(stage="data")
+    world.on_main(lambda: directory.status(stage="data"))
     config, prepared = read_rows(config, world, progress=world.is_main)
     run = RunContext(config, world, directory, stop)
     stages = stages_needed(config, until)
@@ -73,15 +73,15 @@ def recipe(
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
     select.keep()
     run.say("\n".join(rows.data.report.lines()))
-    if stages > {"reference"} and config.reference.trains and not directory.has("reference"):
+    if "reference" in stages and len(stages) > 1 and config.reference.trains and not directory.has("reference"):
         world.on_main(lambda: rehearse(run, rows, stages))
     dynamics, scores, split = make_stages(run, rows, stages)
     if "train" in stages:
         measure_base(run, rows)
     if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
-        if dynamics is None and config.splitter.needs_confidence:
-            dynamics = reference_dynamics(run, rows)
-        scores = confidence_scores(run, rows, dynamics)
+        scores = rows.table()
+        if config.splitter.needs_confidence:
+            scores = confidence_scores(run, rows, dynamics or reference_dynamics(run, rows))
         split = split_of(run, rows, scores)
     summary = summarise(
         directory.path,
@@ -95,29 +95,28 @@ def recipe(
     )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
-    directory.status(stage=until, step=step, total_steps=total, doing="")
+    world.on_main(lambda: directory.status(stage=until, step=step, total_steps=total, doing=""))
     return summary
 
 
 def make_stages(
     run: RunContext, rows: RunRows, stages: Container[str]
-) -> tuple[TrainingDynamics | None, Scores | None, Split | None]:
+) -> tuple[TrainingDynamics | None, Scores, Split | None]:
     """Dynamics -> confidence -> split -> training -> baseline: make those of `stages`, and return the first three.
 
-    Each is None where these stages do not need it.
+    Dynamics and split are None, and the confidence of the scores is NaN, where these stages do not need them.
     """
     dynamics = reference_dynamics(run, rows) if "reference" in stages else None
-    scores = confidence_scores(run, rows, dynamics) if "confidence" in stages else None
-    split = split_of(run, rows, scores) if scores is not None and "split" in stages else None
+    scores = confidence_scores(run, rows, dynamics if "confidence" in stages else None)
+    split = split_of(run, rows, scores) if "split" in stages else None
     if "train" not in stages:
         return dynamics, scores, split
 
-    online = losses_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
-    pairs = epoch_pairs(run, scores, split) if online is None else online.pairs()
-    losses = None if online is None else online.losses
-    train_arm(run, rows, "train", pairs, online=losses)
-    if online is not None:
-        pairs, dynamics = after_single_run(run, rows, online)
+    single = splits_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
+    pairs = epoch_pairs(run, scores, split) if single is None else single.pairs()
+    train_arm(run, rows, "train", pairs, online=None if single is None else single.losses)
+    if single is not None:
+        pairs, dynamics = after_single_run(run, rows, single)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
             scores = confidence_scores(run, rows, dynamics)
             split = split_of(run, rows, scores)
@@ -157,8 +156,8 @@ class Selection:
 
 
 def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics | None) -> Scores:
-    """Return the table that splitters and samplers see; its confidence is NaN if the split needs none."""
-    if dynamics is None or not run.config.splitter.needs_confidence:
+    """Return the table that splitters and samplers see; its confidence is NaN without dynamics."""
+    if dynamics is None:
         return rows.table()
     folder, estimator = run.directory.path / "confidence", run.config.confidence
     path = folder / "confidence.parquet"
@@ -190,8 +189,8 @@ def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
     return read_split(path)[1]
 
 
-def epoch_pairs(run: RunContext, scores: Scores | None, split: Split | None) -> EpochPairs:
+def epoch_pairs(run: RunContext, scores: Scores, split: Split | None) -> EpochPairs:
     """Return the pairs of every epoch; shuffled singles if nothing is paired."""
-    if run.pairing is None or scores is None or split is None:
+    if run.pairing is None or split is None:
         return unpaired()
     return fixed(split, scores, run.pairing, run.config.seed)

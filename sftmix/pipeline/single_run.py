@@ -68,7 +68,7 @@ class FromOnlineLosses:
         return EpochPairs(lambda epoch: None if alone(epoch) else made(epoch)[0], pairs_of, known=False)
 
 
-def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
+def splits_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | None:
     """Return the source of a single run's splits, epoch by epoch; None for any other run."""
     config, data = run.config, rows.data.train
     if run.pairing is None or not is_single_run(run.config):
@@ -85,7 +85,7 @@ def losses_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | N
 
 
 def after_single_run(
-    run: RunContext, rows: RunRows, online: FromOnlineLosses
+    run: RunContext, rows: RunRows, single: FromOnlineLosses
 ) -> tuple[EpochPairs, TrainingDynamics | None]:
     """Return the pairs for the baseline, and write and return the dynamics behind the last split.
 
@@ -93,11 +93,11 @@ def after_single_run(
     epoch.
     """
     steps = int(read_json(run.directory.path / "train" / "figures.json")["steps"])
-    begun = order_of_training(run, rows, online.pairs()).epoch_of(steps - 1) + 1  # at least 1
-    pairs = online.pairs(begun=begun)
+    begun = order_of_training(run, rows, single.pairs()).epoch_of(steps - 1) + 1  # at least 1
+    pairs = single.pairs(begun=begun)
     if begun == 1:
         run.say("train: stopped in the first epoch, before there was a split")
         return pairs, None
-    last = online.dynamics(begun - 1)
+    last = single.dynamics(begun - 1)
     run.world.on_main(lambda: write_dynamics(run.directory.path / "confidence" / "dynamics.parquet", last))
     return pairs, last

@@ -24,7 +24,10 @@ def is_single_run(config: RunConfig) -> bool:
 
 
 def stages_needed(config: RunConfig, until: StageName) -> set[str]:
-    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference."""
+    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference.
+
+    What is asked for by name is made, also where nothing of this run would use it.
+    """
     if is_single_run(config):
         if until == "train":
             return {"train"}
@@ -32,14 +35,13 @@ def stages_needed(config: RunConfig, until: StageName) -> set[str]:
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    divided = until in ("confidence", "split") or (until == "train" and config.resolved_pairing() is not None)
     needed: set[str] = {until}
-    if divided and config.splitter.needs_confidence:
-        needed.add("reference")
-    if divided:
-        needed.add("confidence")
-    if divided and until != "confidence":
+    if until == "train" and config.resolved_pairing() is not None:
         needed.add("split")
+    if "split" in needed and config.splitter.needs_confidence:
+        needed.add("confidence")
+    if "confidence" in needed:
+        needed.add("reference")
     return needed
 
 
@@ -53,8 +55,6 @@ def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list
         found.add("selection")
     if until == "train":
         found |= {"base", "baseline"} if config.with_baseline else {"base"}
-    if not config.splitter.needs_confidence:
-        found.discard("confidence")
     if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
         again = {"reference", "confidence", "split"} if config.splitter.needs_confidence else {"split"}
     return [*(stage for stage in ALL if stage in found), *(stage for stage in ALL if stage in again - found)]

@@ -8,12 +8,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sftmix.common.errors import NoSpaceError
 from sftmix.common.files import verify_directory
 from sftmix.common.world import World
+from sftmix.data.report import DataReport
+from sftmix.measure.summary import summarise
 from sftmix.training.log import MetricsLog
 from tests.faults.runs import assert_same, checkpoints, from_split, words_of
 from tests.forked import Ended, done, ended, on_ranks
@@ -99,6 +103,20 @@ def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
     (place / "metrics.jsonl").write_text('{"step": 1}\n')
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     on_ranks(resumes_its_metrics, str(place))
+
+
+def summarises(world: World, place: str) -> None:
+    data: Any = SimpleNamespace(report=DataReport())
+    with pytest.raises(NoSpaceError, match=r"summary\.json") as told:
+        summarise(Path(place), world, data, None, None, model="m", seed=0, learning_rate=0.1)  # type: ignore[arg-type]
+    assert told.value.everywhere
+
+
+@pytest.mark.slow
+def test_a_summary_without_room_ends_every_rank(disk: Disk) -> None:
+    place = disk("64k")
+    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
+    on_ranks(summarises, str(place))
 
 
 @pytest.mark.slow
