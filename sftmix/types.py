@@ -191,6 +191,8 @@ class Scores:
 
 UNPAIRED = -1
 """Marker in place of a group: the example gets NTP, no Mixup."""
+UNPAIRED_NAME = "unpaired"
+"""What such examples are called in files and pages."""
 MOST_GROUPS = int(np.iinfo(np.int8).max) + 1
 """Most groups of a split, whose numbers are int8, from 0."""
 
@@ -200,7 +202,7 @@ class Split:
     """The group of every example.
 
     group  i8[N], index into `names`, or UNPAIRED (-1)
-    names  names of the groups, most confident first, at most MOST_GROUPS
+    names  names of the groups, most confident first, at most MOST_GROUPS, each once
     """
 
     group: npt.NDArray[np.int8]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.errors import ConfigError
 from sftmix.components.confidence import Perplexity
 from sftmix.config import RunConfig
@@ -19,6 +20,7 @@ from sftmix.config.read import read_config
 from sftmix.data import prepare
 from sftmix.options import DataOptions, ModelOptions
 from sftmix.pipeline.rows import resolve_text
+from sftmix.types import Encoded
 from tests.tiny import ROOT, groups, metrics, table, weights
 
 LENGTH = 24
@@ -148,6 +150,16 @@ def test_an_estimator_that_needs_instructions_is_refused(words, tmp_path):
     config = RunConfig(out="o", model=ModelOptions(path="m"), data=data, confidence=Alone())
     with pytest.raises(ConfigError, match=r"confidence Alone .* data.format text has no instructions"):
         resolve_text(config, prepare(data, 0, progress=False))
+
+
+def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
+    """Where documents are packed, the cuts between them would lie elsewhere."""
+    done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert "reference.response_alone scores each response without its instruction, and data.format text" in done.err
+    packed = Encoded(0, "a", np.arange(6), np.array([False, True, True, False, True, True]), False, np.array([0, 3]))
+    with pytest.raises(ConfigError, match="plain text has no instructions"):
+        _ = ResponsesAlone([packed])[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["pretrain-text", "small/pretrain-text", "small/pretrain-mixup"])

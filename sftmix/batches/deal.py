@@ -28,7 +28,7 @@ are not worth it: they put the longest examples into one micro-batch, and its me
 BALANCE_STEPS = 7
 """Halvings in the search for the size of the largest micro-batch: they leave about 1% of the interval."""
 
-MOST_GROUPS = 16
+MOST_LENGTH_GROUPS = 16
 """Most length groups of a micro-batch on CPU: more would save less padding than their passes cost."""
 
 Deal = list[list[Unit]]
@@ -80,7 +80,7 @@ def micro_batch_limit(options: TrainingOptions) -> int | None:
 
 def default_length_groups(examples: int, device: torch.device) -> int:
     """One length group per two examples of a micro-batch on CPU; one in all on a GPU, which prefers a large batch."""
-    return min(MOST_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
+    return min(MOST_LENGTH_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
 
 
 def _most_groups(lengths: Int64, options: TrainingOptions, device: torch.device) -> int:

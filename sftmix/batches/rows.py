@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sftmix.common.errors import ConfigError
 from sftmix.types import Encoded, Int64, Rows
 
 
@@ -56,6 +57,8 @@ class ResponsesAlone:
 
     def __getitem__(self, row: int) -> Encoded:
         whole = self._rows[row]
+        if whole.starts is not None:
+            raise ConfigError("plain text has no instructions, so there are no responses to score alone")
         kept = np.flatnonzero(whole.target[1:]) + 1
         target = np.ones(len(kept) + 1, dtype=np.bool_)
         target[0] = False

@@ -17,15 +17,23 @@ import numpy.typing as npt
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import replacing
-from sftmix.types import MOST_GROUPS, NOT_COUNTED, UNPAIRED, Float64, Int64, RowScores, Split, TrainingDynamics
+from sftmix.types import (
+    MOST_GROUPS,
+    NOT_COUNTED,
+    UNPAIRED,
+    UNPAIRED_NAME,
+    Float64,
+    Int64,
+    RowScores,
+    Split,
+    TrainingDynamics,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 PathLike = str | os.PathLike[str]
-
-_UNPAIRED_NAME = "unpaired"
 
 _DEFAULT_NAMES = ("confident", "unconfident")
 
@@ -114,9 +122,9 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     """Write exactly id and group (a group's name or `unpaired`); the order of the names goes to the metadata."""
     import pyarrow as pa
 
-    if _UNPAIRED_NAME in split.names:
-        raise DataError(f"a split names a group {_UNPAIRED_NAME!r}; that name is kept for examples in no group")
-    names = np.asarray([*split.names, _UNPAIRED_NAME], dtype=object)  # group -1 is the last entry
+    if UNPAIRED_NAME in split.names:
+        raise DataError(f"a split names a group {UNPAIRED_NAME!r}; that name is kept for examples in no group")
+    names = np.asarray([*split.names, UNPAIRED_NAME], dtype=object)  # group -1 is the last entry
     table = pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(names[split.group], pa.string())})
     _write(path, table.replace_schema_metadata({_NAMES_KEY: json.dumps(split.names)}))
 
@@ -128,7 +136,7 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     stored = (table.schema.metadata or {}).get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
     _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
-    code = {name: index for index, name in enumerate(names)} | {_UNPAIRED_NAME: UNPAIRED}
+    code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     groups = table["group"].to_pylist()
     unknown = next((g for g in groups if g not in code), None)
     _require(path, all(g in code for g in groups), f"group {unknown!r} is none of {', '.join(code)}")

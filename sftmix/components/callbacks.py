@@ -45,7 +45,7 @@ class EarlyStopping(Callback):
     def __init__(self, *, patience: int = 3, min_delta: float = 0.0):
         """patience: evaluations without improvement after which training stops, at least 1.
 
-        min_delta: nats per token by which an evaluation must be below the best one before, 0 or more.
+        min_delta: nats per token by which an evaluation must be below the one that last began the count, 0 or more.
         """
         if patience < 1:
             raise ConfigError(f"callbacks.EarlyStopping.patience is {patience}; allowed: 1 and above")

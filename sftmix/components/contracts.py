@@ -30,6 +30,7 @@ from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,
     UNPAIRED,
+    UNPAIRED_NAME,
     Batch,
     Float64,
     Plan,
@@ -113,8 +114,10 @@ def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
     _is(split, Split, "splitter", splitter, "split()")
     group, names = np.asarray(split.group), split.names
     if len(names) > MOST_GROUPS:
-        allowed = f"at most {MOST_GROUPS}, as their numbers are int8; give several groups one name"
+        allowed = f"at most {MOST_GROUPS}, as their numbers are int8; merge some"
         raise broken("splitter", splitter, f"{len(names)} groups ({names[0]}, {names[1]}, ..., {names[-1]})", allowed)
+    if len({*names, UNPAIRED_NAME}) <= len(names):  # the files of a split tell groups by their names
+        raise broken("splitter", splitter, f"the names {list(names)}", f"each name once, and none {UNPAIRED_NAME!r}")
     allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
     if group.shape != (len(scores),):
         raise broken("splitter", splitter, f"groups of shape {list(group.shape)}", allowed)
@@ -218,6 +221,9 @@ def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
         raise broken("objective", objective, "a rule as row_weight, and a mixup_row_weight", "one of the two")
     if plan.mixup_row_weight is not None:
         weights["mixup_row_weight"] = len(labels)
+        if plan.label_smoothing:  # both kinds of weights are added up, and the smoothing would be of both
+            answer = f"label_smoothing {plan.label_smoothing}, and a mixup_row_weight"
+            raise broken("objective", objective, answer, "one of the two")
     for name, size in weights.items():
         value = getattr(plan, name)
         of = f"[{size}], one for each {'response token' if 'row' in name else 'pair'} of the micro-batch"

@@ -13,7 +13,7 @@ from sftmix.batches.order import TrainingOrder, fixed
 from sftmix.report.ends import both_ends
 from sftmix.report.look import Look
 from sftmix.report.run import RunView
-from sftmix.types import Rows
+from sftmix.types import UNPAIRED_NAME, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +131,7 @@ class Responses:
         shown = ids[:TOKENS]
         texts = pieces(view.rows.encoder.tokenizer, shown)
         nll = zip(texts, self._before[row].tolist(), self._after[row].tolist(), strict=False)
-        name = view.groups[row] if view.groups else "unpaired"
+        name = view.groups[row] if view.groups else UNPAIRED_NAME
         confidence = float(view.scores.confidence[row])
         instruction = view.texts[row][0]
         return Response(

@@ -252,7 +252,17 @@ def test_more_groups_than_a_split_can_number_are_refused(groups):
         check_split(Many(groups=groups), Many(groups=groups).split(table, seed=0), table)
     said = f"splitter Many returned {groups} groups (g0, g1, ..., g{groups - 1}); allowed: at most 128"
     assert str(told.value).startswith(said)
-    assert "give several groups one name" in str(told.value)
+    assert "merge some" in str(told.value)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "b"), ("a", "unpaired")])
+def test_groups_that_a_file_could_not_tell_apart_are_refused(names):
+    table = scores([1.0, 2.0, 3.0])
+    split = Split(group=np.arange(3) % len(names), names=names)
+    with pytest.raises(
+        ConfigError, match=r"splitter Median returned the names \['a', .*; allowed: each name once, and"
+    ):
+        check_split(Median(), split, table)
 
 
 def test_as_many_groups_as_a_split_can_number_are_kept():
