@@ -118,7 +118,11 @@ class ReferenceContext(Protocol):
 
 
 class Reference(Component, ABC):
-    """A source of training dynamics."""
+    """A source of training dynamics.
+
+    Of a reference that has them, these attributes count as those of the shipped ones do: `model` (a ReferenceModel),
+    `training` (a ReferenceTraining), `token_nll`, and `window` in a single run.
+    """
 
     single_run: bool = False
     """True if there is no reference run: the target's own losses of one epoch split the data for the next."""
