@@ -305,18 +305,22 @@ def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
     assert found["alone_nll_sum"] != found["nll_sum"]
 
 
-def test_a_confidence_that_is_asked_for_is_made_whatever_the_splitter_needs(finished, tiny, tmp_path, sftmix):
-    """Its split, made after it, knows none."""
+def test_a_confidence_that_nothing_needs_is_refused(tiny, tmp_path, sftmix):
     words = [*tiny.options, "--splitter", "RandomSplit", "--out", str(tmp_path / "run")]
     done = sftmix("confidence", *words)
-    assert (done.code, "not used" in done.err) == (0, False), done.err
-    made, whole = (table(run / "confidence" / "confidence.parquet") for run in (tmp_path / "run", finished.path))
-    assert made == whole
-    assert sftmix("split", *words).code == 0
-    alone = [*words[:-1], str(tmp_path / "alone")]
-    assert sftmix("split", *alone).code == 0
-    assert groups(tmp_path / "run") == groups(tmp_path / "alone")
-    assert not (tmp_path / "alone" / "reference").exists()
+    assert (done.code, (tmp_path / "run" / "config.yaml").exists()) == (2, False)
+    assert "error: --splitter RandomSplit needs no confidence, so there is none to make" in done.err
+
+
+@pytest.mark.parametrize("chosen", [("--splitter", "Quantile"), ("--confidence", "LogPerplexity")])
+def test_what_a_command_makes_is_used_whatever_the_objective(finished, tiny, tmp_path, sftmix, chosen):
+    """No note says otherwise; a split that needs no confidence says that it has no use for one."""
+    shutil.copytree(finished.path / "reference", tmp_path / "run" / "reference")
+    shutil.copytree(finished.path / "confidence", tmp_path / "run" / "confidence")
+    words = [*tiny.options, "--objective", "NTP", *chosen, "--out"]
+    assert "not used" not in sftmix("split", *words, str(tmp_path / "run")).err
+    done = sftmix("split", *words, str(tmp_path / "other"), "--splitter", "RandomSplit")
+    assert ("confidence LogPerplexity; splitter RandomSplit needs no" in done.err) == (chosen[1] == "LogPerplexity")
 
 
 @pytest.mark.parametrize(

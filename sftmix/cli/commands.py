@@ -85,8 +85,9 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     if own:
         check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
-    for note in config.unused() if until == "train" else ():  # the others make what they are asked for
-        say(f"note: {note}")
+    if until in ("split", "train"):  # the others make what they are asked for
+        for note in config.unused(divides=until == "split"):
+            say(f"note: {note}")
     say(starting(name, config))
     from sftmix.pipeline.start import check_start
 

@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
     """Stop after `patience` evaluations in a row without a better held-out NLL.
 
     It stands after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
-    a resume included: the first that is better than all before it, by more than `min_delta`, starts the count anew.
+    a resume included: one that is better by more than `min_delta` than that which last began the count begins it anew.
     """
 
     needs_held_out = True

@@ -81,9 +81,12 @@ class RunConfig(PlainFields):
             return RandomPairs() if self.objective.mixes else None
         return self.pairing
 
-    def unused(self) -> list[str]:
-        """List one sentence if components were chosen that this run does not use."""
-        paired, default = self.resolved_pairing() is not None, RunConfig()
+    def unused(self, *, divides: bool = False) -> list[str]:
+        """List one sentence if components were chosen that this run does not use.
+
+        divides  the examples are divided into groups, also where the objective pairs none
+        """
+        paired, default = divides or self.resolved_pairing() is not None, RunConfig()
         idle = ("reference", "confidence", *([] if paired else ["splitter"]))
         chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
         if not chosen or (paired and self.splitter.needs_confidence):

@@ -25,7 +25,7 @@ from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
-from sftmix.pipeline.reference import reference_dynamics
+from sftmix.pipeline.reference import reference_dynamics, refuse_responses_of_text
 from sftmix.pipeline.rehearsal import rehearse
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
 from sftmix.pipeline.single_run import after_single_run, splits_of_single_run
@@ -73,8 +73,10 @@ def recipe(
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
     select.keep()
     run.say("\n".join(rows.data.report.lines()))
-    if "reference" in stages and len(stages) > 1 and config.reference.trains and not directory.has("reference"):
-        world.on_main(lambda: rehearse(run, rows, stages))
+    if "reference" in stages and not directory.has("reference"):
+        refuse_responses_of_text(config, rows)
+        if len(stages) > 1 and config.reference.trains:
+            world.on_main(lambda: rehearse(run, rows, stages))
     dynamics, scores, split = make_stages(run, rows, stages)
     if "train" in stages:
         measure_base(run, rows)

@@ -14,6 +14,8 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.components.base import Callback
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
+from sftmix.components.reference import TrainedReference
+from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.paths import named
@@ -57,6 +59,15 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     run.finish("reference", ["../confidence/dynamics.parquet"], figures)
     run.say(f"reference: {described(written)} ({figures['wall_seconds']:.0f} s)")
     return written
+
+
+def refuse_responses_of_text(config: RunConfig, rows: RunRows) -> None:
+    """Raise ConfigError for a reference that is to score responses without instructions where there are neither."""
+    if rows.prepared.text and isinstance(config.reference, TrainedReference) and config.reference.response_alone:
+        raise ConfigError(
+            "reference.response_alone scores each response without its instruction, and data.format text has no "
+            "instructions; leave it out"
+        )
 
 
 def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:

@@ -12,7 +12,6 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_confidence, read_ids
 from sftmix.common.world import World
 from sftmix.components.contracts import check_selection
-from sftmix.components.reference import TrainedReference
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -56,15 +55,10 @@ def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tup
 def resolve_text(config: RunConfig, prepared: Prepared) -> RunConfig:
     """Return the configuration, with data.format text if `auto` recognised plain text.
 
-    Raises ConfigError for what needs instructions and responses.
+    Raises ConfigError for a confidence that needs instructions and responses.
     """
     if not prepared.text:
         return config
-    if isinstance(config.reference, TrainedReference) and config.reference.response_alone:
-        raise ConfigError(
-            "reference.response_alone scores each response without its instruction, and data.format text has no "
-            "instructions; leave it out"
-        )
     if config.confidence.needs_response_alone:
         raise ConfigError(
             f"confidence {type(config.confidence).__name__} compares a response with and without its instruction, and "

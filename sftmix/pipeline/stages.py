@@ -26,7 +26,7 @@ def is_single_run(config: RunConfig) -> bool:
 def stages_needed(config: RunConfig, until: StageName) -> set[str]:
     """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference.
 
-    What is asked for by name is made, also where nothing of this run would use it.
+    Raises ConfigError for a stage that this configuration does not have.
     """
     if is_single_run(config):
         if until == "train":
@@ -34,6 +34,11 @@ def stages_needed(config: RunConfig, until: StageName) -> set[str]:
         raise ConfigError(
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
+        )
+    if until == "confidence" and not config.splitter.needs_confidence:
+        raise ConfigError(
+            f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
+            "here, or use `split`"
         )
     needed: set[str] = {until}
     if until == "train" and config.resolved_pairing() is not None:

@@ -44,8 +44,6 @@ from sftmix.common.world import World
 from sftmix.training.module import unwrap
 
 _NUMBERS = "optimizer.json"
-_BEGUN = "begun"
-"""Among the numbers: False before the first step that was not skipped."""
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -93,7 +91,6 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         self._refuse_if_not_finite(step, wrapped)
-        begun = optimizer is not None and bool(optimizer.state)
         made = self.world.on_main(lambda: self._staging(step))
         staging, tensors = Path(self.world.share(str(made))), _tensors(wrapped, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -107,9 +104,6 @@ class CheckpointStore:
                 raise error from failed
             self.world.on_main(lambda: self._give_up(staging, step, needed, error))
         numbers = {} if optimizer is None else _numbers(_optimizer_state(unwrap(wrapped), optimizer))
-        if optimizer is not None and not begun:
-            optimizer.state.clear()
-            numbers[_BEGUN] = False
         self.world.barrier()
 
         def commit() -> None:
@@ -219,13 +213,9 @@ class CheckpointStore:
         set_model_state_dict(module, _with_aliases(module, weights), options=options)
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
-            numbers = json.loads((self.path(step) / _NUMBERS).read_text())
-            begun = numbers.pop(_BEGUN, True)
-            state |= numbers
+            state |= json.loads((self.path(step) / _NUMBERS).read_text())
             state |= {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
             set_optimizer_state_dict(module, optimizer, state, options=_FLAT)
-            if not begun:
-                optimizer.state.clear()
         return self.state(step)
 
     def _refuse_if_missing(
@@ -293,7 +283,6 @@ def _with_aliases(module: nn.Module, weights: dict[str, torch.Tensor]) -> dict[s
 
 
 def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state by flat names. One without any gets it by a step of zeros, which it counts."""
     return get_optimizer_state_dict(module, optimizer, options=_FLAT)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -130,6 +131,7 @@ class TrainingLoop:
             with StopSignal() as signal:
                 metrics: dict[str, float] = {}
                 self.pending = self._call("on_stage_start", metrics)
+                self._told_to_stop(None)
                 while self.step < self.total and not self.stopped_by:
                     metrics, interrupted = self.advance(signal)
                     bar.show(figures_shown(metrics))
@@ -165,9 +167,9 @@ class TrainingLoop:
                 f"{self.store.path(newest)} belongs to a run on other inputs; move {self.store.directory} away, "
                 "or use another --out"
             )
-        self.store.load(newest, self.module, self.optimizer)
         self.step = self.saved = state["step"]
         self.totals, self.stopped_by = Totals.restored(state["totals"]), state["stopped_by"]
+        self.store.load(newest, self.module, self._begun_optimizer())
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
         self.machines = machines_in(state)
@@ -175,6 +177,10 @@ class TrainingLoop:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
+
+    def _begun_optimizer(self) -> torch.optim.Optimizer | None:
+        """Return the optimizer, or None if all steps were skipped: torch would find its state by a step that counts."""
+        return self.optimizer if self.step > self.totals.skipped else None
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
@@ -189,7 +195,7 @@ class TrainingLoop:
                 "evaluations": self.evaluations,
             }
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
-            self.store.save(self.step, self.module, self.optimizer, state, arrays)
+            self.store.save(self.step, self.module, self._begun_optimizer(), state, arrays)
             self.saved = self.step
         if interrupted:
             raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")

@@ -188,19 +188,24 @@ def test_a_signal_handler_gives_way_to_the_one_before_it():
 
 
 class OnOneRank(Callback):
-    """Stops the last rank alone, as a clock may."""
+    """Stops the last rank alone after a step, as a clock may; step 0 is before the first."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, step: int) -> None:
+        self.world, self.step = world, step
+
+    def on_stage_start(self, state):
+        return self.on_step_end(state)
 
     def on_step_end(self, state):
-        return CallbackResult(stop=state.step == 2 and self.world.rank == self.world.size - 1)
+        return CallbackResult(stop=state.step == self.step and self.world.rank == self.world.size - 1)
 
 
 def check_stop(world: World, directory: str) -> None:
-    stage = toy_stage(Path(directory), BATCHES, data=DATA, seed=SEED, callbacks=[OnOneRank(world)])
-    figures = train(stage, world).figures
-    assert (figures["steps"], figures["stopped_by"]) == (2, "OnOneRank")
+    for step in (0, 2):
+        callbacks = [OnOneRank(world, step)]
+        stage = toy_stage(Path(directory, str(step)), BATCHES, data=DATA, seed=SEED, callbacks=callbacks)
+        figures = train(stage, world).figures
+        assert (figures["steps"], figures["stopped_by"]) == (step, "OnOneRank")
 
 
 def test_a_callback_stops_the_training(tmp_path):
