@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evidence import results, tier_lines
-from benchmarks.evidence.findings import BEST, LAST, findings
+from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.known_lines import known_pictures
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
@@ -80,6 +80,11 @@ def test_the_page_and_the_pictures_are_what_the_collected_results_say():
     assert set(re.findall(r"images/results/([\w.-]+)", page)) == set(made)
 
 
+def overfitting() -> list[list[Finding]]:
+    """The planned contrasts of tier 2, at last and at best."""
+    return [findings(read_tier("overfit"), end, PLANNED, tested=True) for end in (LAST, BEST)]
+
+
 def test_the_first_screen_of_the_readme_says_what_the_page_says():
     words = " ".join((results.ROOT / "README.md").read_text(encoding="utf-8").partition("## Set-up")[0].split())
     tests = read_json(RESULTS / "known-truth" / "contrasts.json")
@@ -93,7 +98,13 @@ def test_the_first_screen_of_the_readme_says_what_the_page_says():
     assert f"minus NTP: {mean} nats per token, 95% interval {low} to {high}, ten seeds" in words
     told = "random halves, or the same weights without mixing, do as well"
     assert all(each.equal for each in (to_ntp, *others)) == (told in words)
-    assert read_tier("overfit").complete != ("overfits is still being run" in words)
+    last, best = overfitting()
+    assert (last[0].lower, best[0].higher) == (True, True)
+    assert f"SFTMix ends {-last[0].mean:.4f} nats lower, but with each stopped at its best epoch it is" in words
+    assert f"it is {best[0].mean:.4f} higher: stopping plain fine-tuning earlier gives more" in words
+    assert all(each.equal for each in (*last[1:3], *best[1:3])) == (
+        "Random halves do as well as halves by confidence there, too" in words
+    )
 
 
 def test_the_questions_have_the_figures_of_the_study():
@@ -111,7 +122,10 @@ def test_the_questions_have_the_figures_of_the_study():
     mixing = findings(read_tier("primary"), LAST, PLANNED, tested=True)[3]
     assert mixing.small == ("real, too small to matter" in words)
     assert f"Without mixing it is {mixing.mean:.4f} lower than by SFTMix" in words
-    assert read_tier("overfit").complete != ("overfits is still being run" in words)
+    last, best = overfitting()
+    lower, higher = f"{-last[0].mean:.4f}", f"{best[0].mean:.4f}"
+    assert f"SFTMix ends {lower} nats lower than plain fine-tuning, and is {higher} nats higher where each is" in words
+    assert all(each.equal for each in (*last[1:3], *best[1:3])) == ("random halves do the same" in words)
 
 
 def test_a_page_without_a_mark_is_refused():
