@@ -15,6 +15,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
 from sftmix.components import NTP, AfterFraction, Constant, DecomposedMixup, Linear, MixupOnly, SFTMix
 from sftmix.components.base import Schedule
+from sftmix.components.contracts import check_plan
 from sftmix.types import Batch
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}
@@ -284,3 +285,12 @@ def test_decomposed_mixup_weighs_the_rows_of_sftmix_by_the_same_lambdas(batch, m
 def test_decomposed_mixup_without_mu_is_ntp():
     batch = make_batch([2, 3], [(0, 1)])
     assert_same_plan(DecomposedMixup(mu=0).plan(batch, **AT), NTP().plan(batch, **AT))
+
+
+def test_smoothing_beside_the_weights_of_the_decomposed_control_is_refused():
+    """Both kinds of weights are added up, so that the smoothing would be of both."""
+    batch = make_batch([3, 2], [(0, 1)])
+    plan = DecomposedMixup().plan(batch, **AT)
+    assert check_plan(DecomposedMixup(), plan, batch) is plan
+    with pytest.raises(ConfigError, match=r"DecomposedMixup returned label_smoothing 0\.1, and a mixup_row_weight"):
+        check_plan(DecomposedMixup(), dataclasses.replace(plan, label_smoothing=0.1), batch)
