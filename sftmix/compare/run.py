@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
@@ -46,14 +45,16 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
         for done, cell in enumerate(cells):
             bar.show(cell.name)
             new = world.share(_is_new(cell, directory) if world.is_main else None)
-            world.on_main(partial(_begin, directory, cell.name, done, len(cells), new=new))
+            if new:
+                directory.starts_work()
+            directory.tell(stage=cell.name, step=done, total_steps=len(cells))
             results.append(_run_cell(cell, cells, world))
             world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new and len(results) < len(cells):
                 world.on_main(lambda: _write(comparison, directory, build_table(comparison, results), results))
             bar.update()
-    world.on_main(lambda: directory.status(stage="table", step=len(cells)))
+    directory.tell(stage="table", step=len(cells))
     table = world.on_main(lambda: build_table(comparison, results))
     world.on_main(lambda: _write(comparison, directory, table or {}, results))
     return world.share(table)
@@ -70,13 +71,6 @@ def _write(
     """Write the table's files, and compare.yaml beside them: it describes what was run, never what was refused."""
     _write_configuration(comparison, directory)
     write_tables(directory.path, table, results)
-
-
-def _begin(directory: RunDirectory, name: str, done: int, of: int, *, new: bool) -> None:
-    """Tell STATUS.json which run of the table comes next; new: it is not finished yet."""
-    if new:
-        directory.starts_work()
-    directory.status(stage=name, step=done, total_steps=of)
 
 
 def _write_configuration(comparison: Comparison, directory: RunDirectory) -> None:

@@ -68,6 +68,10 @@ class RunDirectory:
         if self.world.is_main:
             self._hold.status(throttle=throttle, **fields)
 
+    def tell(self, **fields: Any) -> None:
+        """Update STATUS.json from every rank: a full disk ends them all."""
+        self.world.on_main(lambda: self.status(**fields))
+
     def starts_work(self) -> None:
         """Note that something is about to be made here: STATUS.json of an earlier command no longer holds."""
         if self.world.is_main:

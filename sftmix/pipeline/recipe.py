@@ -63,7 +63,7 @@ def recipe(
 ) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
-    world.on_main(lambda: directory.status(stage="data"))
+    directory.tell(stage="data")
     config, prepared = read_rows(config, world, progress=world.is_main)
     run = RunContext(config, world, directory, stop)
     stages = stages_needed(config, until)
@@ -97,7 +97,7 @@ def recipe(
     )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
-    world.on_main(lambda: directory.status(stage=until, step=step, total_steps=total, doing=""))
+    directory.tell(stage=until, step=step, total_steps=total, doing="")
     return summary
 
 

@@ -68,11 +68,11 @@ def train_arm(
         eval_groups=rows.eval_groups,
     )
     result = run.train(stage)
-    world.on_main(lambda: run.directory.status(doing="measuring the trained model"))
+    run.directory.tell(doing="measuring the trained model")
     measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
         stage, result.module, steps=int(result.figures["steps"])
     )
-    world.on_main(lambda: run.directory.status(doing="writing the model"))
+    run.directory.tell(doing="writing the model")
     _export(run, rows, stage, result, directory / "model")
     figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
     figures["best_kept"] = (directory / BEST).is_dir()

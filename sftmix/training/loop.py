@@ -131,7 +131,7 @@ class TrainingLoop:
             with StopSignal() as signal:
                 metrics: dict[str, float] = {}
                 self.pending = self._call("on_stage_start", metrics)
-                self._told_to_stop(None)
+                self._told_to_stop(None)  # before the first step, ranks agree on a stop, too
                 while self.step < self.total and not self.stopped_by:
                     metrics, interrupted = self.advance(signal)
                     bar.show(figures_shown(metrics))
