@@ -136,3 +136,17 @@ def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write
 
     assert held_out(1, None) != held_out(2, None)
     assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("training: {learning_rate: 1.0e-4}\nseed: 1\ntraining: {epochs: 1}\n", "training stands in lines 1 and 3;"),
+        ("objective:\n  class_path: SFTMix\n  init_args:\n    mu: 0.1\n    mu: 0.2\n", "mu stands in lines 4 and 5;"),
+        ("callbacks:\n- class_path: Evaluate\n  class_path: Stop\n", "class_path stands in lines 2 and 3;"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(write: Write, text: str, told: str) -> None:
+    """YAML takes the last one: the options of the first block would be gone without a word."""
+    with pytest.raises(ConfigError, match=told):
+        read_config(write("twice.yaml", text))

@@ -101,7 +101,10 @@ def test_the_histogram_counts_every_finite_value_once():
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0])])
+ONE_FAR = np.array([-50.0] + [-3.7] * 999)
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR])
 def test_other_confidences_have_a_linear_axis(values):
     found = histogram({"groups": {"x": values}})
     assert found["scale"] == "linear"

@@ -74,8 +74,9 @@ def _variant(
         if differences and name != comparison.baseline:
             off, spread = mean_sd(list(differences.values()))
             figures[metric] |= {"difference": off, "difference_sd": spread}
-            if metric in RELATIVE:  # the mean of each seed's ratio, like the difference paired by seed
-                figures[metric]["relative"] = mean_sd(_relative(own, differences, metric))[0]
+            # The mean of each seed's ratio, like the difference paired by seed.
+            if metric in RELATIVE and (ratios := _relative(own, base, metric)):
+                figures[metric]["relative"] = mean_sd(ratios)[0]
     runs = [
         {
             "seed": r.cell.seed,
@@ -98,10 +99,11 @@ def _variant(
 _SAME = ("data", "eval", "reference")
 
 
-def _relative(ours: Sequence[CellResult], differences: Mapping[int, float], metric: str) -> list[float]:
-    """Return ours / theirs - 1 of each seed, for positive figures."""
-    values = {r.cell.seed: r.metrics[metric] for r in ours if r.cell.seed in differences}
-    return [values[seed] / (values[seed] - off) - 1 for seed, off in differences.items()]
+def _relative(ours: Sequence[CellResult], base: Sequence[CellResult], metric: str) -> list[float]:
+    """Return ours / theirs - 1 of each seed at which theirs is positive."""
+    theirs = {r.cell.seed: r.metrics[metric] for r in base if r.metrics.get(metric, 0) > 0}
+    both = [(r.metrics[metric], theirs[r.cell.seed]) for r in ours if metric in r.metrics and r.cell.seed in theirs]
+    return [own / other - 1 for own, other in both]
 
 
 def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) -> list[str]:

@@ -66,7 +66,7 @@ class LowVariability(ConfidenceEstimator):
             raise ConfigError(
                 "confidence LowVariability needs at least 2 checkpoints, and there is 1; raise --reference.checkpoints"
             )
-        return -variability(dynamics)
+        return np.maximum(-variability(dynamics), LEAST)
 
 
 class IFD(ConfidenceEstimator):

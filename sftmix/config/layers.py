@@ -109,13 +109,31 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = path.read_text(encoding="utf-8")
+        _refuse_repeated(yaml.compose(text, loader), path)
+        values = yaml.load(text, loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
     return values
+
+
+def _refuse_repeated(node: Any, path: Path) -> None:
+    """Raise ConfigError for a key that stands twice in one mapping: YAML would take the last one, without a word."""
+    children = [] if node is None or node.id == "scalar" else node.value
+    if node is not None and node.id == "mapping":
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"{path}: {name} stands in lines {lines[name]} and {line}; write it once")
+            lines[name] = line
+        children = [value for _, value in node.value]
+    for child in children:
+        _refuse_repeated(child, path)
 
 
 def _bases(given: Any, path: Path) -> list[str]:

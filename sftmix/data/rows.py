@@ -122,7 +122,8 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     form = TEXT if holds_text(sources, options.format, option, columns) else options.format
     marks = label_field if labels is None else [source.label for source in sources]
     content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
-    key = key_of("rows", content, [source.name for source in sources], options.skip_bad)
+    places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
+    key = key_of("rows", content, places, options.skip_bad)
 
     def build(directory: Path) -> dict[str, Any]:
         bad = BadRows()

@@ -24,8 +24,8 @@ def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
     """
     finite = {p: {s: v[is_measured(v)] for s, v in series.items()} for p, series in panels.items()}
     pooled = np.concatenate([v for series in finite.values() for v in series.values()])
-    logarithmic = bool(pooled.max() < 0 and pooled.min() < 10 * pooled.max())
     low, high = np.quantile(pooled, [0.005, 0.995])
+    logarithmic = bool(high > low and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
     if logarithmic:
         edges = -np.geomspace(-low, -high, BINS + 1)
     else:

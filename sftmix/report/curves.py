@@ -44,6 +44,7 @@ def losses(view: RunView) -> go.Figure | None:
             if any(line.get("eval_nll") is not None for line in lines):
                 held_out = _lines(lines, "eval_nll", f"{name}, held out", colour, mode="lines+markers", width=2)
                 traces.append(held_out.update(line={"dash": "dot"}))
+    traces = [trace for trace in traces if trace.x]  # MixupOnly has no NTP loss
     before = view.summary.get("eval_nll_before")
     if traces and before is not None:
         last = max(x for trace in traces for x in trace.x)

@@ -49,7 +49,8 @@ def _page_of_table(out: Path) -> Page:
     for variant, found in table["variants"].items():
         for run in found["runs"]:
             path = out / run["run"]
-            runs.append(SideBySide(path, f"{variant}, seed {run['seed']}", variant, read_summary(path)))
+            if run["metrics"]:  # a run that diverged has none, and no summary
+                runs.append(SideBySide(path, f"{variant}, seed {run['seed']}", variant, read_summary(path)))
     plot = forest(table)
     differences = Section(
         "differences",

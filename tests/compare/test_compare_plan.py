@@ -313,5 +313,8 @@ def test_the_spread_of_confidence_is_shown_relative_to_the_baseline(tmp_path: Pa
     assert "relative" not in table["variants"]["A"]["metrics"][name]
     text = markdown(table)
     assert "± 1.2021 (-7.5%)" in text
+    figures["B/seed-1"][name], figures["A/seed-2"][name] = 3e17, 0.0  # nearly diverged; nothing to be relative to
+    extreme = build_table(comparison, results_on(comparison, figures))["variants"]["B"]["metrics"][name]
+    assert extreme["relative"] == pytest.approx(3e17 / 2 - 1, rel=1e-12)
     assert "Trained by sftmix 0.1 abc." in text
     assert "| A       | 2     | 12 " in text  # a count without decimals

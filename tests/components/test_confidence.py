@@ -100,6 +100,7 @@ def test_low_variability_ranks_what_did_not_change_first():
     assert found[1] == pytest.approx(-(math.e**2 - math.e) / 2)
     assert math.isnan(found[2])
     assert np.argsort(-found)[:3].tolist() == [0, 1, 3]
+    assert LowVariability().estimate(dynamics([[1.0, 500.0], [1.0, 2.0]], [1, 1]))[0] == LEAST  # its square overflows
     with pytest.raises(ConfigError, match=r"at least 2 checkpoints.*--reference\.checkpoints"):
         LowVariability().estimate(dynamics([[1.0]], [1]))
 

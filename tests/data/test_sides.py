@@ -89,6 +89,16 @@ def test_a_directory_is_one_entry_and_bad_rows_are_none(write, options, tmp_path
     assert f"8 of 8 from {tmp_path / 'many'}, 2 of 5 from {path}" in prepared.report.lines()[0]
 
 
+def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write, options, tmp_path):
+    (tmp_path / "both").mkdir()
+    paths = [write(f"both/{kind}.jsonl", rows_of(kind, 10)) for kind in "ab"]
+    apart = prepare(options(*paths, take=[3, 4]), SEED, progress=False).train
+    assert kinds(apart) == ["a"] * 3 + ["b"] * 4
+    together = prepare(options(str(tmp_path / "both"), take=12), SEED, progress=False)
+    assert len(ids(together.train)) == 12
+    assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
+
+
 def test_labels_stay_with_their_rows(files, options):
     prepared = prepare(options(*files, take=[3, 4, 5], labels=["A", "B", "C"]), SEED, progress=False)
     labels = [prepared.train.label(record) for record in prepared.train.records.tolist()]

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 from sftmix.common.tables import write_eval
 from sftmix.report import pictures
-from sftmix.report.curves import CURVE, curve
+from sftmix.report.curves import CURVE, curve, losses
 from sftmix.report.ends import both_ends, topics, tsne
 from sftmix.report.run import text_of
 from sftmix.report.sentences import paired_difference
@@ -139,6 +139,24 @@ def test_only_a_table_that_is_not_done_waits_for_a_run(tmp_path, complete):
     (tmp_path / "table.json").write_text(json.dumps(table_of("eval_nll_after", complete=complete)))
     (page,) = write_report([tmp_path], map_size=0)
     assert ("waits for the last run" in page.read_text(encoding="utf-8")) is not complete
+
+
+def test_a_run_of_a_table_that_diverged_has_no_curves(tmp_path):
+    table = table_of("eval_nll_after", complete=True)
+    table["variants"]["SFTMix"]["runs"] = [{"seed": 1, "run": "SFTMix/seed-1", "metrics": {}}]
+    (tmp_path / "SFTMix" / "seed-1").mkdir(parents=True)
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    (page,) = write_report([tmp_path], map_size=0)
+    assert "SFTMix - NTP: -0.0133" in page.read_text(encoding="utf-8")
+
+
+def test_losses_of_mixup_alone_without_an_evaluation_have_no_picture():
+    line = {"step": 1, "ntp": 0.0, "ntp_tokens": 0, "mixup": 2.0, "mixup_tokens": 5}
+    lines = {"reference": [], "train": [line], "baseline": []}
+    assert losses(SimpleNamespace(metrics=lines, summary={"eval_nll_before": 4.0})) is None
+    lines["baseline"] = [{**line, "ntp": 3.0, "ntp_tokens": 7}]
+    (baseline, base) = losses(SimpleNamespace(metrics=lines, summary={"eval_nll_before": 4.0})).data
+    assert (list(baseline.y), list(base.x)) == ([3.0], [0, 1])
 
 
 def test_the_most_changed_responses_are_those_of_the_others():
