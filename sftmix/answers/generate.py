@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ def _questions(found: Sequence[FinishedModel], written: AnswerFormat, prompts: l
 def _labels(found: Sequence[FinishedModel]) -> dict[str, str]:
     """Return the name of each model for other tools: words without slashes, which differ."""
     labels = {
-        m.name: Path(m.name).name if m.run is None or "/" in m.name else f"{m.run.resolve().name}-{m.name}"
+        m.name: Path(os.path.abspath(m.name)).name
+        if m.run is None or "/" in m.name
+        else f"{m.run.resolve().name}-{m.name}"
         for m in found
     }
     if len(set(labels.values())) < len(labels):

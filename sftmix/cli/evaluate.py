@@ -68,6 +68,11 @@ def main(given: argparse.Namespace) -> None:
 def _convert(given: argparse.Namespace) -> None:
     from sftmix.evaluate.convert import convert
 
+    for option in ("tasks", "models", "limit", "num_fewshot", "data_dir", "include_path"):
+        if getattr(given, option) is not None:
+            raise ConfigError(
+                f"--convert and --{option} ({getattr(given, option)}) exclude each other: rows are only made"
+            )
     if given.to is None:
         raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
     shots, test = (None if file is None else Path(file) for file in (given.shots, given.test))

@@ -61,7 +61,12 @@ def sampling(given: argparse.Namespace) -> AnswerOptions:
 
 def main(given: argparse.Namespace) -> None:
     """Answer, and say what happened; or read filled sheets."""
+    if given.key is not None and not given.read_blind:
+        raise ConfigError(f"--key is {given.key}, but it belongs to --read_blind SHEET")
     if given.read_blind:
+        for option, value in (("RUN_OR_MODEL", given.place), ("--to", given.to), ("--prompts", given.prompts)):
+            if value:
+                raise ConfigError(f"--read_blind and {option} ({value}) exclude each other: sheets are only read")
         from sftmix.answers.blind import read_blind, table
 
         key = None if given.key is None else Path(given.key)

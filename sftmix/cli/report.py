@@ -23,8 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="finished run directories, or one of `sftmix compare`")
     where = "the page [RUN/report/report.html; of several runs report.html]"
     parser.add_argument("--to", metavar="FILE", help=where)
-    size = "examples on the map of hidden states, half from each end; 0 loads no model [%(default)s]"
-    parser.add_argument("--map", type=int, default=400, metavar="N", dest="map_size", help=size)
+    size = "examples on the map of hidden states, half from each end; 0 loads no model [400]"
+    parser.add_argument("--map", type=int, metavar="N", dest="map_size", help=size)
     score = "pass all training examples through the base model and the trained ones, for the table"
     parser.add_argument("--score", action="store_true", help=score)
 
@@ -32,8 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(given: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     runs, to = [Path(run) for run in given.runs], None if given.to is None else Path(given.to)
-    if given.map_size < 0:
-        raise ConfigError(f"--map is {given.map_size}; allowed: 0 (no model is loaded) and above")
+    map_size = 400 if given.map_size is None else given.map_size
+    if map_size < 0:
+        raise ConfigError(f"--map is {map_size}; allowed: 0 (no model is loaded) and above")
+    if given.map_size is not None and (len(runs) > 1 or (runs[0] / "table.json").exists()):
+        raise ConfigError(f"--map is {map_size}, but only the report of one run has a map; leave it out")
     if to is not None and to.is_dir():
         raise ConfigError(f"--to {to} is a directory; name a file")
     say(f"report: {', '.join(map(str, runs))}")
@@ -41,7 +44,7 @@ def main(given: argparse.Namespace) -> None:
         _require(needed, package)
     from sftmix.report.write import write_report
 
-    for path in write_report(runs, to, map_size=given.map_size, score_all=given.score):
+    for path in write_report(runs, to, map_size=map_size, score_all=given.score):
         print(path)
 
 

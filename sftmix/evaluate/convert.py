@@ -50,7 +50,8 @@ def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: 
     if shots is not None:
         measured, solved = unique, _rows(name, shots)
     elif test is not None:
-        measured, solved = _by_ids(unique, test)
+        named = _named_by(rows, test)
+        measured, solved = [r for r in unique if _key(r) in named], [r for r in unique if _key(r) not in named]
     else:
         first = set(sorted(map(_key, unique))[:SHOTS])
         measured, solved = [r for r in unique if _key(r) not in first], [r for r in unique if _key(r) in first]
@@ -76,8 +77,8 @@ def _key(row: Row) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
-def _by_ids(rows: list[Row], test: Path) -> tuple[list[Row], list[Row]]:
-    """Return (measured, solved) by a file of ids; DataError names ids that no row has."""
+def _named_by(rows: list[Row], test: Path) -> set[str]:
+    """Return the keys of the questions whose ids a file has; DataError names ids that no row has."""
     found = json_of(test)
     if not isinstance(found, dict | list):
         raise DataError(
@@ -87,7 +88,7 @@ def _by_ids(rows: list[Row], test: Path) -> tuple[list[Row], list[Row]]:
     unknown = sorted(ids - {row["id"] for row in rows})
     if unknown:
         raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
-    return [row for row in rows if row["id"] in ids], [row for row in rows if row["id"] not in ids]
+    return {_key(row) for row in rows if row["id"] in ids}
 
 
 # ------------------------------------------------------------------------------------------- raw files

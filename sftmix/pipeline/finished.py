@@ -41,8 +41,10 @@ def finished_models(
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
     names   of a run target, baseline and base; and any other place, of which the target is taken
     option  name of the option that holds the names, for messages
-    Raises ConfigError for a model that is not there, with what is, and for a name given twice.
+    Raises ConfigError for a model that is not there, with what is, for a name given twice, and for no name at all.
     """
+    if not names:
+        raise ConfigError(f"{option} names no model; of a run there are {', '.join(OF_A_RUN)}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"model {', '.join(twice)} is named more than once; name each model once")
     return [_found(str(place), name, option) for name in names]

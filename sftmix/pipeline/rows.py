@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
 from sftmix.common.tables import read_confidence, read_ids
 from sftmix.common.world import World
 from sftmix.components.contracts import check_selection
@@ -99,11 +101,32 @@ def tokenised_rows(
 
 
 def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
-    """Return the configuration of a run that has selected its rows, and these, read from their files or the cache."""
+    """Return the configuration of a run that has selected its rows, and these, read from their files or the cache.
+
+    Raises ConfigError where the rows are no longer those that a stage of the run was made from.
+    """
     selected = path / "selection" / "selected.parquet"
     config, prepared = read_rows(read_config(path / "config.yaml"), World(), progress=progress)
     select = (lambda _: read_ids(selected)) if selected.exists() else None
-    return config, tokenised_rows(config, prepared, World(), select=select, progress=progress)
+    rows = tokenised_rows(config, prepared, World(), select=select, progress=progress)
+    for stage in ("train", "reference"):
+        if (inputs := path / stage / "inputs.json").exists():
+            _refuse_other_rows(path, read_json(inputs), rows.data)
+    return config, rows
+
+
+def _refuse_other_rows(run: Path, then: Mapping[str, Any], now: LoadedData) -> None:
+    """Raise ConfigError where a side of the rows is not what a stage recorded; a reference records one side alone."""
+    held_out = now.eval.fingerprint if now.eval else None
+    for option, before, here in (
+        ("data.train", then["data"]["fingerprint"], now.train.fingerprint),
+        ("held-out rows", then.get("eval", held_out), held_out),
+    ):
+        if before != here:
+            raise ConfigError(
+                f"{run} was made from other rows than its {option} are now, or another version of sftmix reads them in "
+                "another way: bring the rows, or the version, back to what they were"
+            )
 
 
 def encode_rows(

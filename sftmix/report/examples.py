@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftmix.common.files import replacing
+from sftmix.common.files import MANIFEST, replacing, sha256_file
 from sftmix.common.tables import read_dynamics, read_eval
 from sftmix.components.confidence import perplexity
 from sftmix.data import EncodedDataset
@@ -23,6 +24,8 @@ FILE = Path("report") / "examples.parquet"
 
 LOSSES = {"loss_before": "base", "loss_after": "train", "loss_after_baseline": "baseline"}
 """Columns of the mean NLL per response token (nats), and the stage that measured it."""
+_MODELS = b"sftmix.models"
+"""Key in the file's metadata: of which models the losses are."""
 
 
 def examples_table(
@@ -38,30 +41,41 @@ def examples_table(
 
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = [_training(view, known, places)]
-    taken = {*blocks[0], "label"}
-    blocks[0] |= _own_columns(train, taken)
+    own = {*train.columns, *(() if held_out is None else held_out.columns)}
+    shown = {name: _free(name, {*blocks[0], "label"}, own) for name in own}
+    blocks[0] |= _own_columns(train, shown)
     if held_out is not None:
-        blocks.append({**_held_out(view, held_out), **_own_columns(held_out, taken)})
+        blocks.append({**_held_out(view, held_out), **_own_columns(held_out, shown)})
     names = list(dict.fromkeys(name for block in blocks for name in block))
     sizes = [len(train), 0 if held_out is None else len(held_out)]
     columns = {}
     for name in names:
         values = [block.get(name, [None] * size) for block, size in zip(blocks, sizes, strict=False)]
         columns[name] = _column([value for part in values for value in part])
-    return pa.table(columns)
+    return pa.table(columns, metadata={_MODELS: json.dumps(_models(view.path))})
 
 
 def scored_before(run: Path) -> dict[str, dict[str, float]]:
-    """Return the losses of training examples in an earlier table of the run: a new report keeps them."""
+    """Return the losses of training examples in an earlier table of the run: a new report keeps them.
+
+    Those of a model that has been trained anew since are left out.
+    """
     import pyarrow.parquet as pq
 
     if not (run / FILE).exists():
         return {}
     with open(run / FILE, "rb") as file:
         rows = pq.read_table(file, columns=["id", *LOSSES], filters=[("held_out", "==", False)])
+    then, now = json.loads((rows.schema.metadata or {}).get(_MODELS, "{}")), _models(run)
     ids = rows["id"].to_pylist()
-    kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES}
+    kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES if then.get(name) == now.get(name)}
     return {name: {i: loss for i, loss in pairs if loss is not None} for name, pairs in kept.items()}
+
+
+def _models(run: Path) -> dict[str, str]:
+    """Return column of LOSSES -> hash of the manifest of the stage that made its model, where there is one."""
+    files = {name: run / stage / MANIFEST for name, stage in LOSSES.items()}
+    return {name: sha256_file(file) for name, file in files.items() if file.exists()}
 
 
 def write_examples(path: Path, table: pa.Table) -> None:
@@ -122,12 +136,18 @@ def _texts(data: EncodedDataset, examples: Sequence[Example]) -> dict[str, list[
     }
 
 
-def _own_columns(data: EncodedDataset, taken: Container[str]) -> dict[str, list[Any]]:
-    """Return the label and the user's columns; one whose name is taken here gets `row_` before it."""
+def _free(name: str, taken: Container[str], own: Container[str]) -> str:
+    """Return a name for a column of the user's; one whose name is taken gets `row_` before it, until it is free."""
+    shown = name
+    while shown in taken or (shown != name and shown in own):
+        shown = f"row_{shown}"
+    return shown
+
+
+def _own_columns(data: EncodedDataset, shown: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Return the label and the user's columns, under the names that are shown."""
     found = {} if data.labels is None else {"label": list(data.labels)}
-    for name, values in data.columns.items():
-        found[f"row_{name}" if name in taken else name] = list(values)
-    return found
+    return found | {shown[name]: list(values) for name, values in data.columns.items()}
 
 
 def correctness(view: RunView) -> Float64:

@@ -104,20 +104,11 @@ def read_run(path: Path) -> RunView:
     confidence, split_file = path / "confidence" / "confidence.parquet", path / "split" / "split.parquet"
     split = None
     if split_file.exists():
-        split_ids, split = read_split(split_file)
-        _same_rows(path, ids, split_ids)
+        split = read_split(split_file)[1]
     dynamics_file = path / "confidence" / "dynamics.parquet"
     dynamics = read_dynamics(dynamics_file).of(ids) if dynamics_file.exists() else None
     scores = rows.table(confidence if confidence.exists() else None)
     return RunView(path, config, summary, rows, scores, split, dynamics)
-
-
-def _same_rows(path: Path, now: list[str], then: list[str]) -> None:
-    if now != then:
-        raise ConfigError(
-            f"{path} was made from {len(then):,} examples that are not the {len(now):,} of its data.train now: bring "
-            "the rows back to what they were"
-        )
 
 
 def text_of(example: Example) -> tuple[str, str]:

@@ -24,7 +24,7 @@ def _rows(view: RunView) -> Iterator[str]:
     data = view.rows.data
     held_out = f", {len(data.eval):,} are held out" if data.eval is not None else ", none is held out"
     tokens = int(data.train.n_targets.sum())
-    yield f"{len(data.train):,} examples with {tokens:,} response tokens were trained on{held_out}."
+    yield f"{len(data.train):,} examples with {tokens:,} response tokens are the training set{held_out}."
 
 
 def _split(view: RunView) -> Iterator[str]:

@@ -84,7 +84,7 @@ def model_card(
         "## Licence\n\n" + (escaped(license) if license else f"{LICENSE_TO_FILL} ({escaped(facts.base_model)})."),
         "## Data\n\n" + _data(facts),
         "## Results\n\n" + (_results(facts, stage) if step is None else _results_at(arm)),
-        "## Not measured\n\n" + _not_measured(facts if step is None else None, arm),
+        "## Not measured\n\n" + _not_measured(facts.benchmarked(stage) and step is None, arm),
         "## Recipe\n\n" + fenced(yaml.safe_dump(facts.recipe(stage), sort_keys=False, allow_unicode=True)),
         "## Versions\n\n" + table([["package", "version"], *_versions(facts)]),
         f"## Citation\n\n```bibtex\n{PAPER}\n```",
@@ -123,7 +123,8 @@ def scores_card(
         f"The confidence is that of `{type(facts.config.confidence).__name__}`. "
         + escaped((type(facts.config.confidence).__doc__ or "").partition("\n")[0]),
         "## Data\n\n" + _data(facts),
-        f"## Reference\n\n{escaped(reference)} on {escaped(facts.base_model)}.\n\n"
+        f"## Reference\n\n{escaped(reference)}, with the options below. Where they name no model, it is that of "
+        f"the run, {escaped(facts.base_model)}.\n\n"
         + fenced(yaml.safe_dump(facts.recipe("reference"), sort_keys=False, allow_unicode=True)),
         "## Licence\n\n" + (escaped(license) if license else "**TO BE FILLED IN**: the licence of these scores."),
         "## Versions\n\n" + table([["package", "version"], *_versions(facts)]),
@@ -188,10 +189,9 @@ def _results_at(figures: Mapping[str, Any]) -> str:
     return table([["metric", "this model"], *rows]) if rows else "Nothing was measured for these weights."
 
 
-def _not_measured(facts: Facts | None, figures: Mapping[str, Any]) -> str:
-    """Return the list; facts are None for weights that the run's benchmarks did not measure."""
+def _not_measured(benchmarked: bool, figures: Mapping[str, Any]) -> str:
     lines = ["answers judged by people or by a model (MT-Bench, AlpacaEval)"]
-    lines += ["benchmarks"] if facts is None or facts.benchmarks is None else []
+    lines += [] if benchmarked else ["benchmarks"]
     lines += ["held-out rows"] if figures.get("eval_nll_after") is None else []
     lines += ["harmful, false or private content in answers", "languages other than those of the rows"]
     return "\n".join(f"- {line}" for line in lines)

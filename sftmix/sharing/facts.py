@@ -10,6 +10,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
@@ -28,6 +29,10 @@ _OF_THE_MACHINE = {"parallel", "shard_group_size", "compile", "activation_checkp
 _OF_THE_MACHINE |= {"timeout"}
 _OF_THE_DATA = ["format", "columns", "template", "special_tokens", "max_length", "multi_turn", "packing", "skip_bad"]
 _OF_THE_DATA += ["eval", "eval_fraction", "take", "seed", "limit"]
+
+
+_OF_FILES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".jinja", ".gz", ".zst", ".bz2", ".xz"}
+"""Endings by which a text with a slash is a path, and no hub id."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Facts:
     @cached_property
     def files_of_rows(self) -> list[str]:
         """The names of the files of rows without their directories; hub ids as they are."""
-        return [Path(name).name if Path(name).exists() else name for name in as_list(self.config.data.train)]
+        return [_without_directory(name) for name in as_list(self.config.data.train)]
 
     @property
     def data_hash(self) -> str:
@@ -87,8 +92,8 @@ class Facts:
 
     def is_last(self, stage: str, step: int) -> bool:
         """Return True if the stage has ended with this step, so that the run's figures are those of its weights."""
-        lines = self._metrics(stage)
-        return bool(self.summary and lines and lines[-1]["step"] == step)
+        lines, ended = self._metrics(stage), stage in self.summary.get("stages", {})
+        return bool(ended and lines and lines[-1]["step"] == step)
 
     def _metrics(self, stage: str) -> list[dict[str, Any]]:
         return read_steps(origin(self.run / stage))
@@ -110,6 +115,10 @@ class Facts:
         file = self.run / "evaluation" / "table.json"
         return read_json(file) if file.exists() else None
 
+    def benchmarked(self, stage: str) -> bool:
+        """Return True if the table of benchmarks has a column of the target (`train`) or of the `baseline`."""
+        return self.benchmarks is not None and {"train": "target"}.get(stage, stage) in self.benchmarks["table"][0]
+
 
 def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
     """Read the facts of a run; raise ConfigError where `run` is no run directory.
@@ -124,9 +133,16 @@ def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
 
 
 def _without_directories(value: Any) -> Any:
-    """Return the value with every path that exists here cut to its name."""
+    """Return the value with every path in it cut to its name."""
     if isinstance(value, Mapping):
         return {key: _without_directories(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_directories(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
+    return _without_directory(value) if isinstance(value, str) else value
+
+
+def _without_directory(text: str) -> str:
+    """Return a path cut to its name, whether or not it is here still; hub ids and other texts as they are."""
+    path = Path(text)
+    like_one = text.startswith(("/", "./", "../", "~")) or path.suffix in _OF_FILES or text.count("/") > 1
+    return path.name if "/" in text and (like_one or is_there(path)) else text

@@ -156,3 +156,11 @@ def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):
     assert sftmix(*words, "--models", "target,baseline").code == 0
     done = sftmix("generate", "--read_blind", str(tmp_path / "b" / "sheet.csv"))
     assert "| 0 | 0 | 0 | 11 | 1 |" in done.out
+    sheet = str(tmp_path / "b" / "sheet.csv")
+    for more, told in (
+        (["--read_blind", sheet, "--to", "x"], "--read_blind and --to (x) exclude each other"),
+        ([str(finished.path), "--read_blind", sheet], "--read_blind and RUN_OR_MODEL"),
+        ([str(finished.path), "--to", "x", "--key", "k.json"], "--key is k.json, but it belongs to --read_blind"),
+    ):
+        wrong = sftmix("generate", *more)
+        assert (wrong.code, told in wrong.err) == (2, True), wrong.err

@@ -45,6 +45,7 @@ def test_a_model_and_another_run_stand_beside_a_run(finished):
     [
         (["best"], "keep_best true"),
         (["target", "target"], "more than once"),
+        ([], "--models names no model; of a run there are target, baseline"),
         (["/nowhere"], "is not a directory"),
         (["tests/answers"], "neither a run directory"),
     ],

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from sftmix.answers.formats import Answered
-from sftmix.answers.generate import FORMATS, generate
+from sftmix.answers.generate import FORMATS, _labels, generate
 from sftmix.answers.options import AnswerOptions
 from sftmix.common.errors import DataError
+from sftmix.pipeline.finished import finished_models
 
 QUESTIONS = {
     "alpaca_eval": {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"},
@@ -108,6 +109,11 @@ def test_the_category_decides_the_temperature(category, tmp_path):
     expected = {"extraction": 0.0, "math": 0.0, "stem": 0.1}.get(category, 0.7)
     assert question.temperature == expected
     assert question.follow_ups == ("More?",)
+
+
+def test_a_model_in_the_working_directory_has_the_name_of_its_directory(finished, monkeypatch):
+    monkeypatch.chdir(finished.tiny.model)
+    assert _labels(finished_models(".")) == {".": finished.tiny.model.name}
 
 
 @pytest.mark.slow

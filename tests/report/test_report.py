@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_dynamics
 from tests.tiny import groups, in_this_process, make_tiny, metrics, sftmix, table
 
 pytestmark = pytest.mark.long
@@ -33,6 +36,7 @@ def run(tmp_path_factory) -> Path:
     rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"quality": "high" if number % 2 else "low", "score": number / 4, "group": f"g{number % 3}"}
+        row |= {"x": number, "row_x": -number}
     held_out = [json.loads(line) for line in tiny.eval.read_text().splitlines()]
     tiny.eval.write_text("".join(json.dumps({**row, "group": "own", "confidence": "high"}) + "\n" for row in held_out))
     rows[3]["output"] = NASTY
@@ -64,6 +68,8 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     assert train.score.tolist() == [row["score"] for row in rows]
     assert train.row_group.tolist() == [row["group"] for row in rows]  # the split has a column of that name
     assert train.group.to_dict() == groups(run)
+    assert train.row_x.tolist() == [row["row_x"] for row in rows]
+    assert train.row_row_x.tolist() == [row["x"] for row in rows]
     held = examples[examples.held_out]
     assert held.response.tolist() == [row["output"] for row in held_out]
     assert (held.row_group == "own").all()
@@ -128,6 +134,40 @@ def test_a_later_report_without_scores_keeps_them(run, examples, tmp_path, monke
     again = pd.read_parquet(tmp_path / "run" / "report" / "examples.parquet").set_index("id")
     assert again.loss_after.tolist() == examples.loss_after.tolist()
     assert again.x.isna().all()
+
+
+def test_losses_of_a_model_that_was_trained_anew_are_not_kept(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    file, manifest = tmp_path / "run" / "report" / "examples.parquet", tmp_path / "run" / "train" / "MANIFEST.json"
+    made = pq.read_table(file)
+    for name in ("loss_before", "loss_after"):
+        made = made.set_column(made.column_names.index(name), name, pc.add(made[name], 100.0))
+    pq.write_table(made, file)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "other": "training"}))
+    monkeypatch.chdir(run.parent)
+    write_report([tmp_path / "run"], map_size=0)
+    again = pd.read_parquet(file).set_index("id")
+    again = again[~again.held_out]
+    sample = read_dynamics(run / "train" / "sample.parquet")
+    assert again.loss_after.to_dict() == dict(zip(sample.ids, sample.nll_sum[:, -1] / sample.n_tokens, strict=True))
+    assert (again.loss_before > 100).all()  # of the model before training, which is the same
+
+
+@pytest.mark.parametrize(("name", "side"), [("train.jsonl", "data.train"), ("eval.jsonl", "held-out rows")])
+def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch, name, side):
+    for file in ("train.jsonl", "eval.jsonl"):
+        shutil.copy(run.parent / file, tmp_path)
+    shutil.copytree(run.parent / "model", tmp_path / "model")
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    config = (tmp_path / "run" / "config.yaml").read_text().replace(str(run.parent), str(tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    write_report([Path("run")], map_size=0)
+    first, *others = (tmp_path / name).read_text().splitlines()
+    row = json.loads(first)
+    (tmp_path / name).write_text("\n".join([json.dumps({**row, "output": row["output"] + " more"}), *others]) + "\n")
+    with pytest.raises(ConfigError, match=f"run was made from other rows than its {side} are now"):
+        write_report([Path("run")], map_size=0)
 
 
 # ------------------------------------------------------------------------------------------- the page
@@ -294,6 +334,8 @@ def test_what_cannot_be_reported_is_refused(run, tmp_path):
     shutil.copy(run / "config.yaml", tmp_path / "begun")
     with pytest.raises(ConfigError, match=r"has no summary\.json"):
         write_report([tmp_path / "begun"], map_size=0)
+    done = in_this_process("report", str(run), str(run), "--map", "5", cwd=tmp_path)
+    assert (done.returncode, "only the report of one run has a map" in done.stderr) == (2, True)
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(ConfigError, match="is no report of sftmix"):
         write_report([run], tmp_path / "mine.html", map_size=0)

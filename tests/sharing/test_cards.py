@@ -64,6 +64,12 @@ def test_the_card_of_scores_says_what_the_confidence_is(run):
     card = scores_card(facts_of(run), rows=3, columns=["id"], name="me/scores").text
     assert "--reference.path hub:me/scores" in card
     assert "`Perplexity`. The paper's confidence: minus the perplexity of the response" in card
+    config = (run / "config.yaml").read_text()
+    assert "    model: null\n" in config
+    (run / "config.yaml").write_text(config.replace("    model: null\n", "    model: {path: google/gemma-2b}\n"))
+    card = scores_card(facts_of(run), rows=3, columns=["id"]).text
+    assert "Where they name no model, it is that of the run" in card
+    assert "path: google/gemma-2b" in card
 
 
 def test_the_card_of_the_baseline_has_no_mixup(run):
@@ -81,6 +87,7 @@ def test_spread_over_seeds_and_benchmarks_are_told_where_they_are(run):
     told = {"table": [["task", "target"], ["a|b", "0.5"]], "sentences": ["a: <b> the same."]}
     (run / "evaluation" / "table.json").write_text(json.dumps(told))
     card = str(model_card(facts_of(run), "train"))
+    assert "- benchmarks" in str(model_card(facts_of(run), "baseline"))  # the table has no column of it
     assert "| 1.2500, sd 0.5000, 3 seeds |" in card
     assert "one seed: they" not in card
     assert "| a\\|b | 0.5 |" in card
@@ -100,6 +107,8 @@ def test_the_card_of_another_checkpoint_has_none_of_the_figures_of_the_last(run,
     facts = facts_of(run)
     card = model_card(facts, "train", step=lines[0]["step"])
     assert (facts.is_last("train", lines[0]["step"]), facts.is_last("train", lines[-1]["step"])) == (False, True)
+    del facts.summary["stages"]["train"]  # as a split leaves summary.json, before the target has trained to its end
+    assert not facts.is_last("train", lines[-1]["step"])
     assert [r.metric_value for r in card.data.eval_results or []] == ([7.125] if measured else [])
     assert f"{facts.summary['eval_nll_after']:.4f}" not in card.text
     assert "| arc |" not in card.text
@@ -107,6 +116,17 @@ def test_the_card_of_another_checkpoint_has_none_of_the_figures_of_the_last(run,
     assert "- benchmarks" in card.text
     assert ("- held-out rows" in card.text) is not measured
     assert f"the weights at step {lines[0]['step']}" in card.text
+
+
+def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
+    there = f"train:\n  - {finished.tiny.train}\n"
+    text = (run / "config.yaml").read_text()
+    assert there in text
+    gone = ["/scratch/secret/a.jsonl", "~/secret/b.json", "secret/c.parquet", "some/secret/place", "owner/name"]
+    (run / "config.yaml").write_text(text.replace(there, "train:\n" + "".join(f"  - {name}\n" for name in gone)))
+    for card in (str(model_card(facts_of(run), "train")), str(scores_card(facts_of(run), rows=3, columns=["id"]))):
+        assert "secret" not in card
+        assert "a.jsonl, b.json, c.parquet, place, owner/name" in card
 
 
 def test_names_from_data_are_escaped(run):
