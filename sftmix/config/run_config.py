@@ -43,8 +43,8 @@ class RunConfig(PlainFields):
     seed: int = 42
     """Decides order, pairs, lambdas and the held-out split."""
     with_baseline: bool = False
-    """Also train the NTP arm from the same base model, in the same order and without perturbation, and print one
-    table."""
+    """Also train the NTP arm from the same base model, in the same order and without perturbation, and tell
+    its held-out loss beside the target's."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The model to fine-tune."""
     data: DataOptions = field(default_factory=DataOptions)
