@@ -56,6 +56,14 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
         ({"objective": {"init_args": {"mu": {"class_path": "no_such.Mine"}}}}, ["objective.mu: ", "a number or a Sch"]),
         ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
         ({"splitter": 3}, ["splitter", "no Splitter '3'", "Median"]),
+        (
+            {"splitter": {"class_path": "QualityLabel", "init_args": {"high": [5, 4]}}},
+            ["splitter.high: '5' is no text to YAML; put it in quotes; allowed: text, a list"],
+        ),
+        (
+            {"splitter": {"class_path": "QualityLabel", "init_args": {"high": {"a": "b"}}}},
+            ["splitter.high: ", "is not allowed; allowed: text, a list"],
+        ),
         ({"objective": ["NTP"]}, ["objective: ", "is not an Objective", "SFTMix"]),
         ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
     ],

@@ -115,7 +115,7 @@ def _figures(sums: dict[str, float]) -> dict[str, float]:
     found = {
         "mixing_cosine": sums["both"] / product if product else 0.0,
         "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
-        "mixing_unreached": 1 - sums["reached"] / sums["tokens"],
+        "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,  # repeats alone
     }
     means = {low: sums[f"losses {low}"] / sums[f"pairs {low}"] for low in SHARES if sums[f"pairs {low}"]}
     return found | {f"mixing_loss_{low:.0%}".rstrip("%"): mean for low, mean in means.items()}

@@ -202,7 +202,10 @@ def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
         return told(f"{key}: {value!r} is not {' or '.join(forms)}", near, f"there are {listed}")
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
-    fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
+    if str in parts and value[:1] not in "{[":  # a number, or a word that is none to YAML, as `no`
+        fault = "is no text to YAML; put it in quotes"
+    else:
+        fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return told(f"{key}: {value!r} {fault}", nearest(value, _choices(hint)), f"allowed: {listed}{example}")
 

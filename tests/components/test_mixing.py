@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sftmix.batches.order import TrainingOrder, fixed
 from sftmix.common.tables import read_split
 from sftmix.common.world import World
+from sftmix.components.mixing import _figures
 from sftmix.config.read import read_config
 from sftmix.pipeline.rows import read_rows, tokenised_rows
 from tests.forked import done
@@ -123,3 +125,8 @@ def test_ranks_together_have_the_figures_of_one(run, tmp_path, parallel):
 
 def test_nothing_is_measured_where_nothing_is_mixed(run):
     assert all("mixing_cosine" not in line for line in metrics(run, "reference"))
+
+
+def test_a_batch_of_repeats_alone_has_no_token_that_is_not_reached():
+    """A sampler may put all repeats into one global batch; NTP and the share leave them out."""
+    assert _figures(defaultdict(float, mix=4.0, mix_count=2.0))["mixing_unreached"] == 0
