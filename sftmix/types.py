@@ -227,6 +227,12 @@ class Split:
         """Rows of no group."""
         return self.rows(UNPAIRED)
 
+    @property
+    def labels(self) -> list[str]:
+        """Name of the group of each of the N examples, or `unpaired`."""
+        names = (*self.names, UNPAIRED_NAME)  # UNPAIRED, which is -1, is the last
+        return [names[group] for group in self.group.tolist()]
+
 
 # ------------------------------------------------------------------------------------- batch and plan
 

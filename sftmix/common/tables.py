@@ -124,8 +124,7 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
 
     if UNPAIRED_NAME in split.names:
         raise DataError(f"a split names a group {UNPAIRED_NAME!r}; that name is kept for examples in no group")
-    names = np.asarray([*split.names, UNPAIRED_NAME], dtype=object)  # group -1 is the last entry
-    table = pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(names[split.group], pa.string())})
+    table = pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(split.labels, pa.string())})
     _write(path, table.replace_schema_metadata({_NAMES_KEY: json.dumps(split.names)}))
 
 

@@ -16,7 +16,7 @@ from sftmix.common.tables import read_dynamics, read_split
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.types import UNPAIRED, UNPAIRED_NAME, Example, Rows, Scores, Split, TrainingDynamics
+from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
 
 ARMS = {"train": "target", "baseline": "NTP baseline"}
 """Stages that train a model from the base model on the same rows, with their names on the page."""
@@ -68,10 +68,7 @@ class RunView:
     @cached_property
     def groups(self) -> list[str]:
         """Name of the group of every training example; none for a run without a split."""
-        if self.split is None:
-            return []
-        names = {UNPAIRED: UNPAIRED_NAME, **dict(enumerate(self.split.names))}
-        return [names[group] for group in self.split.group.tolist()]
+        return [] if self.split is None else self.split.labels
 
     @property
     def objective(self) -> str:

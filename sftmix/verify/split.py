@@ -12,7 +12,6 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import selected_ids
-from sftmix.types import UNPAIRED_NAME
 from sftmix.verify.certificate import Finding
 from sftmix.verify.inputs import Inputs
 
@@ -37,8 +36,8 @@ def check_groups(run: Path, inputs: Inputs, stages: Container[str]) -> list[Find
         scores = rows.table(confidence if "confidence" in stages else None)
         made = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
         ids, recorded = read_split(run / "split" / "split.parquet")
-        names = [np.asarray([*split.names, UNPAIRED_NAME])[split.group] for split in (recorded, made)]
-        found.append(_compared("split/split.parquet", (ids, scores.id), (names[0], names[1])))
+        labels = np.asarray(recorded.labels), np.asarray(made.labels)
+        found.append(_compared("split/split.parquet", (ids, scores.id), labels))
     return found
 
 
