@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import listed
 from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
@@ -92,6 +93,11 @@ def make_encoder(
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
     if template is None and tokenizer.chat_template:
+        if isinstance(own := tokenizer.chat_template, dict) and "default" not in own:
+            raise ConfigError(
+                f"data.template: the tokenizer's own chat templates are {listed(sorted(own))}, and none is called "
+                "default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
+            )
         return "tokenizer", tokenizer.get_chat_template(), []
     notices = []
     if template is None:
