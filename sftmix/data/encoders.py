@@ -178,7 +178,7 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     full = render(tokenizer, source, [PROBE], prompt=False)[0]
     place = full.rfind(_ANSWER)
     header = full[len(asked) : place] if full.startswith(asked) else ""
-    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = _added(tokenizer)
 
     def found(text: str) -> list[int]:
         return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
@@ -190,6 +190,11 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     return {*itertools.chain.from_iterable(map(found, texts)), *before[:1], *others}
 
 
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the spellings of the added tokens, but for runs of white space, which some tokenizers add for any text."""
+    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+
+
 def _partner(tag: str) -> str:
     """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
     return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
@@ -197,7 +202,7 @@ def _partner(tag: str) -> str:
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
     """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = {*tokenizer.all_special_ids, *_added(tokenizer)}
     for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
         if token in special:
             text = str(tokenizer.convert_ids_to_tokens(token))

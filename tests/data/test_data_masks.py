@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
@@ -177,6 +178,22 @@ def test_eos_is_put_where_the_template_ends_nothing(small, tmp_path):
     turn, whole = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", "And?", "More", whole=True))
     assert pieces(encoder, turn) == ["Yo<|end|>"]
     assert whole.split
+
+
+@pytest.mark.parametrize(
+    ("after", "trained"),
+    [("\\n", " Yo<|end|>"), ("\\n\\n", " Yo<|end|>"), ("\\n<|im_end|>\\n", " Yo\n<|im_end|>")],
+)
+def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained, tmp_path):
+    """As Gemma's runs of newlines: text is full of them, so an answer would stop at its first line."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.add_tokens([AddedToken(run, special=False, normalized=False) for run in ("\n", "\n\n")])
+    path = tmp_path / "lines.jinja"
+    path.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}")
+    encoder = make_encoder(tokenizer, str(path))
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert pieces(encoder, found) == [trained]
+    assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
 
 
 def test_a_refused_conversation_is_counted_alone(small, tmp_path):
