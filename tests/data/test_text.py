@@ -194,6 +194,18 @@ def test_auto_takes_rows_for_text_by_their_only_known_field(rows, text, write, o
     assert prepare(options(write("rows.jsonl", rows)), 0, progress=False).text is text
 
 
+@pytest.mark.parametrize("first", ['{"text": "a', "42", '{"body": "b"}'], ids=["broken", "number", "unknown"])
+def test_a_bad_row_does_not_say_what_the_others_are(first, write, options):
+    path = write("rows.jsonl", "\n".join([first, '{"text": "One tale."}', '{"text": "Two tales."}']))
+    prepared = prepare(options(path, skip_bad=True), 0, progress=False)
+    assert prepared.text
+    texts = ["".join(prepared.train.text(record)) for record in prepared.train.records.tolist()]
+    assert texts == ["One tale.", "Two tales."]
+    assert prepared.report.counts == {"bad_row": 1}
+    with pytest.raises(DataError, match=r"^1 bad row .*\n.*rows\.jsonl:1: [^\n]*$"):
+        prepare(options(path), 0, progress=False)
+
+
 def test_an_own_id_is_honoured_and_may_not_occur_twice(write, options):
     path = write("rows.jsonl", [{"id": "moby", "text": "Call me."}, {"id": 7, "text": "Whale."}])
     prepared = prepare(options(path), 0, progress=False)
