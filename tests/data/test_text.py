@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, prepare, render_preview
@@ -137,6 +141,17 @@ def test_a_long_text_is_tokenised_as_if_in_one_call(kind, encoders):
     parts = list(stretches(encoders[kind], (text[at : at + 700] for at in range(0, len(text), 700)), size=10_000))
     assert len(parts) > 2
     assert [t for part in parts for t in part] == encoders[kind].tokenize([text])[0]
+
+
+def test_a_long_text_of_few_tokens_is_tokenised_as_if_in_one_call():
+    """White space is no token of this tokenizer: what both stretches read has fewer tokens than are compared."""
+    backend = Tokenizer(WordLevel({"<end>": 0, "<unk>": 1, **{f"w{i}": i + 2 for i in range(100)}}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    encoder = text_encoder(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>"))
+    text = "".join(f"w{i}{' ' * 700}\n" for i in range(100))
+    parts = list(stretches(encoder, (text[at : at + 700] for at in range(0, len(text), 700)), size=10_000))
+    assert len(parts) > 2
+    assert [t for part in parts for t in part] == [i + 2 for i in range(100)]
 
 
 def test_a_text_without_newlines_is_tokenised_in_one_call(encoders):
