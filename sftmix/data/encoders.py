@@ -62,7 +62,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     eos = int(tokenizer.eos_token_id)
     spellings = _spellings(tokenizer, [eos], special_tokens)
     ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
-    return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
+    return Encoder(tokenizer, TEXT, None, block="", notices=(), spellings=spellings, **ends)
 
 
 def _spellings(
@@ -132,11 +132,12 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
     Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
     if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
     """
-    notices = []
+    notices, block = [], ""
     before, after = _around(tokenizer, source)
     if before.strip():
         header = before.rstrip(" ")  # a space belongs to the first token of the response
-        source = source.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + json.dumps(header) + " }}{% endif %}"
+        block = header if _writes_a_prompt(tokenizer, source) else ""
+        source = _with_longer_prompt(source, header, optional=bool(block))
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
         before, after = _around(tokenizer, source)
     if "strftime_now" in source:
@@ -155,7 +156,25 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     lead = before if not before.strip() else ""
     fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
-    return fields, source, notices
+    return {**fields, "block": block}, source, notices
+
+
+def _writes_a_prompt(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Return True if the template has a generation prompt, however short."""
+    without, with_it = (render(tokenizer, source, [PROBE[:1]], prompt=prompt)[0] for prompt in (False, True))
+    return with_it != without
+
+
+def _with_longer_prompt(source: str, header: str, *, optional: bool) -> str:
+    """Return the template with a header behind its generation prompt.
+
+    optional  enable_thinking=true leaves the header out: responses with thinking of their own begin without it. A
+              template that knows this variable writes the header itself where it is false.
+    """
+    condition = "add_generation_prompt"
+    if optional:
+        condition += " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
+    return source.removesuffix("\n") + "{% if " + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ REASONS = {
     "truncated": "example{s} cut at data.max_length (trained without an end-of-turn token)",
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
     "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
+    "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
     "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
