@@ -40,6 +40,7 @@ REASONS = {
     "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
     "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
     "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "split_alone": "conversation{s} not scored: split by this template, not by the target's (see data.multi_turn)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
