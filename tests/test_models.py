@@ -298,6 +298,16 @@ def test_chat_template_travels(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
     assert AutoTokenizer.from_pretrained(tmp_path / "b").apply_chat_template(message, tokenize=False) == "other"
 
 
+def test_several_chat_templates_of_a_tokenizer_travel(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """All but the default lie in a directory of their own; text training exports the tokenizer as it is."""
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}<end>", "tool_use": "tools"}
+    export_model(build("llama"), tokenizer, tmp_path / "a", dtype=torch.float32)
+    again = AutoTokenizer.from_pretrained(tmp_path / "a")
+    message = [{"role": "user", "content": "hello"}]
+    assert again.apply_chat_template(message, tokenize=False) == "hello<end>"
+    assert again.apply_chat_template(message, chat_template="tool_use", tokenize=False) == "tools"
+
+
 def test_export_is_complete_or_absent(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.quickstart.model import make_tokenizer
+from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, table
 
 LENGTH = 56
@@ -149,3 +150,85 @@ def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_t
     assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, 512, alpaca=False))
     told = "another tokenizer than the target's, template tokenizer, max_length 512"
     assert f"reference ({path}): {told}" in done.out
+
+
+# --------------------------------------------------------------------------------- conversations of several turns
+
+
+def two_templates(tiny: Tiny, target: str, reference: str, *, several: int, multi_turn: str = "whole") -> list[str]:
+    """Make the training rows conversations, and return the words of a reference with a template of its own.
+
+    several  number of the conversations that have two turns, the first ones
+    """
+    told = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    turns = [[("user", row["instruction"]), ("assistant", row["output"])] for row in told]
+    chats = [turn + (turns[-1 - i] if i < several else []) for i, turn in enumerate(turns)]
+    rows = [{"id": f"c{i}", "messages": [{"role": r, "content": c} for r, c in chat]} for i, chat in enumerate(chats)]
+    tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tiny.model.parent / "thinking.jinja"
+    template.write_text(THINKING)
+    names = {"alpaca": "alpaca", "thinking": str(template)}
+    own = ("--data.template", names[target], "--reference.template", names[reference])
+    return on_disk(tiny, tiny.model, "--data.multi_turn", multi_turn, *own)
+
+
+def turns_by_hand(tiny: Tiny) -> dict[str, tuple[float, int]]:
+    """Score each turn of each conversation under the alpaca template by the model's own logits."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny.model), AutoTokenizer.from_pretrained(tiny.model)
+    found = {}
+    for row in map(json.loads, tiny.train.read_text().splitlines()):
+        text = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
+        for turn, (asked, said) in enumerate(zip(row["messages"][::2], row["messages"][1::2], strict=True)):
+            text += f"### Instruction:\n{asked['content']}\n\n### Response:\n"
+            before = len(text)
+            text += said["content"] + tokenizer.eos_token
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            with torch.no_grad():
+                logp = torch.log_softmax(model(torch.tensor([encoded.input_ids])).logits[0].double(), -1)
+            starts = [start for start, _ in encoded.offset_mapping]
+            nll = [-float(logp[t - 1, i]) for t, i in enumerate(encoded.input_ids) if t and starts[t] >= before]
+            found[f"{row['id']}@turn{turn}" if len(row["messages"]) > 2 else row["id"]] = (sum(nll), len(nll))
+            text += "\n\n"
+    return found
+
+
+def dynamics(tiny: Tiny) -> dict[str, tuple[float, int]]:
+    found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")
+    return dict(zip(found["id"], scored(tiny.model.parent / "run"), strict=True))
+
+
+def test_a_reference_reads_as_turns_what_the_target_splits(tiny, sftmix):
+    """Its own template would keep the conversation whole, whose one score belongs to no turn."""
+    done = sftmix(*two_templates(tiny, "thinking", "alpaca", several=4))
+    assert done.code == 0, done.err
+    found, expected = dynamics(tiny), turns_by_hand(tiny)
+    assert len(expected) == 33
+    assert list(found) == list(expected)
+    assert_same(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("several", [4, 29])
+def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(several, tiny, sftmix):
+    """Its scores of turns are none of the conversation."""
+    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=several))
+    assert done.code == 3
+    assert f"splits {several} of 29 conversations that the target reads whole" in done.err
+    assert "set data.multi_turn to per_turn" in done.err
+    assert "max_length" not in done.err
+
+
+def test_per_turn_gives_the_same_examples_under_both_templates(tiny, sftmix):
+    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=29, multi_turn="per_turn"))
+    assert done.code == 0, done.err
+    found = dynamics(tiny)
+    assert list(found) == [f"c{i}@turn{turn}" for i in range(29) for turn in (0, 1)]
+    assert min(count for _, count in found.values()) > 0
+
+
+def test_one_conversation_that_the_reference_splits_is_told(tiny, sftmix):
+    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=1))
+    assert done.code == 0, done.err
+    assert (
+        "1 conversation not scored: split by this template, not by the target's (see data.multi_turn): c0" in done.out
+    )
+    assert [name for name, (_, count) in dynamics(tiny).items() if not count] == ["c0"]

@@ -238,6 +238,18 @@ def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> No
         )
 
 
+def _refuse_other_cuts(report: DataReport, encoder: Encoder, keep: Sequence[str]) -> None:
+    """Raise DataError if the template of a reference splits so many conversations that the target reads whole."""
+    lost = report.counts.get("split_alone", 0)
+    if lost > MAX_TEMPLATE_LOSS * len(keep):
+        raise DataError(
+            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of {len(keep):,} "
+            f"conversations that the target reads whole (first: {', '.join(report.first['split_alone'])}), and scores "
+            "of turns are none of the conversation; set data.multi_turn to per_turn, under which all templates give "
+            "the same examples, or give the reference a template that keeps earlier turns as they are"
+        )
+
+
 def _side(
     prepared: Prepared,
     side: Conversations,
@@ -250,7 +262,8 @@ def _side(
     """Tokenise one side, or read it from the cache; return it with the report on its rows."""
     options, is_train = prepared.options, side is prepared.train
     whole, packed, limit = options.multi_turn == "whole", options.packing is not False, options.limit
-    settings = [encoder.fingerprint, max_length, whole, None if keep is None else key_of(sorted(keep))]
+    cut = "as kept" if whole and keep is not None else whole  # not by this template alone
+    settings = [encoder.fingerprint, max_length, cut, None if keep is None else key_of(sorted(keep))]
     if prepared.text:
         settings += [packed, limit if is_train else None]
 
@@ -268,6 +281,7 @@ def _side(
             for row in rows:
                 writer.add(row)
                 report.train += 1
+        _refuse_other_cuts(report, encoder, keep or ())
         if not report.train:
             lines = "\n".join(report.lines()[1:])
             option = "data.train" if is_train else "data.eval"

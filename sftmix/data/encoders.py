@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import listed
 from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
@@ -61,7 +62,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     eos = int(tokenizer.eos_token_id)
     spellings = _spellings(tokenizer, [eos], special_tokens)
     ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
-    return Encoder(tokenizer, TEXT, None, notices=(), spellings=spellings, **ends)
+    return Encoder(tokenizer, TEXT, None, block="", notices=(), spellings=spellings, **ends)
 
 
 def _spellings(
@@ -92,6 +93,11 @@ def make_encoder(
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
     if template is None and tokenizer.chat_template:
+        if isinstance(own := tokenizer.chat_template, dict) and "default" not in own:
+            raise ConfigError(
+                f"data.template: the tokenizer's own chat templates are {listed(sorted(own))}, and none is called "
+                "default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
+            )
         return "tokenizer", tokenizer.get_chat_template(), []
     notices = []
     if template is None:
@@ -126,11 +132,12 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
     Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
     if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
     """
-    notices = []
+    notices, block = [], ""
     before, after = _around(tokenizer, source)
     if before.strip():
         header = before.rstrip(" ")  # a space belongs to the first token of the response
-        source = source.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + json.dumps(header) + " }}{% endif %}"
+        block = header if _writes_a_prompt(tokenizer, source) else ""
+        source = _with_longer_prompt(source, header, optional=bool(block))
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
         before, after = _around(tokenizer, source)
     if "strftime_now" in source:
@@ -149,7 +156,25 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     lead = before if not before.strip() else ""
     fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
-    return fields, source, notices
+    return {**fields, "block": block}, source, notices
+
+
+def _writes_a_prompt(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Return True if the template has a generation prompt, however short."""
+    without, with_it = (render(tokenizer, source, [PROBE[:1]], prompt=prompt)[0] for prompt in (False, True))
+    return with_it != without
+
+
+def _with_longer_prompt(source: str, header: str, *, optional: bool) -> str:
+    """Return the template with a header behind its generation prompt.
+
+    optional  enable_thinking=true leaves the header out: responses with thinking of their own begin without it. A
+              template that knows this variable writes the header itself where it is false.
+    """
+    condition = "add_generation_prompt"
+    if optional:
+        condition += " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
+    return source.removesuffix("\n") + "{% if " + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
@@ -172,7 +197,7 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     full = render(tokenizer, source, [PROBE], prompt=False)[0]
     place = full.rfind(_ANSWER)
     header = full[len(asked) : place] if full.startswith(asked) else ""
-    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = _added(tokenizer)
 
     def found(text: str) -> list[int]:
         return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
@@ -184,6 +209,11 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     return {*itertools.chain.from_iterable(map(found, texts)), *before[:1], *others}
 
 
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the spellings of the added tokens, but for runs of white space, which some tokenizers add for any text."""
+    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+
+
 def _partner(tag: str) -> str:
     """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
     return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
@@ -191,7 +221,7 @@ def _partner(tag: str) -> str:
 
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
     """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = {*tokenizer.all_special_ids, *_added(tokenizer)}
     for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
         if token in special:
             text = str(tokenizer.convert_ids_to_tokens(token))

@@ -43,11 +43,13 @@ class _Turn:
     prompt   text of the conversation before it, with the generation prompt
     closed   text of the conversation through it
     regular  `closed` is as the template writes it; else it was composed
+    own_block  the response brings what else ends the generation prompt, see `Encoder.block`
     """
 
     prompt: str
     closed: str
     regular: bool
+    own_block: bool = False
     prompt_ids: list[int] = field(default_factory=list)
     closed_ids: list[int] = field(default_factory=list)
 
@@ -97,9 +99,15 @@ def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] |
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
-    """Cut the text behind the end of the turn; compose it if the template writes it without the prompt."""
-    if full.startswith(prompt) and full.endswith(encoder.ending + encoder.trailer):
-        return _Turn(prompt, full[: len(full) - len(encoder.trailer)], regular=True)
+    """Cut the text behind the end of the turn; compose it if the template writes it without the prompt.
+
+    A response that brings its own thinking has no empty block before it: its prompt ends before that.
+    """
+    if full.endswith(encoder.ending + encoder.trailer):
+        for begun in (prompt, prompt.removesuffix(encoder.block)):
+            if full.startswith(begun):
+                closed = full[: len(full) - len(encoder.trailer)]
+                return _Turn(begun, closed, regular=True, own_block=begun != prompt)
     return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, regular=False)
 
 
@@ -108,7 +116,8 @@ def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
 
 def _single(encoder: Encoder, turn: _Turn) -> Outcome:
     """Mask of a conversation with one trained turn, at its end: the usual case."""
-    start, ids, reasons = len(turn.prompt_ids), turn.closed_ids, [] if turn.regular else ["composed"]
+    start, ids = len(turn.prompt_ids), turn.closed_ids
+    reasons = [*([] if turn.regular else ["composed"]), *(["own_block"] if turn.own_block else [])]
     if ids[:start] != turn.prompt_ids:
         apart = _apart(encoder, turn)
         if apart is None:
@@ -144,7 +153,7 @@ def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
         if not whole or ids[end - 1] != encoder.end_of_turn_id or (encoder.appends_end and turn is not turns[-1]):
             return Outcome(reasons=["split_turns"], split=True)
         spans.append((max(start, 1), end))
-    return Outcome(ids, spans)
+    return Outcome(ids, spans, ["own_block"] if any(turn.own_block for turn in turns) else [])
 
 
 def _cut(outcome: Outcome, max_length: int) -> Outcome:

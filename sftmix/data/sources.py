@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -228,12 +228,13 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
 
 
 def _begins_with_text(source: Source, columns: Columns) -> bool:
-    """True if the first row is recognised as text."""
-    try:
-        row = columns.renamed(next(source.rows(), ("", None))[1])
-        return isinstance(row, dict) and recognise(row, first=columns.formats) == TEXT
-    except (DataError, BadRow):  # the same error is raised again where the rows are read
-        return False
+    """True if the first row of a known format is text; bad rows before it say nothing about the others."""
+    with suppress(DataError):  # it is raised again where the rows are read
+        for _, found in source.rows():
+            if isinstance(row := columns.renamed(found), dict):
+                with suppress(BadRow):
+                    return recognise(row, first=columns.formats) == TEXT
+    return False
 
 
 def _text_rows(path: Path, name: str) -> Iterator[Row]:

@@ -62,6 +62,8 @@ class Encoder:
     ending          text between a response's content and the end of its turn, end-of-turn token included
     trailer         text that the template writes after that, not trained
     lead            white space that the template puts before a response's content
+    block           end of the generation prompt that the template leaves out before a response with its own, such as
+                    the empty thinking block; "" if there is none
     notices         sentences that the user should read
     spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
     """
@@ -74,6 +76,7 @@ class Encoder:
     ending: str
     trailer: str
     lead: str
+    block: str
     notices: tuple[str, ...]
     spellings: SpecialSpellings | None
 

@@ -212,6 +212,7 @@ def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
 def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str) -> int:
     """Find the first token that was not yielded yet; the tokens before it must be the last that were (`known`)."""
     first = int(np.searchsorted(places, done))
+    known = known[max(0, len(known) - first) :]  # long tokens: the margin may have fewer than were kept
     if done and (first == len(ids) or places[first] != done or ids[first - len(known) : first] != known):
         raise DataError(
             f"{name}: the tokenizer reads this text differently when it goes on; cut it into smaller documents"

@@ -34,7 +34,8 @@ Stored = list[dict[str, Any]]
 class Tokenise:
     """Function: records -> the rows of their examples to store, and the report on them.
 
-    kept  None, or the ids of the examples to keep; others are neither stored nor counted
+    kept  None, or the ids of the examples to keep; others are neither stored nor counted. They say which conversations
+          are split: a reference reads them as the target does, whatever its own template.
     """
 
     conversations: Conversations
@@ -46,31 +47,35 @@ class Tokenise:
     def __call__(self, records: Int64) -> tuple[Stored, DataReport]:
         stored, report = Stored(), DataReport()
         for record, turn, example, outcome in self._outcomes(records):
-            if self.kept is None or example.id in self.kept:
-                _count(report, example, outcome)
-                if outcome.ids:
-                    stored.append(_stored(record, turn, example, outcome))
+            _count(report, example, outcome)
+            if outcome.ids:
+                stored.append(_stored(record, turn, example, outcome))
         return stored, report
 
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
-        found = list(self.conversations.examples(records, whole=self.whole))
+        found = list(self._examples(records))
         # Conversations with many turns make long lists: pieces of them keep memory bounded.
         for at in range(0, len(found), AT_ONCE):
             for record, turn, example, outcome in self._encoded(found[at : at + AT_ONCE]):
+                if outcome.split and self.kept is not None:  # its turns have no place among the ids
+                    outcome.reasons = ["split_alone"]
                 yield record, turn, example, outcome
-                if outcome.split:
+                if outcome.split and self.kept is None:
                     yield from self._encoded(list(self.conversations.examples(np.array([record]), whole=False)))
 
-    def _may_be_kept(self, example: Example) -> bool:
-        """Return False if nothing of the example is kept; one with several turns may be split, which gives new ids."""
-        splits = self.whole and sum(message.trained for message in example.messages) > 1
-        return self.kept is None or splits or example.id in self.kept
+    def _examples(self, records: Int64) -> Iterator[tuple[int, int, Example]]:
+        """Read the examples that are kept; a conversation of which turns are kept comes as these."""
+        for record, turn, example in self.conversations.examples(records, whole=self.whole):
+            if self.kept is None or example.id in self.kept:
+                yield record, turn, example
+            elif self.whole and sum(message.trained for message in example.messages) > 1:
+                turns = self.conversations.examples(np.array([record]), whole=False)
+                yield from (one for one in turns if one[2].id in self.kept)
 
     def _encoded(self, found: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
-        wanted = [one for one in found if self._may_be_kept(one[2])]
-        outcomes = encode_examples(self.encoder, [example for _, _, example in wanted], self.max_length)
-        for (record, turn, example), outcome in zip(wanted, outcomes, strict=True):
+        outcomes = encode_examples(self.encoder, [example for _, _, example in found], self.max_length)
+        for (record, turn, example), outcome in zip(found, outcomes, strict=True):
             yield record, turn, example, outcome
 
 

@@ -112,7 +112,7 @@ def _generation_config(
 
 def _replace(source: Path, target: Path) -> None:
     """Put a finished directory in its place; the old one is removed only when the new one stands."""
-    for file in source.rglob("*"):
+    for file in filter(Path.is_file, source.rglob("*")):  # several chat templates have a directory of their own
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     old = target.with_name(f".old-{target.name}.{os.getpid()}")

@@ -95,6 +95,42 @@ THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
 """
 """As Qwen3: an empty thinking block before the last response only."""
 
+QWEN3 = """{%- set ns = namespace(asked=0) %}
+{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.asked = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role != 'assistant' %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- else %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.asked and (loop.last or reasoning_content) %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+"""Qwen3's own, without its tools: the thinking of the last response stands in a block, empty where there is none."""
+
+QWEN3_THINKING = (
+    QWEN3[: QWEN3.index("{%- if add_generation_prompt")]
+    + """
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"""
+)
+"""As Qwen3-Thinking-2507: the generation prompt begins the block."""
+
 NO_END = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant

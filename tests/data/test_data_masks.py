@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken, AutoTokenizer
 
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -153,6 +154,53 @@ def test_a_template_that_rewrites_turns_is_split(thinking):
     assert text.count("<think>") == 1
 
 
+THOUGHT = "<think>\n2+2\n</think>\n\nfour"
+
+
+@pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING], ids=["qwen3", "thinking"])
+@pytest.mark.parametrize("real", [False, True], ids=["small", "qwen2"])
+def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template, real, request):
+    """One block, not an empty one and then another; what is expected is what transformers makes of the template."""
+    tokenizer = chatml_tokenizer()
+    if real:
+        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("shared") / REAL["qwen2"])
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
+    tokenizer.chat_template = template
+    chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": THOUGHT}]
+
+    def theirs(turns, **more):
+        return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more)
+
+    prompt, whole = theirs(chat[:1], add_generation_prompt=True), theirs(chat)
+    encoder = make_encoder(tokenizer)
+    thought, plain = encode(encoder, example(chat[0]["content"], THOUGHT), example(chat[0]["content"], "four"))
+    assert thought.ids == whole[: whole.index(encoder.end_of_turn_id, len(prompt)) + 1]
+    assert thought.spans == [(len(prompt), len(thought.ids))]
+    assert thought.reasons == ["own_block"]
+    text = tokenizer.decode(thought.ids)
+    assert text.count("<think>") == text.count("</think>") == 1
+
+    # The exported template begins either kind of answer.
+    exported = {"chat_template": encoder.chat_template, "add_generation_prompt": True}
+    assert theirs(chat[:1], **exported, enable_thinking=True) == prompt
+    ((start, _),) = plain.spans
+    assert tokenizer.decode(plain.ids[:start]).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert pieces(encoder, plain) == ["four<|im_end|>"]
+    assert not {"own_block", "composed"} & set(plain.reasons)
+    for more in ({}, {"enable_thinking": False}):
+        assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
+
+
+def test_a_whole_conversation_with_thinking_in_its_turns(tmp_path):
+    """Under a template that keeps it in earlier turns."""
+    path = tmp_path / "keeps.jinja"
+    path.write_text(QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true"))
+    encoder = make_encoder(chatml_tokenizer(), str(path))
+    (found,) = encode(encoder, example("2 + 2?", THOUGHT, "And 3 + 1?", THOUGHT.replace("2+2", "3+1"), whole=True))
+    assert found.reasons == ["own_block"]
+    assert pieces(encoder, found) == [f"{THOUGHT}<|im_end|>", f"{THOUGHT.replace('2+2', '3+1')}<|im_end|>"]
+
+
 def test_a_template_that_drops_the_system_turn_is_composed(small, tmp_path):
     """As Mistral v0.3: the system text stands in the last user turn, and only while that is the last turn."""
     path = tmp_path / "system.jinja"
@@ -177,6 +225,22 @@ def test_eos_is_put_where_the_template_ends_nothing(small, tmp_path):
     turn, whole = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", "And?", "More", whole=True))
     assert pieces(encoder, turn) == ["Yo<|end|>"]
     assert whole.split
+
+
+@pytest.mark.parametrize(
+    ("after", "trained"),
+    [("\\n", " Yo<|end|>"), ("\\n\\n", " Yo<|end|>"), ("\\n<|im_end|>\\n", " Yo\n<|im_end|>")],
+)
+def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained, tmp_path):
+    """As Gemma's runs of newlines: text is full of them, so an answer would stop at its first line."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.add_tokens([AddedToken(run, special=False, normalized=False) for run in ("\n", "\n\n")])
+    path = tmp_path / "lines.jinja"
+    path.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}")
+    encoder = make_encoder(tokenizer, str(path))
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert pieces(encoder, found) == [trained]
+    assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
 
 
 def test_a_refused_conversation_is_counted_alone(small, tmp_path):

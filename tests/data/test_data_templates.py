@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoders import encoder_for, make_encoder
+from sftmix.options import DataOptions
 from sftmix.types import Message
 from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
 
@@ -150,6 +151,22 @@ def test_unusable_templates_are_refused(source, reason, small, tmp_path):
 def test_an_unknown_name_lists_what_there_is(small):
     with pytest.raises(ConfigError, match="'alpacca' is neither one of alpaca, chatml nor a readable Jinja file"):
         make_encoder(small["bos"], "alpacca")
+
+
+def test_named_templates_without_a_default_are_refused_until_one_is_chosen(tmp_path):
+    """Several may belong to a tokenizer; the one called default is what transformers takes."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = {"rag": NO_END, "tool_use": NO_GENERATION_PROMPT}
+    refusal = r"data\.template: the tokenizer's own chat templates are 'rag', 'tool_use', and none is called default"
+    with pytest.raises(ConfigError, match=refusal):
+        make_encoder(tokenizer)
+    with pytest.raises(ConfigError, match=refusal):
+        encoder_for(tokenizer, DataOptions(train=["rows.jsonl"], cache_dir=str(tmp_path)))
+    (tmp_path / "tool_use.jinja").write_text(NO_GENERATION_PROMPT)
+    assert not make_encoder(tokenizer, str(tmp_path / "tool_use.jinja")).appends_end
+    assert make_encoder(tokenizer, "chatml").name == "chatml"
+    tokenizer.chat_template["default"] = tokenizer.chat_template["rag"]
+    assert make_encoder(tokenizer).appends_end
 
 
 def test_the_date_does_not_change_prompts(small, tmp_path):

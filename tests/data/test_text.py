@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data import load_data, prepare, render_preview
@@ -139,6 +143,17 @@ def test_a_long_text_is_tokenised_as_if_in_one_call(kind, encoders):
     assert [t for part in parts for t in part] == encoders[kind].tokenize([text])[0]
 
 
+def test_a_long_text_of_few_tokens_is_tokenised_as_if_in_one_call():
+    """White space is no token of this tokenizer: what both stretches read has fewer tokens than are compared."""
+    backend = Tokenizer(WordLevel({"<end>": 0, "<unk>": 1, **{f"w{i}": i + 2 for i in range(100)}}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    encoder = text_encoder(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>"))
+    text = "".join(f"w{i}{' ' * 700}\n" for i in range(100))
+    parts = list(stretches(encoder, (text[at : at + 700] for at in range(0, len(text), 700)), size=10_000))
+    assert len(parts) > 2
+    assert [t for part in parts for t in part] == [i + 2 for i in range(100)]
+
+
 def test_a_text_without_newlines_is_tokenised_in_one_call(encoders):
     text = "one two three " * 3000
     parts = list(stretches(encoders["bos"], iter([text[:20_000], text[20_000:]]), size=10_000))
@@ -192,6 +207,18 @@ def test_a_piece_ends_within_a_character_or_line_ending(write, options):
 )
 def test_auto_takes_rows_for_text_by_their_only_known_field(rows, text, write, options):
     assert prepare(options(write("rows.jsonl", rows)), 0, progress=False).text is text
+
+
+@pytest.mark.parametrize("first", ['{"text": "a', "42", '{"body": "b"}'], ids=["broken", "number", "unknown"])
+def test_a_bad_row_does_not_say_what_the_others_are(first, write, options):
+    path = write("rows.jsonl", "\n".join([first, '{"text": "One tale."}', '{"text": "Two tales."}']))
+    prepared = prepare(options(path, skip_bad=True), 0, progress=False)
+    assert prepared.text
+    texts = ["".join(prepared.train.text(record)) for record in prepared.train.records.tolist()]
+    assert texts == ["One tale.", "Two tales."]
+    assert prepared.report.counts == {"bad_row": 1}
+    with pytest.raises(DataError, match=r"^1 bad row .*\n.*rows\.jsonl:1: [^\n]*$"):
+        prepare(options(path), 0, progress=False)
 
 
 def test_an_own_id_is_honoured_and_may_not_occur_twice(write, options):
