@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer
 
+from sftmix.data import load_data
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
 from sftmix.types import Example, Message
@@ -189,6 +190,17 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
     assert not {"own_block", "composed"} & set(plain.reasons)
     for more in ({}, {"enable_thinking": False}):
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
+
+
+@pytest.mark.parametrize(("thinking", "told"), [(2, False), (3, True)])
+def test_rows_that_mostly_think_are_told_how_the_model_will_begin(thinking, told, write, options):
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = QWEN3
+    rows = [{"instruction": f"{k}?", "output": THOUGHT if k < thinking else "four"} for k in range(4)]
+    given = options(write("rows.jsonl", rows))
+    found = load_data(given, make_encoder(tokenizer), seed=0, max_length=200, progress=False).report
+    assert found.counts["own_block"] == thinking
+    assert any("--data.template chatml" in note for note in found.notes) == told
 
 
 def test_a_whole_conversation_with_thinking_in_its_turns(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_dynamics
+from tests.report.pages import Text
 from tests.tiny import groups, in_this_process, make_tiny, metrics, sftmix, table
 
 pytestmark = pytest.mark.long
@@ -171,28 +171,6 @@ def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatc
 
 
 # ------------------------------------------------------------------------------------------- the page
-
-
-class Text(HTMLParser):
-    """Text and scripts of a page."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.plots, self.tags, self.text, self._plot = {}, [], "", None
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._plot = dict(attrs).get("data-plot")
-
-    def handle_endtag(self, tag):
-        self._plot = None
-
-    def handle_data(self, data):
-        if self._plot:
-            self.plots[self._plot] = json.loads(data)
-        else:
-            self.text += data
 
 
 @pytest.fixture(scope="module")
