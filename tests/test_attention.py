@@ -9,12 +9,15 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import eager_attention_forward as eager
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
+from sftmix.model.head import check_head
+from sftmix.model.packing import is_skipping, packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
@@ -152,3 +155,50 @@ def test_a_model_that_is_not_finite_is_refused():
         model.get_decoder().norm.weight[0] = torch.nan
     with pytest.raises(ConfigError, match="differ by up to nan"):
         packed(model)
+
+
+def flash_of_a_test(module, query, key, value, attention_mask, **more):
+    """As flash attention, it has no float32."""
+    if query.dtype == torch.float32:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return eager(module, query, key, value, None, **more)
+
+
+def test_the_head_is_checked_without_flash_attention() -> None:
+    """A model comes to the check on the CPU and in float32, where flash attention has no kernel."""
+    AttentionInterface.register("flash_of_a_test", flash_of_a_test)
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**TINY)).eval()
+    expected = check_head(model)
+    model.config._attn_implementation = "flash_of_a_test"
+    with pytest.raises(RuntimeError, match="only support"):
+        model(input_ids=torch.arange(5)[None])
+    assert check_head(model) == expected
+    assert model.config._attn_implementation == "flash_of_a_test"
+
+
+@pytest.mark.parametrize("check", [check_head, packing_problem])
+def test_a_full_memory_says_nothing_of_the_model(check, monkeypatch) -> None:
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**TINY)).eval()
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.get_decoder(), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "skips"),
+    [
+        ("flash_attention_2", True),
+        ("kernels-community/flash-attn2", True),
+        ("flex_attention", True),
+        ("sdpa", False),
+        (None, False),
+    ],
+)
+def test_attention_that_skips_work_between_documents(name, skips) -> None:
+    """transformers takes kernels of the hub where flash_attn is not installed, under their own name."""
+    assert is_skipping(name, torch.device("cuda")) == skips
+    assert not is_skipping(name, torch.device("cpu"))

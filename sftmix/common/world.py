@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from sftmix.common.errors import HangError, SFTMixError, Stopped
+from sftmix.common.errors import ConfigError, HangError, SFTMixError, Stopped
 from sftmix.common.launcher import end_with_launcher
 
 T = TypeVar("T")
@@ -48,10 +48,14 @@ class World:
             dist.barrier()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over ranks, in float64."""
+        """Return the sums over ranks, in float64.
+
+        These and the next are numbers of the host: gloo sends them without a wait for the GPU, and can tell a hang,
+        where NCCL ends the process.
+        """
         if self.size == 1:
             return [float(v) for v in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return [float(v) for v in total.tolist()]
 
@@ -59,7 +63,7 @@ class World:
         """Return the largest value over ranks."""
         if self.size == 1:
             return value
-        top = torch.tensor(value, dtype=torch.float64, device=self.device)
+        top = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
         return float(top)
 
@@ -154,19 +158,18 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     size, rank, local = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
-    device = _CPU
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+    device = _device(local)
     if "RANK" not in os.environ:  # not torchrun
         yield World(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     _kept[:] = [dist.group.WORLD]
+    ended = False
     try:
         yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
+        ended = True
     except RuntimeError as error:
         if _TIMED_OUT not in str(error):
             raise
@@ -175,4 +178,22 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
             "longer; the same command continues from the last checkpoint"
         ) from error
     finally:
-        dist.destroy_process_group()
+        # NCCL's shutdown waits for kernels, which wait for other ranks: after an error of one rank it may wait until
+        # its timeout, and torchrun, which ends the others, would not hear of the error.
+        if ended or device.type != "cuda":
+            dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    """Return the GPU of this rank, or the CPU; a scheduler may show each rank a single GPU, its own."""
+    if not torch.cuda.is_available():
+        return _CPU
+    there = torch.cuda.device_count()
+    if there > 1 and local_rank >= there:
+        raise ConfigError(
+            f"rank {local_rank} of this node has no GPU: the node shows {there}, and each rank needs one of its own; "
+            f"start {there} ranks on it (torchrun --nproc_per_node {there})"
+        )
+    device = torch.device("cuda", local_rank if there > 1 else 0)
+    torch.cuda.set_device(device)
+    return device

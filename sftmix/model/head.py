@@ -6,7 +6,8 @@ logits: `check_head` compares the logits of both on a probe batch and refuses a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import n_embeddings
+from sftmix.model.packing import is_flash
 
 T = TypeVar("T")
 
@@ -76,8 +78,11 @@ def check_head(model: PreTrainedModel) -> Head:
     training = model.training
     model.eval()
     try:
-        hidden = hidden_states(model, ids, mask)
-        theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double()
+        with _plain_attention(model):
+            hidden = hidden_states(model, ids, mask)
+            theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
+        raise
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model.path: {name} does not run as backbone and head: {error}") from error
     finally:
@@ -91,6 +96,20 @@ def check_head(model: PreTrainedModel) -> Head:
             f"{difference:.3g} on a probe batch (allowed: {limit:.3g}), so the loss would train another model."
         )
     return best
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Compute without flash attention, which neither a CPU nor float32 has; the head's formula is the same."""
+    name = model.config._attn_implementation
+    if name is None or not is_flash(name):
+        yield
+        return
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = name
 
 
 def _closest(candidates: Sequence[Head], hidden: Tensor, theirs: Tensor) -> tuple[Head, float]:

@@ -17,8 +17,6 @@ from sftmix.common.errors import ConfigError
 _DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
 """Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
 
-_SKIPPING = ("flash_attention_2", "flash_attention_3", "flex_attention")
-
 
 def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
     """Return True if the attention computes the documents of a row apart, without a dense mask over all token pairs."""
@@ -27,13 +25,18 @@ def skips_between_documents(model: PreTrainedModel, device: torch.device) -> boo
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
     """Return True if this attention implementation does no work between documents on this device."""
-    return device.type == "cuda" and attention in _SKIPPING
+    return device.type == "cuda" and attention is not None and (is_flash(attention) or attention == "flex_attention")
+
+
+def is_flash(attention: str) -> bool:
+    """Return True for flash attention, by any of its names: flash_attention_2, kernels-community/flash-attn2, ..."""
+    return "flash" in attention
 
 
 def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:
     """Raise ConfigError if the attention implementation does not exist on the device, or has no gradient there."""
     name = model.config._attn_implementation
-    if device.type == "cpu" and name in _SKIPPING and (trains or name != "flex_attention"):
+    if device.type == "cpu" and (is_flash(name) or (trains and name == "flex_attention")):
         raise ConfigError(
             f"model.attention {name} does not {'train' if trains else 'run'} on a CPU; use sdpa or eager there"
         )
@@ -54,6 +57,8 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     model.eval()
     try:
         difference, size, precision = _probe(model, padding_free)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
+        raise
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ConfigError(f"model.path: {name} does not take packed documents: {error}. {remedy}") from error
     finally:

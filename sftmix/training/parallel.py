@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
@@ -118,7 +119,8 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     """Turn auto into bf16 on a GPU that has it, else fp32."""
     if requested != "auto":
         return requested
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_it else "fp32"
 
 
 # ----------------------------------------------------------------------------------------------------------- wrapping
@@ -172,7 +174,12 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
     if parallel == "fsdp":
         return init_device_mesh(world.device.type, (world.size,))
     group = shard_group(shard_group_size, world)
-    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+    # Its groups would have torch's own timeout, whatever training.timeout says.
+    timeout = cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(world.device).options._timeout
+    for own in mesh.get_all_groups():
+        _set_pg_timeout(timeout, own)
+    return mesh
 
 
 def shard_group(shard_group_size: int | None, world: World) -> int:

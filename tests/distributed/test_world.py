@@ -1,14 +1,21 @@
-"""Ranks that end with an error end at once."""
+"""Ranks that end with an error end at once; each has a device of its own, and waits as long as it is told."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from tests.forked import free_port
+from sftmix.common import world as worlds
+from sftmix.common.errors import ConfigError
+from sftmix.training.parallel import _mesh, resolve_precision
+from tests.forked import free_port, on_ranks
 from tests.tiny import ROOT
 
 ENDINGS = """
@@ -49,3 +56,55 @@ def test_the_end_of_a_wrapped_model_does_not_hang() -> None:
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+def all_groups_wait_equally(world) -> None:
+    _set_pg_timeout(timedelta(seconds=77))
+    mesh = _mesh("hsdp", 2, world)
+    groups = [dist.group.WORLD, *mesh.get_all_groups()]
+    assert [group._get_backend(world.device).options._timeout.total_seconds() for group in groups] == [77] * 3
+
+
+@pytest.mark.slow
+def test_the_groups_of_hsdp_wait_as_long_as_all_ranks() -> None:
+    on_ranks(all_groups_wait_equally, ranks=4)
+
+
+# ------------------------------------------------------------------------------------------- GPUs, without one
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "there", "index"), [(0, 1, 0), (3, 8, 3), (3, 1, 0), (2, 2, None)], ids=["one", "all", "own", "few"]
+)
+def test_a_rank_takes_the_gpu_that_is_its_own(local_rank, there, index, monkeypatch) -> None:
+    """A scheduler that binds a GPU to each task shows one to each rank, and it has the number 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    if index is None:
+        with pytest.raises(ConfigError, match=r"rank 2 of this node has no GPU: the node shows 2.*nproc_per_node 2"):
+            worlds._device(local_rank)
+    else:
+        assert worlds._device(local_rank) == torch.device("cuda", index)
+
+
+def test_bf16_that_a_gpu_only_emulates_is_not_taken(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto", torch.device("cuda", 0)) == "fp32"
+    assert resolve_precision("bf16", torch.device("cuda", 0)) == "bf16"
+
+
+@pytest.mark.parametrize(("kind", "left"), [("cpu", False), ("cuda", True)])
+def test_after_an_error_the_process_group_of_gpus_is_left_alone(kind, left, monkeypatch) -> None:
+    """Its end would wait for the other ranks, before anybody hears of the error; a CPU's is destroyed."""
+    start = dist.init_process_group
+    monkeypatch.setattr(worlds, "_device", lambda local: torch.device(kind))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: start("gloo", **more))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    with pytest.raises(ValueError, match="of one rank"), worlds.start_world():
+        raise ValueError("of one rank")
+    assert dist.is_initialized() == left
+    if left:
+        dist.destroy_process_group()
