@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evidence import results, tier_lines
-from benchmarks.evidence.findings import BEST, LAST, Finding, findings
+from benchmarks.evidence.findings import BEST, LAST, findings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.known_lines import known_pictures
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
@@ -25,7 +25,7 @@ from benchmarks.evidence.predictions import outcomes
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tier_lines import tier_pictures
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
-from sftmix.common.files import read_json, write_json
+from sftmix.common.files import write_json
 from sftmix.compare.statistics import Counts, interval_two_level
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
@@ -78,54 +78,6 @@ def test_the_page_and_the_pictures_are_what_the_collected_results_say():
     kept = {path.name: path.read_text(encoding="utf-8") for path in results.PICTURES.glob("*")}
     assert kept == made, "run python benchmarks/evidence/results.py"
     assert set(re.findall(r"images/results/([\w.-]+)", page)) == set(made)
-
-
-def overfitting() -> list[list[Finding]]:
-    """The planned contrasts of tier 2, at last and at best."""
-    return [findings(read_tier("overfit"), end, PLANNED, tested=True) for end in (LAST, BEST)]
-
-
-def test_the_first_screen_of_the_readme_says_what_the_page_says():
-    words = " ".join((results.ROOT / "README.md").read_text(encoding="utf-8").partition("## Set-up")[0].split())
-    tests = read_json(RESULTS / "known-truth" / "contrasts.json")
-    found = {share: tests["auc"][share]["deterministic"]["mean"] for share in ("10", "40")}
-    assert f"AUC {found['10']:.2f} where 10% of them are wrong, {found['40']:.2f} where 40% are" in words
-    undecided = [each for name in ("gap", "exact") for each in tests[name]["SFTMix - NTP"].values()]
-    assert all(each["p_holm"] > 0.05 for each in undecided) == ("was not shown to keep" in words)
-    to_ntp, *others = findings(read_tier("primary"), LAST, PLANNED, tested=True)
-    assert to_ntp.interval
-    mean, low, high = (f"{figure:+.4f}" for figure in (to_ntp.mean, *to_ntp.interval))
-    assert f"minus NTP: {mean} nats per token, 95% interval {low} to {high}, ten seeds" in words
-    told = "random halves, or the same weights without mixing, do as well"
-    assert all(each.equal for each in (to_ntp, *others)) == (told in words)
-    last, best = overfitting()
-    assert (last[0].lower, best[0].higher) == (True, True)
-    assert f"SFTMix ends {-last[0].mean:.4f} nats lower, but with each stopped at its best epoch it is" in words
-    assert f"it is {best[0].mean:.4f} higher: stopping plain fine-tuning earlier gives more" in words
-    assert all(each.equal for each in (*last[1:3], *best[1:3])) == (
-        "Random halves do as well as halves by confidence there, too" in words
-    )
-
-
-def test_the_questions_have_the_figures_of_the_study():
-    words = " ".join((results.ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
-    auc = read_json(RESULTS / "known-truth" / "contrasts.json")["auc"]
-    few, many = (
-        [f"{auc[s][n]['mean']:.0%}" for n in ("within_families", "deterministic", "all")] for s in ("10", "40")
-    )
-    assert f"in {few[0]} of the pairs" in words
-    assert f"in {few[1]} of the pairs with a right one of any kind, and in {few[2]} if rows" in words
-    assert f"it was {many[0]}, {many[1]} and {many[2]}." in words
-    arms = [(arm, "NTP") for arm in ("SFTMix", "RandomSplit", "DecomposedMixup")]
-    ends = [end for each in findings(read_tier("primary"), LAST, arms, tested=False) for end in each.interval or ()]
-    assert (max(map(abs, ends)) < 0.003) == ("within 0.003 nat (95% intervals)" in words)
-    mixing = findings(read_tier("primary"), LAST, PLANNED, tested=True)[3]
-    assert mixing.small == ("real, too small to matter" in words)
-    assert f"Without mixing it is {mixing.mean:.4f} lower than by SFTMix" in words
-    last, best = overfitting()
-    lower, higher = f"{-last[0].mean:.4f}", f"{best[0].mean:.4f}"
-    assert f"SFTMix ends {lower} nats lower than plain fine-tuning, and is {higher} nats higher where each is" in words
-    assert all(each.equal for each in (*last[1:3], *best[1:3])) == ("random halves do the same" in words)
 
 
 def test_a_page_without_a_mark_is_refused():
