@@ -102,8 +102,8 @@ class DataOptions(PlainFields):
     seed: int | None = None
     """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
-    """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first. text:
-    documents without turns (.txt files, or rows with a field `text`), every token trained."""
+    """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
+    text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
     columns: dict[str, str] | None = None
     """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
     one format (response stands for completion), system and id."""

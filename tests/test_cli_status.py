@@ -57,7 +57,7 @@ def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
 
 def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path: Path) -> None:
     status = {"stage": "train", "step": 20, "total_steps": 1020, "exit_code": None, "pid": os.getpid()}
-    run = lay(tmp_path / "r", status=status, steps={"train": 20})
+    run = lay(tmp_path / "r", status={**status, "started": 100.0 + 8 * 3600}, steps={"train": 20})
     lines = [json.loads(text) for text in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     later = [{**record, "time": record["time"] + 8 * 3600 * (record["step"] > 10)} for record in lines]
     (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in later))

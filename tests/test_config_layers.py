@@ -138,6 +138,15 @@ def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write
     assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
 
 
+def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write: Write) -> None:
+    text = "seed: 3\ntraining: &a {epochs: 2, eps: 1.0e-6}\nreference: {training: {<<: *a, epochs: 1}}\n"
+    config = read_config(write("merged.yaml", text))
+    assert (config.training.epochs, config.reference.training.epochs, config.reference.training.eps) == (2, 1, 1e-6)
+    itself = "base: &a [*a]\n"
+    with pytest.raises(ConfigError, match="base is "):
+        read_config(write("itself.yaml", itself))
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -68,11 +68,12 @@ def main(given: argparse.Namespace) -> None:
 def _convert(given: argparse.Namespace) -> None:
     from sftmix.evaluate.convert import convert
 
-    for option in ("tasks", "models", "limit", "num_fewshot", "data_dir", "include_path"):
-        if getattr(given, option) is not None:
-            raise ConfigError(
-                f"--convert and --{option} ({getattr(given, option)}) exclude each other: rows are only made"
-            )
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for option, default in vars(parser.parse_args([given.place])).items():
+        value = getattr(given, option)
+        if option not in ("place", "to", "convert", "shots", "test") and value != default:
+            raise ConfigError(f"--convert and --{option} ({value}) exclude each other: rows are only made")
     if given.to is None:
         raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
     shots, test = (None if file is None else Path(file) for file in (given.shots, given.test))

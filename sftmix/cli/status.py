@@ -7,9 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out
@@ -155,7 +153,7 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> t
     last = lines[-1]
     step, total = int(last.get("step", 0)), (status.get("total_steps") if current else None) or last.get("total_steps")
     steps = f"{step}/{total} ({100 * step // total}%)" if total else str(step)
-    rate = _seconds_per_step(lines)
+    rate = _seconds_per_step([line for line in lines if not running or line["time"] >= status.get("started", 0)])
     left = _duration(rate * (total - step)) if rate and total and step < total and state == "running" else ""
     losses = [last.get("loss"), last.get("ntp"), last.get("mixup") if last.get("mixup_tokens") else None]
     lr, speed = _number(last.get("learning_rate"), "{:.2e}"), _number(last.get("tokens_per_second"), "{:,.0f}")
@@ -163,9 +161,9 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any], running: bool) -> t
 
 
 def _seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the median: the time between two steps may hold a pause of hours, after which the run was continued."""
-    pairs = [(a, b) for a, b in pairwise(lines) if b.get("step", 0) > a.get("step", 0)]
-    return median((b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs) if pairs else None
+    """Return the mean over the steps of one process: before these may lie a pause of hours."""
+    steps = lines[-1]["step"] - lines[0]["step"] if lines else 0
+    return (lines[-1]["time"] - lines[0]["time"]) / steps if steps > 0 else None
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:

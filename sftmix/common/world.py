@@ -150,7 +150,7 @@ def _one_of(errors: Mapping[str, SFTMixError | Stopped | None]) -> SFTMixError |
 def start_world(timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
 
-    A rank ends when its torchrun is gone.
+    A rank ends when its torchrun is gone. After an error on a GPU the process group stays: this process is to end.
 
     timeout  seconds after which ranks that wait for another one give up
     """
@@ -189,11 +189,12 @@ def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return _CPU
     there = torch.cuda.device_count()
-    if there > 1 and local_rank >= there:
+    bound = there == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if local_rank >= there and not bound:
         raise ConfigError(
             f"rank {local_rank} of this node has no GPU: the node shows {there}, and each rank needs one of its own; "
             f"start {there} ranks on it (torchrun --nproc_per_node {there})"
         )
-    device = torch.device("cuda", local_rank if there > 1 else 0)
+    device = torch.device("cuda", 0 if bound else local_rank)
     torch.cuda.set_device(device)
     return device

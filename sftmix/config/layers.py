@@ -123,17 +123,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _refuse_repeated(node: Any, path: Path) -> None:
     """Raise ConfigError for a key that stands twice in one mapping: YAML would take the last one, without a word."""
-    children = [] if node is None or node.id == "scalar" else node.value
-    if node is not None and node.id == "mapping":
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise ConfigError(f"{path}: {name} stands in lines {lines[name]} and {line}; write it once")
+    import yaml
+
+    nodes, seen = [node], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # an alias is the node that it names
+        if not isinstance(node, yaml.MappingNode):
+            nodes += node.value
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            nodes.append(value)
+            name, line = (str(key.tag), str(key.value)), key.start_mark.line + 1
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                raise ConfigError(f"{path}: {key.value} stands in lines {lines[name]} and {line}; write it once")
             lines[name] = line
-        children = [value for _, value in node.value]
-    for child in children:
-        _refuse_repeated(child, path)
 
 
 def _bases(given: Any, path: Path) -> list[str]:

@@ -223,7 +223,7 @@ def encode(
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
         if held_out is not None and len(train) == prepared.options.limit:
             report.notes += too_many_held_out(prepared.options, len(held_out), "windows")
-    report.notes = [*encoder.notices, *_on_thinking(first, encoder), *report.notes]
+    report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 
 
@@ -236,16 +236,6 @@ def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> No
             f"data.template: {encoder.name} cannot encode {lost:,} of {lost + report.train:,} training examples; "
             f"choose another template, or let data.skip_bad drop them:\n{lines}"
         )
-
-
-def _on_thinking(report: DataReport, encoder: Encoder) -> list[str]:
-    """Return a note if most responses think, and the exported template would have the model begin without it."""
-    if report.counts.get("own_block", 0) <= report.train / 2:
-        return []
-    return [
-        f"Most responses have thinking of their own, but chat, evaluate and the exported template begin with "
-        f"{encoder.block!r} unless enable_thinking is true: --data.template chatml writes no such block anywhere."
-    ]
 
 
 def _refuse_other_cuts(report: DataReport, encoder: Encoder, keep: Sequence[str]) -> None:

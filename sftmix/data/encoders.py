@@ -132,12 +132,11 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
     Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
     if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
     """
-    notices, block = [], ""
+    notices = []
     before, after = _around(tokenizer, source)
     if before.strip():
         header = before.rstrip(" ")  # a space belongs to the first token of the response
-        block = header if _writes_a_prompt(tokenizer, source) else ""
-        source = _with_longer_prompt(source, header, optional=bool(block))
+        source = _with_longer_prompt(tokenizer, source, header)
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
         before, after = _around(tokenizer, source)
     if "strftime_now" in source:
@@ -156,25 +155,30 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     lead = before if not before.strip() else ""
     fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
-    return {**fields, "block": block}, source, notices
+    return {**fields, "block": _optional(tokenizer, source)}, source, notices
 
 
-def _writes_a_prompt(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
-    """Return True if the template has a generation prompt, however short."""
-    without, with_it = (render(tokenizer, source, [PROBE[:1]], prompt=prompt)[0] for prompt in (False, True))
-    return with_it != without
+def _optional(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """Return the end of the generation prompt that enable_thinking=true leaves out; "" if it leaves out nothing."""
+    usual, thinking = (render(tokenizer, source, [PROBE[:1]], prompt=True, thinking=t)[0] for t in (None, True))
+    return usual[len(thinking) :] if usual.startswith(thinking) else ""
 
 
-def _with_longer_prompt(source: str, header: str, *, optional: bool) -> str:
+def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header: str) -> str:
     """Return the template with a header behind its generation prompt.
 
-    optional  enable_thinking=true leaves the header out: responses with thinking of their own begin without it. A
-              template that knows this variable writes the header itself where it is false.
+    Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking of
+    their own begin without it. A template that knows this variable writes the header itself where it is false; one
+    that gives it a value at its head gets the header always.
     """
-    condition = "add_generation_prompt"
-    if optional:
-        condition += " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
-    return source.removesuffix("\n") + "{% if " + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+    unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
+    asked, begun = (render(tokenizer, source, [PROBE[:1]], prompt=prompt)[0] for prompt in (False, True))
+    for condition in (unless, "") if begun != asked else ("",):
+        end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+        longer = source.removesuffix("\n") + end
+        if not _around(tokenizer, longer)[0].strip():
+            break
+    return longer
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:

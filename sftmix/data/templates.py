@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.bounded import TookTooLong, bounded, seconds_for
@@ -97,6 +97,7 @@ class Encoder:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         parts = [tokenizer_content(self.tokenizer), self.chat_template, self.end_of_turn_id, self.appends_end]
         parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
+        parts += ["block", self.block] if self.block else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
@@ -164,14 +165,20 @@ def render(
     conversations: Sequence[Sequence[Mapping[str, str]]],
     *,
     prompt: bool,
+    thinking: bool | None = None,
 ) -> list[str]:
-    """Render through the tokenizer. Raises TemplateRefusal where the template or its syntax fails."""
+    """Render through the tokenizer. Raises TemplateRefusal where the template or its syntax fails.
+
+    thinking  the template's variable enable_thinking; None: not defined
+    """
+    given: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
             [[dict(turn) for turn in chat] for chat in conversations],
             chat_template=on_the_same_day(template),
             add_generation_prompt=prompt,
             tokenize=False,
+            **given,
         )
     except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error

@@ -96,8 +96,18 @@ def tokenised_rows(
     sides = {"data.train": data.train, "data.eval": data.eval}
     check_same_rows({option: rows.fingerprint for option, rows in sides.items() if rows is not None}, world)
     groups, note = held_out_groups(data.eval, prepared.options.eval)
-    data.report.notes += [note] if note else []
+    data.report.notes += [*([note] if note else []), *_on_thinking(data, encoder)]
     return RunRows(prepared, encoder, data, groups)
+
+
+def _on_thinking(data: LoadedData, encoder: Encoder) -> list[str]:
+    """Return a note if most responses think, and the exported template would have the model begin without it."""
+    if 2 * data.report.counts.get("own_block", 0) <= len(data.train) + len(data.eval or ()):
+        return []
+    return [
+        f"Most responses have thinking of their own, but chat, evaluate and the exported template begin with "
+        f"{encoder.block!r} unless enable_thinking is true: --data.template chatml writes no such block anywhere."
+    ]
 
 
 def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
@@ -109,9 +119,9 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     config, prepared = read_rows(read_config(path / "config.yaml"), World(), progress=progress)
     select = (lambda _: read_ids(selected)) if selected.exists() else None
     rows = tokenised_rows(config, prepared, World(), select=select, progress=progress)
-    for stage in ("train", "reference"):
-        if (inputs := path / stage / "inputs.json").exists():
-            _refuse_other_rows(path, read_json(inputs), rows.data)
+    recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
+    if inputs := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
+        _refuse_other_rows(path, read_json(inputs), rows.data)
     return config, rows
 
 
@@ -124,8 +134,8 @@ def _refuse_other_rows(run: Path, then: Mapping[str, Any], now: LoadedData) -> N
     ):
         if before != here:
             raise ConfigError(
-                f"{run} was made from other rows than its {option} are now, or another version of sftmix reads them in "
-                "another way: bring the rows, or the version, back to what they were"
+                f"{run} was made from other rows than its {option} are now, as the model sees them: the files, the "
+                "tokenizer, the template, or the version of sftmix has changed; bring it back to what it was"
             )
 
 

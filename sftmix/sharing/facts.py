@@ -10,6 +10,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.hub import hub_name
 from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
@@ -59,7 +60,7 @@ class Facts:
     @cached_property
     def files_of_rows(self) -> list[str]:
         """The names of the files of rows without their directories; hub ids as they are."""
-        return [_without_directory(name) for name in as_list(self.config.data.train)]
+        return [_without_directory(name, "train") for name in as_list(self.config.data.train)]
 
     @property
     def data_hash(self) -> str:
@@ -132,17 +133,21 @@ def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
     return Facts(run, config, read_json(summary) if summary.exists() else {})
 
 
-def _without_directories(value: Any) -> Any:
-    """Return the value with every path in it cut to its name."""
+def _without_directories(value: Any, key: str = "") -> Any:
+    """Return the value of an option with every path in it cut to its name."""
     if isinstance(value, Mapping):
-        return {key: _without_directories(inner) for key, inner in value.items()}
+        return {name: _without_directories(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_directories(inner) for inner in value]
-    return _without_directory(value) if isinstance(value, str) else value
+        return [_without_directories(inner, key) for inner in value]
+    return _without_directory(value, key) if isinstance(value, str) else value
 
 
-def _without_directory(text: str) -> str:
-    """Return a path cut to its name, whether or not it is here still; hub ids and other texts as they are."""
-    path = Path(text)
-    like_one = text.startswith(("/", "./", "../", "~")) or path.suffix in _OF_FILES or text.count("/") > 1
-    return path.name if "/" in text and (like_one or is_there(path)) else text
+def _without_directory(text: str, key: str) -> str:
+    """Return a path cut to its name, whether or not it is here still; hub ids and other texts as they are.
+
+    key  name of the option, which tells paths like `a/b/c` from other texts
+    """
+    path, of_paths = Path(text), key.endswith(("path", "paths", "template", "train", "eval"))
+    like_one = text.startswith(("/", "./", "../", "~/")) or path.suffix.lower() in _OF_FILES
+    like_one = like_one or (of_paths and text.count("/") > 1)
+    return path.name if "/" in text and not hub_name(text) and path.name and (like_one or is_there(path)) else text

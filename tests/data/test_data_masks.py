@@ -10,6 +10,7 @@ from transformers import AddedToken, AutoTokenizer
 from sftmix.data import load_data
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
+from sftmix.pipeline.rows import _on_thinking
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
 
@@ -192,15 +193,50 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
 
 
+EMPTY = "<think>\n\n</think>\n\n"
+BEGUN = QWEN3.replace("enable_thinking is defined and enable_thinking is false", "enable_thinking is not true").replace(
+    "{{- '<think>\\n\\n</think>\\n\\n' }}", "{{- '<think>\\n\\n</think>\\n\\n' }}{%- else %}{{- '<think>\\n' }}"
+)
+"""As newer templates of that family: an empty block unless thinking is enabled, and then the beginning of one."""
+
+
+@pytest.mark.parametrize(("template", "rest"), [(None, THOUGHT), (BEGUN, THOUGHT.removeprefix("<think>\n"))])
+def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, rest):
+    """As the template of a model that was exported here is."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = QWEN3
+    tokenizer.chat_template = template or make_encoder(tokenizer).chat_template
+    encoder = make_encoder(tokenizer)
+    assert encoder.chat_template == tokenizer.chat_template
+    thought, plain = encode(encoder, example("2 + 2?", THOUGHT), example("2 + 2?", "four"))
+    assert (thought.reasons, pieces(encoder, thought)) == (["own_block"], [f"{rest}<|im_end|>"])
+    assert tokenizer.decode(thought.ids).count("<think>") == 1
+    ((start, _),) = plain.spans
+    assert tokenizer.decode(plain.ids[:start]).endswith(EMPTY)
+    assert pieces(encoder, plain) == ["four<|im_end|>"]
+    assert not {"own_block", "composed"} & set(plain.reasons)
+
+
+def test_a_template_that_gives_the_variable_a_value_itself_has_the_empty_block_in_every_prompt():
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = "{%- set enable_thinking = enable_thinking | default(true) %}" + QWEN3
+    encoder = make_encoder(tokenizer)
+    (plain,) = encode(encoder, example("2 + 2?", "four"))
+    ((start, _),) = plain.spans
+    assert tokenizer.decode(plain.ids[:start]).endswith(EMPTY)
+    assert pieces(encoder, plain) == ["four<|im_end|>"]
+
+
 @pytest.mark.parametrize(("thinking", "told"), [(2, False), (3, True)])
 def test_rows_that_mostly_think_are_told_how_the_model_will_begin(thinking, told, write, options):
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = QWEN3
     rows = [{"instruction": f"{k}?", "output": THOUGHT if k < thinking else "four"} for k in range(4)]
     given = options(write("rows.jsonl", rows))
-    found = load_data(given, make_encoder(tokenizer), seed=0, max_length=200, progress=False).report
-    assert found.counts["own_block"] == thinking
-    assert any("--data.template chatml" in note for note in found.notes) == told
+    encoder = make_encoder(tokenizer)
+    found = load_data(given, encoder, seed=0, max_length=200, progress=False)
+    assert found.report.counts["own_block"] == thinking
+    assert any("--data.template chatml" in note for note in _on_thinking(found, encoder)) == told
 
 
 def test_a_whole_conversation_with_thinking_in_its_turns(tmp_path):

@@ -74,15 +74,20 @@ def test_the_groups_of_hsdp_wait_as_long_as_all_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("local_rank", "there", "index"), [(0, 1, 0), (3, 8, 3), (3, 1, 0), (2, 2, None)], ids=["one", "all", "own", "few"]
+    ("local_rank", "there", "shown", "index"),
+    [(0, 1, None, 0), (3, 8, None, 3), (3, 1, "3", 0), (2, 1, None, None), (2, 2, "4,5", None)],
+    ids=["one", "all", "own", "one of all", "few"],
 )
-def test_a_rank_takes_the_gpu_that_is_its_own(local_rank, there, index, monkeypatch) -> None:
+def test_a_rank_takes_the_gpu_that_is_its_own(local_rank, there, shown, index, monkeypatch) -> None:
     """A scheduler that binds a GPU to each task shows one to each rank, and it has the number 0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     if index is None:
-        with pytest.raises(ConfigError, match=r"rank 2 of this node has no GPU: the node shows 2.*nproc_per_node 2"):
+        with pytest.raises(ConfigError, match=rf"rank 2 of this node has no GPU: .* {there},.*per_node {there}\)"):
             worlds._device(local_rank)
     else:
         assert worlds._device(local_rank) == torch.device("cuda", index)

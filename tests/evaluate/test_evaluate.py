@@ -158,6 +158,7 @@ def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path
         (["--tasks", "arc_easy", "--shots", "x"], "belongs to --convert"),
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--convert", "pubmedqa", "--to", "x", "--limit", "3"], "--convert and --limit (3) exclude each other"),
+        (["--convert", "pubmedqa", "--to", "x", "--apply_chat_template"], "--convert and --apply_chat_template (True)"),
     ],
 )
 def test_wrong_options_are_refused(finished, sftmix, words, told):

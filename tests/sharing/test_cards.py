@@ -10,7 +10,7 @@ import yaml
 
 from sftmix import __version__
 from sftmix.sharing.cards import model_card, scores_card
-from sftmix.sharing.facts import facts_of
+from sftmix.sharing.facts import _without_directories, facts_of
 from sftmix.sharing.text import escaped, fenced, table
 from tests.tiny import ROOT
 
@@ -122,11 +122,13 @@ def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     there = f"train:\n  - {finished.tiny.train}\n"
     text = (run / "config.yaml").read_text()
     assert there in text
-    gone = ["/scratch/secret/a.jsonl", "~/secret/b.json", "secret/c.parquet", "some/secret/place", "owner/name"]
+    gone = ["/scratch/secret/a.jsonl", "~/secret/b.json", "secret/c.JSONL", "some/secret/place", "owner/name@train"]
     (run / "config.yaml").write_text(text.replace(there, "train:\n" + "".join(f"  - {name}\n" for name in gone)))
     for card in (str(model_card(facts_of(run), "train")), str(scores_card(facts_of(run), rows=3, columns=["id"]))):
         assert "secret" not in card
-        assert "a.jsonl, b.json, c.parquet, place, owner/name" in card
+        assert "a.jsonl, b.json, c.JSONL, place, owner/name@train" in card
+    options = {"path": "hub:me/scores@refs/pr/1", "high": ["good/ok/bad"], "columns": {"response": "/"}}
+    assert _without_directories(options) == options
 
 
 def test_names_from_data_are_escaped(run):
