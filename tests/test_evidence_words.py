@@ -6,6 +6,7 @@ from benchmarks.evidence import results
 from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.tiers import RESULTS, read_tier
 from sftmix.common.files import read_json
+from sftmix.compare.statistics import mean_sd
 
 OTHERS = ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")
 PLANNED = [("SFTMix", other) for other in OTHERS]
@@ -91,3 +92,17 @@ def test_the_questions_have_the_figures_of_the_study():
     lower, higher = f"{-last[0].mean:.4f}", f"{best[0].mean:.4f}"
     assert f"SFTMix ends {lower} nats lower than plain fine-tuning, and is {higher} nats higher where each is" in words
     assert all(each.equal for each in (*last[1:3], *best[1:3])) == ("random halves do the same" in words)
+
+
+def test_what_is_said_of_other_rows_has_their_figures():
+    tier, first = read_tier("rows"), read_tier("primary")
+    (to_ntp, _), best = (findings(tier, end, tier.contrasts, tested=False) for end in (LAST, BEST))
+    assert to_ntp.pair == ("SFTMix", "NTP")
+    assert all(each.equal for each in (to_ntp, *best))
+    spread = [mean_sd(list(each.values("NTP", LAST.figure).values()))[1] for each in (tier, first)]
+    page = " ".join((results.ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    assert f"(sd {spread[0]:.4f} beside {spread[1]:.4f})" in page
+    assert f"the difference is within {widest(to_ntp)} nat (95% interval), as with one choice of rows" in page
+    assert len(tier.confidences) == len(tier.seeds)
+    faq = " ".join((results.ROOT / "docs/faq.md").read_text(encoding="utf-8").split())
+    assert f"on five other draws of the rows, each with a reference of its own, within {widest(to_ntp)} nat" in faq
