@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
 from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.compare import comparison_of
-from sftmix.common.files import read_json, write_json
+from sftmix.common.files import read_json, sha256_file, write_json
 from sftmix.common.tables import write_confidence, write_eval
 from sftmix.compare import TableOptions
 from sftmix.compare.cells import DIVERGED
@@ -134,13 +135,14 @@ def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
     run, ids = table / arm / f"seed-{seed}", [f"train-{k}" for k in range(5)]
     losses = [{"clean": clean, "corrupted": 2.0, "open": 3.0}[truth] for truth in TRUTHS]
     columns = {"id": ids, "held_out": [False] * 5, "response_tokens": [1] * 5, "loss_after": losses}
+    write_json(run / "train" / "MANIFEST.json", {})
+    of_models = {"sftmix.models": json.dumps({"loss_after": sha256_file(run / "train" / "MANIFEST.json")})}
     (run / "report").mkdir(parents=True)
     unknown = dict.fromkeys(("loss_before", "loss_after_baseline"), [None] * 5)
-    pq.write_table(pa.table({**columns, **unknown}), run / "report" / "examples.parquet")
+    pq.write_table(pa.table({**columns, **unknown}, metadata=of_models), run / "report" / "examples.parquet")
     write_confidence(run / "confidence" / "confidence.parquet", ids, np.array([-1.0, -2, -1, -2, -3]), np.zeros(5))
     scores = RowScores(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
     write_eval(run / "train" / "eval.parquet", [f"held-out-{k}" for k in range(4)], scores)
-    write_json(run / "train" / "MANIFEST.json", {})
     write_json(run / "summary.json", {"eval_nll_after": 0.5, "eval_nll_best": 0.4})
 
 
