@@ -17,13 +17,15 @@ Of one run it also writes report/examples.parquet: every example with its text, 
   sftmix report runs/table5                 a directory of `sftmix compare`: differences with their intervals
 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
+ON_THE_MAP = 400
+"""Examples on the map of hidden states where `--map` is not given."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="finished run directories, or one of `sftmix compare`")
     where = "the page [RUN/report/report.html; of several runs report.html]"
     parser.add_argument("--to", metavar="FILE", help=where)
-    size = "examples on the map of hidden states, half from each end; 0 loads no model [400]"
+    size = f"examples on the map of hidden states, half from each end; 0 loads no model [{ON_THE_MAP}]"
     parser.add_argument("--map", type=int, metavar="N", dest="map_size", help=size)
     score = "pass all training examples through the base model and the trained ones, for the table"
     parser.add_argument("--score", action="store_true", help=score)
@@ -32,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(given: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     runs, to = [Path(run) for run in given.runs], None if given.to is None else Path(given.to)
-    map_size = 400 if given.map_size is None else given.map_size
+    map_size = ON_THE_MAP if given.map_size is None else given.map_size
     if map_size < 0:
         raise ConfigError(f"--map is {map_size}; allowed: 0 (no model is loaded) and above")
     if given.map_size is not None and (len(runs) > 1 or (runs[0] / "table.json").exists()):

@@ -56,7 +56,7 @@ class Source:
         if self.dataset is not None:
             return _readable(iter_hub(self.dataset, self.name), self.name)
         path = Path(self.name).expanduser()
-        return _readable(_READERS[path.suffix.lower()](path, self.name), self.name)
+        return _readable(READERS[path.suffix.lower()](path, self.name), self.name)
 
 
 def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
@@ -110,7 +110,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
     elif path.exists():
         found = [(path, name)]
-    elif hub_parts(name) is not None and path.suffix.lower() not in _READERS:
+    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -129,14 +129,14 @@ def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
 
 
 def _read_of(directory: Path, form: str) -> list[Path]:
-    found = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in _READERS)
+    found = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in READERS)
     rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
     return rows if form != TEXT and (rows or form != "auto") else found
 
 
 def _is_compressed(path: Path) -> bool:
     """Return True for rows.jsonl.gz and its like."""
-    return path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in _READERS
+    return path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in READERS
 
 
 def left_out(names: Sequence[str], form: str) -> list[str]:
@@ -154,11 +154,11 @@ def left_out(names: Sequence[str], form: str) -> list[str]:
 
 
 def _supported() -> str:
-    return ", ".join(sorted(_READERS))
+    return ", ".join(sorted(READERS))
 
 
 def _check_file(path: Path, name: str) -> None:
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
@@ -242,10 +242,11 @@ def _text_rows(path: Path, name: str) -> Iterator[Row]:
     yield name, {"text": _readable(iter_text(path, name), name)}
 
 
-_READERS = {
+READERS = {
     ".json": iter_json,
     ".jsonl": iter_lines,
     ".csv": iter_csv,
     ".parquet": iter_parquet,
     TEXT_SUFFIX: _text_rows,
 }
+"""Ending of a file -> how its rows are read."""

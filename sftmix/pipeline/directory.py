@@ -155,13 +155,13 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
     different = {line.partition(": ")[0]: line for line in differences(read_json(directory / "inputs.json"), inputs)}
     if not different:
         return None
-    contents = [words for name, words in _CONTENTS.items() if name in different]
-    told = [*contents, *(line for name, line in different.items() if name not in _CONTENTS)]
+    contents = [words for name, words in CONTENTS.items() if name in different]
+    told = [*contents, *(line for name, line in different.items() if name not in CONTENTS)]
     problem = f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
     return problem + _kept_reference(directory, different)
 
 
-_CONTENTS = {
+CONTENTS = {
     "model": "the model's files are others (model.path)",
     "data": "the training rows are others (data.train)",
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",

@@ -20,6 +20,7 @@ from sftmix.config.checks import validate
 from sftmix.config.read import read_config
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer
+from sftmix.pipeline.directory import CONTENTS
 from sftmix.pipeline.held_out import held_out_groups
 from sftmix.pipeline.shared import check_same_rows
 from sftmix.types import Scores
@@ -128,14 +129,14 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
 def _refuse_other_rows(run: Path, then: Mapping[str, Any], now: LoadedData) -> None:
     """Raise ConfigError where a side of the rows is not what a stage recorded; a reference records one side alone."""
     held_out = now.eval.fingerprint if now.eval else None
-    for option, before, here in (
-        ("data.train", then["data"]["fingerprint"], now.train.fingerprint),
-        ("held-out rows", then.get("eval", held_out), held_out),
+    for name, before, here in (
+        ("data.fingerprint", then["data"]["fingerprint"], now.train.fingerprint),
+        ("eval", then.get("eval", held_out), held_out),
     ):
         if before != here:
             raise ConfigError(
-                f"{run} was made from other rows than its {option} are now, as the model sees them: the files, the "
-                "tokenizer, the template, or the version of sftmix has changed; bring it back to what it was"
+                f"{run} was made from other rows: {CONTENTS[name]}. The files, the tokenizer, the template, or the "
+                "version of sftmix has changed; bring it back to what it was"
             )
 
 

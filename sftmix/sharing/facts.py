@@ -15,6 +15,7 @@ from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
+from sftmix.data.sources import COMPRESSED, READERS
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
 from sftmix.pipeline.directory import origin
@@ -31,8 +32,7 @@ _OF_THE_MACHINE |= {"timeout"}
 _OF_THE_DATA = ["format", "columns", "template", "special_tokens", "max_length", "multi_turn", "packing", "skip_bad"]
 _OF_THE_DATA += ["eval", "eval_fraction", "take", "seed", "limit"]
 
-
-_OF_FILES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".jinja", ".gz", ".zst", ".bz2", ".xz"}
+_OF_FILES = {*READERS, *COMPRESSED, ".tsv", ".arrow", ".jinja"}
 """Endings by which a text with a slash is a path, and no hub id."""
 
 

@@ -160,6 +160,9 @@ def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):
     for more, told in (
         (["--read_blind", sheet, "--to", "x"], "--read_blind and --to (x) exclude each other"),
         ([str(finished.path), "--read_blind", sheet], "--read_blind and RUN_OR_MODEL"),
+        (["--read_blind", sheet, "--models", "base"], "--read_blind and --models (base) exclude each other"),
+        (["--read_blind", sheet, "--format", "blind"], "--read_blind and --format (blind) exclude each other"),
+        (["--read_blind", sheet, "--temperature", "0.5"], "--read_blind and --temperature (0.5) exclude each other"),
         ([str(finished.path), "--to", "x", "--key", "k.json"], "--key is k.json, but it belongs to --read_blind"),
     ):
         wrong = sftmix("generate", *more)

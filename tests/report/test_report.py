@@ -153,7 +153,7 @@ def test_losses_of_a_model_that_was_trained_anew_are_not_kept(run, tmp_path, mon
     assert (again.loss_before > 100).all()  # of the model before training, which is the same
 
 
-@pytest.mark.parametrize(("name", "side"), [("train.jsonl", "data.train"), ("eval.jsonl", "held-out rows")])
+@pytest.mark.parametrize(("name", "side"), [("train.jsonl", "training"), ("eval.jsonl", "held-out")])
 def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch, name, side):
     for file in ("train.jsonl", "eval.jsonl"):
         shutil.copy(run.parent / file, tmp_path)
@@ -168,7 +168,7 @@ def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatc
     first, *others = (tmp_path / name).read_text().splitlines()
     row = json.loads(first)
     (tmp_path / name).write_text("\n".join([json.dumps({**row, "output": row["output"] + " more"}), *others]) + "\n")
-    with pytest.raises(ConfigError, match=f"run was made from other rows than its {side} are now"):
+    with pytest.raises(ConfigError, match=f"run was made from other rows: the {side} rows are others"):
         write_report([Path("run")], map_size=0)
 
 
