@@ -331,7 +331,7 @@ class Plan:
     mixup_row_weight  None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
     ntp_count        this micro-batch's part of the NTP denominator (usually: trained response tokens)
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
-    mu               the Mixup weight, for the log
+    mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
     label_smoothing  epsilon in [0, 1), NTP only
     row_scale        f64[T], factors of a rule's weights; the step sets it, objectives leave it alone

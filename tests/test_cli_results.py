@@ -42,7 +42,8 @@ SUMMARY = {
 HELD_OUT = "before 5.1250, after 3.2500, NTP baseline 3.3750, best 3.0000 at step 40"
 GROUPS = "groups: 1,500 confident (median confidence -8.03), 1,500 unconfident (-40.2), 1 unpaired"
 MIXUP = (
-    "Mixup: 43% of the response tokens were mixed with a token of the other example of their pair; mu_effective 0.92"
+    "Mixup: 43% of the response tokens were mixed with a token of the other example of their pair",
+    "mu_effective 0.92: what Mixup weighs per token, where NTP weighs 1",
 )
 
 
@@ -52,7 +53,7 @@ def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
     assert results(tmp_path, SUMMARY, "train") == [
         "",
         f"held-out NLL per response token (lower is better): {HELD_OUT}",
-        MIXUP,
+        *MIXUP,
         GROUPS,
         "time: reference 3 min, train 2.1 h",
         "note: Mind this.",

@@ -55,12 +55,12 @@ class EpochPairs:
     known: bool = True
 
 
-def unpaired() -> EpochPairs:
+def no_pairs() -> EpochPairs:
     """Shuffled singles in every epoch."""
     return EpochPairs(lambda epoch: None, lambda epoch: None)
 
 
-def fixed(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
+def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
     """One split for all epochs (the paper's)."""
 
     def pairs_of(epoch: int) -> Rows:

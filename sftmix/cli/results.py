@@ -84,8 +84,10 @@ def _mixing(summary: Mapping[str, Any]) -> list[str]:
         return []
     share = at(summary, "confounds.mixed_token_share")
     how_many = f"{mixed:,} token pairs" if not trained or share is None else f"{share:.0%} of the response tokens"
-    effective = f"; mu_effective {summary['mu_effective']:.2f}" if summary.get("mu_effective") else ""
-    return [f"Mixup: {how_many} were mixed with a token of the other example of their pair{effective}"]
+    lines = [f"Mixup: {how_many} were mixed with a token of the other example of their pair"]
+    if effective := summary.get("mu_effective"):
+        lines.append(f"mu_effective {effective:.2f}: what Mixup weighs per token, where NTP weighs 1")
+    return lines
 
 
 def _groups(summary: Mapping[str, Any]) -> list[str]:

@@ -85,8 +85,8 @@ def too_many_held_out(options: DataOptions, held_out: int, unit: Literal["rows",
             f"train on, {taken - limit:,} held out"
         )
     yield (
-        f"{held_out:,} held-out {unit} stand beside {limit:,} training {unit}, and every evaluation reads them: "
-        f"data.eval_fraction {fraction:g} counts what data.limit leaves out, too; {remedy}"
+        f"{held_out:,} {unit} are held out beside {limit:,} to train on, and every evaluation reads them: data.limit "
+        f"cuts the training {unit} alone, after data.eval_fraction {fraction:g}; {remedy}"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import deal, token_slots
-from sftmix.batches.order import TrainingOrder, fixed
+from sftmix.batches.order import TrainingOrder, one_split
 from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
@@ -156,7 +156,7 @@ class Planner:
         if not config.splitter.needs_confidence:
             scores = self._rows.table()
             split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
-            return fixed(split, scores, pairing, config.seed).pairs_of
+            return one_split(split, scores, pairing, config.seed).pairs_of
         paired = len(data) // 2 * 2
         return lambda epoch: generator(config.seed, "estimate", epoch).permutation(len(data))[:paired].reshape(-1, 2)
 

@@ -3,10 +3,11 @@
     for each chunk:  logits = one head matmul;  logits -> d loss / d logits, block by block, in place;
                      two matmuls carry the result to the hidden states and the head
 
-Three levels. A *slot* is one use of a token row: a row in several pairs has several slots, and the first one carries
-its NTP loss. A *chunk* of K slots shares one logits buffer and the matmuls; both slots of a pair are in one chunk, laid
-out as [column 0 of its pairs, column 1 of its pairs, unpaired rows]. A *block* of R rows goes through all pointwise
-passes before the next one starts, so that on CPU it stays in the caches; Mixup's own buffers are one block large.
+Three levels. A *use* is one place of a token row in the pass: a row in several pairs has several uses, and the first
+one carries its NTP loss. A *chunk* of K uses shares one logits buffer and the matmuls; both uses of a pair are in one
+chunk, laid out as [column 0 of its pairs, column 1 of its pairs, unpaired rows]. A *block* of R rows goes through all
+pointwise passes before the next one starts, so that on CPU it stays in the caches; Mixup's own buffers are one block
+large.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ class Spec:
     need: tuple[bool, bool, bool]
 
 
-class Rows(NamedTuple):
-    """The figures of each slot, and at the end of each row: columns of one length."""
+class Figures(NamedTuple):
+    """The figures of each use, and at the end of each row: columns of one length."""
 
     row: Tensor
     label: Tensor
-    owner: Tensor  # bool: the slot that carries the row's NTP loss
+    owner: Tensor  # bool: the use that carries the row's NTP loss
     weight: Tensor
     nll: Tensor
     ntp: Tensor  # nll with label smoothing
     entropy: Tensor
     correct: Tensor
 
-    def part(self, index: slice | Tensor) -> Rows:
-        return Rows(*(x[index] for x in self))
+    def part(self, index: slice | Tensor) -> Figures:
+        return Figures(*(x[index] for x in self))
 
 
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -78,13 +79,13 @@ def fused_loss(
     row_weight: Tensor,
     pair_weight: Tensor,
     spec: Spec,
-) -> tuple[Rows, Tensor, list[Tensor | None]]:
-    """Return Rows of all T rows, mixup [M], gradients of hidden, weight, bias. Call without grad mode and autocast."""
+) -> tuple[Figures, Tensor, list[Tensor | None]]:
+    """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast."""
     head = _Head(*inputs, spec)
     kind, vocabulary = head.kind, len(head.weight)
     lam, pair_weight = lam.to(kind), pair_weight.to(kind)
     chunks = list(_chunks(pairs, len(labels), spec.chunk_size))
-    slots, first = _slots(chunks, labels, row_weight.to(kind), kind)
+    uses, first = _uses(chunks, labels, row_weight.to(kind), kind)
     mixup = lam.new_zeros(len(pairs))
     logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
     height = block_rows(vocabulary, logits.device)
@@ -93,7 +94,7 @@ def fused_loss(
     start = 0
     for chunk in chunks:
         x_KV = head.logits(chunk.rows, logits[: len(chunk.rows)])
-        here = slots.part(slice(start, start + len(chunk.rows)))
+        here = uses.part(slice(start, start + len(chunk.rows)))
         start += len(chunk.rows)
         n = len(chunk.pairs)
         for a in range(0, n, height):
@@ -104,10 +105,10 @@ def fused_loss(
         for a in range(2 * n, len(x_KV), height):
             _row_block(x_KV, here, slice(a, min(a + height, len(x_KV))), spec, spare)
         head.backward(chunk.rows, x_KV)
-    return slots.part(first), mixup, head.gradients
+    return uses.part(first), mixup, head.gradients
 
 
-# --------------------------------------------------------------------------------------- slots and chunks
+# --------------------------------------------------------------------------------------- uses and chunks
 
 
 class _Chunk(NamedTuple):
@@ -131,8 +132,8 @@ def _chunks(pairs: Tensor, rows: int, size: int) -> Iterator[_Chunk]:
         p, s = p + n, s + k
 
 
-def _slots(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtype) -> tuple[Rows, Tensor]:
-    """Return the slots in the order of computation, and the first slot of every row."""
+def _uses(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtype) -> tuple[Figures, Tensor]:
+    """Return the uses in the order of computation, and the first use of every row."""
     row = torch.cat([labels.new_empty(0), *(c.rows for c in chunks)])
     place = torch.arange(len(row), device=row.device)
     first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")
@@ -140,7 +141,7 @@ def _slots(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dty
     zero = torch.zeros(len(row), dtype=kind, device=row.device)
     given = torch.where(owner, weight[row], zero)
     nll, ntp, entropy = zero.clone(), zero.clone(), zero.clone()
-    return Rows(row, labels[row], owner, given, nll, ntp, entropy, torch.zeros_like(owner)), first
+    return Figures(row, labels[row], owner, given, nll, ntp, entropy, torch.zeros_like(owner)), first
 
 
 # ------------------------------------------------------------------------------------------------ matmuls
@@ -220,19 +221,19 @@ class _Mixed(NamedTuple):
     loss: Tensor
 
 
-def _row_block(x_KV: Tensor, slots: Rows, at: slice, spec: Spec, spare: _Spare) -> None:
+def _row_block(x_KV: Tensor, uses: Figures, at: slice, spec: Spec, spare: _Spare) -> None:
     x = spare.load("a", x_KV[at])
-    _ntp(x, slots.part(at), spec, spare)
+    _ntp(x, uses.part(at), spec, spare)
     _store(x, x_KV[at], spec)
 
 
-def _pair_block(x_KV: Tensor, slots: Rows, i: slice, j: slice, mixed: _Mixed, spec: Spec, spare: _Spare) -> None:
+def _pair_block(x_KV: Tensor, uses: Figures, i: slice, j: slice, mixed: _Mixed, spec: Spec, spare: _Spare) -> None:
     xi, xj = spare.load("a", x_KV[i]), spare.load("b", x_KV[j])
     lam = mixed.lam[:, None]
     mix = torch.lerp(xj, xi, lam, out=spare("mix", len(lam)))
-    scale = _mixup(mix, slots.label[i], slots.label[j], mixed, spec, spare)[:, None]
+    scale = _mixup(mix, uses.label[i], uses.label[j], mixed, spec, spare)[:, None]
     for x, at, share in ((xi, i, lam), (xj, j, 1 - lam)):
-        _ntp(x, slots.part(at), spec, spare)
+        _ntp(x, uses.part(at), spec, spare)
         if any(spec.need):
             x.addcmul_(mix, share * scale)
         _store(x, x_KV[at], spec)
@@ -243,28 +244,28 @@ def _store(x: Tensor, place: Tensor, spec: Spec) -> None:
         place.copy_(x)
 
 
-def _ntp(x: Tensor, slots: Rows, spec: Spec, spare: _Spare) -> None:
+def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: _Spare) -> None:
     """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill nll, ntp, entropy, correct, a rule's weight."""
     slope = _cap(x, spec, spare)
-    label = slots.label[:, None]
+    label = uses.label[:, None]
     at_label = _shift(x).gather(1, label).squeeze(1)
     if spec.correct:  # the maximum is 0 now; argmax is slow, so only if it may be the label
         hits = (at_label == 0).nonzero().squeeze(1)
-        slots.correct[hits] = x[hits].argmax(1) == slots.label[hits]
+        uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
     mean = x.mean(1) if spec.smoothing else None
     log_p = spare("shifted", len(x)).copy_(x) if spec.entropy else None
     total = x.exp_().sum(1)
-    torch.sub(total.log(), at_label, out=slots.nll)
-    slots.ntp.copy_(slots.nll)
+    torch.sub(total.log(), at_label, out=uses.nll)
+    uses.ntp.copy_(uses.nll)
     if mean is not None:
-        slots.ntp.lerp_(total.log() - mean, spec.smoothing)
+        uses.ntp.lerp_(total.log() - mean, spec.smoothing)
     if log_p is not None:
-        slots.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
+        uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
     if spec.rule is not None:
-        scale = slots.weight.clone()  # 0 if the slot is not the row's first, whatever the rule returns
-        slots.weight.copy_(torch.where(scale == 0, 0.0, scale * _apply(spec.rule, slots)))
+        scale = uses.weight.clone()  # 0 if the use is not the row's first, whatever the rule returns
+        uses.weight.copy_(torch.where(scale == 0, 0.0, scale * _apply(spec.rule, uses)))
     if any(spec.need):
-        w = slots.weight[:, None]
+        w = uses.weight[:, None]
         x.mul_(w / total[:, None])
         if spec.smoothing:
             x.sub_(w * (spec.smoothing / x.shape[1]))
@@ -306,9 +307,9 @@ def _shift(x: Tensor) -> Tensor:
     return x.sub_(x.amax(1, keepdim=True))
 
 
-def _apply(rule: Callable[[Tensor, Tensor], Tensor], slots: Rows) -> Tensor:
-    weight = rule(slots.nll.clone(), slots.entropy.clone())
-    if not isinstance(weight, Tensor) or weight.shape != slots.nll.shape:
+def _apply(rule: Callable[[Tensor, Tensor], Tensor], uses: Figures) -> Tensor:
+    weight = rule(uses.nll.clone(), uses.entropy.clone())
+    if not isinstance(weight, Tensor) or weight.shape != uses.nll.shape:
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"row_weight: the rule must return one weight per row, {tuple(slots.nll.shape)}, not {shape}.")
+        raise ValueError(f"row_weight: the rule must return one weight per row, {tuple(uses.nll.shape)}, not {shape}.")
     return weight.detach()

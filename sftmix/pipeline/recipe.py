@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.batches.order import EpochPairs, fixed, unpaired
+from sftmix.batches.order import EpochPairs, no_pairs, one_split
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
@@ -84,7 +84,7 @@ def recipe(
         scores = rows.table()
         if config.splitter.needs_confidence:
             scores = confidence_scores(run, rows, dynamics or reference_dynamics(run, rows))
-        split = split_of(run, rows, scores)
+        split = make_split(run, rows, scores)
     summary = summarise(
         directory.path,
         world,
@@ -110,7 +110,7 @@ def make_stages(
     """
     dynamics = reference_dynamics(run, rows) if "reference" in stages else None
     scores = confidence_scores(run, rows, dynamics if "confidence" in stages else None)
-    split = split_of(run, rows, scores) if "split" in stages else None
+    split = make_split(run, rows, scores) if "split" in stages else None
     if "train" not in stages:
         return dynamics, scores, split
 
@@ -121,7 +121,7 @@ def make_stages(
         pairs, dynamics = after_single_run(run, rows, single)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
             scores = confidence_scores(run, rows, dynamics)
-            split = split_of(run, rows, scores)
+            split = make_split(run, rows, scores)
     if run.config.with_baseline:
         train_arm(run, rows, "baseline", pairs)
     return dynamics, scores, split
@@ -131,7 +131,7 @@ def make_stages(
 
 
 class Selection:
-    """The stage of the selector. Nothing is written before all that is known of the other stages is accepted."""
+    """The selector's stage: `ids` chooses and writes nothing; `keep` writes, once the later stages are accepted."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -174,8 +174,8 @@ def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics
     return rows.table(path)
 
 
-def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
-    """Divide the training examples into groups."""
+def make_split(run: RunContext, rows: RunRows, scores: Scores) -> Split:
+    """Divide the training examples into groups, or read back how they were divided."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
 
@@ -194,5 +194,5 @@ def split_of(run: RunContext, rows: RunRows, scores: Scores) -> Split:
 def epoch_pairs(run: RunContext, scores: Scores, split: Split | None) -> EpochPairs:
     """Return the pairs of every epoch; shuffled singles if nothing is paired."""
     if run.pairing is None or split is None:
-        return unpaired()
-    return fixed(split, scores, run.pairing, run.config.seed)
+        return no_pairs()
+    return one_split(split, scores, run.pairing, run.config.seed)

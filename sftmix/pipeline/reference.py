@@ -57,7 +57,8 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     written = read_dynamics(path).of(ids)  # before the stage is done: what cannot be read must not count as done
     figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": written.steps.tolist()}
     run.finish("reference", ["../confidence/dynamics.parquet"], figures)
-    run.say(f"reference: {described(written)} ({figures['wall_seconds']:.0f} s)")
+    by = "" if config.reference.trains else f" {type(config.reference).__name__}"
+    run.say(f"reference{by}: {described(written)} ({figures['wall_seconds']:.0f} s)")
     return written
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import epoch_units
+from sftmix.common.errors import SFTMixError
 from sftmix.common.rng import generator
-from sftmix.components.base import ConfidenceEstimator, Objective, PairSampler, Splitter
+from sftmix.components.base import Component, ConfidenceEstimator, Objective, PairSampler, Splitter
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import (
     ContractError,
@@ -42,13 +44,27 @@ def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
         return
     try:
         _ask(parts, rows, stages, run.config.seed, token_nll=bool(getattr(run.config.reference, "token_nll", False)))
+    except _Doubtful as error:
+        run.say(
+            f"note: tried out before the reference is trained, on losses that are made up, {error}\n"
+            "      If it says so of the real ones, too, the run will end there."
+        )
+
+
+class _Doubtful(Exception):
+    """What a component said of made-up losses, and may not say of real ones."""
+
+
+@contextmanager
+def _asking(component: Component) -> Iterator[None]:
+    """Raise _Doubtful with the component's name in place of its errors, except those that hold for all losses."""
+    try:
+        yield
     except (ContractError, *WRONG_CALLS):
         raise
     except Exception as error:
-        run.say(
-            f"note: tried out before the reference is trained, on losses that are made up, a component says: {error}\n"
-            "      If it says so of the real ones, too, the run will end there."
-        )
+        said = str(error) if isinstance(error, SFTMixError) else f"{type(error).__name__}: {error}"
+        raise _Doubtful(f"{type(component).__name__} says: {said}") from error
 
 
 @dataclass
@@ -63,20 +79,23 @@ class Parts:
 
 def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll: bool) -> None:
     dynamics = made_up(rows.data.train.ids, rows.data.train.n_targets, token_nll=token_nll)
-    confidence = check_confidence(parts.confidence, parts.confidence.estimate(dynamics), dynamics)
+    with _asking(parts.confidence):
+        confidence = check_confidence(parts.confidence, parts.confidence.estimate(dynamics), dynamics)
     if "split" not in stages:
         return
     scores = replace(rows.table(), confidence=confidence, variability=variability(dynamics))
-    split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
+    with _asking(parts.splitter):
+        split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
     if "train" not in stages or parts.pairing is None:
         return
-    pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
+    with _asking(parts.pairing):
+        pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
     units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
     batch = collate(units, rows.data.train, split=split)
     if parts.objective.needs_batch_nll:
         batch = replace(batch, batch_nll=_batch_nll(batch, dynamics))
-    plan = parts.objective.plan(batch, step=0, total_steps=2, seed=seed)
-    check_plan(parts.objective, plan, batch)
+    with _asking(parts.objective):
+        check_plan(parts.objective, parts.objective.plan(batch, step=0, total_steps=2, seed=seed), batch)
 
 
 def made_up(ids: Sequence[str], n_tokens: np.ndarray, *, token_nll: bool) -> TrainingDynamics:

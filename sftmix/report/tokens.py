@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftmix.batches.collate import collate
-from sftmix.batches.order import TrainingOrder, fixed
+from sftmix.batches.order import TrainingOrder, one_split
 from sftmix.report.ends import both_ends
 from sftmix.report.look import Look
 from sftmix.report.run import RunView
@@ -104,7 +104,7 @@ def planned_pairs(view: RunView) -> list[PlannedPair]:
     if pairing is None or view.split is None or config.reference.single_run or config.objective.needs_batch_nll:
         return []
     data = view.rows.data.train
-    pairs = fixed(view.split, view.scores, pairing, config.seed)
+    pairs = one_split(view.split, view.scores, pairing, config.seed)
     order = TrainingOrder(len(data), pairs.pairs_of, options=config.training, seed=config.seed)
     found = []
     for unit in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:

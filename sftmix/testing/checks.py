@@ -128,7 +128,7 @@ def _another_order(size: int) -> Int64:
 def check_confidence_estimator(
     estimator: ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None, examples: int = 50
 ) -> None:
-    """Check that each example gets one number, NaN exactly if unscored, from its own dynamics alone."""
+    """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
     assert_is(estimator, ConfidenceEstimator)
 
     def holds(given: TrainingDynamics) -> None:
@@ -172,9 +172,9 @@ def _same_split(a: Split, b: Split, message: str) -> None:
 def check_pair_sampler(
     sampler: PairSampler, *, groups: int = 2, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50
 ) -> None:
-    """Check that no pair has an unpaired row or a row twice, whatever epochs were asked for before.
+    """Check that no pair has an unpaired row, a row twice, or the less confident row in column 0, in any epoch.
 
-    groups  number of groups in the splits to try
+    groups  number of groups in the splits to try, which are made by confidence
     """
     assert_is(sampler, PairSampler)
     tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
@@ -187,6 +187,8 @@ def check_pair_sampler(
                 for e in range(3)
             ]
         for epoch, found in enumerate(epochs):
+            first, second = table.confidence[found].T
+            assert (first >= second).all(), f"epoch {epoch}: column 0 of a pair must be the more confident row"
             again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
             np.testing.assert_array_equal(found, again, err_msg=f"epoch {epoch} asked alone gives something else")
 

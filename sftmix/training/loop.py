@@ -231,6 +231,7 @@ class TrainingLoop:
         done = self.done = train_step(self.setup, self.step, units, split)
         self._count_skipped(done)
         if stage.online is not None:
+            # In one row without padding a NaN of one example spoils the losses of all: then they are taken again.
             again = done.skipped and unwrap(self.module).padding_free
             losses = zip(done.batches, done.nll, strict=True)
             stage.online.record(padded_losses(self.setup, self.step, units, split) if again else losses)
@@ -267,19 +268,23 @@ class TrainingLoop:
         return metrics, self._told_to_stop(signal)
 
     def _told_to_stop(self, signal: StopSignal | None) -> bool:
-        """Return True on every rank if any rank was told to stop; raise NoSpaceError on all if one met a full disk.
+        """Agree with all ranks on an end; return True if any of them received a signal.
 
-        A callback that stops one rank, as by its clock, stops all.
+        A callback that stops one rank, as by its clock, stops all: `stopped_by` has its name on each of them, and False
+        is returned. NoSpaceError is raised on all if one met a full disk.
         """
         received = signal is not None and signal.received
-        told = self.world.max(3 if self.no_space else 2 if received else 1 if self.stopped_by else 0)
-        if told == 3:
+        full_disk, interrupted, by_callback = 3, 2, 1
+        told = self.world.max(
+            full_disk if self.no_space else interrupted if received else by_callback if self.stopped_by else 0
+        )
+        if told == full_disk:
             error = NoSpaceError(next(found for found in self.world.gather(self.no_space) if found))
             error.everywhere = True
             raise error
-        if told == 1:
+        if told == by_callback:
             self.stopped_by = next(name for name in self.world.gather(self.stopped_by) if name)
-        return told == 2
+        return told == interrupted
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop after too many in a row or in all."""

@@ -1,4 +1,4 @@
-"""One optimizer step, from top to bottom: `train_step` is the whole step, and its parts follow in their order.
+"""One optimizer step, from top to bottom: `train_step` is the whole step; the functions of its parts follow.
 
     1. the micro-batches of this rank            `micro_batches`
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`
@@ -116,15 +116,19 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         group["lr"] = rate
     torch.manual_seed(stable_hash(setup.seed, "dropout", step, world.rank) % 2**63)
 
+    # 1. micro-batches
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
     if setup.objective.needs_batch_nll:
         batches = with_batch_nll(batches, module, world, setup.precision)
+    # 2. plans
     plans, problem = plans_of(setup, batches, step)
+    # 3. counts over all ranks
     own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), problem is not None]
     ntp_count, mixup_count, broken = world.sum(own)
     if broken:
         refuse(problem, world)
 
+    # 4. forward and backward
     perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, batch, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
@@ -133,6 +137,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         nll.append(own_nll)
 
     loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
+    # 5. clip and update
     norm = clip_gradients(module, options.max_grad_norm)
     counted = ntp_count > 0 or (mixup_count > 0 and plans[0].mixup_mean == "own")  # else AdamW goes on without gradient
     if counted and math.isfinite(norm) and math.isfinite(loss):  # all are of all ranks, so every rank decides the same

@@ -318,7 +318,7 @@ def test_what_is_refused_of_made_up_losses_is_told_and_the_real_ones_decide(tiny
     words = ["split", *tiny.options, *SHORT, "--splitter=broken_parts.AtFirst", file, "--out", str(tmp_path / "run")]
     ended = sftmix(*words)
     assert ended.code == 0, ended.err
-    assert "a component says: no example is confident enough" in ended.out
+    assert "AtFirst says: no example is confident enough" in ended.out
 
 
 def test_a_wrong_call_is_met_before_the_reference(tiny, tmp_path, monkeypatch, sftmix):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.batches.order import TrainingOrder, fixed
+from sftmix.batches.order import TrainingOrder, one_split
 from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.components.mixing import _figures
@@ -43,7 +43,8 @@ def test_the_figures_are_those_of_autograd(run, monkeypatch):
     config, prepared = read_rows(config, World())
     rows = tokenised_rows(config, prepared, World())
     data, split = rows.data.train, read_split(run / "split" / "split.parquet")[1]
-    pairs = fixed(split, rows.table(run / "confidence" / "confidence.parquet"), config.resolved_pairing(), config.seed)
+    scores = rows.table(run / "confidence" / "confidence.parquet")
+    pairs = one_split(split, scores, config.resolved_pairing(), config.seed)
     order = TrainingOrder(len(data), pairs.pairs_of, options=config.training, seed=config.seed)
     model = AutoModelForCausalLM.from_pretrained(run / "train" / "model", dtype=torch.float32).eval()
     weight = model.get_output_embeddings().weight.detach().double()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.batches.order import fixed
+from sftmix.batches.order import one_split
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components import (
@@ -332,7 +332,7 @@ NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of g
 def test_a_row_with_itself_or_of_no_group_is_refused(rows, said):
     """Of the pairs [[0, 0], [1, 2]], row 0 would be mixed with itself."""
     with pytest.raises(ConfigError) as told:  # as in every epoch of a run
-        fixed(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(2)
+        one_split(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(2)
     assert str(told.value) == f"pairing Given returned {said}"
 
 
@@ -342,5 +342,5 @@ def test_pairs_that_are_documented_are_kept():
     found = check_pairs(Given(rows=rows), np.asarray(rows, dtype=np.int32), THIRDS, TABLE)
     assert found.dtype == np.int64
     assert found.tolist() == rows
-    assert fixed(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(1).tolist() == rows
+    assert one_split(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(1).tolist() == rows
     assert check_pairs(Given(rows=[]), np.empty((0, 2), dtype=np.int64), THIRDS, TABLE).shape == (0, 2)

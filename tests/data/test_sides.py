@@ -200,7 +200,7 @@ def test_of_text_too(write, options, small):
         assert (WHY in note) == why
 
 
-MANY = "held-out rows stand beside"
+MANY = "rows are held out beside"
 
 
 @pytest.mark.parametrize(("limit", "fraction"), [(5, 0.1), (5, 0.2), (7, 0.3), (13, 0.25), (5, 0.75)])
@@ -211,7 +211,7 @@ def test_more_held_out_than_trained_on_by_a_limit_is_told_with_the_remedy(limit,
     lines = [line for line in prepared.report.lines() if MANY in line]
     assert len(lines) == (held_out > limit)
     for line in lines:
-        assert line.startswith(f"{held_out} {MANY} {limit} training rows")
+        assert line.startswith(f"{held_out} {MANY} {limit} to train on")
         taken = int(re.search(rf"--data\.take (\d+) in place of --data\.limit {limit} ", line)[1])
         remedied = prepare(options(files[0], eval_fraction=fraction, take=taken), SEED, progress=False)
         assert len(remedied.train.records) == limit
@@ -236,15 +236,15 @@ def test_more_held_out_windows_than_training_windows_are_told(write, options, sm
     for limit, told in ((2, True), (None, False)):
         prepared = prepare(options(path, limit=limit, eval_fraction=0.5), SEED, progress=False)
         data = encode(prepared, text_encoder(small["bos"]), max_length=16, progress=False)
-        lines = [line for line in data.report.lines() if "held-out windows stand beside" in line]
+        lines = [line for line in data.report.lines() if "windows are held out beside" in line]
         assert len(lines) == told
         if told:
-            assert lines[0].startswith(f"{len(data.eval)} held-out windows stand beside 2 training windows")
+            assert lines[0].startswith(f"{len(data.eval)} windows are held out beside 2 to train on")
             assert f"--data.eval_fraction {1 / len(data.eval):.1g}" in lines[0]
 
 
 def test_preview_shows_it_too(files, tiny, sftmix):
     words = ["preview", "--model.path", str(tiny.model), "--data.train", files[0], "--data.limit", "4"]
     shown = sftmix(*words, "--data.eval_fraction", "0.25")
-    assert "10 held-out rows stand beside 4 training rows" in shown.out
+    assert "10 rows are held out beside 4 to train on" in shown.out
     assert "--data.take 5 in place of --data.limit 4" in shown.out

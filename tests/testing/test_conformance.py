@@ -116,6 +116,22 @@ class Ranks(components.Perplexity):
         return np.where(np.isnan(found), np.nan, np.arange(len(found), dtype=float))
 
 
+class TiedRanks(components.Perplexity):
+    """Ranks of which equal ones follow the file."""
+
+    def estimate(self, dynamics):
+        found = super().estimate(dynamics)
+        ranks = np.argsort(np.argsort(found, kind="stable"), kind="stable").astype(float)
+        return np.where(np.isnan(found), np.nan, ranks)
+
+
+class Reversed(components.RandomPairs):
+    """The less confident example first."""
+
+    def pairs(self, split, scores, *, epoch, seed):
+        return super().pairs(split, scores, epoch=epoch, seed=seed)[:, ::-1]
+
+
 class Remembers(base.PairSampler):
     """A generator of its own, which goes on from epoch to epoch."""
 
@@ -237,6 +253,8 @@ def slow(*case):
         ("Splitter", PairsUnscored(), "for every example without a confidence"),
         slow("ConfidenceEstimator", SortsInPlace(), "changed in place"),
         ("ConfidenceEstimator", Ranks(), "order of the examples"),
+        ("ConfidenceEstimator", TiedRanks(), "order of the examples"),
+        ("PairSampler", Reversed(), "column 0 of a pair must be the more confident"),
         slow("PairSampler", Remembers(), "asked alone gives something else"),
         slow("PairSampler", Global(), "global random state"),
         ("Objective", MeanOfMeans(), "cut into micro-batches"),
