@@ -167,7 +167,7 @@ def test_a_command_survives_an_odd_name_of_its_directory(tmp_path: Path) -> None
 def test_before_the_training_the_next_command_goes_on(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     [(command, _)] = following(tmp_path, SUMMARY, "split")
-    assert command == f"sftmix run --config {tmp_path / 'config.yaml'}"
+    assert command == f"sftmix run --config {tmp_path / 'config.yaml'} --out {tmp_path}"
 
 
 @pytest.mark.parametrize("changed", [{"mixup_tokens": 0}, {"eval_nll_after": None}])
@@ -175,6 +175,12 @@ def test_no_comparison_is_recommended_where_it_could_say_nothing(tmp_path: Path,
     (tmp_path / "config.yaml").touch()
     assert len(following(tmp_path, SUMMARY, "train")) == 1
     assert following(tmp_path, {**SUMMARY, **changed}, "train") == []
+
+
+def test_the_recommended_table_names_the_objective(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("objective: {class_path: sftmix.components.objectives.MixupOnly}\n")
+    command, _ = following(tmp_path, {**SUMMARY, "baseline": {"eval_nll_after": 4.0}}, "train")[-1]
+    assert "{NTP: {objective: NTP}, MixupOnly: {}}" in command
 
 
 @pytest.mark.parametrize(("pairing", "named"), [("auto", True), ("LengthMatchedPairs", False)])

@@ -149,29 +149,34 @@ def _duration(seconds: float) -> str:
 
 def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[str, str]]:
     """Return commands that go on from a finished one, ready for a shell, each with a reason."""
-    config = shlex.quote(str(out / "config.yaml"))
+    config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
     if not (out / "config.yaml").exists():
         return []
     if until != "train":
-        return [(f"sftmix run --config {config}", "goes on from here")]
+        return [(f"sftmix run --config {config} --out {place}", "goes on from here")]
     found = [_use_of(out)] if (out / "train" / "model").is_dir() else []
     if not summary.get("mixup_tokens") or not held_out(summary):
         return found
     if not summary.get("baseline"):
-        return [*found, (f"sftmix run --config {config} --with_baseline", "plain NTP beside it, for comparison")]
+        return [
+            *found,
+            (f"sftmix run --config {config} --with_baseline --out {place}", "plain NTP beside it, for comparison"),
+        ]
     table = shlex.quote(f"{out}-table")
-    order = ", pairing: RandomPairs" if _pairs_by_itself(out) else ""  # else NTP would have an order of its own
-    variants = f"--with_baseline false --variants '{{NTP: {{objective: NTP{order}}}, SFTMix: {{}}}}'"
+    paired, objective = _pairs_by_itself(out)
+    order = ", pairing: RandomPairs" if paired else ""  # else NTP would have an order of its own
+    variants = f"--with_baseline false --variants '{{NTP: {{objective: NTP{order}}}, {objective}: {{}}}}'"
     compare = f"sftmix compare --config {config} {variants} --out {table}"
     return [*found, (compare, "one seed cannot say which is better; this takes six")]
 
 
-def _pairs_by_itself(out: Path) -> bool:
-    """Return True if the run left its pairing to the objective (pairing: auto)."""
+def _pairs_by_itself(out: Path) -> tuple[bool, str]:
+    """Return True if the run left its pairing to the objective (pairing: auto), and the name of the objective."""
     import yaml
 
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) or {}
-    return bool(config.get("pairing") == "auto")
+    objective = at(config, "objective.class_path") or "SFTMix"
+    return bool(config.get("pairing") == "auto"), objective.rpartition(".")[2]
 
 
 def _use_of(out: Path) -> tuple[str, str]:

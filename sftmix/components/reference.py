@@ -69,8 +69,7 @@ class TrainedReference(Reference):
     def files(self) -> Sequence[str]:
         if self.model is None:
             return []
-        template = self.model.template or ""
-        return [*filter(None, [self.model.path]), *([template] if os.path.isfile(template) else [])]
+        return [*filter(None, [self.model.path]), *_template_file(self.model.template)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.train_and_score(
@@ -120,8 +119,7 @@ class FromCheckpoints(Reference):
         return len(self.paths)
 
     def files(self) -> Sequence[str]:
-        template = self.template or ""
-        return [*self.paths, *([template] if os.path.isfile(template) else [])]
+        return [*self.paths, *_template_file(self.template)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.score_models(
@@ -187,6 +185,12 @@ class FromFile(Reference):
         if len(context.ids) and not dynamics.scored.any():
             raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
         return dynamics
+
+
+def _template_file(template: str | None) -> list[str]:
+    """Return the file of a template, if it is one and not the name of a template."""
+    path = os.path.expanduser(template or "")
+    return [path] if os.path.isfile(path) else []
 
 
 def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sftmix.common.files import write_text
+from sftmix.common.names import is_there
 from sftmix.common.world import World
 from sftmix.config import RunConfig
+from sftmix.options import as_list
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows
@@ -35,7 +38,8 @@ class RunContext:
         return Known(self.config, self.world, rows, self.directory.path)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted.
+        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted: a new one for
+        a stage that is to be made; else it is told where model and rows are now.
 
         Raises Stopped if the stage before swallowed a signal.
         """
@@ -43,8 +47,27 @@ class RunContext:
         done = self.directory.begin(stage, inputs)
         self.memory, self._began = PeakMemory(self.world.device), time.time()
         file = self.directory.path / "config.yaml"
-        self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
+        self.world.on_main(lambda: self._correct(file) if done and file.exists() else self._write(file))
         return done
+
+    def _write(self, file: Path) -> None:
+        write_text(file, self.config.yaml())
+
+    def _correct(self, file: Path) -> None:
+        """Put the paths of model and rows into config.yaml where those there are gone: by content they are the same."""
+        import yaml
+
+        there, now = yaml.safe_load(file.read_text(encoding="utf-8")), self.config.plain()
+        moved = [
+            (group, key)
+            for group, key in (("model", "path"), ("data", "train"), ("data", "eval"))
+            if there[group][key] != now[group][key]
+            and not all(is_there(name or "") for name in as_list(there[group][key]))
+        ]
+        for group, key in moved:
+            there[group][key] = now[group][key]
+        if moved:
+            write_text(file, yaml.safe_dump(there, sort_keys=False, allow_unicode=True))
 
     def train(self, stage: Stage) -> StageResult:
         """Train a stage to its end, from its newest valid checkpoint on."""

@@ -185,7 +185,14 @@ def _kept_reference(directory: Path, different: Iterable[str]) -> str:
 
 def _untouched(directory: Path) -> bool:
     """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt."""
-    return all(p.name == "inputs.json" or (p.is_file() and not p.stat().st_size) for p in directory.iterdir())
+    theirs = {  # what another stage has put here, as the reference its dynamics
+        os.path.normpath(manifest.parent / name)
+        for manifest in directory.parent.glob(f"*/{MANIFEST}")
+        if manifest.parent != directory
+        for name in read_json(manifest)["files"]
+    }
+    own = [p for p in directory.iterdir() if p.name != "inputs.json" and os.path.normpath(p) not in theirs]
+    return all(p.is_file() and not p.stat().st_size for p in own)
 
 
 def origin(directory: Path) -> Path:

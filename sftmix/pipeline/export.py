@@ -41,8 +41,7 @@ def export_run(
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     model_place(config.model.path)
-    stage = origin(run / "train")
-    kept, model = stage / (BEST if best else CHECKPOINTS), stage / "model"
+    kept, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(kept)
     if merge and not steps and not best and checkpoint is None and model.exists():
         from sftmix.pipeline.write import write_merged

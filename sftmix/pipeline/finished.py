@@ -110,7 +110,7 @@ def _best(run: Path) -> str:
 
 
 def _of_stage(run: Path, stage: str, problem: str) -> str:
-    made = origin(run / stage) / "model"
+    made = run / stage / "model"  # of an adopted stage, too
     if not (run / stage / MANIFEST).exists() or not made.is_dir():
         raise ConfigError(f"{run}: {problem}; there are {', '.join(_there(run))}")
     return str(made)

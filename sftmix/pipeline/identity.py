@@ -6,7 +6,7 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,9 +140,10 @@ def _lora(lora: LoraOptions) -> dict[str, Any] | None:
     return plain(lora) if lora.r else None
 
 
-def _deciding_callbacks(config: RunConfig) -> list[Callback]:
-    """List the callbacks that may change the course of a training."""
-    return [callback for callback in config.callbacks if not callback.observer]
+def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """Return those that may change the course of a training, with those before them, whose figures they see."""
+    last = max((place for place, callback in enumerate(callbacks) if not callback.observer), default=-1)
+    return callbacks[: last + 1]
 
 
 # ------------------------------------------------------------------------------------------- the stages
@@ -168,7 +169,7 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     inputs = {
         "data": _data(known),
         "model": _model(config.model.path, world),
-        "reference": reference.spec(),
+        "reference": _without_training(reference.spec()),
         "reference_files": _files(world, reference, *([config.optimizer] if reference.trains else [])),
         "computed": _computed(known),
     }
@@ -180,9 +181,14 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "lora": _lora(reference_lora(config.model, getattr(reference, "model", None))),
         "optimizer": config.optimizer.spec(),
         "training": _training(training, world),
-        "callbacks": [callback.spec() for callback in _deciding_callbacks(config) if not callback.needs_held_out],
+        "callbacks": [one.spec() for one in _deciding([one for one in config.callbacks if not one.needs_held_out])],
         "seed": seed,
     }
+
+
+def _without_training(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of a reference without its training options: the inputs have the ones that come of them."""
+    return {**spec, "init_args": {k: v for k, v in spec["init_args"].items() if k != "training"}}
 
 
 def confidence_inputs(known: Known) -> dict[str, Any]:
@@ -216,6 +222,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
     config, world, pairing = known.config, known.world, known.config.resolved_pairing()
     objective, perturbation = arm_of(config, name)
+    deciding = _deciding(config.callbacks)
     single = is_single_run(config)
     paired = pairing is not None and not single
     scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
@@ -231,10 +238,10 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
         "objective": objective.spec(),
         "optimizer": config.optimizer.spec(),
         "perturbation": plain(perturbation),
-        "files": _files(world, pairing, objective, config.optimizer, perturbation, *_deciding_callbacks(config)),
+        "files": _files(world, pairing, objective, config.optimizer, perturbation, *deciding),
         "computed": _computed(known),
         "training": _training(config.training, world),
-        "callbacks": [callback.spec() for callback in _deciding_callbacks(config)],
+        "callbacks": [callback.spec() for callback in deciding],
         "seed": config.seed,
     }
     if single:

@@ -18,7 +18,6 @@ from sftmix.config.read import read_config
 from sftmix.data.sources import COMPRESSED, READERS
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
-from sftmix.pipeline.directory import origin
 
 _OF_EACH = ("seed", "selector", "optimizer")
 _OF_THE_STAGE = {
@@ -97,7 +96,7 @@ class Facts:
         return bool(ended and lines and lines[-1]["step"] == step)
 
     def _metrics(self, stage: str) -> list[dict[str, Any]]:
-        return read_steps(origin(self.run / stage))
+        return read_steps(self.run / stage)
 
     def over_seeds(self, metric: str) -> Mapping[str, Any] | None:
         """Return seeds, mean and sd of a metric over the seeds of a table that this run is one of; else None."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,17 +88,20 @@ def test_an_unfinished_stage_is_named(finished, tmp_path):
 
 
 def test_an_adopted_stage_has_its_model(finished, tmp_path):
-    """A run that was moved beside another takes over its stages, and its model is found where it was made."""
+    """The run that made it may be gone."""
     from sftmix.pipeline.directory import ADOPTED
+    from sftmix.pipeline.recipe import run
 
-    run = tmp_path / "run"
-    shutil.copytree(finished.path, run)
-    shutil.rmtree(run / "train")
-    (run / "train").mkdir()
-    for name in ("MANIFEST.json", "inputs.json"):
-        shutil.copy(finished.path / "train" / name, run / "train")
-    (run / "train" / ADOPTED).write_text(f'{{"from": "{os.path.relpath(finished.path / "train", run / "train")}"}}')
-    assert finished_models(run)[0].path == str(finished.path / "train" / "model")
+    first = shutil.copytree(finished.path, tmp_path / "first")
+    run(replace(read_config(first / "config.yaml"), out=str(tmp_path / "second")), pool=[first])
+    assert (tmp_path / "second" / "train" / ADOPTED).exists()
+    shutil.rmtree(first)
+    (found,) = finished_models(tmp_path / "second")
+    assert found.path == str(tmp_path / "second" / "train" / "model")
+    weights = [
+        directory / "train" / "model" / "model.safetensors" for directory in (tmp_path / "second", finished.path)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_finding_needs_no_torch(finished):
