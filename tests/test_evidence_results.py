@@ -314,6 +314,21 @@ def test_a_forest_has_a_point_for_each_seed_and_its_mean_in_place():
     assert not widest
 
 
+def test_what_is_far_from_the_others_has_an_arrow_and_leaves_them_their_room():
+    near, far = (tier("primary", {"SFTMix": (difference, 0)}) for difference in (-0.02, 2.0))
+    made = [findings(each, LAST, PLANNED[:1], tested=True)[0] for each in (near, far)]
+    made[1] = replace(made[1], pair=("DFT", "NTP"))
+    root = ET.fromstring(forest("Title", made, []))
+    drawn = {tag: [e for e in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")] for tag in ("circle", "path", "text")}
+    alone = ET.fromstring(forest("Title", made[:1], []))
+    places = [e.get("cx") for e in alone.iter("{http://www.w3.org/2000/svg}circle")]
+    assert [e.get("cx") for e in drawn["circle"]] == places
+    assert len(drawn["path"]) == 2
+    lines = [e.text for e in drawn["text"]]
+    assert {"DFT − NTP", "+2.0000 [+1.9995, +2.0005]"} <= set(lines)
+    assert any(line.endswith("an arrow: beyond the edge") for line in lines)
+
+
 def test_collected_runs_of_no_arm_or_seed_of_the_plan_are_left_out(tmp_path):
     for name in ("NTP-seed-1", "NTP-seed-99", "unknown-seed-1"):
         write_json(tmp_path / "primary" / "runs" / f"{name}.json", summary(4.0))

@@ -106,3 +106,26 @@ def test_what_is_said_of_other_rows_has_their_figures():
     assert len(tier.confidences) == len(tier.seeds)
     faq = " ".join((results.ROOT / "docs/faq.md").read_text(encoding="utf-8").split())
     assert f"on five other draws of the rows, each with a reference of its own, within {widest(to_ntp)} nat" in faq
+
+
+def test_what_is_said_of_other_methods_has_their_figures():
+    tier = read_tier("others")
+    pairs = [*tier.contrasts, ("NEFTune", "SFTMix")]
+    last, best = ({each.pair: each for each in findings(tier, end, pairs, tested=False)} for end in (LAST, BEST))
+    controls = [last["SFTMix", "SameGroupPairs"], last["SFTMix", "online-reference"]]
+    assert all(each.equal for each in controls)
+    page = " ".join((results.ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    assert f"end where SFTMix does, within {widest(*controls)} nat (95% intervals): so which" in page
+    noise, beside = last["NEFTune", "NTP"], last["NEFTune", "SFTMix"]
+    assert noise.equal
+    assert all(difference < 0 for difference in noise.differences.values())
+    assert f"is {-noise.mean:.4f} below NTP, at each of the six seeds, and {-beside.mean:.4f} below SFTMix" in page
+    dft = last["DFT", "NTP"]
+    assert f"ends {dft.mean:.4f} above NTP, above even the untrained model, and is best after its first" in page
+    assert best["DFT", "NTP"].mean < dft.mean
+    runs = tier.runs["DFT"].values()
+    assert all(run["eval_nll_after"] > run["eval_nll_before"] for run in runs)
+    scaled = mean_sd([run["eval_nll_after"] - run["calibration"]["nll_temperature_scaled"] for run in runs])[0]
+    assert f"a temperature mends {scaled:.2f} nats of it" in page
+    faq = " ".join((results.ROOT / "docs/faq.md").read_text(encoding="utf-8").split())
+    assert f"NEFTune, noise on the embeddings, ended {-noise.mean:.4f} nats below plain fine-tuning" in faq

@@ -14,6 +14,8 @@ WIDTH, LEFT, RIGHT, ROW, TOP, FOOT = 900, 230, 225, 34, 52, 46
 INK, GREY, PALE, BAND = "#1b2430", "#7a828c", "#d5dae0", "#e4f0e4"
 LOWER, HIGHER = "#1769aa", "#b3541e"
 """Colours of a difference below and above 0."""
+FAR = 25
+"""Margins beyond which a mean gets an arrow at the edge instead of its place, where the others would be one line."""
 
 
 class Line(NamedTuple):
@@ -60,7 +62,7 @@ def forest(
     for tick in scale.ticks:
         _line(root, scale.at(tick), TOP, scale.at(tick), bottom, GREY if tick == 0 else PALE)
         _text(root, f"{tick:+.{scale.digits}f}" if tick else "0", scale.at(tick), bottom + 17, anchor="middle")
-    legend = f"difference, {unit}; the band is ±{margin}"
+    legend = f"difference, {unit}; the band is ±{margin}{'; an arrow: beyond the edge' if scale.beyond else ''}"
     _text(root, legend, scale.at((scale.low + scale.high) / 2), bottom + 36, anchor="middle", fill=GREY)
     for k, row in enumerate(rows):
         _draw(root, row, TOP + ROW * k + ROW / 2, scale)
@@ -75,9 +77,11 @@ class _Scale:
     """Nats -> places on the page, with some ticks at round numbers."""
 
     def __init__(self, rows: Sequence[Finding | Line], margin: float) -> None:
+        self.beyond = {row.name for row in rows if abs(row.mean) > FAR * margin}
         values = [-1.2 * margin, 1.2 * margin]
         for row in rows:
-            values += [*row.differences.values(), *(row.interval or ())]
+            if row.name not in self.beyond:
+                values += [*row.differences.values(), *(row.interval or ())]
         low, high = min(values), max(values)
         rough = (high - low) / 6
         size = 10.0 ** math.floor(math.log10(rough))
@@ -94,6 +98,16 @@ class _Scale:
 def _draw(root: ET.Element, row: Finding | Line, y: float, scale: _Scale) -> None:
     colour = LOWER if row.mean < 0 else HIGHER
     _text(root, row.name, 14, y + 4)
+    if row.name in scale.beyond:
+        edge, tip = (LEFT + 9, LEFT) if row.mean < 0 else (WIDTH - RIGHT - 9, WIDTH - RIGHT)
+        _shape(root, "path", d=f"M{edge} {y - 6:.1f}L{tip} {y:.1f}L{edge} {y + 6:.1f}z", fill=colour)
+    else:
+        _place(root, row, y, scale, colour)
+    _text(root, f"{row.mean:+.4f}{_interval(row)}", WIDTH - RIGHT + 8, y + 4)
+
+
+def _place(root: ET.Element, row: Finding | Line, y: float, scale: _Scale, colour: str) -> None:
+    """Draw the seeds, the mean and the interval."""
     count = len(row.differences)
     for k, value in enumerate(row.differences.values()):  # seeds from top to bottom, so that equal ones are seen
         off = (k - (count - 1) / 2) * min(2.0, 18 / max(count, 1))
@@ -106,7 +120,6 @@ def _draw(root: ET.Element, row: Finding | Line, y: float, scale: _Scale) -> Non
         _line(root, low, y, high, y, INK, width=2)
         for end in (low, high):
             _line(root, end, y - 5, end, y + 5, INK, width=2)
-    _text(root, f"{row.mean:+.4f}{_interval(row)}", WIDTH - RIGHT + 8, y + 4)
 
 
 def _interval(row: Finding | Line) -> str:

@@ -166,11 +166,13 @@ def selection_inputs(known: Known, fingerprint: str = UNKNOWN) -> dict[str, Any]
 def reference_inputs(known: Known) -> dict[str, Any]:
     """Return the inputs of the reference; one that is not trained adds only its files."""
     config, world, reference = known.config, known.world, known.config.reference
+    deciding = _deciding([callback for callback in config.callbacks if not callback.needs_held_out])
+    with_training = [config.optimizer, *deciding] if reference.trains else []
     inputs = {
         "data": _data(known),
         "model": _model(config.model.path, world),
         "reference": _without_training(reference.spec()),
-        "reference_files": _files(world, reference, *([config.optimizer] if reference.trains else [])),
+        "reference_files": _files(world, reference, *with_training),
         "computed": _computed(known),
     }
     if not reference.trains:
@@ -181,7 +183,7 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "lora": _lora(reference_lora(config.model, getattr(reference, "model", None))),
         "optimizer": config.optimizer.spec(),
         "training": _training(training, world),
-        "callbacks": [one.spec() for one in _deciding([one for one in config.callbacks if not one.needs_held_out])],
+        "callbacks": [callback.spec() for callback in deciding],
         "seed": seed,
     }
 
