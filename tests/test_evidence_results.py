@@ -319,7 +319,7 @@ def test_what_is_far_from_the_others_has_an_arrow_and_leaves_them_their_room():
     made = [findings(each, LAST, PLANNED[:1], tested=True)[0] for each in (near, far)]
     made[1] = replace(made[1], pair=("DFT", "NTP"))
     root = ET.fromstring(forest("Title", made, []))
-    drawn = {tag: [e for e in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")] for tag in ("circle", "path", "text")}
+    drawn = {tag: list(root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")) for tag in ("circle", "path", "text")}
     alone = ET.fromstring(forest("Title", made[:1], []))
     places = [e.get("cx") for e in alone.iter("{http://www.w3.org/2000/svg}circle")]
     assert [e.get("cx") for e in drawn["circle"]] == places
