@@ -73,6 +73,7 @@ class Totals:
     ntp_count, mixup_count   denominators of the steps that mixed
     mu_own, mu_ntp           mu times mixup_count, over the steps with mixup_mean own or ntp (mu may follow a schedule)
     skipped                  steps with a gradient that was not finite
+    updates                  steps that moved the weights: not those skipped, nor those that counted nothing
     """
 
     elapsed: float = 0.0
@@ -85,11 +86,13 @@ class Totals:
     mu_own: float = 0.0
     mu_ntp: float = 0.0
     skipped: float = 0.0
+    updates: float = 0.0
 
     @staticmethod
-    def restored(kept: Mapping[str, float]) -> Totals:
-        """Return the totals of a checkpoint, which may hold more entries."""
-        return Totals(**{f.name: kept[f.name] for f in fields(Totals)})
+    def restored(kept: Mapping[str, float], *, step: int) -> Totals:
+        """Return the totals of a checkpoint of `step`, which may hold more entries, and from before no `updates`."""
+        known = {"updates": step - kept["skipped"], **kept}
+        return Totals(**{f.name: known[f.name] for f in fields(Totals)})
 
     def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
         self.elapsed += seconds
@@ -98,6 +101,7 @@ class Totals:
         self.ntp_tokens += done.ntp_tokens
         self.mixup_tokens += done.mixup_tokens
         self.skipped += done.skipped
+        self.updates += done.updates
         self.mixup_count += done.mixup_count
         if done.mixup_count:
             self.ntp_count += done.ntp_count

@@ -168,7 +168,7 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.step = self.saved = state["step"]
-        self.totals, self.stopped_by = Totals.restored(state["totals"]), state["stopped_by"]
+        self.totals, self.stopped_by = Totals.restored(state["totals"], step=self.step), state["stopped_by"]
         self.store.load(newest, self.module, self._begun_optimizer())
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
@@ -179,8 +179,8 @@ class TrainingLoop:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
     def _begun_optimizer(self) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None if all steps were skipped: torch would find its state by a step that counts."""
-        return self.optimizer if self.step > self.totals.skipped else None
+        """Return the optimizer, or None if no step moved the weights: torch would find its state by one that counts."""
+        return self.optimizer if self.totals.updates else None
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
