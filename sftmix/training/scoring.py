@@ -228,5 +228,6 @@ def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, pr
         found = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
     whole = gather_nll(found, world)
     assert whole is not None
+    whole = replace(whole, nll_sum=whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0))
     shared = BatchNLL(*(getattr(whole, name).to(world.device) for name in BatchNLL.__slots__))
     return [replace(batch, batch_nll=shared) for batch in batches]
