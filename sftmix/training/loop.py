@@ -32,7 +32,7 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, mu_effective
+from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of, machines_in
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
@@ -129,7 +129,7 @@ class TrainingLoop:
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
-                metrics: dict[str, float] = {}
+                metrics = log.last
                 self.pending = self._call("on_stage_start", metrics)
                 self._told_to_stop(None)  # before the first step, ranks agree on a stop, too
                 while self.step < self.total and not self.stopped_by:
@@ -240,23 +240,8 @@ class TrainingLoop:
         tokens = int(sum(stage.data.lengths[row] for row in slots))
         seconds = time.perf_counter() - started
         self.totals.add(done, tokens=tokens, examples=len(slots), seconds=seconds)
-        metrics = {
-            "step": self.step,
-            "time": time.time(),
-            "epoch": epoch,
-            "loss": done.loss,
-            "ntp": done.ntp,
-            "mixup": done.mixup,
-            "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
-            "learning_rate": done.learning_rate,
-            "grad_norm": done.grad_norm,
-            "ntp_tokens": done.ntp_tokens,
-            "mixup_tokens": done.mixup_tokens,
-            "tokens": tokens,
-            "tokens_per_second": tokens / seconds,
-            "tokens_total": int(self.totals.tokens),
-            "examples_total": int(self.totals.examples),
-        }
+        metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
+        metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds)
         metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
@@ -305,16 +290,22 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------- callbacks
 
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Call a hook of every callback, each with the metrics that those before it have added."""
+        """Call a hook of every callback, each with the metrics that those before it have added.
+
+        After a resume, the log has what they told before the first step.
+        """
+        told_before = hook == "on_stage_start" and self.step > 0
         added: dict[str, float] = {}
         for callback in self.stage.callbacks:
             state = self._state({**metrics, **added})
             result = check_callback_result(callback, hook, getattr(callback, hook)(state))
-            if result is not None:
+            if result is None:
+                continue
+            if not told_before:
                 added |= result.metrics
                 self._note_evaluation(result.metrics)
-                if result.stop and not self.stopped_by:
-                    self.stopped_by = type(callback).__name__
+            if result.stop and not self.stopped_by:
+                self.stopped_by = type(callback).__name__
         if self.best is not None:
             self.best.offer(self.step, self.module, added)
         return added

@@ -1,0 +1,88 @@
+"""What callbacks return and read in the loop: the same in a resumed run, on every rank, in any order of theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.errors import Stopped
+from sftmix.common.world import World
+from sftmix.components import Callback, EarlyStopping, Evaluate
+from sftmix.components.base import CallbackResult
+from sftmix.options import CheckpointOptions
+from sftmix.training.loop import StageResult, train
+from sftmix.training.scoring import Scorer
+from tests.toy import logged, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
+BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * 3
+
+
+class Interrupt(Callback):
+    observer = True
+
+    def __init__(self, *, step: int):
+        self.step = step
+
+    def on_step_end(self, state):
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AtTheEnds(Callback):
+    """Says at the end of the stage what its last step was, and keeps what it saw at the start."""
+
+    observer = True
+
+    def on_stage_start(self, state):
+        self.seen = dict(state.metrics)
+
+    def on_stage_end(self, state):
+        return CallbackResult({"last_loss": state.metrics["loss"], "last_at": state.metrics["step"]})
+
+
+class EvaluateAtStart(Callback):
+    observer = True
+
+    def on_stage_start(self, state):
+        return CallbackResult(state.evaluate())
+
+
+def trained(place: Path, callbacks: list[Callback], *, world: World | None = None, best: bool = False) -> StageResult:
+    world = world or World()
+    more = {"scorer": Scorer(world=world), "eval_data": DATA, "callbacks": callbacks}
+    checkpoint = CheckpointOptions(every=100, keep_best=best)
+    return train(toy_stage(place, BATCHES, data=DATA, checkpoint=checkpoint, **more), world)
+
+
+def test_the_end_of_a_stage_has_the_metrics_of_its_last_step_after_a_resume(tmp_path):
+    with pytest.raises(Stopped):
+        trained(tmp_path, [Interrupt(step=6)])
+    for _ in range(2):
+        watch = AtTheEnds()
+        figures = trained(tmp_path, [watch]).figures
+        last = logged(tmp_path)[-1]
+        assert (figures["last_loss"], figures["last_at"]) == (last["loss"], 6)
+        assert watch.seen == {name: value for name, value in last.items() if name != "rows"}
+
+
+def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
+    """The NLL stays as it is, so a further evaluation would end the training earlier."""
+
+    def all_of_them(*more: Callback) -> list[Callback]:
+        return [EvaluateAtStart(), Evaluate(every=2), EarlyStopping(patience=3, min_delta=0.01), *more]
+
+    def evaluations(place: Path) -> list[tuple[int, float]]:
+        return [(line["step"], line["eval_nll"]) for line in logged(place) if "eval_nll" in line]
+
+    whole = trained(tmp_path / "whole", all_of_them()).figures
+    with pytest.raises(Stopped):
+        trained(tmp_path / "parts", all_of_them(Interrupt(step=1)))
+    parts = trained(tmp_path / "parts", all_of_them()).figures
+    assert [step for step, _ in evaluations(tmp_path / "whole")] == [1, 2, 4, 6]
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+    assert (parts["steps"], parts["stopped_by"]) == (whole["steps"], whole["stopped_by"])
