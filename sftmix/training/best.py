@@ -20,6 +20,7 @@ class BestWeights:
 
     def __init__(self, stage: Path, identity: str, world: World) -> None:
         self._store, self._identity = CheckpointStore(stage / BEST, keep=1, world=world), identity
+        self._world = world
         self._nll, self.evaluated = math.inf, -1
         self._store.clean()
         try:
@@ -38,10 +39,12 @@ class BestWeights:
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
 
-        All ranks call it with the same metrics. `evaluated` is the last step that had an evaluation.
+        All ranks call it; the metrics of rank 0, which writes the log, decide for all. `evaluated` is the last step
+        that had an evaluation.
         """
-        nll = metrics.get("eval_nll")
-        if nll is None:
+        given = metrics.get("eval_nll") if self._world.is_main else None
+        found, nll = self._world.sum([given is not None, given or 0.0])
+        if not found:
             return
         self.evaluated = step
         if nll < self._nll:

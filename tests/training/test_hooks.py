@@ -16,6 +16,7 @@ from sftmix.components.base import CallbackResult
 from sftmix.options import CheckpointOptions
 from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer
+from tests.forked import on_ranks
 from tests.toy import logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
@@ -86,3 +87,28 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
     assert [step for step, _ in evaluations(tmp_path / "whole")] == [1, 2, 4, 6]
     assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
     assert (parts["steps"], parts["stopped_by"]) == (whole["steps"], whole["stopped_by"])
+
+
+class OfAnotherProgram(Callback):
+    """Tells on one rank alone the NLL that another program has measured."""
+
+    observer = True
+
+    def __init__(self, *, rank: int, of: World):
+        self.tells = rank == of.rank
+
+    def on_step_end(self, state):
+        return CallbackResult({"eval_nll": abs(state.step - 4.0)}) if self.tells else None
+
+
+def check_best(world: World, directory: str) -> None:
+    """What rank 0 logs decides which weights are the best, and where none is told, the last ones are evaluated."""
+    for rank, step in ((0, 4), (1, 6)):
+        place = Path(directory, f"{rank}")
+        trained(place, [OfAnotherProgram(rank=rank, of=world)], world=world, best=True)
+        assert [path.name for path in (place / "best").iterdir()] == [f"step-{step:08d}"]
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_path):
+    on_ranks(check_best, str(tmp_path))
