@@ -89,6 +89,14 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
     assert (parts["steps"], parts["stopped_by"]) == (whole["steps"], whole["stopped_by"])
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
+    """The NLL stays as it is. Before the callback that evaluates, it hears of an evaluation a step later."""
+    both = [Evaluate(every=2), EarlyStopping(patience=1, min_delta=0.01)]
+    figures = trained(tmp_path, both[::-1] if first else both).figures
+    assert (figures["steps"], figures["stopped_by"]) == (5 if first else 4, "EarlyStopping")
+
+
 class OfAnotherProgram(Callback):
     """Tells on one rank alone the NLL that another program has measured."""
 
