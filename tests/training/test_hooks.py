@@ -13,6 +13,7 @@ from sftmix.common.errors import Stopped
 from sftmix.common.world import World
 from sftmix.components import Callback, EarlyStopping, Evaluate
 from sftmix.components.base import CallbackResult
+from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP, ContractError
 from sftmix.options import CheckpointOptions
 from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer
@@ -120,3 +121,26 @@ def check_best(world: World, directory: str) -> None:
 @pytest.mark.slow
 def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_path):
     on_ranks(check_best, str(tmp_path))
+
+
+class Telling(Callback):
+    observer = True
+
+    def __init__(self, *, hook: str, name: str):
+        setattr(self, hook, lambda state: CallbackResult({name: 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [("on_stage_start", "loss"), ("on_step_end", "step"), ("on_epoch_end", "rows"), ("on_stage_end", "steps")],
+)
+def test_a_callback_cannot_take_a_name_of_the_loop(tmp_path, hook, name):
+    told = rf"callbacks Telling returned the metric {name} from {hook}\(\); allowed: .*; rename it, as my_{name}$"
+    with pytest.raises(ContractError, match=told):
+        trained(tmp_path, [Telling(hook=hook, name=name)])
+
+
+def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
+    done = trained(tmp_path, [])
+    assert logged(tmp_path)[0].keys() == OWN_OF_STEP
+    assert done.figures.keys() == OWN_OF_STAGE
