@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -222,7 +223,7 @@ def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
     for total in (1, 2, 10, 1000):
         values = [schedule.value(step, total) for step in range(total)]
         for step, value in enumerate(values):
-            assert isinstance(value, (int, float)), f"step {step} of {total}: {value!r} is not a number"
+            assert isinstance(value, Real), f"step {step} of {total}: {value!r} is not a number"
             assert math.isfinite(value), f"step {step} of {total}: {value} is not finite"
             assert value >= minimum, f"step {step} of {total}: {value} is below {minimum}"
         backwards = [copy_of(schedule).value(step, total) for step in reversed(range(total))]
