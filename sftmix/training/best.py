@@ -32,9 +32,9 @@ class BestWeights:
         if kept.get("identity") == identity:
             self._nll = kept["eval_nll"]
 
-    def stands(self) -> bool:
-        """Return True if a copy of the weights is on the disk."""
-        return bool(self._store.steps())
+    def copies_to_come(self) -> int:
+        """Return how many copies may come to the disk at one time: the old one goes when the new one stands."""
+        return 1 if self._store.steps() else 2
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.

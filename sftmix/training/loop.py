@@ -209,7 +209,7 @@ class TrainingLoop:
                 self.module,
                 state_bytes=self.stage.optimizer.state_bytes,
                 saves=saves,
-                best_to_come=self.best is not None and not self.best.stands(),
+                best_copies=0 if self.best is None else self.best.copies_to_come(),
             )
 
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
