@@ -1,7 +1,7 @@
 """The training loop around `sftmix.training.step.train_step`: resume, log, callbacks, checkpoints, online losses.
 
-Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step), so a resumed run is the
-uninterrupted run, bit for bit.
+Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of these and the layout, so
+a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -333,7 +334,9 @@ class TrainingLoop:
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
-        data: TokenisedRows = self.stage.data if rows is None else RowSubset(self.stage.data, rows)
+        data: TokenisedRows = self.stage.data
+        if rows is not None:
+            data = RowSubset(data, np.asarray(rows, dtype=np.int64))
         return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
 
     def _evaluate(self) -> Mapping[str, float]:

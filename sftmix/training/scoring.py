@@ -59,6 +59,9 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
+        if not len(data):
+            none = np.zeros(0, dtype=np.int64)
+            return RowScores(np.zeros(0), none, none, [] if self.token_nll else None)
         return RowScores(*self.columns(module, data, self._scores))
 
     def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:

@@ -15,8 +15,9 @@ The global batch is the examples of all ranks in all micro-batches of the step. 
 weigh a token by its micro-batch, so both counts are known before the first backward. Every loss is also multiplied by
 the world size, because DDP and FSDP average gradients over ranks, but a sum is wanted.
 
-Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step). Resume, log, checkpoints,
-callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the `StepResult`.
+Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of seed, step and layout.
+Resume, log, checkpoints, callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the
+`StepResult`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sftmix.batches.order import Slot, Unit
@@ -144,3 +145,20 @@ def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
     done = trained(tmp_path, [])
     assert logged(tmp_path)[0].keys() == OWN_OF_STEP
     assert done.figures.keys() == OWN_OF_STAGE
+
+
+class ScoresSome(Callback):
+    observer = True
+
+    def on_step_end(self, state):
+        self.found = [state.score(rows) for rows in ([], np.empty(0, np.int64), [2, 0])]
+
+
+def test_rows_are_scored_by_any_list_of_them_an_empty_one_too(tmp_path):
+    callback = ScoresSome()
+    trained(tmp_path, [callback])
+    *none, some = callback.found
+    for scores in none:
+        columns = (scores.nll_sum, scores.n_tokens, scores.n_correct)
+        assert [(column.dtype.kind, column.shape) for column in columns] == [("f", (0,)), ("i", (0,)), ("i", (0,))]
+    assert some.n_tokens.tolist() == [int(DATA[row].target.sum()) for row in (2, 0)]
