@@ -228,6 +228,12 @@ def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
         weights["row_weight"] = len(labels)
     elif plan.mixup_row_weight is not None:
         raise broken("objective", objective, "a rule as row_weight, and a mixup_row_weight", "one of the two")
+    else:
+        nll = torch.ones(len(labels), device=labels.device)
+        given = plan.row_weight(nll, nll.clone())
+        if not isinstance(given, torch.Tensor) or given.shape != nll.shape:
+            answer = f"a rule as row_weight that gives {_described(given)} for {len(nll)} tokens"
+            raise broken("objective", objective, answer, "a rule that gives one weight for each")
     if plan.mixup_row_weight is not None:
         weights["mixup_row_weight"] = len(labels)
         if plan.label_smoothing:  # both kinds of weights are added up, and the smoothing would be of both
