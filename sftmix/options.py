@@ -211,7 +211,7 @@ DEFAULT_MICRO_BATCH = 8
 
 LAYOUT: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free", "parallel")
 LAYOUT += ("shard_group_size", "activation_checkpointing", "compile", "chunk_size")
-"""Training options that change the order of sums, and no result but for rounding."""
+"""Training options that change the order of sums, and no result but for rounding; with dropout, its masks, too."""
 
 
 @dataclass(kw_only=True)

@@ -243,7 +243,7 @@ class BatchNLL:
 
     Repeated slots, and fillers of ranks without work, are left out. All ranks and micro-batches have the same values.
     rows      i64[G], dataset rows, ascending
-    nll_sum   f64[G], nats
+    nll_sum   f64[G], nats; 0 where it is not finite: the step is skipped, as the example spoils its loss
     n_tokens  i64[G], response tokens
     """
 

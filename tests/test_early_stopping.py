@@ -59,11 +59,13 @@ def test_it_stops_after_so_many_evaluations_without_improvement(nll, patience, m
     assert asked(callback, nll) == asked(callback, nll, "on_epoch_end") == stop == stops_at(nll, patience, min_delta)
 
 
-def test_it_decides_on_evaluations_of_these_weights_alone():
+def test_it_decides_on_the_evaluations_alone():
+    """Before the callback that evaluates, it hears of an evaluation a step later."""
     callback, seen = EarlyStopping(patience=1), ((4, 1.0), (8, 2.0))
-    assert callback.on_step_end(StageState("train", 8, 100, 0, evaluations=seen)).stop
-    assert callback.on_step_end(StageState("train", 9, 100, 0, evaluations=seen)) is None
-    assert callback.on_step_end(StageState("train", 9, 100, 0)) is None
+    for step in (8, 9):
+        assert callback.on_step_end(StageState("train", step, 100, 0, evaluations=seen)).stop
+        assert not callback.on_step_end(StageState("train", step, 100, 0, evaluations=seen[:1])).stop
+        assert callback.on_step_end(StageState("train", step, 100, 0)) is None
     check_callback(callback)
 
 

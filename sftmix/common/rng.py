@@ -12,8 +12,9 @@ import numpy as np
 
 
 def stable_hash(*parts: object) -> int:
-    """Return a 128-bit hash of the parts, the same on every machine and Python version."""
-    fields = [(type(p).__name__, str(p)) for p in parts]
+    """Return a 128-bit hash of the parts, the same on every machine and Python version; numpy's count as Python's."""
+    plain = (p.item() if isinstance(p, np.generic) else p for p in parts)
+    fields = [(type(p).__name__, str(p)) for p in plain]
     text = "".join(f"{kind}:{len(value)}:{value}" for kind, value in fields)  # lengths: no two keys give one text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 

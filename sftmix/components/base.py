@@ -358,7 +358,7 @@ class Callback(Component):
     is trained without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        """Run before the first step, and again after a resume."""
+        """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
         """Run after every optimizer step."""

@@ -59,7 +59,7 @@ class EarlyStopping(Callback):
         return self._stop_if_due(state)
 
     def _stop_if_due(self, state: StageState) -> CallbackResult | None:
-        if not state.evaluations or state.evaluations[-1][0] != state.step:  # no evaluation of these weights
+        if not state.evaluations:
             return None
         best, since = math.inf, 0
         for _, nll in state.evaluations:

@@ -41,6 +41,15 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
+_OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
+_SUMS = frozenset({"tokens_total", "examples_total", "tokens_per_second"})
+_COUNTS = frozenset({"ntp_count", "mixup_count", "mu_own", "mu_ntp", "skipped", "updates"})
+_LOSSES = frozenset({"loss", "ntp", "mixup", "learning_rate", "grad_norm"})
+OWN_OF_STEP = _OF_BOTH | _LOSSES | _SUMS | {"step", "time", "epoch", "rows"}
+"""The names of the loop's own metrics in a line of metrics.jsonl."""
+OWN_OF_STAGE = _OF_BOTH | _COUNTS | {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
+"""The names of the loop's own figures of a stage, in figures.json."""
+
 
 class ContractError(ConfigError):
     """An answer of a component that its contract does not allow."""
@@ -219,6 +228,12 @@ def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
         weights["row_weight"] = len(labels)
     elif plan.mixup_row_weight is not None:
         raise broken("objective", objective, "a rule as row_weight, and a mixup_row_weight", "one of the two")
+    else:
+        nll = torch.ones(len(labels), device=labels.device)
+        given = plan.row_weight(nll, nll.clone())
+        if not isinstance(given, torch.Tensor) or given.shape != nll.shape:
+            answer = f"a rule as row_weight that gives {_described(given)} for {len(nll)} tokens"
+            raise broken("objective", objective, answer, "a rule that gives one weight for each")
     if plan.mixup_row_weight is not None:
         weights["mixup_row_weight"] = len(labels)
         if plan.label_smoothing:  # both kinds of weights are added up, and the smoothing would be of both
@@ -255,12 +270,19 @@ def check_embeddings(perturbation: Perturbation, given: Tensor, changed: Tensor)
 
 
 def check_callback_result(callback: Callback, hook: str, result: CallbackResult | None) -> CallbackResult | None:
-    """Return the result of a hook if it is None or a CallbackResult with numbers; else raise ConfigError."""
+    """Return the result of a hook if it is None or a CallbackResult with numbers; else raise ConfigError.
+
+    None of its metrics may have a name that the loop gives itself: it would take the place of the loop's own.
+    """
     if result is None:
         return None
     _is(result, CallbackResult, "callbacks", callback, f"{hook}()", " or None")
     if not isinstance(result.metrics, Mapping) or not all(isinstance(v, Real) for v in result.metrics.values()):
         raise broken("callbacks", callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
+    own = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
+    if taken := sorted(own & result.metrics.keys()):
+        answer, other = f"the metric {taken[0]} from {hook}()", f"my_{taken[0]}"
+        raise broken("callbacks", callback, answer, f"names that the loop does not use itself; rename it, as {other}")
     plain = {name: v if isinstance(v, (int, float)) else float(v) for name, v in result.metrics.items()}  # for JSON
     return replace(result, metrics=plain)
 

@@ -168,7 +168,7 @@ def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float
     """Return the number, or the schedule's value at this step, checked."""
     if not isinstance(value, Schedule):
         return value
-    number = value.value(step, total_steps)
+    number = float(value.value(step, total_steps))  # numpy's numbers, too
     _check_value(key, number, f" at step {step} of {total_steps}")
     return number
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -174,12 +175,15 @@ def check_pair_sampler(
 ) -> None:
     """Check that no pair has an unpaired row, a row twice, or the less confident row in column 0, in any epoch.
 
+    Some of the inputs must give a pair: a sampler that never does would mix nothing.
     groups  number of groups in the splits to try, which are made by confidence
     """
     assert_is(sampler, PairSampler)
     tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
+    pairs = 0
 
     def holds(drawn: tuple[Scores, Split]) -> None:
+        nonlocal pairs
         table, split = drawn
         with untouched(table, split):
             epochs = [
@@ -191,8 +195,10 @@ def check_pair_sampler(
             assert (first >= second).all(), f"epoch {epoch}: column 0 of a pair must be the more confident row"
             again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
             np.testing.assert_array_equal(found, again, err_msg=f"epoch {epoch} asked alone gives something else")
+            pairs += len(found)
 
     on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples=examples)
+    assert pairs, "no input gave a pair, so nothing would be mixed; if it needs other tables, give them as `scores`"
 
 
 def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
@@ -222,7 +228,7 @@ def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
     for total in (1, 2, 10, 1000):
         values = [schedule.value(step, total) for step in range(total)]
         for step, value in enumerate(values):
-            assert isinstance(value, (int, float)), f"step {step} of {total}: {value!r} is not a number"
+            assert isinstance(value, Real), f"step {step} of {total}: {value!r} is not a number"
             assert math.isfinite(value), f"step {step} of {total}: {value} is not finite"
             assert value >= minimum, f"step {step} of {total}: {value} is below {minimum}"
         backwards = [copy_of(schedule).value(step, total) for step in reversed(range(total))]

@@ -20,6 +20,7 @@ class BestWeights:
 
     def __init__(self, stage: Path, identity: str, world: World) -> None:
         self._store, self._identity = CheckpointStore(stage / BEST, keep=1, world=world), identity
+        self._world = world
         self._nll, self.evaluated = math.inf, -1
         self._store.clean()
         try:
@@ -31,17 +32,19 @@ class BestWeights:
         if kept.get("identity") == identity:
             self._nll = kept["eval_nll"]
 
-    def stands(self) -> bool:
-        """Return True if a copy of the weights is on the disk."""
-        return bool(self._store.steps())
+    def copies_to_come(self) -> int:
+        """Return how many copies may come to the disk at one time: the old one goes when the new one stands."""
+        return 1 if self._store.steps() else 2
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
 
-        All ranks call it with the same metrics. `evaluated` is the last step that had an evaluation.
+        All ranks call it; the metrics of rank 0, which writes the log, decide for all. `evaluated` is the last step
+        that had an evaluation.
         """
-        nll = metrics.get("eval_nll")
-        if nll is None:
+        given = metrics.get("eval_nll") if self._world.is_main else None
+        found, nll = self._world.sum([given is not None, given or 0.0])
+        if not found:
             return
         self.evaluated = step
         if nll < self._nll:

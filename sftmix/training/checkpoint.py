@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -198,30 +198,50 @@ class CheckpointStore:
             problem = verify_directory(self.path(step), hashes=step != self._verified)
         if problem := self.world.share(problem):
             raise CheckpointError(f"{self.path(step)}: {problem}")
-        tensors = _tensors(wrapped, optimizer)
+        module, numbers = unwrap(wrapped), json.loads((self.path(step) / _NUMBERS).read_text())
         reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
-        self._refuse_if_missing(step, reader, tensors)
+        stored = reader.read_metadata().state_dict_metadata
+        self._refuse_if_missing(step, stored.keys(), _tensors(wrapped, optimizer))
+        if optimizer is not None:
+            self._begin_late(step, module, optimizer, {**stored, **{f"optimizer/{k}": v for k, v in numbers.items()}})
+        tensors = _tensors(wrapped, optimizer)
         try:
             with _quiet():
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
-        module = unwrap(wrapped)
         weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
         options = StateDictOptions(strict=not _has_frozen(module))
         set_model_state_dict(module, _with_aliases(module, weights), options=options)
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
-            state |= json.loads((self.path(step) / _NUMBERS).read_text())
+            state |= {name: _of_type(state.get(name), number) for name, number in numbers.items()}
             state |= {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
             set_optimizer_state_dict(module, optimizer, state, options=_FLAT)
         return self.state(step)
 
-    def _refuse_if_missing(
-        self, step: int, reader: dcp.HuggingFaceStorageReader, tensors: dict[str, torch.Tensor]
+    def _begin_late(
+        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
     ) -> None:
-        stored = reader.read_metadata().state_dict_metadata.keys()
+        """Give the optimizer a place for all that is stored: torch asks only for what it holds after its first step.
+
+        stored  the metadata of tensors, and numbers, by name
+        """
+        state, parameters = _optimizer_state(module, optimizer), dict(module.named_parameters(remove_duplicate=False))
+        for name, value in stored.items():
+            kind, _, key = name.removeprefix("optimizer/").partition(".")
+            if not name.startswith("optimizer/") or f"{kind}.{key}" in state:
+                continue
+            owner = next((parameter for parameter in parameters if key.startswith(f"{parameter}.")), None)
+            place = None if owner is None else _place(optimizer, kind, parameters[owner])
+            made = value if owner is None or isinstance(value, (int, float)) else _zeros(value, parameters[owner])
+            entry = key.removeprefix(f"{owner}.")
+            if place is None or made is None or "." in entry:
+                raise CheckpointError(f"{self.path(step)} holds {name}, for which the optimizer has no place")
+            place[entry] = made
+
+    def _refuse_if_missing(self, step: int, stored: Set[str], tensors: dict[str, torch.Tensor]) -> None:
         if missing := sorted(tensors.keys() - stored):
             raise CheckpointError(
                 f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
@@ -288,7 +308,29 @@ def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 def _numbers(optimizer_state: Mapping[str, Any]) -> dict[str, int | float]:
     """Return an optimizer's numbers: counters of single parameters, and values that it adapts in its groups."""
-    return {k: v for k, v in optimizer_state.items() if type(v) in (int, float)}
+    return {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
+
+
+def _of_type(fresh: object, number: int | float) -> int | float:
+    """Return a stored number as the kind of float that a fresh optimizer has there, as numpy's; JSON tells the rest."""
+    return type(fresh)(number) if isinstance(fresh, float) and isinstance(number, float) else number
+
+
+def _place(optimizer: torch.optim.Optimizer, kind: str, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """Return where an optimizer keeps a parameter's state, or ("param_groups") the options of its group."""
+    if kind == "state":
+        return cast("dict[str, Any]", optimizer.state[parameter])
+    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    return next(groups, None)
+
+
+def _zeros(stored: Any, parameter: nn.Parameter) -> torch.Tensor | None:
+    """Return zeros for a stored tensor, sharded as its parameter is; None if it is shared in a way nothing tells."""
+    if stored.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
+    if isinstance(parameter, DTensor) and stored.size:
+        return None
+    return torch.zeros(stored.size, dtype=stored.properties.dtype, device=parameter.device)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +90,8 @@ class ScoreAtCheckpoints(Callback):
         self._alone = alone
         self.seconds = 0.0
 
-    def on_stage_start(self, state: StageState) -> CallbackResult | None:
-        result = self.on_step_end(state)
-        return result if state.step == 0 else replace(result, metrics={})  # a continued log has those of its last step
+    def on_stage_start(self, state: StageState) -> CallbackResult:
+        return self.on_step_end(state)
 
     def on_step_end(self, state: StageState) -> CallbackResult:
         return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))

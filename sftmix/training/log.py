@@ -20,6 +20,7 @@ import torch
 from sftmix.common.errors import Stopped
 from sftmix.common.files import is_full, no_space, write_text
 from sftmix.common.launcher import another_rank_failed
+from sftmix.common.steps import read_steps
 from sftmix.common.world import World
 from sftmix.training.step import StepResult
 
@@ -30,10 +31,13 @@ class MetricsLog:
     """metrics.jsonl, which rank 0 writes: one line per optimizer step, from the step a run resumes from.
 
     All ranks make it. Raises NoSpaceError on every rank if the disk of rank 0 is full.
+
+    last  the metrics of step `resume_step`, as they were returned by it; empty before the first step
     """
 
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self._file = world.on_main(lambda: _opened(path, resume_step))
+        self.last: dict[str, float] = world.share(_metrics_of(path, resume_step) if world.is_main else None)
 
     def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
         """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
@@ -62,6 +66,11 @@ def _opened(path: Path, resume_step: int) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
+def _metrics_of(path: Path, step: int) -> dict[str, float]:
+    lines = [line for line in read_steps(path.parent) if line["step"] == step]
+    return {k: math.nan if v is None else v for line in lines for k, v in line.items() if k != "rows"}
+
+
 @dataclass
 class Totals:
     """Sums over the steps of a stage so far; a checkpoint keeps them.
@@ -73,6 +82,7 @@ class Totals:
     ntp_count, mixup_count   denominators of the steps that mixed
     mu_own, mu_ntp           mu times mixup_count, over the steps with mixup_mean own or ntp (mu may follow a schedule)
     skipped                  steps with a gradient that was not finite
+    updates                  steps that moved the weights: not those skipped, nor those that counted nothing
     """
 
     elapsed: float = 0.0
@@ -85,11 +95,13 @@ class Totals:
     mu_own: float = 0.0
     mu_ntp: float = 0.0
     skipped: float = 0.0
+    updates: float = 0.0
 
     @staticmethod
-    def restored(kept: Mapping[str, float]) -> Totals:
-        """Return the totals of a checkpoint, which may hold more entries."""
-        return Totals(**{f.name: kept[f.name] for f in fields(Totals)})
+    def restored(kept: Mapping[str, float], *, step: int) -> Totals:
+        """Return the totals of a checkpoint of `step`, which may hold more entries, and from before no `updates`."""
+        known = {"updates": step - kept["skipped"], **kept}
+        return Totals(**{f.name: known[f.name] for f in fields(Totals)})
 
     def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
         self.elapsed += seconds
@@ -98,6 +110,7 @@ class Totals:
         self.ntp_tokens += done.ntp_tokens
         self.mixup_tokens += done.mixup_tokens
         self.skipped += done.skipped
+        self.updates += done.updates
         self.mixup_count += done.mixup_count
         if done.mixup_count:
             self.ntp_count += done.ntp_count
@@ -112,6 +125,24 @@ class Totals:
         own, direct = (total / mixup if mixup else 0.0 for total in (self.mu_own, self.mu_ntp))
         effective = mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)
         return {**asdict(self), "mu_effective": effective}
+
+
+def step_metrics(done: StepResult, totals: Totals, *, tokens: int, seconds: float) -> dict[str, float]:
+    """Return what the log says of a step by itself: the callbacks add to it. `totals` include the step."""
+    return {
+        "loss": done.loss,
+        "ntp": done.ntp,
+        "mixup": done.mixup,
+        "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
+        "learning_rate": done.learning_rate,
+        "grad_norm": done.grad_norm,
+        "ntp_tokens": done.ntp_tokens,
+        "mixup_tokens": done.mixup_tokens,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "tokens_total": int(totals.tokens),
+        "examples_total": int(totals.examples),
+    }
 
 
 def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:

@@ -1,7 +1,7 @@
 """The training loop around `sftmix.training.step.train_step`: resume, log, callbacks, checkpoints, online losses.
 
-Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step), so a resumed run is the
-uninterrupted run, bit for bit.
+Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of these and the layout, so
+a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, mu_effective
+from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of, machines_in
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
@@ -129,7 +130,7 @@ class TrainingLoop:
         bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
-                metrics: dict[str, float] = {}
+                metrics = log.last
                 self.pending = self._call("on_stage_start", metrics)
                 self._told_to_stop(None)  # before the first step, ranks agree on a stop, too
                 while self.step < self.total and not self.stopped_by:
@@ -168,7 +169,7 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.step = self.saved = state["step"]
-        self.totals, self.stopped_by = Totals.restored(state["totals"]), state["stopped_by"]
+        self.totals, self.stopped_by = Totals.restored(state["totals"], step=self.step), state["stopped_by"]
         self.store.load(newest, self.module, self._begun_optimizer())
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
@@ -179,8 +180,8 @@ class TrainingLoop:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
     def _begun_optimizer(self) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None if all steps were skipped: torch would find its state by a step that counts."""
-        return self.optimizer if self.step > self.totals.skipped else None
+        """Return the optimizer, or None if no step moved the weights: torch would find its state by one that counts."""
+        return self.optimizer if self.totals.updates else None
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
@@ -209,7 +210,7 @@ class TrainingLoop:
                 self.module,
                 state_bytes=self.stage.optimizer.state_bytes,
                 saves=saves,
-                best_to_come=self.best is not None and not self.best.stands(),
+                best_copies=0 if self.best is None else self.best.copies_to_come(),
             )
 
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
@@ -240,23 +241,8 @@ class TrainingLoop:
         tokens = int(sum(stage.data.lengths[row] for row in slots))
         seconds = time.perf_counter() - started
         self.totals.add(done, tokens=tokens, examples=len(slots), seconds=seconds)
-        metrics = {
-            "step": self.step,
-            "time": time.time(),
-            "epoch": epoch,
-            "loss": done.loss,
-            "ntp": done.ntp,
-            "mixup": done.mixup,
-            "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
-            "learning_rate": done.learning_rate,
-            "grad_norm": done.grad_norm,
-            "ntp_tokens": done.ntp_tokens,
-            "mixup_tokens": done.mixup_tokens,
-            "tokens": tokens,
-            "tokens_per_second": tokens / seconds,
-            "tokens_total": int(self.totals.tokens),
-            "examples_total": int(self.totals.examples),
-        }
+        metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
+        metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds)
         metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
@@ -305,16 +291,22 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------- callbacks
 
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Call a hook of every callback, each with the metrics that those before it have added."""
+        """Call a hook of every callback, each with the metrics that those before it have added.
+
+        After a resume, the log has what they told before the first step.
+        """
+        told_before = hook == "on_stage_start" and self.step > 0
         added: dict[str, float] = {}
         for callback in self.stage.callbacks:
             state = self._state({**metrics, **added})
             result = check_callback_result(callback, hook, getattr(callback, hook)(state))
-            if result is not None:
+            if result is None:
+                continue
+            if not told_before:
                 added |= result.metrics
                 self._note_evaluation(result.metrics)
-                if result.stop and not self.stopped_by:
-                    self.stopped_by = type(callback).__name__
+            if result.stop and not self.stopped_by:
+                self.stopped_by = type(callback).__name__
         if self.best is not None:
             self.best.offer(self.step, self.module, added)
         return added
@@ -342,7 +334,9 @@ class TrainingLoop:
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
-        data: TokenisedRows = self.stage.data if rows is None else RowSubset(self.stage.data, rows)
+        data: TokenisedRows = self.stage.data
+        if rows is not None:
+            data = RowSubset(data, np.asarray(rows, dtype=np.int64))
         return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
 
     def _evaluate(self) -> Mapping[str, float]:

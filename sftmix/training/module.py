@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -49,25 +50,25 @@ class TrainingModule(nn.Module):
         decoder = self.model.get_decoder()
         parts, order = [], []
         for segment in batch.segments:
-            inputs = {"input_ids": segment.input_ids}
-            if perturb is not None:
-                inputs = {"inputs_embeds": self._perturbed(batch, segment, perturb)}
-            out = decoder(**inputs, **attention_inputs(segment), use_cache=False)
+            with self._perturbed(batch, segment, perturb):
+                out = decoder(input_ids=segment.input_ids, **attention_inputs(segment), use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
 
-    def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb) -> torch.Tensor:
-        embeddings = self.model.get_input_embeddings()(segment.input_ids)
+    @contextlib.contextmanager
+    def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb | None) -> Iterator[None]:
+        """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer."""
         ids = [batch.ids[slot] for slot in segment.slots.tolist()]
-        if not ids:  # an idle segment
-            return embeddings
-        if segment.lengths is None:
-            return perturb(embeddings, segment.attention_mask, ids=ids)
-        examples = embeddings[0].split(segment.lengths)
-        padded = pad_sequence(examples, batch_first=True)
-        mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
-        return perturb(padded, mask, ids=ids)[mask.bool()][None]
+        if perturb is None or not ids:  # an idle segment
+            yield
+            return
+        changed = partial(_changed, segment, partial(perturb, ids=ids))
+        hook = self.model.get_input_embeddings().register_forward_hook(lambda module, inputs, e: changed(e))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
@@ -102,6 +103,17 @@ class TrainingModule(nn.Module):
         if isinstance(found, Head):
             self.head = found
         return found
+
+
+def _changed(
+    segment: Segment, perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], e: torch.Tensor
+) -> torch.Tensor:
+    """Return the perturbed embeddings of a segment; examples that share a row are perturbed as padded ones."""
+    if segment.lengths is None:
+        return perturb(e, segment.attention_mask)
+    padded = pad_sequence(e[0].split(segment.lengths), batch_first=True)
+    mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
+    return perturb(padded, mask)[mask.bool()][None]
 
 
 def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:

@@ -12,24 +12,24 @@ _MARGIN = 1.2
 
 
 def check_room_for_checkpoints(
-    store: CheckpointStore, module: nn.Module, *, state_bytes: float, saves: int, best_to_come: bool
+    store: CheckpointStore, module: nn.Module, *, state_bytes: float, saves: int, best_copies: int
 ) -> None:
     """Raise NoSpaceError on every rank if the disk has too little room for the checkpoints to come.
 
-    state_bytes   bytes of the optimizer's state per trained number
-    saves         number of checkpoints still to be saved, at least 1
-    best_to_come  True if a copy of the best weights will be kept, and none stands yet
+    state_bytes  bytes of the optimizer's state per trained number
+    saves        number of checkpoints still to be saved, at least 1
+    best_copies  copies of the best weights to come, at most at one time
     """
 
     def check() -> None:
-        needed = bytes_to_come(store, module, state_bytes=state_bytes, saves=saves, best_to_come=best_to_come)
+        needed = bytes_to_come(store, module, state_bytes=state_bytes, saves=saves, best_copies=best_copies)
         check_room(store.directory, needed, "the checkpoints to come")
 
     store.world.on_main(check)
 
 
 def bytes_to_come(
-    store: CheckpointStore, module: nn.Module, *, state_bytes: float, saves: int, best_to_come: bool
+    store: CheckpointStore, module: nn.Module, *, state_bytes: float, saves: int, best_copies: int
 ) -> int:
     """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.
 
@@ -42,4 +42,4 @@ def bytes_to_come(
     if each is None:
         each = int(_MARGIN * (weights + state_bytes * sum(p.numel() for p in trained)))
     more = min(saves, max(1, store.keep + 1 - len(store.steps())))
-    return each * more + (int(_MARGIN * weights) if best_to_come else 0)
+    return each * more + best_copies * int(_MARGIN * weights)

@@ -59,6 +59,9 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
+        if not len(data):
+            none = np.zeros(0, dtype=np.int64)
+            return RowScores(np.zeros(0), none, none, [] if self.token_nll else None)
         return RowScores(*self.columns(module, data, self._scores))
 
     def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:
@@ -228,5 +231,6 @@ def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, pr
         found = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
     whole = gather_nll(found, world)
     assert whole is not None
+    whole = replace(whole, nll_sum=whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0))
     shared = BatchNLL(*(getattr(whole, name).to(world.device) for name in BatchNLL.__slots__))
     return [replace(batch, batch_nll=shared) for batch in batches]

@@ -15,8 +15,9 @@ The global batch is the examples of all ranks in all micro-batches of the step. 
 weigh a token by its micro-batch, so both counts are known before the first backward. Every loss is also multiplied by
 the world size, because DDP and FSDP average gradients over ranks, but a sum is wanted.
 
-Nothing random has a state: order, pairs, lambdas and dropout are functions of (seed, step). Resume, log, checkpoints,
-callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the `StepResult`.
+Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of seed, step and layout.
+Resume, log, checkpoints, callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the
+`StepResult`.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class StepResult:
     ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
     ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
-    mu, mixup_mean            those of the plans
-    grad_norm      before clipping; if it or the loss is not finite, or nothing is counted, no weight has moved
+    mu, mixup_mean            those of the plans that mix
+    grad_norm      before clipping; if it or the loss is not finite, the step is skipped
     batches, plans this rank's micro-batches, and the plan of each, unnormalised
     nll            for each the NLL of its token rows [T], detached
     """
@@ -106,6 +107,11 @@ class StepResult:
     def skipped(self) -> bool:
         return not (math.isfinite(self.grad_norm) and math.isfinite(self.loss))
 
+    @property
+    def updates(self) -> bool:
+        """True if the weights move. Where nothing is counted there is no gradient, and AdamW would go on without."""
+        return not self.skipped and (self.ntp_count > 0 or (self.mixup_count > 0 and self.mixup_mean == "own"))
+
 
 def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> StepResult:
     """Train on one global batch: the `units` of all ranks, step number `step` (from 0). All ranks call it together."""
@@ -123,8 +129,11 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     # 2. plans
     plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
-    own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), problem is not None]
-    ntp_count, mixup_count, broken = world.sum(own)
+    mixed_own = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
+    own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), mixed_own, problem is not None]
+    mu_of_ranks = [0.0] * world.size  # a rank, or a micro-batch, may be without pairs, and its plan without mu
+    mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
+    ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*own, *mu_of_ranks])
     if broken:
         refuse(problem, world)
 
@@ -138,13 +147,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
 
     loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
     # 5. clip and update
-    norm = clip_gradients(module, options.max_grad_norm)
-    counted = ntp_count > 0 or (mixup_count > 0 and plans[0].mixup_mean == "own")  # else AdamW goes on without gradient
-    if counted and math.isfinite(norm) and math.isfinite(loss):  # all are of all ranks, so every rank decides the same
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-    return StepResult(
+    done = StepResult(
         loss=loss / world.size,  # each rank's loss was multiplied by it
         ntp=ntp / ntp_count if ntp_count else 0.0,
         mixup=mixup / mixup_count if mixup_count else 0.0,
@@ -152,14 +155,18 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         mixup_count=mixup_count,
         ntp_tokens=int(ntp_tokens),
         mixup_tokens=int(mixup_tokens),
-        mu=plans[0].mu,
-        mixup_mean=plans[0].mixup_mean,
+        mu=max(mu_of_ranks),
+        mixup_mean="ntp" if mixup_count > mixed_own else "own",
         learning_rate=rate,
-        grad_norm=norm,
+        grad_norm=clip_gradients(module, options.max_grad_norm),
         batches=batches,
         plans=plans,
         nll=nll,
     )
+    if done.updates:  # by numbers of all ranks, so every rank decides the same
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return done
 
 
 # --------------------------------------------------------------------------------------- 1. micro-batches

@@ -148,6 +148,11 @@ class Global(base.PairSampler):
         return np.stack([np.random.permutation(rows) for rows in (split.confident, split.unconfident)], axis=1)
 
 
+class NoPairs(base.PairSampler):
+    def pairs(self, split, scores, *, epoch, seed):
+        return np.empty((0, 2), dtype=np.int64)
+
+
 class MeanOfMeans(NTP):
     """Each micro-batch counts the same, however many tokens it has: a mean of means."""
 
@@ -257,6 +262,7 @@ def slow(*case):
         ("PairSampler", Reversed(), "column 0 of a pair must be the more confident"),
         slow("PairSampler", Remembers(), "asked alone gives something else"),
         slow("PairSampler", Global(), "global random state"),
+        ("PairSampler", NoPairs(), "no input gave a pair"),
         ("Objective", MeanOfMeans(), "cut into micro-batches"),
         ("Objective", LambdaByPlace(), "cut into micro-batches"),
         ("Objective", TrainsRepeats(), "repeated slot"),

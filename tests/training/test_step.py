@@ -14,6 +14,7 @@ import torch
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import IRDRO, NTP, SFTMix
 from sftmix.components.base import Objective
@@ -281,10 +282,11 @@ def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(mode
     assert not any(n.requires_grad for n in done.nll)
 
 
-def test_a_step_without_a_finite_gradient_moves_nothing(model):
+@pytest.mark.parametrize("objective", [NTP(), IRDRO(), IRDRO(tau=1e-3)])
+def test_a_step_without_a_finite_gradient_moves_nothing(model, objective):
     model.get_input_embeddings().weight.data[int(DATA[7].input_ids[0])] = float("inf")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    done = one_step(model, NTP(), rate=0.125)
+    done = one_step(model, objective, rate=0.125)
     assert done.skipped
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
@@ -303,6 +305,17 @@ def test_a_step_in_which_no_token_counts_moves_nothing(model, objective, mixed):
     done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
     assert (done.ntp_count, done.mixup_count, done.loss, done.skipped) == (0, mixed, 0, False)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+class OneForAll(NTP):
+    def plan(self, batch, **given):
+        return replace(super().plan(batch, **given), row_weight=lambda nll, entropy: nll.mean())
+
+
+def test_a_rule_must_give_each_token_a_weight(model):
+    told = r"objective OneForAll returned a rule as row_weight that gives float32\[\] for \d+ tokens; allowed: "
+    with pytest.raises(ConfigError, match=told):
+        one_step(model, OneForAll(), rate=0.125)
 
 
 def test_the_norm_of_a_million_gradients_is_exact_in_float32():

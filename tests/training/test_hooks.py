@@ -1,0 +1,164 @@
+"""What callbacks return and read in the loop: the same in a resumed run, on every rank, in any order of theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.errors import Stopped
+from sftmix.common.world import World
+from sftmix.components import Callback, EarlyStopping, Evaluate
+from sftmix.components.base import CallbackResult
+from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP, ContractError
+from sftmix.options import CheckpointOptions
+from sftmix.training.loop import StageResult, train
+from sftmix.training.scoring import Scorer
+from tests.forked import on_ranks
+from tests.toy import logged, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
+BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * 3
+
+
+class Interrupt(Callback):
+    observer = True
+
+    def __init__(self, *, step: int):
+        self.step = step
+
+    def on_step_end(self, state):
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AtTheEnds(Callback):
+    """Says at the end of the stage what its last step was, and keeps what it saw at the start."""
+
+    observer = True
+
+    def on_stage_start(self, state):
+        self.seen = dict(state.metrics)
+
+    def on_stage_end(self, state):
+        return CallbackResult({"last_loss": state.metrics["loss"], "last_at": state.metrics["step"]})
+
+
+class EvaluateAtStart(Callback):
+    observer = True
+
+    def on_stage_start(self, state):
+        return CallbackResult(state.evaluate())
+
+
+def trained(place: Path, callbacks: list[Callback], *, world: World | None = None, best: bool = False) -> StageResult:
+    world = world or World()
+    more = {"scorer": Scorer(world=world), "eval_data": DATA, "callbacks": callbacks}
+    checkpoint = CheckpointOptions(every=100, keep_best=best)
+    return train(toy_stage(place, BATCHES, data=DATA, checkpoint=checkpoint, **more), world)
+
+
+def test_the_end_of_a_stage_has_the_metrics_of_its_last_step_after_a_resume(tmp_path):
+    with pytest.raises(Stopped):
+        trained(tmp_path, [Interrupt(step=6)])
+    for _ in range(2):
+        watch = AtTheEnds()
+        figures = trained(tmp_path, [watch]).figures
+        last = logged(tmp_path)[-1]
+        assert (figures["last_loss"], figures["last_at"]) == (last["loss"], 6)
+        assert watch.seen == {name: value for name, value in last.items() if name != "rows"}
+
+
+def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
+    """The NLL stays as it is, so a further evaluation would end the training earlier."""
+
+    def all_of_them(*more: Callback) -> list[Callback]:
+        return [EvaluateAtStart(), Evaluate(every=2), EarlyStopping(patience=3, min_delta=0.01), *more]
+
+    def evaluations(place: Path) -> list[tuple[int, float]]:
+        return [(line["step"], line["eval_nll"]) for line in logged(place) if "eval_nll" in line]
+
+    whole = trained(tmp_path / "whole", all_of_them()).figures
+    with pytest.raises(Stopped):
+        trained(tmp_path / "parts", all_of_them(Interrupt(step=1)))
+    parts = trained(tmp_path / "parts", all_of_them()).figures
+    assert [step for step, _ in evaluations(tmp_path / "whole")] == [1, 2, 4, 6]
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+    assert (parts["steps"], parts["stopped_by"]) == (whole["steps"], whole["stopped_by"])
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
+    """The NLL stays as it is. Before the callback that evaluates, it hears of an evaluation a step later."""
+    both = [Evaluate(every=2), EarlyStopping(patience=1, min_delta=0.01)]
+    figures = trained(tmp_path, both[::-1] if first else both).figures
+    assert (figures["steps"], figures["stopped_by"]) == (5 if first else 4, "EarlyStopping")
+
+
+class OfAnotherProgram(Callback):
+    """Tells on one rank alone the NLL that another program has measured."""
+
+    observer = True
+
+    def __init__(self, *, rank: int, of: World):
+        self.tells = rank == of.rank
+
+    def on_step_end(self, state):
+        return CallbackResult({"eval_nll": abs(state.step - 4.0)}) if self.tells else None
+
+
+def check_best(world: World, directory: str) -> None:
+    """What rank 0 logs decides which weights are the best, and where none is told, the last ones are evaluated."""
+    for rank, step in ((0, 4), (1, 6)):
+        place = Path(directory, f"{rank}")
+        trained(place, [OfAnotherProgram(rank=rank, of=world)], world=world, best=True)
+        assert [path.name for path in (place / "best").iterdir()] == [f"step-{step:08d}"]
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_path):
+    on_ranks(check_best, str(tmp_path))
+
+
+class Telling(Callback):
+    observer = True
+
+    def __init__(self, *, hook: str, name: str):
+        setattr(self, hook, lambda state: CallbackResult({name: 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [("on_stage_start", "loss"), ("on_step_end", "step"), ("on_epoch_end", "rows"), ("on_stage_end", "steps")],
+)
+def test_a_callback_cannot_take_a_name_of_the_loop(tmp_path, hook, name):
+    told = rf"callbacks Telling returned the metric {name} from {hook}\(\); allowed: .*; rename it, as my_{name}$"
+    with pytest.raises(ContractError, match=told):
+        trained(tmp_path, [Telling(hook=hook, name=name)])
+
+
+def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
+    done = trained(tmp_path, [])
+    assert logged(tmp_path)[0].keys() == OWN_OF_STEP
+    assert done.figures.keys() == OWN_OF_STAGE
+
+
+class ScoresSome(Callback):
+    observer = True
+
+    def on_step_end(self, state):
+        self.found = [state.score(rows) for rows in ([], np.empty(0, np.int64), [2, 0])]
+
+
+def test_rows_are_scored_by_any_list_of_them_an_empty_one_too(tmp_path):
+    callback = ScoresSome()
+    trained(tmp_path, [callback])
+    *none, some = callback.found
+    for scores in none:
+        columns = (scores.nll_sum, scores.n_tokens, scores.n_correct)
+        assert [(column.dtype.kind, column.shape) for column in columns] == [("f", (0,)), ("i", (0,)), ("i", (0,))]
+    assert some.n_tokens.tolist() == [int(DATA[row].target.sum()) for row in (2, 0)]
