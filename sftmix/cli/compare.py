@@ -24,7 +24,6 @@ from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import Parser
-from sftmix.config.schema import component_bases, is_group
 from sftmix.options import reference_lora
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
@@ -118,29 +117,21 @@ def _variant(
 ) -> tuple[RunConfig, list[str]]:
     """Read the configuration of one variant: its options over those of the files and the command line."""
     try:
-        own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
-        refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
-        if refused or own.configs:
-            raise ConfigError(f"{(refused or ['config'])[0]} is not an option of a variant: it is the table's")
-        return parse_variant(parser, own.options, base)
+        for key in options:
+            if (option := str(key).partition(".")[0].rstrip("+")) in (*OF_THE_TABLE, "config"):
+                raise ConfigError(f"{option} is not an option of a variant: it is the table's")
+        return parse_variant(parser, _plain(options), base)
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) as on the command line; a component with its class and options stays whole."""
-    for name, value in options.items():
-        key = f"{prefix}{name}"
-        nested = isinstance(value, Mapping) and "class_path" not in value
-        if nested and (is_group(key) or key.partition(".")[0] in component_bases()):
-            yield from _flat(value, f"{key}.")
-        else:
-            yield key, value
-
-
-def _word(value: Any) -> str:
-    """Return a value as a word of the command line."""
-    return value if isinstance(value, str) else json.dumps(value, default=jsonargparse.Namespace.as_dict)
+def _plain(value: Any) -> Any:
+    """Return a value with mappings in place of jsonargparse's own, which it makes of components in `variants`."""
+    if isinstance(value, jsonargparse.Namespace):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def listing(comparison: Comparison) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -68,9 +68,11 @@ def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Nam
     return instantiate(parser, parsed), parsed, notes
 
 
-def parse_variant(parser: Parser, options: Sequence[str], base: jsonargparse.Namespace) -> tuple[RunConfig, list[str]]:
+def parse_variant(
+    parser: Parser, options: Mapping[str, Any], base: jsonargparse.Namespace
+) -> tuple[RunConfig, list[str]]:
     """Return the configuration of the options over the parsed values `base`, and notes on their changes to it."""
-    parsed = _parse(parser, options, base)
+    parsed = apply_layer(parser, Layer("", options), base)
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, did_you_mean, told
-from sftmix.config.schema import single_as_list
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -103,7 +102,7 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     for name in _bases(values.pop(BASE, None), path):
         file = name if name.startswith(RECIPE) else str(path.parent / name)
         found += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place))
-    return [*found, Layer(_shown(path), single_as_list(values))]
+    return [*found, Layer(_shown(path), values)]
 
 
 def _read(path: Path) -> dict[str, Any]:

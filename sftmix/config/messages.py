@@ -93,20 +93,13 @@ def _ratio(one: str, other: str) -> float:
 # ------------------------------------------------------------------------ names, before anything is parsed
 
 
-def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), where: str = "") -> None:
+def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), prefix: str = "") -> None:
     """Raise ConfigError for an unknown option or component class, and for a group that is no mapping.
 
     values  the options of a file, as nested mappings
     own     options of the command beside those of a run
-    where   beginning of the message
+    prefix  of the group that they are in (`model.`)
     """
-    try:
-        _check_names(values, own, "")
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
-
-
-def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -> None:
     for name, value in values.items():
         key = f"{prefix}{name}"
         plain = key.rstrip("+")
@@ -115,8 +108,8 @@ def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -
         elif is_group(key):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{key}: {value!r} is not a group of options; write `{name}: {{option: value}}`")
-            _check_names(value, own, f"{key}.")
-        elif plain not in option_hints() and plain not in own and plain.partition(".")[0] not in component_bases():
+            refuse_unknown(value, own, f"{key}.")
+        elif plain not in option_hints() and plain not in own:
             if prefix:
                 raise ConfigError(unknown_option(key, option_hints()))
             inner = next(iter(value), None) if isinstance(value, Mapping) else None
@@ -133,6 +126,8 @@ def refuse_unknown_class(field: str, value: Any) -> None:
     base, hint = component_bases()[field], option_hints()[field]
     name = value.get("class_path") if isinstance(value, Mapping) else value
     may_be_null = types.NoneType in alternatives(hint)
+    if isinstance(value, Mapping) and name in _choices(hint):
+        raise ConfigError(f"{field}: {name} has no options; choose a class that has some: {_listed(base)}")
     if name in _choices(hint) or (isinstance(value, Mapping) and name is None):
         return
     if name is None:
@@ -194,7 +189,9 @@ def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
         listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
-        if value.startswith("NestedArg"):  # jsonargparse's form of `--objective.mu.start 0`
+        if value.startswith(
+            ("NestedArg", "{'init_args'")
+        ):  # `--objective.mu.start 0`, in a file `objective.mu.start: 0`
             return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
             return f"{key}: {reason}"

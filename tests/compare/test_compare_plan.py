@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Table:
     def make(*words: str, **keys: object) -> Comparison:
         path = tmp_path / "table.yaml"
         path.write_text(yaml.safe_dump({**COMPLETE, **keys}, sort_keys=False))
-        return comparison_of(sort_arguments(["--config", str(path), *words], list(vars(TableOptions()))))
+        return comparison_of(sort_arguments(["--config", str(path), *words], ["variants", *vars(TableOptions())]))
 
     return make
 
@@ -63,6 +63,24 @@ def test_a_variant_is_its_options_over_those_of_all(table: Table) -> None:
     assert made.contrasts == [("base", "NTP"), ("mu", "NTP"), ("whole", "NTP")]
     assert made.options_of("mu")["training.epochs"] == 5.0
     assert "training.epochs" in made.options_of("NTP")
+
+
+def test_a_variant_takes_its_options_as_a_file_does_and_leaves_the_others_alone(table: Table) -> None:
+    variants = {
+        "added": {"callbacks+": "MeasureMixing", "callbacks.every": 3},
+        "nested": {"splitter.levels": 6, "splitter": {"class_path": "Quantile"}},
+        "rows": {"data.train+": "b.json"},
+        "base": {},
+    }
+    added, nested, rows, base = table(variants=variants).variants.values()
+    assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
+    assert nested.splitter.spec()["init_args"]["levels"] == 6
+    assert rows.data.train == ["a.json", "b.json"]
+    assert (base.data.train, [type(c).__name__ for c in base.callbacks]) == (["a.json"], ["Evaluate"])
+    with pytest.raises(ConfigError, match=r"variant a: `objective.mu: 1` and `objective: \{mu: 2\}` give one option"):
+        table(variants={"a": {"objective.mu": 1, "objective": {"mu": 2}}})
+    given = "{a: {objective: {class_path: SFTMix, init_args: {mu: {class_path: Constant, init_args: {value: 1}}}}}}"
+    assert table("--variants", given).variants["a"].objective.spec()["init_args"]["mu"]["class_path"]
 
 
 def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> None:
@@ -171,7 +189,9 @@ def test_nothing_is_announced_where_nothing_is_tested(table: Table) -> None:
         ({"variants": {"a": {"objective": "NTPP"}}}, [], ["variant a", "objective", "Did you mean NTP?"]),
         ({"variants": {"a": {"seed": 3}}}, [], ["variant a", "seed is not an option of a variant"]),
         ({"variants": {"a": {"out": "x"}}}, [], ["variant a", "out is not an option of a variant"]),
-        ({"variants": {"a": {"config": "x.yaml"}}}, [], ["variant a"]),
+        ({"variants": {"a": {"config": "x.yaml"}}}, [], ["variant a: config is not an option of a variant"]),
+        ({"variants": {"a": {"print_config": ""}}}, [], ["variant a: unknown option print_config"]),
+        ({"variants": {"a": {"help": "data"}}}, [], ["variant a: unknown option help"]),
         ({"variants": {"a": 3}}, [], ["variant a", "3 is not a mapping"]),
         ({"variants": {"a": {"objective.mu": -1}}}, [], ["variant a", "mu is -1"]),
         ({"variants": {"a": {"training": {"epochs": -1}}, "b": {"pairing": None}}}, [], ["2 problems", "a:", "b:"]),
