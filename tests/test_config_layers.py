@@ -47,6 +47,19 @@ def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
     assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
 
 
+def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write: Write) -> None:
+    write("dc.yaml", "training: {learning_rate: 1e-5, epochs: 1}\n")
+    da = write("da.yaml", "base: dc.yaml\ntraining: {learning_rate: 5e-4}\n")
+    db = write("db.yaml", "base: dc.yaml\ntraining: {eps: 1e-6}\n")
+    both = write("both.yaml", "base: [da.yaml, db.yaml]\n")
+    assert [Path(layer.name).name for layer in read_layers(both)] == ["dc.yaml", "da.yaml", "db.yaml", "both.yaml"]
+    for words in (["--config", str(both)], ["--config", str(da), "--config", str(db)]):
+        training = on_the_command_line(*words)[0].training
+        assert (training.learning_rate, training.eps, training.epochs) == (5e-4, 1e-6, 1.0)
+    named = on_the_command_line("--config", str(da), "--config", str(da.parent / "dc.yaml"))[0]
+    assert named.training.learning_rate == 1e-5  # no base here: it was asked for, and last
+
+
 def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped_with_a_note(write: Write) -> None:
     write("a.yaml", "objective: {class_path: SFTMix, init_args: {mu: 0.4, alpha: 2}}\n")
     same = write("same.yaml", "base: a.yaml\nobjective: {class_path: SFTMix, init_args: {mu: 0.1}}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -86,8 +87,9 @@ def print_config(parser: Parser, parsed: jsonargparse.Namespace, flags: str) -> 
 
 def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[Layer]:
     """Yield every layer of the files, in the order in which they apply."""
+    applied = set[Path]()
     for config in configs:
-        layers = read_layers(config)
+        layers = read_layers(config, applied)
         if OF_COMPARE not in parser.own:
             refuse_table(layers)
         yield from layers
