@@ -19,12 +19,13 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
-from sftmix.compare.plan import OF_THE_TABLE
+from sftmix.compare.plan import OF_THE_TABLE, Cell
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import Parser
-from sftmix.options import reference_lora
+from sftmix.pipeline.identity import Known, reference_inputs
+from sftmix.pipeline.stages import stages_needed
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -35,6 +36,8 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 _FLAG_LIST = "--list=true"
+_NOT_TRAINED_ON = ("eval", "num_proc", "cache_dir")
+"""Options of data that decide nothing about the training rows."""
 _METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
 _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
@@ -142,8 +145,8 @@ def listing(comparison: Comparison) -> list[str]:
     lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {place}"]
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
-    needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]
-    references = len({_reference_key(comparison.variants[cell.variant], cell.plain) for cell in needing})
+    needing = [cell for cell in cells if "reference" in stages_needed(comparison.variants[cell.variant], "train")]
+    references = len({_reference_of(cell) for cell in needing})
     # A selector may draw by the seed or not, which only its rows can tell.
     selected = any(not isinstance(comparison.variants[cell.variant].selector, All) for cell in needing)
     most = " at most" if selected else ""
@@ -153,21 +156,15 @@ def listing(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _needs_reference(config: RunConfig) -> bool:
-    uses_confidence = config.resolved_pairing() is not None and config.splitter.needs_confidence
-    return uses_confidence and not config.reference.single_run
-
-
-def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
-    """Return the options that decide the reference of a cell, as far as they are known before rows are read."""
-    seed = plain["seed"]
-    drawn_by = seed if plain["data"]["seed"] is None else plain["data"]["seed"]
-    rows = {**plain["data"], "seed": drawn_by if config.data.drawn else None}
-    parts = [rows, plain["model"]["path"], plain["reference"]]
-    if not isinstance(config.selector, All):
-        parts += [plain["selector"], seed]
+def _reference_of(cell: Cell) -> str:
+    """Return what decides the reference of a cell: the inputs of the stage, and what stands for rows and weights."""
+    config = cell.config()
+    rows = {key: value for key, value in vars(config.data).items() if key not in _NOT_TRAINED_ON}
+    drawn_by = config.seed if config.data.seed is None else config.data.seed
+    rows["seed"] = drawn_by if config.data.drawn else None
+    selected = None if isinstance(config.selector, All) else [config.selector.spec(), config.seed]
     if config.reference.trains:
-        own = {k: v for k, v in (plain["reference"]["init_args"].get("training") or {}).items() if v is not None}
-        lora = dataclasses.asdict(reference_lora(config.model, getattr(config.reference, "model", None)))
-        parts += [{**plain["training"], **own}, own.get("seed", seed), lora if lora["r"] else None]
-    return json.dumps(parts, sort_keys=True, default=str)
+        inputs = reference_inputs(Known(config))
+    else:  # the files of one that is read are not looked for
+        inputs = {**config.reference.spec(), "by": [config.training.precision, config.model.attention]}
+    return json.dumps([rows, config.model.path, selected, inputs], sort_keys=True, default=lambda unknown: None)

@@ -161,6 +161,10 @@ def test_the_listing_counts_what_is_shared(table: Table) -> None:
     assert listing(table(*file, variants={"a": {}}))[-1] == "references: 1, used by 2 runs"  # no seed chooses rows
     seeded = listing(table(*file, variants={"a": {}, "b": {"data.seed": 7}}))
     assert seeded[-1] == "references: 1, used by 4 runs"
+    computed = {"default": {}, "eager": {"model.attention": "eager"}, "small": {"training.micro_batch_size": 2}}
+    assert listing(table(variants=computed))[-1] == "references: 2, used by 6 runs"  # no input is a layout
+    optimizers = {"a": {}, "b": {"optimizer": {"class_path": "AdamW"}}, "c": {"data.num_proc": 2}}
+    assert listing(table(variants=optimizers))[-1] == "references: 1, used by 6 runs"
     fresh = listing(table("--fresh_reference", "true", variants={"a": {}, "b": {"objective.mu": 1}}))
     assert fresh[-1] == "references: 2, used by 4 runs"
 
