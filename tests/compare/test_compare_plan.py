@@ -180,6 +180,30 @@ def test_too_few_seeds_for_the_planned_contrasts_are_announced(
     assert table("--seeds", str(list(range(needed))), variants=variants).warnings() == []
 
 
+def test_a_variant_that_ignores_a_component_says_so_once(table: Table) -> None:
+    made = table(variants={"NTP": {"objective": "NTP"}, "drawn": {"splitter": "RandomSplit"}}, splitter="Quantile")
+    assert [line for line in made.warnings() if "not used" in line] == [
+        "note: variant NTP: not used by this run: splitter Quantile; no examples are paired (pairing null, or an "
+        "objective that does not mix)",
+    ]
+
+
+def test_a_contrast_of_a_training_with_itself_is_named(tmp_path: Path) -> None:
+    """Two variants whose options decide nothing about the target's training: one adopts the other's."""
+    comparison = table_of(tmp_path, "AB", 2, metric="x")
+    for cell in comparison.cells:
+        options = {"global_batch_size": 8, "epochs": 3.0, "max_steps": None}
+        write_json(cell.path / "train" / "inputs.json", {"data": {}, "seed": cell.seed, "training": options})
+    table = build_table(comparison, [result_of(cell, {"x": 1.0}) for cell in comparison.cells])
+    assert table["contrasts"][0]["same_training"] is True
+    assert "- **B and A are the same training: " in markdown(table)
+    changed = {"data": {}, "seed": 2, "training": {**options, "eps": 1}}
+    write_json(tmp_path / "B" / "seed-2" / "train" / "inputs.json", changed)
+    table = build_table(comparison, [result_of(cell, {"x": 1.0}) for cell in comparison.cells])
+    assert table["contrasts"][0]["same_training"] is False
+    assert "same training" not in markdown(table)
+
+
 def test_nothing_is_announced_where_nothing_is_tested(table: Table) -> None:
     assert table(variants={"a": {}}).warnings() == []
 
