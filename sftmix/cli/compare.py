@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -23,6 +23,7 @@ from sftmix.compare.plan import OF_THE_TABLE, Cell
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.messages import EXAMPLES
+from sftmix.config.nested import nested, place_of
 from sftmix.config.read import Parser
 from sftmix.pipeline.identity import Known, reference_inputs
 from sftmix.pipeline.stages import stages_needed
@@ -35,6 +36,7 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
+_ABSENT = object()
 _FLAG_LIST = "--list=true"
 _NOT_TRAINED_ON = ("eval", "num_proc", "cache_dir")
 """Options of data that decide nothing about the training rows."""
@@ -78,11 +80,12 @@ def comparison_of(given: Arguments) -> Comparison:
     base, parsed, notes = parse(parser, given)
     for note in notes:
         say(f"note: {note}")
-    variants = {}
-    for name, changed in _variants(parsed.variants):
+    variants, own = {}, {name: _plain(options) for name, options in _variants(parsed.variants)}
+    for name, changed in own.items():
         variants[name], changes = _variant(parser, name, changed, parsed)
         for note in changes:
             say(f"note: variant {name}: {note}")
+    _refuse_without_effect(given.options, [nested(options) for options in own.values()], base, variants.values())
     if given.print_config is not None:
         print_config(parser, parsed, given.print_config)
     options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
@@ -123,7 +126,7 @@ def _variant(
         for key in options:
             if (option := str(key).partition(".")[0].rstrip("+")) in (*OF_THE_TABLE, "config"):
                 raise ConfigError(f"{option} is not an option of a variant: it is the table's")
-        return parse_variant(parser, _plain(options), base)
+        return parse_variant(parser, options, base)
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
 
@@ -135,6 +138,36 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _refuse_without_effect(
+    given: Sequence[str], own: Sequence[Mapping[str, Any]], base: RunConfig, variants: Collection[RunConfig]
+) -> None:
+    """Raise ConfigError for an option of the command line that every variant sets to something else.
+
+    own  the nested options of each variant
+    """
+    found, configs = base.plain(), [config.plain() for config in variants]
+    for option in given:
+        key, _, value = option[2:].partition("=")
+        place = place_of(key.rstrip("+"))
+        wanted = _at(found, place)
+        if all(_at(options, place) is not _ABSENT for options in own) and wanted not in [
+            _at(c, place) for c in configs
+        ]:
+            raise ConfigError(
+                f"--{key} {value} has no effect: every variant sets {key} itself; change it in `variants`, or leave "
+                "it out"
+            )
+
+
+def _at(values: Any, place: Sequence[str]) -> Any:
+    """Return what stands at a place of nested options, or _ABSENT; of a component its class."""
+    for part in place:
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values.get("class_path", _ABSENT) if isinstance(values, Mapping) else values
 
 
 def listing(comparison: Comparison) -> list[str]:

@@ -109,16 +109,20 @@ def _holds_options(key: str, value: Mapping[str, Any]) -> bool:
 
 def _tree(option: _Given) -> tuple[str, Any]:
     """Return an option as the key at the top, and the value there in nested mappings."""
-    names, value = option
-    parts = ".".join(names).split(".")
-    if parts[0] in component_bases() and len(parts) > 1:
-        inner = parts[1:] if parts[1] in _SPEC else [_ARGS, *parts[1:]]
-        parts = [_OF_LAST.format(parts[0]) if parts[0] in list_options() else parts[0], *inner]
-    elif not is_group(parts[0]):
-        parts = [".".join(parts)]  # unknown, and refused by its whole name
-    for part in reversed(parts[1:]):
+    first, *inner = place_of(".".join(option[0]))
+    value = option[1]
+    for part in reversed(inner):
         value = {part: value}
-    return parts[0], value
+    return first, value
+
+
+def place_of(key: str) -> list[str]:
+    """Return the keys under which an option stands in nested options: `objective.mu` -> objective, init_args, mu."""
+    first, *inner = key.split(".")
+    if first in component_bases() and inner:
+        name = _OF_LAST.format(first) if first in list_options() else first
+        return [name, *([] if inner[0] in _SPEC else [_ARGS]), *inner]
+    return [first, *inner] if is_group(first) else [key]  # an unknown one is refused by its whole name
 
 
 def _merged(one: Any, other: Any, name: str) -> Any:
