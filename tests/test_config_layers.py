@@ -75,6 +75,19 @@ def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped
     assert "puts NTP in place of SFTMix; dropped mu=0.4, alpha=2" in notes[0]
 
 
+def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write) -> None:
+    file = write("a.yaml", "reference.training: {learning_rate: 1e-3}\nreference.model: {path: a, lora: {r: 3}}\n")
+    words = ("learning_rate", "1e-6"), ("epochs", "2")
+    config, _ = on_the_command_line(
+        *("--config", str(file), "--reference.model.path", "b", "--reference.model.lora.lora_alpha", "4"),
+        *(word for name, value in words for word in (f"--reference.training.{name}", value)),
+    )
+    options = config.reference.spec()["init_args"]
+    assert (options["training"]["learning_rate"], options["training"]["epochs"]) == (1e-6, 2.0)
+    model = options["model"]
+    assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
+
+
 def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
     mine = write("mine.yaml", "base: recipe:quickstart\ntraining: {epochs: 1}\n")
     whole = read_config(config_file("recipe:quickstart"))

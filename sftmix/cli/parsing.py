@@ -99,9 +99,22 @@ def _parse(parser: Parser, options: Sequence[str], over: jsonargparse.Namespace)
     """Apply options of the command line over parsed values."""
     try:
         with own_modules():
-            return parser.parse_args(list(options), namespace=over.clone())
+            return parser.parse_args(list(options), namespace=_with_plain_groups(over.clone()))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(explain(str(error), parser.own)) from error
+
+
+def _with_plain_groups(parsed: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    """Return parsed values with mappings for the groups of components (`reference.training`).
+
+    jsonargparse takes its own form of a group, which has no class_path, for no value of the option that holds it.
+    """
+    for name in component_bases().keys() - list_options():
+        spec = parsed[name]
+        options = vars(spec.init_args) if isinstance(spec, jsonargparse.Namespace) and spec.get("init_args") else {}
+        groups = {k: v for k, v in options.items() if isinstance(v, jsonargparse.Namespace) and "class_path" not in v}
+        options.update({key: group.as_dict() for key, group in groups.items()})
+    return parsed
 
 
 def _changes(before: Any, after: Any, by: str) -> Iterator[str]:
