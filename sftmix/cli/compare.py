@@ -110,6 +110,10 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
         )
     for name, options in given.items():
+        if name is None or isinstance(name, bool):
+            raise ConfigError(
+                f"variants: a name is {name!r} to YAML; put it in quotes, or choose another (`no` is False)"
+            )
         options = {} if options is None else options
         if not isinstance(options, Mapping):
             raise ConfigError(

@@ -158,7 +158,9 @@ class Comparison:
         if not names:
             yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
         for name in names:
-            if not _NAME.fullmatch(name) or name in TABLES:
+            if name in (*TABLES, CONFIGURATION, "STATUS.json"):
+                yield f"variants: {name!r} is a file of the table's directory; choose another name"
+            elif not _NAME.fullmatch(name):
                 yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"
         if not options.seeds or len(set(options.seeds)) < len(options.seeds):
             yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"
