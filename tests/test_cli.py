@@ -375,6 +375,14 @@ def test_a_name_that_no_file_can_have_is_refused(run: Run, argv: list[str]) -> N
     assert run(*argv) == (2, "", f"error: {LONG!r} cannot be read: File name too long\n")
 
 
+def test_a_run_is_not_put_among_the_cells_of_a_table(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "compare.yaml").write_text("variants: {}")
+    code, out, err = run("run", "--model.path", "m", "--data.train", "a.json", "--out", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert err == f"error: out: {tmp_path} holds a table of `compare` (compare.yaml); choose another --out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.yaml"]
+
+
 def raising(error: BaseException) -> Command:
     def body(argv: object) -> None:
         raise error

@@ -82,6 +82,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     own = SCORES if name == "confidence" else ()
     config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
     validate(config)
+    _refuse_table(config.out or "")
     if own:
         check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
@@ -97,6 +98,14 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     after_stage(config, until, parsed)
+
+
+def _refuse_table(out: str) -> None:
+    """Raise ConfigError for the directory of a table: the files of a run would lie among its cells."""
+    from sftmix.compare.plan import CONFIGURATION
+
+    if os.path.exists(os.path.join(out, CONFIGURATION)):
+        raise ConfigError(f"out: {out} holds a table of `compare` ({CONFIGURATION}); choose another --out")
 
 
 def _preview(argv: Sequence[str]) -> None:
