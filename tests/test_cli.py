@@ -332,57 +332,6 @@ def test_quickstart_leaves_foreign_directories_alone(run: Run, tmp_path: Path) -
     assert (code, "seed 42, not 7" in err) == (2, True)
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["quickstart", "--out", "a_file/x"],
-        ["export", "r", "--to", "a_file/x/y"],
-        ["report", "r", "--to", "a_file/x.html"],
-        ["generate", "m", "--to", "a_file/x"],
-        ["evaluate", "m", "--tasks", "t", "--to", "a_file/x"],
-    ],
-)
-def test_a_place_below_a_file_cannot_be_written(
-    run: Run, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a_file").write_text("mine")
-    code, out, err = run(*argv)
-    assert (code, out) == (2, "")
-    assert err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file is a file; {IN_A_DIRECTORY}\n"
-    assert Path("a_file").read_text() == "mine"
-
-
-IN_A_DIRECTORY = "name a place in a directory"
-LONG = "x" * 300
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["chat", LONG],
-        ["chat", "m", "--beside", LONG],
-        ["generate", LONG, "--to", "a"],
-        ["generate", "m", "--to", "a", "--models", f"target,{LONG}"],
-        ["report", "m", LONG],
-        ["verify", LONG],
-        ["evaluate", LONG, "--tasks", "t"],
-        ["export", LONG, "--to", "a"],
-        ["track", LONG, "--to", "tensorboard"],
-    ],
-)
-def test_a_name_that_no_file_can_have_is_refused(run: Run, argv: list[str]) -> None:
-    assert run(*argv) == (2, "", f"error: {LONG!r} cannot be read: File name too long\n")
-
-
-def test_a_run_is_not_put_among_the_cells_of_a_table(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "compare.yaml").write_text("variants: {}")
-    code, out, err = run("run", "--model.path", "m", "--data.train", "a.json", "--out", str(tmp_path))
-    assert (code, out) == (2, "")
-    assert err == f"error: out: {tmp_path} holds a table of `compare` (compare.yaml); choose another --out\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["compare.yaml"]
-
-
 def raising(error: BaseException) -> Command:
     def body(argv: object) -> None:
         raise error
