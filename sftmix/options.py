@@ -155,6 +155,9 @@ class DataOptions(PlainFields):
         held_out, labels = (None if given is None else as_list(given) for given in (self.eval, self.labels))
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
+        for key, names in (("train", train), ("eval", held_out or [])):
+            if any(not name.strip() for name in names):  # as a path it would be the working directory
+                yield f"data.{key} has an empty name ({names}): name a file, directory or hub id (an unset variable?)"
         if held_out is not None and self.eval_fraction is not None:
             yield (
                 f"data.eval ({', '.join(held_out)}) and data.eval_fraction ({self.eval_fraction}) exclude each other: "

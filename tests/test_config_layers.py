@@ -13,7 +13,7 @@ from sftmix.cli.parsing import build_parser, parse
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import config_file, read_layers, recipes
-from sftmix.config.read import read_config
+from sftmix.config.read import from_plain, read_config
 from sftmix.data.rows import prepare
 from sftmix.options import DataOptions
 
@@ -47,6 +47,19 @@ def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
     assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
 
 
+def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write: Write) -> None:
+    write("dc.yaml", "training: {learning_rate: 1e-5, epochs: 1}\n")
+    da = write("da.yaml", "base: dc.yaml\ntraining: {learning_rate: 5e-4}\n")
+    db = write("db.yaml", "base: dc.yaml\ntraining: {eps: 1e-6}\n")
+    both = write("both.yaml", "base: [da.yaml, db.yaml]\n")
+    assert [Path(layer.name).name for layer in read_layers(both)] == ["dc.yaml", "da.yaml", "db.yaml", "both.yaml"]
+    for words in (["--config", str(both)], ["--config", str(da), "--config", str(db)]):
+        training = on_the_command_line(*words)[0].training
+        assert (training.learning_rate, training.eps, training.epochs) == (5e-4, 1e-6, 1.0)
+    named = on_the_command_line("--config", str(da), "--config", str(da.parent / "dc.yaml"))[0]
+    assert named.training.learning_rate == 1e-5  # no base here: it was asked for, and last
+
+
 def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped_with_a_note(write: Write) -> None:
     write("a.yaml", "objective: {class_path: SFTMix, init_args: {mu: 0.4, alpha: 2}}\n")
     same = write("same.yaml", "base: a.yaml\nobjective: {class_path: SFTMix, init_args: {mu: 0.1}}\n")
@@ -60,6 +73,19 @@ def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped
     assert read_config(other) == config
     assert len(notes) == 1
     assert "puts NTP in place of SFTMix; dropped mu=0.4, alpha=2" in notes[0]
+
+
+def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write) -> None:
+    file = write("a.yaml", "reference.training: {learning_rate: 1e-3}\nreference.model: {path: a, lora: {r: 3}}\n")
+    words = ("learning_rate", "1e-6"), ("epochs", "2")
+    config, _ = on_the_command_line(
+        *("--config", str(file), "--reference.model.path", "b", "--reference.model.lora.lora_alpha", "4"),
+        *(word for name, value in words for word in (f"--reference.training.{name}", value)),
+    )
+    options = config.reference.spec()["init_args"]
+    assert (options["training"]["learning_rate"], options["training"]["epochs"]) == (1e-6, 2.0)
+    model = options["model"]
+    assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
 
 
 def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
@@ -159,3 +185,63 @@ def test_a_key_that_stands_twice_is_refused(write: Write, text: str, told: str) 
     """YAML takes the last one: the options of the first block would be gone without a word."""
     with pytest.raises(ConfigError, match=told):
         read_config(write("twice.yaml", text))
+
+
+QUANTILE = {"splitter": {"class_path": "Quantile", "init_args": {"levels": 6}}}
+RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
+
+
+@pytest.mark.parametrize(
+    ("dotted", "nested"),
+    [
+        (
+            {"objective": "DecomposedMixup", "objective.mu": 0.4},
+            {"objective": {"class_path": "DecomposedMixup", "init_args": {"mu": 0.4}}},
+        ),
+        ({"training.max_steps": 3, "training": {"eps": 0.5}}, {"training": {"max_steps": 3, "eps": 0.5}}),
+        ({"splitter": "Quantile", "splitter.levels": 6}, QUANTILE),
+        ({"splitter.init_args.levels": 6, "splitter.class_path": "Quantile"}, QUANTILE),
+        ({"splitter": {"class_path": "Quantile"}, "splitter.levels": 6}, QUANTILE),
+        (
+            {"pairing": "LengthMatchedPairs", "pairing.window": 3},
+            {"pairing": {"class_path": "LengthMatchedPairs", "init_args": {"window": 3}}},
+        ),
+        (
+            {"objective.mu.start": 0, "objective.mu": "Linear", "objective": {"mu": {"init_args": {"end": 1}}}},
+            {"objective": {"init_args": {"mu": RAMP}}},
+        ),
+        ({"model": {"lora.r": 4}, "model.lora": {"bias": "all"}}, {"model": {"lora": {"r": 4, "bias": "all"}}}),
+        ({"data.train+": "b", "data": {"train": "a"}}, {"data": {"train": ["a", "b"]}}),
+        (
+            {"callbacks.every": 3, "callbacks+": "MeasureMixing"},
+            {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
+        ),
+        ({"callbacks.every": 3}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
+    ],
+)
+def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, object], nested: dict[str, object]) -> None:
+    for keys in (dotted, dict(reversed(dotted.items()))):
+        assert from_plain(keys) == from_plain(nested) != RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "training.max_steps: 3\ntraining: {max_steps: 5}\n",
+            "twice.yaml: `training.max_steps: 3` and `training: {max_steps: 5}` give one option two values",
+        ),
+        (
+            "objective: {class_path: SFTMix, init_args: {mu: 0.1}}\nobjective.mu: 0.2\n",
+            "`objective: {init_args: {mu: 0.1}}` and `objective.mu: 0.2` give one option two values",
+        ),
+        ("pairing: null\npairing.window: 3\n", "`pairing: null` and `pairing.window: 3` give one option two values"),
+        ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),
+        ("pairing.window: 3\n", "pairing is no PairSampler that has options; choose one first"),
+        ("callbacks: []\ncallbacks.every: 3\n", "callbacks is an empty list, so callbacks.every has no owner"),
+    ],
+)
+def test_an_option_has_one_value_and_an_owner(write: Write, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_config(write("twice.yaml", text))
+    assert told in str(error.value)

@@ -40,6 +40,9 @@ from sftmix.config.read import from_plain
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
             ["is not closed: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
         ),
+        (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
+        (["run", "--objective", "ntp"], ["no Objective 'ntp'. Did you mean NTP?"]),
+        (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
         (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is not closed", "list of 2 values"]),
     ],
 )
@@ -65,6 +68,29 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
             ["splitter.high: ", "is not allowed; allowed: text, a list"],
         ),
         ({"objective": ["NTP"]}, ["objective: ", "is not an Objective", "SFTMix"]),
+        ({"model": {"path": None}}, ["model.path is null, or has no value; allowed: text."]),
+        ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
+        ({"objective.mu": None}, ["objective.mu: null is not a number or a Schedule; there are "]),
+        (
+            {"objective": {"class_path": "SFTMix", "mu": 0.4}},
+            ["objective: put mu under init_args: {class_path: SFTMix, init_args: {mu: value}}"],
+        ),
+        (
+            {"objective": {"mu": {"class_path": "Linear", "start": 0, "end": 1}}},
+            ["objective.mu: put start, end under init_args: {class_path: Linear, init_args: {start: value}}"],
+        ),
+        (
+            {"objective": {"class_path": None}},
+            ["objective.class_path is null; leave it out, or write {class_path: CLASS, init_args: {option: value}}"],
+        ),
+        (
+            {"objective": {"class_path": "SFTMix", "init_args": None}},
+            ["objective.init_args is null; leave it out, or write {class_path: SFTMix, init_args: "],
+        ),
+        (
+            {"callbacks": {"Evaluate": {"every": 3}}},
+            ["{'Evaluate': {'every': 3}} names no class_path; write {class_path: Evaluate, init_args: {option: "],
+        ),
         ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
     ],
 )

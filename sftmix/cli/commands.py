@@ -82,6 +82,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     own = SCORES if name == "confidence" else ()
     config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
     validate(config)
+    _refuse_table(config.out or "")
     if own:
         check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
@@ -97,6 +98,14 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     after_stage(config, until, parsed)
+
+
+def _refuse_table(out: str) -> None:
+    """Raise ConfigError for the directory of a table: the files of a run would lie among its cells."""
+    from sftmix.compare.plan import CONFIGURATION
+
+    if os.path.exists(os.path.join(out, CONFIGURATION)):
+        raise ConfigError(f"out: {out} holds a table of `compare` ({CONFIGURATION}); choose another --out")
 
 
 def _preview(argv: Sequence[str]) -> None:
@@ -147,14 +156,42 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+_READ = ("run", "runs", "place", "beside", "models", "prompts", "read_blind", "key", "data_dir", "shots", "test")
+"""Options that name what is read: files, directories, or ids of the hub; several with commas between them."""
+
+
 def _parsed(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the words of a command; raise ConfigError where the place to write has a name that leads elsewhere."""
+    """Parse the words of a command; raise ConfigError for names that cannot be read, and places not to be written."""
     given = parser.parse_args(argv)
+    for option in _READ:
+        names = getattr(given, option, None) or ()
+        for name in names.split(",") if isinstance(names, str) else names:
+            _refuse_unreadable(name)
     for option in ("to", "out"):
-        place = getattr(given, option, None) or ""
-        if problem := path_problem(place):
+        place = getattr(given, option, None)
+        if place and (problem := path_problem(place) or _unwritable(Path(place))):
             raise ConfigError(f"--{option}: {place!r} {problem}")
     return given
+
+
+def _refuse_unreadable(name: str) -> None:
+    """Raise ConfigError for a name that no file can have; nothing may have it, since a hub may know it."""
+    try:
+        os.stat(name.strip())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(f"{name!r} cannot be read: {error.strerror}") from None
+
+
+def _unwritable(place: Path) -> str | None:
+    """Return why nothing can be written at a place, or None."""
+    there = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
+    if there != place and not there.is_dir():
+        return f"cannot be written: {there} is a file; name a place in a directory"
+    if not os.access(there, os.W_OK):
+        return f"cannot be written: {there} is not yours to write; name another place"
+    return None
 
 
 def _quickstart(argv: Sequence[str]) -> None:
@@ -255,6 +292,7 @@ It reads files only, so it works while a run goes on, after it has ended, and wh
     parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
     parser.add_argument("--project", metavar="NAME", help="project of the tracker [sftmix]; tensorboard has none")
     given = parser.parse_args(argv)
+    _refuse_unreadable(given.run)
     tracker = tracker_class(given.to)
     if given.project is not None and given.to == "tensorboard":
         raise ConfigError(f"--project is {given.project}, but tensorboard has no projects; leave it out")

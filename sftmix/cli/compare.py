@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -19,13 +19,14 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
-from sftmix.compare.plan import OF_THE_TABLE
+from sftmix.compare.plan import OF_THE_TABLE, Cell
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.messages import EXAMPLES
+from sftmix.config.nested import nested, place_of
 from sftmix.config.read import Parser
-from sftmix.config.schema import component_bases, is_group
-from sftmix.options import reference_lora
+from sftmix.pipeline.identity import Known, reference_inputs
+from sftmix.pipeline.stages import stages_needed
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -35,7 +36,10 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
+_ABSENT = object()
 _FLAG_LIST = "--list=true"
+_NOT_TRAINED_ON = ("eval", "num_proc", "cache_dir")
+"""Options of data that decide nothing about the training rows."""
 _METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
 _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
@@ -76,11 +80,12 @@ def comparison_of(given: Arguments) -> Comparison:
     base, parsed, notes = parse(parser, given)
     for note in notes:
         say(f"note: {note}")
-    variants = {}
-    for name, changed in _variants(parsed.variants):
+    variants, own = {}, {name: _plain(options) for name, options in _variants(parsed.variants)}
+    for name, changed in own.items():
         variants[name], changes = _variant(parser, name, changed, parsed)
         for note in changes:
             say(f"note: variant {name}: {note}")
+    _refuse_without_effect(given.options, [nested(options) for options in own.values()], base, variants.values())
     if given.print_config is not None:
         print_config(parser, parsed, given.print_config)
     options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
@@ -105,6 +110,10 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
         )
     for name, options in given.items():
+        if name is None or isinstance(name, bool):
+            raise ConfigError(
+                f"variants: a name is {name!r} to YAML; put it in quotes, or choose another (`no` is False)"
+            )
         options = {} if options is None else options
         if not isinstance(options, Mapping):
             raise ConfigError(
@@ -118,29 +127,51 @@ def _variant(
 ) -> tuple[RunConfig, list[str]]:
     """Read the configuration of one variant: its options over those of the files and the command line."""
     try:
-        own = sort_arguments([f"--{key}={_word(value)}" for key, value in _flat(options)])
-        refused = [key for key in OF_THE_TABLE if any(option.startswith(f"--{key}=") for option in own.options)]
-        if refused or own.configs:
-            raise ConfigError(f"{(refused or ['config'])[0]} is not an option of a variant: it is the table's")
-        return parse_variant(parser, own.options, base)
+        for key in options:
+            if (option := str(key).partition(".")[0].rstrip("+")) in (*OF_THE_TABLE, "config"):
+                raise ConfigError(f"{option} is not an option of a variant: it is the table's")
+        return parse_variant(parser, options, base)
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) as on the command line; a component with its class and options stays whole."""
-    for name, value in options.items():
-        key = f"{prefix}{name}"
-        nested = isinstance(value, Mapping) and "class_path" not in value
-        if nested and (is_group(key) or key.partition(".")[0] in component_bases()):
-            yield from _flat(value, f"{key}.")
-        else:
-            yield key, value
+def _plain(value: Any) -> Any:
+    """Return a value with mappings in place of jsonargparse's own, which it makes of components in `variants`."""
+    if isinstance(value, jsonargparse.Namespace):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _word(value: Any) -> str:
-    """Return a value as a word of the command line."""
-    return value if isinstance(value, str) else json.dumps(value, default=jsonargparse.Namespace.as_dict)
+def _refuse_without_effect(
+    given: Sequence[str], own: Sequence[Mapping[str, Any]], base: RunConfig, variants: Collection[RunConfig]
+) -> None:
+    """Raise ConfigError for an option of the command line that every variant sets to something else.
+
+    own  the nested options of each variant
+    """
+    found, configs = base.plain(), [config.plain() for config in variants]
+    for option in given:
+        key, _, value = option[2:].partition("=")
+        place = place_of(key.rstrip("+"))
+        wanted = _at(found, place)
+        if all(_at(options, place) is not _ABSENT for options in own) and wanted not in [
+            _at(c, place) for c in configs
+        ]:
+            raise ConfigError(
+                f"--{key} {value} has no effect: every variant sets {key} itself; change it in `variants`, or leave "
+                "it out"
+            )
+
+
+def _at(values: Any, place: Sequence[str]) -> Any:
+    """Return what stands at a place of nested options, or _ABSENT; of a component its class."""
+    for part in place:
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values.get("class_path", _ABSENT) if isinstance(values, Mapping) else values
 
 
 def listing(comparison: Comparison) -> list[str]:
@@ -151,8 +182,8 @@ def listing(comparison: Comparison) -> list[str]:
     lines = [f"{len(comparison.variants)} variants x {len(comparison.options.seeds)} seeds in {place}"]
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
-    needing = [cell for cell in cells if _needs_reference(comparison.variants[cell.variant])]
-    references = len({_reference_key(comparison.variants[cell.variant], cell.plain) for cell in needing})
+    needing = [cell for cell in cells if "reference" in stages_needed(comparison.variants[cell.variant], "train")]
+    references = len({_reference_of(cell) for cell in needing})
     # A selector may draw by the seed or not, which only its rows can tell.
     selected = any(not isinstance(comparison.variants[cell.variant].selector, All) for cell in needing)
     most = " at most" if selected else ""
@@ -162,21 +193,15 @@ def listing(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _needs_reference(config: RunConfig) -> bool:
-    uses_confidence = config.resolved_pairing() is not None and config.splitter.needs_confidence
-    return uses_confidence and not config.reference.single_run
-
-
-def _reference_key(config: RunConfig, plain: Mapping[str, Any]) -> str:
-    """Return the options that decide the reference of a cell, as far as they are known before rows are read."""
-    seed = plain["seed"]
-    drawn_by = seed if plain["data"]["seed"] is None else plain["data"]["seed"]
-    rows = {**plain["data"], "seed": drawn_by if config.data.drawn else None}
-    parts = [rows, plain["model"]["path"], plain["reference"]]
-    if not isinstance(config.selector, All):
-        parts += [plain["selector"], seed]
+def _reference_of(cell: Cell) -> str:
+    """Return what decides the reference of a cell: the inputs of the stage, and what stands for rows and weights."""
+    config = cell.config()
+    rows = {key: value for key, value in vars(config.data).items() if key not in _NOT_TRAINED_ON}
+    drawn_by = config.seed if config.data.seed is None else config.data.seed
+    rows["seed"] = drawn_by if config.data.drawn else None
+    selected = None if isinstance(config.selector, All) else [config.selector.spec(), config.seed]
     if config.reference.trains:
-        own = {k: v for k, v in (plain["reference"]["init_args"].get("training") or {}).items() if v is not None}
-        lora = dataclasses.asdict(reference_lora(config.model, getattr(config.reference, "model", None)))
-        parts += [{**plain["training"], **own}, own.get("seed", seed), lora if lora["r"] else None]
-    return json.dumps(parts, sort_keys=True, default=str)
+        inputs = reference_inputs(Known(config))
+    else:  # the files of one that is read are not looked for
+        inputs = {**config.reference.spec(), "by": [config.training.precision, config.model.attention]}
+    return json.dumps([rows, config.model.path, selected, inputs], sort_keys=True, default=lambda unknown: None)

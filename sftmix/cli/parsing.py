@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -68,9 +69,11 @@ def parse(parser: Parser, given: Arguments) -> tuple[RunConfig, jsonargparse.Nam
     return instantiate(parser, parsed), parsed, notes
 
 
-def parse_variant(parser: Parser, options: Sequence[str], base: jsonargparse.Namespace) -> tuple[RunConfig, list[str]]:
+def parse_variant(
+    parser: Parser, options: Mapping[str, Any], base: jsonargparse.Namespace
+) -> tuple[RunConfig, list[str]]:
     """Return the configuration of the options over the parsed values `base`, and notes on their changes to it."""
-    parsed = _parse(parser, options, base)
+    parsed = apply_layer(parser, Layer("", options), base)
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 
@@ -84,8 +87,9 @@ def print_config(parser: Parser, parsed: jsonargparse.Namespace, flags: str) -> 
 
 def _layers(parser: Parser, configs: Sequence[str]) -> Iterator[Layer]:
     """Yield every layer of the files, in the order in which they apply."""
+    applied = set[Path]()
     for config in configs:
-        layers = read_layers(config)
+        layers = read_layers(config, applied)
         if OF_COMPARE not in parser.own:
             refuse_table(layers)
         yield from layers
@@ -95,9 +99,22 @@ def _parse(parser: Parser, options: Sequence[str], over: jsonargparse.Namespace)
     """Apply options of the command line over parsed values."""
     try:
         with own_modules():
-            return parser.parse_args(list(options), namespace=over.clone())
+            return parser.parse_args(list(options), namespace=_with_plain_groups(over.clone()))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(explain(str(error), parser.own)) from error
+
+
+def _with_plain_groups(parsed: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    """Return parsed values with mappings for the groups of components (`reference.training`).
+
+    jsonargparse takes its own form of a group, which has no class_path, for no value of the option that holds it.
+    """
+    for name in component_bases().keys() - list_options():
+        spec = parsed[name]
+        options = vars(spec.init_args) if isinstance(spec, jsonargparse.Namespace) and spec.get("init_args") else {}
+        groups = {k: v for k, v in options.items() if isinstance(v, jsonargparse.Namespace) and "class_path" not in v}
+        options.update({key: group.as_dict() for key, group in groups.items()})
+    return parsed
 
 
 def _changes(before: Any, after: Any, by: str) -> Iterator[str]:

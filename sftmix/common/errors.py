@@ -121,9 +121,13 @@ def refuse(problems: Sequence[str], where: str) -> None:
 
 
 def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Return ` Did you mean X?` for the closest allowed word that is alike from `cutoff` on, or an empty text."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
-    return did_you_mean(close[0]) if close else ""
+    """Return ` Did you mean X?` for the closest allowed word that is alike from `cutoff` on, or an empty text.
+
+    Capitals are not told apart: `ntp` is near NTP.
+    """
+    by_small = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=cutoff)
+    return did_you_mean(by_small[close[0]]) if close else ""
 
 
 def did_you_mean(name: str) -> str:

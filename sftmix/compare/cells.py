@@ -26,8 +26,8 @@ class CellResult:
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
     revision  version and git revision that trained the target; empty if it diverged
-    same      things that runs may share, by the inputs of their stages: data, eval, reference, and order, which decides
-              the examples of each step
+    same      things that runs may share, by the inputs of their stages: data, eval, reference, order, which decides the
+              examples of each step, and training, all inputs of the target's
     """
 
     cell: Cell
@@ -48,7 +48,7 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
     trained = inputs.get("train", {})
     same = {**{key: trained.get(key) for key in ("data", "eval")}, "reference": inputs.get("reference")}
-    same["order"] = _order(trained) if trained else None
+    same |= {"order": _order(trained) if trained else None, "training": trained or None}
     revision = " ".join(filter(None, (summary.get("version"), summary.get("git_revision"))))
     return CellResult(cell, metrics, [n for n in figures if n not in metrics], adopted, revision, same)
 

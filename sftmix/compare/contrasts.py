@@ -41,7 +41,8 @@ def contrast_of(
     metric = comparison.options.metric
     differences = differences_of(ours, theirs, metric)
     found: dict[str, Any] = {"ours": pair[0], "theirs": pair[1], "seeds": list(differences)}
-    found |= {f"same_{key}": _same(ours, theirs, what) for key, what in (("rows", "data"), ("order", "order"))}
+    shared = {"rows": "data", "order": "order", "training": "training"}
+    found |= {f"same_{key}": _same(ours, theirs, what) for key, what in shared.items()}
     found |= {"differences": list(differences.values()), "p": None, "p_holm": None, "mean": None, "sd": None}
     found |= {"interval": None, "interval_over": None, "smallest_effect": None, "smallest_p": None}
     if not differences:

@@ -117,6 +117,11 @@ def _notes(table: Mapping[str, Any]) -> Iterator[str]:
             f"that takes {table['seeds_needed']} seeds, and these are {seeds}.**"
         )
     yield from _about_training(contrasts)
+    for c in (c for c in contrasts if c["same_training"]):
+        yield (
+            f"**{c['ours']} and {c['theirs']} are the same training: the options in which they differ decide nothing "
+            "about it. The difference says nothing.**"
+        )
     yield from _about_intervals(contrasts)
     if any(c["smallest_effect"] is not None for c in contrasts):
         yield (

@@ -124,16 +124,22 @@ class Comparison:
         return {"seed": seed, **asdict(self.options), "variants": own}
 
     def warnings(self) -> list[str]:
-        """Return warnings about results that the table will not be able to show, whatever the figures."""
+        """Return notes on what the table will not show, whatever the figures, and on components that a run ignores."""
+        return [*self._too_few_seeds(), *self._unused()]
+
+    def _unused(self) -> Iterator[str]:
+        for name, config in self.variants.items():
+            yield from (f"note: variant {name}: {sentence}" for sentence in config.unused())
+
+    def _too_few_seeds(self) -> Iterator[str]:
         contrasts, seeds = len(self.contrasts), len(self.options.seeds)
         needed = seeds_needed(contrasts) if contrasts else 0
-        if seeds >= needed:
-            return []
-        what = "contrast needs" if contrasts == 1 else "contrasts need"
-        return [
-            f"note: {contrasts} {what} {needed} seeds before any can be called significant (sign-flip test, Holm), and "
-            f"there {'is' if seeds == 1 else 'are'} {seeds}: give more seeds, or plan fewer contrasts"
-        ]
+        if seeds < needed:
+            what = "contrast needs" if contrasts == 1 else "contrasts need"
+            yield (
+                f"note: {contrasts} {what} {needed} seeds before any can be called significant (sign-flip test, "
+                f"Holm), and there {'is' if seeds == 1 else 'are'} {seeds}: give more seeds, or plan fewer contrasts"
+            )
 
     # ----------------------------------------------------------------------------------------- checks
 
@@ -152,7 +158,9 @@ class Comparison:
         if not names:
             yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
         for name in names:
-            if not _NAME.fullmatch(name) or name in TABLES:
+            if name in (*TABLES, CONFIGURATION, "STATUS.json"):
+                yield f"variants: {name!r} is a file of the table's directory; choose another name"
+            elif not _NAME.fullmatch(name):
                 yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"
         if not options.seeds or len(set(options.seeds)) < len(options.seeds):
             yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"

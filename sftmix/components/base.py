@@ -356,6 +356,8 @@ class Callback(Component):
     needs_held_out: bool = False
     """True if it does nothing without held-out rows: a run without them is refused, and a reference, which has none,
     is trained without it."""
+    evaluates: bool = True
+    """False promises that it evaluates nothing: callbacks that need evaluations are refused if no other makes some."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""

@@ -41,6 +41,7 @@ class EarlyStopping(Callback):
     """
 
     needs_held_out = True
+    evaluates = False
 
     def __init__(self, *, patience: int = 3, min_delta: float = 0.0):
         """patience: evaluations without improvement after which training stops, at least 1.
@@ -76,6 +77,7 @@ class LossSpikeGuard(Callback):
     """
 
     observer = True
+    evaluates = False
 
     def __init__(self, *, factor: float = 3.0, window: int = 50):
         """factor: times the median above which a loss is a spike, above 1.

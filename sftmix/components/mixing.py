@@ -31,6 +31,7 @@ class MeasureMixing(Callback):
     """
 
     observer = True
+    evaluates = False
 
     def __init__(self, *, every: int = 50) -> None:
         """every: optimizer steps between measurements, at least 1; one costs about half a step."""

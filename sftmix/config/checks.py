@@ -159,10 +159,12 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
 def _early_stopping(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each EarlyStopping with no callback before it that could evaluate."""
     for place, callback in enumerate(config.callbacks):
-        before = [other for other in config.callbacks[:place] if not isinstance(other, EarlyStopping)]
-        if isinstance(callback, EarlyStopping) and not before:
+        before = config.callbacks[:place]
+        if isinstance(callback, EarlyStopping) and not any(other.evaluates for other in before):
+            names = ", ".join(type(other).__name__ for other in before)
             yield (
-                "callbacks: EarlyStopping decides on the evaluations of the callbacks before it, and there are none; "
+                "callbacks: EarlyStopping decides on the evaluations of the callbacks before it, and there are none"
+                f"{f' ({names} make none)' if names else ''}; "
                 "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping"
             )
 

@@ -1,7 +1,7 @@
 """Configuration files, and the layers that a file is made of.
 
-A file may name other files under `base:`. They apply before it, in order, and may have bases of their own. So a recipe
-holds only its differences from another.
+A file may name other files under `base:`. They apply before it, in order, each once, and may have bases of their own.
+So a recipe holds only its differences from another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, did_you_mean, told
-from sftmix.config.schema import single_as_list
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -76,9 +75,14 @@ def _near(word: str, names: list[str]) -> list[str]:
     return [name for name in names if wanted and all(any(alike(w, part) for part in parts[name]) for w in wanted)]
 
 
-def read_layers(path: str | os.PathLike[str]) -> list[Layer]:
-    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle."""
-    return _layers(Path(path), ())
+def read_layers(path: str | os.PathLike[str], applied: set[Path] | None = None) -> list[Layer]:
+    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle.
+
+    A base that several files share is applied once, where the first of them names it: it undoes none of the others.
+
+    applied  the files that apply before; those of this file are added
+    """
+    return _layers(Path(path), (), set() if applied is None else applied)
 
 
 def refuse_table(layers: list[Layer]) -> None:
@@ -93,8 +97,10 @@ def refuse_table(layers: list[Layer]) -> None:
             )
 
 
-def _layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Layer]:
     place = path.resolve()
+    if above and place in applied:
+        return []
     if place in above:
         names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
         raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
@@ -102,8 +108,9 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     found: list[Layer] = []
     for name in _bases(values.pop(BASE, None), path):
         file = name if name.startswith(RECIPE) else str(path.parent / name)
-        found += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place))
-    return [*found, Layer(_shown(path), single_as_list(values))]
+        found += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place), applied)
+    applied.add(place)
+    return [*found, Layer(_shown(path), values)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,10 +40,11 @@ _WORDS = {
 }
 _OTHER = "another type"
 EXAMPLES = {
+    "contrasts": "[[SFTMix, NTP]]",
     "data.columns": "{response: output_gpt4}",
     "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
 }
-"""A value of each option that is a mapping with names of the user's own."""
+"""A value of each option whose form is easily mistaken."""
 _LISTED = 12
 """Most options of a group that a message lists."""
 _ALIKE = 0.6
@@ -93,20 +94,13 @@ def _ratio(one: str, other: str) -> float:
 # ------------------------------------------------------------------------ names, before anything is parsed
 
 
-def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), where: str = "") -> None:
+def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), prefix: str = "") -> None:
     """Raise ConfigError for an unknown option or component class, and for a group that is no mapping.
 
     values  the options of a file, as nested mappings
     own     options of the command beside those of a run
-    where   beginning of the message
+    prefix  of the group that they are in (`model.`)
     """
-    try:
-        _check_names(values, own, "")
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
-
-
-def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -> None:
     for name, value in values.items():
         key = f"{prefix}{name}"
         plain = key.rstrip("+")
@@ -115,8 +109,8 @@ def _check_names(values: Mapping[str, Any], own: Collection[str], prefix: str) -
         elif is_group(key):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{key}: {value!r} is not a group of options; write `{name}: {{option: value}}`")
-            _check_names(value, own, f"{key}.")
-        elif plain not in option_hints() and plain not in own and plain.partition(".")[0] not in component_bases():
+            refuse_unknown(value, own, f"{key}.")
+        elif plain not in option_hints() and plain not in own:
             if prefix:
                 raise ConfigError(unknown_option(key, option_hints()))
             inner = next(iter(value), None) if isinstance(value, Mapping) else None
@@ -131,8 +125,12 @@ def refuse_unknown_class(field: str, value: Any) -> None:
             refuse_unknown_class(field, one)
         return
     base, hint = component_bases()[field], option_hints()[field]
+    if isinstance(value, Mapping):
+        _refuse_other_keys(field, value)
     name = value.get("class_path") if isinstance(value, Mapping) else value
     may_be_null = types.NoneType in alternatives(hint)
+    if isinstance(value, Mapping) and name in _choices(hint):
+        raise ConfigError(f"{field}: {name} has no options; choose a class that has some: {_listed(base)}")
     if name in _choices(hint) or (isinstance(value, Mapping) and name is None):
         return
     if name is None:
@@ -143,6 +141,27 @@ def refuse_unknown_class(field: str, value: Any) -> None:
     reason = why_not(base, str(name), words_beside_classes(hint))
     if reason is not None:
         raise ConfigError(f"{field}: {reason}")
+
+
+def _refuse_other_keys(key: str, spec: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a component that is not {class_path, init_args}, or those inside it."""
+    others = [str(name) for name in spec if name not in ("class_path", "init_args")]
+    written = spec.get("class_path") or next(iter(others), "CLASS")
+    if others:
+        if "class_path" in spec:
+            raise ConfigError(f"{key}: put {', '.join(others)} under init_args: {_form(written, others[0])}")
+        raise ConfigError(f"{key}: {dict(spec)!r} names no class_path; write {_form(written, 'option')}")
+    for name, value in spec.items():
+        if value is None:
+            raise ConfigError(f"{key}.{name} is null; leave it out, or write {_form(written, 'option')}")
+    inner = spec.get("init_args")
+    for name, value in inner.items() if isinstance(inner, Mapping) else ():
+        if isinstance(value, Mapping) and "class_path" in value:
+            _refuse_other_keys(f"{key}.{name}", value)
+
+
+def _form(name: str, option: str) -> str:
+    return f"{{class_path: {name}, init_args: {{{option}: value}}}}"
 
 
 def _listed(base: type[Component]) -> str:
@@ -194,20 +213,24 @@ def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
         listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
-        if value.startswith("NestedArg"):  # jsonargparse's form of `--objective.mu.start 0`
+        if value.startswith(
+            ("NestedArg", "{'init_args'")
+        ):  # `--objective.mu.start 0`, in a file `objective.mu.start: 0`
             return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
             return f"{key}: {reason}"
         forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
-        return told(f"{key}: {value!r} is not {' or '.join(forms)}", near, f"there are {listed}")
+        shown, near = ("null", "") if value == "None" else (repr(value), near)
+        return told(f"{key}: {shown} is not {' or '.join(forms)}", near, f"there are {listed}")
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
     if str in parts and value[:1] not in "{[":  # a number, or a word that is none to YAML, as `no`
         fault = "is no text to YAML; put it in quotes"
     else:
         fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
+    shown = f"{key}: {value!r} {fault}" if value != "None" else f"{key} is null, or has no value"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
-    return told(f"{key}: {value!r} {fault}", nearest(value, _choices(hint)), f"allowed: {listed}{example}")
+    return told(shown, nearest(value, _choices(hint)), f"allowed: {listed}{example}")
 
 
 def _is_collection(hint: Any) -> bool:

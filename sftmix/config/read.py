@@ -17,9 +17,10 @@ import jsonargparse
 from sftmix.common.errors import ConfigError
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.messages import explain, refuse_unknown
+from sftmix.config.nested import nested, with_last
 from sftmix.config.own_modules import own_modules
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_bases, load_shipped, single_as_list
+from sftmix.config.schema import component_bases, list_options, load_shipped
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
@@ -35,7 +36,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
-    return _from_layers([Layer("", single_as_list(values))])
+    return _from_layers([Layer("", values)])
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -101,10 +102,25 @@ def apply_layer(
     own  the options of a command beside those of a run, with their types
     """
     where = f"{layer.name}: " if layer.name else ""
-    refuse_unknown(layer.values, own, where)
     try:
+        # A copy: jsonargparse puts its own objects into the lists that it is given.
+        values = copy.deepcopy(_of_last(nested(layer.values), over))
+        refuse_unknown(values, own)
         with own_modules():
-            # A copy: jsonargparse puts its own objects into the lists that it is given.
-            return parser.parse_object(copy.deepcopy(dict(layer.values)), namespace=over)
+            return parser.parse_object(values, namespace=over.clone())
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
     except jsonargparse.ArgumentError as error:
         raise ConfigError(where + explain(str(error), own)) from error
+
+
+def _of_last(values: Mapping[str, Any], over: jsonargparse.Namespace) -> dict[str, Any]:
+    """Give options of a component in a list (`callbacks.every`) to the last one in force, if the layer names none."""
+    found = dict(values)
+    for name in list_options() & component_bases().keys():
+        if isinstance(options := found.get(name), Mapping):
+            there = [one.as_dict() for one in over[name]]
+            for option in options["init_args"].keys() if there else ():
+                there[-1].get("init_args", {}).pop(option, None)
+            found[name] = with_last(there, options, name)
+    return found

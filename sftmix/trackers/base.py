@@ -29,6 +29,7 @@ class Tracker(Callback):
     """
 
     observer = True
+    evaluates = False
     client: str
     """The name of the client, for `sftmix track --to` and for its folder."""
 

@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Table:
     def make(*words: str, **keys: object) -> Comparison:
         path = tmp_path / "table.yaml"
         path.write_text(yaml.safe_dump({**COMPLETE, **keys}, sort_keys=False))
-        return comparison_of(sort_arguments(["--config", str(path), *words], list(vars(TableOptions()))))
+        return comparison_of(sort_arguments(["--config", str(path), *words], ["variants", *vars(TableOptions())]))
 
     return make
 
@@ -63,6 +63,42 @@ def test_a_variant_is_its_options_over_those_of_all(table: Table) -> None:
     assert made.contrasts == [("base", "NTP"), ("mu", "NTP"), ("whole", "NTP")]
     assert made.options_of("mu")["training.epochs"] == 5.0
     assert "training.epochs" in made.options_of("NTP")
+
+
+def test_a_variant_takes_its_options_as_a_file_does_and_leaves_the_others_alone(table: Table) -> None:
+    variants = {
+        "added": {"callbacks+": "MeasureMixing", "callbacks.every": 3},
+        "nested": {"splitter.levels": 6, "splitter": {"class_path": "Quantile"}},
+        "rows": {"data.train+": "b.json"},
+        "base": {},
+    }
+    added, nested, rows, base = table(variants=variants).variants.values()
+    assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
+    assert nested.splitter.spec()["init_args"]["levels"] == 6
+    assert rows.data.train == ["a.json", "b.json"]
+    assert (base.data.train, [type(c).__name__ for c in base.callbacks]) == (["a.json"], ["Evaluate"])
+    with pytest.raises(ConfigError, match=r"variant a: `objective.mu: 1` and `objective: \{mu: 2\}` give one option"):
+        table(variants={"a": {"objective.mu": 1, "objective": {"mu": 2}}})
+    given = "{a: {objective: {class_path: SFTMix, init_args: {mu: {class_path: Constant, init_args: {value: 1}}}}}}"
+    assert table("--variants", given).variants["a"].objective.spec()["init_args"]["mu"]["class_path"]
+
+
+def test_an_option_that_every_variant_overrides_is_refused(table: Table, tmp_path: Path) -> None:
+    """As with compare.yaml, which a table writes with all options of every variant."""
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(table(variants={"NTP": {"objective": "NTP"}, "SFTMix": {}}).plain()))
+
+    def again(*words: str) -> Comparison:
+        return comparison_of(sort_arguments(["--config", str(path), "--out", "t2", "--seed", "7", *words]))
+
+    for option, value in (("training.learning_rate", "0.1"), ("data.train+", "b"), ("pairing", "RandomPairs")):
+        with pytest.raises(ConfigError, match=f"^--{re.escape(option)} {value} has no effect: every variant sets"):
+            again(f"--{option}", value)
+    assert again("--training.learning_rate", "2e-6", "--data.eval_fraction", "0.1").variants["NTP"].seed == 7
+    some = {"a": {"training.epochs": 1, "objective.mu": 0.1}, "b": {"objective": {"mu": 0.4}}}
+    assert table("--training.epochs", "2", "--objective", "DecomposedMixup", variants=some)
+    with pytest.raises(ConfigError, match=r"--objective.mu 0.3 has no effect"):
+        table("--objective.mu", "0.3", variants=some)
 
 
 def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> None:
@@ -143,6 +179,10 @@ def test_the_listing_counts_what_is_shared(table: Table) -> None:
     assert listing(table(*file, variants={"a": {}}))[-1] == "references: 1, used by 2 runs"  # no seed chooses rows
     seeded = listing(table(*file, variants={"a": {}, "b": {"data.seed": 7}}))
     assert seeded[-1] == "references: 1, used by 4 runs"
+    computed = {"default": {}, "eager": {"model.attention": "eager"}, "small": {"training.micro_batch_size": 2}}
+    assert listing(table(variants=computed))[-1] == "references: 2, used by 6 runs"  # no input is a layout
+    optimizers = {"a": {}, "b": {"optimizer": {"class_path": "AdamW"}}, "c": {"data.num_proc": 2}}
+    assert listing(table(variants=optimizers))[-1] == "references: 1, used by 6 runs"
     fresh = listing(table("--fresh_reference", "true", variants={"a": {}, "b": {"objective.mu": 1}}))
     assert fresh[-1] == "references: 2, used by 4 runs"
 
@@ -158,6 +198,30 @@ def test_too_few_seeds_for_the_planned_contrasts_are_announced(
     assert table("--seeds", str(list(range(needed))), variants=variants).warnings() == []
 
 
+def test_a_variant_that_ignores_a_component_says_so_once(table: Table) -> None:
+    made = table(variants={"NTP": {"objective": "NTP"}, "drawn": {"splitter": "RandomSplit"}}, splitter="Quantile")
+    assert [line for line in made.warnings() if "not used" in line] == [
+        "note: variant NTP: not used by this run: splitter Quantile; no examples are paired (pairing null, or an "
+        "objective that does not mix)",
+    ]
+
+
+def test_a_contrast_of_a_training_with_itself_is_named(tmp_path: Path) -> None:
+    """Two variants whose options decide nothing about the target's training: one adopts the other's."""
+    comparison = table_of(tmp_path, "AB", 2, metric="x")
+    for cell in comparison.cells:
+        options = {"global_batch_size": 8, "epochs": 3.0, "max_steps": None}
+        write_json(cell.path / "train" / "inputs.json", {"data": {}, "seed": cell.seed, "training": options})
+    table = build_table(comparison, [result_of(cell, {"x": 1.0}) for cell in comparison.cells])
+    assert table["contrasts"][0]["same_training"] is True
+    assert "- **B and A are the same training: " in markdown(table)
+    changed = {"data": {}, "seed": 2, "training": {**options, "eps": 1}}
+    write_json(tmp_path / "B" / "seed-2" / "train" / "inputs.json", changed)
+    table = build_table(comparison, [result_of(cell, {"x": 1.0}) for cell in comparison.cells])
+    assert table["contrasts"][0]["same_training"] is False
+    assert "same training" not in markdown(table)
+
+
 def test_nothing_is_announced_where_nothing_is_tested(table: Table) -> None:
     assert table(variants={"a": {}}).warnings() == []
 
@@ -171,12 +235,17 @@ def test_nothing_is_announced_where_nothing_is_tested(table: Table) -> None:
         ({"variants": {"a": {"objective": "NTPP"}}}, [], ["variant a", "objective", "Did you mean NTP?"]),
         ({"variants": {"a": {"seed": 3}}}, [], ["variant a", "seed is not an option of a variant"]),
         ({"variants": {"a": {"out": "x"}}}, [], ["variant a", "out is not an option of a variant"]),
-        ({"variants": {"a": {"config": "x.yaml"}}}, [], ["variant a"]),
+        ({"variants": {"a": {"config": "x.yaml"}}}, [], ["variant a: config is not an option of a variant"]),
+        ({"variants": {"a": {"print_config": ""}}}, [], ["variant a: unknown option print_config"]),
+        ({"variants": {"a": {"help": "data"}}}, [], ["variant a: unknown option help"]),
         ({"variants": {"a": 3}}, [], ["variant a", "3 is not a mapping"]),
         ({"variants": {"a": {"objective.mu": -1}}}, [], ["variant a", "mu is -1"]),
         ({"variants": {"a": {"training": {"epochs": -1}}, "b": {"pairing": None}}}, [], ["2 problems", "a:", "b:"]),
         ({"variants": {"a/b": {}}}, [], ["'a/b'", "directory's name"]),
-        ({"variants": {"table.md": {}}}, [], ["'table.md'"]),
+        ({"variants": {"table.md": {}}}, [], ["'table.md'", "a file of the table's directory; choose another name"]),
+        ({"variants": {"compare.yaml": {}}}, [], ["'compare.yaml'", "a file of the table's directory"]),
+        ({"variants": {"STATUS.json": {}}}, [], ["'STATUS.json'", "a file of the table's directory"]),
+        ({"variants": {False: {}}}, [], ["variants: a name is False to YAML; put it in quotes"]),
         ({"variants": {"a": {}}}, ["--with_baseline"], ["with_baseline", "objective: NTP"]),
         ({"variants": {"a": {}}, "seeds": [1, 1]}, [], ["seeds is [1, 1]"]),
         ({"variants": {"a": {}}, "seeds": []}, [], ["seeds is []"]),

@@ -1,0 +1,62 @@
+"""Places on the command line that cannot be read or written: one line and exit code 2, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+Call = Callable[..., SimpleNamespace]
+IN_A_DIRECTORY = "name a place in a directory"
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["quickstart", "--out", "a_file/x"],
+        ["export", "r", "--to", "a_file/x/y"],
+        ["report", "r", "--to", "a_file/x.html"],
+        ["generate", "m", "--to", "a_file/x"],
+        ["evaluate", "m", "--tasks", "t", "--to", "a_file/x"],
+    ],
+)
+def test_a_place_below_a_file_cannot_be_written(
+    sftmix: Call, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").write_text("mine")
+    ended = sftmix(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file is a file; {IN_A_DIRECTORY}\n"
+    assert Path("a_file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["chat", LONG],
+        ["chat", "m", "--beside", LONG],
+        ["generate", LONG, "--to", "a"],
+        ["generate", "m", "--to", "a", "--models", f"target,{LONG}"],
+        ["report", "m", LONG],
+        ["verify", LONG],
+        ["evaluate", LONG, "--tasks", "t"],
+        ["export", LONG, "--to", "a"],
+        ["track", LONG, "--to", "tensorboard"],
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(sftmix: Call, argv: list[str]) -> None:
+    ended = sftmix(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"error: {LONG!r} cannot be read: File name too long\n"
+
+
+def test_a_run_is_not_put_among_the_cells_of_a_table(sftmix: Call, tmp_path: Path) -> None:
+    (tmp_path / "compare.yaml").write_text("variants: {}")
+    ended = sftmix("run", "--model.path", "m", "--data.train", "a.json", "--out", str(tmp_path))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"error: out: {tmp_path} holds a table of `compare` (compare.yaml); choose another --out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.yaml"]
