@@ -85,7 +85,10 @@ def comparison_of(given: Arguments) -> Comparison:
         variants[name], changes = _variant(parser, name, changed, parsed)
         for note in changes:
             say(f"note: variant {name}: {note}")
-    _refuse_without_effect(given.options, [nested(options) for options in own.values()], base, variants.values())
+    for option in _without_effect(
+        given.options, [nested(options) for options in own.values()], base, variants.values()
+    ):
+        say(f"note: {option} changes nothing here: every variant sets it to something else")
     if given.print_config is not None:
         print_config(parser, parsed, given.print_config)
     options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
@@ -144,25 +147,19 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _refuse_without_effect(
+def _without_effect(
     given: Sequence[str], own: Sequence[Mapping[str, Any]], base: RunConfig, variants: Collection[RunConfig]
-) -> None:
-    """Raise ConfigError for an option of the command line that every variant sets to something else.
+) -> Iterator[str]:
+    """Yield the options of the command line that every variant sets to something else.
 
     own  the nested options of each variant
     """
     found, configs = base.plain(), [config.plain() for config in variants]
     for option in given:
-        key, _, value = option[2:].partition("=")
-        place = place_of(key.rstrip("+"))
-        wanted = _at(found, place)
-        if all(_at(options, place) is not _ABSENT for options in own) and wanted not in [
-            _at(c, place) for c in configs
-        ]:
-            raise ConfigError(
-                f"--{key} {value} has no effect: every variant sets {key} itself; change it in `variants`, or leave "
-                "it out"
-            )
+        place = place_of(option[2:].partition("=")[0].rstrip("+"))
+        everywhere = all(_at(options, place) is not _ABSENT for options in own)
+        if everywhere and _at(found, place) not in [_at(config, place) for config in configs]:
+            yield option.replace("=", " ", 1)
 
 
 def _at(values: Any, place: Sequence[str]) -> Any:
