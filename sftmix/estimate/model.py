@@ -21,6 +21,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.estimate.machine import FLOAT, HALF, Compute
 from sftmix.model.adapters import add_adapters
 from sftmix.model.meta import empty_model
+from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
 from sftmix.training.module import attention_inputs
 from sftmix.training.parallel import decoder_layers
@@ -52,6 +53,7 @@ class FakeModel:
     """A causal language model without weights.
 
     numbers        all numbers; those of a tied weight count once
+    layers         numbers of the decoder layers
     outside        numbers of embeddings, last norm and head
     largest_layer  numbers of the largest decoder layer
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
@@ -82,7 +84,9 @@ class FakeModel:
         inside = {id(p) for layer in layers for p in layer.parameters()}
         self.n_layers = len(layers)
         self.largest_layer = Count(*map(max, zip(*(count(layer.parameters()) for layer in layers), strict=True)))
-        self.outside = count(p for p in model.parameters() if id(p) not in inside)
+        self.layers = count(p for p in model.parameters() if id(p) in inside)
+        unused = {id(p) for module in unused_modules(model).values() for p in module.parameters()}
+        self.outside = count(p for p in model.parameters() if id(p) not in inside | unused)
         self.head_shape: tuple[int, int] = tuple(head.weight.shape)
         self.head_is_trained = any(p.requires_grad for p in head.parameters())
         self.is_tied = head.weight is embedding.weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.stored_adapters import FILE, stored_config
+from sftmix.model.unused import freeze_unused, unused_modules, used_modules
 from sftmix.options import LoraOptions
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         options["target_modules"] = _names(model, lora.target_modules)
     _check_names(model, "target_modules", options["target_modules"])
     _check_names(model, "modules_to_save", lora.modules_to_save or [])
+    if unused := "|".join(map(re.escape, unused_modules(model))):
+        options["exclude_modules"] = rf"({unused})(\..*)?"
     try:
         config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]), _as_documented():
@@ -58,6 +62,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
             model.add_adapter(config, ADAPTER)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
+    freeze_unused(model)  # PEFT's bias: all is all
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:
@@ -98,16 +103,16 @@ def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     if ALL_LINEAR not in targets:
         return list(targets)
     head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
     return list(dict.fromkeys([*(n.rpartition(".")[2] for n in linear), *(t for t in targets if t != ALL_LINEAR)]))
 
 
 def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
     """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
-    modules = [name for name, _ in model.named_modules()]
+    modules = used_modules(model)
     listed = [] if isinstance(names, str) else names
     if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
-        last = dict.fromkeys(m.rpartition(".")[2] for m, part in model.named_modules() if _is_leaf(part))
+        last = dict.fromkeys(m.rpartition(".")[2] for m, part in modules.items() if _is_leaf(part))
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
             f"there are {', '.join(last)}"

@@ -22,6 +22,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
+from sftmix.model.unused import freeze_unused
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -37,6 +38,8 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Load the causal language model of a hub id or directory: weights cast to `dtype`, vocabulary as it is.
+
+    What text never goes through is frozen (`sftmix.model.unused`).
 
     quantization  a transformers quantisation config (`sftmix.model.adapters.quantization_config`)
 
@@ -54,7 +57,7 @@ def load_model(
         raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
     if quantization is not None:
         _keep_the_backward(model)
-    return model
+    return freeze_unused(model)
 
 
 def _keep_the_backward(model: PreTrainedModel) -> None:

@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from sftmix.common.world import World
 from sftmix.model.load import load_model, model_config, stored_dtype
+from sftmix.model.unused import freeze_unused
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The dtypes by their names in safetensors files."""
@@ -45,7 +46,7 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
     model.tie_weights()  # each parameter was moved to the meta device by itself
-    return model.eval()
+    return freeze_unused(model.eval())
 
 
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:

@@ -17,6 +17,7 @@ from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
+from sftmix.model.unused import described_unused
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
@@ -127,6 +128,8 @@ def training_stage(
     model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
+    elif left := described_unused(model):
+        run.say(f"{name}: {left}")
     return Stage(
         name=name,
         model=model,
