@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 from sftmix.common.world import World
 from sftmix.estimate.model import FakeModel
 from sftmix.model.adapters import add_adapters
-from sftmix.model.load import load_model
+from sftmix.model.export import export_model
+from sftmix.model.load import load_model, stored_dtype
+from sftmix.model.meta import mapped_model
 from sftmix.model.unused import described_unused, freeze_unused, unused_modules
 from sftmix.options import LoraOptions
 from sftmix.training.checkpoint import full_weights
@@ -93,12 +96,30 @@ def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(see
     assert sftmix("export", str(cut), "--to", str(tmp_path / "again")).code == 0
     before, after, continued = load_file(seeing.model / "model.safetensors"), weights(whole), weights(cut)
     exported = load_file(tmp_path / "again" / "model.safetensors")
+    assert {x.dtype for x in after.values()} == {torch.bfloat16}
     assert before.keys() == after.keys() == continued.keys() == exported.keys()
     for name, x in after.items():
         assert torch.equal(continued[name], x), name
         assert torch.equal(exported[name], x), name
-        assert torch.equal(before[name].to(x.dtype), x) is unseen(name), name
+        assert torch.equal(before[name], x) is unseen(name), name
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
+
+
+def test_the_stored_dtype_is_that_of_the_whole_model(seeing: Tiny, tmp_path: Path) -> None:
+    """Files of the hub name it once, for the whole; what is written names it in each part."""
+    hub = shutil.copytree(seeing.model, tmp_path / "hub")
+    config = json.loads((hub / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    for part in ("text_config", "vision_config"):
+        config[part].pop("dtype", None)
+    (hub / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(hub) == torch.bfloat16
+    assert mapped_model(hub) is not None
+    tokenizer = AutoTokenizer.from_pretrained(hub)
+    export_model(load_model(hub), tokenizer, tmp_path / "out", dtype=torch.float16)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == written["text_config"]["dtype"] == written["vision_config"]["dtype"] == "float16"
+    assert stored_dtype(tmp_path / "out") == torch.float16
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["all-linear"], ["q_proj", "k_proj"], r".*\.[qv]_proj"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from transformers.utils import find_adapter_config_file
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
+from sftmix.model.files import dtypes_of_files
 from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
 from sftmix.model.unused import freeze_unused
 
@@ -82,9 +83,13 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """Return the dtype of the stored weights by the model's config (float32 if it names none)."""
-    dtype = model_config(path).get_text_config().dtype
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32")
+    """Return the dtype of the stored weights, by the model's config, else one that loses nothing of the files."""
+    config = model_config(path)
+    dtype = config.dtype or config.get_text_config().dtype
+    if dtype is None:
+        floats = [kind for kind in dtypes_of_files(path) if kind is not None]
+        return reduce(torch.promote_types, floats) if floats else torch.float32
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,25 +12,20 @@ transformers handles names, conversions and missing weights, as in a plain load.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from sftmix.common.world import World
+from sftmix.model.files import dtypes_of_files
 from sftmix.model.load import load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The dtypes by their names in safetensors files."""
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
@@ -57,7 +52,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    if _dtypes_of_files(path) != {stored}:
+    if dtypes_of_files(path) != {stored}:
         return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
@@ -67,31 +62,6 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     for config in (model.config, model.config.get_text_config()):
         config.dtype = torch.float32
     return model
-
-
-def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
-    """Return the dtypes of all tensors in the safetensors files of a model loaded before; empty if there are none."""
-    return {
-        _DTYPES.get(file.get_slice(name).get_dtype())
-        for place in _files(path)
-        for file in [safe_open(place, framework="pt")]
-        for name in file.keys()  # noqa: SIM118 (not a dict)
-    }
-
-
-def _files(path: str | Path) -> Iterator[Path]:
-    """Yield the safetensors files of a model, one or several."""
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        try:
-            place = cached_file(str(Path(path).expanduser()), name, local_files_only=True)
-        except OSError:
-            continue
-        found = Path(str(place))
-        if name == SAFE_WEIGHTS_NAME:
-            yield found
-        else:
-            yield from {found.parent / file for file in json.loads(found.read_text())["weight_map"].values()}
-        return
 
 
 # ------------------------------------------------------------------------------- 2. the values apart from it
