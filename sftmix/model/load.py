@@ -92,6 +92,21 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
 
 
+def refuse_quantized(path: str | Path) -> None:
+    """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
+    config = model_config(path)
+    stored = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if stored:
+        method = dict(stored).get("quant_method", "of some kind")
+        raise ConfigError(
+            f"model.path: the weights of {path} are quantised ({method}), and such weights cannot be trained. Name the "
+            "model it was made from, or another copy that is not quantised; --model.lora.quantize 4bit quantises that "
+            "one while it is loaded, and trains adapters"
+        )
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with ids that have no embedding (spare embeddings are normal; nothing is resized)."""
     rows = n_embeddings(model)
