@@ -299,6 +299,36 @@ def test_every_stop_id_is_written(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert reload(path).generation_config.eos_token_id == [2, 5, 4]
 
 
+GENERATION = {
+    "no pad": ({"pad_token_id": -1}, {}),
+    "beams only": ({"early_stopping": True, "length_penalty": 2.0}, {}),
+    "beams": ({"num_beams": 4, "length_penalty": 2.0}, {"num_beams": 4, "length_penalty": 2.0}),
+    "scores": ({"output_scores": True}, {}),
+    "greedy": ({"do_sample": False, "temperature": 0.0, "top_k": 1}, {"do_sample": False}),
+    "cold": ({"do_sample": True, "temperature": 0.0, "top_p": 0.9}, {"do_sample": False}),
+    "implied": ({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20, "do_sample": True}),
+    "neutral": ({"temperature": 1.0, "top_p": 1.0}, {"temperature": 1.0, "top_p": 1.0}),
+    "others": ({"max_length": 20, "of_theirs": 3}, {"max_length": 20, "of_theirs": 3}),
+}
+"""Options of a base model's generation_config, and what is exported of them."""
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_no_generation_config_of_a_base_model_stops_the_export(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    given, expected = GENERATION[name]
+    build("llama").save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **given}))
+    path = export_model(load_model(tmp_path / "base"), tokenizer, tmp_path / "model", dtype=torch.float32)
+    written = json.loads((path / "generation_config.json").read_text())
+    del written["transformers_version"]
+    assert written == {"eos_token_id": 2, "pad_token_id": 0, **expected}
+    again = reload(path)
+    if "num_beams" not in expected:
+        again.generate(torch.arange(3, 7)[None], max_length=6)
+
+
 def test_chat_template_travels(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = build("llama")
     export_model(model, tokenizer, tmp_path / "a", dtype=torch.float32, chat_template="{{ messages[0].content }}<end>")
