@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
+"""PEFT's word for every linear layer but the LM head, and for experts and routers; here it may also stand in a list."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -49,14 +49,17 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     from peft import LoraConfig
 
     options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "quantize"}
-    if not isinstance(lora.target_modules, str):
-        options["target_modules"] = _names(model, lora.target_modules)
-    _check_names(model, "target_modules", options["target_modules"])
+    named = [] if isinstance(lora.target_modules, str) else [t for t in lora.target_modules if t != ALL_LINEAR]
+    if ALL_LINEAR in lora.target_modules:
+        options["target_modules"] = ALL_LINEAR
+    _check_names(model, "target_modules", named)
     _check_names(model, "modules_to_save", lora.modules_to_save or [])
     if unused := "|".join(map(re.escape, unused_modules(model))):
         options["exclude_modules"] = rf"({unused})(\..*)?"
     try:
         config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
+        if config.target_modules == ALL_LINEAR and named:
+            _add_names(config, model, named)
         with torch.random.fork_rng(devices=[]), _as_documented():
             torch.manual_seed(seed)
             model.add_adapter(config, ADAPTER)
@@ -98,20 +101,23 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Return the targets, with all-linear replaced by its module names; the head is not one, but may be named too."""
-    if ALL_LINEAR not in targets:
-        return list(targets)
-    head = model.get_output_embeddings()
-    linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-    return list(dict.fromkeys([*(n.rpartition(".")[2] for n in linear), *(t for t in targets if t != ALL_LINEAR)]))
+def _add_names(config: LoraConfig, model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Add names to all-linear, which PEFT resolves first where it has experts and routers that are no linear layers."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    convert_peft_config_for_transformers(config, model=model, conversions=None)
+    found = config.target_modules or []
+    if found == ALL_LINEAR:
+        head = model.get_output_embeddings()
+        linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+        found = [n.rpartition(".")[2] for n in linear]
+    config.target_modules = sorted({*found, *names})
 
 
-def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
+def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> None:
     """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
     modules = used_modules(model)
-    listed = [] if isinstance(names, str) else names
-    if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
+    if unknown := [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]:
         last = dict.fromkeys(m.rpartition(".")[2] for m, part in modules.items() if _is_leaf(part))
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
@@ -125,10 +131,14 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @contextmanager
 def _as_documented() -> Iterator[None]:
-    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
+    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md).
+
+    And a wrong one: the rank that PEFT itself gives to fused tensors of experts is not ignored.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
         yield
 
 
@@ -224,12 +234,12 @@ def merge_adapters(model: PreTrainedModel) -> None:
     """
     if unties(model):
         _untie(model)
-    for name, module in list(model.named_modules()):
+    for name, module in reversed(list(model.named_modules())):  # PEFT adapts two tensors of experts one in the other
         if hasattr(module, "modules_to_save"):
             _put(model, name, module.modules_to_save[ADAPTER])
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
-            _put(model, name, module.get_base_layer())
+            _put(model, name, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
 
