@@ -200,7 +200,7 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the repeated blocks of the decoder, which transformers itself never splits."""
+    """Return the repeated blocks of the decoder, which transformers itself never splits; none lies in another."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [m for m in model.get_decoder().modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
     if not layers:
@@ -208,7 +208,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
             "--training.compile"
         )
-    return layers
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if id(layer) not in inner]
 
 
 def recompute_activations(model: nn.Module) -> None:
