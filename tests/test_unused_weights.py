@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
 from sftmix.common.world import World
 from sftmix.estimate.model import FakeModel
-from sftmix.model.adapters import add_adapters
+from sftmix.model.adapters import add_adapters, load_adapters
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
@@ -123,13 +123,18 @@ def test_the_stored_dtype_is_that_of_the_whole_model(seeing: Tiny, tmp_path: Pat
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["all-linear"], ["q_proj", "k_proj"], r".*\.[qv]_proj"])
-def test_adapters_are_put_where_text_goes(seeing: Tiny, targets: str | list[str]) -> None:
+def test_adapters_are_put_where_text_goes(seeing: Tiny, targets: str | list[str], tmp_path: Path) -> None:
     model = load_model(seeing.model)
     add_adapters(model, LoraOptions(r=2, bias="all", target_modules=targets), seed=0)
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(adapted) == 2 * (7 if "all-linear" in targets else 2)
     assert all(name.startswith("model.language_model.layers.") for name in adapted + trained)
+    tokenizer = AutoTokenizer.from_pretrained(seeing.model)
+    path = export_model(model, tokenizer, tmp_path / "adapters", dtype=torch.float32, base=str(seeing.model))
+    again = load_model(seeing.model)
+    load_adapters(again, path)
+    assert [name for name, p in again.named_parameters() if p.requires_grad] == trained
 
 
 def test_the_estimate_counts_the_layers_that_text_goes_through(seeing: Tiny) -> None:

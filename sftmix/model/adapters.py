@@ -80,6 +80,8 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
             model.add_adapter(config, ADAPTER)
     except Exception as error:  # values of strangers make PEFT raise anything
         raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
+    if config.bias == "all" and config.exclude_modules:  # as `add_adapters` wrote it: of the text model alone
+        freeze_unused(model)
     read_adapters(model, directory)
 
 

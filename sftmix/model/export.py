@@ -51,8 +51,8 @@ def export_model(
         if adapter_config(model) is None:
             _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
         else:
-            weights = model.state_dict() if state_dict is None else state_dict
-            write_adapters(model, weights, temporary, base=base, dtype=dtype)
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
             generation.save_pretrained(temporary)
         own = copy.deepcopy(tokenizer)
         if chat_template is not None:
