@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -23,7 +24,7 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import recompute_activations
-from tests.test_models import batch, build, compare_with_transformers, tokenizer
+from tests.test_models import TINY, batch, build, compare_with_transformers, tokenizer
 from tests.toy import toy_rows
 
 __all__ = ["tokenizer"]  # the fixture
@@ -231,6 +232,40 @@ def test_the_vocabulary_is_counted_through_an_adapter(tokenizer: PreTrainedToken
     """T21"""
     check_vocabulary(adapted("llama", where="embeddings"), tokenizer)
     check_vocabulary(adapted("llama", where="body", modules_to_save=["embed_tokens"]), tokenizer)
+
+
+def experts(family: str) -> PreTrainedModel:
+    """A model whose experts and routers are no linear layers, but tensors of their own."""
+    few = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4}
+    config = getattr(transformers, f"{family}Config")(**TINY | few)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "Olmoe"])
+def test_all_linear_is_the_same_in_a_list_and_has_experts_and_routers(family: str) -> None:
+    found = []
+    for targets in ("all-linear", ["all-linear"], ["all-linear", "lm_head"]):
+        model = experts(family)
+        add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
+        found.append({name: p.shape for name, p in trained(model).items() if not name.startswith("lm_head")})
+    assert found[0] == found[1] == found[2]
+    parts = {name.split(".lora_")[0].removesuffix(".base_layer").split(".")[-1] for name in found[0]}
+    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "experts", "gate"}
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
+def test_adapters_of_experts_are_merged(family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = experts(family)
+    add_adapters(model, LoraOptions(r=4), seed=0)
+    change(model)
+    expected = logits(model)
+    merge_adapters(model)
+    assert float((logits(model) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    export_model(model, tokenizer, tmp_path / "merged", dtype=torch.float32)
+    plain = load_model(tmp_path / "merged")
+    assert float((logits(plain) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    assert not any("lora" in name or "base_layer" in name for name, _ in model.named_modules())
 
 
 # ---------------------------------------------------------------------------------------- export and merging

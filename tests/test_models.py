@@ -229,6 +229,18 @@ def test_vocabulary_is_never_resized(tokenizer: PreTrainedTokenizerFast) -> None
         check_vocabulary(model, tokenizer)
 
 
+@pytest.mark.parametrize(("dtypes", "expected"), [("bfloat16", "bfloat16"), ("bfloat16 float16", "float32")])
+def test_a_config_without_a_dtype_is_answered_by_the_files(dtypes: str, expected: str, tmp_path: Path) -> None:
+    """By one that loses nothing, where they have several."""
+    model = build("llama").to(getattr(torch, dtypes.split()[0]))
+    model.model.norm.to(getattr(torch, dtypes.split()[-1]))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(tmp_path) == getattr(torch, expected)
+
+
 # --------------------------------------------------------------------------------------------------- export
 
 
@@ -285,6 +297,36 @@ def test_every_stop_id_is_written(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert config["pad_token_id"] == 0
     assert model.generation_config.eos_token_id == [2, 5]
     assert reload(path).generation_config.eos_token_id == [2, 5, 4]
+
+
+GENERATION = {
+    "no pad": ({"pad_token_id": -1}, {}),
+    "beams only": ({"early_stopping": True, "length_penalty": 2.0}, {}),
+    "beams": ({"num_beams": 4, "length_penalty": 2.0}, {"num_beams": 4, "length_penalty": 2.0}),
+    "scores": ({"output_scores": True}, {}),
+    "greedy": ({"do_sample": False, "temperature": 0.0, "top_k": 1}, {"do_sample": False}),
+    "cold": ({"do_sample": True, "temperature": 0.0, "top_p": 0.9}, {"do_sample": False}),
+    "implied": ({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20, "do_sample": True}),
+    "neutral": ({"temperature": 1.0, "top_p": 1.0}, {"temperature": 1.0, "top_p": 1.0}),
+    "others": ({"max_length": 20, "of_theirs": 3}, {"max_length": 20, "of_theirs": 3}),
+}
+"""Options of a base model's generation_config, and what is exported of them."""
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_no_generation_config_of_a_base_model_stops_the_export(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    given, expected = GENERATION[name]
+    build("llama").save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **given}))
+    path = export_model(load_model(tmp_path / "base"), tokenizer, tmp_path / "model", dtype=torch.float32)
+    written = json.loads((path / "generation_config.json").read_text())
+    del written["transformers_version"]
+    assert written == {"eos_token_id": 2, "pad_token_id": 0, **expected}
+    again = reload(path)
+    if "num_beams" not in expected:
+        again.generate(torch.arange(3, 7)[None], max_length=6)
 
 
 def test_chat_template_travels(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -334,3 +334,16 @@ def test_a_status_that_nobody_reads_to_its_end(finished: Finished) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("lora", [(), ("--model.lora.r", "4")])
+@pytest.mark.parametrize("option", ["model.path", "reference.model.path"])
+def test_quantised_weights_are_refused_before_anything_is_trained(tiny, sftmix, tmp_path, option, lora):
+    quantised = shutil.copytree(tiny.model, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (quantised / "config.json").write_text(json.dumps(config))
+    done = sftmix("run", *tiny.options, *SHORT, *lora, f"--{option}", str(quantised), "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert f"error: {option}: the weights of {quantised} are quantised (fp8), and such weights cannot" in done.err
+    assert not (tmp_path / "run" / "train").exists()

@@ -55,6 +55,16 @@ def test_a_learning_rate_that_moves_nothing(tiny, tmp_path, sftmix):
     assert "--training.learning_rate 3e-06 or more" in remark
 
 
+@pytest.mark.parametrize(
+    ("rate", "advice"), [(3e-4, "0.009 or more; models below"), (1e-3, "try more --training.epochs")]
+)
+def test_a_large_learning_rate_is_not_to_be_larger(tmp_path, rate, advice):
+    figures = {"steps": 2, "eval_nll": 5.0, "eval_nll_best": 5.0, "eval_nll_best_step": 2}
+    (remark,) = remarks(tmp_path, {"base": {"eval_nll": 5.0}, "train": figures}, rate)
+    assert advice in remark
+    assert ("--training.learning_rate" in remark) is (rate < 1e-3)
+
+
 def test_without_held_out_rows_the_sample_tells(tiny, tmp_path, sftmix):
     out = tmp_path / "run"
     rate = ("--training.learning_rate", "1e-7", "--training.max_steps", "2")

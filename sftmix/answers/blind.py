@@ -175,7 +175,9 @@ def _sheet_rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if missing := [name for name in ("number", "better") if name not in (reader.fieldnames or [])]:
         raise DataError(f"{sheet}:1: the sheet has no column {' and '.join(missing)}; there are {head.strip()!r}")
     for row in reader:
-        yield f"{sheet}:{reader.line_num}", {name: value or "" for name, value in row.items() if name}
+        cells = {name: value or "" for name, value in row.items() if name}
+        if any(cell.strip() for cell in cells.values()):  # spreadsheets end with rows of nothing
+            yield f"{sheet}:{reader.line_num}", cells
 
 
 def table(models: Sequence[str], verdicts: Sequence[Verdict]) -> str:

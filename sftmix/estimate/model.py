@@ -21,6 +21,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.estimate.machine import FLOAT, HALF, Compute
 from sftmix.model.adapters import add_adapters
 from sftmix.model.meta import empty_model
+from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
 from sftmix.training.module import attention_inputs
 from sftmix.training.parallel import decoder_layers
@@ -52,11 +53,13 @@ class FakeModel:
     """A causal language model without weights.
 
     numbers        all numbers; those of a tied weight count once
+    layers         numbers of the decoder layers
     outside        numbers of embeddings, last norm and head
     largest_layer  numbers of the largest decoder layer
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
     stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
     head_shape     V, D
+    attention_width  numbers of all heads of a layer, the mean of queries and values
     """
 
     def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
@@ -82,7 +85,9 @@ class FakeModel:
         inside = {id(p) for layer in layers for p in layer.parameters()}
         self.n_layers = len(layers)
         self.largest_layer = Count(*map(max, zip(*(count(layer.parameters()) for layer in layers), strict=True)))
-        self.outside = count(p for p in model.parameters() if id(p) not in inside)
+        self.layers = count(p for p in model.parameters() if id(p) in inside)
+        unused = {id(p) for module in unused_modules(model).values() for p in module.parameters()}
+        self.outside = count(p for p in model.parameters() if id(p) not in inside | unused)
         self.head_shape: tuple[int, int] = tuple(head.weight.shape)
         self.head_is_trained = any(p.requires_grad for p in head.parameters())
         self.is_tied = head.weight is embedding.weight
@@ -91,8 +96,7 @@ class FakeModel:
         looked_up = {one.weight for one in model.get_decoder().modules() if isinstance(one, nn.Embedding)}
         self._matrices = [p for p in model.get_decoder().parameters() if p.dim() > 1 and p not in looked_up]
         self.per_token = count(self._matrices, experts=getattr(config, "num_experts_per_tok", None))
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.attention_width: int = config.num_attention_heads * size
+        self.attention_width = _attention_width(config)
         self._window: int | None = getattr(config, "sliding_window", None)
 
     def saved(self, segments: Sequence[Segment], compute: Compute, *, recompute: bool) -> tuple[float, float]:
@@ -173,6 +177,23 @@ class FakeModel:
                 made = torch.empty_like(p, dtype=torch.bfloat16 if half else p.dtype, device="cpu")
             weights[name] = nn.Parameter(made, p.requires_grad)
         return weights
+
+
+def _attention_width(config: Any) -> float:
+    """Return 0 for a model without attention, and the mean where layers have heads of several sizes."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 0.0
+    sizes = [_head_size(one, heads) for one in getattr(config, "per_layer_config", None) or [config]]
+    return heads * sum(sizes) / len(sizes)
+
+
+def _head_size(config: Any, heads: int) -> float:
+    """Return the numbers of one head. Where queries and values differ (DeepSeek), head_dim is another thing."""
+    queries, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    if queries and values:
+        return (queries + values) / 2
+    return getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def _built(path: str | Path, attention: str | None, lora: LoraOptions) -> PreTrainedModel:

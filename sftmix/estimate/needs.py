@@ -44,13 +44,13 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float,
     left in a layer with the first pass, and its own gradients with the last.
     """
     around, copies = layout.size * _ring(layout.shards), layout.machine.count / layout.shards
-    outside, layers = model.outside, model.numbers.all - model.outside.all
-    scoring = around * layers * work.read.forwards
+    outside, layers = model.outside, model.layers
+    scoring = around * layers.all * work.read.forwards
     if work.largest is None:
         return 0.0, 0.0, scoring
-    weights = around * (2 * layers * work.passes + outside.all * work.micro_batches)
+    weights = around * (2 * layers.all * work.passes + outside.all * work.micro_batches)
     twice = layout.is_sharded and work.passes > work.micro_batches > 1
-    leaving = outside.trained + (model.numbers.trained - outside.trained) * (2 if twice else 1)
+    leaving = outside.trained + layers.trained * (2 if twice else 1)
     return weights, FLOAT * (_ring(layout.shards) + 2 * _ring(copies) / layout.shards) * leaving, scoring
 
 

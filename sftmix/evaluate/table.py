@@ -36,13 +36,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a task with its settings. cells: model -> score; cut: model -> prompts cut short."""
+    """A line of the table: a task with its settings. cells: model -> score; cut: model -> prompts cut short.
+
+    filtered  how lm-eval took the answer from the text, for a metric that it gives by several such filters; else empty
+    """
 
     task: str
     settings: Mapping[str, Any]
     cells: Mapping[str, Score]
     cut: Mapping[str, int]
     differences: Sequence[Difference]
+    filtered: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,17 @@ def _line(name: str, found: Mapping[str, Entry]) -> Line:
     cells = {model: found[model].scores[name] for model in sorted(found, key=_place)}
     pairs = [(a, b) for a, b in CONTRASTS if a in cells and b in cells]
     differences = [d for a, b in pairs if (d := difference(name, (a, cells[a]), (b, cells[b])))]
-    settings = next(iter(found.values())).settings
-    return Line(name, settings, cells, {m: found[m].cut for m in cells}, differences)
+    first = next(iter(found.values()))
+    cut = {m: found[m].cut for m in cells}
+    return Line(
+        name, first.settings, cells, cut, differences, _filter(first.all.get(name, {}), first.scores[name].metric)
+    )
+
+
+def _filter(values: Mapping[str, Any], metric: str) -> str:
+    """Return the filter of the score, which is the first one of its metric, if there are several."""
+    filters = [key.removeprefix(f"{metric},") for key in values if key.startswith(f"{metric},")]
+    return filters[0] if len(filters) > 1 else ""
 
 
 def _place(model: str) -> tuple[int, str]:
@@ -115,7 +128,8 @@ def table_of(table: Table) -> list[list[str]]:
     for line in table.lines:
         score = next(iter(line.cells.values()))
         shown = [_cell(line.cells[model]) if model in line.cells else "" for model in models]
-        rows.append([line.task, settings_text(line.settings), score.metric, f"{score.n:,}", *shown])
+        metric = f"{score.metric} ({line.filtered})" if line.filtered else score.metric
+        rows.append([line.task, settings_text(line.settings), metric, f"{score.n:,}", *shown])
     return rows
 
 

@@ -16,6 +16,8 @@ UNMOVED = 5e-3
 """Relative change of the NLL below which a training is said to have hardly changed the model."""
 WORSE = 1e-3
 """Relative rise of the held-out NLL above which a model is said to be worse than its base model."""
+LARGE = 1e-3
+"""Learning rate from which on a larger one is no advice."""
 BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 
@@ -72,9 +74,7 @@ def _target(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
     if change is not None and abs(change) < UNMOVED and not moved:
         found.append(
             f"The training hardly changed the model: {_shown(before, after)} ({train['steps']} steps, learning rate "
-            f"{learning_rate:g}). The rate is too small for this model, or the steps are too few: try "
-            f"--training.learning_rate {30 * learning_rate:g} or more; models below 100M parameters often need 1e-4 to "
-            "1e-3."
+            f"{learning_rate:g}). {_more(learning_rate)}"
         )
     elif before is not None and after is not None and after > before * (1 + WORSE):
         found.append(
@@ -82,6 +82,15 @@ def _target(root: Path, stages: Mapping[str, Mapping[str, Any]], learning_rate: 
             "smaller --training.learning_rate or fewer --training.epochs."
         )
     return found + list(_best(root, train, best, after))
+
+
+def _more(learning_rate: float) -> str:
+    if learning_rate >= LARGE:
+        return "The steps may be too few: try more --training.epochs or rows."
+    return (
+        "The rate is too small for this model, or the steps are too few: try --training.learning_rate "
+        f"{30 * learning_rate:g} or more; models below 100M parameters often need 1e-4 to 1e-3."
+    )
 
 
 def _skipped(train: Mapping[str, Any]) -> Iterator[str]:

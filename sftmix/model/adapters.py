@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.stored_adapters import FILE, stored_config
+from sftmix.model.unused import freeze_unused, unused_modules, used_modules
 from sftmix.options import LoraOptions
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the LM head; here it may also stand in a list."""
+"""PEFT's word for every linear layer but the LM head, and for experts and routers; here it may also stand in a list."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -47,17 +49,23 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     from peft import LoraConfig
 
     options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "quantize"}
-    if not isinstance(lora.target_modules, str):
-        options["target_modules"] = _names(model, lora.target_modules)
-    _check_names(model, "target_modules", options["target_modules"])
+    named = [] if isinstance(lora.target_modules, str) else [t for t in lora.target_modules if t != ALL_LINEAR]
+    if ALL_LINEAR in lora.target_modules:
+        options["target_modules"] = ALL_LINEAR
+    _check_names(model, "target_modules", named)
     _check_names(model, "modules_to_save", lora.modules_to_save or [])
+    if unused := "|".join(map(re.escape, unused_modules(model))):
+        options["exclude_modules"] = rf"({unused})(\..*)?"
     try:
         config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
+        if config.target_modules == ALL_LINEAR and named:
+            _add_names(config, model, named)
         with torch.random.fork_rng(devices=[]), _as_documented():
             torch.manual_seed(seed)
             model.add_adapter(config, ADAPTER)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
+    freeze_unused(model)  # PEFT's bias: all is all
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:
@@ -72,6 +80,8 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
             model.add_adapter(config, ADAPTER)
     except Exception as error:  # values of strangers make PEFT raise anything
         raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
+    if config.bias == "all" and config.exclude_modules:  # as `add_adapters` wrote it: of the text model alone
+        freeze_unused(model)
     read_adapters(model, directory)
 
 
@@ -93,21 +103,24 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Return the targets, with all-linear replaced by its module names; the head is not one, but may be named too."""
-    if ALL_LINEAR not in targets:
-        return list(targets)
-    head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-    return list(dict.fromkeys([*(n.rpartition(".")[2] for n in linear), *(t for t in targets if t != ALL_LINEAR)]))
+def _add_names(config: LoraConfig, model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Add names to all-linear, which PEFT resolves first where it has experts and routers that are no linear layers."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    convert_peft_config_for_transformers(config, model=model, conversions=None)
+    found = config.target_modules or []
+    if found == ALL_LINEAR:
+        head = model.get_output_embeddings()
+        linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+        found = [n.rpartition(".")[2] for n in linear]
+    config.target_modules = sorted({*found, *names})
 
 
-def _check_names(model: PreTrainedModel, option: str, names: Sequence[str] | str) -> None:
+def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> None:
     """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
-    modules = [name for name, _ in model.named_modules()]
-    listed = [] if isinstance(names, str) else names
-    if unknown := [n for n in listed if not any(m == n or m.endswith(f".{n}") for m in modules)]:
-        last = dict.fromkeys(m.rpartition(".")[2] for m, part in model.named_modules() if _is_leaf(part))
+    modules = used_modules(model)
+    if unknown := [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]:
+        last = dict.fromkeys(m.rpartition(".")[2] for m, part in modules.items() if _is_leaf(part))
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
             f"there are {', '.join(last)}"
@@ -120,10 +133,14 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @contextmanager
 def _as_documented() -> Iterator[None]:
-    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md)."""
+    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md).
+
+    And a wrong one: the rank that PEFT itself gives to fused tensors of experts is not ignored.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
         yield
 
 
@@ -219,12 +236,12 @@ def merge_adapters(model: PreTrainedModel) -> None:
     """
     if unties(model):
         _untie(model)
-    for name, module in list(model.named_modules()):
+    for name, module in reversed(list(model.named_modules())):  # PEFT adapts two tensors of experts one in the other
         if hasattr(module, "modules_to_save"):
             _put(model, name, module.modules_to_save[ADAPTER])
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
-            _put(model, name, module.get_base_layer())
+            _put(model, name, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.common.files import is_full, no_space
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
+
+_DECIDING = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")
+"""Options of generation that decide whether others are valid."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def export_model(
@@ -45,8 +51,8 @@ def export_model(
         if adapter_config(model) is None:
             _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
         else:
-            weights = model.state_dict() if state_dict is None else state_dict
-            write_adapters(model, weights, temporary, base=base, dtype=dtype)
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
             generation.save_pretrained(temporary)
         own = copy.deepcopy(tokenizer)
         if chat_template is not None:
@@ -87,7 +93,8 @@ def _write_model(
         model.config, model.generation_config = copy.deepcopy(model.config), generation
         with without_bars_of_transformers():
             model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
-        model.config.dtype = dtype
+        for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+            config.dtype = dtype
         model.config.save_pretrained(path)
     finally:
         model.config, model.generation_config = before
@@ -96,18 +103,45 @@ def _write_model(
 def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]
 ) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config)
+    config = _valid(copy.deepcopy(model.generation_config or GenerationConfig()))
     theirs = config.eos_token_id
     ids = [tokenizer.eos_token_id, *(theirs if isinstance(theirs, list) else [theirs]), *stop_ids]
     unique = list(dict.fromkeys(int(i) for i in ids if i is not None))
     config.eos_token_id = unique[0] if len(unique) == 1 else unique or None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def _valid(given: GenerationConfig) -> GenerationConfig:
+    """Return the options without those that transformers refuses to write: no training may end for their sake.
+
+    Sampling options without do_sample, common on the hub, mean sampling; with do_sample false, or at temperature 0,
+    they are left out.
+    """
+    greedy = given.do_sample is False or given.temperature == 0
+    config = GenerationConfig(do_sample=False) if greedy else GenerationConfig()
+    for name in sorted(vars(given), key=lambda name: name not in _DECIDING):
+        value = getattr(given, name)
+        if value is None or (greedy and name in ("do_sample", *_SAMPLING)) or _takes(config, name, value):
+            continue
+        if name in _SAMPLING and given.do_sample is None:
+            config.do_sample = _takes(config, "do_sample", True) or None
+            _takes(config, name, value)
+    return config
+
+
+def _takes(config: GenerationConfig, name: str, value: Any) -> bool:
+    """Set an option, and return True, if the options are then valid."""
+    before = vars(config).copy()
+    setattr(config, name, value)
     try:
         config.validate(strict=True)
-    except ValueError:
-        config.do_sample = True  # sampling options without do_sample: common on the hub, and refused when written
-    return config
+    except Exception:  # values of strangers make transformers raise anything
+        vars(config).clear()
+        vars(config).update(before)
+        return False
+    return True
 
 
 def _replace(source: Path, target: Path) -> None:

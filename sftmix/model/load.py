@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from transformers.utils import find_adapter_config_file
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
+from sftmix.model.files import dtypes_of_files
 from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
+from sftmix.model.unused import freeze_unused
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -37,6 +39,8 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Load the causal language model of a hub id or directory: weights cast to `dtype`, vocabulary as it is.
+
+    What text never goes through is frozen (`sftmix.model.unused`).
 
     quantization  a transformers quantisation config (`sftmix.model.adapters.quantization_config`)
 
@@ -54,7 +58,7 @@ def load_model(
         raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
     if quantization is not None:
         _keep_the_backward(model)
-    return model
+    return freeze_unused(model)
 
 
 def _keep_the_backward(model: PreTrainedModel) -> None:
@@ -79,9 +83,28 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """Return the dtype of the stored weights by the model's config (float32 if it names none)."""
-    dtype = model_config(path).get_text_config().dtype
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32")
+    """Return the dtype of the stored weights, by the model's config, else one that loses nothing of the files."""
+    config = model_config(path)
+    dtype = config.dtype or config.get_text_config().dtype
+    if dtype is None:
+        floats = [kind for kind in dtypes_of_files(path) if kind is not None]
+        return reduce(torch.promote_types, floats) if floats else torch.float32
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+
+
+def refuse_quantized(path: str | Path) -> None:
+    """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
+    config = model_config(path)
+    stored = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if stored:
+        method = dict(stored).get("quant_method", "of some kind")
+        raise ConfigError(
+            f"model.path: the weights of {path} are quantised ({method}), and such weights cannot be trained. Name the "
+            "model it was made from, or another copy that is not quantised; --model.lora.quantize 4bit quantises that "
+            "one while it is loaded, and trains adapters"
+        )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,24 +12,21 @@ transformers handles names, conversions and missing weights, as in a plain load.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from sftmix.common.world import World
+from sftmix.model.files import dtypes_of_files
 from sftmix.model.load import load_model, model_config, stored_dtype
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The dtypes by their names in safetensors files."""
+from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
@@ -42,10 +39,24 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
     from accelerate import init_empty_weights
 
     options = {} if attention is None else {"attn_implementation": attention}
-    with init_empty_weights(include_buffers=False):
+    with _WithoutValues(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
     model.tie_weights()  # each parameter was moved to the meta device by itself
-    return model.eval()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    return freeze_unused(model.eval())
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Make tensors without values on the meta device at once: that of a layer's experts may be larger than memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
 
 
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
@@ -56,7 +67,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    if _dtypes_of_files(path) != {stored}:
+    if dtypes_of_files(path) != {stored}:
         return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
@@ -66,31 +77,6 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     for config in (model.config, model.config.get_text_config()):
         config.dtype = torch.float32
     return model
-
-
-def _dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
-    """Return the dtypes of all tensors in the safetensors files of a model loaded before; empty if there are none."""
-    return {
-        _DTYPES.get(file.get_slice(name).get_dtype())
-        for place in _files(path)
-        for file in [safe_open(place, framework="pt")]
-        for name in file.keys()  # noqa: SIM118 (not a dict)
-    }
-
-
-def _files(path: str | Path) -> Iterator[Path]:
-    """Yield the safetensors files of a model, one or several."""
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        try:
-            place = cached_file(str(Path(path).expanduser()), name, local_files_only=True)
-        except OSError:
-            continue
-        found = Path(str(place))
-        if name == SAFE_WEIGHTS_NAME:
-            yield found
-        else:
-            yield from {found.parent / file for file in json.loads(found.read_text())["weight_map"].values()}
-        return
 
 
 # ------------------------------------------------------------------------------- 2. the values apart from it

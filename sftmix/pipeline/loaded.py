@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from sftmix.common.errors import NonFiniteError
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder
 from sftmix.model.adapters import load_adapters, quantization_config
-from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, n_embeddings, stored_dtype
 from sftmix.model.paths import named
 from sftmix.model.stored_adapters import base_of_adapters
 from sftmix.options import DataOptions, LoraOptions
@@ -65,7 +66,7 @@ def load_finished(
     """Load a model with its tokenizer; adapters are loaded onto their base model.
 
     dtype  of the weights; None: as they are stored
-    Raises ConfigError if the model cannot be loaded or its tokenizer does not fit.
+    Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
     """
     config = None if found.run is None else read_config(found.run / "config.yaml")
     encoder = encoder_of(found)
@@ -79,7 +80,21 @@ def load_finished(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
-    return LoadedModel(found.name, model.eval(), encoder, ids, context)
+    _refuse_if_not_finite(found, model.eval())
+    return LoadedModel(found.name, model, encoder, ids, context)
+
+
+@torch.no_grad()
+def _refuse_if_not_finite(found: FinishedModel, model: PreTrainedModel) -> None:
+    """Raise NonFiniteError for a model without a greatest logit: it would still answer, with token 0 for ever."""
+    ids = torch.arange(8, device=model.device) * 7919 % n_embeddings(model)
+    if bool((model(input_ids=ids[None]).logits < torch.inf).all()):  # NaN is not, and some models have -inf
+        return
+    wider = "" if model.dtype == torch.float32 else ", or they are too large for this dtype: try --dtype float32"
+    raise NonFiniteError(
+        f"{found.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its "
+        f"answers would mean nothing. Its weights are broken{wider}"
+    )
 
 
 def encoder_of(found: FinishedModel) -> Encoder:

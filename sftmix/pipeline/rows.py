@@ -19,7 +19,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import read_config
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
-from sftmix.model.load import context_length, load_tokenizer
+from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
 from sftmix.pipeline.directory import CONTENTS
 from sftmix.pipeline.held_out import held_out_groups
 from sftmix.pipeline.shared import check_same_rows
@@ -83,6 +83,7 @@ def tokenised_rows(
     select  training rows -> the ids to keep, in file order; None: the selector of the configuration
     """
     encoder = world.node_first(lambda: encoder_for(load_tokenizer(config.model.path), config.data))
+    refuse_quantized(config.model.path)  # before rows are tokenised and a reference is trained
     path, longest = config.model.path, config.data.max_length
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:

@@ -17,6 +17,8 @@ from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
+from sftmix.model.load import refuse_quantized
+from sftmix.model.unused import described_unused
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
@@ -124,9 +126,12 @@ def training_stage(
     optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
     if parallel in SHARDED:
         refuse_sharded(optimizer, lora, f"training.parallel {options.parallel} (here {parallel})")
+    refuse_quantized(model_path)
     model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
+    elif left := described_unused(model):
+        run.say(f"{name}: {left}")
     return Stage(
         name=name,
         model=model,

@@ -41,6 +41,7 @@ from sftmix.common.files import (
     verify_directory,
 )
 from sftmix.common.world import World
+from sftmix.model.adapters import adapter_config
 from sftmix.training.module import unwrap
 
 _NUMBERS = "optimizer.json"
@@ -260,15 +261,15 @@ def _unwritten(path: Path, error: BaseException, needed: int | None = None) -> S
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
-    """Gather the trained weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
+    """Gather the weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
 
     These are all weights, tied ones under each of their names; with adapters, only those that are not frozen.
     """
     module = unwrap(wrapped)
-    frozen = _has_frozen(module)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen)
+    adapted = adapter_config(module.model) is not None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
     state = get_model_state_dict(module, options=options)
-    kept = _trained(module) if frozen else state.keys()
+    kept = _trained(module) if adapted else state.keys()
     return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in kept if name in state}
 
 

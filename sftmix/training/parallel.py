@@ -24,6 +24,7 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
+from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
 
@@ -138,7 +139,8 @@ def wrap(
     """Wrap the module, whose forward runs backbone, head and losses.
 
     fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head). The rest is gathered once per
-    forward and kept until the backward is done, so tied weights live in one group. Each group moves to the device when
+    forward and kept until the backward is done, so tied weights live in one group. What no forward runs has groups of
+    its own, which are never gathered. Each group moves to the device when
     it is sharded. For a model on the meta device, `values` go into the shards: no rank holds the whole model.
     """
     if parallel == "none":
@@ -151,7 +153,7 @@ def wrap(
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in decoder_layers(module.model):
+    for layer in [*decoder_layers(module.model), *unused_modules(module.model).values()]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
     # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
@@ -197,16 +199,17 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 # ------------------------------------------------------------------------------------------------------------- layers
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks, which transformers itself never splits."""
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the repeated blocks of the decoder, which transformers itself never splits; none lies in another."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
+    layers = [m for m in model.get_decoder().modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
     if not layers:
         raise ConfigError(
             f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
             "--training.compile"
         )
-    return layers
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if id(layer) not in inner]
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -237,7 +240,7 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer by itself, in place: layers of one kind share the compiled code, names stay.
 
     Lengths differ from batch to batch, so the compiled code treats them as symbols. Call this after

@@ -70,6 +70,15 @@ def test_no_cell_is_a_formula(begin, tmp_path):
     assert {row["A"], row["B"]} == {f"'{begin}", "a = 1"}
 
 
+def test_rows_of_nothing_are_none(sheet):
+    """As spreadsheets leave them at the end, and where a rater cleared a row."""
+    fill(sheet, lambda row: "tie")
+    empty = "," * (len(rows_of(sheet)[0]) - 1)
+    sheet.write_text(sheet.read_text(encoding="utf-8") + f"{empty}\n , ,{empty[2:]}\n", encoding="utf-8")
+    (verdict,) = read_blind([sheet])[1]
+    assert (verdict.ties, verdict.unrated) == (N, 0)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_filled_sheet_gives_the_counts(sheet, delimiter):
     """A rater who likes the target in 25 rows, the baseline in 5, says tie in 7 and leaves 3 out."""

@@ -157,3 +157,18 @@ def test_adapters_answer_as_their_merged_model(adapted):
         logits = loaded.model(ids).logits
         assert float((logits - merged).detach().abs().max()) < 1e-5
         assert float((logits - base).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_model_whose_logits_are_not_finite_answers_nothing(tiny, sftmix, tmp_path, dtype):
+    """In float16 a weight overflows, and every argmax would be token 0; in float32 the same weights answer."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float16)
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(6e4)
+    model.model.layers[0].mlp.up_proj.weight.data.fill_(6e4)
+    model.save_pretrained(tiny.model)
+    words = ["--prompts", str(tiny.eval), "--to", str(tmp_path / "a.jsonl"), "--max_new_tokens", "2", "--dtype", dtype]
+    done = sftmix("generate", str(tiny.model), *words)
+    assert done.code == (6 if dtype == "auto" else 0), done.err
+    assert ("are not finite in float16, so its answers would mean nothing" in done.err) is (dtype == "auto")
+    assert ("try --dtype float32" in done.err) is (dtype == "auto")
+    assert (tmp_path / "a.jsonl").exists() is (dtype != "auto")

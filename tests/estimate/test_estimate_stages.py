@@ -19,7 +19,7 @@ from sftmix.estimate.model import FakeModel
 from sftmix.estimate.needs import forward_flops, training_flops
 from sftmix.estimate.work import Amount
 from sftmix.model.load import load_model
-from sftmix.options import LoraOptions
+from sftmix.options import LoraOptions, ModelOptions
 from tests.estimate.configs import CPU, config, gpus, machine
 from tests.tiny import metrics
 
@@ -50,6 +50,48 @@ def test_experts_count_as_many_as_a_token_meets_and_embeddings_not(tmp_path):
     GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
     gpt2 = FakeModel(tmp_path / "gpt2", None, LoraOptions())
     assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
+
+
+def test_a_model_without_attention_is_estimated(finished, tmp_path):
+    from transformers import AutoTokenizer, MambaConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(finished.tiny.model)
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": len(tokenizer)}
+    MambaConfig(**sizes, architectures=["MambaForCausalLM"]).save_pretrained(tmp_path)
+    model = FakeModel(tmp_path, None, LoraOptions())
+    assert (model.attention_width, model.n_layers) == (0, 2)  # and not 4: each block has a mixer, which is none
+    found = estimate(config(finished.tiny, model=ModelOptions(path=str(tmp_path))), CPU)
+    assert found["stages"]["train"]["training_flops"] > 0
+
+
+def test_the_attention_of_heads_of_several_sizes(tmp_path):
+    """DeepSeek's head_dim is the part of a query that has a position; Gemma 4's layers have one each."""
+    from transformers import DeepseekV3Config, Gemma4TextConfig
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    heads = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 10, "kv_lora_rank": 8, "q_lora_rank": 8}
+    few = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8, "num_experts_per_tok": 2}
+    deepseek = DeepseekV3Config(
+        **sizes, **heads, **few, first_k_dense_replace=1, architectures=["DeepseekV3ForCausalLM"]
+    )
+    deepseek.save_pretrained(tmp_path / "deepseek")
+    assert FakeModel(tmp_path / "deepseek", None, LoraOptions()).attention_width == 2 * (4 + 8 + 10) / 2
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8, "global_head_dim": 24}
+    gemma = Gemma4TextConfig(**sizes, **kinds, architectures=["Gemma4ForCausalLM"])
+    gemma.save_pretrained(tmp_path / "gemma")
+    assert FakeModel(tmp_path / "gemma", None, LoraOptions()).attention_width == 2 * (8 + 24) / 2
+
+
+def test_no_tensor_of_experts_is_allocated(tmp_path):
+    """256 experts of DeepSeek-V3 in one tensor are 30 GB; these are 4 TB."""
+    from transformers import MixtralConfig
+
+    sizes = {"vocab_size": 50, "hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2**9}
+    MixtralConfig(**sizes, **heads, architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
+    assert FakeModel(tmp_path, None, LoraOptions()).numbers.all > 2**39
 
 
 def test_flops_are_those_that_torch_counts(finished):

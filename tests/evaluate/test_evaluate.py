@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.evaluate.entries import Entry, Score, check_run, run_of, write_entry
-from sftmix.evaluate.table import Line, Table, difference, sentences_of, table_from
+from sftmix.evaluate.table import Line, Table, difference, sentences_of, table_from, table_of
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.report.benchmarks import benchmarks
 from tests.evaluate.bench import HEAD, OPTIONS, asked, write_rows
@@ -209,6 +210,16 @@ def test_results_of_weights_that_are_no_more_are_left_out():
     (told,) = sentences_of(table)[-1:]
     assert told.startswith("second: what was measured of target is left out")
     assert [text for text in sentences_of(table) if text.startswith("first: what")] == []
+
+
+def test_a_metric_under_two_filters_has_the_name_of_its_own():
+    """As gsm8k's exact_match, strict and flexible: the two differ by much."""
+    one = entry("task", "target", "new", 1.0)
+    alone = {"task": {"alias": "task", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.2}}
+    two = {"task": {"acc,strict-match": 0.5, "acc_stderr,strict-match": 0.1, "acc,flexible-extract": 0.7}}
+    for values, shown in ((alone, "acc"), (two, "acc (strict-match)")):
+        table = table_from([replace(one, all=values)], {})
+        assert [row[2] for row in table_of(table)] == ["metric", shown]
 
 
 def test_one_prompt_is_no_prompts():

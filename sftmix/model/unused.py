@@ -1,0 +1,49 @@
+"""The weights of a model that text never goes through, as those of a vision tower: they are not trained.
+
+They get no gradient, so an optimizer would have state that no step made, and DDP would wait for them. What trains,
+stores or wraps weights asks `requires_grad` alone.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze what lies outside the decoder, the input embeddings and the LM head, in place; return the model."""
+    for parameter in _unused(model).values():
+        parameter.requires_grad_(False)
+    return model
+
+
+def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the largest modules that hold such weights alone, by their names; none of a model of text."""
+    unused, found = {id(p) for p in _unused(model).values()}, dict[str, nn.Module]()
+    for name, module in model.named_modules():
+        own = {id(p) for p in module.parameters()}
+        if own and own <= unused and not name.startswith(tuple(f"{outer}." for outer in found)):
+            found[name] = module
+    return found
+
+
+def used_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return all other modules by their names."""
+    unused = {id(part) for module in unused_modules(model).values() for part in module.modules()}
+    return {name: module for name, module in model.named_modules() if id(module) not in unused}
+
+
+def described_unused(model: PreTrainedModel) -> str | None:
+    """Say in one line how many numbers are left as they are; None of a model of text."""
+    numbers = sum(p.numel() for p in _unused(model).values())
+    if not numbers:
+        return None
+    return f"{numbers:,} numbers that text never goes through stay as they are: {', '.join(unused_modules(model))}"
+
+
+def _unused(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    if not hasattr(model, "get_decoder"):  # such a model is refused where its head is looked for
+        return {}
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    used = {id(p) for part in parts if part is not None for p in part.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in used}
