@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
@@ -200,11 +201,26 @@ def _built(path: str | Path, attention: str | None, lora: LoraOptions) -> PreTra
     """The model on the meta device, with its adapters."""
     # The kernels of GPUs cannot run on fake tensors. sdpa without a mask saves as much.
     try:
-        model = empty_model(path, attention={None: None, "eager": "eager"}.get(attention, "sdpa"))
+        with _WithoutValues():
+            model = empty_model(path, attention={None: None, "eager": "eager"}.get(attention, "sdpa"))
     except (ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
     if lora.r:
         add_adapters(model, lora, seed=0)
     elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
         model.requires_grad_(False)
     return model
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Make tensors without values on the meta device at once: that of a layer's experts may be larger than memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.common.world import World
@@ -39,24 +38,10 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
     from accelerate import init_empty_weights
 
     options = {} if attention is None else {"attn_implementation": attention}
-    with _WithoutValues(), init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
     model.tie_weights()  # each parameter was moved to the meta device by itself
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
     return freeze_unused(model.eval())
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Make tensors without values on the meta device at once: that of a layer's experts may be larger than memory."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = dict(kwargs or {})
-        if func is torch.empty and options.get("device") is None:
-            options["device"] = "meta"
-        return func(*args, **options)
 
 
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
