@@ -180,8 +180,8 @@ def _refuse_unreadable(name: str) -> None:
         os.stat(name.strip())
     except (FileNotFoundError, NotADirectoryError):
         return
-    except OSError as error:
-        raise ConfigError(f"{name!r} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a NUL in it is a ValueError
+        raise ConfigError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _unwritable(place: Path) -> str | None:
