@@ -217,6 +217,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
             {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
         ),
         ({"callbacks.every": 3}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
+        ({"callbacks": {"every": 3}}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
     ],
 )
 def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, object], nested: dict[str, object]) -> None:
@@ -239,6 +240,17 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
         ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),
         ("pairing.window: 3\n", "pairing is no PairSampler that has options; choose one first"),
         ("callbacks: []\ncallbacks.every: 3\n", "callbacks is an empty list, so callbacks.every has no owner"),
+        (
+            "callbacks: [{class_path: Evaluate, init_args: {every: 2}}]\ncallbacks.every: 3\n",
+            "`callbacks` and `callbacks.every` give one option of the last one two values; write it once",
+        ),
+        ("callbacks.class_path: EarlyStopping\n", "callbacks is a list; write `callbacks: [EarlyStopping]`"),
+        ("callbacks.init_args: 3\n", "callbacks.init_args is 3; write an option of the last as `callbacks.OPTION"),
+        ("callbacks: {Evaluate: {every: 3}}\n", "write {class_path: Evaluate, init_args: {option: value}}"),
+        ("callbacks: [{every: 3}]\n", "names no class_path; write {class_path: CLASS, init_args: {option: value}}"),
+        ("objective: {NTP: {}}\n", "NTP is no option; if it is the class, write {class_path: NTP, init_args:"),
+        ("objective.mu.start: 0\n", "objective.mu is no Schedule that has options; choose one first"),
+        ("data.columns.prompt: a\n", "data.columns.prompt"),
     ],
 )
 def test_an_option_has_one_value_and_an_owner(write: Write, text: str, told: str) -> None:

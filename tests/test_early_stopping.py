@@ -83,7 +83,7 @@ def test_wrong_options_are_named(option):
         (["--callbacks", "[EarlyStopping, Evaluate]"], "put Evaluate first"),
         (
             ["--callbacks", "[LossSpikeGuard, MeasureMixing, sftmix.trackers.TensorBoard, EarlyStopping]"],
-            "none (LossSpikeGuard, MeasureMixing, TensorBoard make none); put Evaluate first",
+            "none (before it: LossSpikeGuard, MeasureMixing, TensorBoard); put Evaluate first",
         ),
         (["--callbacks+", "EarlyStopping"], "EarlyStopping needs held-out rows; set data.eval"),
     ],

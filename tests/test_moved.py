@@ -38,6 +38,20 @@ def test_an_evaluation_that_decides_when_to_stop_is_an_input(tiny, tmp_path, sft
     assert metrics(tmp_path / "other")[-1]["step"] != stopped
 
 
+def test_what_early_stopping_does_not_look_at_may_change(tiny, tmp_path, sftmix):
+    words = [
+        "run",
+        *tiny.options,
+        "--out",
+        str(tmp_path / "run"),
+        "--callbacks",
+        "LossSpikeGuard",
+        "--callbacks.factor",
+    ]
+    assert sftmix(*words, "90", "--callbacks+", "Evaluate", *STOPPING).code == 0
+    assert sftmix(*words, "91", "--callbacks+", "Evaluate", *STOPPING).code == 0
+
+
 def test_an_evaluation_that_decides_nothing_is_none(tiny, tmp_path, sftmix):
     words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--out", str(tmp_path / "run")]
     assert sftmix(*words, "--callbacks", "Evaluate", "--callbacks.every", "1").code == 0
@@ -61,6 +75,14 @@ def test_the_configuration_follows_model_and_rows_that_have_moved(tiny, tmp_path
     ).replace(str(tmp_path / "eval.jsonl"), str(moved / "eval.jsonl"))
     done = sftmix("generate", str(out), "--models", "base", "--to", str(tmp_path / "answers"), "--max_new_tokens", "2")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("text", ["", "model: {path: gone}\n"])
+def test_a_configuration_that_was_emptied_by_hand_stops_no_run(tiny, tmp_path, sftmix, text):
+    words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--out", str(tmp_path / "run")]
+    assert sftmix(*words).code == 0
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    assert sftmix(*words).code == 0
 
 
 def test_the_layout_of_the_reference_may_change_as_that_of_the_target(tiny, tmp_path, sftmix):

@@ -19,7 +19,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
 from sftmix.compare.markdown import markdown, shown_options
-from sftmix.compare.plan import OF_THE_TABLE, Cell
+from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.messages import EXAMPLES
@@ -180,7 +180,9 @@ def listing(comparison: Comparison) -> list[str]:
     width = max(map(len, comparison.variants))
     lines += [f"  {name:<{width}}  {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     needing = [cell for cell in cells if "reference" in stages_needed(comparison.variants[cell.variant], "train")]
-    references = len({_reference_of(cell) for cell in needing})
+    first = {cell.variant: cell for cell in reversed(needing)}
+    configs = {name: cell.config() for name, cell in first.items()}  # whose seeds differ in `seed` alone
+    references = len({_reference_of(dataclasses.replace(configs[c.variant], seed=c.seed)) for c in needing})
     # A selector may draw by the seed or not, which only its rows can tell.
     selected = any(not isinstance(comparison.variants[cell.variant].selector, All) for cell in needing)
     most = " at most" if selected else ""
@@ -190,9 +192,8 @@ def listing(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _reference_of(cell: Cell) -> str:
-    """Return what decides the reference of a cell: the inputs of the stage, and what stands for rows and weights."""
-    config = cell.config()
+def _reference_of(config: RunConfig) -> str:
+    """Return what decides the reference of a run: the inputs of the stage, and what stands for rows and weights."""
     rows = {key: value for key, value in vars(config.data).items() if key not in _NOT_TRAINED_ON}
     drawn_by = config.seed if config.data.seed is None else config.data.seed
     rows["seed"] = drawn_by if config.data.drawn else None

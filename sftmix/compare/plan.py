@@ -128,8 +128,13 @@ class Comparison:
         return [*self._too_few_seeds(), *self._unused()]
 
     def _unused(self) -> Iterator[str]:
-        for name, config in self.variants.items():
-            yield from (f"note: variant {name}: {sentence}" for sentence in config.unused())
+        """Yield the components that variants were given, and do not use; those of all are used where one uses them."""
+        found = {name: config.unused() for name, config in self.variants.items()}
+        nobody = all(found.values())
+        for name, sentences in found.items():
+            own = {option.partition(".")[0] for option in self.options_of(name)}
+            if nobody or own & {"reference", "confidence", "splitter"}:
+                yield from (f"note: variant {name}: {sentence}" for sentence in sentences)
 
     def _too_few_seeds(self) -> Iterator[str]:
         contrasts, seeds = len(self.contrasts), len(self.options.seeds)

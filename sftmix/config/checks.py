@@ -164,7 +164,7 @@ def _early_stopping(config: RunConfig) -> Iterator[str]:
             names = ", ".join(type(other).__name__ for other in before)
             yield (
                 "callbacks: EarlyStopping decides on the evaluations of the callbacks before it, and there are none"
-                f"{f' ({names} make none)' if names else ''}; "
+                f"{f' (before it: {names})' if names else ''}; "
                 "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping"
             )
 

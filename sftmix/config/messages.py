@@ -146,7 +146,7 @@ def refuse_unknown_class(field: str, value: Any) -> None:
 def _refuse_other_keys(key: str, spec: Mapping[str, Any]) -> None:
     """Raise ConfigError for a component that is not {class_path, init_args}, or those inside it."""
     others = [str(name) for name in spec if name not in ("class_path", "init_args")]
-    written = spec.get("class_path") or next(iter(others), "CLASS")
+    written = spec.get("class_path") or next((name for name in others if name[:1].isupper()), "CLASS")
     if others:
         if "class_path" in spec:
             raise ConfigError(f"{key}: put {', '.join(others)} under init_args: {_form(written, others[0])}")
@@ -156,6 +156,8 @@ def _refuse_other_keys(key: str, spec: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}.{name} is null; leave it out, or write {_form(written, 'option')}")
     inner = spec.get("init_args")
     for name, value in inner.items() if isinstance(inner, Mapping) else ():
+        if value == {} and name[:1].isupper():  # `objective: {NTP: {}}` would change nothing
+            raise ConfigError(f"{key}: {name} is no option; if it is the class, write {_form(name, 'option')}")
         if isinstance(value, Mapping) and "class_path" in value:
             _refuse_other_keys(f"{key}.{name}", value)
 
@@ -213,9 +215,7 @@ def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
         listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
-        if value.startswith(
-            ("NestedArg", "{'init_args'")
-        ):  # `--objective.mu.start 0`, in a file `objective.mu.start: 0`
+        if value.startswith(("NestedArg", "{")) and "class_path" not in value:  # `objective.mu.start: 0`
             return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
             return f"{key}: {reason}"

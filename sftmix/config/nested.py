@@ -74,6 +74,8 @@ def _options_of_last(values: dict[str, Any]) -> dict[str, Any]:
     """Give the options of the last component of a list to that component, if the layer names one."""
     for name in _component_lists():
         if (options := values.pop(_OF_LAST.format(name), None)) is not None:
+            if not isinstance(given := options[_ARGS], Mapping):
+                raise ConfigError(f"{name}.{_ARGS} is {given!r}; write an option of the last as `{name}.OPTION: value`")
             key = next((key for key in (f"{name}+", name) if key in values), None)
             values[key or name] = options if key is None else with_last(_as_items(values[key]), options, name)
     return values
@@ -81,9 +83,14 @@ def _options_of_last(values: dict[str, Any]) -> dict[str, Any]:
 
 def with_last(components: Sequence[Any], options: Mapping[str, Any], name: str) -> list[Any]:
     """Return a list of components of which the last one has these options ({"init_args"}), too."""
+    given = options[_ARGS]
     if not components:
-        raise ConfigError(f"{name} is an empty list, so {name}.{next(iter(options[_ARGS]))} has no owner; name a class")
-    return [*components[:-1], _merged(components[-1], options, name)]
+        raise ConfigError(f"{name} is an empty list, so {name}.{next(iter(given), _ARGS)} has no owner; name a class")
+    try:
+        return [*components[:-1], _merged(components[-1], options, name)]
+    except _Conflict:
+        both = f"`{name}` and `{name}.{next(iter(given))}`"
+        raise ConfigError(f"{both} give one option of the last one two values; write it once") from None
 
 
 def _component_lists() -> set[str]:
@@ -102,7 +109,10 @@ def _options(values: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[_Giv
 
 def _holds_options(key: str, value: Mapping[str, Any]) -> bool:
     """Return True for a group, and for a component that is its class and its options, or these alone."""
-    if key.removesuffix(f".{_ARGS}") in component_bases().keys() - list_options():
+    name = key.removesuffix(f".{_ARGS}")
+    if name in _component_lists():  # options of the last one; a class may be put for a key by mistake
+        return _CLASS not in value and not any(str(option)[:1].isupper() for option in value)
+    if name in component_bases():
         return value.keys() <= _SPEC or not value.keys() & _SPEC
     return is_group(key)
 
@@ -111,6 +121,9 @@ def _tree(option: _Given) -> tuple[str, Any]:
     """Return an option as the key at the top, and the value there in nested mappings."""
     first, *inner = place_of(".".join(option[0]))
     value = option[1]
+    if inner[:1] == [_CLASS] and first not in component_bases():
+        name = first.removesuffix(".last")
+        raise ConfigError(f"{name}.{_CLASS}: {name} is a list; write `{name}: [{value}]`, or `{name}+: [{value}]`")
     for part in reversed(inner):
         value = {part: value}
     return first, value
@@ -122,7 +135,8 @@ def place_of(key: str) -> list[str]:
     if first in component_bases() and inner:
         name = _OF_LAST.format(first) if first in list_options() else first
         return [name, *([] if inner[0] in _SPEC else [_ARGS]), *inner]
-    return [first, *inner] if is_group(first) else [key]  # an unknown one is refused by its whole name
+    below = ".".join([first, *inner[:-1]])
+    return [first, *inner] if is_group(below) else [key]  # an unknown one is refused by its whole name
 
 
 def _merged(one: Any, other: Any, name: str) -> Any:

@@ -93,7 +93,8 @@ def _write_model(
         model.config, model.generation_config = copy.deepcopy(model.config), generation
         with without_bars_of_transformers():
             model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
-        for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        parts = (getattr(model.config, name, None) for name in model.config.sub_configs)
+        for config in (model.config, *filter(None, parts)):
             config.dtype = dtype
         model.config.save_pretrained(path)
     finally:

@@ -35,10 +35,11 @@ def used_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def described_unused(model: PreTrainedModel) -> str | None:
     """Say in one line how many numbers are left as they are; None of a model of text."""
-    numbers = sum(p.numel() for p in _unused(model).values())
-    if not numbers:
+    unused = unused_modules(model)
+    if not unused:
         return None
-    return f"{numbers:,} numbers that text never goes through stay as they are: {', '.join(unused_modules(model))}"
+    numbers = sum(p.numel() for module in unused.values() for p in module.parameters())
+    return f"{numbers:,} numbers that text never goes through stay as they are: {', '.join(unused)}"
 
 
 def _unused(model: PreTrainedModel) -> dict[str, nn.Parameter]:

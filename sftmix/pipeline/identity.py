@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
 from sftmix.components.base import Callback, Component, Objective, Perturbation, files_of, plain
+from sftmix.components.callbacks import EarlyStopping
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import LAYOUT, LoraOptions, TrainingOptions, reference_lora
@@ -143,7 +144,10 @@ def _lora(lora: LoraOptions) -> dict[str, Any] | None:
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those before them, whose figures they see."""
     last = max((place for place, callback in enumerate(callbacks) if not callback.observer), default=-1)
-    return callbacks[: last + 1]
+    seen = callbacks[: last + 1]
+    if all(isinstance(callback, EarlyStopping) for callback in seen if not callback.observer):
+        return [callback for callback in seen if callback.evaluates or not callback.observer]
+    return seen
 
 
 # ------------------------------------------------------------------------------------------- the stages
@@ -171,7 +175,7 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     inputs = {
         "data": _data(known),
         "model": _model(config.model.path, world),
-        "reference": _without_training(reference.spec()),
+        "reference": _without_layout(reference.spec()),
         "reference_files": _files(world, reference, *with_training),
         "computed": _computed(known),
     }
@@ -188,9 +192,13 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     }
 
 
-def _without_training(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of a reference without its training options: the inputs have the ones that come of them."""
-    return {**spec, "init_args": {k: v for k, v in spec["init_args"].items() if k != "training"}}
+def _without_layout(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of a reference, with null for the options of its training that decide no number."""
+    training = spec["init_args"].get("training")
+    if not isinstance(training, Mapping):
+        return spec
+    kept = {k: None if k in LAYOUT_OPTIONS else v for k, v in training.items()}
+    return {**spec, "init_args": {**spec["init_args"], "training": kept}}
 
 
 def confidence_inputs(known: Known) -> dict[str, Any]:

@@ -200,6 +200,13 @@ def test_too_few_seeds_for_the_planned_contrasts_are_announced(
     assert table("--seeds", str(list(range(needed))), variants=variants).warnings() == []
 
 
+def test_what_one_variant_uses_is_no_news_of_another(table: Table) -> None:
+    variants = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
+    assert not [line for line in table(variants=variants, confidence="LogPerplexity").warnings() if "not used" in line]
+    alone = table(variants={"NTP": {"objective": "NTP"}}, confidence="LogPerplexity").warnings()
+    assert [line for line in alone if "not used by this run: confidence LogPerplexity" in line]
+
+
 def test_a_variant_that_ignores_a_component_says_so_once(table: Table) -> None:
     made = table(variants={"NTP": {"objective": "NTP"}, "drawn": {"splitter": "RandomSplit"}}, splitter="Quantile")
     assert [line for line in made.warnings() if "not used" in line] == [
