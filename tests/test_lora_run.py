@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.tiny import metrics
+from tests.tiny import cut_before_the_end, metrics
 
 pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -135,11 +134,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, sftmix, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = [*run[2], "--model.lora.r", "4", "--model.lora.lora_dropout", "0.2"]
     assert sftmix(*words, "--out", str(whole)).code == 0
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "train" / "model")  # as if killed after step 3: the checkpoint of step 2 is the newest
-    shutil.rmtree(cut / "train" / "checkpoints" / "step-00000004")
-    for name in ("MANIFEST.json", "figures.json"):
-        (cut / "train" / name).unlink()
+    cut_before_the_end(whole, cut)
     done = sftmix(*words, "--out", str(cut))
     assert done.code == 0, done.err
     assert "train: resuming after step 2 of 4" in done.out

@@ -23,7 +23,7 @@ from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks
 from tests.test_models import FAMILIES, build
-from tests.tiny import Tiny, make_tiny, metrics, weights
+from tests.tiny import Tiny, cut_before_the_end, make_tiny, metrics, weights
 from tests.trained import Trained, assert_exact
 
 LORA = LoraOptions(r=2, bias="all")
@@ -85,11 +85,7 @@ def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(see
     done = sftmix(*words, "--out", str(whole))
     assert done.code == 0, done.err
     assert "numbers that text never goes through stay as they are: model.vision_tower, model.multi_modal" in done.out
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "train" / "model")  # as if killed after step 3: the checkpoint of step 2 is the newest
-    shutil.rmtree(cut / "train" / "checkpoints" / "step-00000004")
-    for name in ("MANIFEST.json", "figures.json"):
-        (cut / "train" / name).unlink()
+    cut_before_the_end(whole, cut)
     done = sftmix(*words, "--out", str(cut))
     assert done.code == 0, done.err
     assert "train: resuming after step 2 of 4" in done.out

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection
@@ -127,3 +128,12 @@ def table(path: Path) -> dict[str, list]:
 def groups(run: Path) -> dict[str, str]:
     split = table(run / "split" / "split.parquet")
     return dict(zip(split["id"], split["group"], strict=True))
+
+
+def cut_before_the_end(whole: Path, cut: Path) -> None:
+    """Copy a run of 4 steps as if it were killed after step 3: the checkpoint of step 2 is the newest."""
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "train" / "model")
+    shutil.rmtree(cut / "train" / "checkpoints" / "step-00000004")
+    for name in ("MANIFEST.json", "figures.json"):
+        (cut / "train" / name).unlink()

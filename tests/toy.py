@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.order import Unit
-from sftmix.components import NTP
+from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
@@ -78,3 +80,16 @@ def toy_stage(
 def logged(directory: Path) -> list[dict]:
     """The metrics of a stage, step by step."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+class Interrupt(Callback):
+    """SIGTERM after a step, as a scheduler sends it."""
+
+    observer = True
+
+    def __init__(self, *, step: int):
+        self.step = step
+
+    def on_step_end(self, state):
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -110,7 +110,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
     elif path.exists():
         found = [(path, name)]
-    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:
+    elif may_be_of_the_hub(name):
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -162,6 +162,11 @@ def _check_file(path: Path, name: str) -> None:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}:1: the file is empty")
+
+
+def may_be_of_the_hub(name: str) -> bool:
+    """Return True for a name that is no file here and could be an id of the hub: not `rows.jsonl`."""
+    return hub_parts(name) is not None and Path(name).suffix.lower() not in READERS
 
 
 def hub_parts(name: str) -> tuple[str, str | None, str] | None:

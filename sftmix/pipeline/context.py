@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.files import write_text
-from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.names import is_there
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.data.sources import READERS
+from sftmix.data.sources import may_be_of_the_hub
 from sftmix.options import as_list
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
@@ -67,7 +67,7 @@ class RunContext:
             for group, key in (("model", "path"), ("data", "train"), ("data", "eval"))
             if key in there.get(group, {})
             and there[group][key] != now[group][key]
-            and not all(is_there(name) or _may_be_of_the_hub(name) for name in as_list(there[group][key]) if name)
+            and not all(is_there(name) or may_be_of_the_hub(name) for name in as_list(there[group][key]) if name)
         ]
         for group, key in moved:
             there[group][key] = now[group][key]
@@ -86,7 +86,3 @@ class RunContext:
         """Finish a stage: record its files, its figures, and the peak memory over all ranks."""
         peak = self.world.max(self.memory.bytes())
         self.directory.finish(stage, list(outputs), {**figures, "peak_memory_bytes": peak})
-
-
-def _may_be_of_the_hub(name: str) -> bool:
-    return bool(HUB_ID.match(name)) and Path(name).suffix.lower() not in READERS

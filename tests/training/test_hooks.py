@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +17,10 @@ from sftmix.options import CheckpointOptions
 from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer
 from tests.forked import on_ranks
-from tests.toy import logged, toy_rows, toy_stage
+from tests.toy import Interrupt, logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
 BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * 3
-
-
-class Interrupt(Callback):
-    observer = True
-
-    def __init__(self, *, step: int):
-        self.step = step
-
-    def on_step_end(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class AtTheEnds(Callback):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,12 @@ import torch
 from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, Stopped
 from sftmix.common.world import World
-from sftmix.components import Callback, Optimizer
+from sftmix.components import Optimizer
 from sftmix.testing import check_optimizer
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from tests.forked import on_ranks
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import Interrupt, toy_model, toy_rows, toy_stage
 from tests.trained import Trained, assert_exact
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
@@ -64,17 +62,6 @@ class Own(Optimizer):
         made = Descent([{"params": list(parameters.values())}], {"lr": training.learning_rate})
         made.kind = self.kind
         return made
-
-
-class Interrupt(Callback):
-    observer = True
-
-    def __init__(self, *, step: int):
-        self.step = step
-
-    def on_step_end(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights_of(place: Path, kind: str, *, stop: int = -1) -> dict[str, torch.Tensor]:

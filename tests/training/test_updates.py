@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +11,20 @@ import torch
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import Stopped
 from sftmix.common.world import World
-from sftmix.components import Callback, MixupOnly, Objective, SFTMix
+from sftmix.components import MixupOnly, Objective, SFTMix
 from sftmix.components.base import ntp_plan
 from sftmix.options import CheckpointOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
-from tests.toy import logged, toy_model, toy_rows, toy_stage
+from tests.toy import Interrupt, logged, toy_model, toy_rows, toy_stage
 from tests.trained import assert_exact
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4), (2, 3), (5, 5)])
 SPLIT = Split(group=np.array([0, 1, 0, 1, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 LATE: list[list[Unit]] = [[(Slot(4),)], [(Slot(5),)], [(Slot(0), Slot(1))], [(Slot(2), Slot(3))]]
 """Two steps of unpaired rows, then two of pairs."""
-
-
-class Interrupt(Callback):
-    observer = True
-
-    def __init__(self, *, step: int):
-        self.step = step
-
-    def on_step_end(self, state):
-        if state.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights_of(place: Path, objective: Objective, *, every: int = 0, stop: int = -1) -> dict[str, torch.Tensor]:
