@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sftmix.cli.exclusive import refuse_others
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 
@@ -68,12 +69,8 @@ def main(given: argparse.Namespace) -> None:
 def _convert(given: argparse.Namespace) -> None:
     from sftmix.evaluate.convert import convert
 
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    for option, default in vars(parser.parse_args([given.place])).items():
-        value = getattr(given, option)
-        if option not in ("place", "to", "convert", "shots", "test") and value != default:
-            raise ConfigError(f"--convert and --{option} ({value}) exclude each other: rows are only made")
+    kept = ("place", "to", "convert", "shots", "test")
+    refuse_others("--convert", given, add_options, kept=kept, reason="rows are only made")
     if given.to is None:
         raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
     shots, test = (None if file is None else Path(file) for file in (given.shots, given.test))

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sftmix.answers.options import FORMATS, AnswerOptions
+from sftmix.cli.exclusive import refuse_others
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 
@@ -64,7 +65,8 @@ def main(given: argparse.Namespace) -> None:
     if given.key is not None and not given.read_blind:
         raise ConfigError(f"--key is {given.key}, but it belongs to --read_blind SHEET")
     if given.read_blind:
-        _refuse_other_options(given)
+        kept = ("read_blind", "key")
+        refuse_others("--read_blind", given, add_options, kept=kept, reason="sheets are only read")
         from sftmix.answers.blind import read_blind, table
 
         key = None if given.key is None else Path(given.key)
@@ -83,14 +85,3 @@ def main(given: argparse.Namespace) -> None:
     say("\n".join(told(made)))
     for path in made.files:
         print(path)
-
-
-def _refuse_other_options(given: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that reading sheets would ignore."""
-    alone = argparse.ArgumentParser()
-    add_options(alone)
-    for name, default in vars(alone.parse_args([])).items():
-        value = getattr(given, name)
-        if name not in ("read_blind", "key") and value != default:
-            option = "RUN_OR_MODEL" if name == "place" else f"--{name}"
-            raise ConfigError(f"--read_blind and {option} ({value}) exclude each other: sheets are only read")
