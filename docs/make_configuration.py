@@ -21,11 +21,11 @@ import docstring_parser
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sftmix.cli.option_lines import component_docs, group_in
+from sftmix.cli.option_lines import component_docs
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.schema import component_bases, component_options, import_class, nested_bases, option_groups
+from sftmix.config.schema import component_bases, component_options, group_in, import_class, nested_bases, option_groups
 
 TARGET = Path(__file__).with_name("configuration.md")
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonargparse import ArgumentParser
 
 from sftmix import __version__
 from sftmix.cli import main
-from sftmix.cli.arguments import sort_arguments
 from sftmix.cli.commands import COMMANDS, Command
-from sftmix.cli.parsing import build_parser, parse
+from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common import errors
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
@@ -38,15 +36,10 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-@pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    return build_parser()
-
-
 @pytest.fixture
-def configured(parser: ArgumentParser) -> Callable[..., RunConfig]:
+def configured() -> Callable[..., RunConfig]:
     """The configuration that `run` would use."""
-    return lambda *argv: parse(parser, sort_arguments(argv))[0]
+    return lambda *argv: parse(read_arguments(argv)).config
 
 
 def at(config: RunConfig, key: str) -> Any:
@@ -206,7 +199,7 @@ def test_a_change_of_class_says_what_it_drops(run: Run, file: str, first: str) -
     options = given if first == "config" else given[::-1]
     code, out, err = run("run", *options[0], *options[1], "--print_config")
     assert code == 0
-    assert "class_path: sftmix.components.NTP" in out
+    assert "class_path: sftmix.components.objectives.NTP" in out
     assert err.splitlines() == [
         "note: objective: the command line puts NTP in place of SFTMix; dropped mu=0.3, alpha=1.0",
         "note: callbacks: the command line drops Evaluate(every=7)",
@@ -294,7 +287,7 @@ def test_an_unknown_recipe_lists_those_there(run: Run) -> None:
         (["run", "stray"], ["unexpected argument 'stray'"]),
         (["run", "--out"], ["--out needs a value"]),
         (["run", "--out", "--seed", "1"], ["--out needs a value"]),
-        (["run", "--seed+", "1"], ["--seed+", "data.train"]),
+        (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
         (["run", "--seed", "x"], ["seed", "'x'", "a whole number"]),
         (["run", "--training.precision", "fp16"], ["training.precision", "'fp16'", "auto, fp32, bf16"]),
         (["run", "--splitter", "Medin"], ["splitter", "RandomSplit", "Did you mean Median?"]),

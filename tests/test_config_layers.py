@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli.arguments import sort_arguments
-from sftmix.cli.parsing import build_parser, parse
+from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import config_file, read_layers, recipes
@@ -32,8 +31,8 @@ def write(tmp_path: Path) -> Write:
 
 
 def on_the_command_line(*argv: str) -> tuple[RunConfig, list[str]]:
-    config, _, notes = parse(build_parser(), sort_arguments(argv))
-    return config, notes
+    parsed = parse(read_arguments(argv))
+    return parsed.config, parsed.notes
 
 
 def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
@@ -230,27 +229,29 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
     [
         (
             "training.max_steps: 3\ntraining: {max_steps: 5}\n",
-            "twice.yaml: `training.max_steps: 3` and `training: {max_steps: 5}` give one option two values",
+            "twice.yaml: training.max_steps has two values, 3 and 5; write it once",
         ),
         (
             "objective: {class_path: SFTMix, init_args: {mu: 0.1}}\nobjective.mu: 0.2\n",
-            "`objective: {init_args: {mu: 0.1}}` and `objective.mu: 0.2` give one option two values",
+            "objective.mu has two values, 0.2 and 0.1; write it once",
         ),
-        ("pairing: null\npairing.window: 3\n", "`pairing: null` and `pairing.window: 3` give one option two values"),
+        ("pairing: null\npairing.window: 3\n", "pairing: null has no options; choose a class that has some: Random"),
         ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),
         ("pairing.window: 3\n", "pairing is no PairSampler that has options; choose one first"),
         ("callbacks: []\ncallbacks.every: 3\n", "callbacks is an empty list, so callbacks.every has no owner"),
         (
             "callbacks: [{class_path: Evaluate, init_args: {every: 2}}]\ncallbacks.every: 3\n",
-            "`callbacks` and `callbacks.every` give one option of the last one two values; write it once",
+            "callbacks.every has two values, 3 and 2; write it once",
         ),
-        ("callbacks.class_path: EarlyStopping\n", "callbacks is a list; write `callbacks: [EarlyStopping]`"),
-        ("callbacks.init_args: 3\n", "callbacks.init_args is 3; write an option of the last as `callbacks.OPTION"),
+        ("callbacks.init_args: 3\n", "callbacks.init_args is 3; write {class_path: CLASS, init_args: {option: value}}"),
         ("callbacks: {Evaluate: {every: 3}}\n", "write {class_path: Evaluate, init_args: {option: value}}"),
-        ("callbacks: [{every: 3}]\n", "names no class_path; write {class_path: CLASS, init_args: {option: value}}"),
+        (
+            "callbacks: [{every: 3}]\n",
+            "callbacks is no Callback that has options; choose one first, --callb",
+        ),
         ("objective: {NTP: {}}\n", "NTP is no option; if it is the class, write {class_path: NTP, init_args:"),
         ("objective.mu.start: 0\n", "objective.mu is no Schedule that has options; choose one first"),
-        ("data.columns.prompt: a\n", "data.columns.prompt"),
+        ("data.train.a: b\n", "data.train: {'a': 'b'} is not allowed; allowed: a list [a, b], text"),
     ],
 )
 def test_an_option_has_one_value_and_an_owner(write: Write, text: str, told: str) -> None:

@@ -158,7 +158,7 @@ def test_the_command_line(sftmix, tmp_path):
         wrong = sftmix("run", "--config", str(tmp_path / "f.yaml"))
         assert wrong.code == 2
         assert "model.lora: " in wrong.err
-        assert "is not a group of options; write `lora: {option: value}`" in wrong.err
+        assert "is not a group of options; there are model.lora.r, " in wrong.err
 
 
 def test_help_names_every_option(sftmix):

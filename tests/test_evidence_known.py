@@ -16,11 +16,10 @@ from benchmarks.evidence.known_figures import aucs, by_truth
 from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
-from sftmix.cli.arguments import sort_arguments
-from sftmix.cli.compare import comparison_of
+from sftmix.cli.compare import comparison_of, table_options
+from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, sha256_file, write_json
 from sftmix.common.tables import write_confidence, write_eval
-from sftmix.compare import TableOptions
 from sftmix.compare.cells import DIVERGED
 from sftmix.quickstart import make_rows, write_rows
 from sftmix.types import RowScores
@@ -61,7 +60,7 @@ def test_a_larger_share_holds_the_corrupted_rows_of_a_smaller_one(rows):
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_plan(path):
-    made = comparison_of(sort_arguments(["--config", str(path), "--out", "o"], list(vars(TableOptions()))))
+    made = comparison_of(read_arguments(["--config", str(path), "--out", "o"], table_options()))
     made.validate()
     assert (list(made.variants), made.options.seeds) == (["NTP", "SFTMix", "RandomSplit"], list(range(1, 11)))
     assert made.options.fresh_reference

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
 from benchmarks.evidence.tiers import read_tier
-from sftmix.cli.arguments import sort_arguments
-from sftmix.cli.compare import comparison_of
+from sftmix.cli.compare import comparison_of, table_options
+from sftmix.cli.parsing import read_arguments
 from sftmix.common.tables import write_dynamics, write_eval, write_split
-from sftmix.compare import Comparison, TableOptions
+from sftmix.compare import Comparison
 from sftmix.compare.statistics import seeds_needed
 from sftmix.components.objectives import NTP
 from sftmix.types import RowScores, Split, TrainingDynamics
@@ -31,7 +31,7 @@ PLANNED = [("SFTMix", other) for other in ("NTP", "RandomSplit", "LengthMatched"
 @cache
 def table(name: str) -> Comparison:
     words = ["--config", str(FOLDER / f"{name}.yaml"), "--out", "o"]
-    return comparison_of(sort_arguments(words, list(vars(TableOptions()))))
+    return comparison_of(read_arguments(words, table_options()))
 
 
 def strengths(made: Comparison) -> dict[str, float]:

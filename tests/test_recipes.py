@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sftmix.cli.arguments import sort_arguments
-from sftmix.cli.compare import comparison_of
-from sftmix.compare import Comparison, TableOptions
+from sftmix.cli.compare import comparison_of, table_options
+from sftmix.cli.parsing import read_arguments
+from sftmix.compare import Comparison
 from sftmix.compare.statistics import seeds_needed
 from sftmix.config.checks import validate
 from sftmix.config.layers import config_file, read_layers, recipes
@@ -20,7 +20,7 @@ WITHOUT_TWIN = {"quickstart"}  # small itself
 
 
 def table(name: str) -> Comparison:
-    return comparison_of(sort_arguments(["--config", f"recipe:{name}", "--out", "o"], list(vars(TableOptions()))))
+    return comparison_of(read_arguments(["--config", f"recipe:{name}", "--out", "o"], table_options()))
 
 
 def test_every_recipe_has_a_small_twin_that_is_made_from_it() -> None:

@@ -129,7 +129,8 @@ def test_the_recommended_command_finds_the_users_class(directory) -> None:
 
 def test_a_class_is_offered_by_a_name_that_works(directory) -> None:
     """One of the user's by its import path: its short name means nothing to a process that has not imported it."""
-    wrong = process("run", "--splitter", "my_parts.Tails", "--splitter", "Medin", cwd=directory).stderr
+    (directory / "tails.yaml").write_text("splitter: my_parts.Tails")
+    wrong = process("run", "--config", "tails.yaml", "--splitter", "Medin", cwd=directory).stderr
     offered = wrong.partition("There are ")[2].partition(", or the import path")[0].split(", ")
     assert {"Median", "FromFile", "my_parts.Tails", "my_parts.Needs"} <= set(offered)
     assert "Tails" not in offered
@@ -170,9 +171,9 @@ def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path) -> None:
     printed = {sftmix("run", *words, "--print_config").out for words in forms}
     assert len(printed) == 1
     assert printed.pop().endswith(
-        "callbacks:\n- class_path: sftmix.components.Evaluate\n  init_args:\n    every: null\n"
+        "callbacks:\n- class_path: sftmix.components.callbacks.Evaluate\n  init_args:\n    every: null\n"
     )
     for words in (["--callbacks", "Evaluate", "--callbacks.every", "5"], ["--config", str(tmp_path / "more.yaml")]):
         assert sftmix("run", *words, "--print_config").out.endswith("Evaluate\n  init_args:\n    every: 5\n")
     added = sftmix("run", "--callbacks", "Evaluate", "--callbacks+", "Evaluate", "--print_config").out
-    assert added.count("components.Evaluate") == 2
+    assert added.count("callbacks.Evaluate") == 2

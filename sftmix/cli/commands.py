@@ -109,8 +109,7 @@ def _refuse_table(out: str) -> None:
 
 
 def _preview(argv: Sequence[str]) -> None:
-    from sftmix.cli.arguments import OwnOption
-    from sftmix.cli.parsing import configuration
+    from sftmix.cli.parsing import OwnOption, configuration
     from sftmix.config.checks import validate
 
     own = (

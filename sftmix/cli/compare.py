@@ -9,12 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-import jsonargparse
-
-from sftmix.cli.arguments import Arguments, OwnOption, sort_arguments
 from sftmix.cli.help import help_text
 from sftmix.cli.option_lines import field_docs
-from sftmix.cli.parsing import build_parser, parse, parse_variant, print_config
+from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.compare import Comparison, TableOptions, compare
@@ -22,9 +19,10 @@ from sftmix.compare.markdown import markdown, shown_options
 from sftmix.compare.plan import OF_THE_TABLE
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.layers import Layer
+from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
 from sftmix.config.messages import EXAMPLES
-from sftmix.config.nested import nested, place_of
-from sftmix.config.read import Parser
+from sftmix.options import as_list
 from sftmix.pipeline.identity import Known, reference_inputs
 from sftmix.pipeline.stages import stages_needed
 
@@ -37,7 +35,6 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 _ABSENT = object()
-_FLAG_LIST = "--list=true"
 _NOT_TRAINED_ON = ("eval", "num_proc", "cache_dir")
 """Options of data that decide nothing about the training rows."""
 _METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
@@ -46,13 +43,12 @@ _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
-    own = [*_own(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
-    given = sort_arguments(argv, [o.name for o in own], [o.name for o in own if o.type is bool])
+    own = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
+    given = read_arguments(argv, own)
     if given.help is not None:
         print(help_text("compare", "sftmix compare --config FILE --out DIR [options]", ABOUT, given.help, own), end="")
         return
-    only_list = _FLAG_LIST in given.options
-    given.options = [option for option in given.options if not option.startswith("--list=")]
+    only_list = given.options.pop("list", "false") == "true"
     comparison = comparison_of(given)
     comparison.validate(needs_out=not only_list)
     if only_list:
@@ -76,32 +72,30 @@ def run_table(comparison: Comparison) -> None:
 
 def comparison_of(given: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
-    parser = build_parser(_own())
-    base, parsed, notes = parse(parser, given)
+    parsed = parse(given, table_options())
+    notes, variants = list(parsed.notes), {}
+    for name, options in _variants(parsed.own.variants):
+        variants[name], tree = _variant(name, options, parsed.tree)
+        notes += [f"variant {name}: {note}" for note in changes(parsed.tree, tree, "the variant")]
+    notes += [
+        f"{option} changes nothing here: every variant sets it to something else"
+        for option in _without_effect(given.options, parsed.config, variants.values())
+    ]
     for note in notes:
         say(f"note: {note}")
-    variants, own = {}, {name: _plain(options) for name, options in _variants(parsed.variants)}
-    for name, changed in own.items():
-        variants[name], changes = _variant(parser, name, changed, parsed)
-        for note in changes:
-            say(f"note: variant {name}: {note}")
-    for option in _without_effect(
-        given.options, [nested(options) for options in own.values()], base, variants.values()
-    ):
-        say(f"note: {option} changes nothing here: every variant sets it to something else")
     if given.print_config is not None:
-        print_config(parser, parsed, given.print_config)
-    options = TableOptions(**{f.name: parsed[f.name] for f in dataclasses.fields(TableOptions)})
-    return Comparison(out=base.out, variants=variants, options=options)
+        print_config({**parsed.config.plain(), **vars(parsed.own)}, given.print_config)
+    options = TableOptions(**{f.name: getattr(parsed.own, f.name) for f in dataclasses.fields(TableOptions)})
+    return Comparison(out=parsed.config.out, variants=variants, options=options)
 
 
 @cache
-def _own() -> tuple[OwnOption, ...]:
+def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
     variants = "Option: value of each variant; usually in a file."
     return (
-        OwnOption("variants", dict[str, Any], {}, "{NAME: {...}, ...}", variants),
+        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),
         *(OwnOption(name, hint, getattr(default, name), _METAVARS[name], docs[name]) for name, hint in hints.items()),
     )
 
@@ -125,50 +119,35 @@ def _variants(given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield str(name), options
 
 
-def _variant(
-    parser: Parser, name: str, options: Mapping[str, Any], base: jsonargparse.Namespace
-) -> tuple[RunConfig, list[str]]:
-    """Read the configuration of one variant: its options over those of the files and the command line."""
+def _variant(name: str, options: Mapping[str, Any], base: Tree) -> tuple[RunConfig, Tree]:
+    """Return the configuration of one variant: its options over those of the files and the command line."""
     try:
         for key in options:
             if (option := str(key).partition(".")[0].rstrip("+")) in (*OF_THE_TABLE, "config"):
                 raise ConfigError(f"{option} is not an option of a variant: it is the table's")
-        return parse_variant(parser, options, base)
+        tree = merge(base, Layer("", options))
+        return build(tree), tree
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    """Return a value with mappings in place of jsonargparse's own, which it makes of components in `variants`."""
-    if isinstance(value, jsonargparse.Namespace):
-        value = value.as_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+def _without_effect(given: Mapping[str, Any], base: RunConfig, variants: Collection[RunConfig]) -> Iterator[str]:
+    """Yield the options of the command line that have another value in every variant."""
+    plain, others = base.plain(), [config.plain() for config in variants]
+    for option, value in given.items():
+        key = option.rstrip("+")
+        if key in plain or "." in key:
+            mine = _at(plain, key)
+            if all(_at(other, key) != mine for other in others):
+                yield f"--{option} {' '.join(as_list(value))}"
 
 
-def _without_effect(
-    given: Sequence[str], own: Sequence[Mapping[str, Any]], base: RunConfig, variants: Collection[RunConfig]
-) -> Iterator[str]:
-    """Yield the options of the command line that every variant sets to something else.
-
-    own  the nested options of each variant
-    """
-    found, configs = base.plain(), [config.plain() for config in variants]
-    for option in given:
-        place = place_of(option[2:].partition("=")[0].rstrip("+"))
-        everywhere = all(_at(options, place) is not _ABSENT for options in own)
-        if everywhere and _at(found, place) not in [_at(config, place) for config in configs]:
-            yield option.replace("=", " ", 1)
-
-
-def _at(values: Any, place: Sequence[str]) -> Any:
-    """Return what stands at a place of nested options, or _ABSENT; of a component its class."""
-    for part in place:
-        if not isinstance(values, Mapping) or part not in values:
-            return _ABSENT
-        values = values[part]
-    return values.get("class_path", _ABSENT) if isinstance(values, Mapping) else values
+def _at(values: Any, key: str) -> Any:
+    """Return what a plain configuration has under a key, or _ABSENT; of a component its class."""
+    for name in key.split("."):
+        values = values.get(ARGS, values) if isinstance(values, Mapping) else {}
+        values = values.get(name, _ABSENT)
+    return values[CLASS] if isinstance(values, Mapping) and CLASS in values else values
 
 
 def listing(comparison: Comparison) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sftmix.cli.arguments import OwnOption
-from sftmix.cli.parsing import configuration
+from sftmix.cli.parsing import OwnOption, configuration
 from sftmix.common.gpus import GPUS
 from sftmix.config.checks import validate
 
@@ -49,6 +48,6 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.estimate import estimate, make_machine
     from sftmix.estimate.text import described
 
-    machine = make_machine(**{option.name: parsed[option.name] for option in _OWN if option.name != "json"})
+    machine = make_machine(**{option.name: getattr(parsed, option.name) for option in _OWN if option.name != "json"})
     found = estimate(config, machine)
     print(json.dumps(found, indent=1) if parsed.json else described(found))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -11,17 +13,16 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import docstring_parser
-
-from sftmix.cli.arguments import OwnOption
+from sftmix.cli.parsing import OwnOption
 from sftmix.components.base import Component
 from sftmix.config import RunConfig
 from sftmix.config.messages import words_beside_classes
 from sftmix.config.schema import (
     alternatives,
     component_bases,
-    component_classes,
+    component_in,
     component_options,
+    group_in,
     known_components,
     list_options,
     option_groups,
@@ -132,7 +133,7 @@ def _metavar(key: str, hint: Any) -> str:
         elif typing.get_origin(option) is dict:
             words.append("{NAME: ...}")
         else:
-            words.append("CLASS" if component_classes(option) else _TYPES.get(option, "VALUE"))
+            words.append("CLASS" if component_in(option) else _TYPES.get(option, "VALUE"))
     return "|".join(words)
 
 
@@ -146,12 +147,6 @@ def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
             continue
         more = f" More: --{key}+ {_NAMES.get(f.name, 'TEXT')}." if key in list_options() else ""
         yield _option(key, hints[f.name], docs.get(f.name, "") + more, getattr(default, f.name))
-
-
-def group_in(hint: Any) -> type | None:
-    """Return the dataclass (a group of options) in a type hint such as `LoraOptions | None`, or None."""
-    found = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
-    return typing.cast(type, found[0]) if found else None
 
 
 def _component(name: str, base: type[Component], hint: Any, default: Any) -> Iterator[Row]:
@@ -193,5 +188,9 @@ def component_docs(cls: Any) -> dict[str, str]:
 
 def field_docs(cls: type) -> dict[str, str]:
     """Return field -> the docstring below it."""
-    parsed = docstring_parser.parse_from_object(cls)
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }

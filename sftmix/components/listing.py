@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from functools import cache
 from typing import NamedTuple
 
 from sftmix.components import base
@@ -18,6 +19,7 @@ class Shipped(NamedTuple):
     doc: str
 
 
+@cache
 def catalogue() -> list[tuple[str, list[Shipped]]]:
     """Return (base class name, its shipped components) in the order of `sftmix.components.base`."""
     package = importlib.import_module("sftmix.components")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,47 +26,45 @@ def _components_in(path: str) -> list[str]:
         module = importlib.import_module(path.rpartition(".")[0])
     except (ImportError, ValueError):
         return []
-    found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Component)]
-    return [f"{c.__module__}.{c.__qualname__}" for c in found if c.__module__ == module.__name__]
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Component)]
+    return [f"{c.__module__}.{c.__qualname__}" for c in classes if c.__module__ == module.__name__]
 
 
-def why_not(base: type[Component], name: str, more: Sequence[str] = ()) -> str | None:
-    """Return the reason why a name chooses no component of a kind, and what to write; None if it chooses one.
+def find_component(base: type[Component], name: str, words: Sequence[str] = ()) -> type[Component]:
+    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none.
 
-    more  words that the option takes beside components
+    words  what the option takes beside components
     """
-    known = [*known_components(base), *more]
+    if "." not in name and name in all_components(base):
+        cls: Any = all_components(base)[name]
+    else:
+        cls = _imported(base, name, [*known_components(base), *words])
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        kinds = [
+            (field, kind) for field, kind in component_bases().items() if inspect.isclass(cls) and issubclass(cls, kind)
+        ]
+        other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds)
+        raise ConfigError(f"{name} is no subclass of sftmix.components.{base.__name__}{other}")
+    if inspect.isabstract(cls):
+        methods = ", ".join(sorted(cls.__abstractmethods__))
+        raise ConfigError(f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
+    for option, parameter in component_options(cls).items():
+        if parameter.annotation is parameter.default is inspect.Parameter.empty:
+            raise ConfigError(
+                f"{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or what it is"
+            )
+    return cls
+
+
+def _imported(base: type[Component], name: str, known: Sequence[str]) -> Any:
     listed = f"there are {', '.join(known)}, or the import path of your own class (my_module.MyClass)"
     if "." not in name:
-        if name in all_components(base):
-            return None
-        return told(f"no {base.__name__} {name!r}", nearest(name, known), listed)
+        raise ConfigError(told(f"no {base.__name__} {name!r}", nearest(name, known), listed))
     try:
-        found = find_class(name, base.__name__)
+        return find_class(name, base.__name__)
     except ConfigError as error:
-        if str(error).endswith("?"):
-            return str(error)
-        return told(str(error).removesuffix("."), nearest(name.rpartition(".")[2], known), listed)
-    if not inspect.isclass(found):  # a function may make one
-        found = typing.get_type_hints(found).get("return") if callable(found) else None
-    return _no_subclass(base, name, found) or _unfinished(name, found)
-
-
-def _no_subclass(base: type[Component], name: str, found: Any) -> str | None:
-    if inspect.isclass(found) and issubclass(found, base):
-        return None
-    kinds = component_bases().items()
-    other = [(field, kind) for field, kind in kinds if inspect.isclass(found) and issubclass(found, kind)]
-    takes = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in other)
-    return f"{name} is no subclass of sftmix.components.{base.__name__}{takes}"
-
-
-def _unfinished(name: str, found: type) -> str | None:
-    """Return the reason why no object of the class can be made from options."""
-    if inspect.isabstract(found):
-        methods = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        return f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines"
-    for option, parameter in component_options(found).items():
-        if parameter.annotation is parameter.default is inspect.Parameter.empty:
-            return f"{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or what it is"
-    return None
+        if str(error).endswith("?"):  # a component of that module is near
+            raise
+        raise ConfigError(
+            told(str(error).removesuffix("."), nearest(name.rpartition(".")[2], known), listed)
+        ) from error

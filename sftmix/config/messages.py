@@ -1,33 +1,18 @@
-"""Messages about a wrong option: the key, the value, what is allowed, and the nearest name.
-
-Names are looked up before jsonargparse sees them. When jsonargparse refuses a value, its message gives the key, the
-value and the class; the type of the option gives the allowed values.
-"""
+"""Messages about a wrong option: the key, the value, what is allowed, and the nearest name."""
 
 from __future__ import annotations
 
+import collections.abc
 import difflib
-import re
+import inspect
 import types
-import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from sftmix.common.errors import ConfigError, did_you_mean, nearest, told
+from sftmix.common.errors import did_you_mean, nearest, told
 from sftmix.components.base import Component
-from sftmix.config.classes import why_not
-from sftmix.config.schema import (
-    alternatives,
-    component_bases,
-    component_classes,
-    component_options,
-    import_class,
-    is_group,
-    known_components,
-    option_groups,
-    option_hints,
-)
+from sftmix.config.schema import alternatives, component_in, known_components, option_groups, option_hints
 
 _WORDS = {
     int: "a whole number",
@@ -35,10 +20,10 @@ _WORDS = {
     str: "text",
     bool: "true or false",
     list: "a list [a, b]",
+    collections.abc.Sequence: "a list [a, b]",
     dict: "a mapping {name: value}",
     types.NoneType: "null",
 }
-_OTHER = "another type"
 EXAMPLES = {
     "contrasts": "[[SFTMix, NTP]]",
     "data.columns": "{response: output_gpt4}",
@@ -51,9 +36,9 @@ _ALIKE = 0.6
 """Least likeness of two names, in [0, 1], of which one is suggested for the other."""
 
 
-def unknown_option(key: str, allowed: Iterable[str]) -> str:
-    """Return the message for an unknown option; `allowed` holds full keys (`training.epochs`)."""
-    allowed = list(allowed)
+def unknown_option(key: str) -> str:
+    """Return the message for an unknown option, with the one that was probably meant."""
+    allowed = [*option_hints(), *option_groups(), "config", "print_config"]
     group = key.partition(".")[0]
     siblings = [k for k in allowed if k.startswith(f"{group}.")] if "." in key else []
     place = f"--help {group}" if siblings else "--help all"
@@ -70,13 +55,12 @@ def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
     """
     wanted = key.rpartition(".")[2]
     for option in (*siblings, *allowed):
-        if wanted in _choices(option_hints().get(option)):
+        if wanted in choices(option_hints().get(option)):
             return f"{option} {wanted}"
 
     def likeness(option: str) -> float:
         name = option.rpartition(".")[2]
-        initials = "".join(word[:1] for word in name.split("_"))
-        if wanted == initials:
+        if wanted == "".join(word[:1] for word in name.split("_")):  # lr: learning_rate
             return 1.0
         begins = wanted.startswith(name) or name.startswith(wanted)  # rank: r
         return max(_ratio(wanted, name), 0.7 * begins)
@@ -91,185 +75,77 @@ def _ratio(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 
-# ------------------------------------------------------------------------ names, before anything is parsed
+def no_option_of(cls: type[Component], name: str, key: str, options: Sequence[str]) -> str:
+    """Return the message for an option that a component does not have; `key` is that of the component."""
+    if name[:1].isupper():
+        form = f"{{class_path: {name}, init_args: {{option: value}}}}"
+        return f"{key}: {name} is no option; if it is the class, write {form}"
+    problem = f"{key}.{name}: {cls.__name__} has no option {name!r}"
+    return told(problem, nearest(name, options), f"it takes {', '.join(options) or 'none'}")
 
 
-def refuse_unknown(values: Mapping[str, Any], own: Collection[str] = (), prefix: str = "") -> None:
-    """Raise ConfigError for an unknown option or component class, and for a group that is no mapping.
-
-    values  the options of a file, as nested mappings
-    own     options of the command beside those of a run
-    prefix  of the group that they are in (`model.`)
-    """
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        plain = key.rstrip("+")
-        if plain in component_bases():
-            refuse_unknown_class(plain, value)
-        elif is_group(key):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{key}: {value!r} is not a group of options; write `{name}: {{option: value}}`")
-            refuse_unknown(value, own, f"{key}.")
-        elif plain not in option_hints() and plain not in own:
-            if prefix:
-                raise ConfigError(unknown_option(key, option_hints()))
-            inner = next(iter(value), None) if isinstance(value, Mapping) else None
-            named = key if inner is None else f"{key}.{inner}"
-            raise ConfigError(unknown_option(named, [*option_hints(), *option_groups()]))
+def not_allowed(key: str, hint: Any, value: Any) -> str:
+    """Return the message for a value that no part of the type hint allows."""
+    kinds, base = alternatives(hint), component_in(hint)
+    if base is not None:
+        article = "an" if base.__name__[0] in "AEIOU" else "a"
+        forms = [*(_WORDS[kind] for kind in kinds if kind in _WORDS), f"{article} {base.__name__}"]
+        near = nearest(str(value), known_components(base)) if value is not None else ""
+        shown = "null" if value is None else repr(value)
+        return told(f"{key}: {shown} is not {' or '.join(forms)}", near, f"there are {listed(base)}")
+    if any(kind for kind in kinds if word_of(kind) is None):
+        allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
+        return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
+    of_words = choices(hint)
+    allowed = ", ".join([*of_words, *(str(word_of(kind)) for kind in kinds if get_origin(kind) is not Literal)])
+    shown = f"{key} is null, or has no value" if value is None else f"{key}: {value!r} {_fault(value, kinds)}"
+    example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
+    return told(shown, nearest(str(value), of_words), f"allowed: {allowed}{example}")
 
 
-def refuse_unknown_class(field: str, value: Any) -> None:
-    """Raise ConfigError if the class chosen for a field of RunConfig is unknown or of another kind."""
-    if isinstance(value, list):
-        for one in value:
-            refuse_unknown_class(field, one)
-        return
-    base, hint = component_bases()[field], option_hints()[field]
-    if isinstance(value, Mapping):
-        _refuse_other_keys(field, value)
-    name = value.get("class_path") if isinstance(value, Mapping) else value
-    may_be_null = types.NoneType in alternatives(hint)
-    if isinstance(value, Mapping) and name in _choices(hint):
-        raise ConfigError(f"{field}: {name} has no options; choose a class that has some: {_listed(base)}")
-    if name in _choices(hint) or (isinstance(value, Mapping) and name is None):
-        return
-    if name is None:
-        if not may_be_null:
-            several = "a list, [] for none, of" if typing.get_origin(hint) is list else "one of"
-            raise ConfigError(f"{field} is null; it takes {several} {_listed(base)}")
-        return
-    reason = why_not(base, str(name), words_beside_classes(hint))
-    if reason is not None:
-        raise ConfigError(f"{field}: {reason}")
-
-
-def _refuse_other_keys(key: str, spec: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a component that is not {class_path, init_args}, or those inside it."""
-    others = [str(name) for name in spec if name not in ("class_path", "init_args")]
-    written = spec.get("class_path") or next((name for name in others if name[:1].isupper()), "CLASS")
-    if others:
-        if "class_path" in spec:
-            raise ConfigError(f"{key}: put {', '.join(others)} under init_args: {_form(written, others[0])}")
-        raise ConfigError(f"{key}: {dict(spec)!r} names no class_path; write {_form(written, 'option')}")
-    for name, value in spec.items():
-        if value is None:
-            raise ConfigError(f"{key}.{name} is null; leave it out, or write {_form(written, 'option')}")
-    inner = spec.get("init_args")
-    for name, value in inner.items() if isinstance(inner, Mapping) else ():
-        if value == {} and name[:1].isupper():  # `objective: {NTP: {}}` would change nothing
-            raise ConfigError(f"{key}: {name} is no option; if it is the class, write {_form(name, 'option')}")
-        if isinstance(value, Mapping) and "class_path" in value:
-            _refuse_other_keys(f"{key}.{name}", value)
-
-
-def _form(name: str, option: str) -> str:
-    return f"{{class_path: {name}, init_args: {{{option}: value}}}}"
-
-
-def _listed(base: type[Component]) -> str:
+def listed(base: type[Component]) -> str:
+    """List the components of a kind for a message."""
     return f"{', '.join(known_components(base))}, or an import path"
 
 
-# ------------------------------------------------------------------------ values, which jsonargparse refuses
-
-
-def explain(message: str, own: Mapping[str, Any] | None = None) -> str:
-    """Turn a message of jsonargparse into one for people; one without key and value is put on one line.
-
-    own  the command's own options beside those of a run, with their types
-    """
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    found = _refused(keys, message, {**option_hints(), **(own or {})}) if keys else None
-    return found or " ".join(message.split())
-
-
-def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | None:
-    """Return the message for the option under `keys`: the parser's key, then the keys of components inside it."""
-    key, classes = ".".join(keys), re.findall(r"Problem with given class_path '([^']+)'", message)
-    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
-        name, options = classes[-1].rpartition(".")[2], list(component_options(import_class(classes[-1])))
-        problem = f"{key}.{unknown[1]}: {name} has no option {unknown[1]!r}"
-        return told(problem, nearest(unknown[1], options), f"it takes {', '.join(options) or 'none'}")
-    if missing := re.search(r"following arguments are required: (.+)", message):
-        needed = ", ".join(f"{key}.{name.strip()}" for name in missing[1].split(","))
-        return f"{key}: {classes[-1].rpartition('.')[2]} needs {needed}"
-    of_component = 1 < len(keys) <= len(classes) + 1
-    hint = _option_of(classes[len(keys) - 2], keys[-1]) if of_component else hints.get(key)
-    value = re.search(r"(?:Got value|Given value): (.*)", message)
-    if value is not None:
-        return _not_allowed(key, hint, value[1], re.split(r"(?:Got|Given) value: ", message)[-1])
-    if of_component and _OTHER in map(_word, alternatives(hint)):
-        allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
-        return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
-    return None
-
-
-def _option_of(class_path: str, name: str) -> Any:
-    """Return the type of an option of a component."""
-    return component_options(import_class(class_path))[name].annotation
-
-
-def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
-    """Return the message for a value that no part of the type hint allows; `value` is the first line of the `whole`."""
-    parts = alternatives(hint)
-    bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
-    if bases:
-        listed, near = _listed(bases[0]), nearest(value, known_components(bases[0]))
-        if value.startswith(("NestedArg", "{")) and "class_path" not in value:  # `objective.mu.start: 0`
-            return f"{key} is no {bases[0].__name__} that has options; choose one first, --{key} CLASS: {listed}"
-        if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value) and (reason := why_not(bases[0], value)):
-            return f"{key}: {reason}"
-        forms = [*(_WORDS[part] for part in parts if part in _WORDS), _a(bases[0].__name__)]
-        shown, near = ("null", "") if value == "None" else (repr(value), near)
-        return told(f"{key}: {shown} is not {' or '.join(forms)}", near, f"there are {listed}")
-    words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
-    listed = ", ".join([*_choices(hint), *words])
-    if str in parts and value[:1] not in "{[":  # a number, or a word that is none to YAML, as `no`
-        fault = "is no text to YAML; put it in quotes"
-    else:
-        fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
-    shown = f"{key}: {value!r} {fault}" if value != "None" else f"{key} is null, or has no value"
-    example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
-    return told(shown, nearest(value, _choices(hint)), f"allowed: {listed}{example}")
-
-
-def _is_collection(hint: Any) -> bool:
-    return is_dataclass(hint) or (typing.get_origin(hint) or hint) in (dict, list, tuple)
-
-
-def _fault(text: str) -> str:
-    """Say why YAML makes no collection of a text that was to be one."""
+def _fault(value: Any, kinds: Sequence[Any]) -> str:
+    """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     import yaml
 
+    if not isinstance(value, str):
+        other = str in kinds and not isinstance(
+            value, (list, dict)
+        )  # a number, or a word that is none to YAML, as `no`
+        return "is no text to YAML; put it in quotes" if other else "is not allowed"
+    if not any(is_dataclass(kind) or (get_origin(kind) or kind) in (dict, list, tuple) for kind in kinds):
+        return "is not allowed"
     try:
-        found = yaml.safe_load(text)
+        return "is a text" if isinstance(yaml.safe_load(value), str) else "is not allowed"
     except yaml.MarkedYAMLError as error:
         problem = str(error.problem)
         ends, end = "but got '<stream end>'", "but it ends there"
         return f"is not closed: {problem.replace(ends, end)}" if ends in problem else f"is no YAML: {problem}"
     except yaml.YAMLError:  # characters that it does not read
         return "is no YAML"
-    return "is a text" if isinstance(found, str) else "is not allowed"
 
 
-def _a(name: str) -> str:
-    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
-
-
-def _choices(hint: Any) -> list[str]:
+def choices(hint: Any) -> list[str]:
     """List the words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
-    literals = [part for part in alternatives(hint) if typing.get_origin(part) is Literal]
-    return [str(word) for literal in literals for word in typing.get_args(literal)]
+    literals = [kind for kind in alternatives(hint) if get_origin(kind) is Literal]
+    return [str(word) for literal in literals for word in get_args(literal)]
 
 
 def words_beside_classes(hint: Any) -> list[str]:
     """List the words that a field takes in place of a class: `PairSampler | Literal["auto"] | None` -> auto, null."""
-    return [*_choices(hint), *(["null"] if types.NoneType in alternatives(hint) else [])]
+    return [*choices(hint), *(["null"] if types.NoneType in alternatives(hint) else [])]
 
 
-def _word(hint: Any) -> str:
+def word_of(hint: Any) -> str | None:
+    """Return the words for one type, or None for a type that no option can have."""
     if is_dataclass(hint):
         return "a group {option: value}"
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {len(typing.get_args(hint))} values"
-    return _WORDS.get(typing.get_origin(hint) or hint, _OTHER)
+    if get_origin(hint) is tuple:
+        return f"a list of {len(get_args(hint))} values"
+    if get_origin(hint) is Literal or hint in (Any, inspect.Parameter.empty):
+        return "a word"
+    return _WORDS.get(get_origin(hint) or hint)

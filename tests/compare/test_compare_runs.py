@@ -23,12 +23,12 @@ import pytest
 import yaml
 
 from sftmix.cli import main
-from sftmix.cli.arguments import sort_arguments
-from sftmix.cli.compare import comparison_of
+from sftmix.cli.compare import comparison_of, table_options
+from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import write_eval
-from sftmix.compare import Comparison, TableOptions
+from sftmix.compare import Comparison
 from sftmix.compare.cells import CellResult, flatten, refuse_unknown_metrics, result_of
 from sftmix.compare.markdown import markdown
 from sftmix.compare.statistics import Counts, interval_two_level, sign_flip
@@ -233,7 +233,7 @@ def test_a_killed_table_continues(ran: SimpleNamespace, finished: Finished, sftm
 def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "table"
     shutil.copytree(ran.out, out)
-    given = sort_arguments(["--config", str(out / "compare.yaml"), "--out", str(out)], list(vars(TableOptions())))
+    given = read_arguments(["--config", str(out / "compare.yaml"), "--out", str(out)], table_options())
     comparison = comparison_of(given)
     rng, sums = np.random.default_rng(0), {}
     for cell in comparison.cells:
@@ -256,7 +256,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespa
 
 def results_of(out: Path, *words: str) -> tuple[Comparison, list[CellResult]]:
     """A table that was run, with more words: its comparison and what its runs say."""
-    given = sort_arguments(["--config", str(out / "compare.yaml"), "--out", str(out), *words], [*vars(TableOptions())])
+    given = read_arguments(["--config", str(out / "compare.yaml"), "--out", str(out), *words], table_options())
     comparison = comparison_of(given)
     return comparison, [result_of(cell, read_json(cell.path / "summary.json")) for cell in comparison.cells]
 

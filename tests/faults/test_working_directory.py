@@ -16,7 +16,7 @@ from sftmix.config.read import read_config
 from tests.tiny import ROOT
 
 OPTIONAL = ("kernels", "bitsandbytes", "hqq", "fla", "flash_attn", "optimum", "gptqmodel", "aqlm", "argcomplete", "av")
-"""Packages that transformers, peft and jsonargparse look for; most are not installed."""
+"""Packages that transformers and peft look for; most are not installed."""
 OWN = """
 import my_words
 
@@ -81,7 +81,6 @@ def test_the_directory_is_searched_for_a_class_that_is_named_alone(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_only_part.py").write_text("from sftmix.components import NTP\n\nclass Mine(NTP):\n    pass\n")
-    (tmp_path / "argcomplete.py").write_text("raise SystemExit('it ran')")  # jsonargparse looks for it, no more
     assert sftmix("components", "SFTMix").code == sftmix("run", "--splitter", "Median", "--print_config").code == 0
     assert sftmix("components", "no_such_part.Mine").code == 2
     assert str(tmp_path) not in sys.path
