@@ -85,8 +85,8 @@ def comparison_of(given: Arguments) -> Comparison:
         say(f"note: {note}")
     if given.print_config is not None:
         print_config({**parsed.config.plain(), **vars(parsed.own)}, given.print_config)
-    options = TableOptions(**{f.name: getattr(parsed.own, f.name) for f in dataclasses.fields(TableOptions)})
-    return Comparison(out=parsed.config.out, variants=variants, options=options)
+    of_table = TableOptions(**{f.name: getattr(parsed.own, f.name) for f in dataclasses.fields(TableOptions)})
+    return Comparison(out=parsed.config.out, variants=variants, options=of_table)
 
 
 @cache

@@ -190,7 +190,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """Return field -> the docstring below it."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     return {
-        field.target.id: " ".join(text.value.value.split())
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
         for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

@@ -46,7 +46,7 @@ def find_component(base: type[Component], name: str, words: Sequence[str] = ()) 
         other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds)
         raise ConfigError(f"{name} is no subclass of sftmix.components.{base.__name__}{other}")
     if inspect.isabstract(cls):
-        methods = ", ".join(sorted(cls.__abstractmethods__))
+        methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     for option, parameter in component_options(cls).items():
         if parameter.annotation is parameter.default is inspect.Parameter.empty:
