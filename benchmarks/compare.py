@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import parser, publish  # noqa: E402
-from sftmix.quickstart import materialise  # noqa: E402
+from sftmix.tools.quickstart import materialise  # noqa: E402
 
 VARIANTS = """
 variants:

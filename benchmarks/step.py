@@ -39,11 +39,11 @@ from sftmix.batches.rows import RowSubset  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
-from sftmix.estimate.model import FakeModel  # noqa: E402
-from sftmix.estimate.needs import training_flops  # noqa: E402
-from sftmix.estimate.work import Amount  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
+from sftmix.tools.estimate.model import FakeModel  # noqa: E402
+from sftmix.tools.estimate.needs import training_flops  # noqa: E402
+from sftmix.tools.estimate.work import Amount  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 from sftmix.training.parallel import training_module  # noqa: E402
 

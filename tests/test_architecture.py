@@ -26,8 +26,8 @@ LEVELS = (
     {"training"},
     {"measure", "testing"},
     {"pipeline"},
-    {"answers", "compare", "estimate", "evaluate", "quickstart", "report", "sharing", "trackers", "verify"},
     {"cli"},
+    {"tools"},
     {"__main__"},
 )
 """The rooms of the package. A module imports from its own room or from levels before it: types and what a function
@@ -190,7 +190,7 @@ def test_no_path_of_one_machine():
     [
         "import sftmix",
         "import sftmix.components as c; [getattr(c, name) for name in c.__all__]; assert c.catalogue()",
-        "import sftmix.quickstart",
+        "import sftmix.tools.quickstart",
         "import sftmix.common.tables",
     ],
 )

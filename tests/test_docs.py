@@ -26,7 +26,6 @@ import pytest
 from sftmix.cli import chat, evaluate, generate, report, verify
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
-from sftmix.compare import TableOptions
 from sftmix.components.listing import catalogue
 from sftmix.config.schema import (
     component_bases,
@@ -37,6 +36,7 @@ from sftmix.config.schema import (
     option_hints,
 )
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
+from sftmix.tools.compare import TableOptions
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,30 +243,31 @@ def test_commands_are_of_known_programs(page):
 
 DRIVER = """
 import json, sys
-from pathlib import Path
-import sftmix.cli.compare, sftmix.cli.status, sftmix.estimate, sftmix.estimate.text
-import sftmix.pipeline.export, sftmix.pipeline.recipe, sftmix.pipeline.rows, sftmix.pipeline.start
-import sftmix.quickstart.run, sftmix.report.write, sftmix.trackers.replay
-import sftmix.cli.evaluate, sftmix.cli.sharing, sftmix.cli.verify, sftmix.evaluate.convert
-import sftmix.answers.blind, sftmix.answers.chat, sftmix.answers.generate, sftmix.pipeline.finished
+from sftmix import pipeline, tools
+import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
+import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
+import sftmix.tools.compare.command, sftmix.tools.estimate.text, sftmix.tools.evaluate.command
+import sftmix.tools.evaluate.convert, sftmix.tools.quickstart.run, sftmix.tools.report.write
+import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.replay
+import sftmix.tools.verify.command
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
-sftmix.pipeline.start.check_start = sftmix.pipeline.start.check_names_given = lambda *args, **more: None
-sftmix.pipeline.recipe.run = lambda config, until: {}
-sftmix.pipeline.rows.preview = sftmix.cli.status.report = lambda *args, **options: ""
-sftmix.estimate.estimate = sftmix.estimate.text.described = lambda *args, **options: ""
-sftmix.cli.compare.run_table = lambda comparison: None
-sftmix.trackers.replay.replay = lambda *args: ""
-sftmix.report.write.write_report = lambda *args, **options: []
-sftmix.evaluate.convert.convert = lambda *args, **options: ()
-sftmix.cli.evaluate.measure = sftmix.cli.sharing.export_to = sftmix.cli.sharing.after_stage = lambda *args, **more: None
-sftmix.cli.verify.main = lambda *args: None
-sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
-sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
-sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
-sftmix.pipeline.finished.finished_models = lambda *args, **more: []
-sftmix.answers.chat.chat = lambda *args, **more: None
+pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
+pipeline.recipe.run = lambda config, until: {}
+pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
+pipeline.export.export_run = tools.quickstart.run.quickstart = lambda *args, **options: None
+pipeline.finished.finished_models = lambda *args, **more: []
+tools.estimate.estimate = tools.estimate.text.described = lambda *args, **options: ""
+tools.compare.command.run_table = lambda comparison: None
+tools.trackers.replay.replay = lambda *args: ""
+tools.report.write.write_report = lambda *args, **options: []
+tools.evaluate.convert.convert = lambda *args, **options: ()
+tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
+tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
+tools.answers.generate.generate = lambda *args, **options: tools.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
+tools.answers.blind.read_blind = lambda *args: ([""] * 2, [])
+tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
 

@@ -82,7 +82,7 @@ def test_wrong_options_are_named(option):
         (["--callbacks", "EarlyStopping"], "decides on the evaluations of the callbacks before it, and there are none"),
         (["--callbacks", "[EarlyStopping, Evaluate]"], "put Evaluate first"),
         (
-            ["--callbacks", "[LossSpikeGuard, MeasureMixing, sftmix.trackers.TensorBoard, EarlyStopping]"],
+            ["--callbacks", "[LossSpikeGuard, MeasureMixing, sftmix.tools.trackers.TensorBoard, EarlyStopping]"],
             "none (before it: LossSpikeGuard, MeasureMixing, TensorBoard); put Evaluate first",
         ),
         (["--callbacks+", "EarlyStopping"], "EarlyStopping needs held-out rows; set data.eval"),

@@ -16,12 +16,12 @@ from benchmarks.evidence.known_figures import aucs, by_truth
 from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
-from sftmix.cli.compare import comparison_of, table_options
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, sha256_file, write_json
 from sftmix.common.tables import write_confidence, write_eval
-from sftmix.compare.cells import DIVERGED
-from sftmix.quickstart import make_rows, write_rows
+from sftmix.tools.compare.cells import DIVERGED
+from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.quickstart import make_rows, write_rows
 from sftmix.types import RowScores
 from tests.tiny import ROOT
 

@@ -12,7 +12,7 @@ from benchmarks.evidence.known_predictions import prediction_rows
 from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.results import known_lines
 from sftmix.common.files import write_json
-from sftmix.quickstart.tasks import DETERMINISTIC
+from sftmix.tools.quickstart.tasks import DETERMINISTIC
 
 HIGHER, LOWER = Contrast(0.2, (0.1, 0.3), 0.01, 0.05), Contrast(-0.2, (-0.3, -0.1), 0.01, 0.05)
 EQUAL, OPEN = Contrast(0.0, (-0.01, 0.01), 1.0, 0.05), Contrast(0.1, (-0.1, 0.3), 0.5, 0.05)

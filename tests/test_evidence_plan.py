@@ -12,12 +12,12 @@ import pytest
 from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
 from benchmarks.evidence.tiers import read_tier
-from sftmix.cli.compare import comparison_of, table_options
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.tables import write_dynamics, write_eval, write_split
-from sftmix.compare import Comparison
-from sftmix.compare.statistics import seeds_needed
 from sftmix.components.objectives import NTP
+from sftmix.tools.compare import Comparison
+from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.types import RowScores, Split, TrainingDynamics
 
 ROOT = Path(__file__).resolve().parents[1]

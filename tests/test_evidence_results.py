@@ -26,7 +26,7 @@ from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tier_lines import tier_pictures
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import write_json
-from sftmix.compare.statistics import Counts, interval_two_level
+from sftmix.tools.compare.statistics import Counts, interval_two_level
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
 OTHERS = ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")

@@ -6,7 +6,7 @@ from benchmarks.evidence import results
 from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.tiers import RESULTS, read_tier
 from sftmix.common.files import read_json
-from sftmix.compare.statistics import mean_sd
+from sftmix.tools.compare.statistics import mean_sd
 
 OTHERS = ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")
 PLANNED = [("SFTMix", other) for other in OTHERS]

@@ -15,7 +15,6 @@ import torch
 
 from sftmix import RunConfig
 from sftmix.common.errors import ConfigError
-from sftmix.compare import Comparison, TableOptions
 from sftmix.components import FromCheckpoints, Linear, LossSpikeGuard, NEFTune, SFTMix, Splitter, TrainedReference
 from sftmix.components.base import files_of
 from sftmix.components.splitters import FromFile
@@ -23,6 +22,7 @@ from sftmix.config.checks import validate
 from sftmix.config.read import from_plain, read_config
 from sftmix.options import DataOptions, LoraOptions, ModelOptions, ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.recipe import run
+from sftmix.tools.compare import Comparison, TableOptions
 from tests.tiny import contents
 
 RATE, MU = np.float64(0.01), np.linspace(0, 0.4, 5)[1]

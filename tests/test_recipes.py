@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sftmix.cli.compare import comparison_of, table_options
 from sftmix.cli.parsing import read_arguments
-from sftmix.compare import Comparison
-from sftmix.compare.statistics import seeds_needed
 from sftmix.config.checks import validate
 from sftmix.config.layers import config_file, read_layers, recipes
 from sftmix.config.read import read_config
+from sftmix.tools.compare import Comparison
+from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.statistics import seeds_needed
 
 ALL = {name: read_layers(config_file(f"recipe:{name}")) for name in recipes()}
 TABLES = [name for name, layers in ALL.items() if any("variants" in layer.values for layer in layers)]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
-from sftmix.quickstart.model import make_tokenizer
+from sftmix.tools.quickstart.model import make_tokenizer
 from tests.tiny import SHORT, Tiny, groups, metrics, status, table, weights
 
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma4Config
 
 from sftmix.common.world import World
-from sftmix.estimate.model import FakeModel
 from sftmix.model.adapters import add_adapters, load_adapters
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
 from sftmix.model.unused import described_unused, freeze_unused, unused_modules
 from sftmix.options import LoraOptions
+from sftmix.tools.estimate.model import FakeModel
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks

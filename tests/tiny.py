@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from sftmix.quickstart import make_rows, write_rows
+from sftmix.tools.quickstart import make_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("reference", "confidence", "split")
@@ -49,7 +49,7 @@ def make_tiny(directory: Path, *, dropout: float = 0.1) -> Tiny:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sftmix.quickstart.model import make_tokenizer
+    from sftmix.tools.quickstart.model import make_tokenizer
 
     rows = make_rows(n=40, seed=1)
     tiny = Tiny(directory / "model", directory / "train.jsonl", directory / "eval.jsonl")

@@ -28,7 +28,7 @@ from benchmarks.evidence.groups import Found, found_in, left_out, tested  # noqa
 from benchmarks.evidence.losses import read_losses  # noqa: E402
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TESTED, TITLES, Pair, Tier, read_tier  # noqa: E402
 from sftmix.common.files import write_json  # noqa: E402
-from sftmix.compare.statistics import ALPHA, smallest_p  # noqa: E402
+from sftmix.tools.compare.statistics import ALPHA, smallest_p  # noqa: E402
 
 PAIRS: tuple[Pair, ...] = (("SFTMix", "NTP"), ("SFTMix", "RandomSplit"))
 

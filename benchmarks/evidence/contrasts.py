@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sftmix.compare.statistics import ALPHA, holm
+from sftmix.tools.compare.statistics import ALPHA, holm
 
 SMALL = "real, too small to matter"
 

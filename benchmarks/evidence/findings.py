@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.evidence.contrasts import Contrast, holm_of_planned
 from benchmarks.evidence.losses import HELD_OUT
 from benchmarks.evidence.tiers import Figure, Pair, Tier
-from sftmix.compare.statistics import Counts, interval_seeds, interval_two_level, mean_sd, sign_flip
+from sftmix.tools.compare.statistics import Counts, interval_seeds, interval_two_level, mean_sd, sign_flip
 
 MARGIN = 0.01
 """Nats per token: a difference whose interval lies inside +-MARGIN is called equal."""

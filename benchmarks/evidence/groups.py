@@ -11,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, Names, TableLosses
 from benchmarks.evidence.tiers import Pair, Tier
 from sftmix.common.rng import generator
-from sftmix.compare.statistics import Counts, holm, interval_seeds, interval_two_level, sign_flip
+from sftmix.tools.compare.statistics import Counts, holm, interval_seeds, interval_two_level, sign_flip
 from sftmix.types import Float64, Int64
 
 Mask = npt.NDArray[np.bool_]

@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
 from sftmix.common.files import read_json  # noqa: E402
-from sftmix.compare.cells import is_over  # noqa: E402
-from sftmix.compare.plan import CONFIGURATION  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
+from sftmix.tools.compare.cells import is_over  # noqa: E402
+from sftmix.tools.compare.plan import CONFIGURATION  # noqa: E402
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_eval
-from sftmix.report.examples import scored_before
+from sftmix.tools.report.examples import scored_before
 
 Rows = Mapping[str, Mapping[str, str]]
 """Id -> a row, with its family and its truth: clean, corrupted or open."""
@@ -53,7 +53,7 @@ def training_losses(run: Path, train: Rows) -> dict[str, tuple[float, int]]:
     """Return id -> (nats per response token, response tokens) of all training rows under the trained model."""
     import pyarrow.parquet as pq
 
-    from sftmix.report.write import write_report
+    from sftmix.tools.report.write import write_report
 
     file = run / "report" / "examples.parquet"
     if not set(train) <= set(scored_before(run).get("loss_after", {})):

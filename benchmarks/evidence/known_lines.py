@@ -14,8 +14,8 @@ from benchmarks.evidence.known_predictions import prediction_rows
 from benchmarks.evidence.known_rows import SHARES
 from benchmarks.evidence.known_tests import AUCS, MARGINS, contrast_at, found_by
 from sftmix.common.files import read_json
-from sftmix.compare.statistics import mean_sd
-from sftmix.quickstart.tasks import DETERMINISTIC
+from sftmix.tools.compare.statistics import mean_sd
+from sftmix.tools.quickstart.tasks import DETERMINISTIC
 
 Tables = Mapping[int, Mapping[str, Any]]
 """Share in percent -> the kept figures of its finished table."""

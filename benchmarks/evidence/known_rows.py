@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sftmix.common.rng import generator  # noqa: E402
-from sftmix.quickstart import N_EVAL as HELD_OUT  # noqa: E402
-from sftmix.quickstart import N_TRAIN, Row, make_rows, materialise, write_rows  # noqa: E402
+from sftmix.tools.quickstart import N_EVAL as HELD_OUT  # noqa: E402
+from sftmix.tools.quickstart import N_TRAIN, Row, make_rows, materialise, write_rows  # noqa: E402
 
 SHARES = (0, 10, 20, 40)
 """Percent of the responses to deterministic tasks that are corrupted."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.contrasts import Contrast, holm_of_planned
 from benchmarks.evidence.known_rows import SHARES
-from sftmix.compare.statistics import interval_seeds, mean_sd, sign_flip
+from sftmix.tools.compare.statistics import interval_seeds, mean_sd, sign_flip
 
 Tables = Mapping[int, Mapping[str, Any]]
 """Share in percent -> the kept figures of its table."""

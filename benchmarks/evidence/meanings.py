@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.evidence.contrasts import SMALL
 from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, MARGIN, Finding, findings
 from benchmarks.evidence.tiers import Tier
-from sftmix.compare.statistics import mean_sd
+from sftmix.tools.compare.statistics import mean_sd
 
 OVERFITS = 0.05
 """Nats per token by which NTP's last evaluation is above its best one in a regime that overfits."""

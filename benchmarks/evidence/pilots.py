@@ -8,7 +8,7 @@ from performance_tables import table as grid
 
 from benchmarks.evidence.findings import LAST
 from benchmarks.evidence.tiers import Tier
-from sftmix.compare.statistics import mean_sd
+from sftmix.tools.compare.statistics import mean_sd
 
 WORDS = {"pilot-rate": "The learning rate, on NTP alone", "pilot-strength": "μ, and the strength of label smoothing"}
 

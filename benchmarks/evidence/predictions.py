@@ -9,7 +9,7 @@ from benchmarks.evidence.contrasts import in_brackets
 from benchmarks.evidence.findings import BEST, ENDPOINTS, LAST, Endpoint, findings
 from benchmarks.evidence.secondary import LOG_SPREAD, TEMPERATURE, relative
 from benchmarks.evidence.tiers import Figure, Tier
-from sftmix.compare.statistics import mean_sd
+from sftmix.tools.compare.statistics import mean_sd
 
 Tiers = Mapping[str, Tier]
 

@@ -30,8 +30,8 @@ from benchmarks.evidence.collect import collect  # noqa: E402
 from benchmarks.evidence.join import compare, link_runs  # noqa: E402
 from benchmarks.evidence.tiers import FOLDER, PILOTS, RESULTS, TITLES, Tier, read_tier  # noqa: E402
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
-from sftmix.compare.cells import is_over  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
+from sftmix.tools.compare.cells import is_over  # noqa: E402
 
 IN_PRIMARY = ("parts", "others")
 """Tables in the directory of tier 1, whose NTP and SFTMix they read back."""

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from benchmarks.evidence.tiers import Figure, Summary, Tier
-from sftmix.compare.statistics import mean_sd
+from sftmix.tools.compare.statistics import mean_sd
 
 
 class Secondary(NamedTuple):

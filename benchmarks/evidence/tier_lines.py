@@ -13,7 +13,7 @@ from benchmarks.evidence.forest import forest
 from benchmarks.evidence.meanings import OVERFITS, fits_still, risen
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tiers import Tier, listed
-from sftmix.compare.statistics import mean_sd, smallest_effect
+from sftmix.tools.compare.statistics import mean_sd, smallest_effect
 
 
 def tier_lines(tier: Tier) -> Iterator[str]:

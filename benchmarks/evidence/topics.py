@@ -27,7 +27,7 @@ def topics_of(run: Path, held_out: Sequence[str], sample: Sequence[str]) -> tupl
     texts = _texts(run)
     if texts is None:
         return _none(held_out, sample, f"the files of rows that {run / 'config.yaml'} names are not there")
-    from sftmix.report.ends import fit_topics
+    from sftmix.tools.report.ends import fit_topics
 
     known = [i for i in held_out if i in texts]
     fitted = fit_topics([texts[i] for i in known])
@@ -51,7 +51,7 @@ def _texts(run: Path) -> Mapping[str, str] | None:
     from sftmix.config.read import read_config
     from sftmix.data import prepare
     from sftmix.options import as_list
-    from sftmix.report.run import text_of
+    from sftmix.tools.report.run import text_of
 
     if not (run / "config.yaml").exists():
         return None

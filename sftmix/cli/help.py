@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sftmix.cli.option_lines import Row, Section, option_lines, sections, wrapped
-from sftmix.cli.parsing import OwnOption
+from sftmix.cli.option_lines import OwnOption, Row, Section, option_lines, sections, wrapped
 from sftmix.common.errors import ConfigError, nearest, told
 
 SHORT: Mapping[str, Mapping[str, str]] = {

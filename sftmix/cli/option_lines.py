@@ -13,7 +13,6 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sftmix.cli.parsing import OwnOption
 from sftmix.components.base import Component
 from sftmix.config import RunConfig
 from sftmix.config.messages import words_beside_classes
@@ -34,6 +33,17 @@ _TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 _NO_DEFAULT = (dataclasses.MISSING, inspect.Parameter.empty)
 COLUMN = 30
 """Where explanations begin."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnOption:
+    """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
+
+    name: str
+    type: Any
+    default: Any
+    metavar: str
+    doc: str
 
 
 class Row(NamedTuple):

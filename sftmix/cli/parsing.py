@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sftmix.cli.help import help_text
+from sftmix.cli.option_lines import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
@@ -16,17 +18,6 @@ from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, re
 from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
 from sftmix.config.messages import unknown_option
 from sftmix.config.schema import component_bases, component_options, import_class, is_flag, list_options, option_hints
-
-
-@dataclass(frozen=True, eq=False)
-class OwnOption:
-    """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
-
-    name: str
-    type: Any
-    default: Any
-    metavar: str
-    doc: str
 
 
 @dataclass
@@ -66,8 +57,6 @@ def configuration(
     """
     given = read_arguments(argv, own)
     if given.help is not None:
-        from sftmix.cli.help import help_text
-
         print(help_text(name, f"sftmix {name} [--config FILE] [options]", about, given.help, own), end="")
         raise SystemExit(0)
     parsed = parse(given, own)

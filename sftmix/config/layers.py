@@ -23,6 +23,8 @@ _ALIKE = 0.85
 """Likeness of two parts of names, in [0, 1], above which they are near; `table5` and `table1` are at 0.83."""
 OF_COMPARE = "variants"
 """The option that every table has and no single run."""
+TABLE = "compare.yaml"
+"""The file that the directory of a table has and no run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import LoraOptions
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished
-from tests.sharing.hub import Hub
 from tests.tiny import ROOT
+from tests.tools.sharing.hub import Hub
 
 CONFIG = "adapter_config.json"
 HOSTILE = {

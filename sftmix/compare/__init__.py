@@ -1,8 +1,0 @@
-"""A table: variants of one configuration x seeds, each cell a run directory, with statistics for so many seeds."""
-
-from __future__ import annotations
-
-from sftmix.compare.plan import Cell, Comparison, TableOptions
-from sftmix.compare.run import compare
-
-__all__ = ["Cell", "Comparison", "TableOptions", "compare"]

@@ -1,0 +1,203 @@
+"""The plan of a table: variants, seeds, the run of each cell, and the checks before the first run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.errors import ConfigError, refuse
+from sftmix.common.files import sha256_json
+from sftmix.common.plain import PlainFields, not_plain
+from sftmix.components.base import plain
+from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.layers import TABLE
+from sftmix.config.messages import EXAMPLES
+from sftmix.config.read import from_plain
+from sftmix.tools.compare.statistics import seeds_needed
+
+OF_THE_TABLE = ("out", "seed", "with_baseline")
+"""Options of a run that the table sets, so that a variant cannot."""
+TABLES = ("table.md", "table.csv", "table.json", "cells.csv")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+@dataclass(kw_only=True)
+class TableOptions(PlainFields):
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6])
+    """Seeds of the runs, one column of runs each; below 6 nothing is called significant."""
+    baseline: str | None = None
+    """The variant that the others are compared with; null: the first."""
+    metric: str = "eval_nll_after"
+    """Figure of summary.json that the contrasts are tested on, with dots (calibration.ece)."""
+    metrics: list[str] | None = None
+    """Further figures shown; the name of a group (calibration) stands for all of it. null: a choice of them."""
+    contrasts: list[list[str]] | None = None
+    """Planned comparisons, pairs [A, B] of variants for A - B; null: every variant with the baseline."""
+    fresh_reference: bool = False
+    """Each seed has its own reference and held-out rows. false: those of --seed for all, made once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the table: a variant at a seed, its run directory, and its configuration in plain form."""
+
+    variant: str
+    seed: int
+    path: Path
+    plain: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/seed-{self.seed}"
+
+    def config(self) -> RunConfig:
+        """Return the configuration with components of its own: no cell sees the state of another."""
+        return from_plain(self.plain)
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Variants x seeds. The variants' own seed, the same in all, decides the reference and the held-out rows.
+
+    out  directory of the table; a run lies in OUT/<variant>/seed-<seed>
+    """
+
+    out: str | None = None
+    variants: Mapping[str, RunConfig]
+    options: TableOptions = field(default_factory=TableOptions)
+
+    @property
+    def baseline(self) -> str:
+        return self.options.baseline or next(iter(self.variants))
+
+    @property
+    def contrasts(self) -> list[tuple[str, str]]:
+        """Pairs (A, B): A - B is tested."""
+        if self.options.contrasts is None:
+            return [(name, self.baseline) for name in self.variants if name != self.baseline]
+        return [(a, b) for a, b in self.options.contrasts]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All runs, seed by seed, so that an unfinished table already compares the variants."""
+        return [self._cell(name, config, seed) for seed in self.options.seeds for name, config in self.variants.items()]
+
+    def _cell(self, variant: str, config: RunConfig, seed: int) -> Cell:
+        path = Path(self.out or "") / variant / f"seed-{seed}"
+        plain = {**self._shared(config), "seed": seed, "out": str(path)}
+        return Cell(variant, seed, path, plain)
+
+    def _shared(self, config: RunConfig) -> dict[str, Any]:
+        """Return a variant's plain configuration; parts that all seeds share do not depend on the run's seed."""
+        plain = config.plain()
+        if self.options.fresh_reference:
+            return plain
+        data = plain["data"]
+        if data["seed"] is None and config.data.drawn:
+            data["seed"] = config.seed
+        own = plain["reference"]["init_args"]
+        if "training" in own and (own["training"] or {}).get("seed") is None:
+            own["training"] = {**(own["training"] or {}), "seed": config.seed}
+        return plain
+
+    def options_of(self, variant: str) -> dict[str, object]:
+        """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
+        own, found = self.variants[variant].plain(), dict[str, object]()
+        for other in self.variants.values():
+            found |= dict(_different(other.plain(), own, ""))
+        return {k: v for k, v in found.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in found}
+
+    def hash_of(self, cell: Cell) -> str:
+        """Return the identity of a cell's configuration, wherever its directory is."""
+        return sha256_json({k: v for k, v in cell.plain.items() if k != "out"})[:16]
+
+    def plain(self) -> dict[str, object]:
+        """Return the table in the form that `compare --config` reads: each variant with all its options."""
+        own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
+        seed = self.variants[self.baseline].seed
+        return {"seed": seed, **asdict(self.options), "variants": own}
+
+    def warnings(self) -> list[str]:
+        """Return notes on what the table will not show, whatever the figures, and on components that a run ignores."""
+        return [*self._too_few_seeds(), *self._unused()]
+
+    def _unused(self) -> Iterator[str]:
+        """Yield the components that variants were given, and do not use; those of all are used where one uses them."""
+        found = {name: config.unused() for name, config in self.variants.items()}
+        nobody = all(found.values())
+        for name, sentences in found.items():
+            own = {option.partition(".")[0] for option in self.options_of(name)}
+            if nobody or own & {"reference", "confidence", "splitter"}:
+                yield from (f"note: variant {name}: {sentence}" for sentence in sentences)
+
+    def _too_few_seeds(self) -> Iterator[str]:
+        contrasts, seeds = len(self.contrasts), len(self.options.seeds)
+        needed = seeds_needed(contrasts) if contrasts else 0
+        if seeds < needed:
+            what = "contrast needs" if contrasts == 1 else "contrasts need"
+            yield (
+                f"note: {contrasts} {what} {needed} seeds before any can be called significant (sign-flip test, "
+                f"Holm), and there {'is' if seeds == 1 else 'are'} {seeds}: give more seeds, or plan fewer contrasts"
+            )
+
+    # ----------------------------------------------------------------------------------------- checks
+
+    def validate(self, *, needs_out: bool = True) -> None:
+        """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
+        found = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
+        if not found:
+            for name, config in self.variants.items():
+                found += _problems_of(name, config)
+        refuse(found, "the table")
+
+    def _problems(self, needs_out: bool) -> Iterator[str]:
+        options, names = self.options, list(self.variants)
+        if needs_out and not self.out:
+            yield "out is missing: name the directory of the table, --out runs/NAME"
+        if not names:
+            yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
+        for name in names:
+            if name in (*TABLES, TABLE, "STATUS.json"):
+                yield f"variants: {name!r} is a file of the table's directory; choose another name"
+            elif not _NAME.fullmatch(name):
+                yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"
+        if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+            yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"
+        if names and self.baseline not in names:
+            yield f"baseline is {self.baseline!r}; there are the variants {', '.join(names)}"
+        for pair in options.contrasts or ():
+            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
+                yield f"contrasts: {pair} is not a pair of two variants; there are {', '.join(names)}"
+        seeds = {config.seed for config in self.variants.values()}
+        if len(seeds) > 1:
+            yield f"the variants have different seeds ({sorted(seeds)}): the seed of all decides what they share"
+        for name, config in self.variants.items():
+            if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
+                yield (
+                    f"variant {name}: metric {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
+                )
+
+
+def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
+    if config.with_baseline:
+        yield f"variant {name}: with_baseline has no place in a table; add a variant with `objective: NTP` instead"
+    try:
+        validate(config, needs_out=False)
+    except ConfigError as error:
+        yield f"variant {name}: {error}"
+
+
+def _different(base: object, own: object, key: str) -> Iterator[tuple[str, object]]:
+    """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
+    if isinstance(base, Mapping) and isinstance(own, Mapping) and base.get("class_path") == own.get("class_path"):
+        for name in own:
+            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
+            yield from _different(base.get(name), own[name], inner)
+    elif base != own:
+        yield key, own

@@ -1,0 +1,1 @@
+"""`status`: how far runs are, from their files alone."""

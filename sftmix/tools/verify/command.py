@@ -1,0 +1,52 @@
+"""`verify`: some steps of a run made again, and compared with what the run wrote."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sftmix.cli.results import say
+from sftmix.cli.words import read_words
+from sftmix.common.errors import DifferenceError
+from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, window_of
+
+ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
+checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written
+into the run.
+
+  sftmix verify runs/first
+  sftmix verify runs/first --from 0 --steps 5        from the base model
+  sftmix verify runs/first --stage reference --json
+
+It ends with 0 if all is the same, and with 4 if something differs."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, finished or not")
+    parser.add_argument("--stage", choices=TRAINED, default="train", help="whose steps [%(default)s]")
+    start = "step with a checkpoint, or 0: the model before training [the earliest that was kept near the next weights]"
+    parser.add_argument("--from", type=int, metavar="STEP", dest="start", help=start)
+    steps = f"steps to make again [up to the next weights that the run kept; {STEPS} if they are over {NEAR} away]"
+    parser.add_argument("--steps", type=int, metavar="N", help=steps)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the certificate; raise DifferenceError if something differs."""
+    certify(read_words("verify", ABOUT, add_options, argv))
+
+
+def certify(given: argparse.Namespace) -> None:
+    """Make the steps again and print what came out."""
+    window = window_of(Path(given.run).expanduser(), given.stage, given.start, given.steps)
+    say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
+    from sftmix.tools.verify.run import verify
+
+    found = verify(window)
+    lines = [json.dumps(found.plain(), indent=1)] if given.json else [*found.lines(), found.sentence()]
+    say("\n".join(lines), sys.stdout)
+    if not found.same:
+        raise DifferenceError(f"{window.run} is not what it recorded; number of differences: {len(found.different)}")

@@ -1,0 +1,174 @@
+"""Models of a run by their names, and what they are loaded with."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sftmix.common.errors import ConfigError
+from sftmix.config.read import read_config
+from sftmix.data.encoders import encoder_for
+from sftmix.data.masks import encode_examples
+from sftmix.model.load import load_tokenizer
+from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.loaded import load_finished
+from sftmix.types import Example, Message
+from tests.tiny import ROOT, SHORT
+
+
+def test_names_of_a_run(finished):
+    found = finished_models(finished.path, ["target", "baseline", "base"])
+    paths = [finished.path / "train" / "model", finished.path / "baseline" / "model", finished.tiny.model]
+    assert [(m.name, m.path, m.run) for m in found] == [
+        (name, str(path), finished.path) for name, path in zip(["target", "baseline", "base"], paths, strict=True)
+    ]
+
+
+def test_a_model_and_another_run_stand_beside_a_run(finished):
+    model = str(finished.path / "train" / "model")
+    found = finished_models(finished.tiny.model, ["target", model, str(finished.path)])
+    assert [(m.path, m.run) for m in found] == [
+        (str(finished.tiny.model), None),
+        (model, None),
+        (model, finished.path),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["best"], "keep_best true"),
+        (["target", "target"], "more than once"),
+        ([], "--models names no model; of a run there are target, baseline"),
+        (["/nowhere"], "is not a directory"),
+        (["tests/tools/answers"], "neither a run directory"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_remedy(finished, names, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=words):
+        finished_models(finished.path, names)
+
+
+def test_a_misspelt_name_is_no_hub_id(finished, sftmix, tmp_path):
+    """Only a name that is like none of the run's, or that is on the disk, may be one of the hub."""
+    run, to = str(finished.path), ("--to", str(tmp_path / "answers.jsonl"))
+    for words, option in (
+        (("chat", run, "--beside", "baselin"), "--beside"),
+        (("generate", run, *to, "--models", "target,baselin"), "--models"),
+        (("evaluate", run, "--tasks", "arc_easy", "--models", "baselin"), "--models"),
+    ):
+        done = sftmix(*words)
+        told = f"error: {option}: the run has no model 'baselin'. Did you mean baseline? Of {run} there are target"
+        assert (done.code, told in done.err) == (2, True), done.err
+    assert [m.path for m in finished_models(run, ["target", "gpt2"])][1] == "gpt2"
+    assert [m.path for m in finished_models(run, ["target", "gpt2-large"])][1] == "gpt2-large"
+
+
+def test_what_the_hub_has_not_is_said_of_the_option_that_named_it(finished, sftmix):
+    for words, option in (((str(finished.path), "--beside", "no/such"), "--beside"), (("no/such",), "model no/such")):
+        done = sftmix("chat", *words)
+        assert (done.code, f"error: {option}: cannot load no/such" in done.err) == (2, True), done.err
+
+
+def test_an_unfinished_stage_is_named(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished.path / "config.yaml", tmp_path / "run")
+    for name, words in (("target", "not trained yet.*there are base"), ("baseline", "--with_baseline true")):
+        with pytest.raises(ConfigError, match=words):
+            finished_models(tmp_path / "run", [name])
+    with pytest.raises(ConfigError, match="not a run directory, so it has no baseline"):
+        finished_models(finished.tiny.model, ["baseline"])
+
+
+def test_an_adopted_stage_has_its_model(finished, tmp_path):
+    """The run that made it may be gone."""
+    from sftmix.pipeline.directory import ADOPTED
+    from sftmix.pipeline.recipe import run
+
+    first = shutil.copytree(finished.path, tmp_path / "first")
+    run(replace(read_config(first / "config.yaml"), out=str(tmp_path / "second")), pool=[first])
+    assert (tmp_path / "second" / "train" / ADOPTED).exists()
+    shutil.rmtree(first)
+    (found,) = finished_models(tmp_path / "second")
+    assert found.path == str(tmp_path / "second" / "train" / "model")
+    weights = [
+        directory / "train" / "model" / "model.safetensors" for directory in (tmp_path / "second", finished.path)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_finding_needs_no_torch(finished):
+    code = f"import sys; from sftmix.pipeline.finished import *; finished_models({str(finished.path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("name", ["target", "baseline", "base"])
+def test_prompts_are_those_of_training(finished, name):
+    """The ids of a prompt are those before the response in a training row, whichever model of the run answers."""
+    loaded = load_finished(finished_models(finished.path, [name])[0])
+    config = read_config(finished.path / "config.yaml")
+    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
+    asked = f"Add 2 and 3. {encoder.tokenizer.eos_token} What is it?"  # which stays text
+    turns = [Message("user", asked), Message("assistant", "5", True), Message("user", "And 4?")]
+    example = Example("x", (*turns, Message("assistant", "9", True)))
+    (outcome,) = encode_examples(encoder, [example], 512)
+    (first, _), (second, _) = outcome.spans
+    chat = [{"role": m.role, "content": m.content} for m in turns]
+    assert loaded.render(chat[:1]) == outcome.ids[:first]
+    assert loaded.render(chat) == outcome.ids[:second]
+    assert set(encoder.stop_ids) <= set(loaded.stop_ids)
+    assert loaded.text_of(outcome.ids[slice(*outcome.spans[0])]) == "5"
+
+
+def test_weights_are_those_of_the_file(finished, target):
+    other = AutoModelForCausalLM.from_pretrained(finished.path / "train" / "model")
+    assert all(torch.equal(p, q) for p, q in zip(target.model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def adapted(finished, tmp_path_factory):
+    """A run with adapters, and its merged export."""
+    from sftmix.cli import main
+
+    folder = tmp_path_factory.mktemp("adapted")
+    words = ["--model.lora.r", "4", "--objective", "NTP", "--pairing", "null"]
+    assert main(["train", *finished.tiny.options, *SHORT, *words, "--out", str(folder / "run")]) == 0
+    assert main(["export", str(folder / "run"), "--to", str(folder / "merged"), "--merge"]) == 0
+    return folder
+
+
+def test_adapters_answer_as_their_merged_model(adapted):
+    """Of the run, and of the directory of adapters alone; merging changes logits by rounding only."""
+    ids = torch.tensor([[1, 5, 7, 9]])
+    merged = load_finished(finished_models(adapted / "merged")[0]).model(ids).logits
+    base = load_finished(finished_models(adapted / "run", ["base"])[0]).model(ids).logits
+    for place in (adapted / "run", adapted / "run" / "train" / "model"):
+        loaded = load_finished(finished_models(place)[0])
+        logits = loaded.model(ids).logits
+        assert float((logits - merged).detach().abs().max()) < 1e-5
+        assert float((logits - base).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_model_whose_logits_are_not_finite_answers_nothing(tiny, sftmix, tmp_path, dtype):
+    """In float16 a weight overflows, and every argmax would be token 0; in float32 the same weights answer."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float16)
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(6e4)
+    model.model.layers[0].mlp.up_proj.weight.data.fill_(6e4)
+    model.save_pretrained(tiny.model)
+    words = ["--prompts", str(tiny.eval), "--to", str(tmp_path / "a.jsonl"), "--max_new_tokens", "2", "--dtype", dtype]
+    done = sftmix("generate", str(tiny.model), *words)
+    assert done.code == (6 if dtype == "auto" else 0), done.err
+    assert ("are not finite in float16, so its answers would mean nothing" in done.err) is (dtype == "auto")
+    assert ("try --dtype float32" in done.err) is (dtype == "auto")
+    assert (tmp_path / "a.jsonl").exists() is (dtype != "auto")

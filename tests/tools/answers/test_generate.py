@@ -1,0 +1,238 @@
+"""`generate`: the same tokens in any batch, drawn as the probabilities say, and continued wherever it was killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.tools.answers.batches import answered
+from sftmix.tools.answers.generate import Made, generate, told
+from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.answers.questions import Question, read_questions
+from sftmix.tools.answers.sampling import Drawn, processors, uniforms
+from sftmix.tools.answers.store import AnswerFile
+
+SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
+
+
+def questions_of(n: int) -> list[Question]:
+    """Questions of very different lengths."""
+    texts = ["Reverse the word. " * (1 + place % 5) + f"w{place}" for place in range(n)]
+    return [Question(f"q{place}", ({"role": "user", "content": text},)) for place, text in enumerate(texts)]
+
+
+def all_answers(loaded, questions, **options) -> dict[str, list]:
+    made = answered(loaded, questions, (), AnswerOptions(max_new_tokens=12, **options))
+    return {line["id"]: line["turns"] for batch in made for line in batch}
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.7}], ids=str)
+def test_the_batch_changes_no_token(lively, options):
+    questions = questions_of(9)
+    alone = all_answers(lively, questions, batch_size=1, **options)
+    assert len({turns[0]["text"] for turns in alone.values()}) > 6  # else any batch would give the same
+    assert all_answers(lively, questions, batch_size=8, **options) == alone
+    assert all_answers(lively, questions[::-1], batch_size=4, **options) == alone
+
+
+def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
+    """Token by token without a cache, padding or a mask: what one would write by hand."""
+    for question in questions_of(3):
+        ids = lively.render(question.messages)
+        prompt = len(ids)
+        while len(ids) < prompt + 12 and (len(ids) == prompt or ids[-1] not in lively.stop_ids):
+            with torch.no_grad():
+                ids = [*ids, int(lively.model(torch.tensor([ids])).logits[0, -1].argmax())]
+        (turn,) = all_answers(lively, [question])[question.id]
+        assert turn["text"] == lively.text_of(ids[prompt:])
+        assert (turn["prompt_tokens"], turn["answer_tokens"]) == (prompt, len(ids) - prompt)
+        assert turn["finish"] == ("stop" if ids[-1] in lively.stop_ids else "length")
+
+
+def test_other_seeds_and_ids_draw_other_tokens(lively):
+    questions = questions_of(4)
+    first = all_answers(lively, questions, temperature=1.0)
+    assert all_answers(lively, questions, temperature=1.0) == first
+    assert all_answers(lively, questions, temperature=1.0, seed=7) != first
+    assert not np.array_equal(*uniforms(1, [("a", 0), ("b", 0)], 8))
+    assert not np.array_equal(*uniforms(1, [("a", 0), ("a", 1)], 8))
+    assert np.array_equal(uniforms(1, [("a", 0)], 4), uniforms(1, [("a", 0)], 8)[:, :4])  # the position counts alone
+
+
+def test_tokens_are_drawn_as_often_as_their_probability():
+    share = torch.tensor([0.0, 0.5, 0.2, 0.3])
+    draws = np.random.default_rng(0).random((4000, 1))
+    scores = Drawn(draws, 1)(torch.zeros(4000, 1, dtype=torch.long), share.log().expand(4000, 4))
+    counts = torch.bincount(scores.argmax(dim=1), minlength=4) / 4000
+    assert (scores.isfinite().sum(dim=1) == 1).all()
+    assert counts[0] == 0
+    assert (counts - share).abs().max() < 0.03  # five standard errors of a share of one half, sqrt(0.25 / 4000)
+
+
+def test_temperature_and_top_p_act_before_the_draw():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(500, 4)
+    draws = np.linspace(0, 1, 500, endpoint=False)[:, None]
+    chosen = processors(0.5, 0.9, draws, 0)(torch.zeros(500, 0, dtype=torch.long), logits).argmax(dim=1)  # type: ignore[misc]
+    share = np.exp([4.0, 2.0])
+    share /= share.sum()  # softmax([4, 2, 0, -2]) is .866, .117, ...: the first two hold .9
+    assert Counter(chosen.tolist()).keys() == {0, 1}
+    assert abs((chosen == 0).float().mean().item() - share[0]) < 1 / 500 + 1e-6
+
+
+def test_a_prompt_may_fill_the_context_and_not_more(lively):
+    """Answers end at the context, also beside shorter prompts; a prompt without room is named, never cut."""
+    word = " w0" * 400
+    ids = lively.encoder.tokenize([word])[0]
+    long = Question("long", ({"role": "user", "content": word},))
+    fits = Question("fits", ({"role": "user", "content": lively.encoder.decode(ids[: lively.context - 30])},))
+    left = lively.context - len(lively.render(fits.messages))
+    assert 0 < left < 60
+    made = answered(lively, [long, fits, *questions_of(2)], (), AnswerOptions(max_new_tokens=64, batch_size=4))
+    turns = {line["id"]: line["turns"][0] for batch in made for line in batch}
+    assert turns["long"]["text"] is None
+    assert turns["long"]["finish"] == "prompt_too_long"
+    assert turns["fits"]["answer_tokens"] <= left
+    alone = AnswerOptions(max_new_tokens=64, batch_size=1)
+    again = {line["id"]: line["turns"][0] for batch in answered(lively, questions_of(2), (), alone) for line in batch}
+    assert {name: turns[name] for name in again} == again
+
+
+def test_follow_ups_come_after_the_models_own_answer(lively):
+    question = Question("two", ({"role": "user", "content": "Add 2 and 3."},), follow_ups=("And 4?",))
+    first, second = all_answers(lively, [question, *questions_of(2)])["two"]
+    said = {"role": "assistant", "content": first["text"]}
+    after = Question("x", (*question.messages, said, {"role": "user", "content": "And 4?"}))
+    assert all_answers(lively, [after])["x"] == [second]
+
+
+# ----------------------------------------------------------------------------------------- files, resuming
+
+
+@pytest.fixture(scope="module")
+def made(finished, tmp_path_factory):
+    """The held-out rows, answered by two models of the run."""
+    to = tmp_path_factory.mktemp("made") / "answers.jsonl"
+    generate(str(finished.path), to, models=["target", "base"], options=SHORT_ANSWERS)
+    return to
+
+
+def test_a_line_has_all_models_beside_one_another(made, finished):
+    lines = [json.loads(line) for line in made.read_text().splitlines()]
+    held_out = [json.loads(line) for line in finished.tiny.eval.read_text().splitlines()]
+    assert [line["reference"] for line in lines] == [row["output"] for row in held_out]
+    for line in lines:
+        assert list(line["answers"]) == ["target", "base"]
+        assert len(set(line["prompt_tokens"].values())) == 1
+    assert any(len(set(line["finish"].values())) > 1 for line in lines)
+    assert not made.with_name("answers.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
+def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, cut):
+    """A kill leaves the parts of models cut at any byte; the last one may not have begun."""
+    to = tmp_path / "answers.jsonl"
+    shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
+    parts = AnswerFile(to)
+    for line in made.read_text().splitlines():
+        row = json.loads(line)
+        fields = {"text": "answers", "finish": "finish"}
+        fields |= {name: name for name in ("prompt_tokens", "answer_tokens")}
+        turns = [{name: row[column]["target"] for name, column in fields.items()}]
+        parts.append("target", [{"id": row["id"], "turns": turns}])
+    part = tmp_path / "answers.jsonl.parts" / "target.jsonl"
+    part.write_bytes(part.read_bytes()[:cut])
+    names = ["target", "base"]
+    generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
+    assert to.read_bytes() == made.read_bytes()
+
+
+def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, monkeypatch):
+    names, before = ["target", "base"], made.read_bytes()
+    again = generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
+    assert (again.tokens, made.read_bytes()) == (0, before)
+    for options, words in (({"max_new_tokens": 13}, "max_new_tokens: 12 -> 13"), ({"seed": 1}, "seed: 42 -> 1")):
+        with pytest.raises(ConfigError, match=words):
+            generate(str(finished.path), made, models=names, options=AnswerOptions(**{"max_new_tokens": 12, **options}))
+    with pytest.raises(ConfigError, match=r"models\.base"):
+        generate(str(finished.path), made, models=names[:1], options=SHORT_ANSWERS)
+    with pytest.raises(ConfigError, match="generate did not write it"):
+        generate(str(finished.path), finished.tiny.eval, models=["target"], options=SHORT_ANSWERS)
+
+
+def test_texts_with_any_line_separator_are_read_back(tmp_path):
+    text = "one\u2028two\u2029three\x85four\x0bfive\nsix"
+    question = Question("q\u2028", ({"role": "user", "content": text},))
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.append("m", [{"id": question.id, "turns": [{"text": text, "finish": "stop", **NO_TOKENS}]}])
+    file.finish([question], ["m"])
+    (line,) = file.lines()
+    assert (line["answers"]["m"], line["messages"][0]["content"]) == (text, text)
+
+
+NO_TOKENS = {"prompt_tokens": 0, "answer_tokens": 0}
+
+
+# ------------------------------------------------------------------------------------------- reading prompts
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q", "output": "A"},
+        {"instruction": "Q"},
+        {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q"},
+        {"prompt": [{"role": "user", "content": "Q"}]},
+        {"messages": [{"role": "user", "content": "Q"}]},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+        {"conversations": [{"from": "human", "value": "Q"}]},
+    ],
+    ids=str,
+)
+def test_prompts_are_rows_of_any_format_with_or_without_answer(tmp_path, row):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    first, second = read_questions([str(file)])
+    assert first.messages == ({"role": "user", "content": "Q"},)
+    assert first.reference == ("A" if '"A"' in json.dumps(row) else None)
+    assert second.id == f"{first.id}#2"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"instruction": ""}', "rows.jsonl:2: instruction is empty"),
+        ("[1]", "rows.jsonl:2: expected an object"),
+        ("{", "rows.jsonl:2: "),
+        ('{"text": "long ago"}', "rows.jsonl:2: a text"),
+        ('{"instruction": "R", "id": "a"}', "rows.jsonl:2: the id 'a' is taken"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, line, words):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "Q", "id": "a"}\n' + line + "\n")
+    with pytest.raises(DataError, match=words):
+        read_questions([str(file)])
+
+
+def test_the_command_says_what_happened(sftmix, finished, tmp_path):
+    to = tmp_path / "answers.jsonl"
+    words = ["generate", str(finished.path), "--to", str(to), "--max_new_tokens", "4", "--system", "Be brief."]
+    done = sftmix(*words)
+    assert done.code == 0, done.err
+    assert done.out.split() == [str(to)]
+    assert "11 prompts, answered by target" in done.err
+    assert "tokens/s" in done.err
+    assert told(Made([to], 1, ["target"], 0, 0.0, {}, [])) == ["1 prompt, answered by target"]
+    assert json.loads(to.read_text().splitlines()[0])["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert sftmix(*words[:-4], "--max_new_tokens", "0").code == 2
+    assert sftmix("generate", str(finished.path)).code == 2

@@ -1,0 +1,206 @@
+"""The statistics of a table against brute force, hand calculation and scipy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sftmix.tools.compare.statistics import (
+    EXACT_UP_TO,
+    Counts,
+    holm,
+    interval_seeds,
+    interval_two_level,
+    mean_sd,
+    seeds_needed,
+    sign_flip,
+    smallest_effect,
+    smallest_p,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def test_mean_and_standard_deviation():
+    assert mean_sd([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt((16 + 1 + 25) / 9 / 2)))
+    assert mean_sd([3.0]) == (3.0, None)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 9])
+def test_the_sign_flip_test_goes_through_every_assignment(n):
+    d = normal(n, seed=n) + 0.3
+    sums = [abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=n)]
+    assert sign_flip(d) == np.mean([total >= abs(d.sum()) - 1e-12 for total in sums])
+
+
+def test_the_sign_flip_test_is_scipys():
+    d = normal(7, seed=3) + 0.5
+    theirs = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(d) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 10])
+def test_all_of_one_sign_and_size_gives_the_smallest_p(n):
+    assert sign_flip([0.1] * n) == smallest_p(n) == min(1.0, 2 / 2**n)  # 0.1 is not a binary fraction: ties must hold
+    assert sign_flip([-0.1] * n) == smallest_p(n)
+    assert sign_flip([0.0] * n) == 1.0
+
+
+def test_above_20_differences_the_assignments_are_sampled_reproducibly():
+    d = normal(EXACT_UP_TO + 5, seed=1) + 0.35
+    p = sign_flip(d, seed=1, samples=50_000)
+    assert p == sign_flip(d, seed=1, samples=50_000)
+    assert p == pytest.approx(stats.ttest_1samp(d, 0).pvalue, rel=0.3)  # another test of the same hypothesis
+    assert sign_flip(np.full(40, 1.0), samples=1000) == 1 / 1001  # never 0: the observed one counts
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, made monotone.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("n", "contrasts"), [(6, 1), (7, 3), (8, 5), (10, 1), (10, 5)])
+def test_the_smallest_effect_is_found_with_the_power_it_promises(n, contrasts):
+    """Every assignment of signs, and Holm by hand, on 20,000 experiments in which one contrast has that effect.
+
+    The share found is off by sqrt(0.16 / 20,000) = 0.0028, and the effect, a quantile of as many simulations, by as
+    much: 0.004 together, of which four are allowed.
+    """
+    effect = smallest_effect(0.7, n, contrasts=contrasts)
+    assert effect is not None
+    signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    found = []
+    for part in np.split(0.7 * normal(20_000, n, seed=n + contrasts) + effect, 100):
+        p = (np.abs(part @ signs.T) >= np.abs(part.sum(1, keepdims=True)) - 1e-9).mean(1)
+        found.append(p * contrasts <= 0.05)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.016)
+
+
+def test_the_smallest_effect_of_the_procedure_as_it_runs():
+    """sign_flip and holm on whole experiments: one true effect, and two contrasts whose p can be anything.
+
+    Where another contrast is found by chance, Holm asks less of this one: at most 2 x 2.5% of the experiments have one.
+    """
+    effect = np.array([smallest_effect(1.0, 7, contrasts=3), 0, 0])[:, None]
+    found = [holm([sign_flip(d) for d in three])[0] <= 0.05 for three in normal(2000, 3, 7, seed=5) + effect]
+    assert 0.8 - 4 * 0.009 <= np.mean(found) <= 0.8 + 4 * 0.009 + 0.05
+
+
+@pytest.mark.parametrize("n", [6, 7, 8])
+def test_the_smallest_effect_in_closed_form(n):
+    """The smallest p alone is small enough: all differences must have one sign, Phi(effect / sd)^n = 0.8."""
+    contrasts = int(0.05 / smallest_p(n))
+    assert smallest_effect(1.0, n, contrasts=contrasts) == pytest.approx(stats.norm.ppf(0.8 ** (1 / n)), rel=0.01)
+    assert smallest_effect(1.0, n, contrasts=contrasts + 1) is None
+    assert smallest_effect(2.0, n) == 2 * smallest_effect(1.0, n)
+
+
+def test_no_effect_can_be_found_with_too_few_seeds():
+    assert [smallest_effect(1.0, n) is None for n in range(1, 8)] == [True] * 5 + [False] * 2
+
+
+def test_the_smallest_effect_with_many_seeds_is_almost_that_of_the_t_test():
+    """Both tests agree as n grows. The subsets are a sample here; 8,192 simulations leave the power off by 0.004."""
+    effect = smallest_effect(1.0, 16)
+    power = stats.nct.sf(stats.t.ppf(0.975, 15), 15, effect * math.sqrt(16))
+    assert power == pytest.approx(0.8, abs=4 * 0.004)
+
+
+@pytest.mark.parametrize("contrasts", [1, 2, 3, 7, 20])
+def test_the_seeds_needed_are_the_fewest_that_can_pass_holm(contrasts):
+    n = seeds_needed(contrasts)
+    assert n >= 6
+    assert smallest_p(n) * contrasts <= 0.05
+    assert n == 6 or smallest_p(n - 1) * contrasts > 0.05
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 9])
+def test_the_interval_over_seeds_is_students(n):
+    d = normal(n, seed=n)
+    assert interval_seeds(d) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval()), rel=1e-12)
+    assert interval_seeds([1.0]) is None
+
+
+def counts(seed: int, *, n_seeds: int = 4, n_examples: int = 30) -> Counts:
+    rng = np.random.default_rng(seed)
+    tokens = np.tile(np.random.default_rng(9).integers(3, 40, n_examples).astype(float), (n_seeds, 1))
+    return Counts(numerator=tokens * rng.gamma(4, 0.5, (n_seeds, n_examples)), denominator=tokens)
+
+
+def test_the_interval_over_seeds_and_examples_by_hand():
+    """Sums of squares in plain loops, of each cell's part in the ratio found by giving it a little more weight."""
+    ours, theirs = counts(1), counts(2)
+    ours = Counts(ours.numerator * np.linspace(0.5, 1.5, 30), ours.denominator)  # examples differ, too
+    d, h = np.empty((4, 30)), 1e-5
+    for s, e in itertools.product(range(4), range(30)):
+        d[s, e] = 0
+        for side, sign in ((ours, 1), (theirs, -1)):
+            weights = [np.ones(30), np.ones(30)]
+            weights[0][e], weights[1][e] = 1 + h, 1 - h
+            up, down = (float(w @ side.numerator[s] / (w @ side.denominator[s])) for w in weights)
+            d[s, e] += sign * ((up + down) / 2 + 30 * (up - down) / (2 * h))
+    mean = sum(d[s, e] for s in range(4) for e in range(30)) / 120
+    of_seed = [sum(d[s]) / 30 - mean for s in range(4)]
+    of_example = [sum(d[:, e]) / 4 - mean for e in range(30)]
+    rest = sum((d[s, e] - mean - of_seed[s] - of_example[e]) ** 2 for s in range(4) for e in range(30)) / (3 * 29)
+    seeds = sum(x * x for x in of_seed) / 3
+    examples = max(0, sum(x * x for x in of_example) / 29 - rest / 4)
+    assert examples > 0
+    reach = math.sqrt(stats.t.ppf(0.975, 3) ** 2 * seeds / 4 + stats.t.ppf(0.975, 29) ** 2 * examples / 30)
+    assert interval_two_level(ours, theirs) == pytest.approx((mean - reach, mean + reach), rel=1e-6)
+
+
+def test_a_difference_without_spread_has_no_width_and_examples_add_some():
+    ours = counts(1)
+    shifted = Counts(numerator=ours.numerator - 0.25 * ours.denominator, denominator=ours.denominator)
+    assert interval_two_level(ours, shifted) == pytest.approx((0.25, 0.25), abs=1e-12)
+    one, other = (Counts(c.numerator[:1], c.denominator[:1]) for c in (ours, counts(2)))
+    low, high = interval_two_level(one, other)
+    d = (one.values() - other.values())[0]
+    assert (low, high) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval()))  # one seed: the examples
+    one, other = (Counts(c.numerator[:, :1], c.denominator[:, :1]) for c in (ours, counts(2)))
+    d = (one.values() - other.values())[:, 0]
+    assert interval_two_level(one, other) == pytest.approx(interval_seeds(d))  # one example: the seeds
+    assert interval_two_level(*(Counts(c.numerator[:1], c.denominator[:1]) for c in (one, other))) is None
+    with pytest.raises(ValueError, match="shapes differ"):
+        interval_two_level(ours, one)
+
+
+EXPERIMENTS = 2000
+ERROR = math.sqrt(0.05 * 0.95 / EXPERIMENTS)
+"""Of a share of 95% in so many experiments: 0.005."""
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 8, 10])
+def test_the_interval_over_seeds_covers_95_of_100(n):
+    found = [interval_seeds(d) for d in 0.3 + normal(EXPERIMENTS, n, seed=n)]
+    covered = np.mean([low <= 0.3 <= high for low, high in found])
+    assert covered == pytest.approx(0.95, abs=3 * ERROR)
+
+
+@pytest.mark.parametrize(
+    ("n", "spread"), [*((n, (0.1, 1.0, 1.0)) for n in (2, 3, 6, 8, 10)), (6, (1.0, 1.0, 1.0)), (6, (0.0, 0.0, 1.0))]
+)
+def test_the_interval_over_seeds_and_examples_covers_at_least_95_of_100(n, spread):
+    """New seeds and new examples (with their numbers of tokens) in each experiment; spread of seeds, examples, cells.
+
+    At least 95%, but for three errors of the experiments; and from six seeds on not much wider than it has to be.
+    """
+    rng, covered, (seed, example, cell) = np.random.default_rng([n, *map(int, spread)]), [], spread
+    for _ in range(EXPERIMENTS):
+        tokens = np.tile(rng.integers(20, 60, 50).astype(float), (n, 1))
+        own = 0.3 + seed * rng.normal(size=(n, 1)) + example * rng.normal(size=50) + cell * rng.normal(size=(n, 50))
+        shared = rng.gamma(4, 0.5, 50)  # what an example has on both sides
+        low, high = interval_two_level(Counts(tokens * (shared + own), tokens), Counts(tokens * shared, tokens))
+        covered.append(low <= 0.3 <= high)
+    assert np.mean(covered) >= 0.95 - 3 * ERROR
+    assert n < 6 or np.mean(covered) <= 0.965 + 3 * ERROR

@@ -1,0 +1,66 @@
+"""The configurations, models and micro-batches that the estimate's tests start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.config import RunConfig
+from sftmix.options import DataOptions, ModelOptions, TrainingOptions
+from sftmix.tools.estimate.machine import Machine, make_machine
+from sftmix.types import Batch, Segment
+from tests.toy import toy_rows
+
+TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32")
+
+
+def machine(gpu: str = "H100", gpus: int | None = 4, **options) -> Machine:
+    """A machine of the options of the command line, with its defaults."""
+    defaults = {"mfu": 0.4, "tflops": None, "gpus_per_node": 8, "bandwidth": None}
+    return make_machine(gpu, gpus, **(defaults | options))
+
+
+def gpus(count: int = 4, **options) -> Machine:
+    return machine("H100", count, **options)
+
+
+CPU = machine("cpu", 1, mfu=0.5, tflops=0.1)
+
+
+def config(tiny, **changes) -> RunConfig:
+    """Of the tiny model and its rows; `data` is a dict of changes to those options, the rest replaces what it names."""
+    data = {"train": [str(tiny.train)], "eval": [str(tiny.eval)]} | changes.pop("data", {})
+    changes = {"training": TRAINING, "model": ModelOptions(path=str(tiny.model))} | changes
+    return RunConfig(data=DataOptions(**data), **changes)
+
+
+VOCABULARY, WIDTH, INNER, LAYERS = 96, 32, 64, 3
+LAYER = 4 * WIDTH**2 + 3 * WIDTH * INNER + 2 * WIDTH
+
+
+def small_llama(directory: Path, **options) -> str:
+    """Write a random Llama whose every dimension two and four ranks divide; its path."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    made = LlamaConfig(**({"vocab_size": VOCABULARY, "max_position_embeddings": 128} | sizes | options))
+    LlamaForCausalLM(made).save_pretrained(directory)
+    return str(directory)
+
+
+def segment(rows: int, width: int, content: str = "full") -> Segment:
+    """full: no padding; padded: some; packed: two documents in each line."""
+    mask = torch.ones(rows, width, dtype=torch.int64)
+    positions = torch.cat([torch.arange(width - 9), torch.arange(9)]).expand(rows, -1) if content == "packed" else None
+    if content == "padded":
+        mask[:, -7:] = 0
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Segment(nothing, torch.ones_like(mask), mask, nothing, nothing, positions)
+
+
+def batch(*segments: Segment, targets: int = 1) -> Batch:
+    made = collate([(Slot(0),)], toy_rows([(1, 1)]))
+    return replace(made, segments=segments, labels=torch.zeros(targets, dtype=torch.int64))

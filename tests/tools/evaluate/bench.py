@@ -1,0 +1,36 @@
+"""A small benchmark: its rows, and the prompts of its questions as a person would write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sftmix.tools.evaluate.convert import files_of
+
+HEAD = "The following are multiple choice questions (with answers) about medical knowledge. \n "
+OPTIONS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
+WORDS = ("red", "two", "the", "sort", "list")
+
+
+def question(name: str, number: int) -> dict:
+    """A row of a task; its right answer goes round."""
+    context = f"Text {number}." if name == "pubmedqa" else ""
+    options = [f"{word} {number}" for word in WORDS[: OPTIONS[name]]]
+    row = {"id": str(number), "context": context, "question": f"Is it {number}?", "options": options}
+    return {**row, "answer": number % OPTIONS[name]}
+
+
+def asked(row: dict, answer: str = "") -> str:
+    """The question as Labrak et al. write it, up to its answer."""
+    context = f"{row['context']} \n " if row["context"] else ""
+    options = " \n ".join(f"({letter}) {text}" for letter, text in zip("ABCDE", row["options"], strict=False))
+    return f"{context}**Question:** {row['question']} \n {options} \n **Answer:**({answer}"
+
+
+def write_rows(directory: Path, name: str, questions: int, shots: int = 3) -> list[dict]:
+    """Write the rows of a task as --data_dir wants them, and return the measured ones."""
+    rows = [question(name, number) for number in range(questions + shots)]
+    directory.mkdir(parents=True, exist_ok=True)
+    for file, part in zip(files_of(name, directory), (rows[:questions], rows[questions:]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    return rows[:questions]

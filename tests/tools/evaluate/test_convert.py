@@ -1,0 +1,154 @@
+"""Raw files of the four medical benchmarks become rows; no question that is measured is among the shots."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.tools.evaluate.convert import SHOTS, convert, files_of
+
+LETTERED = {"question": "Which?", "options": {"B": "two", "A": "one", "C": "three", "D": "four"}, "answer_idx": "C"}
+FIVE = {**LETTERED, "options": {**LETTERED["options"], "E": "five"}, "answer_idx": "E"}
+HUB = {"id": "x", "question": "Which?", "opa": "one", "opb": "two", "opc": "three", "opd": "four", "cop": 2}
+AUTHORS = {**HUB, "cop": 3}
+PUBMED = {"QUESTION": "Which?", "CONTEXTS": ["First part.", "Second."], "final_decision": "maybe"}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def numbered(raw, n):
+    key = "QUESTION" if "QUESTION" in raw else "question"
+    return [{**raw, key: f"Which {i}?"} for i in range(n)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "also", "context", "options", "answer"),
+    [
+        ("medqa_4options", LETTERED, [], "", ["one", "two", "three", "four"], 2),
+        ("medqa_5options", FIVE, [], "", ["one", "two", "three", "four", "five"], 4),
+        ("medmcqa", LETTERED, [], "", ["one", "two", "three", "four"], 2),
+        ("medmcqa", HUB, [{**HUB, "cop": 0, "question": "Zero?"}], "", ["one", "two", "three", "four"], 2),
+        ("medmcqa", AUTHORS, [{**HUB, "cop": 4, "question": "Four?"}], "", ["one", "two", "three", "four"], 2),
+        ("pubmedqa", PUBMED, [], "First part. Second.", ["yes", "no", "maybe"], 2),
+    ],
+)
+def test_rows_of_each_raw_format(tmp_path, name, raw, also, context, options, answer):
+    file = write(tmp_path / "raw.jsonl", [*numbered(raw, SHOTS + 5), *also])
+    convert(name, file, tmp_path / "rows")
+    measured, shots = map(lines, files_of(name, tmp_path / "rows"))
+    assert len(shots) == SHOTS
+    assert len(measured) == 5 + len(also)
+    questions = [row["question"] for row in (*measured, *shots)]
+    assert len(set(questions)) == len(questions)
+    row = next(row for row in (*measured, *shots) if row["question"] == "Which 7?")
+    assert (row["context"], row["options"], row["answer"]) == (context, options, answer)
+
+
+def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
+    test = write(tmp_path / "test.jsonl", [*numbered(LETTERED, 3), *numbered(LETTERED, 1)])
+    train = write(tmp_path / "train.jsonl", numbered({**LETTERED, "answer_idx": "A"}, 6))
+    told = convert("medqa_4options", test, tmp_path / "rows", shots=train)
+    measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
+    assert [row["question"] for row in measured] == ["Which 0?", "Which 1?", "Which 2?"]
+    assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
+    assert "1 questions were there twice" in told[1]
+    assert "3 solved ones are measured, too" in told[2]
+
+
+def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
+    raw = tmp_path / "ori_pqal.json"
+    raw.write_text(json.dumps({str(i): {**PUBMED, "QUESTION": f"Which {i}?"} for i in range(6)}))
+    ids = tmp_path / "ground_truth.json"
+    ids.write_text(json.dumps({"1": "maybe", "4": "maybe"}))
+    convert("pubmedqa", raw, tmp_path / "rows", test=ids)
+    measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
+    assert ([row["id"] for row in measured], len(shots)) == (["1", "4"], 4)
+    twice = {**json.loads(raw.read_text()), "9": {**PUBMED, "QUESTION": "which 4?"}}  # the question of 4 again
+    raw.write_text(json.dumps(twice))
+    convert("pubmedqa", raw, tmp_path / "rows", test=ids)
+    measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
+    assert ([row["id"] for row in measured], len(shots)) == (["1", "9"], 4)
+    ids.write_text('["1", "99"]')
+    with pytest.raises(DataError, match=r"1 of 2 ids are of no question, first '99'"):
+        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "error", "words"),
+    [
+        ("medqa", [LETTERED], ConfigError, ["--convert is medqa", "medqa_4options"]),
+        ("medqa_4options", [FIVE], DataError, ["raw.jsonl:1", "5 options", "has 4"]),
+        ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], DataError, ["raw.jsonl:1", "answer"]),
+        ("medqa_4options", [{"prompt": "x"}], DataError, ["raw.jsonl", "not those of medqa_4options", "options"]),
+        ("medqa_4options", [{**LETTERED, "question": " "}], DataError, ["raw.jsonl:1", "empty"]),
+        ("medqa_4options", [LETTERED], DataError, ["0 questions are left"]),
+        ("medmcqa", [{**HUB, "cop": -1}], DataError, ["without answers", "validation"]),
+        ("medmcqa", [HUB], DataError, ["cannot be told", "from 0 or 1"]),
+        ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], DataError, ["final_decision"]),
+        ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], DataError, ["raw.jsonl", "'Yes' is not in list"]),
+        ("pubmedqa", ["maybe"], DataError, ["raw.jsonl:1", "'maybe' is not a row"]),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, name, rows, error, words):
+    file = write(tmp_path / "raw.jsonl", rows)
+    with pytest.raises(error) as raised:
+        convert(name, file, tmp_path / "rows")
+    assert [word for word in words if word not in str(raised.value)] == []
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_file_that_is_no_json(tmp_path):
+    file = tmp_path / "raw.json"
+    file.write_text("question,answer\n")
+    with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
+        convert("medqa_4options", file, tmp_path / "rows")
+    file.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"raw\.json.*UTF-8"):
+        convert("medqa_4options", file, tmp_path / "rows")
+    file.write_text('{"1": "maybe", "2": "yes"}')
+    with pytest.raises(DataError, match=r"raw\.json: 1: 'maybe' is not a row"):
+        convert("pubmedqa", file, tmp_path / "rows")
+    ids = tmp_path / "ids.json"
+    ids.write_text("3")
+    raw = write(tmp_path / "raw.jsonl", numbered(PUBMED, 3))
+    with pytest.raises(DataError, match=r"ids\.json: it is '3'; a JSON list"):
+        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
+    with pytest.raises(ConfigError, match=r"missing\.json"):
+        convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
+
+
+def test_rows_with_other_ends_of_lines_and_lists_over_many_lines(tmp_path):
+    rows = numbered({**LETTERED, "note": "one\u2028two\x85three"}, SHOTS + 2)
+    jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    over_lines = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]"
+    for name, text in (("raw.jsonl", jsonl), ("lines.json", jsonl), ("list.json", over_lines)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        convert("medqa_4options", tmp_path / name, tmp_path / "rows" / name)
+        measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows" / name))
+        assert (len(measured), len(shots)) == (2, SHOTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "test", "questions"),
+    [
+        ("medqa_4options", "medqa_4options_test_800.jsonl", None, 780),
+        ("medqa_5options", "medqa_5options_test_800.jsonl", None, 780),
+        ("medmcqa", "medmcqa_2000.jsonl", None, 1980),
+        ("pubmedqa", "pubmedqa_ori_pqal.json", "pubmedqa_test_ground_truth.json", 500),
+    ],
+)
+def test_the_public_files(tmp_path, shared, name, file, test, questions):
+    medical = shared / "data" / "medical"
+    convert(name, medical / file, tmp_path, test=medical / test if test else None)
+    measured, shots = map(lines, files_of(name, tmp_path))
+    assert len(measured) == questions
+    assert not {row["question"] for row in measured} & {row["question"] for row in shots}

@@ -1,0 +1,82 @@
+"""The task files ask as Labrak et al. 2024 ask: prompts and right answers against ones written by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.tools.evaluate.chosen import chosen_tasks, manager
+from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, question, write_rows
+
+WRITTEN = {
+    "medqa_4options": "**Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n (D) sort 1 \n **Answer:**(",
+    "pubmedqa": "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**(",
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rows")
+    for name in OPTIONS:
+        write_rows(directory, name, questions=4, shots=1)
+    chosen = chosen_tasks(list(OPTIONS), directory, None)
+    return manager(chosen, None).load([task.spec for task in chosen])["tasks"]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_prompts_and_right_answers(tasks, name):
+    task = tasks[name]
+    task.set_fewshot_seed(seed=3)
+    row = list(task.test_docs())[1]
+    bare, full = (task.fewshot_context(row, shots) for shots in (0, 1))
+    assert bare == HEAD + asked(question(name, 1))
+    assert bare == HEAD + WRITTEN.get(name, asked(question(name, 1)))
+    solved = question(name, 4)  # the only one of the shots
+    letter = "ABCDE"[solved["answer"]]
+    assert full == f"{HEAD}{asked(solved, letter)} \n {asked(question(name, 1))}"
+    assert task.doc_to_target(row) == 1 % OPTIONS[name]
+    assert task.doc_to_choice(row) == list("ABCDE"[: OPTIONS[name]])
+    assert task.config.num_fewshot == 3
+    asks = task.construct_requests(row, bare, doc_id=0, metadata=(name, 0, 1))
+    assert [ask.args for ask in asks] == [(bare, letter) for letter in "ABCDE"[: OPTIONS[name]]]
+
+
+def test_the_shots_are_a_split_of_their_own(tasks):
+    for task in tasks.values():
+        measured = [row["question"] for row in task.test_docs()]
+        assert not {row["question"] for row in task.fewshot_docs()} & set(measured)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["medqa_4options"], ["--data_dir", "--convert medqa_4options"]),
+        ([], ["--tasks"]),
+        (["arc_easy", "arc_easy"], ["arc_easy more than once"]),
+    ],
+)
+def test_what_is_missing_is_named(names, words):
+    with pytest.raises(ConfigError) as raised:
+        chosen_tasks(names, None, None)
+    assert [word for word in words if word not in str(raised.value)] == []
+
+
+def test_other_rows_and_other_files_are_other_settings(tmp_path):
+    write_rows(tmp_path, "medmcqa", questions=2)
+    (before,) = chosen_tasks(["medmcqa"], tmp_path, None)
+    write_rows(tmp_path, "medmcqa", questions=3)
+    (after,) = chosen_tasks(["medmcqa"], tmp_path, None)
+    assert before.source["task"] == after.source["task"]
+    assert before.source["rows"] != after.source["rows"]
+    with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl"):
+        chosen_tasks(["medqa_4options"], tmp_path, None)
+
+
+def test_rows_beside_the_task_files_of_a_user_are_settings(tmp_path):
+    for file in ("mine.yaml", "deep/rows.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("one")
+    sources = [chosen_tasks(["mine"], None, tmp_path)[0].source]
+    (tmp_path / "deep" / "rows.jsonl").write_text("two")
+    sources.append(chosen_tasks(["mine"], None, tmp_path)[0].source)
+    assert sources[0] != sources[1]

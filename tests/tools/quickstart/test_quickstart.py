@@ -1,0 +1,153 @@
+"""The embedded example: rows with a known truth, a tokenizer and a model that load like any other."""
+
+from __future__ import annotations
+
+import collections
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.tools import quickstart
+from sftmix.tools.quickstart.tasks import DETERMINISTIC, KINDS, MAX_ROWS, OPEN, OPPOSITES, make_rows
+
+ROWS = make_rows(n=2000, seed=0)
+ANTONYMS = [tuple(pair.split("-")) for pair in OPPOSITES.split()]
+
+TRUTH = {
+    "repeat": lambda words: words,
+    "reverse": lambda words: list(reversed(words)),
+    "capitals": lambda words: " ".join(words).upper().split(),
+    "opposites": lambda words: [next((set(pair) - {w}).pop() for pair in ANTONYMS if w in pair) for w in words],
+    "kinds": lambda words: [next(kind for kind, members in KINDS.items() if w in members) for w in words],
+    "initials": lambda words: [w[:1] for w in words],
+    "successors": lambda words: [f"{int(w) + 1}" for w in words],
+    "count": lambda words: ["There", "are", {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}[len(words)] + "."],
+}
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory):
+    return quickstart.materialise(tmp_path_factory.mktemp("quickstart"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(materials):
+    return AutoTokenizer.from_pretrained(materials.model)
+
+
+def prompt_of(row):
+    return row["instruction"] + ("\n" + row["input"] if row["input"] else "")
+
+
+def test_deterministic_rows_are_right():
+    assert set(TRUTH) == set(DETERMINISTIC)
+    for row in ROWS:
+        if row["kind"] == "deterministic":
+            words = row["input"].removeprefix("Words: ").split()
+            assert row["output"].split() == TRUTH[row["family"]](words), row
+
+
+def test_half_of_the_rows_are_open_and_all_families_are_there():
+    counts = collections.Counter((row["kind"], row["family"]) for row in ROWS)
+    assert {family for kind, family in counts if kind == "open"} == set(OPEN)
+    for kind, families in (("deterministic", DETERMINISTIC), ("open", OPEN)):
+        sizes = [counts[kind, family] for family in families]
+        assert sum(sizes) == len(ROWS) // 2
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_open_rows_have_many_answers_and_deterministic_prompts_occur_once():
+    answers = collections.defaultdict(list)
+    for row in ROWS:
+        answers[row["kind"], prompt_of(row)].append(row["output"])
+    assert all(len(found) == 1 for (kind, _), found in answers.items() if kind == "deterministic")
+    assert all(len(set(found)) == len(found) for found in answers.values())
+    assert max(len(found) for (kind, _), found in answers.items() if kind == "open") >= 50
+
+
+def test_the_length_of_a_response_does_not_give_its_kind_away():
+    lengths = {
+        kind: collections.Counter(len(row["output"].split()) for row in ROWS if row["kind"] == kind)
+        for kind in ("deterministic", "open")
+    }
+    means = [sum(k * v for k, v in counter.items()) / counter.total() for counter in lengths.values()]
+    assert abs(means[0] - means[1]) < 0.5
+    assert max(map(max, lengths.values())) <= 5
+    best_guess_by_length = sum(max(lengths["deterministic"][k], lengths["open"][k]) for k in range(6)) / len(ROWS)
+    assert best_guess_by_length < 0.7
+
+
+def test_rows_are_a_function_of_the_seed():
+    assert make_rows(n=50, seed=3) == make_rows(n=50, seed=3)
+    assert make_rows(n=50, seed=3) != make_rows(n=50, seed=4)
+
+
+def test_the_number_of_rows_has_a_limit():
+    assert len(make_rows(n=MAX_ROWS, seed=0)) == MAX_ROWS
+    with pytest.raises(ValueError, match=str(MAX_ROWS)):
+        make_rows(n=MAX_ROWS + 1, seed=0)
+
+
+def test_what_is_written(materials):
+    train, held_out = (
+        [json.loads(line) for line in p.read_text().splitlines()] for p in (materials.train, materials.eval)
+    )
+    assert (len(train), len(held_out)) == (quickstart.N_TRAIN, quickstart.N_EVAL)
+    assert set(train[0]) == {"instruction", "input", "output", "family", "kind"}
+    seen = {prompt_of(row) for row in train}
+    assert not any(prompt_of(row) in seen for row in held_out if row["kind"] == "deterministic")
+
+
+def test_the_same_seed_writes_the_same_bytes(materials, tmp_path):
+    torch.rand(3)  # the state of torch's own generator must not matter
+    again = quickstart.materialise(tmp_path, seed=0)
+    files = {p.relative_to(again.model): p for p in again.model.rglob("*") if p.is_file()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.as_posix() for p in files}
+    for name, path in files.items():
+        assert path.read_bytes() == (materials.model / name).read_bytes(), name
+    assert again.train.read_bytes() == materials.train.read_bytes()
+
+
+def test_making_a_model_leaves_torchs_generator_alone(tokenizer):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    quickstart.model.make_model(tokenizer, seed=0)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_model_is_small_and_fits_the_tokenizer(materials, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(materials.model)
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(lambda t: not t.startswith(" ")))
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_a_prompt_is_a_prefix_of_the_conversation_and_a_turn_ends_with_eos(tokenizer):
+    for row in ROWS[:100]:
+        user, answer = {"role": "user", "content": prompt_of(row)}, {"role": "assistant", "content": row["output"]}
+        prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([user, answer], return_dict=False)
+        assert whole[: len(prompt)] == prompt
+        assert whole[-1] == tokenizer.eos_token_id
+        assert whole.count(tokenizer.bos_token_id) == 1
+        assert whole[0] == tokenizer.bos_token_id
+        response = whole[len(prompt) : -1]
+        assert tokenizer.decode(response) == row["output"]
+        assert len(response) == len(row["output"].replace(".", " .").split())  # a token for each word
+
+
+def test_a_word_has_the_same_token_in_the_prompt_and_at_the_start_of_the_response(tokenizer):
+    inside = tokenizer("Words: cat dog", add_special_tokens=False).input_ids
+    assert tokenizer("cat dog", add_special_tokens=False).input_ids == inside[-2:]

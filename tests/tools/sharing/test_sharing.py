@@ -1,0 +1,242 @@
+"""Models and scores go to a hub and come back, by the real client and a local stand-in of the hub's API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+
+from sftmix.tools.sharing.cards import model_card
+from sftmix.tools.sharing.facts import facts_of
+from sftmix.tools.sharing.written import is_edited, write_card, write_cards
+from tests.tiny import ROOT, groups, table
+from tests.tools.sharing.hub import Hub
+
+pytestmark = pytest.mark.long
+
+SCRIPT = """
+import contextlib, io, json, sys
+from sftmix.cli import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def commands(*lines, url, home, offline="0"):
+    """Run command lines in one process of its own, which asks the hub at `url`: (code, out, err) of each."""
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": "hf_token"}
+    environment |= {"HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    words = [sys.executable, "-c", SCRIPT, json.dumps([[str(word) for word in line] for line in lines])]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@dataclass
+class Shared:
+    """What came of the uploads and of a run with the scores."""
+
+    hub: Hub
+    home: Path
+    run: Path
+    again: list[str]
+    done: dict = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def shared_run(finished, tmp_path_factory):
+    """The tiny run's model and scores uploaded, and a second run that takes the scores from the hub."""
+    home = tmp_path_factory.mktemp("hub")
+    again = [word for word in finished.words if word not in ("--reference.token_nll", "--with_baseline")]
+    again = _without(again, "--reference.checkpoints")
+    again += ["--reference", "FromFile", "--reference.path", "hub:me/scores"]
+    config = ["--config", finished.path / "config.yaml"]
+    swap = {str(finished.tiny.train): finished.tiny.eval, str(finished.tiny.eval): finished.tiny.train}
+    with Hub() as hub:
+        lines = {
+            "model": ["export", finished.path, "--push_to_hub", "me/model", "--license", "mit", "--private"],
+            "scores": ["confidence", *config, "--push_to_hub", "me/scores"],
+            "run": [*again, "--out", home / "again"],
+            "mismatch": [*[swap.get(word, word) for word in again], "--out", home / "other"],
+            "missing": [
+                *_without(again, "--reference.path"),
+                "--reference.path",
+                "hub:me/none",
+                "--out",
+                home / "none",
+            ],
+            "not scores": [
+                *_without(again, "--reference.path"),
+                "--reference.path",
+                "hub:me/empty@v1",
+                "--out",
+                home / "e",
+            ],
+        }
+        hub.repositories[("datasets", "me/empty")] = {"README.md": b"nothing"}
+        found = commands(*lines.values(), url=hub.url, home=home / "hf")
+        yield Shared(hub, home, home / "again", again, dict(zip(lines, found, strict=True)))
+
+
+def _without(words, option):
+    at = words.index(option)
+    return [*words[:at], *words[at + 2 :]]
+
+
+@pytest.mark.slow
+def test_the_model_on_the_hub_is_that_of_the_run(shared_run, finished):
+    code, out, err = shared_run.done["model"]
+    assert (code, shared_run.hub.url in out) == (0, True), err
+    model, files = finished.path / "train" / "model", shared_run.hub.files("model", "me/model")
+    assert set(files) == {file.name for file in model.iterdir()}
+    assert [name for name, data in files.items() if name != "README.md" and data != (model / name).read_bytes()] == []
+    assert shared_run.hub.private[("models", "me/model")]
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.license, card.data.library_name) == ("mit", "transformers")
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results}["eval_nll_after"] == summary[
+        "eval_nll_after"
+    ]
+
+
+@pytest.mark.slow
+def test_no_text_of_the_rows_is_shared(shared_run, finished):
+    code, _, err = shared_run.done["scores"]
+    assert code == 0, err
+    files = shared_run.hub.files("dataset", "me/scores")
+    assert set(files) == {"README.md", "confidence.parquet", "dynamics.parquet", "rows.parquet"}
+    assert not shared_run.hub.private[("datasets", "me/scores")]
+    columns = {}
+    for name in files.keys() - {"README.md"}:
+        (shared_run.home / name).write_bytes(files[name])
+        columns[name] = pq.read_table(shared_run.home / name).column_names
+    assert columns["rows.parquet"] == ["id", "hash"]
+    assert "token_nll" in table(finished.path / "confidence" / "dynamics.parquet")
+    assert "token_nll" not in columns["dynamics.parquet"]
+    texts = [json.loads(line)["output"] for line in finished.tiny.train.read_text().splitlines()]
+    long = [text.encode() for text in texts if len(text) > 12]
+    assert long
+    assert [name for name, data in files.items() for text in long if text in data] == []
+
+
+@pytest.mark.slow
+def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run, finished):
+    code, _, err = shared_run.done["run"]
+    assert code == 0, err
+    assert groups(shared_run.run) == groups(finished.path)
+    left, right = (table(run / "confidence" / "confidence.parquet") for run in (shared_run.run, finished.path))
+    assert left == right
+    weights = [run / "train" / "model" / "model.safetensors" for run in (shared_run.run, finished.path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "code", "words"),
+    [
+        ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
+        ("missing", 3, ["hub:me/none cannot be fetched"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
+    ],
+)
+def test_wrong_scores_are_refused(shared_run, case, code, words):
+    found, _, err = shared_run.done[case]
+    assert found == code, err
+    assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.slow
+def test_the_revision_of_a_name_is_asked_for(shared_run):
+    asked = [line for line in shared_run.hub.asked if "me/empty" in line]
+    assert asked[0] == "GET /api/datasets/me/empty/revision/v1"
+
+
+@pytest.mark.slow
+def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, finished):
+    line = [*shared_run.again, "--out", shared_run.home / "offline"]
+    nowhere = "http://127.0.0.1:9"
+    ((code, _, err),) = commands(line, url=nowhere, home=shared_run.home / "hf", offline="1")
+    assert code == 0, err
+    assert groups(shared_run.home / "offline") == groups(finished.path)
+    ((code, _, err),) = commands(line, url=nowhere, home=shared_run.home / "empty", offline="1")
+    assert (code, "cannot be fetched" in err) == (3, True), err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "RUN"], "--to is missing"),
+        (["export", "RUN", "--push_to_hub", "me/model"], "needs --license"),
+        (["export", "RUN", "--to", "x", "--private"], "--private is for an upload"),
+        (["export", "RUN", "--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
+        (["confidence", "--config", "CONFIG", "--license", "mit"], "--license mit is for an upload"),
+    ],
+)
+def test_wrong_uploads_are_refused(finished, sftmix, tmp_path, words, told):
+    known = {"RUN": str(finished.path), "CONFIG": str(finished.path / "config.yaml"), "x": str(tmp_path / "x")}
+    done = sftmix(*(known.get(word, word) for word in words))
+    assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_confidence_prints_its_configuration_without_the_options_of_an_upload(finished, sftmix):
+    words = ["confidence", "--config", str(finished.path / "config.yaml"), "--print_config"]
+    done = sftmix(*words)
+    assert done.code == 0, done.err
+    assert sftmix(*words, "--push_to_hub", "me/scores").out == done.out
+    assert "push_to_hub" not in done.out
+    assert "--push_to_hub" in sftmix("confidence", "--help").out
+
+
+def test_an_export_has_a_card_and_leaves_the_run_as_it_was(finished, sftmix, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    before = (tmp_path / "run" / "train" / "MANIFEST.json").read_bytes()
+    assert sftmix("export", str(tmp_path / "run"), "--to", str(tmp_path / "model")).code == 0
+    card = ModelCard((tmp_path / "model" / "README.md").read_text())
+    assert card.data.license is None
+    assert "TO BE FILLED IN" in card.text
+    own = tmp_path / "run" / "train" / "model" / "README.md"
+    assert "SFTMix target" in own.read_text()
+    assert "NTP baseline" in (tmp_path / "run" / "baseline" / "model" / "README.md").read_text()
+    assert not is_edited(own)
+    own.write_text("mine")
+    assert sftmix(*finished.words, "--out", str(tmp_path / "run")).code == 0
+    assert own.read_text() == "mine"
+    assert (tmp_path / "run" / "train" / "MANIFEST.json").read_bytes() == before
+
+
+def test_an_edited_card_is_uploaded_as_it_is_with_the_licence(finished, tmp_path):
+    card = model_card(facts_of(finished.path), "train", license="mit")
+    edited = "---\nlanguage: de\nlicense: other\n---\n\nMine: 20 % fewer errors.\n"
+    for text, shown in ((edited, edited.replace("license: other", "license: mit")), ("mine", "mine")):
+        (tmp_path / "README.md").write_text(text)
+        write_card(tmp_path / "README.md", card)
+        found = (tmp_path / "README.md").read_text()
+        assert found.endswith(shown.partition("\n\n")[2])
+        assert ModelCard(found).data.license == "mit"
+    shutil.copy(finished.path / "train" / "model" / "README.md", tmp_path)
+    write_card(tmp_path / "README.md", card)
+    assert "TO BE FILLED IN" not in (tmp_path / "README.md").read_text()
+
+
+def test_cards_that_nobody_edited_follow_the_run(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    target, baseline = (tmp_path / "run" / stage / "model" / "README.md" for stage in ("train", "baseline"))
+    baseline.write_text(baseline.read_text().replace("NTP baseline", "my baseline"))
+    assert write_cards(tmp_path / "run") == []
+    (tmp_path / "run" / "evaluation").mkdir()
+    told = {"table": [["task", "target"], ["pubmedqa", "0.5"]], "sentences": []}
+    (tmp_path / "run" / "evaluation" / "table.json").write_text(json.dumps(told))
+    assert write_cards(tmp_path / "run") == [target]
+    assert "| pubmedqa | 0.5 |" in target.read_text()
+    assert "my baseline" in baseline.read_text()

@@ -1,0 +1,345 @@
+"""Trackers against their real clients, without a network: what each has written is read back, and is metrics.jsonl."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from sftmix.common.errors import InUseError
+from sftmix.pipeline.hold import Hold
+from sftmix.testing import check_callback
+from sftmix.tools.trackers import TRACKERS, tracker_class
+from sftmix.tools.trackers.rows import STAGES, Rows
+from tests.forked import done as on_ranks
+from tests.tiny import in_this_process, metrics
+from tests.tiny import sftmix as command
+
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # warnings of the clients
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch, tmp_path):
+    for name, value in {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "t")}.items():
+        monkeypatch.setenv(name, value)
+
+
+# ------------------------------------------------------------------------------------------ what clients wrote
+
+
+@dataclass
+class Written:
+    """What one store of a client holds: (step, values) of its rows in their order, the configuration, the summary."""
+
+    rows: list[tuple[int, dict[str, float]]]
+    config: Any
+    summary: dict[str, float]
+    times: list[float] = field(default_factory=list)  # where the client takes one
+
+
+def of_tensorboard(run: Path) -> list[Written]:
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    files = sorted((run / "trackers" / "tensorboard").glob("events*"))
+    events = [event for file in files for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
+    (config,) = [event.summary.value[0] for event in events if event.summary.value[0].tag == "config"]
+    text = config.tensor.string_val[0].decode()
+    found = Written([], yaml.safe_load("\n".join(line[4:] for line in text.splitlines())), {})
+    for event in events:
+        values = {value.tag: value.simple_value for value in event.summary.value}
+        if any(tag.startswith("summary/") for tag in values):
+            found.summary |= {tag.removeprefix("summary/"): value for tag, value in values.items()}
+        elif "config" not in values:
+            found.rows.append((event.step, values))
+            found.times.append(event.wall_time)
+    return [found]
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, behind a header of seven bytes, as W&B writes it."""
+    place, block, record = 7, 1 << 15, b""
+    while place + 7 <= len(data):
+        if block - place % block < 7:
+            place += block - place % block
+            continue
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        record = (record if kind in (3, 4) else b"") + data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+
+
+def of_wandb(run: Path) -> list[Written]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def items(entries: Any) -> dict[str, Any]:
+        return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in entries}
+
+    found = []
+    for folder in sorted((run / "trackers" / "wandb").glob("offline-run-*")):
+        written = Written([], {}, {})
+        (log,) = folder.glob("*.wandb")
+        for data in leveldb_records(log.read_bytes()):
+            record = Record.FromString(data)
+            if record.HasField("history"):
+                values = items(record.history.item)
+                assert values.pop("_step") == len(written.rows)
+                (stage,) = {name.partition("/")[0] for name in values if "/" in name}
+                step = values.pop(f"{stage}/step")
+                written.times.append(values.pop("_timestamp"))
+                values.pop("_runtime")
+                written.rows.append((step, values))
+            elif record.HasField("run"):
+                written.config |= items(record.run.config.update)
+                assert (record.run.project, record.run.display_name) == ("sftmix", run.name)
+            elif record.HasField("summary"):
+                told = items(record.summary.update)
+                written.summary |= {k.removeprefix("summary/"): v for k, v in told.items() if k.startswith("summary/")}
+        written.config.pop("_wandb", None)
+        found.append(written)
+    return found
+
+
+def of_trackio(run: Path) -> list[Written]:
+    import os
+
+    database = sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "sftmix.db")
+    lines = [
+        (step, json.loads(text)) for step, text in database.execute("select step, metrics from metrics order by id")
+    ]
+    ((config,),) = database.execute("select config from configs")
+    config = {key: value for key, value in json.loads(config).items() if not key.startswith("_")}
+    rows = [line for line in lines if not any(key.startswith("summary/") for key in line[1])]
+    summaries = [values for _, values in lines if any(key.startswith("summary/") for key in values)]
+    assert len(summaries) <= 1
+    return [Written(rows, config, {k.removeprefix("summary/"): v for s in summaries for k, v in s.items()})]
+
+
+def of_swanlab(run: Path) -> list[Written]:
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    found = []
+    for folder in sorted((run / "trackers" / "swanlab").glob("run-*")):
+        (log,) = folder.glob("*.swanlab")
+        reader, rows = DataStoreReader(), dict[tuple[int, int], dict[str, float]]()
+        reader.open(log)
+        for data in reader:
+            record = Record.FromString(data)
+            if record.HasField("scalar"):
+                scalar = record.scalar
+                stage = STAGES.index(scalar.key.partition("/")[0])
+                values = rows.setdefault((stage, scalar.step), {})
+                assert scalar.key not in values, "a metric has a step twice"
+                values[scalar.key] = scalar.value.number
+        config = yaml.safe_load((folder / "files" / "config.yaml").read_text())
+        config = {k: v["value"] for k, v in config.items()}
+        summary = config.pop("summary", {})
+        config = {k: None if v == {} else v for k, v in config.items()}  # as it writes null
+        found.append(Written([(step, rows[stage, step]) for stage, step in sorted(rows)], config, summary))
+    return found
+
+
+READERS = {"tensorboard": of_tensorboard, "wandb": of_wandb, "trackio": of_trackio, "swanlab": of_swanlab}
+SINGLE = {"tensorboard", "trackio"}
+"""Clients with one store, which is continued; the others begin a directory in each process, and it gets all rows."""
+
+
+def expected(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """The rows of metrics.jsonl: every number but step and time."""
+    found = []
+    for stage in (stage for stage in STAGES if (run / stage).exists()):
+        for line in metrics(run, stage):
+            kept = {k: v for k, v in line.items() if k not in ("step", "time", "rows") and v is not None}
+            found.append((line["step"], {f"{stage}/{k}": v for k, v in kept.items()}))
+    return found
+
+
+def assert_same(
+    client: str, found: list[tuple[int, dict[str, float]]], wanted: list[tuple[int, dict[str, float]]]
+) -> None:
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [set(values) for _, values in found] == [set(values) for _, values in wanted]
+    exact = np.float32 if client in ("tensorboard", "swanlab") else np.float64  # TensorBoard keeps float32
+    for (_, ours), (_, theirs) in zip(found, wanted, strict=True):
+        assert {k: exact(v) for k, v in ours.items()} == {k: exact(v) for k, v in theirs.items()}
+
+
+def needs(client: str) -> None:
+    if importlib.util.find_spec(client) is None:
+        pytest.skip(f"{client} is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", TRACKERS)
+def test_a_replay_sends_every_step_of_all_stages_once(client, finished, tmp_path):
+    needs(client)
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    total, sent = len(expected(run)), []
+    for _ in range(2):
+        done = command("track", str(run), "--to", client)
+        assert done.returncode == 0, done.stderr
+        sent.append(done.stdout.partition(f"{run}: ")[2].partition(" steps")[0])
+    assert sent == [f"{total} of {total}", f"{0 if client in SINGLE else total} of {total}"]
+    stores = READERS[client](run)
+    assert len(stores) == (1 if client in SINGLE else 2)
+    summary = json.loads((run / "summary.json").read_text())
+    times = [line["time"] for stage in STAGES for line in metrics(run, stage)]
+    for written in stores:
+        assert_same(client, written.rows, expected(run))
+        assert written.times in ([], times)
+        assert written.config == yaml.safe_load((run / "config.yaml").read_text())
+        for name in ("eval_nll_after", "ntp_tokens", "baseline/eval_nll_after", "stages/train/examples"):
+            value: Any = summary
+            for part in name.split("/"):
+                value = value[part]
+            assert written.summary[name] == pytest.approx(value, rel=1e-7)
+
+
+DIES = """
+import os, signal
+from sftmix.components import Callback
+
+class Dies(Callback):
+    observer = True
+    def on_step_end(self, state):
+        if state.stage == "train" and state.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", TRACKERS)
+def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
+    """Killed at step 5, and continued from step 2: the client may have four steps of train by then, or fewer."""
+    needs(client)
+    (tmp_path / "parts.py").write_text(DIES)
+    run, name = tmp_path / "run", tracker_class(client).__name__
+    words = ["run", *tiny.options, "--training.max_steps", "7", "--checkpoint.every", "2", "--out", str(run)]
+    words += ["--callbacks+", f"sftmix.tools.trackers.{name}"]
+    first = command(*words, "--callbacks+", "parts.Dies", cwd=tmp_path)
+    assert first.returncode == -9, first.stderr
+    before = metrics(run)
+    assert len(before) == 4
+    shutil.rmtree(run / "train" / "checkpoints" / "step-00000004")
+    again = command(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "failed" not in again.stderr
+    assert "train: resuming after step 2 of 7" in again.stdout
+    assert len(expected(run)) == 14
+    assert_same(client, without_rates(READERS[client](run)[-1].rows), without_rates(expected(run)))
+    done = command("track", str(run), "--to", client)
+    assert f"{run}: {0 if client in SINGLE else 14} of 14 steps sent to {client}" in done.stdout, done.stderr
+    written = READERS[client](run)[-1]
+    assert_same(client, without_rates(written.rows), without_rates(expected(run)))
+    assert written.summary["stages/train/steps"] == 7
+
+
+def without_rates(rows: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    """The rows without tokens/s: of a step that was made twice, the client may have that of the first time."""
+    return [(step, {k: v for k, v in values.items() if "per_second" not in k}) for step, values in rows]
+
+
+@pytest.mark.slow
+def test_one_rank_of_two_writes(tiny, tmp_path):
+    needs("tensorboard")
+    run, words = tmp_path / "run", ["--training.max_steps", "2", "--callbacks+", "sftmix.tools.trackers.TensorBoard"]
+    on_ranks(["run", *tiny.options, *words, "--out", "run"], cwd=tmp_path, ranks=2)
+    assert len(list((run / "trackers" / "tensorboard").glob("events*"))) == 1
+    assert_same("tensorboard", of_tensorboard(run)[0].rows, expected(run))
+
+
+# ------------------------------------------------------------------------------------------------ without a client
+
+
+def lay(run: Path, **stages: int) -> Path:
+    """A run directory with metrics of so many steps."""
+    for stage, steps in stages.items():
+        (run / stage).mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"step": k, "time": 9.0 + k, "loss": 1 / k, "grad_norm": None}) for k in range(1, steps + 1)
+        ]
+        (run / stage / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return run
+
+
+def test_rows_come_in_the_order_of_the_stages_each_once(tmp_path):
+    rows = Rows(lay(tmp_path, train=2, reference=1))
+    first = list(rows.new())
+    assert [(row.number, row.stage, row.step, row.time) for row in first] == [
+        (0, "reference", 1, 10.0),
+        (1, "train", 1, 10.0),
+        (2, "train", 2, 11.0),
+    ]
+    assert first[2].values == {"train/loss": 0.5}  # null is no value
+    with (tmp_path / "train" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "time": 12.0, "lo')
+        file.flush()
+        assert list(rows.new()) == []
+        file.write('ss": 0.25}\n')
+    assert [(row.number, row.values["train/loss"]) for row in rows.new()] == [(3, 0.25)]
+    assert list(rows.new()) == []
+    assert rows.count == 4
+
+
+def test_what_cannot_be_tracked_is_told(tmp_path, sftmix, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    done = sftmix("track", str(tmp_path / "empty"), "--to", "tensorboard")
+    assert done.code == 2
+    assert "none of reference, train, baseline has a metrics.jsonl" in done.err
+    run = str(lay(tmp_path / "run", train=1))
+    assert "invalid choice: 'mlflow'" in sftmix("track", run, "--to", "mlflow").err
+    assert "tensorboard has no projects" in sftmix("track", run, "--to", "tensorboard", "--project", "p").err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs the package wandb: pip install wandb" in sftmix("track", run, "--to", "wandb").err
+
+
+def test_two_processes_do_not_send_the_same_run(tmp_path):
+    needs("tensorboard")
+    run = lay(tmp_path / "run", train=1)
+    with Hold(run / "trackers" / "tensorboard"), pytest.raises(InUseError):
+        tracker_class("tensorboard")().begin(run)
+
+
+@pytest.mark.parametrize("client", TRACKERS)
+def test_a_tracker_is_a_callback_that_keeps_the_contract(client):
+    tracker = tracker_class(client)()
+    check_callback(tracker)
+    assert tracker.observer
+    assert tracker.spec()["class_path"] == f"sftmix.tools.trackers.{client}.{TRACKERS[client]}"
+
+
+BROKEN = """
+from sftmix.tools.trackers import TensorBoard
+
+class Broken(TensorBoard):
+    package = None
+    def open(self, run, config):
+        return 0
+    def write(self, row):
+        raise OSError("no route to host")
+    def close(self):
+        pass
+"""
+
+
+def test_a_tracker_that_fails_ends_no_run(tiny, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["--objective", "NTP", "--training.max_steps", "2", "--callbacks+", "broken.Broken"]
+    done = in_this_process("run", *tiny.options, *words, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "no route to host" in line]
+    assert told == [
+        "note: Broken failed, and the run goes on without it: no route to host; `sftmix track run --to tensorboard` "
+        "sends what is missing"
+    ]

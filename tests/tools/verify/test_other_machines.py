@@ -1,0 +1,190 @@
+"""Runs of other machines, layouts and ranks: what is recorded of them, what is still found, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sftmix
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import commit_directory
+from sftmix.common.world import World
+from sftmix.options import TrainingOptions
+from sftmix.tools.verify.run import refuse_several_nodes
+from sftmix.training.machine import going_on, machine_of, machines_between, machines_in, same_bits
+from tests.tools.verify.runs import WORDS, certified, differing, one_bit_of_a_weight, replaced
+
+ONE, TWO = {"device": "cpu", "cuda": None, "ranks": 1}, {"device": "cpu", "cuda": None, "ranks": 2}
+LAYOUT = replaced("micro_batch_size: 4", "micro_batch_size: 2")
+
+
+def unfinished(run: Path, *, after: int) -> None:
+    """Make of train what a kill after a checkpoint leaves."""
+    for name in ("MANIFEST.json", "figures.json"):
+        (run / "train" / name).unlink()
+    shutil.rmtree(run / "train" / "model")
+    for step in range(after + 1, 7):
+        shutil.rmtree(run / "train" / "checkpoints" / f"step-0000000{step}", ignore_errors=True)
+
+
+def mend(checkpoint: Path) -> None:
+    """Write the manifest of a checkpoint anew, for the files that it holds now."""
+    about = {
+        k: v for k, v in json.loads((checkpoint / "MANIFEST.json").read_text()).items() if k in ("step", "world_size")
+    }
+    (checkpoint / "MANIFEST.json").unlink()
+    staging = checkpoint.rename(checkpoint.with_name("staging"))
+    commit_directory(staging, checkpoint, about=about)
+
+
+def raise_a_weight(checkpoint: Path, by: float) -> None:
+    file = next(checkpoint.glob("*.safetensors"))
+    tensors, metadata = load_file(file), {"format": "pt"}
+    name = next(name for name in tensors if name.startswith("weights/") and tensors[name].dim() == 2)
+    tensors[name][3, 5] += by
+    header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+    save_file(tensors, file, metadata=header.get("__metadata__", metadata))
+    mend(checkpoint)
+
+
+# ---------------------------------------------------------------------------------------- what is recorded
+
+
+def test_a_machine_is_noted_where_it_goes_on():
+    made = going_on([], 0, ONE)
+    assert going_on(made, 3, ONE) == made == [{"after": 0, **ONE}]
+    made = going_on(made, 4, TWO)
+    assert made == [{"after": 0, **ONE}, {"after": 4, **TWO}]
+    assert [machines_between(made, *steps) for steps in ((0, 4), (2, 6), (4, 6))] == [[ONE], [ONE, TWO], [TWO]]
+
+
+def test_steps_of_unknown_machines_are_not_taken_for_those_of_another():
+    later = going_on(machines_in({}), 4, TWO)
+    assert machines_between(later, 2, 6) == machines_between([], 0, 2) == []
+    assert machines_between(later, 4, 6) == [TWO]
+    assert machines_between(machines_in({"machine": ONE}), 2, 6) == [ONE]
+
+
+def test_only_the_same_machines_give_the_same_bits_and_no_gpu():
+    gpu = {**ONE, "cuda": "13.0"}
+    assert same_bits([ONE], ONE)
+    assert same_bits([ONE, ONE], ONE)
+    assert not same_bits([ONE, TWO], TWO)
+    assert not same_bits([], ONE)
+    assert not same_bits([gpu], gpu)
+
+
+def test_a_machine_is_its_processor_and_its_libraries():
+    found = machine_of(World(), TrainingOptions())
+    assert (found["sftmix"], found["torch"]) == (sftmix.__version__, torch.__version__)
+    assert found["transformers"].count(".") >= 1
+    assert found["device"].startswith("cpu ")
+    assert found["device"].endswith(torch.backends.cpu.get_cpu_capability())
+    assert len(found["device"].split()) > 2
+    assert json.loads(json.dumps(found)) == found
+
+
+# ------------------------------------------------------------------------------------- what is still found
+
+
+@pytest.mark.slow
+def test_another_layout_is_certified_but_for_rounding(copy_of_ntp, sftmix):
+    """Micro-batches of another size, which a resumed run may choose, too."""
+    LAYOUT(copy_of_ntp.run / "config.yaml")
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", "0", "--steps", "4")
+    assert (found.code, found.same, found.exact, differing(found)) == (0, True, False, set())
+    assert found.machine["different"] == ["micro_batch_size is 4 in the run and 2 here"]
+    assert found.sentence.endswith(
+        "examples, losses and weights are the same, but for rounding (micro_batch_size is 4 in the run and 2 here)"
+    )
+    losses, weights = (next(f for f in found.findings if f["kind"] == kind) for kind in ("losses", "weights"))
+    assert losses["note"].endswith(", within 1e-05 (grad_norm 0.0001)")
+    assert (weights["same"], weights["exact"]) == (True, False)
+    assert 0 < float(weights["note"].split("at most ")[1].split()[0]) < 1e-3
+
+
+@pytest.mark.parametrize("start", [pytest.param("0", marks=pytest.mark.slow), "2"])
+def test_a_changed_weight_is_found_with_another_layout(copy_of_ntp, sftmix, start):
+    """Which anybody can choose in config.yaml."""
+    LAYOUT(copy_of_ntp.run / "config.yaml")
+    raise_a_weight(copy_of_ntp.run / "train" / "checkpoints" / "step-00000004", by=3.0)
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", start, "--steps", str(4 - int(start)))
+    assert (found.code, differing(found)) == (4, {"weights"})
+    finding, *tied = (f for f in found.findings if f["same"] is False)
+    assert len(tied) <= 1  # the LM head is the embedding
+    assert finding["expected"] - finding["found"] == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_held_against_a_replay_of_another_layout(copy_of_ntp, sftmix):
+    run = copy_of_ntp.run
+    LAYOUT(run / "config.yaml")
+    shutil.rmtree(run / "train" / "checkpoints")
+    assert certified(sftmix, str(run)).sentence.startswith(
+        "steps 1 to 6 of train replayed: examples, losses and weights"
+    )
+    copy_of_ntp.edit("train/model/model.safetensors", lambda file: _raised(file, 3.0))
+    found = certified(sftmix, str(run))
+    assert (found.code, differing(found)) == (4, {"weights"})
+
+
+def _raised(file: Path, by: float) -> None:
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[7] += by
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "found_in"), [("2", {"weights"}), ("4", {"losses", "weights"})])
+def test_a_checkpoint_whose_manifest_was_mended_is_found_by_the_steps_before_it_or_after(
+    copy_of_ntp, sftmix, start, found_in
+):
+    raise_a_weight(copy_of_ntp.run / "train" / "checkpoints" / "step-00000004", by=0.5)
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", start)
+    assert (found.code, differing(found)) == (4, found_in)
+
+
+def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftmix):
+    """The checkpoint of the last step is gone, and the window ends before it."""
+    copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    shutil.rmtree(copy_of_ntp.run / "train" / "checkpoints" / "step-00000006")
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, found.same, found.exact) == (0, True, False)
+    (note,) = (f["note"] for f in found.findings if f["same"] is None)
+    assert note == "train/model: step 6 has no checkpoint; --from 4 --steps 2 compares it with weights made again"
+    assert found.sentence.endswith("bit for bit; not compared, at least in part: model")
+
+
+# --------------------------------------------------------------------------------- resumed, and on more ranks
+
+
+@pytest.mark.slow
+def test_a_run_that_went_on_in_another_layout_is_not_accused(copy_of_ntp, sftmix):
+    run = copy_of_ntp.run
+    unfinished(run, after=4)
+    words = ["run", *copy_of_ntp.tiny.options, *WORDS, "--objective", "NTP", "--out", str(run)]
+    assert sftmix(*words, "--training.micro_batch_size", "2", "--checkpoint.keep", "2").code == 0
+    across, after = (certified(sftmix, str(run), "--from", start, "--steps", "2") for start in ("0", "4"))
+    assert (after.code, after.exact) == (0, True)
+    assert (across.code, across.same, across.exact) == (0, True, False)
+    whole = certified(sftmix, str(run), "--from", "0", "--steps", "6")
+    assert (whole.code, whole.same, whole.exact) == (0, True, False)
+    assert [one["micro_batch_size"] for one in whole.machine["run"]] == [4, 2]
+
+
+def test_ranks_of_several_nodes_are_refused():
+    refuse_several_nodes(World(size=2, local_size=2))
+    with pytest.raises(ConfigError, match=r"4 ranks on several nodes.* --nproc_per_node 4"):
+        refuse_several_nodes(World(size=4, local_size=2))
+
+
+def test_a_precision_that_this_device_has_not_is_refused(copy_of_ntp, sftmix):
+    replaced('"precision": "fp32"', '"precision": "bf16"')(copy_of_ntp.run / "train" / "inputs.json")
+    refused = sftmix("verify", str(copy_of_ntp.run))
+    assert refused.code == 2
+    assert "training.precision is auto, which was bf16 where the run was made and is fp32 here" in refused.err

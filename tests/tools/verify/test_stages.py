@@ -1,0 +1,181 @@
+"""What other stages made is verified, too: the selection, the split, a stage of another run, adapters, callbacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.steps import read_steps
+from sftmix.common.tables import read_confidence, read_ids, read_split, write_confidence, write_ids, write_split
+from sftmix.components.base import Callback, CallbackResult
+from sftmix.config.read import read_config
+from sftmix.pipeline.recipe import run as run_recipe
+from sftmix.tools.verify.window import window_of
+from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight, with_line
+
+
+def notes(found, kind: str, *, same: bool | None) -> list[str]:
+    return [f["note"] for f in found.findings if f["kind"] == kind and f["same"] is same]
+
+
+# --------------------------------------------------------------------------- what the training was made from
+
+
+def with_two_examples_exchanged(file: Path) -> None:
+    ids, split = read_split(file)
+    first, second = (int(np.flatnonzero(split.group == group)[0]) for group in (0, 1))
+    split.group[[first, second]] = split.group[[second, first]]
+    write_split(file, ids, split)
+
+
+def with_the_confidence_turned_around(file: Path) -> None:
+    ids, confidence, spread = read_confidence(file)
+    write_confidence(file, ids, -confidence, spread)
+
+
+def without_the_last_id(file: Path) -> None:
+    write_ids(file, read_ids(file)[:-2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("until", "name", "change", "told"),
+    [
+        ("split", "split/split.parquet", with_two_examples_exchanged, "split/split.parquet: 2 of 24 examples, "),
+        (
+            "confidence",
+            "confidence/confidence.parquet",
+            with_the_confidence_turned_around,
+            "confidence/confidence.parquet: 24 of 24 examples, ",
+        ),
+        ("split", "selection/selected.parquet", without_the_last_id, "selection/selected.parquet: 2 of 29 examples, "),
+    ],
+    ids=["split", "confidence", "selection"],
+)
+def test_what_was_changed_before_the_training_is_found(honest, tmp_path, sftmix, until, name, change, told):
+    """Its hash is mended, and all later stages record the changed file."""
+    words = [*honest.tiny.options, "--training.max_steps", "2", "--checkpoint.every", "1"]
+    words += ["--selector", "Longest", "--selector.k", "24", "--out", str(tmp_path / "run")]
+    stage = Copy(honest.tiny, tmp_path / "run")
+    if name.startswith("selection"):  # the rows of all stages follow from it
+        assert sftmix("reference", *words).code == 0
+        stage.edit(name, change)
+        shutil.rmtree(stage.run / "reference")
+        shutil.rmtree(stage.run / "confidence")
+    else:
+        assert sftmix(until, *words).code == 0
+        stage.edit(name, change)
+    assert sftmix("run", *words).code == 0
+    found = certified(sftmix, str(stage.run), "--from", "0")
+    assert (found.code, differing(found)) == (4, {"split"})
+    assert [note[: len(told)] for note in notes(found, "split", same=False)] == [told]
+
+
+@pytest.mark.slow
+def test_an_honest_split_is_made_again_bit_for_bit(honest, sftmix):
+    found = certified(sftmix, str(honest.run))
+    assert notes(found, "split", same=True) == [
+        "confidence/confidence.parquet, 29 examples",
+        "split/split.parquet, 29 examples",
+    ]
+
+
+# ---------------------------------------------------------------------------------- stages of another run
+
+
+@pytest.fixture
+def adopted(ntp, tmp_path) -> Copy:
+    """A run beside another one, whose training it adopted; its files share no bytes with it."""
+    origin = shutil.copytree(ntp.run, tmp_path / "origin")
+    config = replace(read_config(origin / "config.yaml"), out=str(tmp_path / "run"))
+    run_recipe(config, pool=[origin])
+    assert (tmp_path / "run" / "train" / "adopted.json").exists()
+    for file in (p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.stat().st_nlink > 1):
+        data = file.read_bytes()
+        file.unlink()
+        file.write_bytes(data)
+    return Copy(ntp.tiny, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_an_adopted_stage_is_read_in_the_run_and_its_checkpoints_where_it_was_made(adopted, sftmix):
+    honest = certified(sftmix, str(adopted.run))
+    assert (honest.code, honest.exact, getattr(honest, "from")) == (0, True, 2)
+    adopted.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    adopted.edit("train/metrics.jsonl", with_line(3, loss=0.5))
+    found = certified(sftmix, str(adopted.run))
+    assert (found.code, differing(found)) == (4, {"losses", "model"})
+
+
+@pytest.mark.slow
+def test_an_adopted_stage_is_verified_from_the_base_model_where_the_other_run_is_gone(adopted, sftmix):
+    origin = window_of(adopted.run).place.parent
+    shutil.rmtree(origin)
+    found = certified(sftmix, str(adopted.run))
+    assert (found.code, found.same, found.exact) == (0, True, False)
+    assert (getattr(found, "from"), found.to) == (0, 6)
+    assert [note.split(":")[0] for note in notes(found, "files", same=None)] == ["checkpoints of train"]
+    (adopted.run / "train" / "metrics.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"which is gone with the log of its steps"):
+        window_of(adopted.run)
+
+
+# ------------------------------------------------------------------------------------ adapters, callbacks
+
+
+@pytest.mark.slow
+def test_a_run_of_adapters_is_certified_and_a_changed_adapter_found(tmp_path, sftmix):
+    words = ("--objective", "NTP", "--model.lora.r", "2", "--model.lora.target_modules", "[q_proj, down_proj]")
+    copy = made(tmp_path, *words)
+    for start in ("0", "2"):
+        found = certified(sftmix, str(copy.run), "--from", start)
+        assert (found.code, found.exact, found.to) == (0, True, int(start) + 2)
+    copy.edit("train/model/adapter_model.safetensors", one_bit_of_a_weight)
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"model"})
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, found.to, differing(found)) == (4, 6, {"weights"})
+
+
+class Watcher(Callback):
+    """An observer that counts its steps for all the world to see."""
+
+    observer = True
+    steps = 0
+
+    def on_step_end(self, state):
+        Watcher.steps += 1
+        return CallbackResult(metrics={"watched": float(Watcher.steps)})
+
+
+@pytest.mark.slow
+def test_observers_hear_of_no_step_twice_and_their_figures_are_not_claimed(tmp_path, sftmix):
+    run = made(tmp_path, "--objective", "NTP", "--callbacks+", f"{__name__}.Watcher").run
+    assert Watcher.steps == 6
+    found = certified(sftmix, str(run))
+    assert Watcher.steps == 6
+    assert (found.code, found.same, found.exact) == (0, True, False)
+    assert notes(found, "losses", same=None) == ["watched in 2 of the steps, which the replay does not give"]
+    assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["watched"] == 3.0
+
+
+class Reader(Callback):
+    """A callback that may decide, and reads the log of the steps before."""
+
+    def on_step_end(self, state):
+        return CallbackResult(metrics={"steps_before": float(len(read_steps(state.directory)))})
+
+
+@pytest.mark.slow
+def test_a_callback_that_reads_the_log_finds_the_steps_before_the_window(tmp_path, sftmix):
+    run = made(tmp_path, "--objective", "NTP", "--callbacks+", f"{__name__}.Reader").run
+    assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["steps_before"] == 2.0
+    found = certified(sftmix, str(run), "--from", "2")
+    assert (found.code, found.exact) == (0, True)

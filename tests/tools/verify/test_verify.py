@@ -1,0 +1,231 @@
+"""`sftmix verify`: an honest run is certified; a changed row, seed, weight or loss is found, whatever was mended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.tools.verify.window import window_of
+from tests.tools.verify.runs import certified, differing, made, one_bit_of_a_weight, replaced, with_line
+
+# ----------------------------------------------------------------------------------------- honest runs
+
+
+def state_of(run: Path) -> dict[str, tuple[str, int]]:
+    files = (path for path in run.rglob("*") if path.is_file())
+    return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
+
+
+def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
+    before = state_of(ntp.run)
+    done = sftmix("verify", str(ntp.run))
+    assert done.code == 0, done.err
+    *lines, sentence = done.out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [kind, "same:"] for kind in ("files", "inputs", "examples", "losses", "weights", "model")
+    ]
+    assert "checkpoints/step-00000004, " in lines[4]
+    assert sentence == "steps 3 to 4 of train replayed: examples, losses and weights are the same, bit for bit"
+    assert state_of(ntp.run) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "reference", "baseline"])
+def test_each_stage_is_certified_from_the_base_model_to_its_end(honest, sftmix, stage):
+    found = certified(sftmix, str(honest.run), "--stage", stage, "--from", "0", "--steps", "6")
+    assert (found.code, found.same, found.exact, found.to) == (0, True, True, 6)
+    assert (found.machine["run"], found.machine["different"]) == ([found.machine["replay"]], [])
+    assert sum(finding["same"] is None for finding in found.findings) == 0
+
+
+@pytest.mark.slow
+def test_a_single_run_is_certified_across_its_epochs(tmp_path, sftmix):
+    """Four steps are an epoch, and its losses divide the next one."""
+    run = made(tmp_path, "--reference", "Online", "--training.max_steps", "8").run
+    found = certified(sftmix, str(run), "--from", "2", "--steps", "6")
+    assert (found.code, found.exact) == (0, True)
+    assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[5])["mixup"] > 0
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_is_certified_as_far_as_it_came(copy, sftmix):
+    """What a kill after step 6 leaves, if its last checkpoint was that of step 4."""
+    for name in ("MANIFEST.json", "figures.json"):
+        (copy.run / "train" / name).unlink()
+    shutil.rmtree(copy.run / "train" / "model")
+    shutil.rmtree(copy.run / "train" / "checkpoints" / "step-00000006")
+    found = certified(sftmix, str(copy.run), "--from", "4")
+    assert (found.code, found.same, found.exact, found.to) == (0, True, False, 6)
+    said = "examples and losses are the same, bit for bit; not compared, at least in part: weights"
+    assert found.sentence == f"steps 5 to 6 of train replayed: {said}"
+    assert [f["note"] for f in found.findings if f["same"] is None] == [
+        "the run kept none of step 6 or later, so the losses stand alone"
+    ]
+
+
+# ----------------------------------------------------------------------------------------- changed runs
+
+
+@pytest.mark.slow
+def test_a_changed_row_is_found(copy, sftmix):
+    text = copy.tiny.train.read_bytes()
+    copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert any("train: data.fingerprint" in finding["note"] for finding in found.findings)
+
+
+@pytest.mark.slow
+def test_a_changed_seed_is_found(copy, sftmix):
+    replaced("seed: 42", "seed: 43")(copy.run / "config.yaml")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert "train: seed: 42 -> 43" in [finding["note"] for finding in found.findings]
+
+
+def test_a_changed_weight_is_found_though_its_hash_was_mended(copy_of_ntp, sftmix):
+    copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"model"})
+    (finding,) = (f for f in found.findings if f["same"] is False)
+    assert "; 1 of " in finding["note"]
+    assert finding["expected"] != finding["found"]
+
+
+@pytest.mark.slow
+def test_only_the_replay_can_tell_of_a_weight_without_checkpoints(copy, sftmix):
+    copy.edit("train/model/model.safetensors", one_bit_of_a_weight)
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, getattr(found, "from"), found.to, differing(found)) == (4, 0, 6, {"weights"})
+
+
+@pytest.mark.slow
+def test_only_the_replay_can_tell_of_a_seed_where_all_records_were_mended(copy, sftmix):
+    replaced("seed: 42", "seed: 43")(copy.run / "config.yaml")
+    for stage in ("reference", "split", "train"):
+        replaced('"seed": 42', '"seed": 43')(copy.run / stage / "inputs.json")
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights"})
+
+
+@pytest.mark.slow
+def test_a_changed_row_is_found_where_all_records_were_mended(copy, sftmix):
+    text = copy.tiny.train.read_bytes()
+    copy.tiny.train.write_bytes(text.replace(b'"output": "', b'"output": "x', 1))
+    notes = [finding["note"] for finding in certified(sftmix, str(copy.run)).findings]
+    (was, now) = next(re.findall("'(.+?)'", note) for note in notes if "train: data.fingerprint" in note)
+    for stage in ("reference", "split", "train"):
+        replaced(was, now)(copy.run / stage / "inputs.json")
+    shutil.rmtree(copy.run / "train" / "checkpoints")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"split", "examples", "losses", "weights"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("entry", "kind"), [("ntp", "losses"), ("mixup", "losses"), ("tokens", "examples"), ("rows", "examples")]
+)
+def test_a_changed_figure_of_a_step_is_found(copy, sftmix, entry, kind):
+    was = json.loads((copy.run / "train" / "metrics.jsonl").read_text().splitlines()[3])[entry]
+    now = {int: lambda: was + 1, float: lambda: was * (1 + 1e-15), str: lambda: was[::-1]}[type(was)]()
+    copy.edit("train/metrics.jsonl", with_line(4, **{entry: now}))
+    found = certified(sftmix, str(copy.run))
+    (finding,) = (f for f in found.findings if f["same"] is False)
+    assert (found.code, finding["kind"], finding["note"]) == (4, kind, f"step 4, {entry}")
+    assert (finding["expected"], finding["found"]) == (now, was)
+
+
+@pytest.mark.slow
+def test_a_changed_checkpoint_is_found(copy, sftmix):
+    file = next((copy.run / "train" / "checkpoints" / "step-00000004").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"files"})
+
+
+# -------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("stage", "start", "steps", "words"),
+    [
+        ("train", 3, None, "--from is 3, .* allowed: 0, 2, 4 "),
+        ("train", 6, None, "--from is 6, .* has 6 steps"),
+        ("train", 2, 0, "--steps is 0; allowed: 1 to 4"),
+        ("train", 2, 5, "--steps is 5; allowed: 1 to 4"),
+    ],
+)
+def test_steps_that_are_not_there_are_refused(ntp, stage, start, steps, words):
+    with pytest.raises(ConfigError, match=words):
+        window_of(ntp.run, stage, start, steps)
+
+
+def test_stages_that_are_not_there_are_refused(copy_of_ntp):
+    with pytest.raises(ConfigError, match=r"--stage baseline: .* there is train"):
+        window_of(copy_of_ntp.run, "baseline")
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        window_of(copy_of_ntp.run / "train")
+
+
+def test_a_window_ends_at_the_next_weights_but_after_ten_steps_at_most(ntp):
+    assert (window_of(ntp.run).start, window_of(ntp.run).end) == (2, 4)
+    assert window_of(ntp.run, start=4).end == 6
+    assert window_of(ntp.run, start=0, steps=5).end == 5
+
+
+def test_a_window_reaches_for_weights_that_are_near(copy_of_ntp):
+    """Of step 60 and no other, of 60 and 100, and of none."""
+    run = copy_of_ntp.run
+    checkpoints = run / "train" / "checkpoints"
+    line = json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[0])
+    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": s}) + "\n" for s in range(1, 101)))
+    replaced('"steps": 6', '"steps": 100')(run / "train" / "figures.json")
+    for step in (2, 4):
+        shutil.rmtree(checkpoints / f"step-0000000{step}")
+    (checkpoints / "step-00000006").rename(checkpoints / "step-00000060")
+    assert (window_of(run).start, window_of(run).end) == (60, 100)
+    assert (window_of(run, start=0).start, window_of(run, start=0).end) == (0, 10)
+    (checkpoints / "step-00000020").mkdir()
+    assert (window_of(run).start, window_of(run).end) == (20, 60)
+    shutil.rmtree(checkpoints)
+    assert (window_of(run).start, window_of(run).end) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train/figures.json", '{"steps": 6, "mac'),
+        ("train/figures.json", "[]"),
+        ("train/metrics.jsonl", '{"step": 1, "loss"}\n{"step": 2}\n'),
+        ("train/metrics.jsonl", '{"loss": 1.5}\n'),
+        ("train/MANIFEST.json", '{"files": '),
+        ("train/inputs.json", ""),
+        ("train/adopted.json", "{}"),
+    ],
+)
+def test_a_damaged_file_is_told_with_its_path(copy_of_ntp, sftmix, name, content):
+    (copy_of_ntp.run / name).write_text(content)
+    found = sftmix("verify", str(copy_of_ntp.run))
+    assert found.code == 4
+    assert f"{copy_of_ntp.run / name} is not as a run writes it" in found.err
+
+
+def test_a_damaged_checkpoint_is_a_finding(copy_of_ntp, sftmix):
+    (copy_of_ntp.run / "train" / "checkpoints" / "step-00000004" / "state.json").write_text('{"identity": ')
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"files"})
+
+
+def test_a_torn_log_lacks_its_last_steps(copy_of_ntp, sftmix):
+    file = copy_of_ntp.run / "train" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3])[:-20])
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"files", "losses"})
