@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.evidence.join import CONFIGURATION, join
+from benchmarks.evidence.join import TABLE, join
 from benchmarks.evidence.run import run_table
 from benchmarks.evidence.tiers import read_tier
 from sftmix.cli import main
@@ -79,7 +79,7 @@ def test_one_command_runs_a_table_in_parts_and_keeps_it(tmp_path: Path) -> None:
 def part(directory: Path, seeds: list[int], *, mu: float = 0.2, complete: bool = True) -> Path:
     """A table without runs."""
     write_json(directory / "table.json", {"complete": complete, "runs_done": 1, "runs": 2})
-    write_text(directory / CONFIGURATION, yaml.safe_dump({"seeds": seeds, "variants": {"SFTMix": {"mu": mu}}}))
+    write_text(directory / TABLE, yaml.safe_dump({"seeds": seeds, "variants": {"SFTMix": {"mu": mu}}}))
     return directory
 
 

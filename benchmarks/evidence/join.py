@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError, SFTMixError  # noqa: E402
 from sftmix.common.files import read_json  # noqa: E402
+from sftmix.config.layers import TABLE  # noqa: E402
 from sftmix.pipeline.hold import Hold  # noqa: E402
 from sftmix.tools.compare.cells import is_over  # noqa: E402
-from sftmix.tools.compare.plan import CONFIGURATION  # noqa: E402
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         seeds = join(options.parts, options.table)
     except SFTMixError as error:
         sys.exit(f"error: {error}")
-    sys.exit(compare("--config", options.parts[0] / CONFIGURATION, "--seeds", seeds, "--out", options.table))
+    sys.exit(compare("--config", options.parts[0] / TABLE, "--seeds", seeds, "--out", options.table))
 
 
 def join(parts: Sequence[Path], table: Path) -> list[int]:
@@ -75,7 +75,7 @@ def _plan(part: Path) -> dict[str, Any]:
     if not table["complete"]:
         done = f"{table['runs_done']} of {table['runs']} runs"
         raise ConfigError(f"--parts: {part} is not finished ({done}); run its command again, or wait for it")
-    plan: dict[str, Any] = yaml.safe_load((part / CONFIGURATION).read_text(encoding="utf-8"))
+    plan: dict[str, Any] = yaml.safe_load((part / TABLE).read_text(encoding="utf-8"))
     return plan
 
 
@@ -92,8 +92,8 @@ def link_runs(source: Path, target: Path, variants: Iterable[str], seeds: Sequen
                 raise ConfigError(f"{target / name} was begun there; finish it with `compare`, or move it away")
             _link_run(source / name, target / name)
             linked += 1
-    if linked and not (target / CONFIGURATION).exists():  # compare takes no directory that no table wrote
-        shutil.copyfile(source / CONFIGURATION, target / CONFIGURATION)
+    if linked and not (target / TABLE).exists():  # compare takes no directory that no table wrote
+        shutil.copyfile(source / TABLE, target / TABLE)
     return linked
 
 
