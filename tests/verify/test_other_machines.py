@@ -149,6 +149,16 @@ def test_a_checkpoint_whose_manifest_was_mended_is_found_by_the_steps_before_it_
     assert (found.code, differing(found)) == (4, found_in)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_checkpoint_of_other_inputs_at_either_end_is_found(copy_of_ntp, sftmix, step):
+    checkpoint = copy_of_ntp.run / "train" / "checkpoints" / f"step-0000000{step}"
+    replaced('"identity": "', '"identity": "0')(checkpoint / "state.json")
+    mend(checkpoint)
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert f"hash of the inputs of {checkpoint}" in [finding["note"] for finding in found.findings]
+
+
 def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftmix):
     """The checkpoint of the last step is gone, and the window ends before it."""
     copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
