@@ -186,7 +186,7 @@ def test_an_edited_artefact_is_refused(finished, copied, sftmix, file):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     refused = sftmix(*finished.words, "--out", str(copied))
-    assert refused.code == 2
+    assert refused.code == 4
     assert f"{Path(file).name} is not the file this stage wrote" in refused.err
     assert bytes(content) == path.read_bytes()
 

@@ -169,11 +169,11 @@ def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Pa
     for stage in ("train", "baseline"):
         shutil.rmtree(copied / stage)
     (copied / "base" / "figures.json").write_text("{}")
-    assert sftmix(*finished.words, "--out", str(copied)).code == 2
+    assert sftmix(*finished.words, "--out", str(copied)).code == 4
     told = status(copied)
     assert (told["stage"], told["exit_code"], "figures.json is not the file" in told["message"]) == (
         "baseline",
-        2,
+        4,
         True,
     )
 

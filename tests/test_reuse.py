@@ -17,6 +17,7 @@ from sftmix.components import (
     NTP,
     Callback,
     ConfidenceGapPairs,
+    Evaluate,
     FromCheckpoints,
     Linear,
     PairSampler,
@@ -29,7 +30,9 @@ from sftmix.components.reference import FromFile
 from sftmix.config.read import read_config
 from sftmix.model.load import fingerprint
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
+from sftmix.pipeline.directory import differences
 from sftmix.pipeline.export import export_run
+from sftmix.pipeline.identity import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table
 
@@ -200,12 +203,31 @@ def test_the_base_model_is_measured_anew_where_its_figures_would_be_others(finis
         assert other(f"other-{number}", **change) == set(), change
 
 
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({"dtype": "float16"}, {"train", "baseline"}),
+        ({"lora": LoraOptions(r=2, quantize="4bit")}, {"reference", "train", "baseline", "base"}),
+    ],
+)
+def test_the_stages_that_are_others_with_another_dtype_or_a_base_in_4_bits(options, stages, tiny, tmp_path):
+    made = config(tiny, tmp_path)
+    old, new = Known(made), Known(replace(made, model=replace(made.model, **options)))
+    assert {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(old), inputs(new))} == stages
+
+
 class StopsAfter(Callback):
     def __init__(self, *, step: int):
         self.step = step
 
     def on_step_end(self, state):
         return CallbackResult(stop=state.step == self.step)
+
+
+def test_callbacks_behind_the_last_that_may_stop_a_training_are_no_inputs(tiny, tmp_path):
+    callbacks = [Evaluate(every=2), StopsAfter(step=3), Evaluate(every=3)]
+    inputs = arm_inputs(Known(config(tiny, tmp_path, callbacks=callbacks)), "train")
+    assert inputs["callbacks"] == [callback.spec() for callback in callbacks[:2]]
 
 
 def test_the_status_of_a_run_that_a_callback_stopped_is_that_of_its_training(finished, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError, InUseError
+from sftmix.common.errors import ConfigError, DataError, DifferenceError, InUseError
 from sftmix.common.files import read_json
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory, differences
@@ -98,7 +98,7 @@ def test_an_output_that_was_changed_is_refused_by_name(directory, name, deleted)
         file.unlink()
     else:
         file.write_text("edited")
-    with pytest.raises(ConfigError, match=f"{name} is not the file this stage wrote"):
+    with pytest.raises(DifferenceError, match=f"{name} is not the file this stage wrote"):
         directory.begin("split", {"data": "x"})
 
 
@@ -242,7 +242,7 @@ def test_a_stage_that_a_sibling_finished_from_the_same_inputs_is_adopted_with_al
     assert os.path.samefile(ours / "out" / "b", theirs / "out" / "b")
     assert sibling.begin("split", {"data": "x"}) is True  # and it is found done from now on, by its own manifest
     (ours / "out" / "b").unlink()
-    with pytest.raises(ConfigError, match="out/b is not the file"):
+    with pytest.raises(DifferenceError, match="out/b is not the file"):
         sibling.begin("split", {"data": "x"})
 
 

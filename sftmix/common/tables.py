@@ -74,7 +74,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     Raises DataError if the file is missing, unreadable or not well formed: every example must have exactly one
     line for each checkpoint, with finite numbers that agree between the lines.
     """
-    table = _read(path, ["id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct"])
+    table = read_table(path, ["id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct"])
     encoded = table["id"].combine_chunks().dictionary_encode()
     ids = encoded.dictionary.to_pylist()
     example = encoded.indices.to_numpy().astype(np.int64)
@@ -112,7 +112,7 @@ def write_confidence(path: PathLike, ids: Sequence[str], confidence: Float64, va
 
 def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
     """Return (ids, confidence f64[N], variability f64[N])."""
-    table = _read(path, ["id", "confidence", "variability"])
+    table = read_table(path, ["id", "confidence", "variability"])
     ids = _unique_ids(path, table)
     confidence, variability = (table[name].to_numpy().astype(np.float64) for name in ("confidence", "variability"))
     return ids, confidence, variability
@@ -130,7 +130,7 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
 
 def read_split(path: PathLike) -> tuple[list[str], Split]:
     """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired."""
-    table = _read(path, ["id", "group"])
+    table = read_table(path, ["id", "group"])
     ids = _unique_ids(path, table)
     stored = (table.schema.metadata or {}).get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
@@ -151,7 +151,7 @@ def write_hashes(path: PathLike, ids: Sequence[str], hashes: Sequence[str]) -> N
 
 def read_hashes(path: PathLike) -> tuple[list[str], list[str]]:
     """Return (ids, hashes)."""
-    table = _read(path, ["id", "hash"])
+    table = read_table(path, ["id", "hash"])
     return _unique_ids(path, table), [str(value) for value in table["hash"].to_pylist()]
 
 
@@ -164,7 +164,7 @@ def write_ids(path: PathLike, ids: Sequence[str]) -> None:
 
 def read_ids(path: PathLike) -> list[str]:
     """Return the ids of a file that has a column id, each once."""
-    return _unique_ids(path, _read(path, ["id"]))
+    return _unique_ids(path, read_table(path, ["id"]))
 
 
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
@@ -182,7 +182,7 @@ def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
 
     Raises DataError if `write_eval` did not write the file.
     """
-    table = _read(path, ["id", "nll_sum", "n_tokens", "n_correct"])
+    table = read_table(path, ["id", "nll_sum", "n_tokens", "n_correct"])
     ids = _unique_ids(path, table)
     nll, count, correct = (_numbers(path, table, name) for name in ("nll_sum", "n_tokens", "n_correct"))
     brier_sum = _numbers(path, table, "brier_sum") if "brier_sum" in table.column_names else None
@@ -250,7 +250,7 @@ def _require(path: PathLike, holds: bool, problem: str) -> None:
         raise DataError(f"{path}: {problem}; write the file again with the stage that makes it")
 
 
-def _read(path: PathLike, columns: list[str]) -> pa.Table:
+def read_table(path: PathLike, columns: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, NoSpaceError
+from sftmix.common.files import commit_directory, verify_directory
 from sftmix.types import Int64
 
 CODE_VERSION = 2
@@ -121,12 +122,11 @@ def _taken(file: IO[str]) -> bool:
 
 
 def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    sizes = {file.name: file.stat().st_size for file in sorted(scratch.iterdir())}
-    (scratch / "summary.json").write_text(json.dumps({"sizes": sizes, "summary": summary}), encoding="utf-8")
+    (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     if target.exists() and _read(target) is None:
-        shutil.rmtree(target)
+        print(f"{target} is not as it was written, and is made again", file=sys.stderr)
     try:
-        scratch.rename(target)
+        commit_directory(scratch, target, about={})
     except OSError:
         if _read(target) is None:  # another process may have finished the same key first; this is another error
             raise
@@ -134,13 +134,9 @@ def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path,
 
 
 def _read(target: Path) -> dict[str, Any] | None:
-    try:
-        stored = json.loads((target / "summary.json").read_text(encoding="utf-8"))
-        if all((target / name).stat().st_size == size for name, size in stored["sizes"].items()):
-            return dict(stored["summary"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent or incomplete: the caller builds it again
-    return None
+    if verify_directory(target) is not None:  # absent or damaged: the caller builds it again
+        return None
+    return dict(json.loads((target / "summary.json").read_text(encoding="utf-8")))
 
 
 # --------------------------------------------------------------------------------------------- Arrow files

@@ -34,11 +34,13 @@ def summarise(
     model: str,
     seed: int,
     learning_rate: float,
+    to: Path | None = None,
 ) -> dict[str, Any]:
     """Write summary.json of the run directory `root` (rank 0) and return it.
 
     split  None if the run has none; without it nothing is told of the scores
     learning_rate  of the target, for the remarks
+    to     directory of the file; None: the run directory
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
@@ -57,7 +59,7 @@ def summarise(
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
     summary["remarks"] = remarks(root, stages, learning_rate)
-    world.on_main(lambda: write_json(root / "summary.json", summary))
+    world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
 from sftmix.pipeline.hold import Hold
 from sftmix.pipeline.shared import check_same_directory
@@ -80,8 +80,8 @@ class RunDirectory:
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
-        Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and where an
-        output was changed since.
+        Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
+        DifferenceError where an output was changed since.
         """
         return self.is_done(stage, inputs) or self.world.share(self.world.on_main(lambda: self._begin(stage, inputs)))
 
@@ -94,11 +94,7 @@ class RunDirectory:
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
-        directory = self.path / stage
-        problem, done = self.world.share(self._inspect(directory, inputs) if self.world.is_main else None)
-        if problem:
-            raise ConfigError(f"{directory}: {problem}")
-        return done
+        return self.world.share(self.world.on_main(lambda: self._is_done(self.path / stage, inputs)))
 
     def has(self, stage: str) -> bool:
         """Return True if a stage was finished here, by this command or an earlier one."""
@@ -108,14 +104,11 @@ class RunDirectory:
         """Return the hash of the inputs of a stage that has begun."""
         return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
 
-    def _inspect(self, directory: Path, inputs: Mapping[str, Any]) -> tuple[str | None, bool]:
+    def _is_done(self, directory: Path, inputs: Mapping[str, Any]) -> bool:
         problem = other_inputs(directory, inputs)
-        if problem is not None or not (directory / MANIFEST).exists():
-            return problem, False
-        changed = _changed(directory)
-        if changed:
-            return f"{changed} is not the file this stage wrote; restore it, or move {directory} away", False
-        return None, True
+        if problem is not None:
+            raise ConfigError(f"{directory}: {problem}")
+        return is_finished(directory)
 
     def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Take over the stage from the first run of the pool that finished it from the same inputs.
@@ -146,6 +139,24 @@ class RunDirectory:
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
+
+
+def is_finished(stage: Path, *, weights: bool = True) -> bool:
+    """Return True if a stage is finished; raise DifferenceError if an output of it is not what its manifest says.
+
+    weights  False: leave out its exported model, for those who read its figures alone
+    """
+    if not (stage / MANIFEST).exists():
+        return False
+    if changed := _changed(stage, weights=weights):
+        raise DifferenceError(f"{stage}: {changed} is not the file this stage wrote; restore it, or move {stage} away")
+    return True
+
+
+def check_finished(run: Path) -> None:
+    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out."""
+    for stage in run.iterdir():
+        is_finished(stage, weights=False)
 
 
 def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
@@ -202,10 +213,12 @@ def origin(directory: Path) -> Path:
     return directory
 
 
-def _changed(directory: Path) -> str | None:
+def _changed(directory: Path, *, weights: bool = True) -> str | None:
     """Return the first output of a finished stage that is missing or was changed; None if there is none."""
     for name, expected in read_json(directory / MANIFEST)["files"].items():
         file = directory / name
+        if not weights and name.startswith("model/"):
+            continue
         if not file.is_file() or sha256_file(file) != expected:
             return str(name)
     return None

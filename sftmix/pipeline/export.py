@@ -9,7 +9,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place
-from sftmix.pipeline.directory import origin
+from sftmix.pipeline.directory import is_finished, origin
 
 
 def export_run(
@@ -23,12 +23,12 @@ def export_run(
 ) -> Path:
     """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
 
-    checkpoint  its step; None: the newest valid one
+    checkpoint  its step; None: the newest one
     best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
     merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
                 finished run without checkpoints those of train/model
     Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
-    where it is damaged.
+    where it is damaged, DifferenceError where train/model is.
     """
     run, to = Path(run), Path(to)
     if not is_there(run / "config.yaml"):
@@ -43,7 +43,7 @@ def export_run(
     model_place(config.model.path)
     kept, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(kept)
-    if merge and not steps and not best and checkpoint is None and model.exists():
+    if merge and not steps and not best and checkpoint is None and is_finished(model.parent):
         from sftmix.pipeline.write import write_merged
 
         return write_merged(config, model, to, dtype=dtype)

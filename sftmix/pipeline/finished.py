@@ -12,7 +12,7 @@ from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place, named
-from sftmix.pipeline.directory import origin
+from sftmix.pipeline.directory import is_finished, origin
 
 TARGET = "target"
 
@@ -41,7 +41,8 @@ def finished_models(
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
     names   of a run target, baseline and base; and any other place, of which the target is taken
     option  name of the option that holds the names, for messages
-    Raises ConfigError for a model that is not there, with what is, for a name given twice, and for no name at all.
+    Raises ConfigError for a model that is not there, with what is, for a name given twice, and for no name at all;
+    DifferenceError for a model of a run whose files, or those beside it in its stage, were changed since.
     """
     if not names:
         raise ConfigError(f"{option} names no model; of a run there are {', '.join(OF_A_RUN)}")
@@ -111,7 +112,7 @@ def _best(run: Path) -> str:
 
 def _of_stage(run: Path, stage: str, problem: str) -> str:
     made = run / stage / "model"  # of an adopted stage, too
-    if not (run / stage / MANIFEST).exists() or not made.is_dir():
+    if not is_finished(run / stage) or not made.is_dir():
         raise ConfigError(f"{run}: {problem}; there are {', '.join(_there(run))}")
     return str(made)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import CheckpointError
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.data import Encoder, encoder_for
@@ -20,7 +20,7 @@ from sftmix.training.module import TrainingModule
 
 
 def write_checkpoint(config: RunConfig, kept: Path, to: Path, *, step: int | None, dtype: str, merge: bool) -> Path:
-    """Write a checkpoint of the directory `kept`, the newest valid one without a step.
+    """Write a checkpoint of the directory `kept`, the newest one without a step.
 
     dtype, merge  as for `sftmix.pipeline.export.export_run`
     """
@@ -36,18 +36,18 @@ def write_checkpoint(config: RunConfig, kept: Path, to: Path, *, step: int | Non
 
 
 def _load(store: CheckpointStore, step: int | None, module: TrainingModule) -> None:
-    """Load a checkpoint, the newest valid one without a step: again, if a run that saves beside this removed it."""
+    """Load a checkpoint, the newest one without a step: again, if a run that saves beside this removed it."""
     while True:
-        there = store.steps()[:1]
+        there = store.steps()
         try:
-            chosen = store.newest_valid() if step is None else step
-            if chosen is None:
-                raise ConfigError(f"{store.directory} has no checkpoint")
-            store.load(chosen, module, None)
+            store.load(there[0] if step is None else step, module, None)
             return
-        except Exception:  # whichever of its files was missed first
-            if step is not None or store.steps()[:1] == there:
-                raise
+        except Exception as error:  # whichever of its files was missed first
+            if step is None and store.steps()[:1] != there[:1]:
+                continue
+            if step is None and there[1:] and isinstance(error, CheckpointError):
+                error.args = (f"{error}; --step {there[1]} exports the one before it",)
+            raise
 
 
 def write_merged(config: RunConfig, adapters: Path, to: Path, *, dtype: str) -> Path:

@@ -18,9 +18,8 @@ from sftmix.training.checkpoint import CheckpointStore
 class BestWeights:
     """The best weights so far, in STAGE/best. A resumed stage goes on with those that it kept before."""
 
-    def __init__(self, stage: Path, identity: str, world: World) -> None:
-        self._store, self._identity = CheckpointStore(stage / BEST, keep=1, world=world), identity
-        self._world = world
+    def __init__(self, stage: Path, world: World) -> None:
+        self._store, self._world = CheckpointStore(stage / BEST, keep=1, world=world), world
         self._nll, self.evaluated = math.inf, -1
         self._store.clean()
         try:
@@ -28,9 +27,8 @@ class BestWeights:
         except CheckpointError as error:  # the stage itself is not harmed
             warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
             return
-        kept = {} if step is None else self._store.state(step)
-        if kept.get("identity") == identity:
-            self._nll = kept["eval_nll"]
+        if step is not None:
+            self._nll = self._store.state(step)["eval_nll"]
 
     def copies_to_come(self) -> int:
         """Return how many copies may come to the disk at one time: the old one goes when the new one stands."""
@@ -49,4 +47,4 @@ class BestWeights:
         self.evaluated = step
         if nll < self._nll:
             self._nll = nll
-            self._store.save(step, module, None, {"identity": self._identity, "eval_nll": nll})
+            self._store.save(step, module, None, {"eval_nll": nll})

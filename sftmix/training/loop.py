@@ -102,7 +102,7 @@ class TrainingLoop:
         self.module, self.optimizer = self.setup.module, self.setup.optimizer
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
-        self.best = BestWeights(stage.directory, stage.identity, world) if keeps_best else None
+        self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.total = stage.order.total_steps
         self.every = checkpoint_interval(stage.checkpoint, self.total)
         self.totals = Totals()

@@ -23,6 +23,7 @@ from sftmix.components import (
     variability,
 )
 from sftmix.components.confidence import LEAST
+from sftmix.components.contracts import check_confidence
 from sftmix.types import NOT_COUNTED, TrainingDynamics
 
 
@@ -166,3 +167,10 @@ def test_correctness_of_online_losses_is_refused():
     uncounted = dynamics([[1.0], [2.0]], [1, 2], n_correct=np.full((2, 1), NOT_COUNTED))
     with pytest.raises(ConfigError, match="online losses"):
         Correctness().estimate(uncounted)
+
+
+@pytest.mark.parametrize("values", [[-1.0, -2.0], [np.nan, np.nan], [np.inf, np.nan]])
+def test_a_confidence_is_a_number_where_and_only_where_there_are_losses(values):
+    seen = dynamics([[2.0], [0.0]], [2, 0])
+    with pytest.raises(ConfigError, match="allowed: a finite number for each example that was scored, NaN for each"):
+        check_confidence(Perplexity(), values, seen)

@@ -294,3 +294,13 @@ def test_smoothing_beside_the_weights_of_the_decomposed_control_is_refused():
     assert check_plan(DecomposedMixup(), plan, batch) is plan
     with pytest.raises(ConfigError, match=r"DecomposedMixup returned label_smoothing 0\.1, and a mixup_row_weight"):
         check_plan(DecomposedMixup(), dataclasses.replace(plan, label_smoothing=0.1), batch)
+
+
+@pytest.mark.parametrize(("row", "said"), [(-1, "-1 to 4"), (5, "1 to 5")])
+def test_pairs_of_tokens_that_are_not_in_the_micro_batch_are_refused(row, said):
+    """A row of -1 would be the last token."""
+    batch = make_batch([3, 2], [(0, 1)])
+    plan = SFTMix().plan(batch, **AT)
+    plan.pairs[0, 0] = row
+    with pytest.raises(ConfigError, match=f"pairs of the rows {said}; allowed: token rows 0 to 4"):
+        check_plan(SFTMix(), plan, batch)

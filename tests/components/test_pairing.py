@@ -327,9 +327,11 @@ NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of g
         ([[0, 1], [2, 2], [4, 4]], f"pair 1, [2, 2], of e2 with itself (2 such pairs); {ITSELF}"),
         ([[0, 1], [2, 5]], f"pair 1, [2, 5], with e5, which is unpaired (1 such pair); {NO_GROUP}"),
         ([[5, 3], [2, 5]], f"pair 0, [5, 3], with e5, which is unpaired (2 such pairs); {NO_GROUP}"),
+        ([[0, 1], [2, 6]], "rows 0 to 6; allowed: 0 to 5"),
+        ([[0, 1], [2, -1]], "rows -1 to 2; allowed: 0 to 5"),
     ],
 )
-def test_a_row_with_itself_or_of_no_group_is_refused(rows, said):
+def test_a_row_with_itself_of_no_group_or_beyond_the_data_is_refused(rows, said):
     """Of the pairs [[0, 0], [1, 2]], row 0 would be mixed with itself."""
     with pytest.raises(ConfigError) as told:  # as in every epoch of a run
         one_split(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(2)

@@ -96,17 +96,23 @@ def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, options, e
     assert len({base, *found}) == 1 + len(found)
 
 
-def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path):
+def one_bit_of(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path, capsys):
     path = write("rows.jsonl", ROWS)
     first = load(options(path), encoder)
     for file in sorted((tmp_path / "cache").glob("*/*")):
         content = file.read_bytes()
-        for damage in (content[: len(content) // 2], b"", None):
+        for damage in (content[: len(content) // 2], b"", None, bytes(len(content)), one_bit_of(content)):
             file.unlink()
             if damage is not None:
                 file.write_bytes(damage)
             again = load(options(path), encoder)
             assert [e.input_ids.tolist() for e in again.train] == [e.input_ids.tolist() for e in first.train]
+            assert f"{file.parent} is not as it was written, and is made again" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob(".*"))  # nothing half-built is left
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from sftmix.common.errors import ConfigError
@@ -166,6 +167,45 @@ def test_values_of_the_command_line(tiny, files, sftmix):
         assert shown.code == 0, shown.err
         assert f"rows taken (data.take): {counts.format(files[0])}" in shown.out
     assert sftmix(*words, "--data.take", "[1.0, 2]").code == 2
+
+
+# ------------------------------------------------------------------------------------------- the held-out rows
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.25, 10), (0.1, 4), (0.001, 1), (0.9, 36)])
+def test_held_out_fraction(fraction, count, write, options):
+    path = write("rows.jsonl", rows_of("a", 40))
+    ids = []
+    for seed in (0, 0, 2):
+        prepared = prepare(options(path, eval_fraction=fraction), seed, progress=False)
+        assert len(prepared.eval.records) == count
+        both = np.sort(np.r_[prepared.train.records, prepared.eval.records])
+        assert both.tolist() == list(range(40))
+        assert (np.diff(prepared.train.records) > 0).all()
+        ids.append([prepared.eval.id(r) for r in prepared.eval.records.tolist()])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_held_out_rows_do_not_depend_on_the_order_of_the_file(write, options):
+    rows = rows_of("a", 40)
+    sides = []
+    for name, order in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        prepared = prepare(options(write(name, order), eval_fraction=0.3), 3, progress=False)
+        sides.append({prepared.eval.id(r) for r in prepared.eval.records.tolist()})
+    assert sides[0] == sides[1]
+
+
+def test_held_out_files_and_overlap(write, options):
+    train = [{"instruction": f"Say {i}.", "output": str(i), "q": "high"} for i in range(5)]
+    path, held_out = (
+        write("train.jsonl", train),
+        write("eval.jsonl", [{"instruction": "Say 3.", "output": "3"}, train[0]]),
+    )
+    prepared = prepare(options(path, eval=[held_out], label_field="q", limit=3), 0, progress=False)
+    assert (len(prepared.train.records), len(prepared.eval.records)) == (3, 2)
+    assert prepared.report.counts == {"eval_in_train": 1}
+    assert prepared.report.rows == 7
+    assert prepared.train.label(0) == "high"
 
 
 # ---------------------------------------------------------------------------------------------- the limit

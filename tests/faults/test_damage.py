@@ -1,4 +1,4 @@
-"""F7 and F11: any damage to any file of a checkpoint is seen; clocks decide nothing."""
+"""F7 and F11: any damage to any file of a checkpoint or of a finished stage is seen; clocks decide nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftmix.training.checkpoint import CheckpointStore
 from tests.faults.mines import KillAt
 from tests.faults.runs import assert_same, from_split, words_of
 from tests.forked import SIGKILLED, done, ended
-from tests.tiny import Tiny
+from tests.tiny import Tiny, contents, in_this_process
 
 OLDER, NEWEST = "step-00000009", "step-00000012"
 FLIPS = 20
@@ -155,6 +155,51 @@ def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small: Tiny, whole
     assert refused.code == 4
     assert "move them away to start again" in refused.printed
     record_property("F7", "newest damaged: resumed from the one before, equal; all damaged: exit 4")
+
+
+def one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+GENERATE = ["generate", "run", "--to", "answers.jsonl"]
+EVALUATE = ["evaluate", "run", "--tasks", "x"]
+REPORT = ["report", "run", "--map", "0"]
+OPENED = [
+    *(("train/model/model.safetensors", words) for words in (GENERATE, ["chat", "run"], EVALUATE)),
+    ("train/model/config.json", ["report", "run"]),
+    ("train/model/config.json", ["export", "run", "--push_to_hub", "me/model", "--license", "mit"]),
+    *((f"{name}.parquet", REPORT) for name in ("split/split", "confidence/confidence", "train/eval", "base/sample")),
+    ("train/metrics.jsonl", REPORT),
+    ("train/metrics.jsonl", ["report", "run", "run", "--to", "both.html"]),
+    ("train/metrics.jsonl", ["export", "run", "--to", "model"]),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), OPENED, ids=[f"{words[0]} {name}" for name, words in OPENED])
+def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words) -> None:
+    """One bit of an output of a finished stage."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    one_bit(tmp_path / "run" / name)
+    before = contents(tmp_path)
+    refused = in_this_process(*words, cwd=tmp_path)
+    assert refused.returncode == 4, refused.stderr
+    stage, _, file = name.partition("/")
+    assert refused.stderr.endswith(
+        f"{stage}: {file} is not the file this stage wrote; restore it, or move run/{stage} away\n"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_an_export_takes_no_older_checkpoint_by_itself(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    one_bit(tmp_path / "run" / "train" / "checkpoints" / NEWEST / "state.json")
+    refused = in_this_process("export", "run", "--to", "model", cwd=tmp_path)
+    assert refused.returncode == 4
+    problem = f"{NEWEST}: state.json does not have the hash it was written with; --step 9 exports the one before it\n"
+    assert refused.stderr.endswith(problem)
+    assert in_this_process("export", "run", "--step", "9", "--to", "model", cwd=tmp_path).returncode == 0
 
 
 def test_good_checkpoints_outlast_damaged_ones(kept: Path) -> None:

@@ -343,15 +343,16 @@ def test_all_tokens_of_a_responses_header():
     assert counts(encoder, "Hi<|channel|>", "Yo<|channel|>", "<|channel|>") == (1, 1)
 
 
-def test_a_special_token_of_one_character():
+def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     template = CHATML_TEMPLATE.replace("<|im_end|>", "■")
-    names = ("■x", "<|im_start|>", "■")
+    names = ("■x", "<|im_start|>", "<|im_start|>x", "■")
     tokenizer = tokenizer_of(*(AddedToken(n, special=True, normalized=False) for n in names), template=template)
     encoder = make_encoder(tokenizer)
     assert counts(encoder, "■", "a ■ b■x■", "■") == (2, 2)
     (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
     assert encoder.spellings.tokenize(["■x■"]) == [tokenizer.convert_tokens_to_ids(["■x", "■"])]
+    assert encoder.spellings.found("■x<|im_start|>x") == {"■x", "<|im_start|>x"}
 
 
 def test_a_template_that_writes_json(tmp_path):

@@ -111,6 +111,14 @@ def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_pat
     on_ranks(check_best, str(tmp_path))
 
 
+def test_a_resumed_stage_keeps_the_best_weights_of_before(tmp_path):
+    nearest_to_4 = OfAnotherProgram(rank=0, of=World())
+    with pytest.raises(Stopped):
+        trained(tmp_path, [nearest_to_4, Interrupt(step=4)], best=True)
+    trained(tmp_path, [nearest_to_4], best=True)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000004"]
+
+
 class Telling(Callback):
     observer = True
 

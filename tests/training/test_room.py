@@ -60,7 +60,7 @@ def test_the_size_of_a_damaged_checkpoint_says_nothing(tmp_path, it):
 
 def test_two_copies_of_the_best_weights_stand_at_one_time(tmp_path, it):
     """The second is written beside the first, which then goes; from then on one more has to fit."""
-    best = BestWeights(tmp_path, "x", World())
+    best = BestWeights(tmp_path, World())
     counted = [best.copies_to_come()]
     for step, nll in enumerate((3.0, 2.0), start=1):
         best.offer(step, it.wrapped, {"eval_nll": nll})

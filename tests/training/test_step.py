@@ -282,6 +282,17 @@ def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(mode
     assert not any(n.requires_grad for n in done.nll)
 
 
+class NTPWithoutPairs(SFTMix):
+    def plan(self, batch, **given):
+        return super().plan(batch, **given) if len(batch.pairs) else NTP().plan(batch, **given)
+
+
+def test_mu_is_that_of_the_micro_batches_that_mix(model):
+    units = [(Slot(0),), (Slot(1),), (Slot(2),), (Slot(3), Slot(8))]
+    done = one_step(model, NTPWithoutPairs(mu=0.75), rate=0.125, units=units)
+    assert ([plan.mu for plan in done.plans], done.mu) == ([0, 0.75], 0.75)
+
+
 @pytest.mark.parametrize("objective", [NTP(), IRDRO(), IRDRO(tau=1e-3)])
 def test_a_step_without_a_finite_gradient_moves_nothing(model, objective):
     model.get_input_embeddings().weight.data[int(DATA[7].input_ids[0])] = float("inf")

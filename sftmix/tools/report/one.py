@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sftmix.common.errors import ConfigError
+from sftmix.pipeline.directory import is_finished
 from sftmix.tools.report import curves, pictures
 from sftmix.tools.report.benchmarks import benchmarks
 from sftmix.tools.report.ends import TOPIC_ROWS, both_ends, topics, tsne
@@ -67,7 +68,7 @@ def model_of(view: RunView, stage: str) -> str | Path | None:
     if stage == "base":
         return view.config.model.path
     path = view.path / stage / "model"
-    return path if path.is_dir() else None
+    return path if path.is_dir() and is_finished(view.path / stage) else None
 
 
 def score_training_rows(view: RunView) -> dict[str, dict[str, float]]:
@@ -83,9 +84,9 @@ def score_training_rows(view: RunView) -> dict[str, dict[str, float]]:
 
 def see(view: RunView, map_size: int) -> Seen | None:
     """Pass both ends through the trained model, and the examples shown token by token through the base model, too."""
-    trained = model_of(view, "train")
     if not map_size:
         return None
+    trained = model_of(view, "train")
     if trained is None:
         raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
     if not len(view.by_confidence):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sftmix.cli.parsing import OwnOption
+from sftmix.cli.option_lines import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+
+if TYPE_CHECKING:
+    from sftmix.tools.sharing.facts import Facts
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -85,17 +88,23 @@ def export(given: argparse.Namespace) -> None:
 
 def export_to(given: argparse.Namespace, to: Path) -> None:
     """Write the model and its card into `to`, and upload it where this is asked for."""
+    import shutil
+
     from sftmix.pipeline.export import export_run
+    from sftmix.pipeline.finished import finished_models
+    from sftmix.tools.sharing.facts import facts_of
 
     run = Path(given.run)
+    facts = facts_of(run)
     chosen = given.step is not None or given.best or given.merge or given.dtype != "auto"
     if given.to is None and not chosen:
-        _copy_model(run, to)
+        (finished,) = finished_models(run, ["target"])
+        shutil.copytree(finished.path, to)
         step = None
     else:
         export_run(run, to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge)
         step = _exported_step(given, run)
-    _write_card(given, run, to, step)
+    _write_card(given, facts, to, step)
     if given.push_to_hub is None:
         print(to)
         return
@@ -105,28 +114,14 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     print(push(to, given.push_to_hub, kind="model", private=given.private))
 
 
-def _copy_model(run: Path, to: Path) -> None:
-    """Copy the model after the last step; raise ConfigError where there is none."""
-    import shutil
-
-    from sftmix.pipeline.finished import finished_models
-
-    (found,) = finished_models(run, ["target"])
-    if found.run is None:
-        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
-    shutil.copytree(found.path, to)
-
-
-def _write_card(given: argparse.Namespace, run: Path, to: Path, step: int | None) -> None:
+def _write_card(given: argparse.Namespace, facts: Facts, to: Path, step: int | None) -> None:
     """Write the card of an export; a card that was copied with the model and edited before stays but for its licence.
 
     step  of the checkpoint that was exported; None: it is the model after the last step
     """
     from sftmix.tools.sharing.cards import CARD, model_card
-    from sftmix.tools.sharing.facts import facts_of
     from sftmix.tools.sharing.written import write_card
 
-    facts = facts_of(run)
     other = step if step is not None and not facts.is_last("train", step) else None
     write_card(to / CARD, model_card(facts, "train", license=given.license, step=other, merged=given.merge))
 

@@ -18,6 +18,7 @@ from sftmix.config.read import read_config
 from sftmix.data.sources import COMPRESSED, READERS
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
+from sftmix.pipeline.directory import check_finished
 
 _OF_EACH = ("seed", "selector", "optimizer")
 _OF_THE_STAGE = {
@@ -121,12 +122,13 @@ class Facts:
 
 
 def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
-    """Read the facts of a run; raise ConfigError where `run` is no run directory.
+    """Read the facts of a run; raise ConfigError where `run` is no run directory, DifferenceError for a changed stage.
 
     config  of the run, where it is known; None reads it from the run
     """
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    check_finished(run)
     summary = run / "summary.json"
     config = config or read_config(run / "config.yaml")
     return Facts(run, config, read_json(summary) if summary.exists() else {})

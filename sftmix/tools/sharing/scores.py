@@ -24,7 +24,7 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     if not (folder / "confidence.parquet").exists() or not (folder / "dynamics.parquet").exists():
         raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
     rows = rows_of_run(run)[1].data.train
-    dynamics = replace(read_dynamics(folder / "dynamics.parquet").of(rows.ids), token_nll=None)
+    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
     columns = ["id", "checkpoint", "step", "nll_sum (nats, over the response)", "n_tokens (of the response)"]
     columns += ["n_correct (of these, how many are the likeliest token)"]
     if dynamics.alone_nll_sum is not None:

@@ -8,7 +8,7 @@
     replay       the steps, made again in a directory beside the run
     steps        the log of the replay and that of the run
     weights      two sets of weights
-    ends         weights before and after the window, and the exported model
+    ends         weights before and after the window, the exported model, and what was measured of it
     run          all of it
 
 It reads a run and writes nothing into it. Nothing else in the package imports this room, but the command line.

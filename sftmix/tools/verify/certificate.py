@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.tools.verify.window import Window
 
-KINDS = ("files", "inputs", "split", "examples", "losses", "weights", "model")
+KINDS = ("files", "inputs", "split", "examples", "losses", "weights", "model", "figures")
 """What is compared, in the order of the lines."""
 REPLAYED = ("examples", "losses", "weights")
 """What the last sentence tells of."""

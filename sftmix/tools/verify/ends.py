@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sftmix.common.checkpoints import CHECKPOINTS
+from sftmix.common.tables import read_table
 from sftmix.common.world import World
+from sftmix.measure.model import Measurement
 from sftmix.pipeline.write import write_model
-from sftmix.tools.verify.certificate import Finding
+from sftmix.tools.verify.certificate import Finding, listed
 from sftmix.tools.verify.inputs import Inputs
-from sftmix.tools.verify.replay import Replayed
+from sftmix.tools.verify.replay import Replayed, link
+from sftmix.tools.verify.split import write_summary
 from sftmix.tools.verify.weights import Tensors, check_weights, tensors_in
-from sftmix.tools.verify.window import Window
+from sftmix.tools.verify.window import Window, read
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 
 
@@ -29,11 +33,12 @@ def check_ends(window: Window, inputs: Inputs, world: World, replayed: Replayed,
     if window.end in window.kept:
         findings = ends.against_checkpoint()
     elif exports and window.end == window.last:
-        return ends.against_model("weights", model, ends.weights(), exact=replayed.exact)
+        return [*ends.figures(), *ends.against_model("weights", model, ends.weights(), exact=replayed.exact)]
     else:
         findings = [Finding("weights", None, _no_weights(window))]
     if exports and window.last in window.kept:
         findings += ends.against_model("model", model, ends.stored(window.last), exact=True)
+        findings += ends.figures()
     elif exports:
         start = max((step for step in window.kept if step < window.last), default=0)
         to = f"--from {start} --steps {window.last - start} compares it with weights made again"
@@ -76,6 +81,25 @@ class _Ends:
 
         return self._on_main(compared)
 
+    def figures(self) -> list[Finding]:
+        """Measure the final weights, which are in the module now, as the run did, and compare what it wrote of them."""
+        window, rows, made, replayed = self._window, self._inputs.rows, self._place / "measured", self._replayed
+        run, stage = window.run, window.stage
+        recorded = read(run / stage / "figures.json")
+        if not (replayed.exact and replayed.machine.items() <= recorded["machines"][-1].items()):
+            return [Finding("figures", None, "they were measured on another machine")]
+        self._world.on_main(lambda: link(window.file("metrics.jsonl"), made / stage / "metrics.jsonl"))
+        measurement = Measurement(made / stage, self._world, rows.data, rows.eval_groups)
+        measured = measurement.trained(replayed.stage, replayed.module, steps=window.last)
+        files = [f"{stage}/{name}" for name in measured.files]
+        if (run / "base/figures.json").exists():  # the last stage, so that the summary tells of all
+            write_summary(run, self._inputs, made)
+            files.append("summary.json")
+        figures = measured.figures.items()
+        wrong = [name for name, value in figures if "seconds" not in name and recorded.get(name) != value]
+        wrong += [name for name in files if _read(run / name) != _read(made / name)]
+        return [Finding("figures", not wrong, listed(wrong or ["figures.json", *files]))]
+
     def _before(self, *, exact: bool) -> Tensors | None:
         """Return the weights before the window, which only another machine needs; None if nothing holds them."""
         if exact:
@@ -90,6 +114,10 @@ class _Ends:
 
     def _on_main(self, work: Callable[[], list[Finding]]) -> list[Finding]:
         return self._world.on_main(work) or []
+
+
+def _read(file: Path) -> Any:
+    return read(file) if file.suffix == ".json" else read_table(file, ["id"])
 
 
 def _no_weights(window: Window) -> str:

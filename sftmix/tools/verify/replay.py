@@ -96,7 +96,7 @@ def lay_out(window: Window, place: Path) -> None:
             inside = {f.relative_to(source): f for f in source.rglob("*") if f.is_file()}
             files = {str(name): file for name, file in inside.items() if name.parts[0] not in HEAVY}
         for name, file in files.items():
-            _link(file, place / stage / name)
+            link(file, place / stage / name)
     if window.start:
         target = step_path(place / window.stage / CHECKPOINTS, window.start)
         target.parent.mkdir(parents=True)
@@ -115,7 +115,7 @@ def _made_before(window: Window) -> dict[str, Path]:
     return {**examples, log.name: log} if window.start and log.exists() else examples
 
 
-def _link(file: Path, target: Path) -> None:
+def link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(file.absolute())
 

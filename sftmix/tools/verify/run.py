@@ -37,7 +37,7 @@ def verify(window: Window) -> Certificate:
         refuse_several_nodes(world)
         window = world.share(window)
         stages = world.share(stages_before(config, window))
-        findings = world.share(world.on_main(lambda: check_files(window, stages)))
+        findings = world.share(world.on_main(lambda: check_files(window)))
         if any(finding.blocks for finding in findings):
             return Certificate(window, [*findings, _NOT_REPLAYED])
         inputs = Inputs(window, config, world)

@@ -1,4 +1,4 @@
-"""Selection, confidence and groups, made again from what the stages before them recorded."""
+"""Selection, confidence, groups and the summary, made again from what the stages before them recorded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from sftmix.common.tables import read_confidence, read_dynamics, read_ids, read_split
+from sftmix.common.world import World
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
+from sftmix.measure.summary import summarise
 from sftmix.pipeline.rows import selected_ids
 from sftmix.tools.verify.certificate import Finding
 from sftmix.tools.verify.inputs import Inputs
@@ -72,3 +74,21 @@ def _compared(name: str, ids: tuple[Sequence[str], Sequence[str]], values: tuple
         return Finding("split", True, f"{name}, {len(found)} examples{how}", exact)
     told = f"{name}: {len(wrong)} of {len(found)} examples, {ids[0][wrong[0]]} first"
     return Finding("split", False, told, False, expected[wrong[0]].tolist(), found[wrong[0]].tolist())
+
+
+def write_summary(run: Path, inputs: Inputs, to: Path) -> None:
+    """Write summary.json, gathered again from the files of a run's stages, into the directory `to`."""
+    config, split = inputs.config, run / "split/split.parquet"
+    divided = read_split(split)[1] if split.exists() else None
+    confidence = run / "confidence/confidence.parquet" if divided and config.splitter.needs_confidence else None
+    summarise(
+        run,
+        World(),
+        inputs.rows.data,
+        inputs.rows.table(confidence),
+        divided,
+        model=config.model.path,
+        seed=config.seed,
+        learning_rate=config.training.learning_rate,
+        to=to,
+    )

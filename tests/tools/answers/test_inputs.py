@@ -71,6 +71,14 @@ def test_the_text_of_a_template_and_the_tokenizer_are_inputs(run, tmp_path):
     assert [line.partition(":")[0] for line in differences(other, again)] == ["models.target.tokenizer"]
 
 
+def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
+    models = finished_models(tmp_path / "model")
+    before = inputs_of("rows", [ASKED], models, SHORT)
+    with (tmp_path / "model" / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert inputs_of("rows", [ASKED], models, SHORT)["models"] != before["models"]
+
+
 def test_a_questions_temperature_is_an_input_unless_the_option_overrules_it(run):
     models, warm = finished_models(run), replace(ASKED, temperature=0.7)
     for options, same in ((SHORT, False), (replace(SHORT, temperature=0.5), True)):

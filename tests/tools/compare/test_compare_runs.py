@@ -254,6 +254,17 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(ran: SimpleNamespa
     assert contrast["interval_over"] == "seeds"
 
 
+def test_the_interval_is_over_the_examples_of_the_seeds_that_are_compared(ran: SimpleNamespace) -> None:
+    comparison, results = results_of(ran.out)
+    (lost,) = (r for r in results if (r.cell.variant, r.cell.seed) == ("SFTMix", 1))
+    lost.metrics.pop("eval_nll_after")
+    contrast = build_table(comparison, results)["contrasts"][0]
+    files = [pq.read_table(ran.out / v / "seed-2/train/eval.parquet").sort_by("id") for v in ("SFTMix", "NTP")]
+    ours, theirs = (Counts(*(f[c].to_numpy()[None].astype(float) for c in ("nll_sum", "n_tokens"))) for f in files)
+    assert (contrast["seeds"], contrast["interval_over"]) == ([2], "examples")
+    assert contrast["interval"] == pytest.approx(interval_two_level(ours, theirs), rel=1e-12)
+
+
 def results_of(out: Path, *words: str) -> tuple[Comparison, list[CellResult]]:
     """A table that was run, with more words: its comparison and what its runs say."""
     given = read_arguments(["--config", str(out / "compare.yaml"), "--out", str(out), *words], table_options())

@@ -50,6 +50,7 @@ def test_all_of_one_sign_and_size_gives_the_smallest_p(n):
     assert sign_flip([0.1] * n) == smallest_p(n) == min(1.0, 2 / 2**n)  # 0.1 is not a binary fraction: ties must hold
     assert sign_flip([-0.1] * n) == smallest_p(n)
     assert sign_flip([0.0] * n) == 1.0
+    assert sign_flip([0.1, 0.2, -0.3] * n) == 1.0  # the sum is 0, and a little above it in floating point
 
 
 def test_above_20_differences_the_assignments_are_sampled_reproducibly():

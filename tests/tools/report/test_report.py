@@ -244,6 +244,21 @@ def test_planned_pairs_are_those_that_the_first_step_mixed(run, monkeypatch):
     assert total / first["mixup_tokens"] == pytest.approx(first["mixup"], rel=1e-5)
 
 
+def test_tokens_are_those_of_the_response_with_their_nll_before_and_after(run, monkeypatch):
+    from sftmix.tools.report.look import Look
+    from sftmix.tools.report.run import read_run
+    from sftmix.tools.report.tokens import Responses
+
+    monkeypatch.chdir(run.parent)
+    view, rows = read_run(Path("run")), np.array([5])
+    count = int(view.rows.data.train[5].target.sum())
+    before, after = np.arange(count) + 1.0, np.arange(count) / 2
+    shown = Responses(view, *(Look(rows, np.zeros((1, 2)), [nll]) for nll in (before, after))).of(5)
+    end = view.rows.encoder.tokenizer.decode([view.rows.encoder.end_of_turn_id])
+    assert "".join(token.text for token in shown.tokens) == view.texts[5][1] + end
+    assert [(token.before, token.after) for token in shown.tokens] == list(zip(before, after, strict=True))
+
+
 # ---------------------------------------------------------------------------------------- in a browser
 
 

@@ -15,12 +15,13 @@ from sftmix.common.tables import write_eval
 from sftmix.tools.report import pictures
 from sftmix.tools.report.curves import CURVE, curve, losses
 from sftmix.tools.report.ends import both_ends, topics, tsne
+from sftmix.tools.report.examples import correctness
 from sftmix.tools.report.run import text_of
 from sftmix.tools.report.sentences import paired_difference
 from sftmix.tools.report.several import contrast_lines
 from sftmix.tools.report.tokens import chosen_rows, pieces
 from sftmix.tools.report.write import write_report
-from sftmix.types import Example, Message, RowScores
+from sftmix.types import NOT_COUNTED, Example, Message, RowScores, TrainingDynamics
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(2, [5, 1], [4, 0]), (9, [5, 1], [4, 0])])
@@ -169,6 +170,12 @@ def test_the_most_changed_responses_are_those_of_the_others():
         "most confident": [19, 18, 17, 16],
         "most changed of the others, over the checkpoints": [4, 5, 6, 7],
     }
+
+
+def test_correctness_is_of_rows_that_every_checkpoint_counted():
+    correct, n_tokens = np.array([[1, 4], [NOT_COUNTED, 2], [0, 0]]), np.array([5, 4, 0])
+    dynamics = TrainingDynamics(["a", "b", "c"], np.arange(2), np.ones((3, 2)), n_tokens, correct)
+    assert correctness(SimpleNamespace(dynamics=dynamics)).tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
 
 
 def test_the_text_of_an_example_names_roles_where_there_are_several():

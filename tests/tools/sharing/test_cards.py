@@ -101,6 +101,7 @@ def test_the_card_of_another_checkpoint_has_none_of_the_figures_of_the_last(run,
     first = {key: value for key, value in lines[0].items() if not key.startswith("eval")}
     first |= {"eval_nll": 7.125} if measured else {}
     (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (first, *lines[1:])))
+    (run / "train" / "MANIFEST.json").unlink()  # a finished stage with another log is refused
     (run / "evaluation").mkdir()
     told = {"table": [["task", "target"], ["arc", "0.5"]], "sentences": []}
     (run / "evaluation" / "table.json").write_text(json.dumps(told))

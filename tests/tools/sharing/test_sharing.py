@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from sftmix.tools.sharing.cards import model_card
 from sftmix.tools.sharing.facts import facts_of
+from sftmix.tools.sharing.scores import write_scores
 from sftmix.tools.sharing.written import is_edited, write_card, write_cards
 from tests.tiny import ROOT, groups, table
 from tests.tools.sharing.hub import Hub
@@ -128,6 +129,12 @@ def test_no_text_of_the_rows_is_shared(shared_run, finished):
     long = [text.encode() for text in texts if len(text) > 12]
     assert long
     assert [name for name, data in files.items() for text in long if text in data] == []
+
+
+def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens(finished, tmp_path):
+    kept = table(finished.path / "confidence" / "dynamics.parquet")
+    assert kept.pop("token_nll")
+    assert table(write_scores(finished.path, tmp_path, name="me/scores") / "dynamics.parquet") == kept
 
 
 @pytest.mark.slow

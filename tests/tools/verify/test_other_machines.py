@@ -99,9 +99,8 @@ def test_another_layout_is_certified_but_for_rounding(copy_of_ntp, sftmix):
     found = certified(sftmix, str(copy_of_ntp.run), "--from", "0", "--steps", "4")
     assert (found.code, found.same, found.exact, differing(found)) == (0, True, False, set())
     assert found.machine["different"] == ["micro_batch_size is 4 in the run and 2 here"]
-    assert found.sentence.endswith(
-        "examples, losses and weights are the same, but for rounding (micro_batch_size is 4 in the run and 2 here)"
-    )
+    how = "but for rounding (micro_batch_size is 4 in the run and 2 here); not compared, at least in part: figures"
+    assert found.sentence.endswith(f"examples, losses and weights are the same, {how}")
     losses, weights = (next(f for f in found.findings if f["kind"] == kind) for kind in ("losses", "weights"))
     assert losses["note"].endswith(", within 1e-05 (grad_norm 0.0001)")
     assert (weights["same"], weights["exact"]) == (True, False)
@@ -147,6 +146,16 @@ def test_a_checkpoint_whose_manifest_was_mended_is_found_by_the_steps_before_it_
     raise_a_weight(copy_of_ntp.run / "train" / "checkpoints" / "step-00000004", by=0.5)
     found = certified(sftmix, str(copy_of_ntp.run), "--from", start)
     assert (found.code, differing(found)) == (4, found_in)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_checkpoint_of_other_inputs_at_either_end_is_found(copy_of_ntp, sftmix, step):
+    checkpoint = copy_of_ntp.run / "train" / "checkpoints" / f"step-0000000{step}"
+    replaced('"identity": "', '"identity": "0')(checkpoint / "state.json")
+    mend(checkpoint)
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, differing(found)) == (4, {"inputs"})
+    assert f"hash of the inputs of {checkpoint}" in [finding["note"] for finding in found.findings]
 
 
 def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftmix):

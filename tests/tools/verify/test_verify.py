@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_eval, write_eval
 from sftmix.tools.verify.window import window_of
 from tests.tools.verify.runs import certified, differing, made, one_bit_of_a_weight, replaced, with_line
 
@@ -28,7 +30,7 @@ def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
     assert done.code == 0, done.err
     *lines, sentence = done.out.splitlines()
     assert [line.split()[:2] for line in lines] == [
-        [kind, "same:"] for kind in ("files", "inputs", "examples", "losses", "weights", "model")
+        [kind, "same:"] for kind in ("files", "inputs", "examples", "losses", "weights", "model", "figures")
     ]
     assert "checkpoints/step-00000004, " in lines[4]
     assert sentence == "steps 3 to 4 of train replayed: examples, losses and weights are the same, bit for bit"
@@ -113,7 +115,7 @@ def test_only_the_replay_can_tell_of_a_seed_where_all_records_were_mended(copy, 
         replaced('"seed": 42', '"seed": 43')(copy.run / stage / "inputs.json")
     shutil.rmtree(copy.run / "train" / "checkpoints")
     found = certified(sftmix, str(copy.run))
-    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights"})
+    assert (found.code, differing(found)) == (4, {"examples", "losses", "weights", "figures"})
 
 
 @pytest.mark.slow
@@ -126,7 +128,7 @@ def test_a_changed_row_is_found_where_all_records_were_mended(copy, sftmix):
         replaced(was, now)(copy.run / stage / "inputs.json")
     shutil.rmtree(copy.run / "train" / "checkpoints")
     found = certified(sftmix, str(copy.run))
-    assert (found.code, differing(found)) == (4, {"split", "examples", "losses", "weights"})
+    assert (found.code, differing(found)) == (4, {"split", "examples", "losses", "weights", "figures"})
 
 
 @pytest.mark.slow
@@ -148,6 +150,43 @@ def test_a_changed_checkpoint_is_found(copy, sftmix):
     file = next((copy.run / "train" / "checkpoints" / "step-00000004").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"files"})
+
+
+def other_eval(file: Path) -> None:
+    ids, scores, brier = read_eval(file)
+    write_eval(file, ids, replace(scores, nll_sum=scores.nll_sum * (1 + 1e-15)), brier)
+
+
+FIGURES = {
+    "train/eval.parquet": other_eval,
+    "train/figures.json": replaced('"eval_nll": ', '"eval_nll": 1'),
+    "train/calibration.json": replaced('"count": ', '"count": 1'),
+    "baseline/eval.parquet": other_eval,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_changed_figure_is_found_though_its_hash_was_mended(copy, sftmix, name):
+    """The final weights are in a checkpoint: the held-out rows are scored again."""
+    copy.edit(name, FIGURES[name])
+    found = certified(sftmix, str(copy.run), "--stage", name.partition("/")[0])
+    assert (found.code, differing(found)) == (4, {"figures"})
+    (note,) = (f["note"] for f in found.findings if f["same"] is False)
+    assert note.startswith("eval_nll" if name == "train/figures.json" else name)
+
+
+def test_a_changed_summary_is_found(copy_of_ntp, sftmix):
+    replaced('"eval_nll_after": ', '"eval_nll_after": 1')(copy_of_ntp.run / "summary.json")
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, [f["note"] for f in found.findings if f["same"] is False]) == (4, ["summary.json"])
+
+
+def test_a_changed_file_of_another_stage_is_found(copy_of_ntp, sftmix):
+    file = copy_of_ntp.run / "base" / "sample.parquet"
+    file.write_bytes(bytes(file.stat().st_size))
+    found = certified(sftmix, str(copy_of_ntp.run))
     assert (found.code, differing(found)) == (4, {"files"})
 
 
@@ -228,4 +267,4 @@ def test_a_torn_log_lacks_its_last_steps(copy_of_ntp, sftmix):
     file = copy_of_ntp.run / "train" / "metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:3])[:-20])
     found = certified(sftmix, str(copy_of_ntp.run))
-    assert (found.code, differing(found)) == (4, {"files", "losses"})
+    assert (found.code, differing(found)) == (4, {"files", "losses", "figures"})
