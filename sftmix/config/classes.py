@@ -17,7 +17,7 @@ def find_class(path: str, kind: str = "component") -> Any:
     """Return the object at an import path; raise ConfigError, with the nearest component of that module."""
     try:
         return import_class(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(f"no {kind} {path!r}: {error}.{nearest(path, _components_in(path))}") from error
 
 
@@ -25,7 +25,7 @@ def _components_in(path: str) -> list[str]:
     """List the import paths of the components that the module of a path defines."""
     try:
         module = importlib.import_module(path.rpartition(".")[0])
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, SyntaxError):
         return []
     found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Component)]
     return [f"{c.__module__}.{c.__qualname__}" for c in found if c.__module__ == module.__name__]

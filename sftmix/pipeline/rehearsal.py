@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import epoch_units
-from sftmix.common.errors import SFTMixError
+from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.common.rng import generator
 from sftmix.components.base import Component, ConfidenceEstimator, Objective, PairSampler, Splitter
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import (
-    ContractError,
     check_confidence,
     check_pairs,
     check_plan,
@@ -30,6 +29,8 @@ UNITS = 4
 """Pairs or single examples in the micro-batch of the rehearsal."""
 WRONG_CALLS = (TypeError, AttributeError, NameError)
 """Errors of code that would fail on any figures."""
+Parts = tuple[ConfidenceEstimator, Splitter, PairSampler | None, Objective]
+"""The components that follow the reference."""
 
 
 def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
@@ -39,7 +40,7 @@ def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
     else a component raises, as that no example is confident enough, may come of the made-up losses: a line tells of it.
     """
     try:
-        parts = copy.deepcopy(Parts(run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
+        parts = copy.deepcopy((run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
     except Exception:  # what cannot be copied may keep something of each call, so it is not asked twice
         return
     try:
@@ -67,35 +68,26 @@ def _asking(component: Component) -> Iterator[None]:
         raise _Doubtful(f"{type(component).__name__} says: {said}") from error
 
 
-@dataclass
-class Parts:
-    """The components that follow the reference."""
-
-    confidence: ConfidenceEstimator
-    splitter: Splitter
-    pairing: PairSampler | None
-    objective: Objective
-
-
 def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll: bool) -> None:
+    estimator, splitter, pairing, objective = parts
     dynamics = made_up(rows.data.train.ids, rows.data.train.n_targets, token_nll=token_nll)
-    with _asking(parts.confidence):
-        confidence = check_confidence(parts.confidence, parts.confidence.estimate(dynamics), dynamics)
+    with _asking(estimator):
+        confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
     if "split" not in stages:
         return
     scores = replace(rows.table(), confidence=confidence, variability=variability(dynamics))
-    with _asking(parts.splitter):
-        split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
-    if "train" not in stages or parts.pairing is None:
+    with _asking(splitter):
+        split = check_split(splitter, splitter.split(scores, seed=seed), scores)
+    if "train" not in stages or pairing is None:
         return
-    with _asking(parts.pairing):
-        pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
+    with _asking(pairing):
+        pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
     units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
     batch = collate(units, rows.data.train, split=split)
-    if parts.objective.needs_batch_nll:
+    if objective.needs_batch_nll:
         batch = replace(batch, batch_nll=_batch_nll(batch, dynamics))
-    with _asking(parts.objective):
-        check_plan(parts.objective, parts.objective.plan(batch, step=0, total_steps=2, seed=seed), batch)
+    with _asking(objective):
+        check_plan(objective, objective.plan(batch, step=0, total_steps=2, seed=seed), batch)
 
 
 def made_up(ids: Sequence[str], n_tokens: np.ndarray, *, token_nll: bool) -> TrainingDynamics:
