@@ -225,6 +225,19 @@ def test_rows_and_models_that_are_not_there_are_refused_at_once(
         assert (rows.code, f"{option[2:]}: {missing(path)}: no such file" in rows.err) == (3, True), rows.err
     model = without_torch(*words, "--model.path", missing(tiny.model))
     assert (model.code, "model.path: " in model.err) == (2, True)
+    hub = without_torch(*words, "--model.path", "no/such")
+    assert (hub.code, "model.path: cannot load no/such (no directory here; as a hub id: " in hub.err) == (2, True)
+    template = without_torch(*words, "--data.template", "chatlm")
+    assert (template.code, "data.template: 'chatlm' is neither one of alpaca, chatml" in template.err) == (2, True)
+
+
+def test_a_run_that_is_not_there_is_refused_at_once(tmp_path: Path, without_torch: Call) -> None:
+    for words, message in (
+        (["report"], "runs/nothere is not a run directory"),
+        (["evaluate", "--tasks", "arc_easy", "--to", str(tmp_path)], "model runs/nothere: cannot load runs/nothere"),
+    ):
+        done = without_torch(*words, "runs/nothere")
+        assert (done.code, f"error: {message}" in done.err) == (2, True), done.err
 
 
 def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
