@@ -265,7 +265,7 @@ sftmix.cli.verify.main = lambda *args: None
 sftmix.pipeline.export.export_run = sftmix.quickstart.run.quickstart = lambda *args, **options: None
 sftmix.answers.generate.generate = lambda *args, **options: sftmix.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
 sftmix.answers.blind.read_blind = lambda *args: ([""] * 2, [])
-sftmix.pipeline.finished.finished_models = lambda *args, **more: []
+sftmix.pipeline.finished.finished_models = sftmix.pipeline.finished.refuse_no_run = lambda *args, **more: []
 sftmix.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

@@ -76,7 +76,7 @@ def _order(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **length, "global_batch_size": options["global_batch_size"], "own_losses": own_losses}
 
 
-_ONLY_WITH_PAIRS = ("confidence", "confounds", "stages")
+_ONLY_WITH_PAIRS = ("confidence", "spearman_confidence_length", "confounds", "stages")
 """Groups of figures that runs without a split lack in part: the first of several variants does not decide on these."""
 
 

@@ -45,6 +45,24 @@ EXAMPLES = {
     "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
 }
 """A value of each option whose form is easily mistaken."""
+ELSEWHERE = {
+    "model.path": ("model_name_or_path", "base_model"),
+    "model.lora.r": ("rank", "lora_r", "lora_rank", "adapter", "finetuning_type"),
+    "model.lora.quantize": ("load_in_4bit",),
+    "data.train": ("dataset", "datasets", "dataset_name"),
+    "data.eval_fraction": ("val_size", "val_set_size"),
+    "data.max_length": ("sequence_len", "cutoff_len"),
+    "data.limit": ("max_samples",),
+    "training.epochs": ("num_epochs", "num_train_epochs"),
+    "training.global_batch_size": ("gradient_accumulation_steps",),
+    "training.learning_rate": ("lr",),
+    "training.warmup_ratio": ("warmup_steps",),
+    "training.parallel": ("deepspeed",),
+    "checkpoint.every": ("save_steps",),
+    "out": ("output_dir",),
+    "callbacks": ("eval_steps", "report_to"),
+}
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
 _LISTED = 12
 """Most options of a group that a message lists."""
 _ALIKE = 0.6
@@ -56,11 +74,11 @@ def unknown_option(key: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     group = key.partition(".")[0]
     siblings = [k for k in allowed if k.startswith(f"{group}.")] if "." in key else []
-    place = f"--help {group}" if siblings else "--help all"
+    more = f"--help {group if siblings else 'all'} lists them"
+    if 0 < len(siblings) <= _LISTED:
+        more = f"there are {', '.join(siblings)}"
     guess = _guess(key, siblings, allowed)
-    if guess or len(siblings) > _LISTED or not siblings:
-        return told(f"unknown option {key}", did_you_mean(guess) if guess else "", f"{place} lists them")
-    return told(f"unknown option {key}", "", f"there are {', '.join(siblings)}")
+    return told(f"unknown option {key}", did_you_mean(guess) if guess else "", more)
 
 
 def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
@@ -72,14 +90,12 @@ def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
     for option in (*siblings, *allowed):
         if wanted in _choices(option_hints().get(option)):
             return f"{option} {wanted}"
+        if wanted in ELSEWHERE.get(option, ()):
+            return option
 
     def likeness(option: str) -> float:
         name = option.rpartition(".")[2]
-        initials = "".join(word[:1] for word in name.split("_"))
-        if wanted == initials:
-            return 1.0
-        begins = wanted.startswith(name) or name.startswith(wanted)  # rank: r
-        return max(_ratio(wanted, name), 0.7 * begins)
+        return max(_ratio(wanted, name), 0.7 * name.startswith(wanted))
 
     def rank(option: str) -> tuple[float, float]:
         return likeness(option) + 0.1 * (option in siblings), _ratio(key, option)
@@ -197,7 +213,7 @@ def _refused(keys: list[str], message: str, hints: Mapping[str, Any]) -> str | N
     hint = _option_of(classes[len(keys) - 2], keys[-1]) if of_component else hints.get(key)
     value = re.search(r"(?:Got value|Given value): (.*)", message)
     if value is not None:
-        return _not_allowed(key, hint, value[1], re.split(r"(?:Got|Given) value: ", message)[-1])
+        return _not_allowed(key, hint, value[1])
     if of_component and _OTHER in map(_word, alternatives(hint)):
         allowed = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
         return f"{key}: its type is {getattr(hint, '__name__', hint)}, which no option can have; allowed: {allowed}"
@@ -209,8 +225,8 @@ def _option_of(class_path: str, name: str) -> Any:
     return component_options(import_class(class_path))[name].annotation
 
 
-def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
-    """Return the message for a value that no part of the type hint allows; `value` is the first line of the `whole`."""
+def _not_allowed(key: str, hint: Any, value: str) -> str:
+    """Return the message for a value that no part of the type hint allows."""
     parts = alternatives(hint)
     bases = [found for part in parts if typing.get_origin(part) is not list for found in component_classes(part)]
     if bases:
@@ -224,32 +240,11 @@ def _not_allowed(key: str, hint: Any, value: str, whole: str) -> str:
         return told(f"{key}: {shown} is not {' or '.join(forms)}", near, f"there are {listed}")
     words = [_word(part) for part in parts if typing.get_origin(part) is not Literal]
     listed = ", ".join([*_choices(hint), *words])
-    if str in parts and value[:1] not in "{[":  # a number, or a word that is none to YAML, as `no`
-        fault = "is no text to YAML; put it in quotes"
-    else:
-        fault = _fault(whole) if any(_is_collection(part) for part in parts) else "is not allowed"
+    is_no_text = str in parts and value[:1] not in "{["  # a number, or a word that is none to YAML, as `no`
+    fault = "is no text to YAML; put it in quotes" if is_no_text else "is not allowed"
     shown = f"{key}: {value!r} {fault}" if value != "None" else f"{key} is null, or has no value"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return told(shown, nearest(value, _choices(hint)), f"allowed: {listed}{example}")
-
-
-def _is_collection(hint: Any) -> bool:
-    return is_dataclass(hint) or (typing.get_origin(hint) or hint) in (dict, list, tuple)
-
-
-def _fault(text: str) -> str:
-    """Say why YAML makes no collection of a text that was to be one."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        problem = str(error.problem)
-        ends, end = "but got '<stream end>'", "but it ends there"
-        return f"is not closed: {problem.replace(ends, end)}" if ends in problem else f"is no YAML: {problem}"
-    except yaml.YAMLError:  # characters that it does not read
-        return "is no YAML"
-    return "is a text" if isinstance(found, str) else "is not allowed"
 
 
 def _a(name: str) -> str:

@@ -17,7 +17,7 @@ from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
-from sftmix.measure.split import mixing, ties_at_the_cut
+from sftmix.measure.split import length_correlation, mixing, ties_at_the_cut
 from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
 
 EXTREMES = 5
@@ -121,6 +121,7 @@ def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str,
     order = scored[np.argsort(scores.confidence[scored], kind="stable")]
     return {
         "confidence": groups,
+        "spearman_confidence_length": length_correlation(scores),
         "least_confident": [_shown(rows, scores, int(row)) for row in order[:EXTREMES]],
         "most_confident": [_shown(rows, scores, int(row)) for row in order[::-1][:EXTREMES]],
     }

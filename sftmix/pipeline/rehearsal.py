@@ -21,6 +21,7 @@ from sftmix.components.contracts import (
     check_plan,
     check_split,
 )
+from sftmix.components.splitters import TooFewExamples
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.rows import RunRows
 from sftmix.types import Batch, BatchNLL, TrainingDynamics
@@ -36,8 +37,9 @@ Parts = tuple[ConfidenceEstimator, Splitter, PairSampler | None, Objective]
 def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
     """Ask each component of `stages` once for its answer on the run's rows, with losses that are made up.
 
-    Raises the ConfigError of a contract that is broken, which holds for all losses, and the errors of WRONG_CALLS. What
-    else a component raises, as that no example is confident enough, may come of the made-up losses: a line tells of it.
+    Raises what holds for all losses: the ConfigError of a contract that is broken, TooFewExamples, and the errors of
+    WRONG_CALLS. What else a component raises, as that no example is confident enough, may come of the made-up losses: a
+    line tells of it.
     """
     try:
         parts = copy.deepcopy((run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
@@ -61,7 +63,7 @@ def _asking(component: Component) -> Iterator[None]:
     """Raise _Doubtful with the component's name in place of its errors, except those that hold for all losses."""
     try:
         yield
-    except (ContractError, *WRONG_CALLS):
+    except (ContractError, TooFewExamples, *WRONG_CALLS):
         raise
     except Exception as error:
         said = str(error) if isinstance(error, SFTMixError) else f"{type(error).__name__}: {error}"
