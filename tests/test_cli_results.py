@@ -26,8 +26,8 @@ SUMMARY = {
         "unconfident": {"examples": 1500, "confidence_median": -40.25, "labels": {"High": 0.5, "Low": 0.5}},
         "unpaired": {"examples": 1},
     },
-    "spearman_confidence_length": 0.31,
     "confounds": {
+        "spearman_confidence_length": 0.31,
         "auc_length_confident": 0.625,
         "duplicates": {"examples_in_both": 2, "prompts_in_both": 7, "examples_with_prompt_in_both": 15},
         "label_overlap": {"labels": ["High", "Low"], "bins": 20, "overlap": 0.75, "overlap_if_unrelated": 0.96},
@@ -62,7 +62,7 @@ def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
 
 
 def test_the_figures_of_a_split_are_told(tmp_path: Path) -> None:
-    known = ("confidence", "spearman_confidence_length", "confounds")
+    known = ("confidence", "confounds")
     assert results(tmp_path, {k: SUMMARY[k] for k in known}, "split") == [
         "",
         GROUPS,

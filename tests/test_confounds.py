@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from sftmix.common.files import read_json
+from sftmix.components import LengthMatched, Median, Quantile
+from sftmix.components.base import ConfidenceEstimator
 from sftmix.measure.histogram import BINS, histogram
-from sftmix.measure.split import by_label, duplicates, length_correlation, mixing, overlap
+from sftmix.measure.split import by_label, duplicates, length_correlation, mixing, overlap, ties_at_the_cut
 from sftmix.types import Scores, Split
-from tests.tiny import groups, table
+from tests.tiny import SHORT, groups, table
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -64,6 +66,43 @@ def test_duplicates_across_the_groups_are_counted_between_first_and_last():
         "prompts_in_both": 2,
         "examples_with_prompt_in_both": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("confidence", "splitter", "said"),
+    [
+        (
+            [0.0] * 5 + [-1.0, -2.0, -3.0],
+            Median(),
+            "5 of 8 examples (62%) have the same confidence as one on the other",
+        ),
+        ([0.0] * 4 + [-1.0] * 4, Median(), None),  # equal ones on one side each
+        ([0.0, 0.0, -1.0, -1.0, -1.0, -2.0, np.nan], Quantile(levels=3), "3 of 7 examples (43%)"),
+        ([0.0, -1.0, -1.0, -2.0, -2.0, -3.0], Quantile(levels=2), None),  # the ties are not at the cut
+        ([-np.inf] * 4, Median(), "4 of 4 examples (100%)"),
+        ([np.nan] * 4, LengthMatched(), None),
+        ([*np.arange(249.0), 0.5, 0.5, *-np.arange(1.0, 250)], Median(), None),  # 2 of 500
+    ],
+)
+def test_ties_at_the_cut_are_counted(confidence, splitter, said):
+    scores = scores_of(confidence)
+    remarks = list(ties_at_the_cut(scores, splitter.split(scores, seed=0)))
+    assert [remark.startswith(said or "?") for remark in remarks] == [True] * (said is not None)
+
+
+class Coarse(ConfidenceEstimator):
+    """One confidence for all."""
+
+    def estimate(self, dynamics):
+        return np.zeros(len(dynamics.ids))
+
+
+def test_the_split_and_the_summary_tell_of_ties(tiny, tmp_path, sftmix):
+    words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
+    done = sftmix("split", *words)
+    (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
+    assert remark.startswith("29 of 29 examples (100%) have the same confidence")
+    assert done.out.count(f"note: {remark}\n") == 2  # with the split, and at the end
 
 
 def test_text_has_no_prompts_to_share():

@@ -257,7 +257,7 @@ pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **
 pipeline.recipe.run = lambda config, until: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.export.export_run = tools.quickstart.run.quickstart = lambda *args, **options: None
-pipeline.finished.finished_models = lambda *args, **more: []
+pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.replay.replay = lambda *args: ""

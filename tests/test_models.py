@@ -185,6 +185,12 @@ def test_unknown_head_is_refused() -> None:
         check_head(model)
     model.factor = 1.0
     check_head(model)
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.data[3, 2] = float("nan")
+    with pytest.raises(
+        ConfigError, match=r"not finite, the first in model\.layers\.1\.mlp\.up_proj\.weight: its file is"
+    ):
+        check_head(model)
 
 
 def test_models_without_a_decoder_head_are_refused(models: Callable[[str], PreTrainedModel]) -> None:

@@ -211,6 +211,24 @@ def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Pat
     assert f"{run}: interrupted in stage train (exit code 130); the same command continues it" in told
 
 
+def test_fewer_rows_than_groups_are_met_before_the_reference(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    ended = sftmix("run", *tiny.options, "--data.limit", "1", "--out", str(tmp_path / "run"))
+    assert (ended.code, "error: a split into 2 groups needs at least 2 scored examples" in ended.err) == (3, True)
+    assert not (tmp_path / "run" / "reference").exists()
+
+
+def test_sizes_that_no_batch_can_have_are_told(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    sizes = ("--training.global_batch_size", "64", "--training.micro_batch_size", "128", "--training.epochs", "1")
+    done = sftmix("run", *tiny.options, *sizes, "--out", str(tmp_path / "run"))
+    assert done.code == 0, done.err
+    for stage in ("reference", "train"):
+        for option, size, most in (("global", 64, len(tiny.train.read_text().splitlines())), ("micro", 128, 64)):
+            told = (
+                f"{stage}: training.{option}_batch_size is {size}, but no step has more than {most} different examples"
+            )
+            assert told in done.out + done.err
+
+
 # -------------------------------------------------------------------- refusals that load no torch
 
 
@@ -225,6 +243,19 @@ def test_rows_and_models_that_are_not_there_are_refused_at_once(
         assert (rows.code, f"{option[2:]}: {missing(path)}: no such file" in rows.err) == (3, True), rows.err
     model = without_torch(*words, "--model.path", missing(tiny.model))
     assert (model.code, "model.path: " in model.err) == (2, True)
+    hub = without_torch(*words, "--model.path", "no/such")
+    assert (hub.code, "model.path: cannot load no/such (no directory here; as a hub id: " in hub.err) == (2, True)
+    template = without_torch(*words, "--data.template", "chatlm")
+    assert (template.code, "data.template: 'chatlm' is neither one of alpaca, chatml" in template.err) == (2, True)
+
+
+def test_a_run_that_is_not_there_is_refused_at_once(tmp_path: Path, without_torch: Call) -> None:
+    for words, message in (
+        (["report"], "runs/nothere is not a run directory"),
+        (["evaluate", "--tasks", "arc_easy", "--to", str(tmp_path)], "model runs/nothere: cannot load runs/nothere"),
+    ):
+        done = without_torch(*words, "runs/nothere")
+        assert (done.code, f"error: {message}" in done.err) == (2, True), done.err
 
 
 def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:

@@ -84,20 +84,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a user's file."""
     made = tmp_path_factory.mktemp("mine")
     (made / "my_parts.py").write_text(PARTS)
+    (made / "my_draft.py").write_text("import os\nclass Half(:\n")
     return made
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("components my_parts.Tail", f"no component {TAIL}"),
-        ("components no_such.Thing", "no component 'no_such.Thing': No module named 'no_such'."),
+        ("components my_parts.Tail", f"no Component {TAIL}"),
+        ("components no_such.Thing", "no Component 'no_such.Thing': No module named 'no_such'."),
         ("components my_parts.NotOne", "my_parts.NotOne is no component: no subclass of a base class in sftmix.compo"),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
+        ("run --objective my_parts.Tail", "module 'my_parts' has no attribute 'Tail'; there are NTP, SFTMix, "),
         ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter sftmix.components.NTP", KIND),
+        ("run --splitter my_draft.Half", "no Splitter 'my_draft.Half': invalid syntax (my_draft.py, line 2)"),
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs --splitter.untyped 3", f"splitter: my_parts.Needs {NO_TYPE}"),
         ("run --objective.mu my_parts.Steps", f"objective.mu: my_parts.Steps {NO_TYPE}"),

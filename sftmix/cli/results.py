@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from sftmix.common.figures import short
 from sftmix.config import RunConfig
 from sftmix.options import as_list
 
@@ -96,7 +97,7 @@ def _groups(summary: Mapping[str, Any]) -> list[str]:
     for name, group in (summary.get("confidence") or {}).items():
         median = group.get("confidence_median")
         if group["examples"]:
-            what = "" if median is None else f" ({word}{_figure(median)})"
+            what = "" if median is None else f" ({word}{short(median, digits=3)})"
             groups.append(f"{group['examples']:,} {name}{what}")
             word = "" if what else word
     return [f"groups: {', '.join(groups)}"] if groups else []
@@ -113,7 +114,7 @@ def _confounds(summary: Mapping[str, Any]) -> list[str]:
             f"overlap of the confidence of {' and '.join(overlap['labels'])}: {overlap['overlap']:.2f} "
             f"(labels at random: {overlap['overlap_if_unrelated']:.2f})"
         )
-    rank, length = summary.get("spearman_confidence_length"), found.get("auc_length_confident")
+    rank, length = (found.get(key) for key in ("spearman_confidence_length", "auc_length_confident"))
     if rank is not None:
         lines.append(f"rank correlation of confidence with response length: {rank:.2f}")
     if length is not None:
@@ -128,14 +129,6 @@ def _time(summary: Mapping[str, Any]) -> list[str]:
     timed = {name: stages[name]["wall_seconds"] for name in STAGES if "wall_seconds" in stages.get(name, {})}
     shown = [f"{name} {_duration(seconds)}" for name, seconds in timed.items() if seconds >= 0.5]
     return [f"time: {', '.join(shown)}"] if shown else []
-
-
-def _figure(value: float) -> str:
-    """Return a number with three digits or so: -0.312, -8.03, -89.4, -167,800."""
-    if abs(value) >= 1e7:  # a reference that diverged
-        return f"{value:.1e}"
-    digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2)) if abs(value) >= limit), 3)
-    return f"{value:,.{digits}f}"
 
 
 def _duration(seconds: float) -> str:

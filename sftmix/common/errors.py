@@ -27,6 +27,10 @@ class ConfigError(SFTMixError):
     exit_code = 2
 
 
+class ContractError(ConfigError):
+    """An answer of a component that its contract does not allow."""
+
+
 class DataError(SFTMixError):
     """Rows that cannot be read or used; the message lists `file:line: reason`."""
 

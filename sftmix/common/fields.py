@@ -41,7 +41,7 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
     yield told(
         f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}",
-        nearest(wrong[0], [*every, *OTHER_NAMES]) if wrong else "",
+        nearest(wrong[0], [*every, *OTHER_NAMES], cutoff=0.6) if wrong else "",
         f"on the left stand our names ({reads}), on the right those of the rows",
     )
 

@@ -23,6 +23,11 @@ def unit_of(metric: str) -> str:
     return "nats per response token of the held-out rows; lower is better" if of_held_out else ""
 
 
+def short(value: float, *, digits: int = 4) -> str:
+    """Return a number with so many digits, with all of the whole ones below ten million: -0.312, -40.2, -167,800."""
+    return f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e7 else f"{value:,.{digits}g}"
+
+
 def counted(n: int, noun: str) -> str:
     """Return `1 step`, `2 steps` or `1,000 steps`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, ContractError
 from sftmix.components.base import (
     Callback,
     CallbackResult,
@@ -49,10 +49,6 @@ OWN_OF_STEP = _OF_BOTH | _LOSSES | _SUMS | {"step", "time", "epoch", "rows"}
 """The names of the loop's own metrics in a line of metrics.jsonl."""
 OWN_OF_STAGE = _OF_BOTH | _COUNTS | {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
 """The names of the loop's own figures of a stage, in figures.json."""
-
-
-class ContractError(ConfigError):
-    """An answer of a component that its contract does not allow."""
 
 
 def broken(kind: str, component: Component, answer: str, allowed: str) -> ContractError:

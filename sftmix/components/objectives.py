@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.rng import generator
 from sftmix.components.base import Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
 from sftmix.types import Batch, Float64, Plan, Tensor
@@ -168,7 +168,11 @@ def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float
     """Return the number, or the schedule's value at this step, checked."""
     if not isinstance(value, Schedule):
         return value
-    number = float(value.value(step, total_steps))  # numpy's numbers, too
+    answer = value.value(step, total_steps)
+    try:
+        number = float(answer)  # numpy's numbers, too
+    except (TypeError, ValueError):
+        raise ContractError(f"objective.{key} {type(value).__name__} returned {answer!r}; allowed: a number") from None
     _check_value(key, number, f" at step {step} of {total_steps}")
     return number
 

@@ -12,21 +12,23 @@ from sftmix.components.base import Component
 from sftmix.config.schema import all_components, component_bases, component_options, import_class, known_components
 
 
-def find_class(path: str, kind: str = "component") -> Any:
-    """Return the object at an import path; raise ConfigError, with the nearest component of that module."""
+def find_class(path: str, base: type[Component] = Component) -> Any:
+    """Return the object at an import path; raise ConfigError, with the nearest component of that kind in its module."""
     try:
         return import_class(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"no {kind} {path!r}: {error}.{nearest(path, _components_in(path))}") from error
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"no {base.__name__} {path!r}: {error}.{nearest(path, _components_in(path, base))}"
+        ) from error
 
 
-def _components_in(path: str) -> list[str]:
-    """List the import paths of the components that the module of a path defines."""
+def _components_in(path: str, base: type[Component]) -> list[str]:
+    """List the import paths of the components of a kind that the module of a path defines."""
     try:
         module = importlib.import_module(path.rpartition(".")[0])
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, SyntaxError):
         return []
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Component)]
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base)]
     return [f"{c.__module__}.{c.__qualname__}" for c in classes if c.__module__ == module.__name__]
 
 
@@ -61,7 +63,7 @@ def _imported(base: type[Component], name: str, known: Sequence[str]) -> Any:
     if "." not in name:
         raise ConfigError(told(f"no {base.__name__} {name!r}", nearest(name, known), listed))
     try:
-        return find_class(name, base.__name__)
+        return find_class(name, base)
     except ConfigError as error:
         if str(error).endswith("?"):  # a component of that module is near
             raise

@@ -30,6 +30,24 @@ EXAMPLES = {
     "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
 }
 """A value of each option whose form is easily mistaken."""
+ELSEWHERE = {
+    "model.path": ("model_name_or_path", "base_model"),
+    "model.lora.r": ("rank", "lora_r", "lora_rank", "adapter", "finetuning_type"),
+    "model.lora.quantize": ("load_in_4bit",),
+    "data.train": ("dataset", "datasets", "dataset_name"),
+    "data.eval_fraction": ("val_size", "val_set_size"),
+    "data.max_length": ("sequence_len", "cutoff_len"),
+    "data.limit": ("max_samples",),
+    "training.epochs": ("num_epochs", "num_train_epochs"),
+    "training.global_batch_size": ("gradient_accumulation_steps",),
+    "training.learning_rate": ("lr",),
+    "training.warmup_ratio": ("warmup_steps",),
+    "training.parallel": ("deepspeed",),
+    "checkpoint.every": ("save_steps",),
+    "out": ("output_dir",),
+    "callbacks": ("eval_steps", "report_to"),
+}
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
 _LISTED = 12
 """Most options of a group that a message lists."""
 _ALIKE = 0.6
@@ -41,11 +59,11 @@ def unknown_option(key: str) -> str:
     allowed = [*option_hints(), *option_groups(), "config", "print_config"]
     group = key.partition(".")[0]
     siblings = [k for k in allowed if k.startswith(f"{group}.")] if "." in key else []
-    place = f"--help {group}" if siblings else "--help all"
+    more = f"--help {group if siblings else 'all'} lists them"
+    if 0 < len(siblings) <= _LISTED:
+        more = f"there are {', '.join(siblings)}"
     guess = _guess(key, siblings, allowed)
-    if guess or len(siblings) > _LISTED or not siblings:
-        return told(f"unknown option {key}", did_you_mean(guess) if guess else "", f"{place} lists them")
-    return told(f"unknown option {key}", "", f"there are {', '.join(siblings)}")
+    return told(f"unknown option {key}", did_you_mean(guess) if guess else "", more)
 
 
 def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
@@ -57,13 +75,12 @@ def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
     for option in (*siblings, *allowed):
         if wanted in choices(option_hints().get(option)):
             return f"{option} {wanted}"
+        if wanted in ELSEWHERE.get(option, ()):
+            return option
 
     def likeness(option: str) -> float:
         name = option.rpartition(".")[2]
-        if wanted == "".join(word[:1] for word in name.split("_")):  # lr: learning_rate
-            return 1.0
-        begins = wanted.startswith(name) or name.startswith(wanted)  # rank: r
-        return max(_ratio(wanted, name), 0.7 * begins)
+        return max(_ratio(wanted, name), 0.7 * name.startswith(wanted))
 
     def rank(option: str) -> tuple[float, float]:
         return likeness(option) + 0.1 * (option in siblings), _ratio(key, option)

@@ -103,11 +103,16 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
     if template is None:
         template = "alpaca"
         notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+    source = template_source(template)
+    return template, _own_template(tokenizer, source) if template in NAMED else source, notices
+
+
+def template_source(template: str) -> str:
+    """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
     if template in NAMED:
-        return template, _own_template(tokenizer, NAMED[template]), notices
-    path = Path(template).expanduser()
+        return NAMED[template]
     try:
-        return template, path.read_text(encoding="utf-8"), notices
+        return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

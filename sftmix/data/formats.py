@@ -139,7 +139,7 @@ def checked_text(value: Any, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"{what} contains a lone surrogate or bytes that are not UTF-8") from None
+        raise BadRow(f"{what} contains a lone surrogate or bytes that are not UTF-8 (save the file as UTF-8)") from None
     return value
 
 

@@ -70,9 +70,11 @@ class StrictDecoder:
             value = self._json.decode(raw.decode("utf-8").rstrip("\r\n"))  # a column counts from the last newline
             return self._problem or value
         except UnicodeDecodeError as error:
-            return BadRow(f"not valid UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line")
+            byte = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line"
+            return BadRow(f"not valid UTF-8: {byte}; save the file as UTF-8", mistake="not valid UTF-8")
         except json.JSONDecodeError as error:
-            return BadRow(f"not valid JSON: {error.msg} (column {error.colno})")
+            comma = "; no comma stands after a row" if error.doc[error.pos :].strip() == "," else ""
+            return BadRow(f"not valid JSON: {error.msg} (column {error.colno}){comma}", mistake=f"{error.msg}{comma}")
         except RecursionError:
             return BadRow("not valid JSON: nested too deeply")
         except ValueError as error:
@@ -205,7 +207,7 @@ class _ArrayReader:
             self._text = self._text[self._at :] + self._decode.decode(raw, final=self._ended)
         except UnicodeDecodeError as error:
             line = self._line + self._text.count("\n", self._at) + raw[: error.start].count(b"\n")
-            raise DataError(f"{self._name}:{line}: not valid UTF-8") from error
+            raise DataError(f"{self._name}:{line}: not valid UTF-8; save the file as UTF-8") from error
         self._at = 0
 
     def _fail(self, reason: str, line_in_text: int | None = None) -> None:

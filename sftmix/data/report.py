@@ -159,9 +159,11 @@ class BadFile:
             self._fields.update(dict.fromkeys(row))
 
     def lines(self) -> list[str]:
-        """The first SHOWN bad rows; one line instead if all rows of the file have the same mistake."""
-        if self.count != self.rows or self.rows < 2 or len(self._mistakes) > 1:
+        """The bad rows; one line instead if all rows of the file, or more than SHOWN, have the same mistake."""
+        if self.count < 2 or len(self._mistakes) > 1 or (self.count < self.rows and self.count <= SHOWN):
             return self.first
+        if self.count < self.rows:
+            return [f"{self.first[0]}; {self.count - 1:,} later rows of this file have the same mistake"]
         fields = listed(self._fields)
         there = f"; the fields there are {fields}" if self._fields and fields not in self._reason else ""
         return [f"{self.name}: all {self.rows:,} rows: {self._reason}{there}"]

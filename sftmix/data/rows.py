@@ -167,6 +167,8 @@ class _Reading:
                     except BadRow as problem:
                         problems.add(place, problem, found)
                 self.report.rows += problems.rows
+                if 0 < problems.rows == problems.count:
+                    self.report.notes.append(f"no row of {source.name} is used: all are bad (data.skip_bad)")
                 bad.add_file(problems)
                 written[source.entry] += writer.records - before
         taken, repeated = writer.finish()

@@ -27,7 +27,8 @@ def iter_text(path: Path, name: str) -> Iterator[str]:
                 yield decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].count(b"\n")
-                raise BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x}", f"{name}:{line}") from error
+                reason = f"not valid UTF-8: byte 0x{error.object[error.start]:02x}; save the file as UTF-8"
+                raise BadRow(reason, f"{name}:{line}") from error
             if (zero := raw.find(b"\0")) >= 0:
                 line += raw[:zero].count(b"\n")
                 raise BadRow("contains a NUL character", f"{name}:{line}")

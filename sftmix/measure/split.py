@@ -7,7 +7,7 @@ may come from length; RandomSplit and LengthMatched are the controls.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from sftmix.types import Float64, Int64, Rows, Scores, Split
 
 MAX_LABELS = 12
 """Largest number of labels that are reported, the most frequent ones."""
+
+TIED = 0.01
+"""Share of the examples above which ties at the cut get a remark."""
 
 SHUFFLES = 200
 """Random exchanges of the labels behind `overlap_if_unrelated`."""
@@ -54,6 +57,18 @@ def length_correlation(scores: Scores) -> float | None:
     """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence."""
     scored = is_measured(scores.confidence)
     return spearman(scores.confidence[scored], scores.n_tokens[scored])
+
+
+def ties_at_the_cut(scores: Scores, split: Split) -> Iterator[str]:
+    """Yield a remark if more than the share TIED of the examples have the confidence of one in another group."""
+    values_of_groups = np.unique(np.stack([scores.confidence, split.group]), axis=1)[0]
+    values, n_groups = np.unique(values_of_groups, return_counts=True)
+    tied = np.count_nonzero(np.isin(scores.confidence, values[n_groups > 1]))  # NaN equals nothing
+    if tied > TIED * len(scores):
+        yield (
+            f"{tied:,} of {len(scores):,} examples ({tied / len(scores):.0%}) have the same confidence as one on the "
+            "other side of the cut, so confidence does not divide them (Median and Quantile order them by id)."
+        )
 
 
 # ------------------------------------------------------------------------------------------ duplicates

@@ -17,7 +17,7 @@ from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset, LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
-from sftmix.measure.split import length_correlation, mixing
+from sftmix.measure.split import length_correlation, mixing, ties_at_the_cut
 from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
 
 EXTREMES = 5
@@ -58,7 +58,8 @@ def summarise(
     if split is not None:
         summary |= _confidence(data.train, scores, split)
     summary["confounds"] = _confounds(root, stages)
-    summary["remarks"] = remarks(root, stages, learning_rate)
+    ties = () if split is None else ties_at_the_cut(scores, split)
+    summary["remarks"] = [*ties, *remarks(root, stages, learning_rate)]
     world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
 

@@ -91,6 +91,12 @@ def check_head(model: PreTrainedModel) -> Head:
     # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     if not difference <= limit:
+        broken = [n for n, weight in model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise ConfigError(
+                f"model.path: {name} has weights that are not finite, the first in {broken[0]}: its file is damaged, "
+                "or its training diverged. Name another model."
+            )
         raise ConfigError(
             f"model.path: {name} is not supported: its logits differ from softcap(scale (hidden W^T + bias)) by up to "
             f"{difference:.3g} on a probe batch (allowed: {limit:.3g}), so the loss would train another model."

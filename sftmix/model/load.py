@@ -140,8 +140,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
                 "is never run. Name a model whose model_type and tokenizer are part of transformers, or convert this "
                 "one to such a type"
             ) from error
-        offline = "" if local else " (no directory here; as a hub id: is it spelt right, is there a network?)"
-        raise ConfigError(f"model.path: cannot load {path}{offline}: {error}") from error
+        raise ConfigError(f"model.path: cannot load {path}: {error}") from error
 
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")

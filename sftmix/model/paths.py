@@ -27,6 +27,23 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     return name, local
 
 
+def model_at_hand(path: str | Path) -> tuple[str, bool]:
+    """Return `model_place`; raise ConfigError, too, for a hub id that is not in the cache and cannot be asked for."""
+    name, local = model_place(path)
+    if not local:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        try:
+            if not any(try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")):
+                HfApi().model_info(name, timeout=10)
+        except Exception as error:  # the hub's client raises errors of other libraries, too
+            raise ConfigError(
+                f"model.path: cannot load {path} (no directory here; as a hub id: is it spelt right, is there a "
+                f"network?): {str(error).partition(chr(10))[0]}"
+            ) from error
+    return name, local
+
+
 def refuse_adapters(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters and no model."""
     if is_there(Path(path).expanduser() / "adapter_config.json"):

@@ -10,6 +10,7 @@ from sftmix.common.names import is_there
 from sftmix.config.read import read_config
 from sftmix.model.paths import model_place
 from sftmix.pipeline.directory import is_finished, origin
+from sftmix.pipeline.finished import refuse_no_run
 
 
 def export_run(
@@ -31,8 +32,7 @@ def export_run(
     where it is damaged, DifferenceError where train/model is.
     """
     run, to = Path(run), Path(to)
-    if not is_there(run / "config.yaml"):
-        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    refuse_no_run(run)
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_config(run / "config.yaml")

@@ -11,7 +11,7 @@ from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
 from sftmix.config.read import read_config
-from sftmix.model.paths import model_place, named
+from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.directory import is_finished, origin
 
 TARGET = "target"
@@ -56,6 +56,12 @@ def is_run(place: str | Path) -> bool:
     return (Path(place).expanduser() / "config.yaml").exists()
 
 
+def refuse_no_run(place: Path) -> None:
+    """Raise ConfigError for what is no run directory."""
+    if not is_run(place):
+        raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
+
+
 def _found(place: str, name: str, option: str) -> FinishedModel:
     if is_run(place) and name in OF_A_RUN:
         run = Path(place).expanduser()
@@ -75,7 +81,7 @@ def _found(place: str, name: str, option: str) -> FinishedModel:
 
 def _model_directory(place: str, option: str) -> str:
     with named(option):
-        path, local = model_place(place)
+        path, local = model_at_hand(place)
     if local and not any((Path(path) / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(
             f"{place} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of a "

@@ -8,7 +8,8 @@ reference is in `reference`, training and measuring the target in `target`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Sequence
+import sys
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.data import EncodedDataset
-from sftmix.measure.split import write_confounds
+from sftmix.measure.split import ties_at_the_cut, write_confounds
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.directory import RunDirectory
@@ -38,12 +39,18 @@ from sftmix.types import Scores, Split, TrainingDynamics
 
 
 def run(
-    config: RunConfig, *, until: StageName = "train", world: World | None = None, pool: Sequence[Path] = ()
+    config: RunConfig,
+    *,
+    until: StageName = "train",
+    world: World | None = None,
+    pool: Sequence[Path] = (),
+    say_rows: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Run all stages up to one, resume those that were begun, and return the summary.
 
-    world  the ranks, if their process group exists already; None: as torchrun announces them
-    pool   other run directories; a stage that they finished from the same inputs is adopted, not made again
+    world     the ranks, if their process group exists already; None: as torchrun announces them
+    pool      other run directories; a stage that they finished from the same inputs is adopted, not made again
+    say_rows  prints the report on the rows; a table of runs prints equal ones once
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
     validate(config)
@@ -55,11 +62,16 @@ def run(
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(config, until, ranks, directory, stop)
+        return recipe(config, until, ranks, directory, stop, say_rows)
 
 
 def recipe(
-    config: RunConfig, until: StageName, world: World, directory: RunDirectory, stop: StopAtOnce
+    config: RunConfig,
+    until: StageName,
+    world: World,
+    directory: RunDirectory,
+    stop: StopAtOnce,
+    say_rows: Callable[[str], object],
 ) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
@@ -72,7 +84,9 @@ def recipe(
     rows = tokenised_rows(config, prepared, world, select=select.ids, progress=world.is_main)
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
     select.keep()
-    run.say("\n".join(rows.data.report.lines()))
+    if world.is_main:
+        say_rows("\n".join(rows.data.report.lines()))
+        sys.stdout.flush()
     if "reference" in stages and not directory.has("reference"):
         refuse_responses_of_text(config, rows)
         if len(stages) > 1 and config.reference.trains:
@@ -188,6 +202,8 @@ def make_split(run: RunContext, rows: RunRows, scores: Scores) -> Split:
         files = run.world.on_main(lambda: write_confounds(root, scores, made, rows.data.train))
         run.finish("split", ["split.parquet", *(files or [])], {"wall_seconds": run.seconds()})
         run.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
+        for remark in ties_at_the_cut(scores, made):
+            run.say(f"note: {remark}")
     return read_split(path)[1]
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import epoch_units
-from sftmix.common.errors import SFTMixError
+from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.common.rng import generator
 from sftmix.components.base import Component, ConfidenceEstimator, Objective, PairSampler, Splitter
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import (
-    ContractError,
     check_confidence,
     check_pairs,
     check_plan,
     check_split,
 )
+from sftmix.components.splitters import TooFewExamples
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.rows import RunRows
 from sftmix.types import Batch, BatchNLL, TrainingDynamics
@@ -30,16 +30,19 @@ UNITS = 4
 """Pairs or single examples in the micro-batch of the rehearsal."""
 WRONG_CALLS = (TypeError, AttributeError, NameError)
 """Errors of code that would fail on any figures."""
+Parts = tuple[ConfidenceEstimator, Splitter, PairSampler | None, Objective]
+"""The components that follow the reference."""
 
 
 def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
     """Ask each component of `stages` once for its answer on the run's rows, with losses that are made up.
 
-    Raises the ConfigError of a contract that is broken, which holds for all losses, and the errors of WRONG_CALLS. What
-    else a component raises, as that no example is confident enough, may come of the made-up losses: a line tells of it.
+    Raises what holds for all losses: the ConfigError of a contract that is broken, TooFewExamples, and the errors of
+    WRONG_CALLS. What else a component raises, as that no example is confident enough, may come of the made-up losses: a
+    line tells of it.
     """
     try:
-        parts = copy.deepcopy(Parts(run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
+        parts = copy.deepcopy((run.config.confidence, run.config.splitter, run.pairing, run.config.objective))
     except Exception:  # what cannot be copied may keep something of each call, so it is not asked twice
         return
     try:
@@ -60,42 +63,33 @@ def _asking(component: Component) -> Iterator[None]:
     """Raise _Doubtful with the component's name in place of its errors, except those that hold for all losses."""
     try:
         yield
-    except (ContractError, *WRONG_CALLS):
+    except (ContractError, TooFewExamples, *WRONG_CALLS):
         raise
     except Exception as error:
         said = str(error) if isinstance(error, SFTMixError) else f"{type(error).__name__}: {error}"
         raise _Doubtful(f"{type(component).__name__} says: {said}") from error
 
 
-@dataclass
-class Parts:
-    """The components that follow the reference."""
-
-    confidence: ConfidenceEstimator
-    splitter: Splitter
-    pairing: PairSampler | None
-    objective: Objective
-
-
 def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll: bool) -> None:
+    estimator, splitter, pairing, objective = parts
     dynamics = made_up(rows.data.train.ids, rows.data.train.n_targets, token_nll=token_nll)
-    with _asking(parts.confidence):
-        confidence = check_confidence(parts.confidence, parts.confidence.estimate(dynamics), dynamics)
+    with _asking(estimator):
+        confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
     if "split" not in stages:
         return
     scores = replace(rows.table(), confidence=confidence, variability=variability(dynamics))
-    with _asking(parts.splitter):
-        split = check_split(parts.splitter, parts.splitter.split(scores, seed=seed), scores)
-    if "train" not in stages or parts.pairing is None:
+    with _asking(splitter):
+        split = check_split(splitter, splitter.split(scores, seed=seed), scores)
+    if "train" not in stages or pairing is None:
         return
-    with _asking(parts.pairing):
-        pairs = check_pairs(parts.pairing, parts.pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
+    with _asking(pairing):
+        pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
     units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
     batch = collate(units, rows.data.train, split=split)
-    if parts.objective.needs_batch_nll:
+    if objective.needs_batch_nll:
         batch = replace(batch, batch_nll=_batch_nll(batch, dynamics))
-    with _asking(parts.objective):
-        check_plan(parts.objective, parts.objective.plan(batch, step=0, total_steps=2, seed=seed), batch)
+    with _asking(objective):
+        check_plan(objective, objective.plan(batch, step=0, total_steps=2, seed=seed), batch)
 
 
 def made_up(ids: Sequence[str], n_tokens: np.ndarray, *, token_nll: bool) -> TrainingDynamics:

@@ -12,8 +12,9 @@ from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
+from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
-from sftmix.model.paths import model_place, named, refuse_adapters, refuse_pickles
+from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED, ReferenceModel, as_list
 from sftmix.pipeline.directory import other_inputs
 from sftmix.pipeline.hold import Hold
@@ -61,12 +62,15 @@ def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ())
 
 
 def check_names_given(config: RunConfig) -> None:
-    """Raise DataError or ConfigError if files of rows, or the directory of the model, are not there."""
+    """Raise DataError or ConfigError if files of rows, the template, or the model are not there."""
+    path = config.model.path or ""
     check_names(as_list(config.data.train), "data.train", config.data.format)
     check_names(as_list(config.data.eval or []), "data.eval", config.data.format)
-    model_place(config.model.path or "")
-    refuse_adapters(config.model.path or "")
-    refuse_pickles(config.model.path or "")
+    if config.data.template is not None:
+        template_source(config.data.template)
+    model_at_hand(path)
+    refuse_adapters(path)
+    refuse_pickles(path)
 
 
 def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None:
@@ -87,10 +91,10 @@ def _check_reference(config: RunConfig) -> None:
     own = getattr(reference, "model", None)
     if isinstance(own, ReferenceModel) and own.path:
         with named("reference.model.path"):
-            model_place(own.path)
+            model_at_hand(own.path)
     for path in reference.paths if isinstance(reference, FromCheckpoints) else ():
         with named("reference.paths"):
-            model_place(path)
+            model_at_hand(path)
 
 
 def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[Path]) -> Iterator[str]:

@@ -132,6 +132,9 @@ def training_stage(
         run.say(f"{name}: {described_adapters(model)}")
     elif left := described_unused(model):
         run.say(f"{name}: {left}")
+    for option, most in (("global_batch_size", len(data)), ("micro_batch_size", options.global_batch_size)):
+        if (size := getattr(options, option) or 0) > most:
+            run.say(f"{name}: training.{option} is {size}, but no step has more than {most} different examples")
     return Stage(
         name=name,
         model=model,

@@ -34,6 +34,11 @@ from sftmix.types import Int64, Rows, RowScores, Scores, Split, TrainingDynamics
 C = TypeVar("C", bound=base.Component)
 V = TypeVar("V")
 SEED = 7
+STEP_METRICS = (
+    *("step", "time", "epoch", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm", "ntp_tokens"),
+    *("mixup_tokens", "tokens", "tokens_per_second", "tokens_total", "examples_total"),
+)
+"""What the loop says of each step, before any callback adds to it."""
 
 
 def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], None], *, examples: int) -> None:
@@ -274,7 +279,7 @@ def check_callback(callback: Callback, *, metrics: dict[str, float] | None = Non
         return RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
 
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, {"loss": 1.0, **held_out}, score, evaluate)
+        state = StageState("train", 1, 4, 0, {**dict.fromkeys(STEP_METRICS, 1.0), **held_out}, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             result = valid(contracts.check_callback_result, callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop

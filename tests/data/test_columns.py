@@ -138,6 +138,10 @@ def test_columns_are_part_of_the_identity(write, options):
             {"prmpt": "question", "response": "answer"},
             r"no format has prmpt\. Did you mean prompt\? On the left .*completion",
         ),
+        (
+            {"question": "prompt", "answer": "response"},
+            "no format has question and answer; on the left stand our names",
+        ),
         ({"instruction": "question", "response": "answer"}, "no format has instruction and response together"),
         ({"completion": "answer", "response": "answer"}, "the same field"),
     ],

@@ -141,7 +141,7 @@ def test_a_label_has_no_control_character(write, options):
 
 
 def test_the_first_twenty_and_the_count(write, options):
-    path = write("rows.jsonl", GOOD + b"{}\n" * 33)
+    path = write("rows.jsonl", GOOD + b"{}\n[]\n" * 16 + b"{}\n")
     with pytest.raises(DataError) as caught:
         prepare(options(path), 0, progress=False)
     lines = str(caught.value).splitlines()
@@ -369,11 +369,22 @@ def test_files_are_told_apart_and_all_their_rows_are_counted(write, options):
     lines = messages_of([whole, mixed, other], options, format="prompt_completion")
     assert lines[0].startswith("67 bad rows")
     assert lines[1] == f"{whole}: all 30 rows: field 'completion' is missing; the fields there are 'prompt'"
-    assert [line.split(": ")[0] for line in lines[2:21]] == [f"{mixed}:{n}" for n in range(2, 21)]
-    assert lines[21:] == ["... and 18 more"]  # 11 of the second file, 7 of the third
+    assert lines[2] == f"{mixed}:2: field 'completion' is missing; 29 later rows of this file have the same mistake"
+    assert lines[3:] == [f"{other}: all 7 rows: field 'completion' is missing; the fields there are 'prompt'"]
     prepared = prepare(options(whole, mixed, format="prompt_completion", skip_bad=True), 0, progress=False)
     assert prepared.report.counts == {"bad_row": 60}
+    assert prepared.report.notes == [f"no row of {whole} is used: all are bad (data.skip_bad)"]
     assert prepared.report.rows == 61
+
+
+@pytest.mark.parametrize(("end", "reason"), [(",", "no comma stands after a row"), ("\xe9", "save the file as UTF-8")])
+def test_a_mistake_of_saving_is_told_once(end, reason, write, options):
+    """Each line has its own column; the last has no comma."""
+    lines = [f'{{"instruction": "{"x" * n}", "output": "a"}}' for n in range(30)]
+    path = write("rows.jsonl", f"{end}\n".join(lines).encode("latin-1"))
+    (line,) = messages_of(path, options)[1:]
+    assert line.startswith(f"{path}:1: ")
+    assert line.endswith(f"; {reason}; 28 later rows of this file have the same mistake")
 
 
 def test_the_command_line_tells_it_once(write, sftmix, tmp_path):

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from sftmix import components, testing
+from sftmix.common.steps import read_steps
 from sftmix.components import base
 from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.splitters import Median
+from sftmix.testing.checks import STEP_METRICS
 from sftmix.types import Split
 
 CHECKS = {
@@ -219,6 +221,19 @@ class Alone(base.Callback):
 
 def test_a_callback_may_score_rows_and_responses_alone():
     testing.check_callback(Alone())
+
+
+class Reads(base.Callback):
+    """Legal: reads what the log has of each step."""
+
+    def on_step_end(self, state):
+        return base.CallbackResult({"share": state.metrics["ntp"] / state.metrics["tokens_per_second"]})
+
+
+def test_a_callback_may_read_what_the_loop_logs(finished):
+    testing.check_callback(Reads())
+    (line,) = read_steps(finished.path / "train")[:1]
+    assert set(STEP_METRICS) == {name for name in line if name != "rows" and not name.startswith("eval_")}
 
 
 class Positional(base.Selector):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import Stopped
+from sftmix.common.errors import ContractError, Stopped
 from sftmix.common.world import World
 from sftmix.components import Callback, EarlyStopping, Evaluate
 from sftmix.components.base import CallbackResult
-from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP, ContractError
+from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.options import CheckpointOptions
 from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer

@@ -17,12 +17,15 @@ from sftmix.tools.compare.plan import Cell, Comparison
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
 
+SETTINGS = ("seed", "world_size", "data.max_length")
+"""Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
     """The results of a cell that is over.
 
-    metrics   every finite number of its summary.json, nested ones with dots; none if it diverged
+    metrics   every finite number of its summary.json but SETTINGS, nested ones with dots; none if it diverged
     no_value  names of its figures that are null or not finite
     adopted   stage -> directory of the stage it was taken from, relative to the cell's stage
     revision  version and git revision that trained the target; empty if it diverged
@@ -43,7 +46,7 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     from sftmix.pipeline.directory import ADOPTED
 
     adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
-    figures = dict(flatten(summary))
+    figures = {name: value for name, value in flatten(summary) if name not in SETTINGS}
     metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
     inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}
     trained = inputs.get("train", {})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
@@ -39,7 +40,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
     from sftmix.common.progress import progress_bar
 
-    cells, results = comparison.cells, list[CellResult]()
+    cells, results, say_rows = comparison.cells, list[CellResult](), cache(print)  # equal rows are told once
     begun = (directory.path / TABLE).exists()
     world.on_main(lambda: None if begun else _write_configuration(comparison, directory))
     with progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar:
@@ -49,7 +50,7 @@ def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[
             if new:
                 directory.starts_work()
             directory.tell(stage=cell.name, step=done, total_steps=len(cells))
-            results.append(_run_cell(cell, cells, world))
+            results.append(_run_cell(cell, cells, world, say_rows))
             world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new and len(results) < len(cells):
@@ -83,23 +84,23 @@ def _write_configuration(comparison: Comparison, directory: RunDirectory) -> Non
     write_text(directory.path / TABLE, text)
 
 
-def _run_cell(cell: Cell, cells: list[Cell], world: World) -> CellResult:
+def _run_cell(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> CellResult:
     if world.is_main:
         print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
     if world.share(world.is_main and has_diverged(cell.path)):
         if world.is_main:
             print(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
         return result_of(cell, {})
-    return result_of(cell, _summary_of(cell, cells, world))
+    return result_of(cell, _summary_of(cell, cells, world, say_rows))
 
 
-def _summary_of(cell: Cell, cells: list[Cell], world: World) -> dict[str, Any]:
+def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
     """Run a cell and return its summary, an empty one if its training diverged: that is a result, too."""
     from sftmix.pipeline.recipe import run
 
     try:
         with _named(cell):
-            return run(cell.config(), world=world, pool=[other.path for other in cells])
+            return run(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:

@@ -20,7 +20,7 @@ from sftmix.tools.compare.statistics import holm, mean_sd, seeds_needed
 
 SHOWN = (
     *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
-    *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "spearman_confidence_length", "confounds"),
+    *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "confounds"),
     "stages.train.wall_seconds",
 )
 """Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""

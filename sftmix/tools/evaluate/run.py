@@ -120,6 +120,7 @@ def _measure_model(
         say(f"{task.name}, {model.name}: there already")
     if not left:
         return identity
+    known.load([task.spec for task, _ in left])  # rows that are not there are told before a model is loaded
     import torch
 
     from sftmix.tools.evaluate.harness import Harness, measure

@@ -9,6 +9,7 @@ from pathlib import Path
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
+from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 Of one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
@@ -45,6 +46,9 @@ def main(argv: Sequence[str]) -> None:
     if to is not None and to.is_dir():
         raise ConfigError(f"--to {to} is a directory; name a file")
     say(f"report: {', '.join(map(str, runs))}")
+    for run in runs:
+        if not (run / "table.json").exists():
+            refuse_no_run(run)
     for needed, package in (("plotly", "plotly"), ("sklearn", "scikit-learn")):
         _require(needed, package)
     from sftmix.tools.report.write import write_report

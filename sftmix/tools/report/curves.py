@@ -53,6 +53,17 @@ def losses(view: RunView) -> go.Figure | None:
     return figure(*traces, x="optimizer step", y="NLL per response token (nats)") if traces else None
 
 
+def difference(view: RunView) -> go.Figure | None:
+    """NTP loss of every step and held-out NLL of the target, minus those of the baseline."""
+    lines = []
+    for ours, theirs in zip(view.metrics["train"], view.metrics["baseline"], strict=False):
+        measured = [key for key in ("ntp", "eval_nll") if ours.get(key) and theirs.get(key)]  # 0: over no tokens
+        lines.append({"step": ours["step"], **{f"{key}_apart": ours[key] - theirs[key] for key in measured}})
+    steps = _lines(lines, "ntp_apart", "step", COLOURS["base"], width=1)
+    held_out = _lines(lines, "eval_nll_apart", "held out", COLOURS["train"], mode="lines+markers")
+    return figure(steps, held_out, x="optimizer step", y="difference (nats)") if steps.x or held_out.x else None
+
+
 def mixup(view: RunView) -> go.Figure | None:
     """Mixup loss of every step, beside NTP."""
     lines = [line for line in view.metrics["train"] if line["mixup_tokens"]]

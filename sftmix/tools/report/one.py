@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+import pyarrow as pa
 
 from sftmix.common.errors import ConfigError
 from sftmix.pipeline.directory import is_finished
@@ -15,8 +16,8 @@ from sftmix.tools.report import curves, pictures
 from sftmix.tools.report.benchmarks import benchmarks
 from sftmix.tools.report.ends import TOPIC_ROWS, both_ends, topics, tsne
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table, scored_before, write_examples
-from sftmix.tools.report.look import Look, look
-from sftmix.tools.report.page import Page, Plot, Row, Section, write_page
+from sftmix.tools.report.look import look
+from sftmix.tools.report.page import Page, Plot, Section, write_page
 from sftmix.tools.report.run import RunView, read_run
 from sftmix.tools.report.sentences import sentences
 from sftmix.tools.report.tokens import MixedPair, Response, Responses, all_rows, chosen_rows, planned_pairs
@@ -58,8 +59,9 @@ def report_run(path: Path, to: Path, *, map_size: int, score_all: bool) -> list[
     view = read_run(path)
     seen = see(view, map_size)
     scored = score_training_rows(view) if score_all else scored_before(path)
-    write_examples(path / FILE, examples_table(view, known=scored, places=seen.by_row if seen else {}))
-    write_page(to, page_of(view, seen))
+    table = examples_table(view, known=scored, places=seen.by_row if seen else {})
+    write_examples(path / FILE, table)
+    write_page(to, page_of(view, seen, table))
     return [to, path / FILE]
 
 
@@ -98,19 +100,20 @@ def see(view: RunView, map_size: int) -> Seen | None:
     before = look(view, view.config.model.path, np.sort(shown), name="base model")
     texts = Responses(view, before, after)
     responses = {name: [texts.of(row) for row in rows.tolist()] for name, rows in chosen.items()}
-    return Seen(len(low), ends, tsne(_last(after, ends)), responses, [texts.pair(pair) for pair in planned])
-
-
-def _last(found: Look, rows: Rows) -> np.ndarray:
-    """Return f32[K, D], the hidden states of these rows."""
-    return found.last[np.searchsorted(found.rows, rows)]
+    return Seen(
+        len(low),
+        ends,
+        tsne(after.last[np.searchsorted(after.rows, ends)]),
+        responses,
+        [texts.pair(pair) for pair in planned],
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the page
 
 
-def page_of(view: RunView, seen: Seen | None) -> Page:
-    """Return the page of a run, all sections in order."""
+def page_of(view: RunView, seen: Seen | None, table: pa.Table) -> Page:
+    """Return the page of a run with its table of examples, all sections in order."""
     config, summary = view.config, view.summary
     return Page(
         title=view.path.resolve().name,
@@ -123,7 +126,7 @@ def page_of(view: RunView, seen: Seen | None) -> Page:
         sections=[
             _training(view),
             _confidence(view),
-            _examples(view),
+            _examples(view, table),
             *([_ends(view, seen), _tokens(seen), _mixed(seen)] if seen else []),
             _outcome(view),
             *benchmarks(view.path),
@@ -160,6 +163,13 @@ def _training(view: RunView) -> Section:
             "NTP loss and held-out NLL",
             "Lines: each step's batch. Dots: all held-out rows. Compare arms by NTP, which Mixup does not enter.",
             curves.losses(view),
+        ),
+        (
+            "difference",
+            "Target minus NTP baseline",
+            "Of the NTP loss of each step, whose rows both arms share, and of the held-out NLL; below 0 the target is "
+            "lower.",
+            curves.difference(view),
         ),
         ("mixup", "Mixup loss", "Beside NTP of the same steps; each over its own count.", curves.mixup(view)),
         (
@@ -227,23 +237,14 @@ def _kept(shown: int, there: int) -> str:
     )
 
 
-def _examples(view: RunView) -> Section:
+def _examples(view: RunView, table: pa.Table) -> Section:
     low, high = both_ends(view.by_confidence, TABLE_ROWS)
-    rows = [_row(view, row) for row in [*high[::-1].tolist(), *low[::-1].tolist()]]
+    rows = table.take(np.concatenate([low, high])).to_pylist()
     text = (
-        f"The {len(high)} most and the {len(low)} least confident examples, with their whole text. All examples are in "
+        f"The {len(low)} least and the {len(high)} most confident examples, with their whole text. All examples are in "
         f"{FILE.as_posix()}. Click a heading to sort."
     )
     return Section("examples", "Examples of both ends", text, rows=rows)
-
-
-def _row(view: RunView, row: int) -> Row:
-    scores, (instruction, response) = view.scores, view.texts[row]
-    group = view.groups[row] if view.groups else ""
-    label = "" if scores.label is None else str(scores.label[row] or "")
-    confidence, variability = float(scores.confidence[row]), float(scores.variability[row])
-    tokens = int(scores.n_tokens[row])
-    return Row(str(scores.id[row]), group, confidence, variability, tokens, label, instruction, response)
 
 
 def _ends(view: RunView, seen: Seen) -> Section:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import sftmix
+from sftmix.common.figures import short
 from sftmix.common.files import write_text
 from sftmix.tools.report.tokens import MixedPair, Response
 
@@ -37,24 +40,10 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Row:
-    """An example in the searchable table."""
-
-    id: str
-    group: str
-    confidence: float
-    variability: float
-    tokens: int
-    label: str
-    instruction: str
-    response: str
-
-
-@dataclass(frozen=True)
 class Section:
     """A section of the page; parts that are empty are left out.
 
-    rows       examples of the searchable table, which stands once on a page
+    rows       rows of the table of examples, for the searchable one, which stands once on a page
     responses  name -> responses, token by token
     pairs      mixed pairs
     table      a plain table, its head first
@@ -66,7 +55,7 @@ class Section:
     title: str
     text: str = ""
     plots: Sequence[Plot] = ()
-    rows: Sequence[Row] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
     responses: Mapping[str, Sequence[Response]] = field(default_factory=dict)
     pairs: Sequence[MixedPair] = ()
     table: Sequence[Sequence[str]] = ()
@@ -89,12 +78,19 @@ class Page:
     cards: Sequence[tuple[str, str]] = ()
 
 
+def with_code(text: str) -> Markup:
+    """Return a sentence, escaped, whose commands are code, and whose options no line breaks apart."""
+    code = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"--\w[\w.]*", r"<span>\g<0></span>", code))
+
+
 def write_page(path: Path, page: Page) -> None:
     """Write the page; all text in it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["figure"] = lambda value: f"{value:,.4g}"
+    environment.filters["figure"] = short
+    environment.filters["code"] = with_code
     environment.filters["js"] = lambda value: str(value).replace("inf", "Infinity")
     html = environment.get_template("page.html").render(
         title=page.title,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sftmix.common.figures import short
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics
 from sftmix.components.confidence import LEAST
@@ -80,7 +81,7 @@ def log_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     powers = range(low, high + 1, stride)
     marks = [f * 10.0**p for p in powers for f in ((1, 2, 5) if high - low <= 3 else (1,))]
     marks = [m for m in marks if sizes.min() * 0.9 <= m <= sizes.max() * 1.1]
-    ticks = {"tickvals": [-math.log10(m) for m in marks], "ticktext": [f"{-m:,.4g}" for m in marks]}
+    ticks = {"tickvals": [-math.log10(m) for m in marks], "ticktext": [short(-m) for m in marks]}
     return -np.log10(sizes), ticks
 
 
@@ -92,6 +93,17 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
+    median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
+    at = -math.log10(-median) if axis else median
+    dashed = {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": at,
+        "y1": at,
+        "line": {"dash": "dash", "width": 1},
+    }
     correct = correctness(view)[rows] if view.dynamics is not None else np.full(len(rows), np.nan)
     points = go.Scatter(
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
@@ -99,7 +111,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         mode="markers",
         text=hovers(view, rows),
         customdata=[
-            f"confidence {c:,.4g}, variability {v:,.3g}" + ("" if np.isnan(k) else f", correct {k:.0%}")
+            f"confidence {short(c)}, variability {v:,.3g}" + ("" if np.isnan(k) else f", correct {k:.0%}")
             for c, v, k in zip(view.scores.confidence[rows], spread, correct, strict=True)
         ],
         hovertemplate="%{customdata}<br>%{text}<extra></extra>",
@@ -117,16 +129,9 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         y="confidence" + (" (log)" if axis else ""),
         xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
-        shapes=[_median_line(view, log=bool(axis))] if view.split is not None else [],
+        shapes=[dashed] if view.split is not None else [],
         hovermode="closest",
     )
-
-
-def _median_line(view: RunView, *, log: bool) -> dict[str, Any]:
-    """Return the line at the median of all confidences, on the axis of the map."""
-    at = float(np.median(view.scores.confidence[view.by_confidence]))
-    at = -math.log10(-at) if log else at
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at, "line": {"dash": "dash", "width": 1}}
 
 
 def histogram(view: RunView, panel: str) -> go.Figure | None:
@@ -148,7 +153,7 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
             name=escape(name) or "(empty)",
             marker={"color": GROUPS[number % len(GROUPS)], "line": {"width": 0}},
             opacity=0.65,
-            customdata=[f"{a:,.4g} to {b:,.4g}" for a, b in itertools.pairwise(edges)],
+            customdata=[f"{short(a)} to {short(b)}" for a, b in itertools.pairwise(edges)],
             hovertemplate="%{customdata}: %{y} examples<extra>%{fullData.name}</extra>",
         )
         for number, (name, counts) in enumerate(counted["panels"][panel].items())
@@ -175,8 +180,8 @@ def hidden_map(view: RunView, rows: Rows, places: Float64, ends: int) -> go.Figu
                 mode="markers",
                 marker={"color": colour, "size": 6, "opacity": 0.75},
                 text=hovers(view, rows[part]),
-                customdata=view.scores.confidence[rows[part]],
-                hovertemplate="confidence %{customdata:,.4g}<br>%{text}<extra></extra>",
+                customdata=[short(c) for c in view.scores.confidence[rows[part]]],
+                hovertemplate="confidence %{customdata}<br>%{text}<extra></extra>",
             )
         )
     bare = {"showticklabels": False, "zeroline": False}

@@ -16,6 +16,7 @@ from sftmix.common.tables import read_dynamics, read_split
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.pipeline.directory import check_finished
+from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.rows import RunRows, rows_of_run
 from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
 
@@ -79,8 +80,7 @@ class RunView:
 
 def read_summary(path: Path) -> dict[str, Any]:
     """Return summary.json of a run; raise ConfigError where there is none, DifferenceError for a changed stage."""
-    if not (path / "config.yaml").exists():
-        raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
+    refuse_no_run(path)
     if not (path / "summary.json").exists():
         raise ConfigError(
             f"{path} has no summary.json: the run is not finished; `sftmix status {path}` says how far it is"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.figures import short
 from sftmix.common.tables import read_eval
 from sftmix.config.messages import EXAMPLES
 from sftmix.measure.split import MAX_LABELS
@@ -33,7 +34,7 @@ def _split(view: RunView) -> Iterator[str]:
     for name, group in groups.items():
         figures = [f"{group['examples']:,} {name}"]
         if group.get("confidence_median") is not None:
-            figures.append(f"median confidence {group['confidence_median']:,.4g}")
+            figures.append(f"median confidence {short(group['confidence_median'])}")
         if group.get("response_tokens_mean") is not None:
             figures.append(f"{group['response_tokens_mean']:.0f} response tokens on average")
         named.append(f"{figures[0]} ({', '.join(figures[1:])})" if figures[1:] else figures[0])
@@ -50,8 +51,8 @@ def _split(view: RunView) -> Iterator[str]:
 
 
 def _length(view: RunView) -> Iterator[str]:
-    rank = view.summary.get("spearman_confidence_length")
-    area = view.summary.get("confounds", {}).get("auc_length_confident")
+    confounds = view.summary.get("confounds", {})
+    rank, area = (confounds.get(key) for key in ("spearman_confidence_length", "auc_length_confident"))
     if rank is not None and area is not None:
         strength = abs(area - 0.5)
         verdict = (

@@ -38,8 +38,8 @@ def forest(table: Mapping[str, Any]) -> go.Figure | None:
     if not contrasts:
         return None
     names = [escape(f"{c['ours']} - {c['theirs']}") for c in contrasts]
-    of_seeds = [(d, name, seed) for c, name in zip(contrasts, names, strict=True) for d, seed in _seeds(c)]
-    arms = [_arms(c) for c in contrasts]
+    p_values = ["" if c["p_holm"] is None else f"; p after Holm {c['p_holm']:.3g}" for c in contrasts]
+    arms = [[abs(end - c["mean"]) for end in c["interval"] or [c["mean"]] * 2] for c in contrasts]
     means = go.Scatter(
         x=[c["mean"] for c in contrasts],
         y=names,
@@ -47,39 +47,22 @@ def forest(table: Mapping[str, Any]) -> go.Figure | None:
         name="mean, with 95% interval" if any(c["interval"] for c in contrasts) else "mean",
         marker={"size": 11, "symbol": "diamond", "color": GROUPS[0]},
         error_x={"type": "data", "symmetric": False, "array": [b for _, b in arms], "arrayminus": [a for a, _ in arms]},
-        customdata=[_told(c) for c in contrasts],
+        customdata=[escape(c["verdict"] + p) for c, p in zip(contrasts, p_values, strict=True)],
         hovertemplate="%{y}: %{x:.4f}<br>%{customdata}<extra></extra>",
     )
     seeds = go.Scatter(
-        x=[d for d, _, _ in of_seeds],
-        y=[name for _, name, _ in of_seeds],
+        x=[difference for c in contrasts for difference in c["differences"]],
+        y=[name for c, name in zip(contrasts, names, strict=True) for _ in c["seeds"]],
         mode="markers",
         name="seeds",
         marker={"size": 7, "color": GROUPS[1]},
-        customdata=[seed for _, _, seed in of_seeds],
+        customdata=[seed for c in contrasts for seed in c["seeds"]],
         hovertemplate="%{y}, seed %{customdata}: %{x:.4f}<extra></extra>",
     )
     zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 0, "x1": 0, "line": {"dash": "dash", "width": 1}}
     axis = {"automargin": True, "autorange": "reversed"}
     title = f"difference in {table['metric']} (left of 0: the first is lower)"
     return figure(means, seeds, x=title, y="", yaxis=axis, shapes=[zero], height=180 + 48 * len(names))
-
-
-def _seeds(contrast: Mapping[str, Any]) -> list[tuple[float, int]]:
-    return list(zip(contrast["differences"], contrast["seeds"], strict=True))
-
-
-def _arms(contrast: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the lengths of the interval below and above the mean; 0 where there is none."""
-    if not contrast["interval"]:
-        return 0.0, 0.0
-    low, high = contrast["interval"]
-    return contrast["mean"] - low, high - contrast["mean"]
-
-
-def _told(contrast: Mapping[str, Any]) -> str:
-    p = "" if contrast["p_holm"] is None else f"; p after Holm {contrast['p_holm']:.3g}"
-    return escape(f"{contrast['verdict']}{p}")
 
 
 def contrast_lines(table: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.hub import hub_name
 from sftmix.common.names import is_there
@@ -19,6 +18,7 @@ from sftmix.data.sources import COMPRESSED, READERS
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
 from sftmix.pipeline.directory import check_finished
+from sftmix.pipeline.finished import refuse_no_run
 
 _OF_EACH = ("seed", "selector", "optimizer")
 _OF_THE_STAGE = {
@@ -126,8 +126,7 @@ def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
 
     config  of the run, where it is known; None reads it from the run
     """
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    refuse_no_run(run)
     check_finished(run)
     summary = run / "summary.json"
     config = config or read_config(run / "config.yaml")

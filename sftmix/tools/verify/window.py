@@ -12,7 +12,7 @@ from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import MANIFEST, read_json
 from sftmix.common.steps import read_steps
 from sftmix.pipeline.directory import ADOPTED, origin
-from sftmix.pipeline.finished import is_run
+from sftmix.pipeline.finished import refuse_no_run
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
@@ -67,8 +67,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
            to the end, if there are none at most NEAR steps away
     Raises ConfigError for what is not there, with what is, and DifferenceError for a file that cannot be read.
     """
-    if not is_run(run):
-        raise ConfigError(f"{run} is not a run directory (it has no config.yaml)")
+    refuse_no_run(run)
     own, place = run / stage, _made_in(run / stage)
     logged = logged_steps(own_file(own, place, "metrics.jsonl").parent)
     finished = (own / MANIFEST).exists()

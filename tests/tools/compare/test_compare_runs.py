@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,12 +100,15 @@ def test_the_files_say_the_same_and_are_printed(ran: SimpleNamespace) -> None:
     text = (ran.out / "table.md").read_text()
     assert text in ran.printed
     assert "INCOMPLETE" not in text
+    assert (text.count("spearman_confidence_length"), ran.printed.count(" rows read: ")) == (1, 1)  # 4 cells
     assert "Nothing here is called significant: that takes 6 seeds, and these are 2." in text
     with (ran.out / "cells.csv").open() as file:
         cells = list(csv.DictReader(file))
+    assert max(Counter((ran.out / "cells.csv").read_text().splitlines()[0].split(",")).values()) == 1
     assert sorted(row["run"] for row in cells) == sorted(CELLS)
     with (ran.out / "table.csv").open() as file:
         rows = {(row["variant"], row["metric"]): row for row in csv.DictReader(file)}
+    assert not {"seed", "world_size", "data.max_length"} & {metric for _, metric in rows}
     own = [float(row["eval_nll_after"]) for row in cells if row["variant"] == "SFTMix"]
     assert float(rows["SFTMix", "eval_nll_after"]["mean"]) == pytest.approx(np.mean(own))
     assert rows["NTP", "eval_nll_after"]["difference"] == ""
@@ -343,7 +347,7 @@ def test_figures_of_the_split_may_be_missing_from_the_first_variant(ran: SimpleN
     refuse_unknown_metrics(comparison, results[:1])
     with pytest.raises(ConfigError, match=r"metric names 'confounds\.nothing'"):
         refuse_unknown_metrics(comparison, results[:2])
-    refuse_unknown_metrics(*results_of(ran.out, "--metric", "spearman_confidence_length"))
+    refuse_unknown_metrics(*results_of(ran.out, "--metric", "confounds.spearman_confidence_length"))
 
 
 def test_a_table_with_a_misspelt_metric_ends_at_its_first_run(

@@ -108,6 +108,16 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
 
 
 @pytest.mark.slow
+def test_rows_that_cannot_be_had_are_told_before_a_model_is_loaded(finished, tmp_path, sftmix):
+    model = shutil.copytree(finished.tiny.model, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: no/such\noutput_type: multiple_choice\n")
+    place = ("--to", str(tmp_path / "to"), "--include_path", str(tmp_path))
+    done = sftmix("evaluate", str(model), "--tasks", "mine", *place)
+    assert (done.code, "error: --tasks: mine: lm-eval cannot load the task or its rows: " in done.err) == (3, True)
+
+
+@pytest.mark.slow
 def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
     """The tiny model reads 128 tokens; three solved questions are more."""
     copied = tmp_path / "copied"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -180,11 +181,22 @@ def page(run) -> Text:
     return Text(run / "report" / "report.html")
 
 
-PLOTS = {"losses", "mixup", "mu", "rates", "data-map", "histogram-groups", "histogram-labels", "hidden-map", "topics"}
+PLOTS = {
+    "losses",
+    "difference",
+    "mixup",
+    "mu",
+    "rates",
+    "data-map",
+    "histogram-groups",
+    "histogram-labels",
+    "hidden-map",
+    "topics",
+}
 PLOTS |= {"reliability", "before-after"}
 
 
-def test_every_plot_is_there_with_the_figures_of_the_run(run, page, examples):
+def test_plots_and_rows_are_those_of_the_run(run, page, examples):
     assert set(page.plots) == PLOTS
     curves = {trace["name"]: trace for trace in page.plots["losses"]["data"]}
     lines = metrics(run)
@@ -193,6 +205,10 @@ def test_every_plot_is_there_with_the_figures_of_the_run(run, page, examples):
     assert curves["target, held out"]["y"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
     counts = page.plots["histogram-labels"]["data"]
     assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
+    html = (run / "report" / "report.html").read_text(encoding="utf-8")
+    ranked = examples[~examples.held_out].sort_values("confidence", kind="stable").source
+    shown = re.findall(r'<td class="id">(.*?)</td>.*<td title="(.*?)">', html)
+    assert shown == list(ranked.drop(ranked.index[14]).items())  # of 29: the one in the middle is at no end
 
 
 def test_a_hostile_response_is_shown_and_not_part_of_the_page(page):
@@ -213,6 +229,7 @@ def test_the_sentences_have_the_figures_of_the_summary(run, page):
     assert "29 examples with" in page.text
     assert "11 are held out" in page.text
     assert "This is one seed" in page.text
+    assert "`" not in page.text.partition("Training")[0].partition("What happened")[2]
 
 
 def test_planned_pairs_are_those_that_the_first_step_mixed(run, monkeypatch):

@@ -13,9 +13,10 @@ pytest.importorskip("sklearn")
 
 from sftmix.common.tables import write_eval
 from sftmix.tools.report import pictures
-from sftmix.tools.report.curves import CURVE, curve, losses
+from sftmix.tools.report.curves import CURVE, curve, difference, losses
 from sftmix.tools.report.ends import both_ends, topics, tsne
 from sftmix.tools.report.examples import correctness
+from sftmix.tools.report.page import with_code
 from sftmix.tools.report.run import text_of
 from sftmix.tools.report.sentences import paired_difference
 from sftmix.tools.report.several import contrast_lines
@@ -95,6 +96,7 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
     heights, axis = pictures.confidence_axis(np.array([-1000.0, -10.0, -1.0]))
     assert heights.tolist() == [-3.0, -1.0, 0.0]
     assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True))["-100"] == -2.0
+    assert pictures.log_axis(np.array([-1e4, -1e5, -1.0]))[1]["ticktext"][-3:] == ["-1,000", "-10,000", "-100,000"]
     same, none = pictures.confidence_axis(np.array([-3.0, -2.0]))
     assert (same.tolist(), none) == ([-3.0, -2.0], {})
 
@@ -158,6 +160,16 @@ def test_losses_of_mixup_alone_without_an_evaluation_have_no_picture():
     lines["baseline"] = [{**line, "ntp": 3.0, "ntp_tokens": 7}]
     (baseline, base) = losses(SimpleNamespace(metrics=lines, summary={"eval_nll_before": 4.0})).data
     assert (list(baseline.y), list(base.x)) == ([3.0], [0, 1])
+    assert difference(SimpleNamespace(metrics=lines)) is None
+    lines["train"] = [{**line, "ntp": 2.5, "ntp_tokens": 7, "eval_nll": 4.0}, {**line, "step": 2, "eval_nll": 3.0}]
+    lines["baseline"] = [{**line, "ntp": 3.0, "eval_nll": None}, {**line, "step": 2, "ntp": 3.0, "eval_nll": 3.5}]
+    step, held_out = difference(SimpleNamespace(metrics=lines)).data  # no NTP in the target's second step
+    assert [(*trace.x, *trace.y) for trace in (step, held_out)] == [(1, -0.5), (2, -0.5)]
+
+
+def test_a_sentence_is_escaped_and_its_options_stay_whole():
+    html = "say <code>a <span>--config</span> &lt;x&gt;</code>, <span>--a.b_c</span> true"
+    assert with_code("say `a --config <x>`, --a.b_c true") == html
 
 
 def test_the_most_changed_responses_are_those_of_the_others():
