@@ -270,13 +270,14 @@ It reads files only, so it works while a run goes on and after it has ended.
     parser = _Parser("status", about)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     given = parser.parse_args(argv)
+    from sftmix.cli.results import say
     from sftmix.cli.status import reports
 
     told, problems = reports(given.runs)
     if told:
-        print("\n\n".join(told))
+        say("\n\n".join(told), sys.stdout)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise type(problems[0])("\n".join(map(str, problems)))
 
 
 def _track(argv: Sequence[str]) -> None:

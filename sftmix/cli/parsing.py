@@ -73,7 +73,7 @@ def parse_variant(
     parser: Parser, options: Mapping[str, Any], base: jsonargparse.Namespace
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of the options over the parsed values `base`, and notes on their changes to it."""
-    parsed = apply_layer(parser, Layer("", options), base)
+    parsed = apply_layer(parser, Layer("", dict(options)), base)
     return instantiate(parser, parsed), list(_changes(base, parsed, "the variant"))
 
 

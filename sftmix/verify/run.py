@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sftmix.common.errors import ConfigError, Stopped
+from sftmix.common.files import read_json
 from sftmix.common.world import World, start_world
 from sftmix.training.machine import machines_between, machines_in
 from sftmix.verify.certificate import Certificate, Finding
@@ -19,7 +20,7 @@ from sftmix.verify.inputs import Inputs, config_of, stages_before
 from sftmix.verify.replay import beside, replay
 from sftmix.verify.split import check_groups
 from sftmix.verify.steps import Comparison, check_steps
-from sftmix.verify.window import Window, read
+from sftmix.verify.window import Window
 
 _NOT_REPLAYED = Finding("losses", None, "what the replay would read differs already")
 
@@ -78,7 +79,7 @@ def _recorded(window: Window) -> Sequence[Mapping[str, Any]]:
     earlier = [file for step, file in states.items() if step < window.end]
     figures = [window.run / window.stage / "figures.json"] if window.finished else []
     known = [*later[: window.end in states], *figures, *later, *reversed(earlier)]
-    return machines_between(machines_in(read(known[0])), window.start, window.end) if known else []
+    return machines_between(machines_in(read_json(known[0])), window.start, window.end) if known else []
 
 
 @contextlib.contextmanager
