@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -346,25 +347,37 @@ def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Pat
 # --------------------------------------------------------------------------------- closed outputs
 
 
-@pytest.mark.parametrize("words", [["components"], ["run", "--help"], ["--help"], ["run", "--print_config"]])
+@pytest.mark.parametrize("words", ["components", "run --help", "--help", "run --print_config", "status RUN"])
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
-def test_nobody_reads_the_output(words: list[str], both: bool) -> None:
+def test_nobody_reads_the_output(words: str, both: bool, finished: Finished) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     errors = writer if both else subprocess.PIPE
-    command = [sys.executable, str(ROOT / "cli.py"), *words]
+    command = [sys.executable, str(ROOT / "cli.py"), *words.replace("RUN", str(finished.path)).split()]
     done = subprocess.run(command, stdout=writer, stderr=errors, text=True, timeout=120)
     os.close(writer)
     assert (done.returncode, done.stderr or "") == (141, "")
 
 
-def test_a_status_that_nobody_reads_to_its_end(finished: Finished) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, str(ROOT / "cli.py"), "status", str(finished.path)]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
+@pytest.mark.slow
+@pytest.mark.parametrize(("outputs", "code"), [("2>&1 | true", 141), (">/dev/full", 7), (">&- 2>&-", 0)])
+def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny: Tiny, tmp_path: Path, outputs: str, code: int) -> None:
+    words = [sys.executable, ROOT / "cli.py", "run", *tiny.options, *SHORT, "--out", tmp_path / "run"]
+    line = f"{shlex.join(map(str, words))} {outputs}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert ("no space left for what this command prints" in done.stderr) == (code == 7)
+    assert status(tmp_path / "run")["exit_code"] == 0
+    assert (tmp_path / "run" / "train" / "model" / "README.md").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--model.path"])
+def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny: Tiny, tmp_path: Path, option: str) -> None:
+    """The tokenizer's files could not be written, after all training."""
+    words = ["run", *tiny.options, "--out", tmp_path / "run", option, os.fsencode(tmp_path) + b"/caf\xe9"]
+    done = subprocess.run([sys.executable, "-c", ONE_COMMAND, *words], cwd=ROOT, capture_output=True, timeout=120)
+    assert (done.returncode, b"which is not UTF-8" in done.stderr, b"PYTHONUTF8=1" in done.stderr) == (2, True, True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("lora", [(), ("--model.lora.r", "4")])

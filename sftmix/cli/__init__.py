@@ -8,34 +8,22 @@ import traceback
 from collections.abc import Sequence
 
 from sftmix import __version__
-from sftmix.common.errors import (
-    INTERRUPTED,
-    OUTPUT_CLOSED,
-    ConfigError,
-    SFTMixError,
-    Stopped,
-    closed_outputs,
-    nearest,
-    told,
-)
+from sftmix.cli.output import outlast_readers
+from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped, nearest, told
 from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error, wait_for_hearers
+from sftmix.common.shown import as_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
-    try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        closed = closed_outputs()
-        if not closed:
-            raise
-        with open(os.devnull, "w") as nothing:  # what is still to be written when the interpreter ends
-            for descriptor in closed:
-                os.dup2(nothing.fileno(), descriptor)
-        return OUTPUT_CLOSED
+    outputs = outlast_readers() if argv is None else []
+    code = _run(argv)
+    sys.stdout.flush()
+    lost = [output.code for output in outputs if output.code]
+    if NoSpaceError.exit_code in lost:
+        print("error: no space left for what this command prints", file=sys.stderr)
+    return code or max(lost, default=0)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -102,7 +90,7 @@ def _report(error: SFTMixError | Stopped) -> int:
     """
     rank = _rank()
     kind = "stopped" if isinstance(error, Stopped) else "error"
-    message = f"{kind}: {error}"
+    message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)
     if shared and first_rank_tells(message):
         return 0

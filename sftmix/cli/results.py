@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sftmix.common.figures import short
+from sftmix.common.shown import as_lines
 from sftmix.config import RunConfig
+from sftmix.config.layers import read_yaml
 from sftmix.options import as_list
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
@@ -23,9 +25,9 @@ _FILES = {
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print on rank 0 only: notes to stderr, or results to the given file."""
+    """Print on rank 0 only: notes to stderr, or results to the given file. No text controls the terminal."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=file or sys.stderr, flush=True)
+        print(as_lines(text), file=file or sys.stderr, flush=True)
 
 
 def starting(name: str, config: RunConfig) -> str:
@@ -165,9 +167,7 @@ def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[s
 
 def _pairs_by_itself(out: Path) -> tuple[bool, str]:
     """Return True if the run left its pairing to the objective (pairing: auto), and the name of the objective."""
-    import yaml
-
-    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(out / "config.yaml")
     objective = at(config, "objective.class_path") or "SFTMix"
     return bool(config.get("pairing") == "auto"), objective.rpartition(".")[2]
 

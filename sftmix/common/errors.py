@@ -3,13 +3,13 @@
 0 done, 1 unexpected, or another rank hangs, 2 usage, configuration or changed inputs, 3 bad data,
 4 own checkpoint unreadable or unwritable, or a run that is not what it recorded, 5 directory in use,
 6 non-finite numbers or a leap of the loss, 7 no space,
-130 interrupted by Ctrl-C, 141 nobody reads the output any more, 143 stopped by a signal with a checkpoint saved.
+130 interrupted by Ctrl-C, 141 done, but nobody read the output to its end, 143 stopped by a signal with a checkpoint
+saved.
 """
 
 from __future__ import annotations
 
 import difflib
-import select
 from collections.abc import Iterable, Sequence
 
 
@@ -96,24 +96,14 @@ class Stopped(BaseException):
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 OUTPUT_CLOSED = 141
-"""Exit code after a write to a pipe that nobody reads any more, as in `sftmix status RUN | head -1`."""
+"""Exit code of a command that is done, whose output nobody read to its end, as in `sftmix status RUN | head -1`."""
 
 
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code that tells of an error: its own, or 1 for an unexpected one."""
     if isinstance(error, SFTMixError | Stopped):
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    return OUTPUT_CLOSED if isinstance(error, BrokenPipeError) and closed_outputs() else 1
-
-
-def closed_outputs() -> list[int]:
-    """Return the descriptors of stdout (1) and stderr (2) that are pipes which nobody reads any more."""
-    pipes = select.poll()
-    for descriptor in (1, 2):
-        pipes.register(descriptor, 0)
-    return [descriptor for descriptor, event in pipes.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 def refuse(problems: Sequence[str], where: str) -> None:

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sftmix.common.errors import NoSpaceError
+from sftmix.common.errors import DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
 _OWN_HASH = "sha256"
 _ENTRIES_BEFORE = 3
 """Entries of a manifest that was written before manifests held their own hash: step, world_size, files."""
+
+_LARGEST = 1 << 26
+"""Most bytes of a file of a run directory that is read at once."""
 
 
 def sha256_file(path: Path) -> str:
@@ -40,19 +43,15 @@ def sha256_json(value: object) -> str:
 @contextmanager
 def placing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; its file replaces `path` when the block ends. NoSpaceError on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-    staging.unlink(missing_ok=True)
-    try:
-        yield staging
-        os.replace(staging, path)
-    except OSError as error:
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         staging.unlink(missing_ok=True)
-        if is_full(error):
-            raise no_space(path) from error
-        raise
-    finally:
-        staging.unlink(missing_ok=True)
+        try:
+            yield staging
+            os.replace(staging, path)
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -82,6 +81,17 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raise NoSpaceError, which names the path, in place of an error that says that the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if is_full(error) and not isinstance(error, NoSpaceError):
+            raise no_space(path) from error
+        raise
 
 
 def free_bytes(path: Path) -> int:
@@ -115,8 +125,43 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
             leftover.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_text(path: Path) -> str:
+    """Return the text of a file of a run directory; raise OSError or ValueError for what no run writes."""
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):  # a pipe would never end
+        raise OSError(f"it is not a file of at most {_LARGEST:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path, **needs: type) -> dict[str, Any]:
+    """Return the object in a JSON file of a run directory, which may be damaged, or from anyone.
+
+    needs  names that the object must have, with the types of their values
+    Raises DifferenceError for a file that is missing, or not as a run writes it.
+    """
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise not_as_written(path, error) from error
+    return read_object(text, path, **needs)
+
+
+def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
+    """Return the object that a text in JSON holds, as `read_json` does; `place` is the file, and the line, of it."""
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+        if missing := [name for name, kind in needs.items() if not isinstance(value.get(name), kind)]:
+            raise ValueError(f"{missing[0]} is missing, or of another kind")
+    except (ValueError, RecursionError) as error:  # json.loads raises the latter for lists in lists
+        raise not_as_written(place, error) from error
+    return value
+
+
+def not_as_written(place: object, error: Exception) -> DifferenceError:
+    """Return the error of a file of a run directory, or of a line of one, that is not as a run writes it."""
+    reason = f"{type(error).__name__}: {error}"
+    return DifferenceError(f"{place} is not as a run writes it ({reason}); bring it back, or use another directory")
 
 
 def fresh_directory(final: Path) -> Path:
@@ -156,10 +201,10 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     hashes  False: look at the sizes alone, which reads no file
     """
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / MANIFEST, files=dict)
         own, files = manifest.pop(_OWN_HASH, None), manifest["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DifferenceError, ValueError, KeyError, TypeError) as error:
         return f"its manifest is unreadable ({error})"
     if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
         return "its manifest does not have the hash it was written with"

@@ -58,6 +58,8 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from not_plain(inner, key)
+    elif isinstance(value, str) and value != value.encode(errors="replace").decode():
+        yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
     elif type(value) not in PLAIN:
         shown, kind = " ".join(quoted(value).split()), f"{type(value).__module__}.{type(value).__qualname__}"
         allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"

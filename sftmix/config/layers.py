@@ -10,12 +10,12 @@ import difflib
 import importlib.resources
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, did_you_mean, told
+from sftmix.common.files import read_text
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -25,6 +25,10 @@ OF_COMPARE = "variants"
 """The option that every table has and no single run."""
 TABLE = "compare.yaml"
 """The file that the directory of a table has and no run."""
+_MOST = 100_000
+"""Most values of a file, where an alias counts as what it names."""
+_DEEPEST = 100
+"""Most levels of its lists and mappings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Layer:
     """The options of one file, without its `base`; `name` is the file's name in messages."""
 
     name: str
-    values: Mapping[str, Any]
+    values: dict[str, Any]
 
 
 def recipes() -> list[str]:
@@ -106,7 +110,7 @@ def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Lay
     if place in above:
         names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
         raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
-    values = _read(path)
+    values = read_yaml(path)
     found: list[Layer] = []
     for name in _bases(values.pop(BASE, None), path):
         file = name if name.startswith(RECIPE) else str(path.parent / name)
@@ -115,37 +119,54 @@ def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Lay
     return [*found, Layer(_shown(path), values)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of a user or of a run directory holds, which may be from anyone.
+
+    Raises ConfigError for a file that cannot be read, repeats a key, is too deep, or unfolds to too many values.
+    """
     import yaml
 
+    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        depth = 0
+        for event in yaml.parse(text, Loader=kind):  # a parser, unlike what composes its events, has no stack
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ValueError(f"line {event.start_mark.line + 1} is more than {_DEEPEST} levels deep")
+        loader = kind(text)
         node = loader.get_single_node()
         _refuse_repeated(node, path)
         values = None if node is None else loader.construct_document(node)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except (OSError, ValueError, ArithmeticError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
     return values
 
 
 def _refuse_repeated(node: Any, path: Path) -> None:
-    """Raise ConfigError for a key that stands twice in one mapping: YAML would take the last one, without a word."""
+    """Raise ConfigError for a key that stands twice in one mapping: YAML would take the last one, without a word.
+
+    Raises ValueError for aliases that unfold to more than _MOST values, to more than _DEEPEST levels, or to themselves.
+    """
     import yaml
 
-    nodes, seen = [node], set()
+    nodes, seen = [(node, 1)], 0
     while nodes:
-        node = nodes.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        (node, depth), seen = nodes.pop(), seen + 1
+        if depth > _DEEPEST or seen + len(nodes) > _MOST:
+            raise ValueError(f"with its aliases it has over {_MOST:,} values, or over {_DEEPEST} levels")
+        if not isinstance(node, yaml.CollectionNode):
             continue
-        seen.add(id(node))  # an alias is the node that it names
         if not isinstance(node, yaml.MappingNode):
-            nodes += node.value
+            nodes += [(value, depth + 1) for value in node.value]
             continue
         lines: dict[tuple[str, str], int] = {}
         for key, value in node.value:
-            nodes.append(value)
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"a key in line {key.start_mark.line + 1} is not a word")
+            nodes.append((value, depth + 1))
             name, line = (str(key.tag), str(key.value)), key.start_mark.line + 1
             if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
                 raise ConfigError(f"{path}: {key.value} stands in lines {lines[name]} and {line}; write it once")

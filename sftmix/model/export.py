@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import is_full, no_space
+from sftmix.common.files import naming_full_disk
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 
@@ -46,26 +46,22 @@ def export_model(
     temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    try:
-        generation = _generation_config(model, tokenizer, stop_ids)
-        if adapter_config(model) is None:
-            _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
-        else:
-            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
-            generation.save_pretrained(temporary)
-        own = copy.deepcopy(tokenizer)
-        if chat_template is not None:
-            own.chat_template = chat_template
-        own.save_pretrained(temporary)
-        _replace(temporary, path)
-    except Exception as error:  # safetensors and tokenizers have no class for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        if is_full(error):
-            raise no_space(path) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with naming_full_disk(path):
+        try:
+            generation = _generation_config(model, tokenizer, stop_ids)
+            if adapter_config(model) is None:
+                _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
+            else:
+                trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+                write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
+                generation.save_pretrained(temporary)
+            own = copy.deepcopy(tokenizer)
+            if chat_template is not None:
+                own.chat_template = chat_template
+            own.save_pretrained(temporary)
+            _replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

@@ -11,6 +11,7 @@ from sftmix.common.files import write_text
 from sftmix.common.names import is_there
 from sftmix.common.world import World
 from sftmix.config import RunConfig
+from sftmix.config.layers import read_yaml
 from sftmix.data.sources import may_be_of_the_hub
 from sftmix.options import as_list
 from sftmix.pipeline.directory import RunDirectory
@@ -61,7 +62,7 @@ class RunContext:
         """
         import yaml
 
-        there, now = yaml.safe_load(file.read_text(encoding="utf-8")) or {}, self.config.plain()
+        there, now = read_yaml(file), self.config.plain()
         moved = [
             (group, key)
             for group, key in (("model", "path"), ("data", "train"), ("data", "eval"))

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
+from sftmix.common.files import MANIFEST, not_as_written, placing, read_json, remove_leftovers, sha256_file, write_json
 from sftmix.pipeline.hold import Hold
 from sftmix.pipeline.shared import check_same_directory
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
+_ADOPTIONS = 100
+"""Most of them that lead from one stage to another."""
 
 
 class RunDirectory:
@@ -121,7 +123,7 @@ class RunDirectory:
             source = sibling / stage
             finished = source != directory and (source / MANIFEST).exists()
             if finished and not differences(read_json(source / "inputs.json"), inputs) and not _changed(source):
-                for name in read_json(source / MANIFEST)["files"]:
+                for name in read_json(source / MANIFEST, files=dict)["files"]:
                     _link(source / name, directory / name)
                 write_json(directory / ADOPTED, {"from": os.path.relpath(source, directory)})
                 _link(source / MANIFEST, directory / MANIFEST)
@@ -200,22 +202,28 @@ def _untouched(directory: Path) -> bool:
         os.path.normpath(manifest.parent / name)
         for manifest in directory.parent.glob(f"*/{MANIFEST}")
         if manifest.parent != directory
-        for name in read_json(manifest)["files"]
+        for name in read_json(manifest, files=dict)["files"]
     }
     own = [p for p in directory.iterdir() if p.name != "inputs.json" and os.path.normpath(p) not in theirs]
     return all(p.is_file() and not p.stat().st_size for p in own)
 
 
 def origin(directory: Path) -> Path:
-    """Return the directory that a stage was adopted from, or the stage's own if it was made here."""
-    while (directory / ADOPTED).exists():
-        directory = Path(os.path.normpath(directory / read_json(directory / ADOPTED)["from"]))
-    return directory
+    """Return the directory that a stage was adopted from, or the stage's own if it was made here.
+
+    Raises DifferenceError for one that was adopted from itself, by way of others or not.
+    """
+    for _ in range(_ADOPTIONS):
+        file = directory / ADOPTED
+        if not file.exists():
+            return directory
+        directory = Path(os.path.normpath(directory / read_json(file, **{"from": str})["from"]))
+    raise not_as_written(file, ValueError("it leads back to itself"))
 
 
 def _changed(directory: Path, *, weights: bool = True) -> str | None:
     """Return the first output of a finished stage that is missing or was changed; None if there is none."""
-    for name, expected in read_json(directory / MANIFEST)["files"].items():
+    for name, expected in read_json(directory / MANIFEST, files=dict)["files"].items():
         file = directory / name
         if not weights and name.startswith("model/"):
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.model.paths import model_place
 from sftmix.pipeline.directory import is_finished, origin
 from sftmix.pipeline.finished import refuse_no_run
@@ -35,7 +35,7 @@ def export_run(
     refuse_no_run(run)
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
-    config = read_config(run / "config.yaml")
+    config = read_finished(run)
     if merge and not config.model.lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     if best and checkpoint is not None:

@@ -10,7 +10,7 @@ from sftmix.common.checkpoints import BEST, steps_in
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.directory import is_finished, origin
 
@@ -104,7 +104,7 @@ def _baseline(run: Path) -> str:
 
 
 def _base(run: Path) -> str:
-    return model_place(read_config(run / "config.yaml").model.path)[0]
+    return model_place(read_finished(run).model.path)[0]
 
 
 def _best(run: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sftmix.common.errors import ConfigError, InUseError, NoSpaceError, exit_code_of
+from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import read_json, write_json
 from sftmix.common.names import path_problem
 
@@ -94,7 +93,6 @@ class Hold:
 def _told(status: Path) -> dict[str, Any]:
     """Return what STATUS.json says; {} if there is none that can be read."""
     try:
-        told = read_json(status)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return read_json(status)
+    except DifferenceError:
         return {}
-    return told if isinstance(told, dict) else {}

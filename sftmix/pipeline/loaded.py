@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import NonFiniteError
 from sftmix.config import RunConfig
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder
@@ -68,7 +68,7 @@ def load_finished(
     dtype  of the weights; None: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
     """
-    config = None if found.run is None else read_config(found.run / "config.yaml")
+    config = None if found.run is None else read_finished(found.run)
     encoder = encoder_of(found)
     with named(found.option):
         model = _weights(found, config, dtype)
@@ -102,7 +102,7 @@ def encoder_of(found: FinishedModel) -> Encoder:
     if found.run is None:
         with named(found.option):
             return encoder_for(load_tokenizer(found.path), DataOptions())
-    config = read_config(found.run / "config.yaml")
+    config = read_finished(found.run)
     tokenizer = load_tokenizer(config.model.path)
     return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)
 

@@ -17,7 +17,7 @@ from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
 from sftmix.pipeline.directory import CONTENTS
@@ -118,12 +118,11 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     Raises ConfigError where the rows are no longer those that a stage of the run was made from.
     """
     selected = path / "selection" / "selected.parquet"
-    config, prepared = read_rows(read_config(path / "config.yaml"), World(), progress=progress)
-    select = (lambda _: read_ids(selected)) if selected.exists() else None
-    rows = tokenised_rows(config, prepared, World(), select=select, progress=progress)
+    config, prepared = read_rows(read_finished(path), World(), progress=progress)
+    rows = tokenised_rows(config, prepared, World(), select=lambda _: read_ids(selected), progress=progress)
     recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
     if inputs := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
-        _refuse_other_rows(path, read_json(inputs), rows.data)
+        _refuse_other_rows(path, read_json(inputs, data=dict), rows.data)
     return config, rows
 
 
@@ -131,7 +130,7 @@ def _refuse_other_rows(run: Path, then: Mapping[str, Any], now: LoadedData) -> N
     """Raise ConfigError where a side of the rows is not what a stage recorded; a reference records one side alone."""
     held_out = now.eval.fingerprint if now.eval else None
     for name, before, here in (
-        ("data.fingerprint", then["data"]["fingerprint"], now.train.fingerprint),
+        ("data.fingerprint", then["data"].get("fingerprint"), now.train.fingerprint),
         ("eval", then.get("eval", held_out), held_out),
     ):
         if before != here:

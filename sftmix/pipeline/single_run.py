@@ -92,7 +92,7 @@ def after_single_run(
     A callback may stop a single run early, and the baseline train on. The dynamics are None if that was in the first
     epoch.
     """
-    steps = int(read_json(run.directory.path / "train" / "figures.json")["steps"])
+    steps = read_json(run.directory.path / "train" / "figures.json", steps=int)["steps"]
     begun = order_of_training(run, rows, single.pairs()).epoch_of(steps - 1) + 1  # at least 1
     pairs = single.pairs(begun=begun)
     if begun == 1:

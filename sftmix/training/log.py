@@ -18,7 +18,7 @@ from typing import TextIO, TypeVar
 import torch
 
 from sftmix.common.errors import Stopped
-from sftmix.common.files import is_full, no_space, write_text
+from sftmix.common.files import naming_full_disk, write_text
 from sftmix.common.launcher import another_rank_failed
 from sftmix.common.steps import read_steps
 from sftmix.common.world import World
@@ -43,13 +43,9 @@ class MetricsLog:
         """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
         if self._file is not None:
             finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
-            try:
+            with naming_full_disk(Path(self._file.name)):
                 self._file.write(json.dumps({**finite, "rows": rows}) + "\n")
                 self._file.flush()
-            except OSError as error:
-                if is_full(error):
-                    raise no_space(Path(self._file.name)) from error
-                raise
 
     def close(self) -> None:
         if self._file is not None:
@@ -60,9 +56,8 @@ class MetricsLog:
 def _opened(path: Path, resume_step: int) -> TextIO:
     """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    kept = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
     return path.open("a", encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from sftmix.common.files import verify_directory
 from sftmix.common.world import World
 from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise
+from sftmix.tools.answers.store import AnswerFile
 from sftmix.training.log import MetricsLog
 from tests.faults.runs import assert_same, checkpoints, from_split, words_of
 from tests.forked import Ended, done, ended, on_ranks
@@ -103,6 +104,14 @@ def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
     (place / "metrics.jsonl").write_text('{"step": 1}\n')
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     on_ranks(resumes_its_metrics, str(place))
+
+
+@pytest.mark.slow
+def test_answers_without_room_name_their_file(disk: Disk) -> None:
+    place = disk("64k")
+    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
+    with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
+        AnswerFile(place / "answers.jsonl").append("target", [{"id": "a", "turns": ["x" * 5000]}])
 
 
 def summarises(world: World, place: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.figures import counted
 from sftmix.common.progress import progress_bar
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.tools.answers.blind import Blind
 from sftmix.tools.answers.formats import (
@@ -114,7 +114,7 @@ def _texts(value: Any) -> list[str]:
 
 def _questions(found: Sequence[FinishedModel], written: AnswerFormat, prompts: list[str], form: str) -> list[Question]:
     run = next((model.run for model in found if model.run is not None), None)
-    config = None if run is None else read_config(run / "config.yaml")
+    config = None if run is None else read_finished(run)
     if prompts:
         return written.questions(prompts, None if config is None else config.data.columns)
     if config is None or not isinstance(written, Rows):

@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, sha256_file, sha256_json
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.model.paths import model_place
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.tools.answers.options import AnswerOptions
@@ -47,7 +47,7 @@ def _encoder(model: FinishedModel) -> dict[str, Any]:
     """Return what decides the prompt's ids in a run; a model from elsewhere brings its tokenizer with its weights."""
     if model.run is None:
         return {}
-    config = read_config(model.run / "config.yaml")
+    config = read_finished(model.run)
     template = config.data.template
     own = Path(template).expanduser() if template else None
     return {

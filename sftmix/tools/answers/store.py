@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, replacing, write_json
+from sftmix.common.files import naming_full_disk, read_json, replacing, write_json
 from sftmix.pipeline.directory import differences
 from sftmix.tools.answers.questions import Question
 
@@ -60,12 +60,13 @@ class AnswerFile:
     def append(self, model: str, batch: Sequence[Mapping[str, Any]]) -> None:
         """Add the answers of a batch; they are on disk when this returns."""
         file = self._part(model)
-        file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in batch)
-        with file.open("ab") as part:
-            part.write(text.encode())
-            part.flush()
-            os.fsync(part.fileno())
+        with naming_full_disk(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as part:
+                part.write(text.encode())
+                part.flush()
+                os.fsync(part.fileno())
 
     def finish(self, questions: Sequence[Question], models: Sequence[str]) -> None:
         """Put the answers of all models beside one another, in the order of the questions, and remove the parts."""

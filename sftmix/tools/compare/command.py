@@ -125,7 +125,7 @@ def _variant(name: str, options: Mapping[str, Any], base: Tree) -> tuple[RunConf
         for key in options:
             if (option := str(key).partition(".")[0].rstrip("+")) in (*OF_THE_TABLE, "config"):
                 raise ConfigError(f"{option} is not an option of a variant: it is the table's")
-        tree = merge(base, Layer("", options))
+        tree = merge(base, Layer("", dict(options)))
         return build(tree), tree
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error

@@ -86,7 +86,7 @@ def read_summary(path: Path) -> dict[str, Any]:
             f"{path} has no summary.json: the run is not finished; `sftmix status {path}` says how far it is"
         )
     check_finished(path)
-    summary: dict[str, Any] = read_json(path / "summary.json")
+    summary = read_json(path / "summary.json", stages=dict)
     if "train" not in summary["stages"]:
         raise ConfigError(f"{path} has not trained its target yet: sftmix run --config {path / 'config.yaml'}")
     return summary

@@ -98,10 +98,13 @@ class PlannedPair:
 def planned_pairs(view: RunView) -> list[PlannedPair]:
     """Return the first pairs of the first step, as the training planned them; none if it mixed nothing then.
 
-    A single run, whose first epoch mixes nothing, and objectives that must see the losses of the batch have none.
+    A single run, whose first epoch mixes nothing, and objectives that must see the losses of the batch have none, nor
+    have a user's own classes, which are not imported.
     """
     config, pairing = view.config, view.config.resolved_pairing()
     if pairing is None or view.split is None or config.reference.single_run or config.objective.needs_batch_nll:
+        return []
+    if not all(type(part).__module__.startswith("sftmix.") for part in (pairing, config.objective, config.reference)):
         return []
     data = view.rows.data.train
     pairs = one_split(view.split, view.scores, pairing, config.seed)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+import sftmix
 from sftmix.data.report import REASONS
 from sftmix.tools.sharing.facts import Facts
 from sftmix.tools.sharing.text import escaped, fenced, table
@@ -138,13 +139,13 @@ def scores_card(
 
 def _version(facts: Facts) -> str:
     revision = facts.summary.get("git_revision")
-    return escaped(facts.summary.get("version", version("sftmix"))) + (f" ({escaped(revision)})" if revision else "")
+    return escaped(facts.summary.get("version", sftmix.__version__)) + (f" ({escaped(revision)})" if revision else "")
 
 
 def _versions(facts: Facts) -> list[list[Any]]:
     """Return the versions: SFTMix as it trained, the others as they are where the card is written."""
     others = [[name, version(name)] for name in ("torch", "transformers", "huggingface_hub")]
-    return [["sftmix", facts.summary.get("version", version("sftmix"))], *others]
+    return [["sftmix", facts.summary.get("version", sftmix.__version__)], *others]
 
 
 def _data(facts: Facts) -> str:

@@ -13,7 +13,7 @@ from sftmix.common.hub import hub_name
 from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
-from sftmix.config.read import read_config
+from sftmix.config.read import read_finished
 from sftmix.data.sources import COMPRESSED, READERS
 from sftmix.model.paths import model_place
 from sftmix.options import as_list
@@ -68,7 +68,7 @@ class Facts:
         for stage in ("reference", "train", "baseline"):
             file = self.run / stage / "inputs.json"
             if file.exists():
-                return str(read_json(file)["data"]["fingerprint"])
+                return str(read_json(file, data=dict)["data"].get("fingerprint"))
         return "not known"
 
     def recipe(self, stage: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def facts_of(run: Path, config: RunConfig | None = None) -> Facts:
     refuse_no_run(run)
     check_finished(run)
     summary = run / "summary.json"
-    config = config or read_config(run / "config.yaml")
+    config = config or read_finished(run)
     return Facts(run, config, read_json(summary) if summary.exists() else {})
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import STAGES, at, held_out
+from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.cli.words import read_words
-from sftmix.common.errors import INTERRUPTED, OUTPUT_CLOSED, ConfigError, NoSpaceError, Stopped
-from sftmix.common.files import MANIFEST
+from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
+from sftmix.common.files import MANIFEST, not_as_written, read_json, read_object
 from sftmix.common.names import is_there
-from sftmix.config.layers import TABLE
+from sftmix.config.layers import TABLE, read_yaml
 
 _TAIL_BYTES = 1 << 16
 _MIXUP = 5  # the column of the Mixup loss; that of NTP is before it
@@ -26,7 +26,7 @@ It reads files only, so it works while a run goes on and after it has ended.
 
   sftmix status runs/first"""
 
-CONTINUED = (INTERRUPTED, OUTPUT_CLOSED, Stopped.exit_code, NoSpaceError.exit_code)
+CONTINUED = (INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
 """Exit codes after which the same command continues the run."""
 
 
@@ -38,30 +38,38 @@ def main(argv: Sequence[str]) -> None:
     """Print the state of each directory; raise ConfigError for those that are neither runs nor tables."""
     texts, problems = reports(read_words("status", ABOUT, add_options, argv).runs)
     if texts:
-        print("\n\n".join(texts))
+        say("\n\n".join(texts), sys.stdout)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise type(problems[0])("\n".join(map(str, problems)))
 
 
-def reports(runs: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-    """Return the state of every run or table, and a sentence for each directory that is neither."""
+def reports(runs: Sequence[str | Path]) -> tuple[list[str], list[SFTMixError]]:
+    """Return the state of every run or table, and an error for each directory that is neither, or damaged."""
     found = [_report_or_problem(run) for run in runs]
     told = [text for text in found if isinstance(text, str)]
-    return told, [str(problem) for problem in found if isinstance(problem, ConfigError)]
+    return told, [problem for problem in found if isinstance(problem, SFTMixError)]
 
 
-def _report_or_problem(run: str | Path) -> str | ConfigError:
+def _report_or_problem(run: str | Path) -> str | SFTMixError:
     try:
         return report(run)
-    except ConfigError as error:
+    except SFTMixError as error:
         return error
 
 
 def report(run: str | Path) -> str:
-    """Return the state of a run directory, or of a table, as text; raise ConfigError if it is neither."""
+    """Return the state of a run directory, or of a table, as text.
+
+    Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
+    """
     run = Path(run)
-    if is_there(run / TABLE):
-        return _table(run)
+    try:
+        return _table(run) if is_there(run / TABLE) else _run(run)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise not_as_written(f"a file of {run}", error) from error
+
+
+def _run(run: Path) -> str:
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
     if not run.is_dir() or not (status or (run / "config.yaml").exists()):
         raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
@@ -88,13 +96,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _table(out: Path) -> str:
     """Return the state of a table: one line for each of its runs, those that are planned, too."""
-    import yaml
-
-    try:
-        planned = yaml.safe_load((out / TABLE).read_text(encoding="utf-8"))
-        metric, seeds, variants = planned["metric"], planned["seeds"], list(planned["variants"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"cannot read {out / TABLE}: {error}") from error
+    planned = read_yaml(out / TABLE)
+    metric, seeds, variants = planned["metric"], planned["seeds"], list(planned["variants"])
     cells = [(str(variant), f"seed-{seed}") for seed in seeds for variant in variants]
     # Runs that were begun after the file was written, which follows what is finished.
     cells += sorted((p.parent.parent.name, p.parent.name) for p in out.glob("*/seed-*/STATUS.json"))
@@ -134,9 +137,8 @@ def _headline(status: Mapping[str, Any], alive: bool | None, noun: str = "stage"
         return "finished"
     again = "; the same command continues it" if code in CONTINUED and "continues" not in why else ""
     where = "before the first stage" if stage == "start" else f"in {noun} {stage}"
-    if code in (INTERRUPTED, OUTPUT_CLOSED):
-        how = "interrupted" if code == INTERRUPTED else "stopped, as nobody read its output any more,"
-        return f"{how} {where} (exit code {code}){again}"
+    if code == INTERRUPTED:
+        return f"interrupted {where} (exit code {code}){again}"
     if code is not None:
         return f"ended {where} with exit code {code}{why}{again}"
     if alive is None:
@@ -196,13 +198,7 @@ def _duration(seconds: float) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    return value if isinstance(value, dict) else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
@@ -214,4 +210,6 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
         file.seek(max(size - _TAIL_BYTES, 0))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     whole = lines[1:] if size > _TAIL_BYTES else lines
-    return [json.loads(line) for line in whole if line.startswith("{") and line.endswith("}")]
+    return [
+        read_object(line, path, step=int, time=float) for line in whole if line.startswith("{") and line.endswith("}")
+    ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from sftmix.common.files import write_text
 from sftmix.components.base import Callback, StageState
+from sftmix.config.layers import read_yaml
 from sftmix.pipeline.hold import Hold
 from sftmix.tools.trackers.rows import Row, Rows
 
@@ -77,12 +78,10 @@ class Tracker(Callback):
         if self._run == run:
             return
         self.end()
-        import yaml
-
+        file = run / "config.yaml"
+        config = read_yaml(file) if file.exists() else {}
         hold = Hold(self.folder(run))
         hold.take()
-        file = run / "config.yaml"
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
         self._there = self.open(run, config)
         self._run, self._rows, self._hold = run, Rows(run), hold
         atexit.register(self.end)

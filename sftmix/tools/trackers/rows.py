@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sftmix.common.files import read_object
 
 STAGES = ("reference", "train", "baseline")
 """The stages with a metrics.jsonl, in their order in a run."""
@@ -54,11 +55,12 @@ class Rows:
                     if not line.endswith(b"\n"):
                         break
                     self._read[stage] += len(line)
-                    yield _row(self.count, stage, json.loads(line))
+                    place = f"{path}, up to byte {self._read[stage]:,}"
+                    yield _row(self.count, stage, read_object(line, place, step=int, time=float))
                     self.count += 1
 
 
 def _row(number: int, stage: str, line: Mapping[str, Any]) -> Row:
     apart = ("step", "time", "rows")  # a hash is nothing to plot
-    kept = {k: v for k, v in line.items() if k not in apart and v is not None}  # null: not finite
+    kept = {k: v for k, v in line.items() if k not in apart and isinstance(v, int | float)}  # null: not finite
     return Row(number, stage, line["step"], line["time"], {f"{stage}/{k}": v for k, v in kept.items()})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sftmix.common.checkpoints import CHECKPOINTS
+from sftmix.common.files import read_json
 from sftmix.common.tables import read_table
 from sftmix.common.world import World
 from sftmix.measure.model import Measurement
@@ -18,7 +19,7 @@ from sftmix.tools.verify.inputs import Inputs
 from sftmix.tools.verify.replay import Replayed, link
 from sftmix.tools.verify.split import write_summary
 from sftmix.tools.verify.weights import Tensors, check_weights, tensors_in
-from sftmix.tools.verify.window import Window, read
+from sftmix.tools.verify.window import Window
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 
 
@@ -85,7 +86,7 @@ class _Ends:
         """Measure the final weights, which are in the module now, as the run did, and compare what it wrote of them."""
         window, rows, made, replayed = self._window, self._inputs.rows, self._place / "measured", self._replayed
         run, stage = window.run, window.stage
-        recorded = read(run / stage / "figures.json")
+        recorded = read_json(run / stage / "figures.json", machines=list)
         if not (replayed.exact and replayed.machine.items() <= recorded["machines"][-1].items()):
             return [Finding("figures", None, "they were measured on another machine")]
         self._world.on_main(lambda: link(window.file("metrics.jsonl"), made / stage / "metrics.jsonl"))
@@ -117,7 +118,7 @@ class _Ends:
 
 
 def _read(file: Path) -> Any:
-    return read(file) if file.suffix == ".json" else read_table(file, ["id"])
+    return read_json(file) if file.suffix == ".json" else read_table(file, ["id"])
 
 
 def _no_weights(window: Window) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from sftmix.common.files import MANIFEST, sha256_file, verify_directory
+from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
 from sftmix.pipeline.stages import ALL
 from sftmix.tools.verify.certificate import Finding, listed
-from sftmix.tools.verify.window import Window, read, unreadable
+from sftmix.tools.verify.window import Window
 
 
 def check_files(window: Window) -> list[Finding]:
@@ -19,7 +18,7 @@ def check_files(window: Window) -> list[Finding]:
         if not manifest.exists():
             continue
         whole.append(stage)
-        for name, expected in _files(manifest).items():
+        for name, expected in read_json(manifest, files=dict)["files"].items():
             file, count = window.run / stage / name, count + 1
             found = sha256_file(file) if file.is_file() else "no file"
             if found != expected:
@@ -39,10 +38,3 @@ def check_files(window: Window) -> list[Finding]:
         gone = f"checkpoints of {window.stage}: it was adopted from {window.place}, which is gone"
         findings.append(Finding("files", None, gone))
     return findings
-
-
-def _files(manifest: Path) -> dict[str, str]:
-    try:
-        return dict(read(manifest)["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise unreadable(manifest, error) from error

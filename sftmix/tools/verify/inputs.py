@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_file
+from sftmix.common.files import read_json, sha256_file
 from sftmix.common.tables import read_ids
 from sftmix.common.world import World
 from sftmix.config import RunConfig
@@ -19,7 +19,7 @@ from sftmix.pipeline.identity import STAGE_INPUTS, Known, selection_inputs
 from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
 from sftmix.pipeline.stages import ALL, stages_entered
 from sftmix.tools.verify.certificate import Finding, listed
-from sftmix.tools.verify.window import Window, read
+from sftmix.tools.verify.window import Window
 
 
 def config_of(window: Window) -> RunConfig:
@@ -49,7 +49,7 @@ class Inputs:
         """Compare the inputs of these stages; all ranks call it and have the same result."""
         findings = []
         for stage in stages:
-            recorded = read(self._window.run / stage / "inputs.json")
+            recorded = read_json(self._window.run / stage / "inputs.json")
             now = self._inputs(stage)
             _refuse_other_precision(self.config, recorded, now)
             different = differences(recorded, now)
@@ -60,7 +60,7 @@ class Inputs:
 
     def precision(self, stage: str) -> str:
         """Return the precision that a trained stage recorded, fp32 or bf16."""
-        return str(read(self._window.run / stage / "inputs.json")["training"]["precision"])
+        return str(read_json(self._window.run / stage / "inputs.json", training=dict)["training"].get("precision"))
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         known = Known(self.config, self._world, self.rows, self._window.run)
@@ -73,7 +73,7 @@ class Inputs:
         expected = sha256_file(self._window.identity)
         findings = []
         for step in {self._window.start, self._window.end} & set(self._window.kept):
-            found = read(self._window.checkpoint(step) / "state.json").get("identity")
+            found = read_json(self._window.checkpoint(step) / "state.json").get("identity")
             if found != expected:
                 place = f"hash of the inputs of {self._window.checkpoint(step)}"
                 findings.append(Finding("inputs", False, place, False, expected, found, blocks=True))

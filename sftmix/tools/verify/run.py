@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sftmix.common.errors import ConfigError, Stopped
+from sftmix.common.files import read_json
 from sftmix.common.world import World, start_world
 from sftmix.tools.verify.certificate import Certificate, Finding
 from sftmix.tools.verify.ends import check_ends
@@ -18,7 +19,7 @@ from sftmix.tools.verify.inputs import Inputs, config_of, stages_before
 from sftmix.tools.verify.replay import beside, replay
 from sftmix.tools.verify.split import check_groups
 from sftmix.tools.verify.steps import Comparison, check_steps
-from sftmix.tools.verify.window import Window, read
+from sftmix.tools.verify.window import Window
 from sftmix.training.machine import machines_between, machines_in
 
 _NOT_REPLAYED = Finding("losses", None, "what the replay would read differs already")
@@ -78,7 +79,7 @@ def _recorded(window: Window) -> Sequence[Mapping[str, Any]]:
     earlier = [file for step, file in states.items() if step < window.end]
     figures = [window.run / window.stage / "figures.json"] if window.finished else []
     known = [*later[: window.end in states], *figures, *later, *reversed(earlier)]
-    return machines_between(machines_in(read(known[0])), window.start, window.end) if known else []
+    return machines_between(machines_in(read_json(known[0])), window.start, window.end) if known else []
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.checkpoints import CHECKPOINTS, step_path, steps_in
-from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json
 from sftmix.common.steps import read_steps
-from sftmix.pipeline.directory import ADOPTED, origin
+from sftmix.pipeline.directory import origin
 from sftmix.pipeline.finished import refuse_no_run
 
 TRAINED = ("train", "reference", "baseline")
@@ -68,13 +68,13 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     Raises ConfigError for what is not there, with what is, and DifferenceError for a file that cannot be read.
     """
     refuse_no_run(run)
-    own, place = run / stage, _made_in(run / stage)
+    own, place = run / stage, origin(run / stage)
     logged = logged_steps(own_file(own, place, "metrics.jsonl").parent)
     finished = (own / MANIFEST).exists()
-    last = _last_step(own / "figures.json") if finished else 0
+    last = read_json(own / "figures.json").get("steps", 0) if finished else 0
     last = last or max(logged, default=0)
     if not (own / "inputs.json").exists() or not last:
-        there = [name for name in TRAINED if (_made_in(run / name) / "metrics.jsonl").exists()]
+        there = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
         found = f"there is {', '.join(there)}" if there else "nothing was trained there yet"
         raise ConfigError(f"--stage {stage}: {run} has no steps of this stage; {found}")
     if not logged and not place.is_dir():
@@ -93,40 +93,9 @@ def own_file(own: Path, place: Path, name: str) -> Path:
     return own / name if (own / name).exists() else place / name
 
 
-def read(path: Path) -> Any:
-    """Return what a JSON file of a run holds; raise DifferenceError if it holds no JSON."""
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> DifferenceError:
-    """Return the error of a file that is not as a run writes it."""
-    return DifferenceError(f"{path} is not as a run writes it ({type(error).__name__}: {error})")
-
-
 def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:
     """Return the lines of a stage's metrics.jsonl by their steps."""
-    try:
-        return {int(line["step"]): line for line in read_steps(stage)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unreadable(stage / "metrics.jsonl", error) from error
-
-
-def _made_in(stage: Path) -> Path:
-    try:
-        return origin(stage)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unreadable(stage / ADOPTED, error) from error
-
-
-def _last_step(figures: Path) -> int:
-    """Return the number of steps of a finished stage, 0 if it trained nothing."""
-    try:
-        return int(read_json(figures).get("steps", 0))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise unreadable(figures, error) from error
+    return {line["step"]: line for line in read_steps(stage)}
 
 
 def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int, weights: set[int]) -> int:

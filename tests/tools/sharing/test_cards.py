@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 
@@ -36,6 +37,17 @@ def test_the_card_of_a_model(run, finished):
     assert recipe["objective"]["init_args"]["mu"] == 0.2
     assert recipe["training"]["learning_rate"] == 0.01
     assert "2410.05248" in card
+
+
+def test_a_card_needs_no_installed_sftmix(run, monkeypatch):
+    """A checkout on PYTHONPATH has no metadata."""
+
+    def distribution(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    of_others = importlib.metadata.distribution
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda n: (distribution if n == "sftmix" else of_others)(n))
+    assert f"| sftmix | {__version__} |" in str(model_card(facts_of(run), "train"))
 
 
 def test_what_chose_and_dropped_the_rows_is_told_in_words(run, finished):

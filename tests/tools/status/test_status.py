@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.tools.status.command import report, reports
 
 
@@ -132,7 +132,10 @@ def test_directories_that_are_no_runs_do_not_hide_the_others(tmp_path: Path) -> 
     lay(tmp_path / "run", status={"stage": "train", "exit_code": 0})
     told, problems = reports([tmp_path / "a", tmp_path / "run", tmp_path / "b"])
     assert told == [report(tmp_path / "run")]
-    assert [problem.split(" is not a run")[0] for problem in problems] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert [str(problem).split(" is not a run")[0] for problem in problems] == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
 
 
 def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path) -> None:
@@ -171,8 +174,15 @@ def test_a_table_shows_its_runs(tmp_path: Path) -> None:
     assert report(first).startswith(f"{first}: finished\n  stage ")
 
 
-@pytest.mark.parametrize("text", ["seeds: [1]", "{", "- 1"])
-def test_a_table_that_cannot_be_read_is_a_wrong_argument(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seeds: [1]", "a file of .* is not as a run writes it"),
+        ("{", r"cannot read .*compare\.yaml"),
+        ("- 1", r"compare\.yaml is not a"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_a_wrong_argument(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "compare.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"cannot read .*compare\.yaml"):
+    with pytest.raises(SFTMixError, match=words):
         report(tmp_path)

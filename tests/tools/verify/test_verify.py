@@ -254,7 +254,8 @@ def test_a_damaged_file_is_told_with_its_path(copy_of_ntp, sftmix, name, content
     (copy_of_ntp.run / name).write_text(content)
     found = sftmix("verify", str(copy_of_ntp.run))
     assert found.code == 4
-    assert f"{copy_of_ntp.run / name} is not as a run writes it" in found.err
+    place = f"{copy_of_ntp.run / name}{', line 1' * name.endswith('.jsonl')}"
+    assert f"{place} is not as a run writes it" in found.err
 
 
 def test_a_damaged_checkpoint_is_a_finding(copy_of_ntp, sftmix):

@@ -1,0 +1,102 @@
+"""Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftmix.config.read import read_config, read_finished
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)
+)
+DEEP = "[" * 100_000
+NOT_SO = "is not as a run writes it"
+TRACK, EXPORT, REPORT = ["track", "--to", "tensorboard"], ["export", "--to", "TO"], ["report", "--map", "0"]
+RUN = ["run", "--config", "CONFIG", "--out"]
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return shutil.copytree(finished.path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words", "commands"),
+    [
+        ("train/adopted.json", '{"from": "."}', 4, "leads back to itself", [["verify"], EXPORT]),
+        ("train/adopted.json", '{"from": "../train/model/.."}', 4, "leads back to itself", [["verify"]]),
+        ("config.yaml", BOMB, 2, "over 100,000 values", [TRACK, EXPORT, REPORT, ["chat"], RUN]),
+        ("config.yaml", "&a {b: *a}", 2, "over 100 levels", [EXPORT]),
+        ("config.yaml", f"a: {DEEP}", 2, "line 1 is more than 100 levels deep", [TRACK, REPORT, ["chat"], RUN]),
+        ("config.yaml", f"? *a\n: {BOMB}", 2, "cannot read the configuration", [EXPORT]),
+        ("config.yaml", "? [a, b]\n: 1\n", 2, "a key in line 1", [EXPORT]),
+        ("config.yaml", "seed: 1" + ":59" * 200 + ".5\n", 2, "cannot read the configuration", [EXPORT]),
+        (
+            "train/metrics.jsonl",
+            '{"step": 1, "time": 1.0}\n{oops}\n',
+            4,
+            NOT_SO,
+            [["status"], TRACK, ["verify"]],
+        ),
+        ("train/metrics.jsonl", '{"step": 1, "time": 1.0}\noops\n{"step": 2}\n', 4, "line 2", [["verify"]]),
+        ("train/inputs.json", "", 4, NOT_SO, [RUN, ["verify"], REPORT]),
+        ("train/inputs.json", "{}", 4, "data is missing", [REPORT]),
+        ("train/MANIFEST.json", "{}", 4, "files is missing", [RUN, ["verify"]]),
+        ("STATUS.json", DEEP, 4, NOT_SO, [["status"]]),
+        (
+            "STATUS.json",
+            '{"stage": "train", "exit_code": null, "pid": 9000000000000000000000}',
+            4,
+            NOT_SO,
+            [["status"]],
+        ),
+        (
+            "STATUS.json",
+            '{"stage": "train", "exit_code": 1, "message": "\\u001b]52;c;aGk=\\u0007"}',
+            0,
+            "",
+            [["status"]],
+        ),
+        ("config.yaml", 'model: {path: "\\e]52;c;aGk=\\a/x"}\n', 2, r"\x1b]52;c;aGk=\x07/x", [EXPORT, ["chat"]]),
+    ],
+)
+def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tmp_path):
+    (run / name).write_text(content)
+    places = {"TO": str(tmp_path / "to"), "CONFIG": str(run / "config.yaml")}
+    for command in commands:
+        first, *more = (places.get(word, word) for word in command)
+        words_given = [first, *more, str(run)] if command is RUN else [first, str(run), *more]
+        ended = sftmix(*words_given)
+        assert ended.code == code, (command, ended.err)
+        assert words in ended.err
+        assert len([line for line in ended.err.splitlines() if line.startswith("error: ")]) == (code != 0)
+        assert "\x1b" not in ended.out + ended.err
+        assert "\x07" not in ended.out + ended.err
+
+
+def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path, monkeypatch):
+    """A splitter, a callback, and a schedule inside the shipped objective, of a module in the working directory."""
+    (tmp_path / "of_someone.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    was = read_config(run / "config.yaml")
+    given = was.plain()
+    mine = {"class_path": "of_someone.Mine", "init_args": {"size": 3}}
+    objective = {**given["objective"], "init_args": {**given["objective"]["init_args"], "mu": mine}}
+    given |= {"splitter": mine, "callbacks": [mine], "objective": objective}
+    (run / "config.yaml").write_text(json.dumps(given))
+    found = read_finished(run)
+    assert found.plain() == given
+    assert (found.model, type(found.splitter).__name__) == (was.model, "Mine")
+    for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        ended = sftmix(*words)
+        assert ended.code == 0, ended.err
+    assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
+    assert "of_someone" not in sys.modules
