@@ -190,7 +190,7 @@ def _check_key(key: str, own: Collection[str]) -> None:
 
 def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
     """Yield a note for each component that has another class in `after` and lost or kept options by it."""
-    for name in component_bases().keys() & before.keys():
+    for name in (name for name in component_bases() if name in before):
         old, new = before[name], after[name]
         if isinstance(old, list):
             remaining = [spec[CLASS] for spec in new]
