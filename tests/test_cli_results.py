@@ -157,7 +157,7 @@ def last_line(stage: str, err: str) -> str:
 def test_a_command_survives_an_odd_name_of_its_directory(tmp_path: Path) -> None:
     out = tmp_path / 'it\'s "my" $HOME `run`'
     (out / "train" / "model").mkdir(parents=True)
-    (out / "config.yaml").touch()
+    (out / "config.yaml").write_text("{}\n")
     [(command, _)] = following(out, {}, "train")
     words = command.replace("sftmix", r"printf '%s\n'", 1)
     shown = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
@@ -165,14 +165,14 @@ def test_a_command_survives_an_odd_name_of_its_directory(tmp_path: Path) -> None
 
 
 def test_before_the_training_the_next_command_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("{}\n")
     [(command, _)] = following(tmp_path, SUMMARY, "split")
     assert command == f"sftmix run --config {tmp_path / 'config.yaml'} --out {tmp_path}"
 
 
 @pytest.mark.parametrize("changed", [{"mixup_tokens": 0}, {"eval_nll_after": None}])
 def test_no_comparison_is_recommended_where_it_could_say_nothing(tmp_path: Path, changed: dict) -> None:
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("{}\n")
     assert len(following(tmp_path, SUMMARY, "train")) == 1
     assert following(tmp_path, {**SUMMARY, **changed}, "train") == []
 

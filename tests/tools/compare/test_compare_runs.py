@@ -201,7 +201,7 @@ def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
 ) -> None:
     lacking = {
         "NTP": {"objective": "NTP"},
-        "late": {"data.label_field": None, "data.template": str(tmp_path / "no.j2")},
+        "late": {"data.label_field": None, "data.max_length": 100_000},  # beyond the model's context
     }
     done = sftmix(*words(finished, tmp_path, lacking))
     assert done.code in (2, 3)
