@@ -111,6 +111,8 @@ def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Lay
         names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
         raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
     values = read_yaml(path)
+    if not values:
+        raise ConfigError(f"{path} is empty: expected `option: value` lines")
     found: list[Layer] = []
     for name in _bases(values.pop(BASE, None), path):
         file = name if name.startswith(RECIPE) else str(path.parent / name)
@@ -137,7 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loader = kind(text)
         node = loader.get_single_node()
         _refuse_repeated(node, path)
-        values = None if node is None else loader.construct_document(node)
+        values = {} if node is None else loader.construct_document(node)
     except (OSError, ValueError, ArithmeticError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

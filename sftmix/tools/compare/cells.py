@@ -45,9 +45,7 @@ def result_of(cell: Cell, summary: Mapping[str, Any]) -> CellResult:
     """Return the result of a cell whose run returned `summary`, which is empty if it diverged."""
     from sftmix.pipeline.directory import ADOPTED
 
-    adopted = {
-        path.parent.name: read_json(path, **{"from": str})["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))
-    }
+    adopted = {path.parent.name: read_json(path)["from"] for path in sorted(cell.path.glob(f"*/{ADOPTED}"))}
     figures = {name: value for name, value in flatten(summary) if name not in SETTINGS}
     metrics = {name: value for name, value in figures.items() if np.isfinite(value)}
     inputs = {s: read_json(p) for s in ("reference", "train") if (p := cell.path / s / "inputs.json").exists()}

@@ -71,7 +71,7 @@ def report(run: str | Path) -> str:
 
 def _run(run: Path) -> str:
     status, summary = _json(run / "STATUS.json"), _json(run / "summary.json")
-    if not run.is_dir() or not (status or (run / "config.yaml").exists()):
+    if not (status or is_there(run / "config.yaml")):
         raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
     alive = _alive(status)
     rows: list[tuple[str, ...]] = [("stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left")]
@@ -198,7 +198,7 @@ def _duration(seconds: float) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if there is none."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:

@@ -55,12 +55,12 @@ class Rows:
                     if not line.endswith(b"\n"):
                         break
                     self._read[stage] += len(line)
-                    place = f"{path}, up to byte {self._read[stage]:,}"
-                    yield _row(self.count, stage, read_object(line, place, step=int, time=float))
+                    step = read_object(line, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
+                    yield _row(self.count, stage, step)
                     self.count += 1
 
 
 def _row(number: int, stage: str, line: Mapping[str, Any]) -> Row:
     apart = ("step", "time", "rows")  # a hash is nothing to plot
-    kept = {k: v for k, v in line.items() if k not in apart and isinstance(v, int | float)}  # null: not finite
+    kept = {k: v for k, v in line.items() if k not in apart and v is not None}  # null: not finite
     return Row(number, stage, line["step"], line["time"], {f"{stage}/{k}": v for k, v in kept.items()})
