@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
+from benchmarks.evidence.base_model import make_base
 from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
 from benchmarks.evidence.tiers import read_tier
@@ -124,6 +126,19 @@ def test_the_pilot_varies_the_learning_rate_of_ntp_alone():
 
 
 # ------------------------------------------------------------------------------------------ the scripts
+
+
+def test_a_base_model_like_the_studys_is_made_of_text(shared, tmp_path):
+    make_base(shared / "data" / "text", tmp_path)
+    places = (tmp_path, shared / "models" / "base-7m")
+    made, known = ({**AutoConfig.from_pretrained(path).to_dict(), "_name_or_path": ""} for path in places)
+    assert made == known
+    made, known = (AutoTokenizer.from_pretrained(path) for path in places)
+    assert made.chat_template == known.chat_template
+    text = "Wörds in 1984,\n twice  so"
+    assert made.decode(made(text)["input_ids"]) == text
+    assert (len(made), made.all_special_ids) == (len(known), known.all_special_ids)
+    assert made.convert_tokens_to_ids("<|im_end|>") == known.convert_tokens_to_ids("<|im_end|>")
 
 
 def row(instruction: str, given: str = "", output: str = "Yes.") -> dict[str, str]:
