@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -40,14 +41,14 @@ def strengths(made: Comparison) -> dict[str, float]:
     return {name: config.objective.mu for name, config in made.variants.items() if hasattr(config.objective, "mu")}
 
 
-@pytest.mark.parametrize("name", [*TIERS, *PILOTS])
+@pytest.mark.parametrize("name", ["shuffled", *TIERS, *PILOTS])
 def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table(name).validate()
 
 
 def test_every_file_of_a_table_is_known():
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"study", *TIERS, *PILOTS}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"study", "shuffled", *TIERS, *PILOTS}
 
 
 @pytest.mark.parametrize("name", TIERS)
@@ -97,6 +98,12 @@ def test_arms_that_are_read_from_tier_1_are_the_same_there():
         shared = [cell for cell in table(name).cells if cell.variant in ("NTP", "SFTMix")]
         assert len(shared) == 12
         assert all(cell.plain == tier_1[cell.name] for cell in shared)
+
+
+def test_the_arm_beside_tier_1_has_another_order_and_nothing_else():
+    (shuffled,) = table("shuffled").variants.values()
+    assert shuffled == replace(table("primary").variants["NTP"], pairing=None)
+    assert table("shuffled").options.seeds == table("primary").options.seeds
 
 
 def test_the_arms_of_the_pilots_are_what_their_names_say():

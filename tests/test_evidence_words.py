@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from benchmarks.evidence import results
 from benchmarks.evidence.contrasts import in_brackets
 from benchmarks.evidence.findings import BEST, LAST, MARGIN, Finding, findings
+from benchmarks.evidence.losses import HELD_OUT
 from benchmarks.evidence.prepare import parts_of
 from benchmarks.evidence.tiers import RESULTS, read_tier
 from sftmix.common.files import read_json, write_json
-from sftmix.compare.statistics import interval_seeds, mean_sd
+from sftmix.compare.statistics import Counts, interval_seeds, interval_two_level, mean_sd
 from sftmix.config.read import read_config
 from sftmix.data import load_data
 from sftmix.data.encoders import encoder_for
@@ -87,7 +90,7 @@ def test_what_the_planned_contrasts_mean_is_what_they_are():
 
 
 def test_what_is_said_of_rows_that_are_cut(shared, tmp_path):
-    for name, rows in parts_of(read_json(shared / "data" / "alpaca" / "alpaca_8k.json")).items():
+    for name, rows in parts_of(json.loads((shared / "data" / "alpaca" / "alpaca_8k.json").read_bytes())).items():
         write_json(tmp_path / f"{name}.json", rows)
     options = read_config(results.ROOT / "benchmarks" / "evidence" / "study.yaml").data
     options = replace(options, train=str(tmp_path / "train.json"), eval=str(tmp_path / "held_out.json"))
@@ -102,6 +105,37 @@ def test_what_is_said_of_rows_that_are_cut(shared, tmp_path):
     assert f"(of tier 2's {len(second.train)}: {second.train.truncated.sum()})" in words
     share = scored[is_cut].sum() / scored.sum()
     assert f"{is_cut.sum()} of the {len(is_cut):,} held-out rows, which hold {share:.0%} of the scored tokens" in words
+
+
+def test_what_is_said_of_the_shuffled_order_has_its_figures():
+    words, tiers = page("docs/results.md"), [read_tier("primary"), read_tier("shuffled")]
+    assert tiers[1].complete
+    assert tiers[1].revisions == tiers[0].revisions
+    runs = {arm: found for tier in tiers for arm, found in tier.runs.items()}
+    rows = [
+        [column[tier.losses.rows == HELD_OUT] for column in (tier.losses.ids, tier.losses.n_tokens)] for tier in tiers
+    ]
+    assert all((ours == theirs).all() for ours, theirs in zip(*rows, strict=True))
+
+    def counts(arm: str) -> Counts:
+        losses = tiers[arm == "NTP-shuffled"].losses
+        nll = np.stack([losses.nll_sum(arm, seed)[losses.rows == HELD_OUT] for seed in tiers[0].seeds])
+        return Counts(nll, np.broadcast_to(rows[0][1].astype(float), nll.shape))
+
+    assert all(run["eval_nll_after"] == run["eval_nll_best"] for run in runs["NTP-shuffled"].values())
+    for pair in (("NTP-shuffled", "NTP"), ("SFTMix", "NTP-shuffled")):
+        for end in (LAST, BEST):
+            ours, theirs = ([end.figure(runs[arm][seed]) for seed in tiers[0].seeds] for arm in pair)
+            off = np.subtract(ours, theirs)
+            mean, sd = mean_sd(off)
+            interval = interval_two_level(*map(counts, pair)) if end is LAST else interval_seeds(off)
+            over = "seeds and examples" if end is LAST else "seeds"
+            row = (
+                f"{pair[0]} − {pair[1]} | {end.name} | {mean:+.4f} ± {sd:.4f} | {in_brackets(interval)} | {over} | 10 |"
+            )
+            assert f"| {row}" in words
+            if "NTP" in pair:
+                assert f"to matter no more than {max(map(abs, interval)):.4f} nat (95% interval)" in words
 
 
 def parts() -> dict[str, Finding]:
