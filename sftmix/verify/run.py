@@ -12,7 +12,7 @@ import torch
 from sftmix.common.errors import ConfigError, Stopped
 from sftmix.common.files import read_json
 from sftmix.common.world import World, start_world
-from sftmix.training.machine import machines_between, machines_in
+from sftmix.training.machine import machines_between
 from sftmix.verify.certificate import Certificate, Finding
 from sftmix.verify.ends import check_ends
 from sftmix.verify.files import check_files
@@ -79,7 +79,7 @@ def _recorded(window: Window) -> Sequence[Mapping[str, Any]]:
     earlier = [file for step, file in states.items() if step < window.end]
     figures = [window.run / window.stage / "figures.json"] if window.finished else []
     known = [*later[: window.end in states], *figures, *later, *reversed(earlier)]
-    return machines_between(machines_in(read_json(known[0])), window.start, window.end) if known else []
+    return machines_between(read_json(known[0]).get("machines", []), window.start, window.end) if known else []
 
 
 @contextlib.contextmanager
