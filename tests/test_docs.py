@@ -44,8 +44,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run"}
-PROGRAMS |= {"hf", "transformers", "vllm", "llama-server"}
+PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run", ".ci/versions"}
+PROGRAMS |= {"git", "cd", "hf", "transformers", "vllm", "llama-server"}
 
 
 def name_of(path: Path) -> str:
@@ -222,10 +222,11 @@ def test_the_picture_stands_alone():
 def test_readme_has_two_set_up_commands():
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Set-up\n")[1].split("\n## ")[0]
     set_up = [body.strip() for kind, body in FENCE.findall(section) if kind == "bash"]
+    clone, install = set_up[0].splitlines()
+    assert clone.startswith("git clone ")
+    assert re.fullmatch(r"pip install [^&]+ && sftmix quickstart", install)
+    assert re.fullmatch(r"pip install [^&\n]+ && pytest", set_up[1])
     assert len(set_up) == 2
-    assert all("\n" not in command and command.startswith("pip install ") for command in set_up)
-    assert set_up[0].endswith("sftmix quickstart")
-    assert set_up[1].endswith("pytest")
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     take = re.search(r"^command=\$\((.+)\)$", ci, re.M)
     assert take is not None

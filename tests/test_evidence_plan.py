@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
+from benchmarks.evidence.base_model import make_base
 from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
 from benchmarks.evidence.tiers import read_tier
@@ -38,14 +41,14 @@ def strengths(made: Comparison) -> dict[str, float]:
     return {name: config.objective.mu for name, config in made.variants.items() if hasattr(config.objective, "mu")}
 
 
-@pytest.mark.parametrize("name", [*TIERS, *PILOTS])
+@pytest.mark.parametrize("name", ["shuffled", *TIERS, *PILOTS])
 def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table(name).validate()
 
 
 def test_every_file_of_a_table_is_known():
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"study", *TIERS, *PILOTS}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"study", "shuffled", *TIERS, *PILOTS}
 
 
 @pytest.mark.parametrize("name", TIERS)
@@ -97,6 +100,12 @@ def test_arms_that_are_read_from_tier_1_are_the_same_there():
         assert all(cell.plain == tier_1[cell.name] for cell in shared)
 
 
+def test_the_arm_beside_tier_1_has_another_order_and_nothing_else():
+    (shuffled,) = table("shuffled").variants.values()
+    assert shuffled == replace(table("primary").variants["NTP"], pairing=None)
+    assert table("shuffled").options.seeds == table("primary").options.seeds
+
+
 def test_the_arms_of_the_pilots_are_what_their_names_say():
     """Whatever study.yaml has since: it takes the values that the pilots chose."""
     rates = {name: config.training.learning_rate for name, config in table("pilot-rate").variants.items()}
@@ -124,6 +133,19 @@ def test_the_pilot_varies_the_learning_rate_of_ntp_alone():
 
 
 # ------------------------------------------------------------------------------------------ the scripts
+
+
+def test_a_base_model_like_the_studys_is_made_of_text(shared, tmp_path):
+    make_base(shared / "data" / "text", tmp_path)
+    places = (tmp_path, shared / "models" / "base-7m")
+    made, known = ({**AutoConfig.from_pretrained(path).to_dict(), "_name_or_path": ""} for path in places)
+    assert made == known
+    made, known = (AutoTokenizer.from_pretrained(path) for path in places)
+    assert made.chat_template == known.chat_template
+    text = "Wörds in 1984,\n twice  so"
+    assert made.decode(made(text)["input_ids"]) == text
+    assert (len(made), made.all_special_ids) == (len(known), known.all_special_ids)
+    assert made.convert_tokens_to_ids("<|im_end|>") == known.convert_tokens_to_ids("<|im_end|>")
 
 
 def row(instruction: str, given: str = "", output: str = "Yes.") -> dict[str, str]:

@@ -34,14 +34,6 @@ class Contrast:
         return "lower" if self.mean < 0 else "higher"
 
     @property
-    def lower(self) -> bool:
-        return self.different and self.mean < 0
-
-    @property
-    def higher(self) -> bool:
-        return self.different and self.mean > 0
-
-    @property
     def equal(self) -> bool:
         return self.interval is not None and -self.margin < self.interval[0] and self.interval[1] < self.margin
 

@@ -22,7 +22,6 @@ from performance_tables import table as grid  # noqa: E402
 
 from benchmarks.evidence.by_example import example_lines  # noqa: E402
 from benchmarks.evidence.known_lines import known_lines, known_pictures  # noqa: E402
-from benchmarks.evidence.meanings import fits_still, meanings, simpler  # noqa: E402
 from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
 from benchmarks.evidence.predictions import outcomes  # noqa: E402
 from benchmarks.evidence.tier_lines import tier_lines, tier_pictures  # noqa: E402
@@ -82,21 +81,6 @@ def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier], known: Path)
 
 
 def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
-    done = [tier.title.split(":")[0].lower() for tier in tiers.values() if tier.complete]
-    yield (
-        f"Finished: {', '.join(done)}."
-        if done
-        else "**No tier of the study is finished, so nothing is found on natural text yet.**"
-    )
-    yield ""
-    for tier in tiers.values():
-        if tier.tested and tier.complete:
-            caveat = " Read it with care: this regime did not overfit." if fits_still(tier) else ""
-            yield from (f"- {tier.title.split(':')[0]}. {meaning}{caveat}" for meaning in meanings(tier))
-    for name, arm, words in _SIMPLER:
-        if name in tiers and tiers[name].complete:
-            yield f"- {simpler(tiers[name], arm, words)}"
-    yield ""
     rows = [
         (
             tier.title,
@@ -109,13 +93,6 @@ def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
         for tier in tiers.values()
     ]
     yield from grid(("tier", "table", "planned", "runs done", "seeds that all arms have", "diverged"), rows)
-
-
-_SIMPLER = (
-    ("primary", "LabelSmoothing", "Label smoothing"),
-    ("parts", "single-run", "SFTMix without a reference (single run)"),
-)
-"""Arms of which the plan asks to be told where they do as well as the recipe."""
 
 
 def _diverged(tier: Tier) -> str:

@@ -10,7 +10,6 @@ from performance_tables import table as grid
 from benchmarks.evidence.contrasts import in_brackets
 from benchmarks.evidence.findings import ENDPOINTS, LAST, Endpoint, Finding, described, findings
 from benchmarks.evidence.forest import forest
-from benchmarks.evidence.meanings import OVERFITS, fits_still, risen
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
 from benchmarks.evidence.tiers import Tier, listed
 from sftmix.tools.compare.statistics import mean_sd, smallest_effect
@@ -27,8 +26,6 @@ def tier_lines(tier: Tier) -> Iterator[str]:
             return
     yield from grid(("arm", "seeds", *(f"{end.name}, mean ± sd" for end in ENDPOINTS)), list(_arm_rows(tier)))
     yield from (_made_by(tier), "")
-    if tier.name == "overfit" and tier.complete:
-        yield from _overfits(tier)
     for end in ENDPOINTS:
         yield from _contrast_lines(tier, end)
     yield from ("#### Secondary endpoints", "")
@@ -49,15 +46,6 @@ def _arm_rows(tier: Tier) -> Iterator[Sequence[str]]:
             mean, sd = mean_sd(values) if values else (None, None)
             cells.append("-" if mean is None else f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}"))
         yield (arm, str(len(tier.values(arm, LAST.figure))), *cells)
-
-
-def _overfits(tier: Tier) -> Iterator[str]:
-    yield f"NTP ends {risen(tier):.4f} nat above its best evaluation" + (
-        f": less than {OVERFITS}, so this regime did not overfit, and the table answers question 2 no more than tier 1."
-        if fits_still(tier)
-        else f"; the regime overfits ({OVERFITS} or more was asked for)."
-    )
-    yield ""
 
 
 def _made_by(tier: Tier) -> str:

@@ -127,7 +127,7 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         arms,
         plan["seeds"],
         plan.get("baseline") or arms[0],
-        [(a, b) for a, b in plan["contrasts"]],
+        [(a, b) for a, b in plan.get("contrasts", ())],
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
         read_losses(results / name / "losses"),

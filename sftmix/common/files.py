@@ -16,8 +16,6 @@ from sftmix.common.errors import DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
 _OWN_HASH = "sha256"
-_ENTRIES_BEFORE = 3
-"""Entries of a manifest that was written before manifests held their own hash: step, world_size, files."""
 
 _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
@@ -25,14 +23,7 @@ _LARGEST = 1 << 26
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
-
-
-def _sha256(f: BinaryIO) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := f.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sha256_json(value: object) -> str:
@@ -206,7 +197,7 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (DifferenceError, ValueError, KeyError, TypeError) as error:
         return f"its manifest is unreadable ({error})"
-    if own != sha256_json(manifest) and (own is not None or len(manifest) > _ENTRIES_BEFORE):
+    if own != sha256_json(manifest):
         return "its manifest does not have the hash it was written with"
     if more := sorted({p.name for p in path.iterdir() if p.name.endswith(".safetensors")} - expected.keys()):
         return f"{more[0]} is not a file of it"

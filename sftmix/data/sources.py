@@ -114,7 +114,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
-        raise DataError(f"{option}: {name}: no such file or directory{seen}")
+        raise DataError(f"{option}: {name}: no such file or directory{seen}; name a file, a directory or a hub id")
     for file, shown in found:
         _check_file(file, shown)
     return found

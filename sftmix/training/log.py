@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, TypeVar
@@ -91,12 +91,6 @@ class Totals:
     mu_ntp: float = 0.0
     skipped: float = 0.0
     updates: float = 0.0
-
-    @staticmethod
-    def restored(kept: Mapping[str, float], *, step: int) -> Totals:
-        """Return the totals of a checkpoint of `step`, which may hold more entries, and from before no `updates`."""
-        known = {"updates": step - kept["skipped"], **kept}
-        return Totals(**{f.name: known[f.name] for f in fields(Totals)})
 
     def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
         self.elapsed += seconds

@@ -34,7 +34,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
-from sftmix.training.machine import going_on, machine_of, machines_in
+from sftmix.training.machine import going_on, machine_of
 from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses, padded_losses
 from sftmix.training.optimizer import build_optimizer
@@ -169,11 +169,11 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.step = self.saved = state["step"]
-        self.totals, self.stopped_by = Totals.restored(state["totals"], step=self.step), state["stopped_by"]
+        self.totals, self.stopped_by = Totals(**state["totals"]), state["stopped_by"]
         self.store.load(newest, self.module, self._begun_optimizer())
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
-        self.machines = machines_in(state)
+        self.machines = state["machines"]
         if self.stage.online is not None:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:

@@ -55,16 +55,6 @@ def going_on(recorded: Sequence[Mapping[str, Any]], step: int, own: Mapping[str,
     return [*known, {"after": step, **own}]
 
 
-def machines_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the machines that the state or the figures of a stage tell of.
-
-    Earlier versions kept the last machine alone, and it counts for all steps; those before kept none.
-    """
-    if "machines" in record:
-        return list(record["machines"])
-    return [{"after": 0, **record["machine"]}] if record.get("machine") else []
-
-
 def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
     ends = [*(one["after"] for one in recorded[1:]), math.inf]

@@ -40,7 +40,7 @@ def test_a_split_belongs_to_a_hub_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/file@train", "../missing@train", "missing.json", "folder/missing.jsonl"])
 def test_a_path_that_is_missing_is_not_looked_up(name: str) -> None:
-    with pytest.raises(DataError, match=r"no such file or directory \(from the working directory, /.*\)$"):
+    with pytest.raises(DataError, match=r"no such file .*\(from the working directory, /.*\); name a file"):
         expand([name], "data.train")
 
 

@@ -20,7 +20,7 @@ from sftmix.tools.verify.replay import beside, replay
 from sftmix.tools.verify.split import check_groups
 from sftmix.tools.verify.steps import Comparison, check_steps
 from sftmix.tools.verify.window import Window
-from sftmix.training.machine import machines_between, machines_in
+from sftmix.training.machine import machines_between
 
 _NOT_REPLAYED = Finding("losses", None, "what the replay would read differs already")
 
@@ -79,7 +79,7 @@ def _recorded(window: Window) -> Sequence[Mapping[str, Any]]:
     earlier = [file for step, file in states.items() if step < window.end]
     figures = [window.run / window.stage / "figures.json"] if window.finished else []
     known = [*later[: window.end in states], *figures, *later, *reversed(earlier)]
-    return machines_between(machines_in(read_json(known[0])), window.start, window.end) if known else []
+    return machines_between(read_json(known[0]).get("machines", []), window.start, window.end) if known else []
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_tot
 """Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
 LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
 """The other entries that the loop writes of every step; more of them come from callbacks."""
-ALWAYS = {*EXAMPLES, *LOSSES} - {"rows"}
-"""Entries that no line lacks; earlier versions did not log the rows."""
+ALWAYS = {*EXAMPLES, *LOSSES}
+"""Entries that no line lacks."""
 DISCRETE = ("eval_accuracy", "eval_exact_match")
 """Shares of tokens and rows, in which rounding may count one of them in or out: not judged where it differs."""
 CLOCKS = ("step", "time", "tokens_per_second", "mixing_seconds")

@@ -16,7 +16,7 @@ from sftmix.common.files import commit_directory
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
 from sftmix.tools.verify.run import refuse_several_nodes
-from sftmix.training.machine import going_on, machine_of, machines_between, machines_in, same_bits
+from sftmix.training.machine import going_on, machine_of, machines_between, same_bits
 from tests.tools.verify.runs import WORDS, certified, differing, one_bit_of_a_weight, replaced
 
 ONE, TWO = {"device": "cpu", "cuda": None, "ranks": 1}, {"device": "cpu", "cuda": None, "ranks": 2}
@@ -64,10 +64,9 @@ def test_a_machine_is_noted_where_it_goes_on():
 
 
 def test_steps_of_unknown_machines_are_not_taken_for_those_of_another():
-    later = going_on(machines_in({}), 4, TWO)
+    later = going_on([], 4, TWO)
     assert machines_between(later, 2, 6) == machines_between([], 0, 2) == []
     assert machines_between(later, 4, 6) == [TWO]
-    assert machines_between(machines_in({"machine": ONE}), 2, 6) == [ONE]
 
 
 def test_only_the_same_machines_give_the_same_bits_and_no_gpu():
