@@ -23,7 +23,6 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli import chat, evaluate, generate, report, verify
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.components.listing import catalogue
@@ -152,15 +151,15 @@ def test_api_pages_name_what_is_there(page):
 
 
 def known_options() -> set[str]:
-    words = "config print_config rows no_color to step best dtype merge help version gpu gpus bandwidth gpus_per_node"
+    words = "config print_config rows no_color help version gpu gpus bandwidth gpus_per_node mfu tflops variants list"
     own = {
         *words.split(),
-        *["mfu", "tflops", "json", "project", "variants", "list", "push_to_hub", "private", "license"],
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for command in (chat, evaluate, generate, report, verify):
-        command.add_options(parser)
+    for command in (ROOT / "sftmix" / "tools").glob("*/*command.py"):
+        module = importlib.import_module(f"sftmix.tools.{command.parent.name}.{command.stem}")
+        getattr(module, "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
@@ -247,7 +246,8 @@ import json, sys
 from sftmix import pipeline, tools
 import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
 import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
-import sftmix.tools.compare.command, sftmix.tools.estimate.text, sftmix.tools.evaluate.command
+import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
+import sftmix.tools.evaluate.command
 import sftmix.tools.evaluate.convert, sftmix.tools.quickstart.run, sftmix.tools.report.write
 import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.replay
 import sftmix.tools.verify.command
@@ -259,7 +259,7 @@ pipeline.recipe.run = lambda config, until: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.export.export_run = tools.quickstart.run.quickstart = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
-tools.estimate.estimate = tools.estimate.text.described = lambda *args, **options: ""
+tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.replay.replay = lambda *args: ""
 tools.report.write.write_report = lambda *args, **options: []

@@ -26,6 +26,8 @@ class Arguments:
 
     configs       files of --config, in order
     options       the other options with their values, as texts
+    callbacks     options of lists of components, in order: each word of a list begins a mapping, since an option without
+                  a class (`callbacks.every`) is that of the last one before it
     print_config  None, or what is printed: "" for all, or skip_default
     help          None, or what --help is asked for; "" without a word after it
     notes         remarks for the user, about options given twice
@@ -33,6 +35,7 @@ class Arguments:
 
     configs: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
     print_config: str | None = None
     help: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -75,9 +78,13 @@ def parse(given: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
     tree: Tree = {}
     notes = list(given.notes)
     layers = [(f"--config {layer.name}", layer) for layer in _layers(given.configs, table=OF_COMPARE in hints)]
-    for by, layer in [*layers, ("the command line", Layer("", given.options))]:
+    for by, layer in layers:
         before, tree = tree, merge(tree, layer, hints)
         notes += changes(before, tree, by)
+    before = tree
+    for options in (given.options, *given.callbacks):
+        tree = merge(tree, Layer("", options), hints)
+    notes += changes(before, tree, "the command line")
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in own})
     return Parsed(build(tree), tree, notes, values)
 
@@ -135,9 +142,15 @@ def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Argume
         else:
             _check_key(key, [option.name for option in own])
             seen[key] += 1
-            # Each of the values that are added to a list stands by itself.
-            before = arguments.options.get(key, []) if key.endswith("+") else []
-            arguments.options[key] = [*before, value] if key.endswith("+") else value
+            field = key.partition(".")[0].rstrip("+")
+            if field in list_options() and field in component_bases():
+                if "." not in key or not arguments.callbacks:
+                    arguments.callbacks.append({})
+                arguments.callbacks[-1][key] = value
+            elif key.endswith("+"):
+                arguments.options[key] = [*arguments.options.get(key, []), value]
+            else:
+                arguments.options[key] = value
     for key in (key for key, times in seen.items() if times > 1 and not key.endswith("+")):
         if key in list_options():
             raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
-    from sftmix.tools.estimate import estimate, make_machine
+    from sftmix.tools.estimate.run import estimate, make_machine
     from sftmix.tools.estimate.text import described
 
     machine = make_machine(**{option.name: getattr(parsed, option.name) for option in _OWN if option.name != "json"})

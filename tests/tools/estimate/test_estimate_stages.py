@@ -16,9 +16,9 @@ from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions
-from sftmix.tools.estimate import estimate
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.needs import forward_flops, training_flops
+from sftmix.tools.estimate.run import estimate
 from sftmix.tools.estimate.work import Amount
 from tests.tiny import metrics
 from tests.tools.estimate.configs import CPU, config, gpus, machine
@@ -207,7 +207,7 @@ def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, changes, 
     given = config(tiny, splitter=RandomSplit())
     for name, value in changes.items():
         setattr(given.model, name, value)
-    monkeypatch.setattr("sftmix.tools.estimate.validate", lambda config, **_: None)  # bitsandbytes need not be here
+    monkeypatch.setattr("sftmix.tools.estimate.run.validate", lambda config, **_: None)  # bitsandbytes need not be here
     assert estimate(given, gpus(1))["stages"]
     with pytest.raises(ConfigError, match=f"{named} and training.parallel auto .here fsdp. exclude each other"):
         estimate(given, gpus(8))
