@@ -230,7 +230,8 @@ def test_remarks_do_not_contradict_each_other(figures, expected, tmp_path):
 def test_a_short_last_step_is_no_divergence(tmp_path: Path) -> None:
     """The last step of each epoch holds one response of two tokens, with a loss of its own."""
     lines = [{"loss": 4.4, "ntp_tokens": 900}, {"loss": 4.4, "ntp_tokens": 900}, {"loss": 9.7, "ntp_tokens": 2}] * 2
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines[:2], *lines]))
+    logged = [{"step": step, **line} for step, line in enumerate([*lines[:2], *lines], 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
     found = ends_of_loss(tmp_path)
     assert found["loss_first"] == pytest.approx((4.4 * 3600 + 9.7 * 0) / 3600)
     assert found["loss_last"] == pytest.approx((4.4 * 1800 + 9.7 * 4) / 1804)

@@ -26,7 +26,7 @@ class Arguments:
 
     configs       files of --config, in order
     options       the other options with their values, as texts
-    callbacks     options of lists of components, in order: each word of a list begins a mapping, since an option without
+    callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
                   a class (`callbacks.every`) is that of the last one before it
     print_config  None, or what is printed: "" for all, or skip_default
     help          None, or what --help is asked for; "" without a word after it

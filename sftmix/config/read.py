@@ -54,10 +54,10 @@ _FOREIGN = r'"class_path": "(?!sftmix\.)[^"]*\.'
 
 
 def _stand_in(base: type[Component], given: Mapping[str, Any]) -> Component:
-    """Return a component of this plain form that does nothing."""
+    """Return a component of this plain form that does nothing. Subclasses of `base` would be found by their names."""
     module, _, name = str(given.get(CLASS)).rpartition(".")
-    methods = {**dict.fromkeys(getattr(base, "__abstractmethods__", ())), "spec": lambda _: dict(given)}
-    return object.__new__(type(name, (base,), {"__module__": module, **methods}))
+    methods = {"spec": lambda _: dict(given), "__getattr__": lambda _, key: getattr(base, key)}
+    return object.__new__(type(name, (Component,), {"__module__": module, **methods}))
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.config.read import read_config, read_finished
+from sftmix.components import SFTMix
+from sftmix.config.read import from_plain, read_config, read_finished
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)
@@ -100,3 +101,4 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path
         assert ended.code == 0, ended.err
     assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
     assert "of_someone" not in sys.modules
+    assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
