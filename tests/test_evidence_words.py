@@ -22,6 +22,7 @@ from sftmix.data.encoders import encoder_for
 from sftmix.tools.compare.statistics import Counts, interval_seeds, interval_two_level, mean_sd
 
 OTHERS = ("NTP", "RandomSplit", "LengthMatched", "DecomposedMixup")
+RECORD = "benchmarks/results/evidence/README.md"
 PLANNED = [("SFTMix", other) for other in OTHERS]
 
 
@@ -59,7 +60,7 @@ def test_the_first_screen_of_the_readme_says_what_the_page_says():
 
 def test_what_the_planned_contrasts_mean_is_what_they_are():
     """The sentences below the table of the state, by the rules of the plan."""
-    words = page("docs/results.md")
+    words = page(RECORD)
     made = {name: read_tier(name) for name in ("primary", "overfit", "parts")}
     first = made["primary"]
     assert all(first.values(arm, LAST.figure) == first.values(arm, BEST.figure) for arm in first.arms)
@@ -100,7 +101,7 @@ def test_what_is_said_of_rows_that_are_cut(shared, tmp_path):
         for limit in (960, 480)
     )
     is_cut, scored = first.eval.truncated, first.eval.n_targets
-    words = page("docs/results.md")
+    words = page(RECORD)
     assert f"{first.train.truncated.sum()} of the other {len(first.train)} lose their end" in words
     assert f"(of tier 2's {len(second.train)}: {second.train.truncated.sum()})" in words
     share = scored[is_cut].sum() / scored.sum()
@@ -108,7 +109,7 @@ def test_what_is_said_of_rows_that_are_cut(shared, tmp_path):
 
 
 def test_what_is_said_of_the_shuffled_order_has_its_figures():
-    words, tiers = page("docs/results.md"), [read_tier("primary"), read_tier("shuffled")]
+    words, tiers = page(RECORD), [read_tier("primary"), read_tier("shuffled")]
     assert tiers[1].complete
     assert tiers[1].revisions == tiers[0].revisions
     runs = {arm: found for tier in tiers for arm, found in tier.runs.items()}
@@ -159,7 +160,7 @@ def test_what_is_said_of_parts_of_the_recipe_has_their_figures():
     pages = {name: page(name) for name in SAID}
     for name, least in (("README.md", single), ("docs/cost.md", single)):
         assert f"within {widest(least)} nat" in pages[name]
-    words = pages["docs/results.md"]
+    words = pages[RECORD]
     assert f"within {widest(single, weaker)} nat (95% intervals)" in words
     assert f"and ends {found['MixupOnly'].mean:.4f} above NTP. At μ = 1 SFTMix ends {found['mu-1'].mean:.4f}" in words
     (low, high), (under, over) = single.interval, weaker.interval
@@ -169,7 +170,7 @@ def test_what_is_said_of_parts_of_the_recipe_has_their_figures():
     assert f"At μ = 1 it ended {found['mu-1'].mean:.4f} nats above plain fine-tuning" in faq
 
 
-SAID = ("README.md", "docs/cost.md", "docs/results.md", "docs/faq.md")
+SAID = ("README.md", "docs/cost.md", RECORD, "docs/faq.md")
 
 
 def test_the_questions_have_the_figures_of_the_study():
@@ -197,7 +198,7 @@ def test_what_is_said_of_other_rows_has_their_figures():
     assert to_ntp.pair == ("SFTMix", "NTP")
     assert all(each.equal for each in (to_ntp, *best))
     spread = [mean_sd(list(each.values("NTP", LAST.figure).values()))[1] for each in (tier, first)]
-    words = page("docs/results.md")
+    words = page(RECORD)
     assert f"(sd {spread[0]:.4f} beside {spread[1]:.4f})" in words
     assert f"the difference is within {widest(to_ntp)} nat (95% interval), as with one choice of rows" in words
     assert len(tier.confidences) == len(tier.seeds)
@@ -211,7 +212,7 @@ def test_what_is_said_of_other_methods_has_their_figures():
     last, best = ({each.pair: each for each in findings(tier, end, pairs, tested=False)} for end in (LAST, BEST))
     controls = [last["SFTMix", "SameGroupPairs"], last["SFTMix", "online-reference"]]
     assert all(each.equal for each in controls)
-    words = page("docs/results.md")
+    words = page(RECORD)
     assert f"end where SFTMix does, within {widest(*controls)} nat (95% intervals): so which" in words
     noise, beside = last["NEFTune", "NTP"], last["NEFTune", "SFTMix"]
     assert noise.equal
@@ -226,3 +227,18 @@ def test_what_is_said_of_other_methods_has_their_figures():
     assert f"a temperature mends {scaled:.2f} nats of it" in words
     faq = page("docs/faq.md")
     assert f"NEFTune, noise on the embeddings, ended {-noise.mean:.4f} nats below plain fine-tuning" in faq
+
+
+def test_the_short_page_has_the_figures_of_the_record():
+    words = page("docs/results.md")
+    first = findings(read_tier("primary"), LAST, PLANNED, tested=True)
+    last, best = overfitting()
+    for label, number in (("NTP", 0), ("random halves", 1), ("the same pairs, losses added up instead of mixed", 3)):
+        cells = [f"{found[number].mean:+.4f}" for found in (first, last, best)]
+        row = words.partition(f"| SFTMix − {label} |")[2].partition("|\n")[0].split("|")[:3]
+        assert [cell.strip(" *").partition(",")[0] for cell in row] == cells
+        for cell, found in zip(row, (first, last, best), strict=True):
+            assert ("equal" in cell, "different" in cell) == (found[number].equal, bool(found[number].different))
+    auc = read_json(RESULTS / "known-truth" / "contrasts.json")["auc"]
+    shares = (auc[share]["deterministic"]["mean"] for share in ("10", "40"))
+    assert [f"{share:.0%}" in words for share in shares] == [True, True]

@@ -13,6 +13,7 @@ from benchmarks.evidence.known_outcomes import outcome_rows
 from benchmarks.evidence.known_predictions import prediction_rows
 from benchmarks.evidence.known_rows import SHARES
 from benchmarks.evidence.known_tests import AUCS, MARGINS, contrast_at, found_by
+from benchmarks.evidence.tiers import IMAGES
 from sftmix.common.files import read_json
 from sftmix.tools.compare.statistics import mean_sd
 from sftmix.tools.quickstart.tasks import DETERMINISTIC
@@ -78,7 +79,12 @@ def _test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
             for share in map(int, shares)
         ]
         if rows:
-            yield from (f"{title}:", "", f"![{title}: paired differences](images/results/{_picture(figure)})", "")
+            yield from (
+                f"{title}:",
+                "",
+                f"![{title}: paired differences]({IMAGES}/{_picture(figure)})",
+                "",
+            )
             yield from grid(("corrupted", "contrast", "seeds", "mean, 95% interval", "p", "p (Holm)", "result"), rows)
     rows = [
         (f"{share}%", _name(contrast), _mean(each["corrupted"], "+.4f"), _mean(each["clean"], "+.4f"))

@@ -1,4 +1,4 @@
-"""Draw the results of the study anew: the made parts of docs/results.md, and its pictures. Nothing is trained.
+"""Draw the record of the study anew: the made parts of its page, and its pictures. Nothing is trained.
 
     python benchmarks/evidence/results.py
 
@@ -27,7 +27,7 @@ from benchmarks.evidence.predictions import outcomes  # noqa: E402
 from benchmarks.evidence.tier_lines import tier_lines, tier_pictures  # noqa: E402
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, listed, read_tier  # noqa: E402
 
-PAGE = ROOT / "docs" / "results.md"
+PAGE = RESULTS / "README.md"
 PICTURES = ROOT / "docs" / "images" / "results"
 
 

@@ -5,7 +5,7 @@
     python benchmarks/evidence/run.py --tables primary --seeds 4 5 6 --options --model.path DIR
 
 Each table comes in the place that the preregistration names for it, what is small of it is kept in
-benchmarks/results/evidence, and docs/results.md is drawn anew. The same command continues what was interrupted. The
+benchmarks/results/evidence, and its README.md is drawn anew. The same command continues what was interrupted. The
 pilots' values stand in study.yaml and primary.yaml; pilots that come out otherwise change nothing by themselves.
 
 With several jobs the seeds that are missing are dealt to directories beside the table, TABLE.part-1, TABLE.part-2, ...

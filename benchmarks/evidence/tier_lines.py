@@ -11,7 +11,7 @@ from benchmarks.evidence.contrasts import in_brackets
 from benchmarks.evidence.findings import ENDPOINTS, LAST, Endpoint, Finding, described, findings
 from benchmarks.evidence.forest import forest
 from benchmarks.evidence.secondary import absolute_rows, paired_rows
-from benchmarks.evidence.tiers import Tier, listed
+from benchmarks.evidence.tiers import IMAGES, Tier, listed
 from sftmix.tools.compare.statistics import mean_sd, smallest_effect
 
 
@@ -65,7 +65,7 @@ def _several(revisions: Sequence[str]) -> str:
 def _contrast_lines(tier: Tier, end: Endpoint) -> Iterator[str]:
     planned, others = _found(tier, end)
     yield from (f"#### {end.name.capitalize()}: {end.words}", "")
-    yield f"![{tier.title}, {end.words}: paired differences with intervals](images/results/{_picture(tier, end)})"
+    yield f"![{tier.title}, {end.words}: paired differences with intervals]({IMAGES}/{_picture(tier, end)})"
     yield ""
     yield from grid(("planned contrast", "result", *_COLUMNS, *_TESTS), [_tested(f, tier) for f in planned])
     if others:

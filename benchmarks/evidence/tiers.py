@@ -18,6 +18,8 @@ from sftmix.config.layers import read_layers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+IMAGES = "../../../docs/images/results"
+"""The folder of the pictures, seen from that of the results."""
 TITLES = {
     "primary": "Tier 1: the recipe and its controls",
     "overfit": "Tier 2: the regime that overfits",
