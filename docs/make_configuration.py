@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
-
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sftmix.cli.option_lines import component_docs
+from sftmix.cli.option_lines import component_docs, field_docs
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
@@ -54,7 +52,7 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 def configuration() -> str:
     """The whole page."""
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
-    docs = _docs(RunConfig)
+    docs = field_docs(RunConfig)
     for group, cls in option_groups().items():
         parts.append(_table(f"`{group}`", docs[group], _fields(f"{group}.", cls, _names(cls))))
     shipped = dict(catalogue())
@@ -89,7 +87,7 @@ def _lines(rows: Any) -> Iterator[str]:
 
 
 def _fields(prefix: str, cls: Any, names: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    docs, default = _docs(cls), cls()
+    docs, default = field_docs(cls), cls()
     hints = typing.get_type_hints(cls)
     for name in names:
         yield from _rows(prefix + name, hints[name], getattr(default, name), docs.get(name, ""))
@@ -110,12 +108,6 @@ def _scalars() -> list[str]:
 
 def _names(cls: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
-
-
-def _docs(cls: type) -> dict[str, str]:
-    """Field -> the docstring that stands below it."""
-    parsed = docstring_parser.parse_from_object(cls)
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
 
 
 def _kind(hint: Any) -> str:

@@ -53,7 +53,7 @@ LID = {
     "options": 1541,
     "pipeline": 18188,
     "testing": 5187,
-    "tests": 321787,
+    "tests": 321728,
     "tools/answers": 10695,
     "tools/compare": 10505,
     "tools/estimate": 7176,

@@ -60,13 +60,6 @@ def test_a_line_that_was_deleted_differs():
     assert (finding.note, finding.expected) == ("step 2", "a line in metrics.jsonl")
 
 
-def test_the_log_of_an_earlier_version_lacks_the_rows_which_is_told():
-    found = compared([without("rows"), LINE], [LINE, LINE])
-    assert (found.same, found.exact) == (True, False)
-    assert "examples  not compared: rows in 1 of the steps, which the log of the run does not have" in found.lines()
-    assert "rows (in 1) of 2 steps" in found.lines()[0]
-
-
 def test_figures_that_the_replay_does_not_give_are_not_claimed():
     found = compared([{**LINE, "eval_nll": 0.1}, LINE], [LINE, LINE])
     assert (found.same, found.exact) == (True, False)
