@@ -7,6 +7,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,26 +39,19 @@ SCHEMA = pa.schema(
 )
 
 
-class ConversationWriter:
-    """Writer of checked rows to `directory`; `finish` gives repeated ids their `#k`."""
+class ConversationWriter(ExitStack):
+    """Writer of checked rows to `directory`; `finish` gives repeated ids their `#k`.
+
+    records  number of records written so far
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._rows = RowWriter(directory / "rows.arrow", SCHEMA)
+        super().__init__()
+        self.directory = directory
+        self.records = 0
+        self._rows = self.enter_context(RowWriter(directory / "rows.arrow", SCHEMA))
         self._hashes = array("Q")
         self._explicit = array("b")
-
-    def __enter__(self) -> ConversationWriter:
-        self._rows.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._rows.__exit__(*error)
-
-    @property
-    def records(self) -> int:
-        """Number of records written so far."""
-        return len(self._hashes)
 
     def add(self, example: Example, turns: list[int], content: str) -> None:
         """Write one record.
@@ -66,6 +60,7 @@ class ConversationWriter:
         turns    places of the assistant turns to train on, at least one; for a document, which has no turns, none
         content  16 hex digits of a hash of the content
         """
+        self.records += 1
         self._hashes.append(stable_hash(example.id or content) & (2**64 - 1))
         self._explicit.append(bool(example.id))
         self._rows.add(
@@ -99,7 +94,7 @@ class ConversationWriter:
         ordinal[order[again]] = again - before
         taken = (ordinal > 0) & explicit
         ordinal[taken] = -1
-        np.save(self._directory / "ordinal.npy", ordinal, allow_pickle=False)
+        np.save(self.directory / "ordinal.npy", ordinal, allow_pickle=False)
         return np.flatnonzero(taken), np.flatnonzero(ordinal > 0)
 
 
@@ -144,19 +139,15 @@ class Conversations:
 
     def id(self, record: int) -> str:
         """The conversation's id."""
-        return self._numbered(record, self.id_as_written(record))
+        return self._numbered(record, self.file.cell(record, "id").as_py())
 
     def _numbered(self, record: int, base: str) -> str:
         number = int(self._ordinal[record])
         return f"{base}#{number}" if number else base
 
-    def id_as_written(self, record: int) -> str:
-        """The row's own id, or the hash of its content; without `#k`."""
-        return str(self.file.cell(record, "id").as_py())
-
     def source(self, record: int) -> str:
         """`file:line`, `file:line[index]` or `file[index]`."""
-        return str(self.file.cell(record, "source").as_py())
+        return self.file.cell(record, "source").as_py()
 
     def label(self, record: int) -> str | None:
         """The row's label, if it has one."""
@@ -164,15 +155,10 @@ class Conversations:
 
     def columns(self, record: int) -> dict[str, Any]:
         """The row's other scalar fields."""
-        stored = self.file.cell(record, "columns").as_py()
-        return json.loads(stored) if stored else {}
+        return json.loads(self.file.cell(record, "columns").as_py() or "{}")
 
     def example(self, record: int, turn: int = WHOLE) -> Example:
-        """Read the whole conversation, or the conversation up to the assistant turn at place `turn`.
-
-        In the second case that turn alone is trained. A whole conversation ends with its last trained turn: the turns
-        behind it teach nothing.
-        """
+        """Read one example, see `examples_at`."""
         return next(self.examples_at(np.array([record]), np.array([turn])))
 
     def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
@@ -182,20 +168,19 @@ class Conversations:
                 yield record, turn, self._example(record, stored, turn)
 
     def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
-        """Read the example of each (record, turn), in their order."""
+        """Read the example of each (record, turn), in their order: of the whole conversation, or of one up to a turn.
+
+        In the second case that turn alone is trained. A whole conversation ends with its last trained turn: the turns
+        behind it teach nothing.
+        """
         for record, turn, stored in zip(records.tolist(), turns.tolist(), self.file.rows(records), strict=True):
             yield self._example(record, stored, turn)
 
     def _example(self, record: int, stored: dict[str, Any], turn: int) -> Example:
         trained = set(stored["turns"]) if turn == WHOLE else {turn}
-        found = enumerate(stored["messages"][: max(trained) + 1])
-        messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in found)
-        columns = json.loads(stored["columns"]) if stored["columns"] else {}
-        return Example(self._id(record, stored, turn), messages, stored["source"], stored["label"], columns)
-
-    def _id(self, record: int, stored: dict[str, Any], turn: int) -> str:
-        """The conversation's id; for one turn of several, with `@turn<k>` behind it."""
-        base = self._numbered(record, stored["id"])
-        if turn == WHOLE or not stored["several"]:
-            return base
-        return f"{base}@turn{turn // 2 if stored['messages'][0]['role'] == 'user' else (turn - 1) // 2}"
+        turns = enumerate(stored["messages"][: max(trained) + 1])
+        messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in turns)
+        name = self._numbered(record, stored["id"])
+        if turn != WHOLE and stored["several"]:
+            name += f"@turn{(turn - (messages[0].role == 'system')) // 2}"
+        return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"] or "{}"))

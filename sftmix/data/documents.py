@@ -7,7 +7,6 @@ import itertools
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,31 +21,16 @@ PIECE = 1 << 16
 SCHEMA = pa.schema([("text", pa.string())])
 
 
-class DocumentWriter:
+class DocumentWriter(ConversationWriter):
     """Writer of documents to `directory`: the text, and beside it all that a ConversationWriter writes."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._about = ConversationWriter(directory)
-        self._pieces = RowWriter(directory / "pieces.arrow", SCHEMA)
+        super().__init__(directory)
+        self._pieces = self.enter_context(RowWriter(directory / "pieces.arrow", SCHEMA))
         self._written = 0
         self._extents = array("q")
 
-    def __enter__(self) -> DocumentWriter:
-        self._about.__enter__()
-        self._pieces.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._about.__exit__(*error)
-        self._pieces.__exit__(*error)
-
-    @property
-    def records(self) -> int:
-        """Number of documents written so far."""
-        return self._about.records
-
-    def add(self, example: Example, text: Iterable[str]) -> bool:
+    def add_text(self, example: Example, text: Iterable[str]) -> bool:
         """Write a document; return False, and leave it out, if it holds only white space.
 
         text  its text in pieces of any length
@@ -60,15 +44,15 @@ class DocumentWriter:
             self._written += 1
         if blank:
             return False
-        self._about.add(example, [], digest.hexdigest())
+        self.add(example, [], digest.hexdigest())
         self._extents.extend((first, self._written, size))
         return True
 
     def finish(self) -> tuple[Int64, Int64]:
         """Number repeated ids; return what `ConversationWriter.finish` returns."""
         extents = np.frombuffer(self._extents, dtype=np.int64).reshape(-1, 3)
-        np.save(self._directory / "extents.npy", extents, allow_pickle=False)
-        return self._about.finish()
+        np.save(self.directory / "extents.npy", extents, allow_pickle=False)
+        return super().finish()
 
 
 class Documents(Conversations):

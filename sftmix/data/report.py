@@ -177,15 +177,7 @@ class BadRows:
         self.first: list[str] = []
         self._told = 0
 
-    def add(self, source: str, reason: str) -> None:
-        """Count a bad row at `source` (`file:line`)."""
-        self._add([f"{source}: {reason}"], 1)
-
-    def add_file(self, found: BadFile) -> None:
-        """Count the bad rows of a file."""
-        self._add(found.lines(), found.count)
-
-    def _add(self, lines: list[str], count: int) -> None:
+    def add(self, lines: list[str], count: int) -> None:
         """Count bad rows, told by one line each, or by one line for all of them."""
         self.count += count
         shown = lines[: SHOWN - len(self.first)]

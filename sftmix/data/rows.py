@@ -80,25 +80,20 @@ def _check_text_options(options: DataOptions, text: bool) -> None:
                 "set data.packing to null"
             )
         return
-    if options.template is not None:
-        raise ConfigError(
-            f"data.template ({options.template}) and data.format text exclude each other: plain text has no turns; "
-            "set data.template to null (the exported model keeps the template of its tokenizer)"
-        )
-    if options.num_proc not in (None, 1):
-        raise ConfigError(
-            f"data.num_proc ({options.num_proc}) and data.format text exclude each other: windows are cut from one "
-            "document after the other, by the tokenizer's own threads; set data.num_proc to null"
-        )
-    if options.multi_turn != "per_turn":
-        raise ConfigError(
-            f"data.multi_turn ({options.multi_turn}) and data.format text exclude each other: plain text has no turns"
-        )
-    if options.labels is not None:
-        raise ConfigError(
-            f"data.labels ({', '.join(as_list(options.labels))}) and data.format text exclude each other: documents "
-            "take a label from a field of their row (data.label_field, with data.packing false); set it to null"
-        )
+    no_turns = "plain text has no turns"
+    reasons = {
+        "template": f"{no_turns}; set data.template to null (the exported model keeps the template of its tokenizer)",
+        "num_proc": "windows are cut from one document after the other, by the tokenizer's own threads; set "
+        "data.num_proc to null",
+        "multi_turn": f"{no_turns}; set data.multi_turn to per_turn",
+        "labels": "documents take a label from a field of their row (data.label_field, with data.packing false); set "
+        "it to null",
+    }
+    for option, reason in reasons.items():
+        value = getattr(options, option)
+        if value not in (None, "per_turn") and (option, value) != ("num_proc", 1):
+            shown = value if isinstance(value, (str, int)) else ", ".join(value)
+            raise ConfigError(f"data.{option} ({shown}) and data.format text exclude each other: {reason}")
     if options.label_field is not None and options.packing is not False:
         raise ConfigError(
             f"data.label_field ({options.label_field}) and packed text exclude each other: a window holds several "
@@ -126,14 +121,13 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     key = key_of("rows", content, places, options.skip_bad)
 
     def build(directory: Path) -> dict[str, Any]:
-        bad = BadRows()
-        reading = _Reading(form, columns, columns.label_field(label_field), DataReport())
-        written = reading.write(directory, sources, bad, progress)
+        bad, report = BadRows(), DataReport()
+        written = _write(directory, sources, form, columns, label_field, report, bad, progress)
         columns.check(option, own_names=option != "data.train")
-        bad.settle(reading.report, options.skip_bad, f"data.columns: {columns}" if columns.names else "")
+        bad.settle(report, options.skip_bad, f"data.columns: {columns}" if columns.names else "")
         if not len(Conversations(directory).records):
-            raise DataError("\n".join([f"{option}: no usable row is left", *reading.report.lines()]))
-        return {"report": reading.report.to_dict(), "written": [written[place] for place in range(len(names))]}
+            raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
+        return {"report": report.to_dict(), "written": [written[place] for place in range(len(names))]}
 
     directory, summary = get_or_build(cache_root(options.cache_dir), f"records-{key}", build)
     kind, report = Documents if form == TEXT else Conversations, DataReport(**summary["report"])
@@ -141,66 +135,57 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     return kind(directory, key_of("rows", content), key), report, summary["written"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """The way in which rows are read: data.format, names of fields, the label's field; and the report on the rows."""
-
-    form: str
-    columns: Columns
-    label_field: str | None
-    report: DataReport
-
-    def write(self, directory: Path, sources: list[Source], bad: BadRows, progress: bool) -> Counter[int]:
-        """Store the usable rows of all sources, count and name the others; return the records of each entry."""
-        written = Counter[int]()
-        writer = DocumentWriter(directory) if self.form == TEXT else ConversationWriter(directory)
-        unit = "documents" if self.form == TEXT else "rows"
-        with writer, progress_bar(f"Reading {unit}", unit=f" {unit}", delay=1, enabled=progress) as bar:
-            for source in sources:
-                before, name, problems, is_text = writer.records, self._usual(), BadFile(source.name), source.is_text
-                for place, found in source.rows():
-                    row = found if is_text else self.columns.renamed(found)
-                    bar.update()
-                    problems.rows += 1
-                    try:
-                        name = self._store(writer, source, place, row, name)
-                    except BadRow as problem:
-                        problems.add(place, problem, found)
-                self.report.rows += problems.rows
-                if 0 < problems.rows == problems.count:
-                    self.report.notes.append(f"no row of {source.name} is used: all are bad (data.skip_bad)")
-                bad.add_file(problems)
-                written[source.entry] += writer.records - before
-        taken, repeated = writer.finish()
-        stored = Conversations(directory)
-        for record in taken.tolist():
-            bad.add(stored.source(record), f"the id {quoted(stored.id_as_written(record))} is taken by an earlier row")
-        for record in repeated.tolist():
-            self.report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
-        return written
-
-    def _usual(self) -> str | None:
-        """Return the format of rows with too few fields to recognise one; None where only the rows before can tell."""
-        if self.form != "auto":
-            return self.form
-        return self.columns.formats[0] if len(self.columns.formats) == 1 else None
-
-    def _store(
-        self, writer: ConversationWriter | DocumentWriter, source: Source, place: str, row: Any, usual: str | None
-    ) -> str | None:
-        """Store one row, or raise BadRow; return the format of the rows so far."""
-        if isinstance(row, BadRow):
-            raise row
-        if isinstance(writer, DocumentWriter):
-            if not writer.add(*document(row, source=place, label_field=self.label_field)):
-                self.report.add("empty_document", place)
-            return usual
-        if self.form == "auto" and isinstance(row, dict):
-            usual = recognise(row, usual, self.columns.formats)
-        name = usual or "messages"
-        example = convert(row, name, source=place, label=source.label, label_field=self.label_field)
-        _add(writer, example, self.report)
-        return usual
+def _write(
+    directory: Path,
+    sources: list[Source],
+    form: str,
+    columns: Columns,
+    label_field: str | None,
+    report: DataReport,
+    bad: BadRows,
+    progress: bool,
+) -> Counter[int]:
+    """Store the usable rows of all sources, count and name the others; return the records of each entry."""
+    label_field, usual = columns.label_field(label_field), form
+    if form == "auto":  # the format of rows with too few fields to recognise one; None: the rows before them tell
+        usual = columns.formats[0] if len(columns.formats) == 1 else None
+    written = Counter[int]()
+    writer = DocumentWriter(directory) if form == TEXT else ConversationWriter(directory)
+    unit = "documents" if form == TEXT else "rows"
+    with writer, progress_bar(f"Reading {unit}", unit=f" {unit}", delay=1, enabled=progress) as bar:
+        for source in sources:
+            before, name, problems = writer.records, usual, BadFile(source.name)
+            for place, value in source.rows():
+                row = value if source.is_text else columns.renamed(value)
+                bar.update()
+                problems.rows += 1
+                try:
+                    if isinstance(row, BadRow):
+                        raise row
+                    if isinstance(writer, DocumentWriter):
+                        if not writer.add_text(*document(row, source=place, label_field=label_field)):
+                            report.add("empty_document", place)
+                        continue
+                    recognised = form == "auto" and isinstance(row, dict)
+                    this = recognise(row, name, columns.formats) if recognised else name
+                    options = {"source": place, "label": source.label, "label_field": label_field}
+                    _add(writer, convert(row, this or "messages", **options), report)
+                    name = this
+                except BadRow as problem:
+                    problems.add(place, problem, value)
+            report.rows += problems.rows
+            if 0 < problems.rows == problems.count:
+                report.notes.append(f"no row of {source.name} is used: all are bad (data.skip_bad)")
+            bad.add(problems.lines(), problems.count)
+            written[source.entry] += writer.records - before
+    taken, repeated = writer.finish()
+    stored = Conversations(directory)
+    for record in taken.tolist():
+        name = stored.file.cell(record, "id").as_py()
+        bad.add([f"{stored.source(record)}: the id {quoted(name)} is taken by an earlier row"], 1)
+    for record in repeated.tolist():
+        report.add("duplicate", f"{stored.id(record)} ({stored.source(record)})")
+    return written
 
 
 def _add(writer: ConversationWriter, example: Example, report: DataReport) -> None:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.common.errors import DataError
 from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import WHOLE
 from sftmix.data.documents import Documents
@@ -27,11 +26,11 @@ from sftmix.types import Int64
 STRETCH = 1 << 18
 """Characters tokenised in one call."""
 
-MARGIN = 4096
-"""Characters before and behind a cut that are tokenised on both sides of it."""
+MARGIN = 2048
+"""Least number of characters before and behind a seam of two stretches that both have."""
 
-_SAME = 32
-"""Tokens before a cut that both sides must agree on."""
+SAME = 32
+"""Tokens before a seam, and behind it, that both must have."""
 
 
 class Part(NamedTuple):
@@ -121,20 +120,23 @@ def document_tokens(
     with progress_bar("Tokenising", total=total, unit="B", unit_scale=True, delay=1, enabled=progress) as bar:
         for batch in _batches(parts):
             spelt: list[set[str]] = [set() for _ in batch]
-            texts = [_noted(encoder, side.text(*part), into) for part, into in zip(batch, spelt, strict=True)]
-            names = [side.source(part.record) for part in batch]
-            for part, found in zip(batch, _stretches_of(encoder, names, texts), strict=True):
+            if len(batch) == 1:
+                tokens: list[Iterable[list[int]]] = [stretches(encoder, side.text(*batch[0]), spelt=spelt[0])]
+            else:
+                texts = ["".join(side.text(*part)) for part in batch]
+                spelt = [set(encoder.special_in([text])) for text in texts]
+                tokens = [[ids] for ids in encoder.tokenize([encoder.content(text) for text in texts])]
+            for part, ids_of_part, spellings in zip(batch, tokens, spelt, strict=True):
                 place = 0
                 begin = bos if part.start == 0 else []
                 end = [encoder.end_of_turn_id] if part.end == side.characters(part.record) else []
-                for ids in itertools.chain([begin], found, [end]):
+                for ids in itertools.chain([begin], ids_of_part, [end]):
                     if ids:
                         yield part.record, place, ids
                         place += len(ids)
                 bar.update(part.end - part.start)
-            for name, there in zip(names, spelt, strict=True):
-                if there:
-                    report.add("spelt_in_document", name, sorted(there))
+                if spellings:
+                    report.add("spelt_in_document", side.source(part.record), sorted(spellings))
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -151,94 +153,68 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _noted(encoder: Encoder, pieces: Iterable[str], spelt: set[str]) -> Iterator[str]:
-    """Yield the pieces of a text as they are; add to `spelt` the spellings of special tokens in it."""
-    before = ""
-    for piece in pieces:
-        spelt.update(encoder.special_in([before + piece]))
-        before = piece[-MARGIN:]
-        yield piece
-
-
-def _stretches_of(
-    encoder: Encoder, names: Sequence[str], texts: Sequence[Iterable[str]]
-) -> Iterable[Iterable[list[int]]]:
-    """Tokenise each text, given in pieces, in one stretch; a text that is alone may be long and takes several."""
-    if len(texts) == 1:
-        return [stretches(encoder, texts[0], name=names[0])]
-    return [[ids] for ids in encoder.tokenize([encoder.content("".join(pieces)) for pieces in texts])]
-
-
-def stretches(encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, name: str = "") -> Iterator[list[int]]:
+def stretches(
+    encoder: Encoder, pieces: Iterable[str], *, size: int = STRETCH, spelt: set[str] | None = None
+) -> Iterator[list[int]]:
     """Tokenise one text, a stretch at a time; together the ids are those of the text tokenised in one call.
 
-    A stretch ends behind a newline, at a boundary between tokens. The next one is tokenised from some thousand
-    characters earlier, and the cut is used only if both give the same tokens around it. A tokenizer that does not give
-    the places of its tokens in the text tokenises the text in one call.
+    Neighbouring stretches overlap. They are joined behind a newline around which both have the same tokens; where there
+    is none, they are tokenised as one. So is all of the text by a tokenizer that does not give the places of tokens.
 
-    name  of the text, for messages
-    Raises DataError if the tokens of a stretch change with the text that follows.
+    spelt  gets the spellings of special tokens in the text
     """
-    text, done, wanted = "", 0, size
-    known: list[int] = []
-    for piece in pieces:
-        text += piece
-        if len(text) < wanted or not encoder.tokenizer.is_fast:
-            continue
-        ids, places = _placed(encoder, text)
-        first = _first(ids, places, done, known, name)
-        cut, start = _cut(encoder, text, ids, places, done)
-        if cut is None:  # more text is needed
-            wanted = 2 * len(text)
-            continue
-        at = int(np.searchsorted(places, cut))
-        yield ids[first:at]
-        known = ids[max(0, at - _SAME) : at]
-        text, done = text[start:], cut - start
-        wanted = len(text) + size
-    if done == 0:
-        yield encoder.tokenize([encoder.content(text)])[0]
-    else:
-        ids, places = _placed(encoder, text)
-        yield ids[_first(ids, places, done, known, name) :]
+    rest = iter(pieces)
+
+    def following(least: int) -> str:
+        text = ""
+        while len(text) < least and (piece := next(rest, None)) is not None:
+            text += piece
+        return text
+
+    def tokenised(text: str) -> tuple[list[int], Int64]:
+        if spelt is not None:
+            spelt.update(encoder.special_in([text]))
+        if not encoder.tokenizer.is_fast:
+            return encoder.tokenize([encoder.content(text)])[0], np.zeros(0, dtype=np.int64)
+        ids, begins = encoder.tokenize_content(text)
+        return ids, np.maximum.accumulate(np.asarray(begins, dtype=np.int64))
+
+    text = following(size) if encoder.tokenizer.is_fast else "".join(rest)
+    (ids, places), first, wanted = tokenised(text), 0, size
+    while more := following(wanted):
+        start = text.rfind("\n", 0, max(0, len(text) - 4 * MARGIN)) + 1
+        later = text[start:] + more
+        later_ids, later_places = tokenised(later)
+        seam = _seam(text, ids, places, start, later_ids, later_places, int(places[first])) if start else None
+        if seam is None:
+            done = places[first]
+            text += more
+            ids, places = (later_ids, later_places) if start == 0 else tokenised(text)
+            first, wanted = int(np.searchsorted(places, done)), len(text)
+        else:
+            yield ids[first : seam[0]]
+            text, ids, places, first, wanted = later, later_ids, later_places, seam[1], size
+    yield ids[first:]
 
 
-def _placed(encoder: Encoder, text: str) -> tuple[list[int], Int64]:
-    """Tokenise a text; return the ids and the character at which each begins, i64."""
-    ids, begins = encoder.tokenize_content(text)
-    return ids, np.maximum.accumulate(np.asarray(begins, dtype=np.int64))
+def _seam(
+    text: str, ids: list[int], places: Int64, start: int, later_ids: list[int], later_places: Int64, done: int
+) -> tuple[int, int] | None:
+    """Find a token behind a newline at which both tokenisations are alike; return its number in each.
 
-
-def _first(ids: list[int], places: Int64, done: int, known: list[int], name: str) -> int:
-    """Find the first token that was not yielded yet; the tokens before it must be the last that were (`known`)."""
-    first = int(np.searchsorted(places, done))
-    known = known[max(0, len(known) - first) :]  # long tokens: the margin may have fewer than were kept
-    if done and (first == len(ids) or places[first] != done or ids[first - len(known) : first] != known):
-        raise DataError(
-            f"{name}: the tokenizer reads this text differently when it goes on; cut it into smaller documents"
-        )
-    return first
-
-
-def _cut(encoder: Encoder, text: str, ids: list[int], places: Int64, done: int) -> tuple[int | None, int]:
-    """Find the cut, a character behind a newline at which a token begins, and the start of the next stretch.
-
-    The cut is None if there is none where both stretches agree.
+    places  the character at which each token begins
+    start   where the later text begins in this one
+    done    the character up to which tokens were used
     """
     cut = len(text) - MARGIN
-    for _ in range(8):
-        cut = text.rfind("\n", done, cut) + 1
-        at = int(np.searchsorted(places, cut))
-        if cut <= done + MARGIN or at == len(ids):
-            return None, 0
-        start = text.rfind("\n", 0, cut - MARGIN) + 1
-        if places[at] == cut and start:
-            again, there = _placed(encoder, text[start:])
-            same = int(np.searchsorted(there, cut - start))
-            if again[same:] == ids[at:] and again[max(0, same - _SAME) : same] == ids[at - min(_SAME, same) : at]:
-                return cut, start
+    while (cut := text.rfind("\n", max(start + MARGIN, done), cut) + 1) > 0:
+        one, other = int(np.searchsorted(places, cut)), int(np.searchsorted(later_places, cut - start))
+        before, after = min(SAME, other), min(SAME, len(ids) - 1 - one)  # the last token may go on in the later text
+        alike = ids[one - before : one + after] == later_ids[other - before : other + after]
+        if after > 0 and places[one] == cut and later_places[other] == cut - start and alike:
+            return one, other
         cut -= 1
-    return None, 0
+    return None
 
 
 # --------------------------------------------------------------------------------------- what is stored

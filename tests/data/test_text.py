@@ -137,7 +137,7 @@ def test_a_label_of_a_document_is_that_of_its_pieces(write, options, encoders):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_long_text_is_tokenised_as_if_in_one_call(kind, encoders):
-    text = "\n".join(TALES * 12)
+    text = "\n".join(TALES * 20)
     parts = list(stretches(encoders[kind], (text[at : at + 700] for at in range(0, len(text), 700)), size=10_000))
     assert len(parts) > 2
     assert [t for part in parts for t in part] == encoders[kind].tokenize([text])[0]
