@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,14 +73,10 @@ def make_machine(
         raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
     if gpus is None:
         gpus = gpus_per_node if known else 1
-    for option, number in (("gpus_per_node", gpus_per_node), ("gpus", gpus)):
-        if number < 1:
-            raise ConfigError(f"{option} is {number}; allowed: at least 1")
-    if not 0 < mfu <= 1:
-        raise ConfigError(f"mfu is {mfu}; allowed: above 0 and at most 1")
-    for option, value in (("tflops", tflops), ("bandwidth", bandwidth)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{option} is {value}; allowed: above 0")
+    numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
+    for option, number in numbers.items():
+        if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
+            raise ConfigError(f"{option} is {number}; allowed: above 0{' and at most 1' * (option == 'mfu')}")
     if known:
         tflops = tflops or known.tflops
         bandwidth = bandwidth or (known.bandwidth if gpus <= gpus_per_node else None)

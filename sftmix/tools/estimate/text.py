@@ -20,60 +20,51 @@ SENT = {" GB": 1e9, " MB": 1e6}
 TIME = {" hours": 3600.0, " minutes": 60.0, " s": 1.0, " ms": 1e-3}
 
 
-def described(found: Mapping[str, Any]) -> str:
+def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, an optimizer step of each training, and the whole."""
-    machine, stages, hours = found["machine"], found["stages"], found["device_hours"]
+    machine, stages, hours = estimate["machine"], estimate["stages"], estimate["device_hours"]
     count, flops = machine["count"], machine["flops"]
     speed = f", {flops / 1e12:,.3g} TFLOP/s each at MFU {machine['mfu']:g}" if flops else ""
     whole = "Hours need the peak of the device: --tflops."
     if hours is not None:
-        each = "" if count == 1 else f": {_in(TIME, hours * 3600 / count)} on {count}"
-        whole = f"In all {_in(TIME, hours * 3600)} of device time{each}."
-    table = [_columns(name, stage) for name, stage in stages.items()]
+        whole = f"In all {_in(TIME, hours * 3600)} of device time: {_in(TIME, hours * 3600 / count)} on {count}."
     lines = [
-        f"{found['examples']:,} examples of {found['tokens']:,} tokens on {count} x {machine['name']}{speed}",
+        f"{estimate['examples']:,} examples of {estimate['tokens']:,} tokens on {count} x {machine['name']}{speed}",
         "",
-        f"| {' | '.join(table[0])} |",
-        f"|{'---|' * len(table[0])}",
-        *(f"| {' | '.join(columns.values())} |" for columns in table),
+        "| stage | model | trained | steps | training tokens | scored tokens | PFLOP | device time | memory each |",
+        f"|{'---|' * 9}",
+        *(_row(name, stage) for name, stage in stages.items()),
         "",
         "Memory of each at its peak:",
         *(f"  {name}: {_sum(MEMORY, stage['memory_bytes'])}" for name, stage in stages.items()),
         PARTS,
         "",
-        "An optimizer step on each:",
-        *(f"  {name}: {', '.join(_step(stage['step']))}" for name, stage in stages.items() if stage["steps"]),
+        "An optimizer step on each, which receives as much as it sends:",
+        *(_step(name, stage["step"]) for name, stage in stages.items() if stage["steps"]),
         "",
         whole,
-        f"The whole costs {found['times_plain']:.2f} times the FLOPs of the target's training alone.",
+        f"The whole costs {estimate['times_plain']:.2f} times the FLOPs of the target's training alone.",
         *_notes(machine, stages),
     ]
     return "\n".join(lines)
 
 
-def _columns(name: str, stage: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "stage": name,
-        "model": f"{stage['model']} ({_in(NUMBERS, stage['numbers'])})",
-        "trained": _in(NUMBERS, stage["trained"]) if stage["steps"] else "no",
-        "steps": f"{stage['steps']:,}",
-        "training tokens": _in(NUMBERS, stage["training_tokens"]),
-        "scored tokens": _in(NUMBERS, stage["scored_tokens"]),
-        "PFLOP": f"{(stage['training_flops'] + stage['scoring_flops']) / 1e15:,.3g}",
-        "device time": "?" if stage["device_hours"] is None else _in(TIME, stage["device_hours"] * 3600),
-        "memory each": _in(MEMORY, stage["memory_bytes"]["peak"]),
-    }
+def _row(name: str, stage: Mapping[str, Any]) -> str:
+    numbers = [_in(NUMBERS, stage[key]) for key in ("numbers", "trained", "steps", "training_tokens", "scored_tokens")]
+    petaflop = (stage["training_flops"] + stage["scoring_flops"]) / 1e15
+    time = "?" if stage["device_hours"] is None else _in(TIME, stage["device_hours"] * 3600)
+    columns = [name, f"{stage['model']} ({numbers[0]})", *numbers[1:], f"{petaflop:,.3g}", time]
+    return f"| {' | '.join(columns)} | {_in(MEMORY, stage['memory_bytes']['peak'])} |"
 
 
-def _step(step: Mapping[str, Any]) -> Iterator[str]:
-    """Tokens, bytes that are sent, and the time that each takes."""
-    sent, several = step["sent_bytes_per_device"], "" if step["micro_batches"] == 1 else "es"
-    yield f"{step['tokens_per_device']:,.0f} tokens in {step['micro_batches']:,.3g} micro-batch{several}"
-    if sent["all"]:
-        yield f"{_in(SENT, sent['all'])} sent and as much received ({_sum(SENT, sent)})"
-    for key, name in (("computing_seconds", "computation"), ("communicating_seconds", "communication")):
-        if step[key]:
-            yield f"{name} {_in(TIME, step[key])}"
+def _step(name: str, step: Mapping[str, Any]) -> str:
+    """Tokens, bytes that are sent, and the time that each takes, where it is known."""
+    sent = _sum(SENT, step["sent_bytes_per_device"]) or "nothing"
+    computing, sending = (step[key] or 0.0 for key in ("computing_seconds", "communicating_seconds"))
+    return (
+        f"  {name}: {step['tokens_per_device']:,.0f} tokens, {step['micro_batches']:,.3g} micro-batches, sent: {sent}; "
+        f"computation {_in(TIME, computing)}, communication {_in(TIME, sending)} (0 where it is not known)"
+    )
 
 
 def _notes(machine: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

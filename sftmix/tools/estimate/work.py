@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.contracts import check_split
+from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.config.inherited import inherit
 from sftmix.data import EncodedDataset
@@ -28,7 +28,7 @@ from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.scoring import scoring_tokens
-from sftmix.types import Batch, Rows, TrainingDynamics
+from sftmix.types import Batch, Rows
 
 SAMPLED_STEPS = 100
 """Steps of a training, evenly spaced, whose batches are dealt."""
@@ -85,21 +85,14 @@ class Work:
 
 
 class Planner:
-    """A ReferenceContext that takes note of what it is asked for and does none of it, and the stages of the target."""
+    """The stages of a run; of a reference, what its attributes say of it."""
 
     def __init__(self, config: RunConfig, rows: RunRows, machine: Machine) -> None:
         self._config, self._rows, self._machine = config, rows, machine
-        self.ids = rows.data.train.ids
-        self._reference: list[Work] = []
-
-    def content_hashes(self) -> list[str]:
-        return self._rows.data.train.content_hashes()
 
     def plan(self) -> list[Work]:
         """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base."""
         config, data, held_out = self._config, self._rows.data.train, self._rows.data.eval
-        if config.resolved_pairing() and config.splitter.needs_confidence and not config.reference.single_run:
-            config.reference.collect(self)
         options, path, lora = config.training, config.model.path, config.model.lora
         order = TrainingOrder(len(data), self._pairs(), options=options, seed=config.seed)
         untrained = read = self._scored(data, rows=sample_rows(data.ids))
@@ -113,40 +106,37 @@ class Planner:
         if config.objective.needs_batch_nll:  # each batch is read before it is trained on
             train = replace(train, read=read + replace(train.trained, forwards=train.passes * train.steps))
         arms = [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
-        return [*self._reference, *arms, Work("base", path, lora.without_adapters(), options, untrained)]
+        return [*self._reference(), *arms, Work("base", path, lora.without_adapters(), options, untrained)]
 
-    def train_and_score(self, **asked: Any) -> TrainingDynamics:
-        config, model, checkpoints = self._config, asked["model"] or ReferenceModel(), asked["checkpoints"]
+    def _reference(self) -> list[Work]:
+        config, reference = self._config, self._config.reference
+        wanted = config.resolved_pairing() and config.splitter.needs_confidence
+        if not wanted or reference.single_run or not reference.needs_model:
+            return []
+        if isinstance(reference, FromCheckpoints):
+            first = {"path": reference.paths[0], "template": reference.template, "max_length": reference.max_length}
+            path, data = self._rows_of(ReferenceModel(**first), option="reference")
+            read = self._scored(data, times=len(reference.paths))
+            return [Work("reference", path, LoraOptions(), config.training, read)]
+        model = getattr(reference, "model", None) or ReferenceModel()
         path, data = self._rows_of(model)
-        options = inherit(config.training, asked["training"])
+        options = inherit(config.training, getattr(reference, "training", None))
         order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
+        checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
         read = self._scored(data, times=len(steps))
-        if asked.get("response_alone"):  # each response once more, without its instruction
+        if getattr(reference, "response_alone", False):  # each response once more, without its instruction
             share = read.targets / max(read.tokens, 1)
             read += Amount(read.targets, read.targets, read.squares * share**2, read.forwards * share)
         work = Work("reference", path, reference_lora(config.model, model), options, read)
         last = max(steps, default=order.total_steps)  # where the training of the reference stops
-        return self._noted(self._trained(work, data, order, last), max(len(steps), 1))
-
-    def score_models(self, paths: Sequence[str], **asked: Any) -> TrainingDynamics:
-        model = ReferenceModel(path=paths[0], template=asked["template"], max_length=asked["max_length"])
-        path, data = self._rows_of(model, option="reference")
-        read = self._scored(data, times=len(paths))
-        return self._noted(Work("reference", path, LoraOptions(), self._config.training, read), len(paths))
+        return [self._trained(work, data, order, last if reference.trains else 0)]
 
     def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, EncodedDataset]:
         path, _, data, notes = rows_of_reference(self._config, self._rows, model, World(), option=option)
         for note in notes:
             print(note, file=sys.stderr)
         return path, data
-
-    def _noted(self, work: Work, checkpoints: int) -> TrainingDynamics:
-        """Take note of a stage of the reference; zeros stand for the losses that it would find."""
-        self._reference.append(work)
-        n = len(self.ids)
-        zero = np.zeros((n, checkpoints))
-        return TrainingDynamics(self.ids, np.arange(checkpoints), zero, np.ones(n, np.int64), zero.astype(np.int64))
 
     def _pairs(self) -> Callable[[int], Rows | None]:
         """The pairs of the run, if they need no confidence; else random pairs, as two equal groups would give."""
