@@ -211,84 +211,68 @@ def encode(
     """
     if max_length < 2:
         raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
-    train, first = _side(prepared, prepared.train, encoder, max_length, keep, length_option, progress)
-    _refuse_template(first, encoder, prepared.options.skip_bad)
+    options = prepared.options
+    whole, packed = options.multi_turn == "whole", options.packing is not False
+
+    def tokenised_side(
+        option: str, side: Conversations, kept: frozenset[str] | None, limit: int | None
+    ) -> tuple[EncodedDataset, DataReport]:
+        cut = "as kept" if whole and kept is not None else whole  # not by this template alone
+        settings = [encoder.fingerprint, max_length, cut, None if kept is None else key_of(sorted(kept))]
+        settings += [packed, limit] if prepared.text else []
+
+        def build(directory: Path) -> dict[str, Any]:
+            report = DataReport(max_length=max_length)
+            if isinstance(side, Documents):
+                windows = encode_windows(encoder, side, max_length, packed, report, progress)
+                windows = (row for row in windows if kept is None or row["id"] in kept)
+                rows = first_windows(windows, limit, options.eval_fraction is not None, report)
+            else:
+                work = Tokenise(side, whole, encoder, max_length, kept)
+                rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
+            with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
+                for row in rows:
+                    writer.add(row)
+                    report.train += 1
+            _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
+            return report.to_dict()
+
+        key = key_of("tokens", side.cache_key, settings)
+        directory, summary = get_or_build(cache_root(options.cache_dir), f"tokens-{key}", build)
+        fingerprint = key_of("tokens", side.fingerprint, settings)
+        return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)
+
+    kept = None if keep is None else frozenset(keep)
+    train, first = tokenised_side("data.train", prepared.train, kept, options.limit)
+    lost = sum(first.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
+    if lost > MAX_TEMPLATE_LOSS * (lost + first.train) and not options.skip_bad:
+        raise DataError(
+            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + first.train:,} training examples; "
+            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(first.lines()[1:])
+        )
     reports, held_out = [first], None
     if prepared.eval is not None:
-        held_out, second = _side(prepared, prepared.eval, encoder, max_length, None, length_option, progress)
+        held_out, second = tokenised_side("data.eval", prepared.eval, None, None)
         reports.append(second)
     report = prepared.report.merge(reports)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if prepared.text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
-        if held_out is not None and len(train) == prepared.options.limit:
-            report.notes += too_many_held_out(prepared.options, len(held_out), "windows")
+        if held_out is not None and len(train) == options.limit:
+            report.notes += too_many_held_out(options, len(held_out), "windows")
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 
 
-def _refuse_template(report: DataReport, encoder: Encoder, skip_bad: bool) -> None:
-    """Raise DataError if the template loses so many examples that it cannot be the right one for these rows."""
-    lost = sum(report.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
-    if lost > MAX_TEMPLATE_LOSS * (lost + report.train) and not skip_bad:
-        lines = "\n".join(report.lines()[1:])
-        raise DataError(
-            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + report.train:,} training examples; "
-            f"choose another template, or let data.skip_bad drop them:\n{lines}"
-        )
-
-
-def _refuse_other_cuts(report: DataReport, encoder: Encoder, keep: Sequence[str]) -> None:
-    """Raise DataError if the template of a reference splits so many conversations that the target reads whole."""
+def _check_losses(report: DataReport, encoder: Encoder, nothing: str, kept: frozenset[str] | None) -> None:
+    """Raise DataError if no example is left (`nothing` says so), or if a reference splits too many conversations."""
     lost = report.counts.get("split_alone", 0)
-    if lost > MAX_TEMPLATE_LOSS * len(keep):
+    if kept is not None and lost > MAX_TEMPLATE_LOSS * len(kept):
         raise DataError(
-            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of {len(keep):,} "
+            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of {len(kept):,} "
             f"conversations that the target reads whole (first: {', '.join(report.first['split_alone'])}), and scores "
             "of turns are none of the conversation; set data.multi_turn to per_turn, under which all templates give "
             "the same examples, or give the reference a template that keeps earlier turns as they are"
         )
-
-
-def _side(
-    prepared: Prepared,
-    side: Conversations,
-    encoder: Encoder,
-    max_length: int,
-    keep: Sequence[str] | None,
-    length_option: str,
-    progress: bool,
-) -> tuple[EncodedDataset, DataReport]:
-    """Tokenise one side, or read it from the cache; return it with the report on its rows."""
-    options, is_train = prepared.options, side is prepared.train
-    whole, packed, limit = options.multi_turn == "whole", options.packing is not False, options.limit
-    cut = "as kept" if whole and keep is not None else whole  # not by this template alone
-    settings = [encoder.fingerprint, max_length, cut, None if keep is None else key_of(sorted(keep))]
-    if prepared.text:
-        settings += [packed, limit if is_train else None]
-
-    def build(directory: Path) -> dict[str, Any]:
-        kept = None if keep is None else frozenset(keep)
-        report = DataReport(max_length=max_length)
-        if isinstance(side, Documents):
-            found = encode_windows(encoder, side, max_length, packed, report, progress)
-            found = (row for row in found if kept is None or row["id"] in kept)
-            rows = first_windows(found, limit if is_train else None, options.eval_fraction is not None, report)
-        else:
-            work = Tokenise(side, whole, encoder, max_length, kept)
-            rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
-        with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
-            for row in rows:
-                writer.add(row)
-                report.train += 1
-        _refuse_other_cuts(report, encoder, keep or ())
-        if not report.train:
-            lines = "\n".join(report.lines()[1:])
-            option = "data.train" if is_train else "data.eval"
-            raise DataError(f"{option}: no example is left with {length_option} = {max_length}:\n{lines}")
-        return report.to_dict()
-
-    key = key_of("tokens", side.cache_key, settings)
-    directory, summary = get_or_build(cache_root(options.cache_dir), f"tokens-{key}", build)
-    fingerprint = key_of("tokens", side.fingerprint, settings)
-    return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)
+    if not report.train:
+        raise DataError("\n".join([f"{nothing}:", *report.lines()[1:]]))

@@ -205,8 +205,20 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _turns(value: Any, what: str, names: Mapping[str, str], keys: tuple[tuple[str, str], ...], trained: bool) -> list:
-    """Read a list of {role: ..., content: ...} under one of the given pairs of keys."""
+_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+_SHAREGPT = {**_ROLES, "human": "user", "gpt": "assistant"}
+_ROLE_CONTENT = ("role", "content")
+
+
+def _turns(
+    row: Mapping[str, Any],
+    what: str,
+    names: Mapping[str, str] = _ROLES,
+    keys: Sequence[tuple[str, str]] = (_ROLE_CONTENT,),
+    trained: bool = True,
+) -> list[Message]:
+    """Read the field `what`, a list of {role: ..., content: ...} under one of the given pairs of keys."""
+    value = _field(row, what)
     if not isinstance(value, list):
         raise BadRow(f"{what} must be a list of turns, found {_kind(value)}")
     if not value:
@@ -245,29 +257,21 @@ def _content(value: Any, what: str) -> str:
     texts = []
     for place, part in enumerate(value):
         where = f"{what}[{place}]"
-        if "type" not in part:
-            raise BadRow(f"{where} has no 'type'")
+        for key in ("type", "text"):
+            if part.get("type", "text") == "text" and key not in part:
+                raise BadRow(f"{where} has no {key!r}")
         if part["type"] != "text":
             raise BadRow(f"{where} is a part of type {quoted(part['type'])}; only parts of type 'text' are read")
-        if "text" not in part:
-            raise BadRow(f"{where} has no 'text'")
         texts.append(checked_text(part["text"], f"{where}.text"))
     return "".join(texts)
 
 
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT = {**_ROLES, "human": "user", "gpt": "assistant"}
-_ROLE_CONTENT = ("role", "content")
-_FROM_VALUE = ("from", "value")
-
-
 def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return _turns(_field(row, "messages"), "messages", _ROLES, (_ROLE_CONTENT,), True)
+    return _turns(row, "messages")
 
 
 def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    value = _field(row, "conversations")
-    return _turns(value, "conversations", _SHAREGPT, (_FROM_VALUE, _ROLE_CONTENT), True)
+    return _turns(row, "conversations", _SHAREGPT, (("from", "value"), _ROLE_CONTENT))
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
@@ -295,8 +299,7 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
 def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     prompt, completion = _field(row, "prompt"), _field(row, "completion")
     if isinstance(prompt, list) or isinstance(completion, list):
-        before = _turns(prompt, "prompt", _ROLES, (_ROLE_CONTENT,), False)
-        return before + _turns(completion, "completion", _ROLES, (_ROLE_CONTENT,), True)
+        return _turns(row, "prompt", trained=False) + _turns(row, "completion")
     return [
         Message("user", checked_text(prompt, "prompt")),
         Message("assistant", checked_text(completion, "completion"), True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -75,16 +76,8 @@ class DataReport:
     def add(self, reason: str, name: str, kinds: Iterable[str] = ()) -> None:
         """Count one case of `reason`, which may be of several kinds."""
         assert reason in REASONS, reason
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        named = self.first.setdefault(reason, [])
-        if len(named) < NAMED:
-            named.append(name)
-        self._count_kinds(reason, dict.fromkeys(kinds, 1))
-
-    def _count_kinds(self, reason: str, more: Mapping[str, int]) -> None:
-        for kind, count in more.items():
-            known = self.kinds.setdefault(reason, {})
-            known[kind] = known.get(kind, 0) + count
+        one = {reason: dict.fromkeys(kinds, 1)} if kinds else {}
+        self.take(DataReport(counts={reason: 1}, first={reason: [name]}, kinds=one))
 
     def merge(self, others: Iterable[DataReport]) -> DataReport:
         """Make a new report with the counts of all; train, eval and max_length are those of this one."""
@@ -100,7 +93,8 @@ class DataReport:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             self.first[reason] = (self.first.get(reason, []) + other.first.get(reason, []))[:NAMED]
-            self._count_kinds(reason, other.kinds.get(reason, {}))
+        for reason, kinds in other.kinds.items():
+            self.kinds[reason] = dict(Counter(self.kinds.get(reason, {})) + Counter(kinds))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON can write; `DataReport(**d)` reads it back."""
@@ -115,17 +109,12 @@ class DataReport:
                 text = text.replace("{s}", "" if count == 1 else "s")
                 if self.max_length is not None:
                     text = text.replace("data.max_length", f"data.max_length = {self.max_length}")
-                names = self.first[reason]
-                more = ", ..." if count > len(names) else ""
-                out.append(f"{count:,} {text}{self._kinds_of(reason)}: {', '.join(names)}{more}")
+                kinds = sorted(self.kinds.get(reason, {}).items(), key=lambda item: (-item[1], item[0]))
+                words = [text, *(f"{kind} in {number:,}" for kind, number in kinds[:SHOWN])]
+                words += [f"{len(kinds) - SHOWN:,} others"] if len(kinds) > SHOWN else []
+                names = self.first[reason] + ["..."] * (count > len(self.first[reason]))
+                out.append(f"{count:,} {', '.join(words)}: {', '.join(names)}")
         return [one_line(line) for line in out]
-
-    def _kinds_of(self, reason: str) -> str:
-        """The kinds of a reason in words, the most frequent ones first; "" for a reason without kinds."""
-        known = sorted(self.kinds.get(reason, {}).items(), key=lambda item: (-item[1], item[0]))
-        words = [f"{kind} in {count:,}" for kind, count in known[:SHOWN]]
-        words += [f"{len(known) - SHOWN:,} others"] if len(known) > SHOWN else []
-        return f", {', '.join(words)}" if words else ""
 
     def _totals(self) -> str:
         if self.tokens is None:

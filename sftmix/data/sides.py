@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from sftmix.common.rng import stable_hash
 from sftmix.data.conversations import Conversations
 from sftmix.data.documents import Documents
 from sftmix.data.report import HELD_OUT_BEFORE, DataReport
-from sftmix.options import DataOptions, as_list
+from sftmix.options import DataOptions
 from sftmix.types import Int64
 
 
@@ -65,41 +64,19 @@ def first_rows(
     return train.some(train.records[:limit])
 
 
-def too_many_held_out(options: DataOptions, held_out: int, unit: Literal["rows", "windows"]) -> Iterator[str]:
-    """Yield a note if more is held out than the `data.limit` rows (or windows of text) that are trained on.
+def too_many_held_out(options: DataOptions, held_out: int, unit: Literal["rows", "windows"]) -> list[str]:
+    """Return a note if more is held out than the `data.limit` rows (or windows of text) that are trained on.
 
     held_out  rows (windows) that data.eval_fraction held out before the limit
     """
     limit, fraction = options.limit, options.eval_fraction
     if limit is None or fraction is None or held_out <= limit:
-        return
-    if unit == "windows":  # data.take counts documents, of which there may be one
-        smaller = limit * fraction**2 / (1 - fraction) / held_out
-        remedy = f"a smaller share keeps that in proportion, such as --data.eval_fraction {smaller:.1g}"
-    else:
-        taken = _rows_for(limit, fraction)
-        entries = as_list(options.train)
-        sizes = str(taken) if len(entries) == 1 else f"with numbers that add up to {taken}, one for each source,"
-        remedy = (
-            f"--data.take {sizes} in place of --data.limit {limit} holds out of the rows that are used: {limit:,} to "
-            f"train on, {taken - limit:,} held out"
-        )
-    yield (
+        return []
+    return [
         f"{held_out:,} {unit} are held out beside {limit:,} to train on, and every evaluation reads them: data.limit "
-        f"cuts the training {unit} alone, after data.eval_fraction {fraction:g}; {remedy}"
-    )
-
-
-def _rows_for(trained: int, fraction: float) -> int:
-    """Return the smallest number of rows of which `fraction` is held out and `trained` rows are left."""
-    total = math.floor(trained / (1 - fraction))
-    while total - _held_out_of(total, fraction) < trained:
-        total += 1
-    return total
-
-
-def _held_out_of(rows: int, fraction: float) -> int:
-    return max(1, round(fraction * rows))
+        f"cuts the training {unit} alone, after data.eval_fraction {fraction:g}; a smaller share keeps that in "
+        "proportion, and so does data.take in place of data.limit"
+    ]
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
@@ -131,7 +108,7 @@ def _tails(rows: Documents, fraction: float, report: DataReport) -> tuple[Docume
 def _held_out(rows: Conversations, fraction: float, seed: int) -> Int64:
     """Choose round(fraction * N) records, at least one: those with the smallest hash of (seed, id)."""
     total = len(rows.records)
-    count = _held_out_of(total, fraction)
+    count = max(1, round(fraction * total))
     if count >= total:
         raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
     return _drawn(rows, rows.records, count, seed, "held out")

@@ -25,6 +25,9 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 NAMED = 5
 """Entries of a directory that the note on those left out names; the others are counted."""
 
+REASON = 300
+"""Most characters of what the hub's client says of a data set that cannot be loaded."""
+
 SUBSET = re.compile(r"^(?!\.+\Z)[^@:/\\\x00-\x1f]+\Z")
 SPLIT = re.compile(r"^(?!\.)[\w.%:+()\[\] -]+\Z")
 
@@ -186,25 +189,15 @@ def _hub(name: str, option: str) -> Source:
     try:
         dataset = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # the hub client raises errors of many libraries
-        if there := _subsets(str(error)):
-            missing = "has several subsets" if subset is None else f"has no subset {subset!r}"
-            raise DataError(
-                f"{option}: {name}: the data set {missing}; name one of {', '.join(there)}: {path}:{there[0]}@{split}"
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:REASON] or type(error).__name__
         raise DataError(
-            f"{option}: {name}: there is no such file, and as a Hugging Face hub id it cannot be loaded: {reason}. "
-            "Check the spelling; without a network, download the dataset's files and name them instead."
+            f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
+            f"loaded: {reason}. Check the spelling; without a network, download the dataset's files and name them "
+            "instead."
         ) from error
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
     return Source(name, str(dataset._fingerprint), dataset)
-
-
-def _subsets(message: str) -> list[str]:
-    """Read the subsets that an error of `datasets` lists, where none was named, or one that is not there."""
-    found = re.search(r"(?:available configs|not found\. Available): \[(.*)\]", message)
-    return re.findall(r"""['"]([^'"]+)['"]""", found[1]) if found else []
 
 
 def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:

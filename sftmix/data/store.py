@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -95,15 +94,10 @@ def _alone(lock: Path) -> Iterator[None]:
         said, started = False, time.monotonic()
         while not _taken(file):
             if not said and time.monotonic() > started + _SILENCE:
-                file.seek(0)
-                holder = file.read() or "another process"
-                print(f"waiting for {holder}, which fills {lock.parent}", file=sys.stderr, flush=True)
+                print(f"waiting for another process, which fills {lock.parent}", file=sys.stderr, flush=True)
                 said = True
             time.sleep(0.05)
         os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         try:
             yield
         finally:
