@@ -52,17 +52,6 @@ def test_the_rows_of_every_kind_of_file_are_those_of_renamed_rows(suffix, write,
     assert [found.columns(r) for r in range(8)] == [{"kind": r["kind"]} for r in ROWS]
 
 
-def test_preview_shows_them(tiny, write, sftmix):
-    path = write("rows.jsonl", ROWS)
-    words = ["preview", "--model.path", str(tiny.model), "--data.train", path, "--rows", "1"]
-    shown = sftmix(*words, "--data.columns", NAMES, "--data.label_field", "kind")
-    assert shown.code == 0, shown.err
-    assert "label even" in shown.out
-    assert "Say 0." in shown.out
-    assert "!<|im_end|>]]" in shown.out
-    assert "8 rows read: 8 training" in shown.out
-
-
 def test_a_run_on_them_is_refused_under_other_columns(tiny, write, sftmix, tmp_path):
     rows = [{**row, "other": f"{i} no"} for i, row in enumerate(ROWS)]
     words = ["run", "--model.path", str(tiny.model), "--data.train", write("rows.jsonl", rows), *SHORT]

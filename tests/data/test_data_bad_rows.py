@@ -13,7 +13,6 @@ from sftmix.common.errors import DataError
 from sftmix.data.jsonrows import MAX_ROW_BYTES, StrictDecoder
 from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
-from tests.tiny import make_tiny
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
 
@@ -37,39 +36,29 @@ BAD_LINES = {
     "raw NUL": (GOOD.replace(b"Yo", b"Y\0").strip(), "not valid JSON"),
     "duplicate keys": (b'{"messages": [], ' + GOOD[1:].strip(), "'messages' occurs twice"),
     "content int": (reply(3), "must be a string, found a number"),
-    "content bool": (reply(True), "found a boolean"),
     "content null": (reply(None), "found null"),
     "content list": (reply(["a"]), "found a list"),
     "content empty list": (reply([]), "found a list"),
     "part without type": (reply([{"text": "a"}]), "messages[1].content[0] has no 'type'"),
     "part without text": (reply([{"type": "text"}]), "messages[1].content[0] has no 'text'"),
-    "part with null": (reply([{"type": "text", "text": None}]), "content[0].text must be a string, found null"),
     "image": (
         reply([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]),
         "messages[1].content[1] is a part of type 'image_url'; only parts of type 'text' are read",
     ),
-    "audio": (reply([{"type": "input_audio"}]), "is a part of type 'input_audio'"),
-    "content dict": (reply({"text": "a"}), "found an object"),
     "missing messages": (b'{"message": 1}', "'messages' is missing"),
     "empty messages": (b'{"messages": []}', "messages is empty"),
     "messages is text": (b'{"messages": "Hi"}', "must be a list of turns"),
     "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
     "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
-    "empty user": (turns(("user", ""), ("assistant", "a")), "turn 1 (user) is empty"),
     "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
     "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
-    "role is a number": (turns((1, "Hi"), ("assistant", "a")), "role is 1"),
     "no assistant": (turns(("user", "Hi")), "no assistant turn"),
     "assistant first": (turns(("assistant", "Hi"), ("user", "a"), ("assistant", "b")), "expected user's"),
     "same role twice": (turns(("user", "Hi"), ("user", "a"), ("assistant", "b")), "expected assistant's"),
     "system not first": (turns(("user", "Hi"), ("system", "a"), ("assistant", "b")), "turn 2 is system's"),
     "two objects": (GOOD.strip() + GOOD.strip(), "Extra data"),
-    "array line": (b"[" + GOOD.strip() + b"]", "expected an object"),
     "scalar line": (b"42", "expected an object"),
-    "trailing comma": (GOOD.strip()[:-1] + b",}", "not valid JSON"),
-    "single quotes": (GOOD.strip().replace(b'"', b"'"), "not valid JSON"),
     "NaN": (GOOD.strip()[:-1] + b', "score": NaN}', "NaN is not JSON"),
-    "Infinity": (GOOD.strip()[:-1] + b', "score": -Infinity}', "Infinity is not JSON"),
     "depth 2000": (b'{"messages": ' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deeply"),
     "deeper": (b'{"messages": ' + b"[" * 200000, "nested too deeply"),
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
@@ -82,7 +71,6 @@ BAD_LINES = {
     "surrogate elsewhere": (rb'{"note": "\ud800", ' + GOOD[1:].strip(), "field 'note' contains a lone surrogate"),
     "surrogate in a name": (rb'{"\ud800": 1, ' + GOOD[1:].strip(), r"the name of the field '\ud800' contains a lone"),
     "id null": (b'{"id": null, ' + GOOD[1:].strip(), "id must be a string, found null"),
-    "id bool": (b'{"id": true, ' + GOOD[1:].strip(), "id must be a string, found a boolean"),
     "id of a terminal": (rb'{"id": "x\u001b]0;t\u0007", ' + GOOD[1:].strip(), r"the control character '\x1b'"),
     "id of two lines": (rb'{"id": "x\n0 bad rows", ' + GOOD[1:].strip(), r"the control character '\n'"),
     "id reserved": (b'{"id": "a@turn0", ' + GOOD[1:].strip(), "@turn"),
@@ -385,15 +373,3 @@ def test_a_mistake_of_saving_is_told_once(end, reason, write, options):
     (line,) = messages_of(path, options)[1:]
     assert line.startswith(f"{path}:1: ")
     assert line.endswith(f"; {reason}; 28 later rows of this file have the same mistake")
-
-
-def test_the_command_line_tells_it_once(write, sftmix, tmp_path):
-    path = write("rows.jsonl", [{"question": "u", "answer": "a"}] * 500)
-    model = make_tiny(tmp_path).model
-    for command in (["preview"], ["run", "--out", str(tmp_path / "run")]):
-        found = sftmix(*command, "--model.path", str(model), "--data.train", path)
-        assert found.code == 3
-        assert len(found.err.split("error: ")[1].splitlines()) == 2
-        assert "all 500 rows: format not recognised from the fields 'question', 'answer'" in found.err
-    columns = ["--data.columns", "{prompt: question, response: answer}"]  # as the message says
-    assert sftmix("preview", "--model.path", str(model), "--data.train", path, *columns).code == 0

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data import load_data, make_encoder
 from sftmix.data.formats import FORMATS, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.rows import prepare
-from sftmix.data.sources import Source
 from sftmix.types import Message
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))
@@ -52,11 +49,6 @@ def test_recognised_and_converted(name):
         expected = [Message("system", "S"), U("u"), A("a")]
     assert recognise(row) == name
     assert convert(row, name).messages == tuple(expected)
-
-
-def test_unrecognised_fields_are_listed():
-    with pytest.raises(BadRow, match=r"'question', 'answer'.*alpaca: instruction, output.*data\.format"):
-        recognise({"question": 1, "answer": 2})
 
 
 @pytest.mark.parametrize("extra", ["", "  ", None])
@@ -109,12 +101,6 @@ def test_the_same_rows_from_every_kind_of_file(write, options, tmp_path):
     assert folder.train.source(7).endswith("/b.jsonl:1")
     assert folder.train.source(21 + 3).endswith("/d.parquet[3]")
     assert folder.report.counts["duplicate"] == 28
-
-
-def test_rows_of_a_hub_dataset():
-    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
-    source = Source("someone/some-data", "fingerprint", datasets.Dataset.from_list(rows))
-    assert list(source.rows()) == [(f"someone/some-data[{i}]", row) for i, row in enumerate(rows)]
 
 
 def test_each_file_has_its_own_format_and_a_named_format_is_kept(write, options):
@@ -190,14 +176,6 @@ def test_real_files_hold_no_bad_row(name, shared, options):
     assert "bad_row" not in report.counts
 
 
-def test_columns_of_a_real_file(shared, options):
-    path = str(shared / "data/alpaca/alpaca_17k.jsonl")
-    prepared = prepare(options(path, label_field="helpful_score_ge_4_5"), 0, progress=False)
-    labels = {prepared.train.label(r) for r in range(200)}
-    assert labels == {"true", "false"}
-    assert set(prepared.train.columns(0)) == {"claude_score_ge_4_5"}
-
-
 def test_a_system_field_is_the_first_turn_in_every_format():
     rows = [
         ({"instruction": "u", "output": "a", "system": "S"}, "alpaca"),
@@ -237,15 +215,6 @@ def test_parts_of_type_text_are_one_text(suffix, write, options, tmp_path):
     assert found.id(0) == expected.id(0)
 
 
-def test_parts_in_sharegpt_and_in_prompt_and_completion():
-    turns = [{"role": "user", "content": parts("u", "v")}, {"role": "assistant", "content": "a"}]
-    for row, name in (
-        ({"conversations": turns}, "sharegpt"),
-        ({"prompt": turns[:1], "completion": turns[1:]}, "prompt_completion"),
-    ):
-        assert convert(row, name).messages == (U("uv"), A("a"))
-
-
 def test_every_row_of_a_file_is_recognised_by_itself(write, options):
     rows = [
         {"instruction": "u", "output": "a"},
@@ -278,15 +247,6 @@ def test_each_file_has_its_label(write, options, tmp_path):
     assert again[0].fingerprint == prepared.train.fingerprint
     assert len({side.fingerprint for side in again}) == len({side.cache_key for side in again}) == 3
     assert [again[1].label(0), again[2].label(0)] == ["low", None]
-
-
-def test_the_labels_of_files_reach_the_examples(write, options, small):
-    rows = [{"instruction": f"Say {i}.", "output": str(i), "label": "a field"} for i in range(4)]
-    paths = write("a.jsonl", rows[:1]), write("b.jsonl", rows[1:])
-    encoder = make_encoder(small["chatml"])
-    data = load_data(options(*paths, labels=["x", "y"]), encoder, max_length=64, seed=0, progress=False)
-    assert data.train.labels == ["x", "y", "y", "y"]
-    assert data.train.columns == {"label": ["a field"] * 4}
 
 
 @pytest.mark.parametrize(

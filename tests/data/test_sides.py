@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from sftmix.common.rng import stable_hash
 from sftmix.data import encode
 from sftmix.data.encoders import text_encoder
 from sftmix.data.rows import prepare
-from tests.tiny import SHORT, Tiny, make_tiny
+from tests.tiny import Tiny, make_tiny
 
 SEED = 3
 
@@ -137,23 +135,6 @@ def test_rows_are_held_out_of_those_that_are_taken(files, options):
 def test_sizes_that_cannot_be(sizes, message, files, options):
     with pytest.raises(ConfigError, match=message):
         prepare(options(*files, take=sizes), SEED, progress=False)
-
-
-def test_a_run_on_some_rows_of_each_file(tiny, files, tmp_path, sftmix):
-    """What is taken stands in what the run prints and in summary.json; another choice is refused."""
-    out = tmp_path / "run"
-    words = ["run", "--model.path", str(tiny.model), "--data.train", f"[{files[0]}, {files[1]}]", "--out", str(out)]
-    words += [*SHORT, "--training.global_batch_size", "8", "--training.micro_batch_size", "4"]
-    done = sftmix(*words, "--data.take", "[20, 0.5]")
-    assert done.code == 0, done.err
-    line = f"rows taken (data.take): 20 of 40 from {files[0]}, 15 of 30 from {files[1]}"
-    assert line in done.out + done.err
-    summary = json.loads((out / "summary.json").read_text())
-    assert line in summary["data"]["notes"]
-    assert summary["data"]["train"] == 35
-    again = sftmix(*words, "--data.take", "[20, 0.4]")
-    assert again.code == 2
-    assert "data.take: [20, 0.5] -> [20, 0.4]" in again.err
 
 
 def test_values_of_the_command_line(tiny, files, sftmix):
