@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from sftmix.data.templates import Encoder
 from sftmix.types import Encoded
 
 _GREEN, _DIM, _BOLD, _PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_RESPONSE = "\x1b[0;32m"
 _EDGE = 8
 """Tokens shown at both ends of a run in the table."""
 
@@ -22,34 +23,22 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
 
     The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
     """
-    paint = _Paint(color)
-    parts = [_first_line(data, encoder)]
+
+    def paint(code: str, text: str) -> str:
+        if color:
+            return f"{code}{text}{_PLAIN}"
+        return f"[[{text}]]" if code == _RESPONSE else text
+
+    end = f"{encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id)!r} (id {encoder.end_of_turn_id})"
+    first = f"Template: {encoder.name}; a response ends with {end}; stop ids {encoder.stop_ids}"
+    if data.train.is_text:
+        first = f"Plain text: a document ends with {end}; the first token of each piece is not trained"
+    parts = [first]
     parts += [_text(data.train, encoder, row, paint) for row in rows]
     if len(rows):
         parts.append(_table(data.train[rows[0]], encoder, paint))
     parts.append("\n".join([paint(_BOLD, "Rows"), *data.report.lines()]))
     return "\n\n".join(parts)
-
-
-def _first_line(data: LoadedData, encoder: Encoder) -> str:
-    if data.train.is_text:
-        return f"Plain text: a document ends with {_end_of_turn(encoder)}; the first token of each piece is not trained"
-    return f"Template: {encoder.name}; a response ends with {_end_of_turn(encoder)}; stop ids {encoder.stop_ids}"
-
-
-class _Paint:
-    def __init__(self, color: bool) -> None:
-        self._color = color
-
-    def __call__(self, code: str, text: str) -> str:
-        return f"{code}{text}{_PLAIN}" if self._color else text
-
-    def response(self, text: str) -> str:
-        return self(_GREEN, text) if self._color else f"[[{text}]]"
-
-
-def _end_of_turn(encoder: Encoder) -> str:
-    return f"{encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id)!r} (id {encoder.end_of_turn_id})"
 
 
 def runs(encoded: Encoded) -> Iterator[tuple[int, int, bool]]:
@@ -60,7 +49,7 @@ def runs(encoded: Encoded) -> Iterator[tuple[int, int, bool]]:
         yield start, end, bool(encoded.target[start])
 
 
-def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) -> str:
+def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: Callable[[str, str], str]) -> str:
     encoded, example = dataset[row], dataset.example(row)
     facts = [f"row {encoded.row}", f"id {encoded.id}", example.source, f"{len(encoded.input_ids)} tokens"]
     facts.append(f"{int(encoded.target.sum())} trained")
@@ -74,11 +63,11 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: _Paint) ->
         # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
         so_far = encoder.decode(encoded.input_ids[:end])
         piece = printable(so_far[len(done) :])
-        body, done = body + (paint.response(piece) if trained else piece), so_far
+        body, done = body + (paint(_RESPONSE, piece) if trained else piece), so_far
     return f"{paint(_BOLD, one_line(' | '.join(facts)))}\n{body}"
 
 
-def _table(encoded: Encoded, encoder: Encoder, paint: _Paint) -> str:
+def _table(encoded: Encoded, encoder: Encoder, paint: Callable[[str, str], str]) -> str:
     """Table of place, id, label (-100 = not trained) and token, without the middle of long runs."""
     lines = [paint(_BOLD, f"Tokens of row {encoded.row}"), f"{'place':>6} {'id':>7} {'label':>7}  token"]
     for start, end, trained in runs(encoded):

@@ -107,18 +107,10 @@ def _rows_of(batch: pa.RecordBatch) -> list[Any]:
     """Return the rows of a batch; a BadRow for one with a cell that Python has no value for, as the year 9,999,999."""
     try:
         return list(batch.to_pylist())
-    except Exception:  # cells raise errors of many kinds; find the rows that do
-        return [_row_of(batch, index) for index in range(batch.num_rows)]
-
-
-def _row_of(batch: pa.RecordBatch, index: int) -> Any:
-    row = dict[str, Any]()
-    try:
-        for column, cells in zip(batch.schema.names, batch.columns, strict=True):
-            row[column] = cells[index].as_py()
-    except Exception as error:
-        return _unreadable(error, f"column {quoted(batch.schema.names[len(row)])}")
-    return row
+    except Exception as error:  # cells raise errors of many kinds; find the rows that do
+        if batch.num_rows == 1:
+            return [_unreadable(error)]
+        return [row for index in range(batch.num_rows) for row in _rows_of(batch.slice(index, 1))]
 
 
 def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
@@ -128,12 +120,12 @@ def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
         try:
             row = next(rows)
         except Exception as error:  # decoders of images and audio raise errors of many libraries
-            row, rows = _unreadable(error, "the row"), iter(dataset.skip(index + 1))
+            row, rows = _unreadable(error), iter(dataset.skip(index + 1))
         yield f"{name}[{index}]", row
 
 
-def _unreadable(error: Exception, what: str) -> BadRow:
-    return BadRow(f"{what} cannot be read: {quoted(str(error))}", mistake=f"{what}: {type(error).__name__}")
+def _unreadable(error: Exception) -> BadRow:
+    return BadRow(f"the row cannot be read: {quoted(str(error))}", mistake=type(error).__name__)
 
 
 def _check_columns(names: Sequence[str], place: str) -> None:

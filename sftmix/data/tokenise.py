@@ -47,9 +47,23 @@ class Tokenise:
     def __call__(self, records: Int64) -> tuple[Stored, DataReport]:
         stored, report = Stored(), DataReport()
         for record, turn, example, outcome in self._outcomes(records):
-            _count(report, example, outcome)
-            if outcome.ids:
-                stored.append(_stored(record, turn, example, outcome))
+            name = f"{example.id} ({example.source})"
+            for reason in outcome.reasons:
+                report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
+            if not outcome.ids:
+                continue
+            if outcome.spelt:
+                report.add("spelt_special", name, outcome.spelt)
+            row = {
+                "id": example.id,
+                "input_ids": np.asarray(outcome.ids, dtype=np.int32),
+                "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
+                "truncated": "truncated" in outcome.reasons,
+                "n_targets": sum(end - start for start, end in outcome.spans),
+                "record": record,
+                "turn": turn,
+            }
+            stored.append(row)
         return stored, report
 
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
@@ -136,26 +150,3 @@ def _begin(work: Tokenise) -> None:
 def _do(part: Int64) -> tuple[Stored, DataReport]:
     assert _work is not None
     return _work(part)
-
-
-# -------------------------------------------------------------------------------------------- details
-
-
-def _count(report: DataReport, example: Example, outcome: Outcome) -> None:
-    for reason in outcome.reasons:
-        detail = f": {outcome.detail}" if outcome.detail else ""
-        report.add(reason, f"{example.id} ({example.source}){detail}")
-    if outcome.spelt and outcome.ids:
-        report.add("spelt_special", f"{example.id} ({example.source})", outcome.spelt)
-
-
-def _stored(record: int, turn: int, example: Example, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "input_ids": np.asarray(outcome.ids, dtype=np.int32),
-        "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
-        "truncated": "truncated" in outcome.reasons,
-        "n_targets": sum(end - start for start, end in outcome.spans),
-        "record": record,
-        "turn": turn,
-    }

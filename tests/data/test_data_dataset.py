@@ -268,7 +268,7 @@ def test_preview_shows_text_mask_and_dropped_rows(write, options, encoder):
     assert "1 empty response dropped: " in plain
     assert "\x1b" not in plain
     colored = render_preview(data, encoder, [0])
-    assert "\x1b[32mé😀 red<|im_end|>\x1b[0m" in colored
+    assert "\x1b[0;32mé😀 red<|im_end|>\x1b[0m" in colored
     lines = plain.split("token\n")[1].split("\n\n")[0].splitlines()
     listed = [line.split() for line in lines if "more" not in line]
     encoded = data.train[0]

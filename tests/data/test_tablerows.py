@@ -30,7 +30,7 @@ def table(request) -> pa.Table:
 def test_a_cell_that_cannot_be_read_is_a_bad_row(table, tmp_path, options):
     path = tmp_path / "rows.parquet"
     pq.write_table(table, path)
-    with pytest.raises(DataError, match=r"(?s)^1 bad row .*rows\.parquet\[1\]: column 'extra' cannot be read: "):
+    with pytest.raises(DataError, match=r"(?s)^1 bad row .*rows\.parquet\[1\]: the row cannot be read: "):
         prepare(options(str(path)), 0, progress=False)
     prepared = prepare(options(str(path), skip_bad=True), 0, progress=False)
     assert [prepared.train.source(r) for r in prepared.train.records.tolist()] == [f"{path}[0]", f"{path}[2]"]
