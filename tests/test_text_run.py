@@ -118,8 +118,6 @@ def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words,
     [
         (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) and data.format text"),
         (["--reference.model.max_length", "16"], "reference.model.max_length is 16 and data.max_length 24"),
-        (["--data.template", "chatml"], "data.template (chatml) and data.format text"),
-        (["--data.multi_turn", "whole"], "data.multi_turn (whole) and data.format text"),
     ],
 )
 def test_what_has_no_meaning_for_text_is_refused(extra, message, sftmix, words, tmp_path):

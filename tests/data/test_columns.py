@@ -11,7 +11,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.rows import prepare
-from tests.tiny import SHORT, Tiny, make_tiny, table
+from tests.tiny import Tiny, make_tiny
 
 ROWS = [{"question": f"Say {i}.", "answer": f"{i}!", "kind": "odd" if i % 2 else "even"} for i in range(8)]
 NAMES = "{prompt: question, response: answer}"
@@ -50,18 +50,6 @@ def test_the_rows_of_every_kind_of_file_are_those_of_renamed_rows(suffix, write,
     assert turns(found) == turns(expected) == [[r["question"], r["answer"]] for r in ROWS]
     assert [found.id(r) for r in range(8)] == [expected.id(r) for r in range(8)]
     assert [found.columns(r) for r in range(8)] == [{"kind": r["kind"]} for r in ROWS]
-
-
-def test_a_run_on_them_is_refused_under_other_columns(tiny, write, sftmix, tmp_path):
-    rows = [{**row, "other": f"{i} no"} for i, row in enumerate(ROWS)]
-    words = ["run", "--model.path", str(tiny.model), "--data.train", write("rows.jsonl", rows), *SHORT]
-    words += ["--training.global_batch_size", "4", "--training.micro_batch_size", "4", "--out", str(tmp_path / "run")]
-    assert sftmix(*words, "--data.columns", NAMES).code == 0
-    split = table(tmp_path / "run" / "split" / "split.parquet")
-    assert len(split["id"]) == 8
-    again = sftmix(*words, "--data.columns", "{prompt: question, response: other}")
-    assert again.code == 2
-    assert "data.columns.response: 'answer' -> 'other'" in again.err
 
 
 @pytest.mark.parametrize(

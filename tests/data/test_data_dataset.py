@@ -232,21 +232,6 @@ def test_what_is_not_kept_is_not_tokenised_unless_its_turns_may_be_kept(write, o
     assert any("user 1-2 " in text for text in texts)
 
 
-def test_conversations_that_must_be_split_come_as_turns(write, options, tmp_path):
-    path = tmp_path / "thinking.jinja"
-    path.write_text(THINKING)
-    chat = [{"role": r, "content": f"{r}{t}"} for t in range(3) for r in ("user", "assistant")]
-    rows = [{"id": "one", "messages": chat[:2]}, {"id": "three", "messages": chat}]
-    data = load(
-        options(write("rows.jsonl", rows), multi_turn="whole"),
-        make_encoder(chatml_tokenizer(), str(path)),
-        max_length=200,
-    )
-    assert data.train.ids == ["one", "three@turn0", "three@turn1", "three@turn2"]
-    assert data.report.counts["split_turns"] == 1
-    assert [len(data.train.example(row).messages) for row in range(4)] == [2, 2, 4, 6]
-
-
 def test_turns_of_one_conversation_are_on_one_side(write, options, encoder):
     chat = [{"role": r, "content": f"{r}{t}"} for t in range(3) for r in ("user", "assistant")]
     rows = [{"id": f"c{i}", "messages": [{**m, "content": f"{m['content']} {i}"} for m in chat]} for i in range(20)]

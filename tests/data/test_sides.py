@@ -97,12 +97,6 @@ def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write,
     assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
 
 
-def test_labels_stay_with_their_rows(files, options):
-    prepared = prepare(options(*files, take=[3, 4, 5], labels=["A", "B", "C"]), SEED, progress=False)
-    labels = [prepared.train.label(record) for record in prepared.train.records.tolist()]
-    assert labels == ["A"] * 3 + ["B"] * 4 + ["C"] * 5
-
-
 def test_documents_are_taken_whole(write, options):
     path = write("tales.jsonl", [{"text": f"Tale {i}."} for i in range(10)])
     novel = write("novel.txt", "A novel.")

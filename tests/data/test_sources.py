@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 
 import datasets
 import pytest
 
 from sftmix.common.errors import DataError
 from sftmix.common.names import HUB_ID
-from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from sftmix.data.sources import Source, expand, hub_parts
-from tests.tiny import make_tiny
 
 
 @pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "HuggingFaceH4/ultrachat_200k", "squad", "a.b/c-d_e.f"])
@@ -128,20 +125,6 @@ def subsets(tmp_path, monkeypatch) -> None:
 def test_a_subset_is_read(subsets, name, said) -> None:
     (source,) = expand([f"openai/gsm8k:{name}"], "data.train")
     assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
-
-
-def test_preview_of_a_subset_with_columns(subsets, tmp_path, sftmix) -> None:
-    """Its rows have the ids of a file with the same rows."""
-    model = make_tiny(tmp_path).model
-    words = ["preview", "--model.path", str(model), "--data.columns", "{prompt: question, response: answer}"]
-    shown = sftmix(*words, "--data.train", "openai/gsm8k:main", "--data.eval", "openai/gsm8k:main@test")
-    assert shown.code == 0, shown.err
-    assert "openai/gsm8k:main[0]" in shown.out
-    assert "6 rows read: 3 training and 3 held-out examples" in shown.out
-    assert DataReport(rows=1, train=1).lines() == ["1 row read: 1 training and 0 held-out examples"]
-    from_file = sftmix(*words, "--data.train", "openai/gsm8k/main.jsonl")
-    ids = [re.findall(r"\| id (\w+)", out) for out in (shown.out, from_file.out)]
-    assert ids[0] == ids[1] != []
 
 
 @pytest.mark.parametrize("name", ["@train", "@test", ":man"])
