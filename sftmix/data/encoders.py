@@ -159,14 +159,11 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     lead = before if not before.strip() else ""
-    fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
-    return {**fields, "block": _optional(tokenizer, source)}, source, notices
-
-
-def _optional(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """Return the end of the generation prompt that enable_thinking=true leaves out; "" if it leaves out nothing."""
+    # The end of the generation prompt that enable_thinking=true leaves out.
     usual, thinking = (render(tokenizer, source, [PROBE[:1]], prompt=True, thinking=t)[0] for t in (None, True))
-    return usual[len(thinking) :] if usual.startswith(thinking) else ""
+    block = usual[len(thinking) :] if usual.startswith(thinking) else ""
+    fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
+    return {**fields, "block": block}, source, notices
 
 
 def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header: str) -> str:

@@ -103,7 +103,13 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report for people, one line per fact; what comes from rows and templates cannot add one."""
         out = list(self.notes)
-        out.append(self._totals())
+        total = f"{counted(self.rows, 'row')} read: {self.train:,} training and {self.eval:,} held-out examples"
+        if self.tokens is not None:
+            total = (
+                f"{counted(self.rows, 'document')} read: {self.train:,} training and {self.eval:,} held-out windows of "
+                f"at most {self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
+            )
+        out.append(total)
         for reason, text in REASONS.items():
             if count := self.counts.get(reason):
                 text = text.replace("{s}", "" if count == 1 else "s")
@@ -115,14 +121,6 @@ class DataReport:
                 names = self.first[reason] + ["..."] * (count > len(self.first[reason]))
                 out.append(f"{count:,} {', '.join(words)}: {', '.join(names)}")
         return [one_line(line) for line in out]
-
-    def _totals(self) -> str:
-        if self.tokens is None:
-            return f"{counted(self.rows, 'row')} read: {self.train:,} training and {self.eval:,} held-out examples"
-        return (
-            f"{counted(self.rows, 'document')} read: {self.train:,} training and {self.eval:,} held-out windows of at "
-            f"most {self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
-        )
 
 
 class BadFile:

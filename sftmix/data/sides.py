@@ -87,7 +87,11 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
     """
     if isinstance(rows, Documents) and len(rows.records) * fraction < 2:
         return _tails(rows, fraction, report)
-    chosen = _held_out(rows, fraction, seed)
+    total = len(rows.records)
+    count = max(1, round(fraction * total))
+    if count >= total:
+        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
+    chosen = _drawn(rows, rows.records, count, seed, "held out")
     return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
 
 
@@ -105,22 +109,12 @@ def _tails(rows: Documents, fraction: float, report: DataReport) -> tuple[Docume
     return train, rows.some_parts(rows.records[last], np.stack([cuts, ends], axis=1)[last])
 
 
-def _held_out(rows: Conversations, fraction: float, seed: int) -> Int64:
-    """Choose round(fraction * N) records, at least one: those with the smallest hash of (seed, id)."""
-    total = len(rows.records)
-    count = max(1, round(fraction * total))
-    if count >= total:
-        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
-    return _drawn(rows, rows.records, count, seed, "held out")
-
-
 def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: str) -> Int64:
     """Choose `count` of the records, those with the smallest hash of (seed, purpose, id); in file order."""
     if count == len(records):
         return records
-    ids = (rows.id(record) for record in records.tolist())
-    found = (stable_hash(seed, purpose, i) & (2**64 - 1) for i in ids)
-    hashes = np.fromiter(found, dtype=np.uint64, count=len(records))
+    numbers = (stable_hash(seed, purpose, rows.id(record)) & (2**64 - 1) for record in records.tolist())
+    hashes = np.fromiter(numbers, dtype=np.uint64, count=len(records))
     return np.sort(records[np.argsort(hashes, kind="stable")[:count]])
 
 

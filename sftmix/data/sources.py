@@ -64,10 +64,8 @@ class Source:
 
 def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
     """Yield the parts as they are; raise a DataError that names the file if it cannot be read."""
-    try:
+    with _reading(name):
         yield from parts
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
@@ -83,63 +81,59 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     """
     sources: list[Source] = []
     for place, name in enumerate(names):
-        with _reading(name, option):
-            there = _files(name, option, form)
-            found = [_hub(name, option)] if there is None else [Source(file, sha256_file(path)) for path, file in there]
-        label = None if labels is None else labels[place]
-        sources += [replace(source, label=label, entry=place) for source in found]
+        about = {"label": None if labels is None else labels[place], "entry": place}
+        with _reading(f"{option}: {name}"):
+            files = _files(name, option, form)
+            if files is None:
+                sources.append(replace(_hub(name, option), **about))
+            sources += [Source(shown, sha256_file(path), **about) for path, shown in files or ()]
     return sources
 
 
 def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
     """Raise the errors of `expand` that need no look into a file or at the hub; its arguments are the same."""
     for name in names:
-        with _reading(name, option):
+        with _reading(f"{option}: {name}"):
             _files(name, option, form)
 
 
 @contextmanager
-def _reading(name: str, option: str) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{option}: {name}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
     """Return the files behind a name, each with its name in messages; None if the name is a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
-        found = [(child, str(Path(name) / child.name)) for child in _children(path, name, option, form)]
+        read = _read_of(path, form)
+        if not read:
+            raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
+        # Compressed ones are among them, so that they are refused: rows.jsonl.gz and its like.
+        read += [p for p in path.iterdir() if p.suffix.lower() in COMPRESSED and Path(p.stem).suffix.lower() in READERS]
+        files = [(child, str(Path(name) / child.name)) for child in sorted(read)]
     elif path.exists():
-        found = [(path, name)]
+        files = [(path, name)]
     elif may_be_of_the_hub(name):
         return None
     else:
         seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
         raise DataError(f"{option}: {name}: no such file or directory{seen}; name a file, a directory or a hub id")
-    for file, shown in found:
-        _check_file(file, shown)
-    return found
-
-
-def _children(path: Path, name: str, option: str, form: str) -> list[Path]:
-    """Return the files of a directory that are read, and compressed ones, so that they are refused."""
-    found = _read_of(path, form)
-    if not found:
-        raise DataError(f"{option}: {name}: no file ending in {_supported()} in this directory")
-    return sorted([*found, *(child for child in path.iterdir() if _is_compressed(child))])
+    for file, shown in files:
+        if file.suffix.lower() not in READERS:
+            raise DataError(f"{shown}: files ending in {file.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
+        if file.stat().st_size == 0:
+            raise DataError(f"{shown}:1: the file is empty")
+    return files
 
 
 def _read_of(directory: Path, form: str) -> list[Path]:
-    found = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in READERS)
-    rows = [child for child in found if child.suffix.lower() != TEXT_SUFFIX]
-    return rows if form != TEXT and (rows or form != "auto") else found
-
-
-def _is_compressed(path: Path) -> bool:
-    """Return True for rows.jsonl.gz and its like."""
-    return path.suffix.lower() in COMPRESSED and Path(path.stem).suffix.lower() in READERS
+    files = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in READERS)
+    rows = [child for child in files if child.suffix.lower() != TEXT_SUFFIX]
+    return rows if form != TEXT and (rows or form != "auto") else files
 
 
 def left_out(names: Sequence[str], form: str) -> list[str]:
@@ -154,17 +148,6 @@ def left_out(names: Sequence[str], form: str) -> list[str]:
             named += ["..."] if len(others) > NAMED else []
             notes += [f"{name}: {len(others):,} left out of this directory: {', '.join(named)}"] if others else []
     return notes
-
-
-def _supported() -> str:
-    return ", ".join(sorted(READERS))
-
-
-def _check_file(path: Path, name: str) -> None:
-    if path.suffix.lower() not in READERS:
-        raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {_supported()}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{name}:1: the file is empty")
 
 
 def may_be_of_the_hub(name: str) -> bool:
@@ -248,3 +231,4 @@ READERS = {
     TEXT_SUFFIX: _text_rows,
 }
 """Ending of a file -> how its rows are read."""
+SUPPORTED = ", ".join(sorted(READERS))

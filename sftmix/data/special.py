@@ -44,7 +44,12 @@ class SpecialSpellings:
         added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
         marked = set(added.values())
         added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in written}
-        self.ids = {spelling: number for number, spelling in added.items() if not _is_text(tokenizer, spelling, number)}
+        as_text = {"add_special_tokens": False, "split_special_tokens": True}
+        self.ids = {
+            spelling: number
+            for number, spelling in added.items()
+            if len(spelling) > 1 or tokenizer(spelling, **as_text)["input_ids"] != [number]
+        }
         self.unmarked = sorted(self.ids.keys() - marked)
         self._tokenizer = tokenizer
         self._forms = _normal_forms(tokenizer, self.ids)
@@ -75,7 +80,11 @@ class SpecialSpellings:
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
-        texts = ["".join(map(_for_twin, self._whole.split(text), itertools.cycle([False, True]))) for text in rendered]
+        texts = []
+        for text in rendered:
+            pieces = [piece.replace(NUL, "") for piece in self._whole.split(text)]
+            pieces[1::2] = map(_twin_spelling, pieces[1::2])  # the template's own special tokens
+            texts.append("".join(pieces))
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
 
     def tokenize_content(self, text: str) -> tuple[list[int], list[int]]:
@@ -102,13 +111,6 @@ class SpecialSpellings:
         )
 
 
-def _is_text(tokenizer: PreTrainedTokenizerBase, spelling: str, number: int) -> bool:
-    """Return True for a single character that is the same token as text."""
-    if len(spelling) > 1:
-        return False
-    return tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"] == [number]
-
-
 def _normal_forms(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> dict[str, str]:
     """Return the spelling of each normal form in which the tokenizer looks for it: of normalised tokens only."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
@@ -117,11 +119,6 @@ def _normal_forms(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> di
     added = tokenizer.added_tokens_decoder
     spelt = [spelling for spelling, number in ids.items() if number in added and added[number].normalized]
     return {form: spelling for spelling in spelt for form in (spelling, normalizer.normalize_str(spelling)) if form}
-
-
-def _for_twin(piece: str, is_token: bool) -> str:
-    """Return a piece of a rendered text as the twin reads it: a special token of the template, or what is between."""
-    return _twin_spelling(piece) if is_token else piece.replace(NUL, "")
 
 
 def _twin_spelling(spelling: str) -> str:

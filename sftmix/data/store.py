@@ -72,7 +72,16 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
                 return target, summary
             scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
             try:
-                return _commit(scratch, target, build(scratch))
+                summary = build(scratch)
+                (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+                if target.exists() and _read(target) is None:
+                    print(f"{target} is not as it was written, and is made again", file=sys.stderr)
+                try:
+                    commit_directory(scratch, target, about={})
+                except OSError:
+                    if _read(target) is None:  # else another process has finished the same key first
+                        raise
+                return target, summary
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
@@ -113,18 +122,6 @@ def _taken(file: IO[str]) -> bool:
     except OSError:
         pass
     return True
-
-
-def _commit(scratch: Path, target: Path, summary: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    if target.exists() and _read(target) is None:
-        print(f"{target} is not as it was written, and is made again", file=sys.stderr)
-    try:
-        commit_directory(scratch, target, about={})
-    except OSError:
-        if _read(target) is None:  # another process may have finished the same key first; this is another error
-            raise
-    return target, summary
 
 
 def _read(target: Path) -> dict[str, Any] | None:
