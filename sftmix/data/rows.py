@@ -146,7 +146,8 @@ def _write(
     progress: bool,
 ) -> Counter[int]:
     """Store the usable rows of all sources, count and name the others; return the records of each entry."""
-    label_field, usual = columns.label_field(label_field), form
+    label_field = columns.label_field(label_field)
+    usual: str | None = form
     if form == "auto":  # the format of rows with too few fields to recognise one; None: the rows before them tell
         usual = columns.formats[0] if len(columns.formats) == 1 else None
     written = Counter[int]()
@@ -168,8 +169,10 @@ def _write(
                         continue
                     recognised = form == "auto" and isinstance(row, dict)
                     this = recognise(row, name, columns.formats) if recognised else name
-                    options = {"source": place, "label": source.label, "label_field": label_field}
-                    _add(writer, convert(row, this or "messages", **options), report)
+                    example = convert(
+                        row, this or "messages", source=place, label=source.label, label_field=label_field
+                    )
+                    _add(writer, example, report)
                     name = this
                 except BadRow as problem:
                     problems.add(place, problem, value)

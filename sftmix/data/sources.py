@@ -81,12 +81,12 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     """
     sources: list[Source] = []
     for place, name in enumerate(names):
-        about = {"label": None if labels is None else labels[place], "entry": place}
+        label = None if labels is None else labels[place]
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
             if files is None:
-                sources.append(replace(_hub(name, option), **about))
-            sources += [Source(shown, sha256_file(path), **about) for path, shown in files or ()]
+                sources.append(replace(_hub(name, option), label=label, entry=place))
+            sources += [Source(shown, sha256_file(path), None, label, place) for path, shown in files or ()]
     return sources
 
 

@@ -6,8 +6,7 @@ bytes as for real ones, whatever the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,13 @@ UNMASKED = "sftmix_sdpa_without_mask"
 """sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
 cannot see that in fake tensors."""
 AttentionInterface.register(UNMASKED, AttentionInterface()["sdpa"])
+
+
+VALUES = (
+    "model.path: estimate cannot follow {} ({}), because what it computes depends on values, and it has none here: "
+    "experts to which tokens are routed, rope that grows with the text. Measure instead: run with "
+    "--training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
+)
 
 
 class Count(NamedTuple):
@@ -138,23 +144,13 @@ class FakeModel:
             for segment in segments:
                 self.model.set_attn_implementation(self._kernel(segment))
                 inputs = {"input_ids": segment.input_ids, **attention_inputs(segment), "use_cache": False}
-                with self._mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), self._traceable():
-                    outputs.append(functional_call(decoder, weights, kwargs=inputs))
+                with self._mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                    try:
+                        outputs.append(functional_call(decoder, weights, kwargs=inputs))
+                    except RuntimeError as error:
+                        raise ConfigError(VALUES.format(type(self.model).__name__, self._path)) from error
                 added.append(sum(size for size, _ in kept.values()) - sum(added))
         return added
-
-    @contextmanager
-    def _traceable(self) -> Iterator[None]:
-        """Say that a model which looks at values, as at those that route tokens, cannot be estimated without any."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise ConfigError(
-                f"model.path: estimate cannot follow {type(self.model).__name__} ({self._path}), because what it "
-                "computes depends on values, and it has none here: experts to which tokens are routed, rope that grows "
-                "with the text. Measure instead: run with --training.max_steps 2 --checkpoint.every 0, and see "
-                f"peak_memory_bytes and elapsed in its summary.json ({type(error).__name__})"
-            ) from error
 
     def _kernel(self, segment: Segment) -> str:
         """The attention, with a mask if it has one for this segment in training.
@@ -185,16 +181,13 @@ def _attention_width(config: Any) -> float:
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0.0
-    sizes = [_head_size(one, heads) for one in getattr(config, "per_layer_config", None) or [config]]
-    return heads * sum(sizes) / len(sizes)
-
-
-def _head_size(config: Any, heads: int) -> float:
-    """Return the numbers of one head. Where queries and values differ (DeepSeek), head_dim is another thing."""
-    queries, values = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
-    if queries and values:
-        return (queries + values) / 2
-    return getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers, widths = getattr(config, "per_layer_config", None) or [config], 0.0
+    for layer in layers:
+        usual = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        queries, values = getattr(layer, "qk_head_dim", None), getattr(layer, "v_head_dim", None)
+        # Where queries and values differ (DeepSeek), head_dim is another thing.
+        widths += heads * ((queries + values) / 2 if queries and values else usual)
+    return widths / len(layers)
 
 
 def _built(path: str | Path, attention: str | None, lora: LoraOptions) -> PreTrainedModel:

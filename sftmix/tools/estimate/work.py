@@ -114,8 +114,10 @@ class Planner:
         if not wanted or reference.single_run or not reference.needs_model:
             return []
         if isinstance(reference, FromCheckpoints):
-            first = {"path": reference.paths[0], "template": reference.template, "max_length": reference.max_length}
-            path, data = self._rows_of(ReferenceModel(**first), option="reference")
+            first = ReferenceModel(
+                path=reference.paths[0], template=reference.template, max_length=reference.max_length
+            )
+            path, data = self._rows_of(first, option="reference")
             read = self._scored(data, times=len(reference.paths))
             return [Work("reference", path, LoraOptions(), config.training, read)]
         model = getattr(reference, "model", None) or ReferenceModel()
