@@ -39,7 +39,7 @@ def described(estimate: Mapping[str, Any]) -> str:
         *(f"  {name}: {_sum(MEMORY, stage['memory_bytes'])}" for name, stage in stages.items()),
         PARTS,
         "",
-        "An optimizer step on each, which receives as much as it sends:",
+        "An optimizer step on each:",
         *(_step(name, stage["step"]) for name, stage in stages.items() if stage["steps"]),
         "",
         whole,
@@ -59,12 +59,15 @@ def _row(name: str, stage: Mapping[str, Any]) -> str:
 
 def _step(name: str, step: Mapping[str, Any]) -> str:
     """Tokens, bytes that are sent, and the time that each takes, where it is known."""
-    sent = _sum(SENT, step["sent_bytes_per_device"]) or "nothing"
-    computing, sending = (step[key] or 0.0 for key in ("computing_seconds", "communicating_seconds"))
-    return (
-        f"  {name}: {step['tokens_per_device']:,.0f} tokens, {step['micro_batches']:,.3g} micro-batches, sent: {sent}; "
-        f"computation {_in(TIME, computing)}, communication {_in(TIME, sending)} (0 where it is not known)"
-    )
+    several = "" if step["micro_batches"] == 1 else "es"
+    line = f"  {name}: {step['tokens_per_device']:,.0f} tokens in {step['micro_batches']:,.3g} micro-batch{several}"
+    sent = step["sent_bytes_per_device"]
+    if sent["all"]:
+        line += f", {_in(SENT, sent['all'])} sent and as much received ({_sum(SENT, sent)})"
+    for key, what in (("computing_seconds", "computation"), ("communicating_seconds", "communication")):
+        if step[key]:
+            line += f", {what} {_in(TIME, step[key])}"
+    return line
 
 
 def _notes(machine: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

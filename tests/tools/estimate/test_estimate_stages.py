@@ -160,7 +160,8 @@ def test_the_command_prints_a_table_or_json(finished, sftmix):
     assert step["communicating_seconds"] == pytest.approx(sent["all"] / 450e9)
     assert step["computing_seconds"] == pytest.approx(train["training_flops"] / train["steps"] / (4 * 989e12 * 0.4))
     printed = sftmix(*words, "--gpus", "4").out
-    assert f"train: {step['tokens_per_device']:,.0f} tokens, 1 micro-batches, sent: weights " in printed
+    assert f"train: {step['tokens_per_device']:,.0f} tokens in 1 micro-batch, " in printed
+    assert " sent and as much received (weights " in printed
     assert "note: no time is counted for communication" in sftmix(*words, "--gpus", "16").out
 
 

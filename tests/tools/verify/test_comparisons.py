@@ -41,7 +41,7 @@ def without(*names: str) -> dict:
     return {name: value for name, value in LINE.items() if name not in names}
 
 
-@pytest.mark.parametrize("name", sorted(LINE.keys() - {"step", "time", "rows"}))
+@pytest.mark.parametrize("name", sorted(LINE.keys() - {"step", "time"}))
 def test_an_entry_that_was_deleted_from_the_log_differs(name):
     found = compared([LINE, without(name)], [LINE, LINE])
     assert [f for f in found.findings if f.same is None] == []
@@ -58,6 +58,12 @@ def test_lines_of_a_step_alone_are_not_the_same():
 def test_a_line_that_was_deleted_differs():
     (finding,) = compared([LINE, {}], [LINE, LINE]).different
     assert (finding.note, finding.expected) == ("step 2", "a line in metrics.jsonl")
+
+
+def test_figures_that_the_log_does_not_have_are_told():
+    found = compared([LINE, LINE], [{**LINE, "eval_nll": 0.1}, LINE])
+    assert (found.same, found.exact) == (True, False)
+    assert "losses    not compared: eval_nll in 1 of the steps, which the log of the run does not have" in found.lines()
 
 
 def test_figures_that_the_replay_does_not_give_are_not_claimed():
