@@ -176,8 +176,7 @@ def known_options() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_exist(page):
-    own = (code for code in inline_code(page) if not code.startswith("python benchmarks/"))  # test_performance_page
-    named = set(chain.from_iterable(re.findall(r"--([a-z][\w.]*\+?)", code) for code in own))
+    named = set(chain.from_iterable(re.findall(r"--([a-z][\w.]*\+?)", code) for code in inline_code(page)))
     assert not named - known_options()
 
 
@@ -200,7 +199,6 @@ def test_every_exit_code_is_documented():
     assert all(f"| {kind.exit_code} |" in text for kind in kinds)
 
 
-# Those with a number: the preregistration of a study is a plan, and as long as a plan has to be.
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")), ids=name_of)
 def test_decisions_are_short_and_dated(page):
     text = page.read_text(encoding="utf-8")
