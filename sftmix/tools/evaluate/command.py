@@ -12,9 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftmix.cli.exclusive import refuse_others
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
+from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
