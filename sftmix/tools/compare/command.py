@@ -13,6 +13,7 @@ from sftmix.cli.help import field_docs, help_text
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.components.base import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
@@ -176,7 +177,7 @@ def _reference_of(config: RunConfig) -> str:
     drawn_by = config.seed if config.data.seed is None else config.data.seed
     rows["seed"] = drawn_by if config.data.drawn else None
     selected = None if isinstance(config.selector, All) else [config.selector.spec(), config.seed]
-    if config.reference.trains:
+    if {Need.TRAINING, Need.TARGET_LOSSES} & config.reference.needs:
         inputs = reference_inputs(Known(config))
     else:  # the files of one that is read are not looked for
         inputs = {**config.reference.spec(), "by": [config.training.precision, config.model.attention]}
