@@ -162,8 +162,8 @@ def read_ids(path: PathLike) -> list[str]:
 
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
-    numbers = {"nll_sum": scores.nll_sum, "n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
-    write_table(path, ids, **numbers, brier_sum=brier_sum)
+    nll_sum, n_tokens, n_correct = scores.nll_sum, scores.n_tokens, scores.n_correct
+    write_table(path, ids, nll_sum=nll_sum, n_tokens=n_tokens, n_correct=n_correct, brier_sum=brier_sum)
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
@@ -188,7 +188,7 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
     scored, alone, token_nll = dynamics.scored[:, None], dynamics.alone_nll_sum, dynamics.token_nll
     write_table(
         path,
-        np.repeat(np.asarray(dynamics.ids, dtype=object), c),
+        [example for example in dynamics.ids for _ in range(c)],
         checkpoint=np.tile(np.arange(c, dtype=np.int64), n),
         step=np.tile(dynamics.steps, n),
         nll_sum=np.where(scored, dynamics.nll_sum, 0.0).reshape(-1),
