@@ -11,23 +11,18 @@
 
 Every run is a process of its own and `sftmix.pipeline.recipe.run` from rows to exported model; they take turns, round
 after round. The tokenisation cache is filled before the first. `run` leaves the imports out, `process` has them in.
-`share_of_a_step` comes from one more training: the cost of taking losses and saving checkpoints, as shares of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import cProfile
 import json
 import os
-import pstats
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +33,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
-from benchmarks.stages import load_rows, ntp_stage, random_llama  # noqa: E402
-from sftmix.common.world import World  # noqa: E402
+from benchmarks.stages import load_rows, random_llama  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.components.reference import Online, TrainedReference  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
-from sftmix.model.load import load_model  # noqa: E402
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, ReferenceModel, TrainingOptions  # noqa: E402
+from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions  # noqa: E402
 from sftmix.pipeline.recipe import run  # noqa: E402
-from sftmix.training.checkpoint import CheckpointStore  # noqa: E402
-from sftmix.training.loop import TrainingLoop  # noqa: E402
-from sftmix.training.online import OnlineLosses  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 64, "max_length": 128, "rounds": 1}
 ARMS = ("plain", "offline", "online", "weaker", "single")
-SHORTEST_INTERVAL = 50
-"""Smallest number of steps between checkpoints by default."""
 
 
 def configuration(arm: str, args: argparse.Namespace, place: Path, out: Path) -> RunConfig:
@@ -95,11 +83,8 @@ def one_run(args: argparse.Namespace) -> None:
     """Do the run of a process of --arm, then print its figures as the last line."""
     torch.set_num_threads(args.threads)
     config = configuration(args.arm, args, args.place, args.run)
-    profile = cProfile.Profile() if args.profile else None
     with contextlib.redirect_stdout(sys.stderr):
-        _, took = timed(lambda: profile.runcall(run, config) if profile else run(config))
-    if profile:
-        pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(r"sftmix|torch/optim", 45)
+        _, took = timed(lambda: run(config))
     stages = {path.parent.name: json.loads(path.read_text()) for path in args.run.glob("*/figures.json")}
     kept = ("wall_seconds", "elapsed", "scoring_seconds", "calibration_seconds", "peak_memory_bytes")
     print(json.dumps({**took, "stages": {s: {k: f[k] for k in kept if k in f} for s, f in stages.items()}}))
@@ -116,7 +101,7 @@ def start(arm: str, args: argparse.Namespace, place: Path, out: Path) -> dict[st
         env=environment,
         check=True,
         stdout=subprocess.PIPE,
-        stderr=None if args.profile else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     return {"process_seconds": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
 
@@ -139,66 +124,6 @@ def _medians(runs: list[dict[str, Any]], stage: str) -> dict[str, float]:
     return {key: round(spread([one["stages"][stage][key] for one in runs])["median"], 2) for key in keys}
 
 
-# ------------------------------------------------------------------------------------ share of a step
-
-
-class TimedLosses(OnlineLosses):
-    """Online losses that measure their own time."""
-
-    def __init__(self, *words: Any) -> None:
-        super().__init__(*words)
-        self.recording: list[float] = []
-        self.ending: list[float] = []
-
-    def record(self, *words: Any) -> None:
-        self.recording.append(_seconds(lambda: super(TimedLosses, self).record(*words)))
-
-    def end_epoch(self, *words: Any) -> None:
-        self.ending.append(_seconds(lambda: super(TimedLosses, self).end_epoch(*words)))
-
-
-class TimedStore(CheckpointStore):
-    """Checkpoints that measure their own time."""
-
-    saving: list[float]
-
-    def save(self, *words: Any) -> None:
-        self.saving.append(_seconds(lambda: super(TimedStore, self).save(*words)))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    return timed(work)[1]["seconds"]
-
-
-def share_of_a_step(args: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """Train two epochs with online losses and with checkpoints; return the share of a step that each costs."""
-    world = World(device=torch.device(args.device))
-    data = load_rows(args.model, args.rows, limit=args.limit, max_length=args.max_length)
-    options = replace(training_options(args), epochs=2)
-    stage = ntp_stage(load_model(args.model), data, options, world, place)
-    every = max(2, stage.order.total_steps // 4)
-    losses = TimedLosses(data.ids, place / "online", world)
-    stage = replace(stage, online=losses, checkpoint=CheckpointOptions(every=every))
-    loop = TrainingLoop(stage, world)
-    loop.store = store = TimedStore(place / "checkpoints", keep=2, world=world)
-    store.saving = []
-    figures = loop.run().figures
-    step = figures["elapsed"] / figures["steps"]
-    save = spread(store.saving)
-    return {
-        "step_seconds": round(step, 4),
-        "online": {
-            "record, share of the steps": round(sum(losses.recording) / figures["elapsed"], 6),
-            "end of an epoch, seconds": spread(losses.ending),
-            "both, share of the steps": round(sum(losses.recording + losses.ending) / figures["elapsed"], 6),
-        },
-        "checkpoint": {
-            "save_seconds": save,
-            "share at the default interval": round(save["median"] / (SHORTEST_INTERVAL * step), 5),
-        },
-    }
-
-
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(SHARED / "models" / "base-7m"))
@@ -212,7 +137,6 @@ def main() -> None:
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options.add_argument("--learning_rate", type=float, default=2e-4)
     options.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    options.add_argument("--profile", action="store_true", help="also print which functions took the time of each run")
     for name in ("--arm", "--place", "--run"):
         options.add_argument(name, type=str if name == "--arm" else Path, help=argparse.SUPPRESS)
     args = parse(options, QUICK)
@@ -230,9 +154,8 @@ def main() -> None:
         for number in range(args.rounds):
             for arm in args.arms:
                 found[arm].append(start(arm, args, place, place / f"{arm}-{number}"))
-        share = share_of_a_step(args, place / "share")
     hidden = argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in ("arm", "place", "run")})
-    publish("pipeline", hidden, {"arms": summary(found), "share_of_a_step": share}, packages=("transformers",))
+    publish("pipeline", hidden, {"arms": summary(found)}, packages=("transformers",))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Growth of time and memory: with the number of rows, the sequence length, the vocabulary, and from one rank to two.
+"""Growth of time and memory with the number of rows.
 
     python benchmarks/scale.py                              1,000 to 1,000,000 synthetic rows, some minutes
     python benchmarks/scale.py --quick
 
-`rows`: everything that is done per row but training (reading, tokenising, tables, splits, pairs, the order of an
-epoch, batches), each size in a process of its own; seconds, MiB at the peak above the memory before, and the
-exponent of the growth from the size before: 1 is linear. `steps`: training steps of a random Llama by length and by
-vocabulary; `ranks`: the same global batch on one process and on two (gloo, one thread each).
+Everything that is done per row but training (reading, tokenising, tables, splits, pairs, the order of an epoch,
+batches), each size in a process of its own; seconds, MiB at the peak above the memory before, and the exponent of the
+growth from the size before: 1 is linear.
 """
 
 from __future__ import annotations
@@ -26,18 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held, rounded, timed  # noqa: E402
-from benchmarks.report import parse, parser, publish, spread  # noqa: E402
-from benchmarks.stages import ntp_stage  # noqa: E402
+from benchmarks.report import parse, parser, publish  # noqa: E402
 from sftmix.batches.order import TrainingOrder  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
-from sftmix.common.world import World, start_world  # noqa: E402
+from sftmix.common.world import World  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
@@ -47,15 +44,13 @@ from sftmix.measure.model import sample_rows  # noqa: E402
 from sftmix.measure.split import write_confounds  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
-from sftmix.testing import rows_in_memory  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
-from sftmix.training.loop import TrainingLoop  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.training.step import micro_batches  # noqa: E402
 from sftmix.types import Scores, TrainingDynamics  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
-QUICK = {"sizes": [300, 3000], "lengths": [32, 64], "vocabularies": [1000, 2000], "steps": 2}
+QUICK = {"sizes": [300, 3000]}
 WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but"
 CHECKPOINTS, BATCHES, BATCH = 5, 16, 32
 
@@ -148,81 +143,31 @@ def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, Any]:
     return table
 
 
-# --------------------------------------------------------------------------------------------- steps
-
-
-def one_setting(args: argparse.Namespace, place: Path, world: World) -> dict[str, Any]:
-    """Run training steps of NTP on made-up rows; return the seconds of each, and MiB above the loaded model."""
-    config = LlamaConfig(
-        vocab_size=args.vocabulary,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=max(args.length, 64),
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    tokens = 8192  # in every global batch, whatever the length
-    batch = max(4, tokens // args.length)
-    data = rows_in_memory([(args.length // 4, args.length - args.length // 4)] * batch)
-    options = TrainingOptions(global_batch_size=batch, micro_batch_size=max(2, batch // 4), max_steps=args.steps + 1)
-    before, peak = held("cpu"), PeakMemory(torch.device("cpu"))
-    loop = TrainingLoop(ntp_stage(model, data, options, world, place), world)
-    loop.advance()
-    took = [timed(loop.advance)[1] for _ in range(args.steps)]
-    seconds = {key: spread([each[key] for each in took])["median"] for key in took[0]}
-    return {**seconds, "tokens": batch * args.length, "mib": round((peak.bytes() - before) / 2**20, 1)}
-
-
 # ------------------------------------------------------------------------------------------ processes
 
 
-def child(args: argparse.Namespace, *words: object, ranks: int = 1) -> Any:
-    """Return the last line that a process of this script (or so many ranks of it) prints."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, *sys.argv[1:], *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads if ranks == 1 else 1)}
+def child(args: argparse.Namespace, size: int) -> Any:
+    """Return the figures of so many rows, made in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--size", str(size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def work_of_child(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as directory, start_world() as world:
-        if args.size:
-            found: dict[str, Any] = grow_rows(args, Path(directory))
-        else:
-            found = one_setting(args, Path(directory), world)
-            found["mib"] = world.max(found["mib"])
-        if world.is_main:
-            print(json.dumps(found))
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(SHARED / "models" / "base-7m"), help="whose tokenizer the rows get")
     options.add_argument("--sizes", nargs="+", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
-    options.add_argument("--lengths", nargs="+", type=int, default=[128, 512, 2048])
-    options.add_argument("--vocabularies", nargs="+", type=int, default=[4_000, 32_000, 128_000])
-    options.add_argument("--steps", type=int, default=5, help="of each setting, after one of warm-up")
-    for name in ("--size", "--length", "--vocabulary"):
-        options.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
+    options.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     args = parse(options, QUICK)
-    if args.size or args.length:
-        work_of_child(args)
+    if args.size:
+        torch.set_num_threads(args.threads)
+        with tempfile.TemporaryDirectory() as directory:
+            print(json.dumps(grow_rows(args, Path(directory))))
         return
-    short, few = args.lengths[0], args.vocabularies[0]
-    rows = growth({size: child(args, "--size", size) for size in args.sizes})
-    steps = {
-        "by length": {str(n): child(args, "--length", n, "--vocabulary", few) for n in args.lengths},
-        "by vocabulary": {str(v): child(args, "--length", short, "--vocabulary", v) for v in args.vocabularies},
-    }
-    single = ["--length", short, "--vocabulary", few, "--threads", 1]
-    ranks = {"1": child(args, *single), "2": child(args, *single, ranks=2)}
-    shown = argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in ("size", "length", "vocabulary")})
-    publish("scale", shown, {"rows": rows, "steps": steps, "ranks": ranks}, packages=("datasets", "pyarrow"))
+    rows = growth({size: child(args, size) for size in args.sizes})
+    del args.size
+    publish("scale", args, {"rows": rows}, packages=("datasets", "pyarrow"))
 
 
 if __name__ == "__main__":

@@ -176,8 +176,7 @@ def known_options() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_exist(page):
-    own = (code for code in inline_code(page) if not code.startswith("python benchmarks/"))  # test_performance_page
-    named = set(chain.from_iterable(re.findall(r"--([a-z][\w.]*\+?)", code) for code in own))
+    named = set(chain.from_iterable(re.findall(r"--([a-z][\w.]*\+?)", code) for code in inline_code(page)))
     assert not named - known_options()
 
 
@@ -200,7 +199,6 @@ def test_every_exit_code_is_documented():
     assert all(f"| {kind.exit_code} |" in text for kind in kinds)
 
 
-# Those with a number: the preregistration of a study is a plan, and as long as a plan has to be.
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")), ids=name_of)
 def test_decisions_are_short_and_dated(page):
     text = page.read_text(encoding="utf-8")
@@ -249,7 +247,7 @@ import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.c
 import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
 import sftmix.tools.evaluate.command
 import sftmix.tools.evaluate.convert, sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.replay
+import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
 
@@ -261,7 +259,7 @@ pipeline.export.export_run = tools.quickstart.command.quickstart = lambda *args,
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
-tools.trackers.replay.replay = lambda *args: ""
+tools.trackers.command.replay = lambda *args: ""
 tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.convert.convert = lambda *args, **options: ()
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None

@@ -104,7 +104,7 @@ def test_sources_are_linked_where_the_repository_has_an_address():
 
     config = load_config(str(ROOT / "mkdocs.yml"), repo_url="https://example.org/sftmix")
     files = config.plugins.on_files(get_files(config), config=config)
-    file = files.get_file_from_path("decisions/preregistration.md")
+    file = files.get_file_from_path("decisions/0001-mixup-mean.md")
     assert file is not None
     text = (
         "[a [b]](../../sftmix/types.py#L3), [c](../../README.md#use), [d](https://example.org/e), ![e](../images/x.svg)"

@@ -68,7 +68,7 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
             kept += 1
         elif has_diverged(run):
             _write(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
-    keep_losses(_runs(table, plan), table / halves, out / "losses")
+    keep_losses(_runs(table, plan), out / "losses")
     return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.evidence.contrasts import Contrast, holm_of_planned
+from benchmarks.evidence.findings import holm_of_planned
 from benchmarks.evidence.known_rows import SHARES
 from sftmix.tools.compare.statistics import interval_seeds, mean_sd, sign_flip
 
@@ -13,12 +13,7 @@ Tables = Mapping[int, Mapping[str, Any]]
 """Share in percent -> the kept figures of its table."""
 
 CONTRASTS = (("SFTMix", "NTP"), ("SFTMix", "RandomSplit"))
-TO_NTP, TO_RANDOM = (f"{ours} - {theirs}" for ours, theirs in CONTRASTS)
 AUCS = ("deterministic", "within_families", "all")
-FOUND, FOUND_WELL = 0.5, 0.8
-"""The AUC above which the whole interval lies where corrupted rows are found, and found well."""
-MARGINS = {"gap": 0.05, "exact": 0.02}
-"""A difference whose interval lies inside +-margin is called equal: nats per token, and a share of rows."""
 
 
 def contrasts(tables: Tables) -> dict[str, Any]:
@@ -70,24 +65,3 @@ def _figure(run: Mapping[str, Any], keys: Sequence[str]) -> float:
 def _of(values: Sequence[float]) -> dict[str, Any]:
     mean, sd = mean_sd(values)
     return {"mean": mean, "sd": sd, "interval": interval_seeds(values)}
-
-
-# ------------------------------------------------------------------------------------------------ results
-
-
-def contrast_at(tests: Mapping[str, Any], figure: str, contrast: str, share: int) -> Contrast | None:
-    """Return a contrast of contrasts.json at a share; None where no seed has both arms.
-
-    figure    a key of MARGINS
-    contrast  TO_NTP or TO_RANDOM
-    """
-    found = tests[figure][contrast].get(str(share))
-    return found and Contrast(found["mean"], found["interval"], found["p_holm"], MARGINS[figure])
-
-
-def found_by(auc: Mapping[str, Any]) -> str:
-    """Return how well a low confidence finds the corrupted rows of deterministic tasks, by the interval of the AUC."""
-    ends = auc["deterministic"]["interval"]
-    if ends is None:
-        return "undecided"
-    return "found well" if ends[0] > FOUND_WELL else "found" if ends[0] > FOUND else "not found"

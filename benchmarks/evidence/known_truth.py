@@ -3,7 +3,7 @@
     python benchmarks/evidence/known_truth.py --tables runs/evidence/known-truth
 
 It writes corrupted-SHARE.json for each table, with the figures of each run, and contrasts.json with the planned tests,
-as docs/decisions/known-truth.md says. Both go on from the files that are there, so that a table may be made in several
+as known-truth.md says. Both go on from the files that are there, so that a table may be made in several
 sittings. A table that is not finished is left out of the tests. The loss of each training row under a trained model is
 that of `sftmix report RUN --score`, which is made where it is not there.
 """

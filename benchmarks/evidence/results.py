@@ -1,107 +1,81 @@
-"""Draw the record of the study anew: the made parts of its page, and its pictures. Nothing is trained.
+"""Print the tables of the study from what was collected: arms, planned contrasts, differences. Nothing is trained.
 
     python benchmarks/evidence/results.py
+    python benchmarks/evidence/results.py --results runs/results --tables primary overfit
 
-It reads what benchmarks/evidence/collect.py kept in benchmarks/results/evidence, and the plans of the tables beside
-this file. The text of the page between two marks, `<!-- made: NAME -->` and `<!-- end: NAME -->`, is replaced; what
-stands outside of them is written by hand. A test compares page and pictures with what this makes.
+The record of the study, benchmarks/results/evidence/README.md, has them as they came out; a test compares them.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+sys.path.insert(0, str(ROOT))
 
-from performance_tables import table as grid  # noqa: E402
+from benchmarks.evidence.findings import BEST, LAST, Finding, findings  # noqa: E402
+from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier  # noqa: E402
+from sftmix.tools.compare.statistics import mean_sd  # noqa: E402
 
-from benchmarks.evidence.by_example import example_lines  # noqa: E402
-from benchmarks.evidence.known_lines import known_lines, known_pictures  # noqa: E402
-from benchmarks.evidence.pilots import pilot_lines  # noqa: E402
-from benchmarks.evidence.predictions import outcomes  # noqa: E402
-from benchmarks.evidence.tier_lines import tier_lines, tier_pictures  # noqa: E402
-from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, listed, read_tier  # noqa: E402
-
-PAGE = RESULTS / "README.md"
-PICTURES = ROOT / "docs" / "images" / "results"
+ENDPOINTS = {LAST: "after the last step", BEST: "at the best epoch"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the collected results")
+    parser.add_argument("--tables", nargs="+", choices=(*PILOTS, *TITLES), default=(*PILOTS, *TITLES))
     options = parser.parse_args()
-    tiers = {name: read_tier(name, options.results) for name in TITLES}
-    pilots = {name: read_tier(name, options.results) for name in PILOTS}
-    parts = parts_of(tiers, pilots, options.results / "known-truth")
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    made = {**tier_pictures(tiers), **known_pictures(options.results / "known-truth")}
-    for old in set(PICTURES.glob("*.svg")) - {PICTURES / name for name in made}:
-        old.unlink()
-    for name, picture in made.items():
-        (PICTURES / name).write_text(picture, encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}, {len(made)} pictures in {PICTURES.relative_to(ROOT)}")
+    for name in options.tables:
+        print("\n".join(lines(read_tier(name, options.results))))
 
 
-def filled(page: str, parts: Mapping[str, str]) -> str:
-    """Return the page with the text between the marks of each part replaced. Raises ValueError for a missing mark."""
-    for name, text in parts.items():
-        begin, end = f"<!-- made: {name} -->", f"<!-- end: {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-        if not pattern.search(page):
-            raise ValueError(f"{PAGE.name} has no {begin} ... {end}; put both marks where the part belongs")
-        between = f"{begin}\n\n{text.strip()}\n\n{end}"  # blank lines, or a table is no table on the site
-        page = pattern.sub(lambda found, between=between: between, page)  # type: ignore[misc]
-    return page
+def lines(tier: Tier) -> Iterator[str]:
+    """Yield a tier in Markdown: its arms, and at both endpoints its planned contrasts and the arms beside NTP."""
+    diverged = "".join(f"; {arm} diverged at {seeds}" for arm, seeds in tier.diverged.items())
+    yield from (f"## {tier.title}", "", f"{tier.runs_done} of {tier.runs_planned} runs{diverged}", "")
+    yield from _table(("arm", "seeds", *ENDPOINTS.values()), (_arm(tier, arm) for arm in tier.arms if tier.runs[arm]))
+    others = [(arm, tier.baseline) for arm in tier.arms if (arm, tier.baseline) not in tier.contrasts]
+    for end, words in ENDPOINTS.items():
+        planned = findings(tier, end, tier.contrasts, tested=tier.tested)
+        beside = findings(tier, end, [pair for pair in others if pair[0] != pair[1]], tested=False)
+        yield from (f"### {words.capitalize()}", "")
+        head = ("planned contrast", "result", "mean ± sd", "95% interval", "interval over", "seeds", "p", "p (Holm)")
+        yield from _table(head, ((_name(f), f.result, *_figures(f), _p(f.p), _p(f.p_holm)) for f in planned))
+        yield from _table(("not tested", *head[2:6]), ((_name(f), *_figures(f)) for f in beside))
 
 
-def parts_of(tiers: Mapping[str, Tier], pilots: Mapping[str, Tier], known: Path) -> dict[str, str]:
-    """Return the made parts of the page by name.
-
-    known  folder of the results of rows whose truth is known, which may not be there
-    """
-    begun = [tier for tier in tiers.values() if tier.runs_done]
-    tables = [line for tier in begun for line in tier_lines(tier)]
-    return {
-        "state": "\n".join(_state(tiers)),
-        "tiers": "\n".join(tables) or "No run of a tier has been collected yet.",
-        "predictions": "\n".join(_predictions(tiers)),
-        "by example": "\n".join(example_lines(tiers, known.parent)),  # known.parent holds all results
-        "known truth": "\n".join(known_lines(known)),
-        "pilots": "\n".join(line for pilot in pilots.values() for line in pilot_lines(pilot)),
-    }
+def _arm(tier: Tier, arm: str) -> Sequence[str]:
+    values = [list(tier.values(arm, end).values()) for end in ENDPOINTS]
+    means = [_spread(*mean_sd(each), "") if each else "-" for each in values]
+    return (arm, str(len(values[0])), *means)
 
 
-# --------------------------------------------------------------------------------------------- the parts
+def _name(finding: Finding) -> str:
+    return " − ".join(finding.pair)
 
 
-def _state(tiers: Mapping[str, Tier]) -> Iterator[str]:
-    rows = [
-        (
-            tier.title,
-            f"`{tier.name}`",
-            f"{len(tier.arms)} arms, {len(tier.seeds)} seeds",
-            f"{tier.runs_done} of {tier.runs_planned}",
-            listed(tier.common),
-            _diverged(tier),
-        )
-        for tier in tiers.values()
-    ]
-    yield from grid(("tier", "table", "planned", "runs done", "seeds that all arms have", "diverged"), rows)
+def _figures(finding: Finding) -> Sequence[str]:
+    interval = "-" if finding.interval is None else "[{:+.4f}, {:+.4f}]".format(*finding.interval)
+    mean = _spread(finding.mean, finding.sd, "+")
+    return (mean, interval, finding.over or "-", str(len(finding.differences)))
 
 
-def _diverged(tier: Tier) -> str:
-    return "; ".join(f"{arm} at {listed(seeds)}" for arm, seeds in tier.diverged.items()) or "none"
+def _spread(mean: float, sd: float | None, sign: str) -> str:
+    return f"{mean:{sign}.4f}" + ("" if sd is None else f" ± {sd:.4f}")
 
 
-def _predictions(tiers: Mapping[str, Tier]) -> Iterator[str]:
-    rows = [(str(each.number), each.predicted, each.came, each.words) for each in outcomes(tiers)]
-    yield from grid(("prediction", "what was predicted", "what came", "result"), rows)
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.4f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    cells = list(rows)
+    if cells:
+        yield from (f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells))
+        yield ""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,6 @@ from sftmix.config.layers import read_layers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
-IMAGES = "../../../docs/images/results"
-"""The folder of the pictures, seen from that of the results."""
 TITLES = {
     "primary": "Tier 1: the recipe and its controls",
     "overfit": "Tier 2: the regime that overfits",
@@ -33,7 +31,6 @@ PILOTS = ("pilot-rate", "pilot-strength")
 
 Summary = Mapping[str, Any]
 Pair = tuple[str, str]
-Figure = Callable[[Summary], float | None]
 
 
 @dataclass(frozen=True)
@@ -82,31 +79,15 @@ class Tier:
         over = {arm: {*self.runs[arm], *self.diverged.get(arm, ())} for arm in self.arms}
         return [seed for seed in self.seeds if all(seed in over[arm] for arm in self.arms)]
 
-    @property
-    def revisions(self) -> list[str]:
-        """The revisions that trained the runs; the plan asks for one."""
-        return sorted({run["git_revision"] or "unknown" for runs in self.runs.values() for run in runs.values()})
-
-    @property
-    def confidences(self) -> set[str]:
-        """The hashes of SFTMix's confidences: one, if all references were the same."""
-        return {run["confidence_sha256"] for run in self.runs.get("SFTMix", {}).values() if "confidence_sha256" in run}
-
-    def values(self, arm: str, figure: Figure) -> dict[int, float]:
+    def values(self, arm: str, key: str) -> dict[int, float]:
         """Seed -> figure of an arm: of all its seeds in a finished tier, of those that all arms have in another."""
         seeds = self.seeds if self.complete else self.common
-        found = {seed: figure(self.runs[arm][seed]) for seed in seeds if seed in self.runs[arm]}
-        return {seed: value for seed, value in found.items() if value is not None}
+        return {seed: self.runs[arm][seed][key] for seed in seeds if seed in self.runs[arm]}
 
-    def differences(self, pair: Pair, figure: Figure) -> dict[int, float]:
+    def differences(self, pair: Pair, key: str) -> dict[int, float]:
         """Seed -> figure of the first arm minus that of the second, for the seeds that both have."""
-        ours, theirs = (self.values(arm, figure) for arm in pair)
+        ours, theirs = (self.values(arm, key) for arm in pair)
         return {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
-
-
-def listed(seeds: Sequence[int]) -> str:
-    """Return the seeds in words."""
-    return ", ".join(map(str, seeds)) or "none"
 
 
 def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:

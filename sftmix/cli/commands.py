@@ -139,9 +139,9 @@ With a name, show one with its options.
         parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
 
     given = read_words("components", about, add_options, argv)
-    from sftmix.cli.listing import details, overview
+    from sftmix.cli.help import component_details, components_overview
 
-    print(details(given.name) if given.name else overview(), end="")
+    print(component_details(given.name) if given.name else components_overview(), end="")
 
 
 def _tool(room: str) -> Callable[[Sequence[str]], None]:

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-from sftmix.cli.help import help_text
-from sftmix.cli.option_lines import field_docs
+from sftmix.cli.help import field_docs, help_text
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
@@ -83,8 +82,8 @@ def comparison_of(given: Arguments) -> Comparison:
     ]
     for note in notes:
         say(f"note: {note}")
-    if given.print_config is not None:
-        print_config({**parsed.config.plain(), **vars(parsed.own)}, given.print_config)
+    if given.print_config:
+        print_config({**parsed.config.plain(), **vars(parsed.own)})
     of_table = TableOptions(**{f.name: getattr(parsed.own, f.name) for f in dataclasses.fields(TableOptions)})
     return Comparison(out=parsed.config.out, variants=variants, options=of_table)
 

@@ -23,7 +23,7 @@ from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.types import RowScores, Split, TrainingDynamics
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence"
 PILOTS = ("pilot-rate", "pilot-strength")
 TIERS = {"primary": (7, 10), "overfit": (6, 10), "parts": (6, 6), "rows": (3, 5), "others": (6, 6)}
