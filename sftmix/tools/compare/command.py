@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-from sftmix.cli.help import help_text
-from sftmix.cli.option_lines import field_docs
+from sftmix.cli.help import field_docs, help_text
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
@@ -100,8 +99,8 @@ def comparison_of(given: Arguments) -> Comparison:
         notes.append(f"--{option} {values} changes nothing here: every variant sets it to something else")
     for note in notes:
         say(f"note: {note}")
-    if given.print_config is not None:
-        print_config({**base, **own}, given.print_config)
+    if given.print_config:
+        print_config({**base, **own})
     del own["variants"]
     return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**own))
 
