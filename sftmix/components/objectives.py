@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -33,7 +34,7 @@ class SFTMix(Objective):
     plan is that of NTP, bit for bit (with `mean: sequence`, that of NTP over sequences, the baseline for this mean).
     """
 
-    needs = frozenset({Need.PAIRS})
+    needs: AbstractSet[Need] = frozenset({Need.PAIRS})
 
     def __init__(
         self,
