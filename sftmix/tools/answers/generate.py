@@ -120,12 +120,12 @@ def _questions(found: Sequence[FinishedModel], written: AnswerFormat, prompts: l
     if config is None or not isinstance(written, Rows):
         raise ConfigError(f"--prompts is not given; --format {form} of {found[0].name} needs a file of questions")
     from sftmix.data import prepare
-    from sftmix.data.documents import Documents
 
-    held_out = prepare(config.data, config.seed).eval
+    prepared = prepare(config.data, config.seed)
+    held_out = prepared.eval
     if held_out is None:
         raise ConfigError(f"--prompts is not given, and {run} has no held-out rows; name a file of rows")
-    if isinstance(held_out, Documents):
+    if prepared.text:
         raise ConfigError(f"--prompts is not given, and {run} holds out plain text, which asks nothing; name questions")
     return [question_of(example) for _, _, example in held_out.examples(held_out.records, whole=True)]
 

@@ -98,7 +98,7 @@ def good_rows(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def refused(place: str, problem: BadRow) -> DataError:
     """Return the error that names a bad row."""
-    return DataError(f"{OPTION}: {problem.source or place}: {problem}")
+    return DataError(f"{OPTION}: {place}: {problem}")
 
 
 def no_row(names: list[str]) -> DataError:
