@@ -34,17 +34,17 @@ from sftmix.config.read import from_plain
             ["preview", "--data.columns", "output=output_gpt4"],
             ["'output=output_gpt4' is a text; allowed: a map", "for example --data.columns '{response: output_gpt4}'."],
         ),
-        (["preview", "--data.columns", "{response: a"], ["is not closed: expected ',' or '}', but it ends there; "]),
+        (["preview", "--data.columns", "{response: a"], ["is no YAML: expected ',' or '}', but it ends there; "]),
         (["preview", "--data.columns", "{response: a,\n id: b: c}"], ["is no YAML: ", "; allowed: a mapping"]),
         (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
         (
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
-            ["is not closed: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
+            ["is no YAML: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
         ),
         (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
         (["run", "--objective", "ntp"], ["no Objective 'ntp'. Did you mean NTP?"]),
         (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
-        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is not closed", "list of 2 values"]),
+        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML", "list of 2 values"]),
     ],
 )
 def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words) -> None:

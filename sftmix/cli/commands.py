@@ -139,9 +139,9 @@ With a name, show one with its options.
         parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
 
     given = read_words("components", about, add_options, argv)
-    from sftmix.cli.listing import details, overview
+    from sftmix.cli.help import component_details, components_overview
 
-    print(details(given.name) if given.name else overview(), end="")
+    print(component_details(given.name) if given.name else components_overview(), end="")
 
 
 def _tool(room: str) -> Callable[[Sequence[str]], None]:
@@ -167,7 +167,7 @@ COMMANDS = {
     ),
     "estimate": Command("say what a run will need: memory and hours, before it is started", _tool("estimate.command")),
     "preview": Command("show rows as the model will see them", _preview),
-    "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.export_command")),
+    "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.command")),
     "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat_command")),
     "generate": Command("let finished models answer a file of prompts", _tool("answers.generate_command")),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _tool("report.command")),

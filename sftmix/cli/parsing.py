@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
-from sftmix.cli.help import help_text
-from sftmix.cli.option_lines import OwnOption
+from sftmix.cli.help import OwnOption, help_text
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
@@ -28,7 +27,7 @@ class Arguments:
     options       the other options with their values, as texts
     callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
                   a class (`callbacks.every`) is that of the last one before it
-    print_config  None, or what is printed: "" for all, or skip_default
+    print_config  True to print the configuration and do nothing else
     help          None, or what --help is asked for; "" without a word after it
     notes         remarks for the user, about options given twice
     """
@@ -36,7 +35,7 @@ class Arguments:
     configs: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    print_config: str | None = None
+    print_config: bool = False
     help: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -65,10 +64,10 @@ def configuration(
     parsed = parse(given, own)
     for note in parsed.notes:
         say(f"note: {note}")
-    if given.print_config is not None:
+    if given.print_config:
         if own and not prints:
             raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
-        print_config(parsed.config.plain(), given.print_config)
+        print_config(parsed.config.plain())
     return parsed.config, parsed.own
 
 
@@ -99,27 +98,12 @@ def _layers(configs: Sequence[str], *, table: bool) -> Iterator[Layer]:
         yield from layers
 
 
-def print_config(plain: Mapping[str, Any], what: str) -> None:
-    """Print a plain configuration as YAML that --config takes back, and raise SystemExit(0).
-
-    what  "" or skip_default, which leaves out what has its default
-    """
+def print_config(plain: Mapping[str, Any]) -> NoReturn:
+    """Print a plain configuration as YAML that --config takes back, and raise SystemExit(0)."""
     import yaml
 
-    if what not in ("", "skip_default"):
-        raise ConfigError(f"--print_config is {what!r}; allowed: nothing after it, or =skip_default")
-    shown = _without(plain, RunConfig().plain()) if what else plain
-    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
     raise SystemExit(0)
-
-
-def _without(values: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values that differ from the defaults; a component that does is whole."""
-    other = {name: value for name, value in values.items() if name not in default or value != default[name]}
-    inside = {name for name, value in other.items() if isinstance(value, Mapping) and CLASS not in value}
-    return {
-        name: _without(value, default.get(name) or {}) if name in inside else value for name, value in other.items()
-    }
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -136,7 +120,7 @@ def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Argume
         if key == "help":
             arguments.help = value or ""
         elif key == "print_config":
-            arguments.print_config = value or ""
+            arguments.print_config = True
         elif key == "config":
             arguments.configs.append(config_file(value or ""))
         else:
@@ -202,34 +186,15 @@ def _check_key(key: str, own: Collection[str]) -> None:
 
 
 def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
-    """Yield a note for each component that has another class in `after` and lost or kept options by it."""
-    for name in (name for name in component_bases() if name in before):
+    """Yield a note for each component that has another class in `after` and lost options by it."""
+    for name in (name for name in component_bases() if isinstance(before.get(name), Mapping)):
         old, new = before[name], after[name]
-        if isinstance(old, list):
-            remaining = [spec[CLASS] for spec in new]
-            if gone := [_shown(spec) for spec in old if spec[CLASS] not in remaining]:
-                yield f"{name}: {by} drops {', '.join(gone)}"
-        elif isinstance(old, Mapping) and _class(old) != _class(new):
-            chosen, args = _chosen(old), new[ARGS] if isinstance(new, Mapping) else {}
-            kept = [option for option, value in chosen.items() if args.get(option) == value]
-            dropped = [f"{option}={value}" for option, value in chosen.items() if option not in kept]
-            words = [
-                f"{verb} {', '.join(options)}" for verb, options in (("dropped", dropped), ("kept", kept)) if options
-            ]
-            if words:
-                yield f"{name}: {by} puts {_class(new)} in place of {_class(old)}; {', '.join(words)}"
-
-
-def _class(spec: Any) -> str:
-    """Return the name of a component's class, or what stands in its place."""
-    return spec[CLASS].rpartition(".")[2] if isinstance(spec, Mapping) else "null" if spec is None else str(spec)
-
-
-def _chosen(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a component that differ from its defaults."""
-    options = component_options(import_class(spec[CLASS]))
-    return {name: value for name, value in spec[ARGS].items() if value is not None and value != options[name].default}
-
-
-def _shown(spec: Mapping[str, Any]) -> str:
-    return f"{_class(spec)}({', '.join(f'{name}={value}' for name, value in _chosen(spec).items())})"
+        no_class: dict[str, Any] = {CLASS: "null" if new is None else str(new), ARGS: {}}
+        other = new if isinstance(new, Mapping) else no_class
+        if other[CLASS] == old[CLASS]:
+            continue
+        defaults = component_options(import_class(old[CLASS]))
+        given = {key: value for key, value in old[ARGS].items() if value not in (None, defaults[key].default)}
+        if lost := [f"{key}={value}" for key, value in given.items() if other[ARGS].get(key) != value]:
+            names = [spec[CLASS].rpartition(".")[2] for spec in (other, old)]
+            yield f"{name}: {by} puts {names[0]} in place of {names[1]}; dropped {', '.join(lost)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,19 +17,10 @@ def find_class(path: str, base: type[Component] = Component) -> Any:
     try:
         return import_class(path)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise ConfigError(
-            f"no {base.__name__} {path!r}: {error}.{nearest(path, _components_in(path, base))}"
-        ) from error
-
-
-def _components_in(path: str, base: type[Component]) -> list[str]:
-    """List the import paths of the components of a kind that the module of a path defines."""
-    try:
-        module = importlib.import_module(path.rpartition(".")[0])
-    except (ImportError, ValueError, SyntaxError):
-        return []
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base)]
-    return [f"{c.__module__}.{c.__qualname__}" for c in classes if c.__module__ == module.__name__]
+        module = path.rpartition(".")[0]
+        there = vars(sys.modules[module]) if module in sys.modules else {}
+        kinds = [f"{module}.{n}" for n, c in there.items() if inspect.isclass(c) and issubclass(c, base)]
+        raise ConfigError(f"no {base.__name__} {path!r}: {error}.{nearest(path, kinds)}") from error
 
 
 def find_component(base: type[Component], name: str, words: Sequence[str] = ()) -> type[Component]:

@@ -19,8 +19,6 @@ from sftmix.common.files import read_text
 
 RECIPE = "recipe:"
 BASE = "base"
-_ALIKE = 0.85
-"""Likeness of two parts of names, in [0, 1], above which they are near; `table5` and `table1` are at 0.83."""
 OF_COMPARE = "variants"
 """The option that every table has and no single run."""
 TABLE = "compare.yaml"
@@ -56,29 +54,12 @@ def config_file(name: str, *, where: str = "--config") -> str:
         return name
     recipe = name.removeprefix(RECIPE)
     if recipe not in there:
-        raise ConfigError(_no_recipe(recipe, there, where))
+        parts = {part: each for each in there for part in (each, *re.split("[-/]", each))}
+        close = difflib.get_close_matches(recipe, parts, n=1)
+        guess = did_you_mean(parts[close[0]]) if close else ""
+        more = f"`{RECIPE}` without a name lists all" if guess else f"there are {', '.join(there)}"
+        raise ConfigError(told(f"{where}: no recipe {recipe!r}", guess, more))
     return str(_recipe_directory() / f"{recipe}.yaml")
-
-
-def _no_recipe(recipe: str, there: list[str], where: str) -> str:
-    alike = _near(recipe, there)
-    near = difflib.get_close_matches(recipe, alike or there, n=len(alike) or 1, cutoff=0.0 if alike else 0.5)
-    if not near:
-        return f"{where}: no recipe {recipe!r}; there are {', '.join(there) or 'none'}."
-    also = f"also near: {', '.join(near[1:])}; " if near[1:] else ""
-    return told(f"{where}: no recipe {recipe!r}", did_you_mean(near[0]), f"{also}`{RECIPE}` without a name lists all")
-
-
-def _near(word: str, names: list[str]) -> list[str]:
-    """List the names of which some part is like each part of the word, or begins as it: `alpca` -> table1-alpaca-..."""
-
-    def alike(one: str, other: str) -> bool:
-        begins = one.startswith(other) or other.startswith(one)
-        return begins or difflib.SequenceMatcher(None, one, other).ratio() > _ALIKE
-
-    parts = {name: re.split("[-/]", name) for name in names}
-    wanted = [part for part in re.split("[-/]", word.lower()) if part]
-    return [name for name in names if wanted and all(any(alike(w, part) for part in parts[name]) for w in wanted)]
 
 
 def read_layers(path: str | os.PathLike[str], applied: set[Path] | None = None) -> list[Layer]:

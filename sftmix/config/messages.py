@@ -50,42 +50,41 @@ ELSEWHERE = {
 """Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
 _LISTED = 12
 """Most options of a group that a message lists."""
-_ALIKE = 0.6
-"""Least likeness of two names, in [0, 1], of which one is suggested for the other."""
 
 
 def unknown_option(key: str) -> str:
     """Return the message for an unknown option, with the one that was probably meant."""
     allowed = [*option_hints(), *option_groups(), "config", "print_config"]
-    group = key.partition(".")[0]
-    siblings = [k for k in allowed if k.startswith(f"{group}.")] if "." in key else []
-    more = f"--help {group if siblings else 'all'} lists them"
+    group, _, wanted = key.rpartition(".")
+    siblings = [k for k in allowed if k.startswith(f"{key.partition('.')[0]}.")] if group else []
+    more = f"--help {key.partition('.')[0] if siblings else 'all'} lists them"
     if 0 < len(siblings) <= _LISTED:
         more = f"there are {', '.join(siblings)}"
-    guess = _guess(key, siblings, allowed)
-    return told(f"unknown option {key}", did_you_mean(guess) if guess else "", more)
+    guess = next((option for option, names in ELSEWHERE.items() if wanted in names), "")
+    for option in [*allowed, *siblings]:
+        if wanted in choices(option_hints().get(option)):
+            guess = f"{option} {wanted}"
+    return told(f"unknown option {key}", did_you_mean(guess or _nearest_option(key, siblings, allowed)), more)
 
 
-def _guess(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
-    """Return the allowed key whose last part is most like that of `key`, or the option of which that is a value.
+def _nearest_option(key: str, siblings: Sequence[str], allowed: Sequence[str]) -> str:
+    """Return the option whose last part is most like that of the key, or begins as it; of its group, if there is one.
 
-    The last parts are compared alone, since those before them are alike in all options of a group (`siblings`).
+    The last parts are compared alone, since those before them are alike in all options of a group.
     """
     wanted = key.rpartition(".")[2]
-    for option in (*siblings, *allowed):
-        if wanted in choices(option_hints().get(option)):
-            return f"{option} {wanted}"
-        if wanted in ELSEWHERE.get(option, ()):
-            return option
 
-    def likeness(option: str) -> float:
+    def likeness(option: str) -> tuple[float, float]:
         name = option.rpartition(".")[2]
-        return max(_ratio(wanted, name), 0.7 * name.startswith(wanted))
+        alike = max(_ratio(wanted, name), 0.7 * name.startswith(wanted))
+        return (alike + 0.1 * (option in siblings) if alike >= _ALIKE else 0.0), _ratio(key, option)
 
-    def rank(option: str) -> tuple[float, float]:
-        return likeness(option) + 0.1 * (option in siblings), _ratio(key, option)
+    best = max(allowed, key=likeness)
+    return best if likeness(best)[0] else ""
 
-    return max((option for option in allowed if likeness(option) >= _ALIKE), key=rank, default="")
+
+_ALIKE = 0.6
+"""Least likeness of two names, in [0, 1], of which one is suggested for the other."""
 
 
 def _ratio(one: str, other: str) -> float:
@@ -138,12 +137,9 @@ def _fault(value: Any, kinds: Sequence[Any]) -> str:
         return "is not allowed"
     try:
         return "is a text" if isinstance(yaml.safe_load(value), str) else "is not allowed"
-    except yaml.MarkedYAMLError as error:
-        problem = str(error.problem)
-        ends, end = "but got '<stream end>'", "but it ends there"
-        return f"is not closed: {problem.replace(ends, end)}" if ends in problem else f"is no YAML: {problem}"
-    except yaml.YAMLError:  # characters that it does not read
-        return "is no YAML"
+    except yaml.YAMLError as error:
+        problem = str(getattr(error, "problem", "it has characters that YAML does not read"))
+        return "is no YAML: " + problem.replace("but got '<stream end>'", "but it ends there")
 
 
 def choices(hint: Any) -> list[str]:
