@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
+
+AddOptions = Callable[[argparse.ArgumentParser], None]
+"""A function that gives a parser the options of a command."""
 
 
 class WordsParser(argparse.ArgumentParser):
@@ -27,9 +30,7 @@ _READ = ("run", "runs", "place", "beside", "models", "prompts", "read_blind", "k
 """Options that name what is read: files, directories, or ids of the hub; several with commas between them."""
 
 
-def read_words(
-    name: str, about: str, add_options: Callable[[argparse.ArgumentParser], None], argv: Sequence[str]
-) -> argparse.Namespace:
+def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the words of a command; raise ConfigError for names that cannot be read, and places not to be written."""
     parser = WordsParser(name, about)
     add_options(parser)
@@ -63,3 +64,15 @@ def _unwritable(place: Path) -> str | None:
     if not os.access(there, os.W_OK):
         return f"cannot be written: {there} is not yours to write; name another place"
     return None
+
+
+def refuse_others(
+    option: str, given: argparse.Namespace, add_options: AddOptions, *, kept: Collection[str], reason: str
+) -> None:
+    """Raise ConfigError for an option that `option` would ignore: one that is neither kept nor at its default."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for name, value in vars(given).items():
+        if name not in kept and value != parser.get_default(name):
+            other = "RUN_OR_MODEL" if name == "place" else f"--{name}"
+            raise ConfigError(f"{option} and {other} ({value}) exclude each other: {reason}")

@@ -12,7 +12,6 @@ from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
 from sftmix.components.base import Optimizer, Reference, plain
 from sftmix.components.callbacks import EarlyStopping, Evaluate
-from sftmix.config.inherited import inherit
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     SHARDED,
@@ -22,6 +21,7 @@ from sftmix.options import (
     ReferenceTraining,
     TrainingOptions,
     at_least_1,
+    inherit,
     out_of_range,
 )
 

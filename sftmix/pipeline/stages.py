@@ -8,8 +8,7 @@ from typing import Literal
 from sftmix.common.errors import ConfigError
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.inherited import inherit
-from sftmix.options import ReferenceTraining, TrainingOptions
+from sftmix.options import ReferenceTraining, TrainingOptions, inherit
 
 StageName = Literal["reference", "confidence", "split", "train"]
 

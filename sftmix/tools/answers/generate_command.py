@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from sftmix.cli.exclusive import refuse_others
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
+from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError
 from sftmix.tools.answers.options import FORMATS, AnswerOptions
 

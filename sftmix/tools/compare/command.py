@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-from sftmix.cli.help import help_text
-from sftmix.cli.option_lines import field_docs
+from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
@@ -18,7 +17,7 @@ from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
 from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
-from sftmix.config.messages import EXAMPLES
+from sftmix.config.values import EXAMPLES
 from sftmix.options import as_list
 from sftmix.pipeline.identity import Known, reference_inputs
 from sftmix.pipeline.stages import stages_needed
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     own = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run and what is shared, and exit.")]
     given = read_arguments(argv, own)
     if given.help is not None:
-        print(help_text("compare", "sftmix compare --config FILE --out DIR [options]", ABOUT, given.help, own), end="")
+        print(help_text("compare", ABOUT, given.help, own), end="")
         return
     only_list = given.options.pop("list", "false") == "true"
     comparison = comparison_of(given)
@@ -83,8 +82,8 @@ def comparison_of(given: Arguments) -> Comparison:
     ]
     for note in notes:
         say(f"note: {note}")
-    if given.print_config is not None:
-        print_config({**parsed.config.plain(), **vars(parsed.own)}, given.print_config)
+    if given.print_config:
+        print_config({**parsed.config.plain(), **vars(parsed.own)})
     of_table = TableOptions(**{f.name: getattr(parsed.own, f.name) for f in dataclasses.fields(TableOptions)})
     return Comparison(out=parsed.config.out, variants=variants, options=of_table)
 
@@ -92,7 +91,7 @@ def comparison_of(given: Arguments) -> Comparison:
 @cache
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
-    docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
+    docs, hints, default = option_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
     variants = "Option: value of each variant; usually in a file."
     return (
         OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),

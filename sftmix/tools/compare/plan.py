@@ -16,8 +16,8 @@ from sftmix.components.base import plain
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.layers import TABLE
-from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import from_plain
+from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import seeds_needed
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")

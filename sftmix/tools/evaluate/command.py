@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sftmix.cli.exclusive import refuse_others
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
+from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.

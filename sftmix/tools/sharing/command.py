@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftmix.cli.option_lines import OwnOption
+from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig

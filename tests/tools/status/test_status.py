@@ -106,7 +106,7 @@ def test_an_ended_run_says_how(tmp_path: Path, code: int, words: str) -> None:
 def test_a_finished_run_shows_its_held_out_loss(tmp_path: Path) -> None:
     run = lay(tmp_path / "r", status={"stage": "train", "exit_code": 0}, done=("train",), steps={"train": 2})
     (run / "summary.json").write_text(json.dumps({"eval_nll_before": 5.0, "eval_nll_after": 3.25}))
-    assert "held-out NLL per response token: before 5.0000, after 3.2500" in report(run)
+    assert "held-out NLL per response token (lower is better): before 5.0000, after 3.2500" in report(run)
 
 
 def test_a_growing_file_may_end_in_half_a_line(tmp_path: Path) -> None:
