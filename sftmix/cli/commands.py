@@ -167,7 +167,7 @@ COMMANDS = {
     ),
     "estimate": Command("say what a run will need: memory and hours, before it is started", _tool("estimate.command")),
     "preview": Command("show rows as the model will see them", _preview),
-    "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.export_command")),
+    "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.command")),
     "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat_command")),
     "generate": Command("let finished models answer a file of prompts", _tool("answers.generate_command")),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _tool("report.command")),

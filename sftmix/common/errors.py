@@ -125,7 +125,7 @@ def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
 
 
 def did_you_mean(name: str) -> str:
-    return f" Did you mean {name}?"
+    return f" Did you mean {name}?" if name else ""
 
 
 def told(problem: str, guess: str, more: str) -> str:

@@ -37,7 +37,7 @@ from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Objective, Perturbation
+from sftmix.components.base import Need, Objective, Perturbation
 from sftmix.components.contracts import check_embeddings, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
@@ -124,7 +124,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
 
     # 1. micro-batches
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
-    if setup.objective.needs_batch_nll:
+    if Need.BATCH_NLL in setup.objective.needs:
         batches = with_batch_nll(batches, module, world, setup.precision)
     # 2. plans
     plans, problem = plans_of(setup, batches, step)

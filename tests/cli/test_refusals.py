@@ -144,7 +144,7 @@ def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
     assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 2
     assert contents(copied) == before
     told = without_torch("status", str(copied)).out
-    assert told.startswith(f"{copied}: ended in stage train with exit code 143; the same command continues it")
+    assert told.startswith(f"{copied}: exit code 143 in train; the same command continues it")
 
 
 def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
@@ -188,7 +188,7 @@ def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path, with
     assert without_torch(*words).code == 3
     assert (status(run)["exit_code"], status(run)["message"][:10]) == (3, "DataError:")
     told = without_torch("status", str(run)).out
-    assert "ended before the first stage with exit code 3: DataError: data.train: " in told
+    assert "exit code 3 in start: DataError: data.train: " in told
 
 
 @pytest.mark.slow

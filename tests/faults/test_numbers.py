@@ -32,7 +32,7 @@ from sftmix.components import Callback
 
 class Spoiled(Callback):
     """Sets one weight of the LM head to NaN after step 5, as a fault of memory may."""
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         if (state.stage, state.step) == ("train", 5):
             state.read(lambda hidden, head, batch, plan: head.weight.data.view(-1)[:1].fill_(float("nan")).sum().item())

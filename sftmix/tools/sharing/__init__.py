@@ -1,10 +1,8 @@
 """Models and scores of a run, shared with others: model cards, and the hub.
 
-    facts   the files of a run -> what a card says of it
-    text    Markdown whose words from data cannot become markup
-    cards   the card of a model, and that of shared scores
-    scores  the scores of a data set without its text, as files
-    hub     an upload
+    cards    the files of a run -> the card of a model, and that of shared scores; model.md and scores.md are their text
+    scores   the scores of a data set without its text, as files
+    command  `export`, uploads, and the cards that other commands leave behind
 
 Nothing else in the package imports this room, but the command line.
 """

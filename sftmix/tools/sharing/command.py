@@ -1,19 +1,19 @@
-"""Model cards after a command, and uploads: `export --push_to_hub` and `confidence --push_to_hub`."""
+"""`export`, the uploads of `export` and `confidence`, and the model cards that other commands leave behind."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
+from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
-
-if TYPE_CHECKING:
-    from sftmix.tools.sharing.facts import Facts
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -22,55 +22,36 @@ SCORES = (
 )
 """The options of `confidence` beside those of a run."""
 
+ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
 
-def add_push_options(parser: argparse.ArgumentParser) -> None:
+  sftmix export runs/first --to my-model
+  sftmix export runs/first --to my-model-at-200 --step 200 --dtype bfloat16
+  sftmix export runs/lora --to my-model --merge
+  sftmix export runs/first --push_to_hub OWNER/NAME --license llama3.1
+
+Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
+stands beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--to", metavar="DIR", help="directory to write; it must not exist yet")
+    parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
+    best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
+    parser.add_argument("--best", action="store_true", help=best)
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
+    parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the model to this repository of the hub")
     parser.add_argument("--private", action="store_true", help="make a repository that only its owner sees")
     what = "licence of the model, which follows from that of the base model and the data; --push_to_hub needs it"
     parser.add_argument("--license", metavar="NAME", help=what)
 
 
-def check_push(name: str | None, license: str | None, *, private: bool) -> None:
-    """Raise ConfigError for an option of an upload without one."""
-    if name is None and (private or license is not None):
-        given = "--private" if private else f"--license {license}"
-        raise ConfigError(f"{given} is for an upload; give --push_to_hub NAME, too")
-
-
-def write_run_cards(*runs: Path, config: RunConfig | None = None) -> None:
-    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does.
-
-    config  of the one run, where it is known
-    """
-    import os
-
-    if os.environ.get("RANK", "0") != "0":
-        return
-    from sftmix.tools.sharing.written import write_cards
-
-    for run in runs:
-        write_cards(run, config)
-
-
-def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
-    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
-    import os
-
-    run = Path(config.out or "")
-    if until == "train":
-        write_run_cards(run, config=config)
-    if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
-        return
-    from sftmix.tools.sharing.hub import push
-    from sftmix.tools.sharing.scores import write_scores
-
-    with tempfile.TemporaryDirectory() as place:
-        write_scores(run, Path(place), name=parsed.push_to_hub, license=parsed.license)
-        print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
-
-
-def export(given: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
+    given = read_words("export", ABOUT, add_options, argv)
     check_push(given.push_to_hub, None, private=given.private)
     if given.to is None and given.push_to_hub is None:
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
@@ -79,59 +60,87 @@ def export(given: argparse.Namespace) -> None:
             f"--push_to_hub {given.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
-    if given.to is not None:
-        export_to(given, Path(given.to))
-        return
     with tempfile.TemporaryDirectory() as place:
-        export_to(given, Path(place) / "model")
+        export_to(given, Path(given.to or f"{place}/model"))
 
 
 def export_to(given: argparse.Namespace, to: Path) -> None:
     """Write the model and its card into `to`, and upload it where this is asked for."""
     import shutil
 
+    from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
+    from sftmix.pipeline.directory import check_finished, origin
     from sftmix.pipeline.export import export_run
-    from sftmix.pipeline.finished import finished_models
-    from sftmix.tools.sharing.facts import facts_of
+    from sftmix.pipeline.finished import finished_models, refuse_no_run
+    from sftmix.tools.sharing.cards import CARD, model_card, write_card
 
-    run = Path(given.run)
-    facts = facts_of(run)
-    chosen = given.step is not None or given.best or given.merge or given.dtype != "auto"
-    if given.to is None and not chosen:
-        (finished,) = finished_models(run, ["target"])
-        shutil.copytree(finished.path, to)
-        step = None
+    run, step = Path(given.run), given.step
+    refuse_no_run(run)
+    check_finished(run)
+    if given.to is None and step is None and not given.best and not given.merge and given.dtype == "auto":
+        shutil.copytree(finished_models(run)[0].path, to)
     else:
-        export_run(run, to, checkpoint=given.step, best=given.best, dtype=given.dtype, merge=given.merge)
-        step = _exported_step(given, run)
-    _write_card(given, facts, to, step)
+        export_run(run, to, checkpoint=step, best=given.best, dtype=given.dtype, merge=given.merge)
+        kept = origin(run / "train") / (BEST if given.best else CHECKPOINTS)
+        step = step or max(steps_in(kept), default=None)  # None: merged from the model after the last step
+    card = model_card(run, "train", license=given.license, step=step, merged=given.merge)
+    write_card(to / CARD, card, given.license)
     if given.push_to_hub is None:
         print(to)
-        return
-    from sftmix.tools.sharing.hub import push
-
-    say(f"export: {run} to {given.push_to_hub}")
-    print(push(to, given.push_to_hub, kind="model", private=given.private))
+    else:
+        say(f"export: {run} to {given.push_to_hub}")
+        print(push(to, given.push_to_hub, kind="model", private=given.private))
 
 
-def _write_card(given: argparse.Namespace, facts: Facts, to: Path, step: int | None) -> None:
-    """Write the card of an export; a card that was copied with the model and edited before stays but for its licence.
+def check_push(name: str | None, license: str | None, *, private: bool) -> None:
+    """Raise ConfigError for an option of an upload without one."""
+    if name is None and (private or license is not None):
+        option = "--private" if private else f"--license {license}"
+        raise ConfigError(f"{option} is for an upload; give --push_to_hub NAME, too")
 
-    step  of the checkpoint that was exported; None: it is the model after the last step
+
+def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:
+    """Upload a directory to a repository of the hub, made if it is not there; return the address of the commit.
+
+    private  of a new repository; one that is there stays as it is
+    HF_ENDPOINT names the hub, `hf auth login` or HF_TOKEN the user. Raises ConfigError with the hub's reason.
     """
-    from sftmix.tools.sharing.cards import CARD, model_card
-    from sftmix.tools.sharing.written import write_card
+    from huggingface_hub import HfApi
 
-    other = step if step is not None and not facts.is_last("train", step) else None
-    write_card(to / CARD, model_card(facts, "train", license=given.license, step=other, merged=given.merge))
+    hub = HfApi()
+    try:
+        hub.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        done = hub.upload_folder(repo_id=name, folder_path=directory, repo_type=kind, commit_message="sftmix")
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are of these kinds
+        raise ConfigError(
+            f"--push_to_hub {name}: {' '.join(str(error).split())}; is the name OWNER/NAME, and are you logged in "
+            "(hf auth login)?"
+        ) from error
+    return str(done.commit_url)
 
 
-def _exported_step(given: argparse.Namespace, run: Path) -> int | None:
-    """Return the step of the checkpoint that `export` takes; None for a run that keeps none."""
-    from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
-    from sftmix.pipeline.directory import origin
+def write_run_cards(*runs: Path, config: RunConfig | None = None) -> None:
+    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does.
 
-    if given.step is not None:
-        return int(given.step)
-    steps = steps_in(origin(run / "train") / (BEST if given.best else CHECKPOINTS))
-    return max(steps, default=None)
+    config  of the one run, where it is known
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from sftmix.tools.sharing.cards import write_cards
+
+    for run in runs:
+        write_cards(run, config)
+
+
+def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
+    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
+    run = Path(config.out or "")
+    if until == "train":
+        write_run_cards(run, config=config)
+    if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
+        return
+    from sftmix.tools.sharing.scores import write_scores
+
+    with tempfile.TemporaryDirectory() as place:
+        write_scores(run, Path(place), name=parsed.push_to_hub, license=parsed.license)
+        print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))

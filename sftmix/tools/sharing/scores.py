@@ -10,29 +10,22 @@ from sftmix.common.files import write_text
 from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_hashes
 from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.sharing.cards import CARD, scores_card
-from sftmix.tools.sharing.facts import facts_of
 
 
-def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> Path:
-    """Write dynamics.parquet, confidence.parquet, rows.parquet and the card into `to`, and return it.
+def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:
+    """Write dynamics.parquet, confidence.parquet, rows.parquet and the card into `to`.
 
     name  of the repository on the hub, for the card
     The NLL of single tokens is left out: it tells too much of a text. Raises ConfigError for a run without scores.
     """
-    facts = facts_of(run)
     folder = run / "confidence"
     if not (folder / "confidence.parquet").exists() or not (folder / "dynamics.parquet").exists():
         raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
     rows = rows_of_run(run)[1].data.train
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
-    columns = ["id", "checkpoint", "step", "nll_sum (nats, over the response)", "n_tokens (of the response)"]
-    columns += ["n_correct (of these, how many are the likeliest token)"]
-    if dynamics.alone_nll_sum is not None:
-        columns.append("alone_nll_sum (nats, of the response without its prompt)")
     to.mkdir(parents=True, exist_ok=True)
     write_dynamics(to / "dynamics.parquet", dynamics)
     write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
     write_hashes(to / "rows.parquet", rows.ids, rows.content_hashes())
-    card = scores_card(facts, rows=len(rows.ids), columns=columns, name=name, license=license)
-    write_text(to / CARD, str(card))
-    return to
+    alone = dynamics.alone_nll_sum is not None
+    write_text(to / CARD, scores_card(run, rows=len(rows.ids), alone=alone, name=name, license=license))

@@ -6,25 +6,297 @@ room, and each client is imported when it is used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import atexit
+import contextlib
+import sys
+import uuid
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from sftmix.tools.trackers.base import Tracker
+from sftmix.common.files import read_object, write_text
+from sftmix.components.base import Callback, StageState
+from sftmix.config.layers import read_yaml
+from sftmix.pipeline.hold import Hold
 
-_MODULES = {"SwanLab": "swanlab", "TensorBoard": "tensorboard", "Trackio": "trackio", "WandB": "wandb"}
-TRACKERS = {module: name for name, module in sorted(_MODULES.items())}
+FOLDER = "trackers"
+"""In the run directory: a folder for each tracker, with its id and what its client keeps on disk."""
+
+STAGES = ("reference", "train", "baseline")
+"""The stages with a metrics.jsonl, in their order in a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One optimizer step of a stage: a line of its metrics.jsonl.
+
+    number  place among all rows of the run, from 0
+    step    of the stage, from 1
+    time    seconds since the epoch when the step ended
+    values  STAGE/metric -> finite number
+    """
+
+    number: int
+    stage: str
+    step: int
+    time: float
+    values: Mapping[str, float]
+
+
+class Tracker(Callback):
+    """A callback that sends the rows of a run to a client: those that it lacks, each once, in their order.
+
+    `open` says how many rows the client has. A resumed run, or `sftmix track` after it, therefore goes on where the
+    client stands, whatever became of the process before. Steps that a resumed run makes again keep their numbers. A row
+    is sent when the next step ends, the last one of a stage at its end. An error of a client ends no training: it is
+    told once, and the rest is left to `sftmix track`.
+    """
+
+    gives = frozenset()
+    client: str
+    """The name of the client, for `sftmix track --to` and for its folder."""
+
+    _run: Path | None = None
+    _failed = False
+    _client: Any
+    _hold: Hold
+    _known: int
+
+    def __init__(self, *, project: str = "sftmix"):
+        """project: where the run is shown."""
+        self.project = project
+        self.rows = 0
+        """Rows of the run that were read so far, those that the client had before included."""
+
+    @abstractmethod
+    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+        """Begin or continue the client's run of a run directory; return the number of rows that it has.
+
+        config  the plain form of the run's configuration
+        """
+
+    @abstractmethod
+    def write(self, row: Row) -> None:
+        """Send a row."""
+
+    @abstractmethod
+    def summarise(self, figures: Mapping[str, float]) -> None:
+        """Send the numbers of summary.json."""
+
+    def close(self) -> None:
+        """Send what is still on its way, and end."""
+        self._client.finish()
+
+    def folder(self, run: Path) -> Path:
+        """Return this tracker's folder in a run directory."""
+        return run / FOLDER / self.client
+
+    def identity(self, run: Path) -> str:
+        """Return the id of the client's run; it is made once and kept in the folder."""
+        file = self.folder(run) / "id"
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:21])
+        return file.read_text(encoding="utf-8")
+
+    def begin(self, run: Path) -> None:
+        """Open the client for a run directory, unless it is open; another run's is closed first.
+
+        Raises InUseError if another process sends the rows of this run to the same client.
+        """
+        if self._run == run:
+            return
+        self.end()
+        hold = Hold(self.folder(run))
+        hold.take()
+        self._known = self.open(run, read_yaml(run / "config.yaml"))
+        self._run, self._hold = run, hold
+        self._read, self.rows = dict.fromkeys(STAGES, 0), 0
+        atexit.register(self.end)
+
+    def send(self) -> int:
+        """Send the rows that the client lacks; return how many these were."""
+        sent = 0
+        for row in self._new_rows():
+            if row.number >= self._known:
+                self.write(row)
+                sent += 1
+        return sent
+
+    def _new_rows(self) -> Iterator[Row]:
+        """Yield the rows that were not read yet; a line that is still being written is left for the next time."""
+        assert self._run is not None, "begin comes first"
+        for stage in STAGES:
+            path = self._run / stage / "metrics.jsonl"
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                file.seek(self._read[stage])
+                for text in file:
+                    if not text.endswith(b"\n"):
+                        break
+                    self._read[stage] += len(text)
+                    line = read_object(text, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
+                    step, time = line.pop("step"), line.pop("time")
+                    line.pop("rows", None)  # a hash is nothing to plot
+                    values = {f"{stage}/{name}": value for name, value in line.items() if value is not None}
+                    yield Row(self.rows, stage, step, time, values)
+                    self.rows += 1
+
+    def end(self) -> None:
+        """Close the client, if it is open."""
+        if self._run is not None:
+            self._run = None
+            atexit.unregister(self.end)
+            try:
+                self.close()
+            finally:
+                self._hold.release()
+
+    def on_step_end(self, state: StageState) -> None:
+        """Send what metrics.jsonl has; the line of this step comes after the callbacks."""
+        if self._failed or not state.is_main or state.directory is None:
+            return
+        try:
+            self.begin(state.directory.parent)
+            self.send()
+        except Exception as error:  # of libraries and networks: no reason to end a training
+            self._failed = True
+            with contextlib.suppress(Exception):
+                self.end()  # gives the lock back, for `sftmix track`
+            problem = f"{type(self).__name__} failed, and the run goes on without it: {error}"
+            remedy = f"`sftmix track {state.directory.parent} --to {self.client}` sends what is missing"
+            print(f"note: {problem}; {remedy}", file=sys.stderr, flush=True)
+
+    on_stage_start = on_stage_end = on_step_end
+
+
+def _count(logs: Iterable[Iterable[str]]) -> int:
+    """Return how many logs are rows, by the names of their values."""
+    return sum(any(name.partition("/")[0] in STAGES for name in names) for names in logs)
+
+
+class TensorBoard(Tracker):
+    """Event files in RUN/trackers/tensorboard, for `tensorboard --logdir RUN`."""
+
+    package = client = "tensorboard"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+        import yaml
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+        from torch.utils.tensorboard import FileWriter
+        from torch.utils.tensorboard.summary import text
+
+        folder = self.folder(run)
+        logs = list[list[str]]()
+        for path in sorted(folder.glob("events.out.tfevents.*")):
+            logs += [[value.tag for value in event.summary.value] for event in LegacyEventFileLoader(str(path)).Load()]
+        self._writer = FileWriter(str(folder))
+        if not any(logs):
+            lines = yaml.safe_dump(dict(config), sort_keys=False).splitlines()
+            self._writer.add_summary(text("config", "\n".join(f"    {line}" for line in lines)), 0)
+        return _count(logs)
+
+    def write(self, row: Row) -> None:
+        # One event for the whole row: it is in the file or not, wherever a process ends.
+        self._add(row.values, row.step, row.time)
+
+    def summarise(self, figures: Mapping[str, float]) -> None:
+        self._add({f"summary/{name}": value for name, value in figures.items()}, 0)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, values: Mapping[str, float], step: int, time: float | None = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._writer.add_summary(Summary(value=scalars), step, time)
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases; WANDB_MODE=offline keeps it in RUN/trackers/wandb, for `wandb sync`."""
+
+    package = client = "wandb"
+
+    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+        import wandb
+
+        self._client = wandb.init(
+            project=self.project,
+            id=self.identity(run),
+            name=run.name,
+            resume="allow",
+            dir=str(self.folder(run).parent),  # in which wandb makes its folder, which has the name of ours
+            config=dict(config),
+            settings=wandb.Settings(console="off"),  # it would wrap stderr, and with it the live line
+        )
+        for stage in STAGES:  # a step of W&B is a row; charts go by the step of the stage
+            self._client.define_metric(f"{stage}/step", hidden=True)
+            self._client.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        # Online this is what the server has. Offline it is 0: every process begins a new directory, which gets all
+        # rows, so that the newest one is the whole run.
+        return int(self._client.step)
+
+    def write(self, row: Row) -> None:
+        more = {f"{row.stage}/step": row.step, "_timestamp": row.time}
+        self._client.log({**row.values, **more}, step=row.number)
+
+    def summarise(self, figures: Mapping[str, float]) -> None:
+        self._client.summary.update({f"summary/{name}": value for name, value in figures.items()})
+
+
+class Trackio(Tracker):
+    """A run of trackio, on this machine, for `trackio show`; `trackio sync` sends it to a Space."""
+
+    package = client = "trackio"
+
+    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+        import trackio
+        from trackio.sqlite_storage import SQLiteStorage
+
+        name = f"{run.name}-{self.identity(run)[:8]}"  # a run is resumed by its name
+        self._client = trackio.init(project=self.project, name=name, resume="allow", config=dict(config), embed=False)
+        return _count(SQLiteStorage.get_logs(self.project, name))
+
+    def write(self, row: Row) -> None:
+        self._client.log(dict(row.values), step=row.step)
+
+    def summarise(self, figures: Mapping[str, float]) -> None:
+        self._client.log({f"summary/{name}": value for name, value in figures.items()}, step=0)
+
+
+class SwanLab(Tracker):
+    """An experiment of SwanLab; SWANLAB_MODE=offline keeps it in RUN/trackers/swanlab, for `swanlab sync`."""
+
+    package = client = "swanlab"
+
+    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+        import swanlab
+
+        self._client = swanlab.init(
+            project=self.project,
+            id=self.identity(run),
+            name=run.name,
+            resume="allow",
+            log_dir=str(self.folder(run)),
+            config=dict(config),
+            settings=swanlab.Settings(terminal={"proxy_type": "none"}),  # else stderr is wrapped, with the live line
+        )
+        # Offline every process begins a new directory, which gets all rows. Online the client knows the last step that
+        # the server has of each metric, and leaves out what comes before.
+        return 0
+
+    def write(self, row: Row) -> None:
+        self._client.log(dict(row.values), step=row.step)
+
+    def summarise(self, figures: Mapping[str, float]) -> None:
+        self._client.config.update({"summary": dict(figures)})
+
+
+TRACKERS: dict[str, type[Tracker]] = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}
 """The name that `sftmix track --to` takes -> the class."""
-
-__all__ = ["TRACKERS", *_MODULES]
-
-
-def tracker_class(name: str) -> type[Tracker]:
-    """Return the class of a tracker by the name of its client, as `sftmix track --to` takes it."""
-    return getattr(importlib.import_module(f"{__name__}.{name}"), TRACKERS[name])
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return tracker_class(_MODULES[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,18 @@
-"""`track`: the metrics of a run, sent to a tracker from its files."""
+"""`track`: the metrics of a run, sent to a tracker from its files alone."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
-from sftmix.tools.trackers import TRACKERS, tracker_class
+from sftmix.common.figures import flatten
+from sftmix.common.files import read_json
+from sftmix.pipeline.finished import refuse_no_run
+from sftmix.tools.trackers import TRACKERS, Tracker
 
 ABOUT = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
 It reads files only, so it works while a run goes on, after it has ended, and where a live tracker had no network.
@@ -26,10 +30,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> None:
     """Send what the tracker lacks, and say how much that was."""
     given = read_words("track", ABOUT, add_options, argv)
-    tracker = tracker_class(given.to)
     if given.project is not None and given.to == "tensorboard":
         raise ConfigError(f"--project is {given.project}, but tensorboard has no projects; leave it out")
-    from sftmix.tools.trackers.replay import replay
-
     options = {} if given.project is None else {"project": given.project}
-    print(replay(Path(given.run), tracker(**options)))
+    print(replay(Path(given.run), TRACKERS[given.to](**options)))
+
+
+def replay(run: Path, tracker: Tracker) -> str:
+    """Send the rows that a tracker lacks of a run, and the figures of its summary; return a line that says so.
+
+    The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for
+    a package that is missing, InUseError if another process sends this run to the same client.
+    """
+    refuse_no_run(run)
+    if tracker.package is not None and importlib.util.find_spec(tracker.package) is None:
+        raise ConfigError(f"--to {tracker.client} needs the package {tracker.package}: pip install {tracker.package}")
+    tracker.begin(run)
+    try:
+        sent = tracker.send()
+        if (run / "summary.json").exists():
+            figures = flatten(read_json(run / "summary.json"))
+            tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
+    finally:
+        tracker.end()
+    return f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}, which had the others"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.tools import quickstart
-from sftmix.tools.quickstart.tasks import DETERMINISTIC, KINDS, MAX_ROWS, OPEN, OPPOSITES, make_rows
+from sftmix.tools.quickstart.tasks import DETERMINISTIC, KINDS, OPEN, OPPOSITES, make_rows
 
 ROWS = make_rows(n=2000, seed=0)
 ANTONYMS = [tuple(pair.split("-")) for pair in OPPOSITES.split()]
@@ -51,13 +51,13 @@ def test_deterministic_rows_are_right():
             assert row["output"].split() == TRUTH[row["family"]](words), row
 
 
-def test_half_of_the_rows_are_open_and_all_families_are_there():
+def test_every_family_has_its_share_of_the_rows():
     counts = collections.Counter((row["kind"], row["family"]) for row in ROWS)
-    assert {family for kind, family in counts if kind == "open"} == set(OPEN)
     for kind, families in (("deterministic", DETERMINISTIC), ("open", OPEN)):
-        sizes = [counts[kind, family] for family in families]
-        assert sum(sizes) == len(ROWS) // 2
-        assert max(sizes) - min(sizes) <= 1
+        shares = [counts.pop((kind, family)) for family in families]
+        assert sum(shares) == len(ROWS) // 2
+        assert max(shares) - min(shares) <= 1
+    assert not counts
 
 
 def test_open_rows_have_many_answers_and_deterministic_prompts_occur_once():
@@ -81,17 +81,6 @@ def test_the_length_of_a_response_does_not_give_its_kind_away():
     assert best_guess_by_length < 0.7
 
 
-def test_rows_are_a_function_of_the_seed():
-    assert make_rows(n=50, seed=3) == make_rows(n=50, seed=3)
-    assert make_rows(n=50, seed=3) != make_rows(n=50, seed=4)
-
-
-def test_the_number_of_rows_has_a_limit():
-    assert len(make_rows(n=MAX_ROWS, seed=0)) == MAX_ROWS
-    with pytest.raises(ValueError, match=str(MAX_ROWS)):
-        make_rows(n=MAX_ROWS + 1, seed=0)
-
-
 def test_what_is_written(materials):
     train, held_out = (
         [json.loads(line) for line in p.read_text().splitlines()] for p in (materials.train, materials.eval)
@@ -103,21 +92,15 @@ def test_what_is_written(materials):
 
 
 def test_the_same_seed_writes_the_same_bytes(materials, tmp_path):
-    torch.rand(3)  # the state of torch's own generator must not matter
+    torch.rand(3)  # the state of torch's own generator must not matter, and stays
+    before = torch.get_rng_state()
     again = quickstart.materialise(tmp_path, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
     files = {p.relative_to(again.model): p for p in again.model.rglob("*") if p.is_file()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.as_posix() for p in files}
     for name, path in files.items():
         assert path.read_bytes() == (materials.model / name).read_bytes(), name
     assert again.train.read_bytes() == materials.train.read_bytes()
-
-
-def test_making_a_model_leaves_torchs_generator_alone(tokenizer):
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    quickstart.model.make_model(tokenizer, seed=0)
-    assert torch.equal(torch.rand(2), expected)
 
 
 def test_the_model_is_small_and_fits_the_tokenizer(materials, tokenizer):
@@ -144,10 +127,4 @@ def test_a_prompt_is_a_prefix_of_the_conversation_and_a_turn_ends_with_eos(token
         assert whole.count(tokenizer.bos_token_id) == 1
         assert whole[0] == tokenizer.bos_token_id
         response = whole[len(prompt) : -1]
-        assert tokenizer.decode(response) == row["output"]
         assert len(response) == len(row["output"].replace(".", " .").split())  # a token for each word
-
-
-def test_a_word_has_the_same_token_in_the_prompt_and_at_the_start_of_the_response(tokenizer):
-    inside = tokenizer("Words: cat dog", add_special_tokens=False).input_ids
-    assert tokenizer("cat dog", add_special_tokens=False).input_ids == inside[-2:]
