@@ -59,9 +59,9 @@ T21  vocabulary resized
        test_models.py::test_vocabulary_is_never_resized
 T22  adapters with checkpointing
        test_adapters.py::test_recomputed_activations_change_no_gradient
-       test_config_lora.py::test_quantised_shards_are_refused
+       config/test_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
-       test_config.py::test_a_problem_is_named_with_its_options
+       config/test_config.py::test_a_problem_is_named_with_its_options
        test_pipeline.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
