@@ -73,7 +73,7 @@ class TooMuch(NTP):
         return dataclasses.replace(plan, row_weight=plan.row_weight * 1e38)
 
 class Before(Callback):
-    observer = True
+    gives = frozenset()
     def on_stage_start(self, state):
         return None if state.evaluate is None else CallbackResult(metrics=state.evaluate())
 """

@@ -14,6 +14,7 @@ from sftmix.batches.deal import deal, token_slots
 from sftmix.batches.order import TrainingOrder, one_split
 from sftmix.common.rng import generator
 from sftmix.common.world import World
+from sftmix.components.base import Need
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.contracts import check_split
 from sftmix.components.reference import FromCheckpoints
@@ -103,15 +104,15 @@ class Planner:
             evaluations = 1 + sum(len(order.ends) if n is None else order.total_steps // n for n in chosen)
             untrained, read = (read + self._scored(held_out, times=times) for times in (1, evaluations))
         train = baseline = self._trained(Work("train", path, lora, options, read), data, order, order.total_steps)
-        if config.objective.needs_batch_nll:  # each batch is read before it is trained on
+        if Need.BATCH_NLL in config.objective.needs:  # each batch is read before it is trained on
             train = replace(train, read=read + replace(train.trained, forwards=train.passes * train.steps))
         arms = [train, replace(baseline, name="baseline")] if config.with_baseline else [train]
         return [*self._reference(), *arms, Work("base", path, lora.without_adapters(), options, untrained)]
 
     def _reference(self) -> list[Work]:
         config, reference = self._config, self._config.reference
-        wanted = config.resolved_pairing() and config.splitter.needs_confidence
-        if not wanted or reference.single_run or not reference.needs_model:
+        wanted = config.resolved_pairing() and Need.CONFIDENCE in config.splitter.needs
+        if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
             return []
         if isinstance(reference, FromCheckpoints):
             first = ReferenceModel(
@@ -120,9 +121,9 @@ class Planner:
             path, data = self._rows_of(first, option="reference")
             read = self._scored(data, times=len(reference.paths))
             return [Work("reference", path, LoraOptions(), config.training, read)]
-        model = getattr(reference, "model", None) or ReferenceModel()
+        model = reference.model or ReferenceModel()
         path, data = self._rows_of(model)
-        options = inherit(config.training, getattr(reference, "training", None))
+        options = inherit(config.training, reference.training)
         order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
         checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
@@ -132,7 +133,7 @@ class Planner:
             read += Amount(read.targets, read.targets, read.squares * share**2, read.forwards * share)
         work = Work("reference", path, reference_lora(config.model, model), options, read)
         last = max(steps, default=order.total_steps)  # where the training of the reference stops
-        return [self._trained(work, data, order, last if reference.trains else 0)]
+        return [self._trained(work, data, order, last if Need.TRAINING in reference.needs else 0)]
 
     def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, EncodedDataset]:
         path, _, data, notes = rows_of_reference(self._config, self._rows, model, World(), option=option)
@@ -145,7 +146,7 @@ class Planner:
         config, data, pairing = self._config, self._rows.data.train, self._config.resolved_pairing()
         if pairing is None:
             return lambda epoch: None
-        if not config.splitter.needs_confidence:
+        if Need.CONFIDENCE not in config.splitter.needs:
             scores = self._rows.table()
             split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
             return one_split(split, scores, pairing, config.seed).pairs_of

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
+from sftmix.components import Need
 from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
@@ -203,7 +204,7 @@ def test_the_data_sheet_s_bandwidth_holds_within_a_node():
     [({}, "optimizer AdamW"), ({"lora": LoraOptions(r=4, quantize="4bit")}, "model.lora.quantize 4bit")],
 )
 def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, changes, named):
-    monkeypatch.setattr(AdamW, "shards", bool(changes))
+    monkeypatch.setattr(AdamW, "needs", frozenset() if changes else {Need.WHOLE_WEIGHTS})
     given = config(tiny, splitter=RandomSplit())
     for name, value in changes.items():
         setattr(given.model, name, value)
