@@ -29,8 +29,8 @@ def questions_of(n: int) -> list[Question]:
 def all_answers(loaded, questions, **options) -> dict[str, list]:
     answers = {}
     for batch in answered(loaded, questions, answers, AnswerOptions(**{"max_new_tokens": 12, **options})):
-        assert all(answers[answer["id"], answer["turn"]] is answer for answer in batch)
-    return {q.id: [answers[q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
+        assert all(answers[loaded.name, answer["id"], answer["turn"]] is answer for answer in batch)
+    return {q.id: [answers[loaded.name, q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -64,10 +64,10 @@ def test_other_seeds_and_ids_draw_other_tokens(lively):
     first = all_answers(lively, questions, temperature=1.0)
     assert all_answers(lively, questions, temperature=1.0) == first
     assert all_answers(lively, questions, temperature=1.0, seed=7) != first
-    prompts = {key: lively.render(questions[0].messages) for key in (("a", 0), ("b", 0), ("a", 1))}
+    prompts = {key: lively.render(questions[0].messages) for key in (("", "a", 0), ("", "b", 0), ("", "a", 1))}
     a, b, later = generated(lively, prompts, 12, 1.0, AnswerOptions())
     assert len({tuple(ids) for ids in (a, b, later)}) == 3
-    (shorter,) = generated(lively, {("a", 0): prompts["a", 0]}, 6, 1.0, AnswerOptions())
+    (shorter,) = generated(lively, {("m", "a", 0): prompts["", "a", 0]}, 6, 1.0, AnswerOptions())
     assert shorter == a[:6]  # the position counts alone
 
 
@@ -89,7 +89,7 @@ def test_temperature_and_top_p_act_before_the_draw(lively):
     kept = int((share.values.cumsum(0) < 0.5).sum()) + 1
     shares = share.values[:kept] / share.values[:kept].sum()
     expected = dict(zip(share.indices[:kept].tolist(), shares.tolist(), strict=True))
-    prompts = {(f"q{n}", 0): prompt for n in range(1000)}
+    prompts = {("", f"q{n}", 0): prompt for n in range(1000)}
     counts = Counter(ids[0] for ids in generated(lively, prompts, 1, 2.0, AnswerOptions(top_p=0.5)))
     assert 1 < len(expected) >= len(counts)
     assert all(abs(counts[token] / 1000 - p) < 0.08 for token, p in expected.items())  # five standard errors of a half
@@ -150,8 +150,9 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, c
     parts = AnswerFile(to)
     for line in made.read_text().splitlines():
         row = json.loads(line)
-        parts.append("target", [{"id": row["id"], "turn": 0, **{name: row[name]["target"] for name in COLUMNS}}])
-    part = tmp_path / "answers.jsonl.parts" / "target.jsonl"
+        columns = {name: row[name]["target"] for name in COLUMNS}
+        parts.append([{"model": "target", "id": row["id"], "turn": 0, **columns}])
+    part = tmp_path / "answers.jsonl.parts"
     part.write_bytes(part.read_bytes()[:cut])
     names = ["target", "base"]
     generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
@@ -175,7 +176,7 @@ def test_texts_with_any_line_separator_are_read_back(tmp_path):
     text = "one\u2028two\u2029three\x85four\x0bfive\nsix"
     question = Question("q\u2028", ({"role": "user", "content": text},))
     file = AnswerFile(tmp_path / "answers.jsonl")
-    file.append("m", [{"id": question.id, "turn": 0, **dict.fromkeys(COLUMNS, 0), "answers": text}])
+    file.append([{"model": "m", "id": question.id, "turn": 0, **dict.fromkeys(COLUMNS, 0), "answers": text}])
     file.finish([question], ["m"])
     (line,) = file.lines()
     assert (line["answers"]["m"], line["messages"][0]["content"]) == (text, text)
