@@ -42,18 +42,17 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        asked = []
+        prompts, kinds = dict[Key, list[int]](), dict[Key, tuple[float, int]]()
         for question in questions:
             if turn <= len(question.follow_ups):
-                prompt = _prompt(loaded, question, turn, answers)
-                temperature, room = options.at(question.temperature), room_of(loaded, prompt, options)
-                asked.append((temperature, room, (loaded.name, question.id, turn), prompt))
-        asked.sort(key=lambda one: (one[0], one[1], -len(one[3])))
-        for (temperature, room), group in groupby(asked, key=lambda one: one[:2]):
+                key = loaded.name, question.id, turn
+                prompts[key] = _prompt(loaded, question, turn, answers)
+                kinds[key] = options.at(question.temperature), room_of(loaded, prompts[key], options)
+        order = sorted(prompts, key=lambda key: (kinds[key], -len(prompts[key])))
+        for (temperature, room), group in groupby(order, key=kinds.__getitem__):
             same = list(group)
             for start in range(0, len(same), options.batch_size):
-                part = same[start : start + options.batch_size]
-                batch = {key: prompt for _, _, key, prompt in part if key not in answers}
+                batch = {key: prompts[key] for key in same[start : start + options.batch_size] if key not in answers}
                 if batch:
                     rows = generated(loaded, batch, room, temperature, options)
                     made = {key: _answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)}

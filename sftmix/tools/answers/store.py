@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import naming_full_disk, read_json, replacing, write_json
+from sftmix.common.files import naming_full_disk, read_json, write_json, write_text
 from sftmix.pipeline.directory import differences
 from sftmix.tools.answers.questions import Question
 
@@ -47,8 +47,7 @@ class AnswerFile:
         if not self._parts.exists():
             return {}
         whole, newline, _ = self._parts.read_bytes().rpartition(b"\n")
-        with replacing(self._parts) as again:
-            again.write(whole + newline)
+        os.truncate(self._parts, len(whole) + len(newline))
         answers = map(json.loads, whole.splitlines())
         return {(answer["model"], answer["id"], answer["turn"]): answer for answer in answers}
 
@@ -64,14 +63,14 @@ class AnswerFile:
 
         With follow-ups each model has a list of values, one for each turn, in place of one.
         """
-        answers = self.read()
-        with replacing(self.path) as file:
-            for question in questions:
-                line, turns = question.plain(), range(1 + len(question.follow_ups))
-                for column in COLUMNS:
-                    values = {m: [answers[m, question.id, turn][column] for turn in turns] for m in models}
-                    line[column] = values if question.follow_ups else {m: value for m, (value,) in values.items()}
-                file.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+        answers, lines = self.read(), []
+        for question in questions:
+            line, turns = question.plain(), range(1 + len(question.follow_ups))
+            for column in COLUMNS:
+                values = {m: [answers[m, question.id, turn][column] for turn in turns] for m in models}
+                line[column] = values if question.follow_ups else {m: value for m, (value,) in values.items()}
+            lines.append(f"{json.dumps(line, ensure_ascii=False)}\n")
+        write_text(self.path, "".join(lines))
         self._parts.unlink()
 
     def lines(self) -> list[dict[str, Any]]:
