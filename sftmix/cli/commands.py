@@ -74,12 +74,12 @@ Nothing is trained or written; no --out is needed.
 def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
-    from sftmix.cli.results import results, say, starting
+    from sftmix.cli.results import results, say
     from sftmix.config.checks import validate
 
     sharing = import_module("sftmix.tools.sharing.command")
     own = sharing.SCORES if name == "confidence" else ()
-    config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
+    config, parsed = configuration(name, _ABOUT[name][1], argv, own)
     validate(config)
     _refuse_table(config.out or "")
     if own:
@@ -88,7 +88,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     if until in ("split", "train"):  # the others make what they are asked for
         for note in config.unused(divides=until == "split"):
             say(f"note: {note}")
-    say(starting(name, config))
+    say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 
     check_start(config, until)
@@ -139,9 +139,9 @@ With a name, show one with its options.
         parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
 
     given = read_words("components", about, add_options, argv)
-    from sftmix.cli.help import component_details, components_overview
+    from sftmix.cli.help import details, overview
 
-    print(component_details(given.name) if given.name else components_overview(), end="")
+    print(details(given.name) if given.name else overview(), end="")
 
 
 def _tool(room: str) -> Callable[[Sequence[str]], None]:

@@ -138,7 +138,6 @@ def _questions(found: Sequence[FinishedModel], prompts: list[str], form: str, op
     """Return the questions of files, or those of the run's held-out rows."""
     from sftmix.config.read import read_finished
     from sftmix.data import prepare
-    from sftmix.data.documents import Documents
     from sftmix.tools.answers.formats import TOOLS
     from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
@@ -148,8 +147,9 @@ def _questions(found: Sequence[FinishedModel], prompts: list[str], form: str, op
         columns = None if config is None else config.data.columns
         questions = read_questions(prompts, TOOLS[form].question if form in TOOLS else of_rows(columns))
     else:
-        rows = prepare(config.data, config.seed).eval if config and form not in TOOLS else None
-        if rows is None or isinstance(rows, Documents):  # plain text asks nothing
+        prepared = prepare(config.data, config.seed) if config and form not in TOOLS else None
+        rows = None if prepared is None else prepared.eval
+        if prepared is None or rows is None or prepared.text:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations for {form}")
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is None:
