@@ -20,7 +20,6 @@ from sftmix.common.errors import InUseError
 from sftmix.pipeline.hold import Hold
 from sftmix.testing import check_callback
 from sftmix.tools.trackers import STAGES, TRACKERS, Tracker
-from tests.forked import done as on_ranks
 from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
 
@@ -246,15 +245,6 @@ def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
 def without_rates(rows: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
     """The rows without tokens/s: of a step that was made twice, the client may have that of the first time."""
     return [(step, {k: v for k, v in values.items() if "per_second" not in k}) for step, values in rows]
-
-
-@pytest.mark.slow
-def test_one_rank_of_two_writes(tiny, tmp_path):
-    needs("tensorboard")
-    run, words = tmp_path / "run", ["--training.max_steps", "2", "--callbacks+", "sftmix.tools.trackers.TensorBoard"]
-    on_ranks(["run", *tiny.options, *words, "--out", "run"], cwd=tmp_path, ranks=2)
-    assert len(list((run / "trackers" / "tensorboard").glob("events*"))) == 1
-    assert_same("tensorboard", of_tensorboard(run)[0].rows, expected(run))
 
 
 # ------------------------------------------------------------------------------------------------ without a client
