@@ -7,24 +7,24 @@ T2   normalisation across ranks
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula
 T3   two BOS tokens
-       data/test_data_templates.py::test_one_bos_in_training_and_chat
+       data/test_encoders.py::test_one_bos_in_training_and_chat
 T4   pad equal to eos is masked
-       data/test_data_masks.py::test_pad_equal_to_eos_is_still_trained
+       data/test_masks.py::test_pad_equal_to_eos_is_still_trained
 T5   stop token outside the mask
-       data/test_data_templates.py::test_end_of_turn_of_real_tokenizers
-       data/test_data_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       data/test_encoders.py::test_end_of_turn_of_real_tokenizers
+       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T6   generation tags
-       data/test_data_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T7   the prompt is no prefix
-       data/test_data_masks.py::test_a_template_that_rewrites_turns_is_split
+       data/test_masks.py::test_a_template_that_rewrites_turns_is_split
 T8   spans found by string search
-       data/test_data_masks.py::test_any_text
-       data/test_data_masks.py::test_a_token_across_the_boundary_is_cut_apart
+       data/test_masks.py::test_any_text
+       data/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
 T9   labels shifted twice
        test_ntp_equality.py::test_transformers_loss_is_ours
        training/test_step.py::test_labels_are_shifted_once
 T10  no label left after truncation
-       data/test_data_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
+       data/test_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
        training/test_scoring.py::test_a_broken_model_is_not_scored
 T11  an empty batch on one rank
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
@@ -59,15 +59,15 @@ T21  vocabulary resized
        test_models.py::test_vocabulary_is_never_resized
 T22  adapters with checkpointing
        test_adapters.py::test_recomputed_activations_change_no_gradient
-       test_config_lora.py::test_quantised_shards_are_refused
+       config/test_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
-       test_config.py::test_a_problem_is_named_with_its_options
+       config/test_config.py::test_a_problem_is_named_with_its_options
        test_pipeline.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
        training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
 T25  a stale cache
-       data/test_data_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
+       data/test_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
        test_reference_run.py::test_a_file_of_dynamics_that_changed_is_refused
        test_reference_run.py::test_a_changed_reference_model_is_refused
 T26  logits by hand

@@ -176,10 +176,10 @@ def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
     if os.path.isfile(path):
         return _hash(Path(path))
-    commit = getattr(model_config(path), "_commit_hash", None)
-    if commit:
-        return f"{path}@{commit}"
-    files = sorted(p for p in Path(path).expanduser().iterdir() if p.suffix in MODEL_FILES)
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        return f"{path}@{model_config(path)._commit_hash}"
+    files = sorted(p for p in directory.iterdir() if p.suffix in MODEL_FILES)
     return sha256_json({p.name: _hash(p) for p in files})
 
 

@@ -19,11 +19,10 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.contracts import check_split
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
-from sftmix.config.inherited import inherit
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
-from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, reference_lora
+from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference_rows import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sftmix.cli.help import OwnOption
+from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError

@@ -17,31 +17,29 @@ SUMMARY = {
     "eval_nll_before": 5.125,
     "eval_nll_after": 3.25,
     "eval_nll_best": 3.0,
-    "eval_nll_best_step": 40,
-    "eval_accuracy": 0.25,
-    "confidence_std": {"rows": 99, "before": 167800.0, "after": 1.5},
     "baseline": {"eval_nll_after": 3.375},
     "confidence": {
-        "confident": {"examples": 1500, "confidence_median": -8.031, "labels": {"High": 0.8, "Low": 0.2}},
-        "unconfident": {"examples": 1500, "confidence_median": -40.25, "labels": {"High": 0.5, "Low": 0.5}},
+        "confident": {"examples": 1500, "confidence_median": -8.031},
+        "unconfident": {"examples": 1500, "confidence_median": -40.25},
         "unpaired": {"examples": 1},
     },
     "confounds": {
         "spearman_confidence_length": 0.31,
-        "auc_length_confident": 0.625,
-        "duplicates": {"examples_in_both": 2, "prompts_in_both": 7, "examples_with_prompt_in_both": 15},
-        "label_overlap": {"labels": ["High", "Low"], "bins": 20, "overlap": 0.75, "overlap_if_unrelated": 0.96},
         "mixed_token_share": 0.43,
     },
     "mixup_tokens": 1234,
     "ntp_tokens": 5678,
     "mu_effective": 0.92,
-    "stages": {"train": {"wall_seconds": 7500}, "reference": {"wall_seconds": 150.4}, "split": {"wall_seconds": 0.1}},
+    "stages": {"train": {"wall_seconds": 7500}, "reference": {"wall_seconds": 150.4}, "split": {}},
     "remarks": ["Mind this."],
 }
-HELD_OUT = "before 5.1250, after 3.2500, NTP baseline 3.3750, best 3.0000 at step 40"
-GROUPS = "groups: 1,500 confident (median confidence -8.03), 1,500 unconfident (median confidence -40.2), 1 unpaired"
-MIXUP = "Mixup: 43% of the response tokens were mixed; mu_effective 0.92 per token"
+HELD_OUT = "held-out NLL per response token (lower is better): before 5.1250, after 3.2500, NTP baseline 3.3750"
+HELD_OUT += ", best 3.0000"
+GROUPS = [
+    "confident: 1,500 examples, median confidence -8.03",
+    "unconfident: 1,500 examples, median confidence -40.2",
+    "unpaired: 1 examples",
+]
 
 
 def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
@@ -49,32 +47,26 @@ def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
     (tmp_path / "summary.json").touch()
     assert results(tmp_path, SUMMARY, "train") == [
         "",
-        f"held-out NLL per response token (lower is better): {HELD_OUT}",
-        MIXUP,
-        GROUPS,
-        "time: reference 3 min, train 2.1 h",
+        HELD_OUT,
+        "Mixup: 43% of the response tokens were mixed with a token of the other of their pair",
+        "mu_effective 0.92: what Mixup weighs per token, where NTP weighs 1",
+        *GROUPS,
+        "time: reference 0:02:30, train 2:05:00",
         "note: Mind this.",
         f"see {tmp_path / 'train' / 'model'}, {tmp_path / 'summary.json'}",
     ]
 
 
 def test_the_figures_of_a_split_are_told(tmp_path: Path) -> None:
-    known = ("confidence", "confounds")
-    assert results(tmp_path, {k: SUMMARY[k] for k in known}, "split") == [
-        "",
-        GROUPS,
-        "rank correlation of confidence with response length: 0.31",
-    ]
-
-
-def test_status_tells_the_held_out_loss_on_one_line() -> None:
-    assert held_out(SUMMARY) == [f"held-out NLL per response token: {HELD_OUT}"]
-    assert held_out({**SUMMARY, "eval_nll_best": 3.25})[0].endswith("NTP baseline 3.3750")
+    known = {k: SUMMARY[k] for k in ("confidence", "confounds")}
+    correlation = "rank correlation of confidence with response length: 0.31"
+    assert results(tmp_path, known, "split") == ["", *GROUPS, correlation]
 
 
 def test_what_a_run_did_not_do_is_not_mentioned(tmp_path: Path) -> None:
     assert results(tmp_path, {"stages": {}}, "reference") == [""]
     assert results(tmp_path, {"eval_nll_after": None, "mixup_tokens": 0, "ntp_tokens": 9}, "train") == [""]
+    assert held_out({"eval_nll_after": None}) == []
 
 
 def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed() -> None:
@@ -93,21 +85,24 @@ def next_commands(printed: str) -> list[str]:
 
 def test_a_run_ends_with_a_dozen_lines(finished) -> None:
     lines = finished.printed[finished.printed.index("\n\nheld-out NLL") :].strip().splitlines()
-    assert len(lines) <= 12
+    assert len(lines) <= 13
     assert lines[0].startswith("held-out NLL per response token (lower is better): before ")
     assert ", NTP baseline " in lines[0]
-    assert f"{finished.path / 'summary.json'}" in lines[-3]
-    assert [command.split()[:2] for command in next_commands(finished.printed)] == [["sftmix", "chat"]]
+    assert f"{finished.path / 'summary.json'}" in lines[-4]
+    assert [command.split()[:2] for command in next_commands(finished.printed)] == [
+        ["sftmix", "chat"],
+        ["sftmix", "compare"],
+    ]
 
 
 @pytest.mark.slow
 def test_what_a_finished_run_recommends_works(finished, sftmix, monkeypatch) -> None:
-    (talk,) = next_commands(finished.printed)
+    talk, compare = next_commands(finished.printed)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     done = sftmix(*shlex.split(talk, comments=True)[1:])
     assert done.code == 0, done.err
-    assert done.out.endswith("\n")
     assert "chat: target; " in done.err
+    assert sftmix(*shlex.split(compare, comments=True)[1:]).code == 0
 
 
 @pytest.mark.slow
@@ -125,13 +120,6 @@ def test_what_a_run_with_adapters_recommends_works(tiny, tmp_path, sftmix) -> No
     assert not (tmp_path / "run-merged" / "adapter_config.json").exists()
     assert len(metrics(tmp_path / "run", "baseline")) == 2
     assert "NTP baseline" in done.out
-    told = sftmix("status", str(tmp_path / "run")).out.splitlines()
-    assert told[1].split() == ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
-    last, plain = (metrics(tmp_path / "run", stage)[-1] for stage in ("train", "baseline"))
-    arms = {line.split()[0]: line for line in told}
-    assert f"{last['loss']:.4f}  {last['ntp']:.4f}  {last['mixup']:.4f}" in arms["train"]
-    assert f"{plain['loss']:.4f}  {plain['ntp']:.4f}  " in arms["baseline"]
-    assert "  loss = NTP + mu x Mixup, so compare stages by NTP" in told
 
 
 def last_line(stage: str, err: str) -> str:
@@ -155,8 +143,8 @@ def test_before_the_training_the_next_command_goes_on(tmp_path: Path) -> None:
     assert command == f"sftmix run --config {tmp_path / 'config.yaml'} --out {tmp_path}"
 
 
-@pytest.mark.parametrize("changed", [{}, {"mixup_tokens": 0}, {"eval_nll_after": None}, {"baseline": None}])
-def test_a_baseline_is_recommended_where_it_can_be_compared(tmp_path: Path, changed: dict) -> None:
+@pytest.mark.parametrize("changed", [{"mixup_tokens": 0}, {"eval_nll_after": None}])
+def test_no_comparison_is_recommended_where_it_could_say_nothing(tmp_path: Path, changed: dict) -> None:
     (tmp_path / "config.yaml").write_text("{}\n")
-    commands = following(tmp_path, {**SUMMARY, **changed}, "train")
-    assert [("--with_baseline" in command) for command, _ in commands] == [True] * ("baseline" in changed)
+    assert len(following(tmp_path, SUMMARY, "train")) == 1
+    assert following(tmp_path, {**SUMMARY, **changed}, "train") == []

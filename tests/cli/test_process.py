@@ -12,7 +12,7 @@ import yaml
 
 from sftmix.cli.commands import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def process(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

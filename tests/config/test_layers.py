@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped
     config, notes = on_the_command_line("--config", str(other))
     assert read_config(other) == config
     assert len(notes) == 1
-    assert "puts NTP in place of SFTMix; dropped mu=0.4, alpha=2" in notes[0]
+    assert "other.yaml drops SFTMix(mu=0.4, alpha=2.0)" in notes[0]
 
 
 def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write) -> None:
@@ -95,21 +94,12 @@ def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
     assert read_layers(mine)[0].name == "recipe:quickstart"
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        ("table8", ["table8-lora"]),
-        ("table5-rols", ["table5-role"]),
-        ("quickstar", ["quickstart"]),
-        ("xyz", recipes()),
-        ("", recipes()),
-    ],
-)
-def test_of_recipes_those_near_are_named_and_all_where_none_is(name: str, near: list[str]) -> None:
-    with pytest.raises(ConfigError, match="Did you mean" if near != recipes() else "there are") as error:
+@pytest.mark.parametrize(("name", "near"), [("table5-rols", "table5-role"), ("quickstar", "quickstart"), ("xyz", None)])
+def test_an_unknown_recipe_lists_those_there_and_the_nearest(name: str, near: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"no recipe '{name}'") as error:
         config_file(f"recipe:{name}")
-    told = set(re.split(r"[ ,?;]+|\.$|\. ", str(error.value)))
-    assert told & set(recipes()) == set(near)
+    assert all(recipe in str(error.value) for recipe in recipes())
+    assert (f"Did you mean {near}?" in str(error.value)) == (near is not None)
 
 
 def test_a_written_configuration_has_no_base(write: Write) -> None:
@@ -238,11 +228,6 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
         ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),
         ("pairing.window: 3\n", "pairing is no PairSampler that has options; choose one first"),
         ("callbacks: []\ncallbacks.every: 3\n", "callbacks is an empty list, so callbacks.every has no owner"),
-        (
-            "callbacks: [{class_path: Evaluate, init_args: {every: 2}}]\ncallbacks.every: 3\n",
-            "callbacks.every has two values, 3 and 2; write it once",
-        ),
-        ("callbacks.init_args: 3\n", "callbacks.init_args is 3; write {class_path: CLASS, init_args: {option: value}}"),
         ("callbacks: {Evaluate: {every: 3}}\n", "write {class_path: Evaluate, init_args: {option: value}}"),
         (
             "callbacks: [{every: 3}]\n",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.config.schema import component_bases, component_options, known_components, list_options
+from sftmix.config.classes import known_components
+from sftmix.config.schema import component_bases, options_of
 from sftmix.types import Plan
 from tests.tiny import ROOT
 from tests.tiny import sftmix as process
@@ -71,7 +72,7 @@ class Half(Splitter):
 class NotOne:
     """It is no component."""
 '''
-TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails?\n"
+TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails? There are "
 NO_TYPE = "needs untyped, to which its __init__ gives no type; write `untyped: int`, or what it is"
 SUBCLASS = "error: splitter: my_parts.NotOne is no subclass of sftmix.components.Splitter\n"
 KIND = (
@@ -93,7 +94,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("components my_parts.Tail", f"no Component {TAIL}"),
         ("components no_such.Thing", "no Component 'no_such.Thing': No module named 'no_such'."),
-        ("components my_parts.NotOne", "my_parts.NotOne is no component: no subclass of a base class in sftmix.compo"),
+        ("components my_parts.NotOne", "my_parts.NotOne is no subclass of sftmix.components.Component"),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
         ("run --objective my_parts.Tail", "module 'my_parts' has no attribute 'Tail'; there are NTP, SFTMix, "),
@@ -122,7 +123,7 @@ def test_the_recommended_command_finds_the_users_class(directory) -> None:
     shown = process("components", "my_parts.Tails", cwd=directory).stdout
     first, *rest = shown.splitlines()
     assert first == "Tails  (my_parts.Tails), chosen by --splitter my_parts.Tails"
-    assert "  --splitter.untyped VALUE    It has no type: any value. [3]" in rest
+    assert "  --splitter.untyped VALUE  It has no type: any value. [3]" in rest
     recommended = first.partition("chosen by ")[2].split()
     done = process("run", *recommended, "--splitter.untyped", "x", "--print_config", cwd=directory)
     assert done.returncode == 0, done.stderr
@@ -159,7 +160,7 @@ def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
     for name, cls in known_components(component_bases()[field]).items():
         if not cls.__module__.startswith("sftmix.components."):
             continue  # of another test in this process
-        needed = [k for k, p in component_options(cls).items() if p.default is inspect.Parameter.empty]
+        needed = [k for k, p in options_of(cls).items() if p.default is inspect.Parameter.empty]
         options = [word for k in needed for word in (f"--{field}.{k}", REQUIRED.get(k, "3"))]
         done = sftmix("run", f"--{field}", name, *options, "--print_config")
         assert done.code == 0, done.err
@@ -167,7 +168,6 @@ def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
 
 
 def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path) -> None:
-    assert "callbacks" in list_options()
     (tmp_path / "one.yaml").write_text("callbacks: Evaluate")
     (tmp_path / "more.yaml").write_text("callbacks: {class_path: Evaluate, init_args: {every: 5}}")
     forms = [["--callbacks", "Evaluate"], ["--callbacks", "[Evaluate]"], ["--config", str(tmp_path / "one.yaml")]]

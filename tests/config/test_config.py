@@ -324,7 +324,6 @@ def mu(value: object) -> dict[str, object]:
     ("values", "words"),
     [
         ({"trainning": {"epochs": 1}}, ["trainning.epochs", "Did you mean training.epochs?"]),
-        ({"trainning": None}, ["trainning", "Did you mean training?"]),
         ({"objective": None}, ["objective is null", "SFTMix"]),
         ({"training": {"epoch": 1}}, ["training.epoch", "training.epochs", "Did you mean training.epochs?"]),
         ({"training": {"epochs": "many"}}, ["training.epochs", "'many'", "a number"]),
@@ -341,8 +340,8 @@ def mu(value: object) -> dict[str, object]:
         ({"objective": {"class_path": "SFTMix", "init_args": {"mu": -1}}}, ["objective.mu is -1"]),
         ({"objective": {"class_path": "SFTMix", "init_args": {"ntp_on": "some"}}}, ["objective.ntp_on", "confident"]),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
-        (mu("Linea"), ["objective.mu: 'Linea'", "a number or a Schedule", "Cosine", "Did you mean Linear?"]),
-        (mu("Median"), ["objective.mu: 'Median'", "a number or a Schedule", "AfterFraction"]),
+        (mu("Linea"), ["objective.mu: no Schedule 'Linea'. Did you mean Linear?", "Cosine", "a number"]),
+        (mu("Median"), ["objective.mu: no Schedule 'Median'", "a number", "AfterFraction"]),
         (mu({"class_path": "Linear", "init_args": {"start": 0}}), ["Linear needs objective.mu.end"]),
         (mu({"class_path": "Linear", "init_args": {"begin": 0}}), ["objective.mu.begin", "start, end"]),
         (mu({"class_path": "AfterFraction", "init_args": {"fraction": 2, "value": 1}}), ["fraction", "2.0", "0 to 1"]),
