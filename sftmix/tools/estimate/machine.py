@@ -49,14 +49,6 @@ class Machine:
         computing = None if self.flops is None else flops / (self.flops * self.mfu * self.count)
         return computing, None if self.bandwidth is None else sent / self.bandwidth
 
-    def hours(self, flops: float, sent: float) -> float:
-        """Device-hours of both: those of the longer one, as if the shorter one were hidden behind it.
-
-        FSDP gathers a layer while the layer before it computes. DDP sends gradients during the backward. Where the two
-        do not overlap well, the true time is longer, at most twice as long.
-        """
-        return max(one or 0.0 for one in self.seconds(flops, sent)) * self.count / 3600
-
 
 def make_machine(
     gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
@@ -76,7 +68,7 @@ def make_machine(
     numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
     for option, number in numbers.items():
         if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
-            raise ConfigError(f"{option} is {number}; allowed: above 0{' and at most 1' * (option == 'mfu')}")
+            raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
     if known:
         tflops = tflops or known.tflops
         bandwidth = bandwidth or (known.bandwidth if gpus <= gpus_per_node else None)
@@ -96,12 +88,12 @@ class Layout:
 
     def __init__(self, options: TrainingOptions, machine: Machine) -> None:
         """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-        count, device = machine.count, machine.device
-        world = World(size=count, device=device, local_size=min(count, machine.per_node))
+        device = machine.device
+        world = World(size=machine.count, device=device, local_size=min(machine.count, machine.per_node))
         self.machine = machine
         self.parallel = resolve_parallel(options.parallel, world)
         self.is_sharded = self.parallel in SHARDED
-        self.shards = count if self.parallel == "fsdp" else 1
+        self.shards = machine.count if self.parallel == "fsdp" else 1
         if self.parallel == "hsdp":
             self.shards = shard_group(options.shard_group_size, world)
         self.compute: Compute = "bfloat16" if self.is_sharded else "autocast"
