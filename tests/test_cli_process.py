@@ -53,7 +53,7 @@ from sftmix.types import Split
 
 class ByLength(Splitter):
     """Short and long responses."""
-    needs_confidence = False
+    needs = frozenset()
     def __init__(self, *, longest: int = 100, strict: bool = False) -> None:
         """longest: tokens of a short response."""
         self.longest = longest

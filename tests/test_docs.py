@@ -246,7 +246,7 @@ import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe,
 import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
 import sftmix.tools.evaluate.command
-import sftmix.tools.evaluate.convert, sftmix.tools.quickstart.command, sftmix.tools.report.write
+import sftmix.tools.quickstart.command, sftmix.tools.report.write
 import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
@@ -261,7 +261,7 @@ tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **op
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.command.replay = lambda *args: ""
 tools.report.write.write_report = lambda *args, **options: []
-tools.evaluate.convert.convert = lambda *args, **options: ()
+tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
 tools.answers.generate.generate = lambda *args, **options: tools.answers.generate.Made([], 0, [], 0, 0.0, {}, [])

@@ -181,7 +181,7 @@ BEFORE = """
 from sftmix.components import Callback, CallbackResult
 
 class Before(Callback):
-    observer = True
+    gives = frozenset()
     def on_stage_start(self, state):
         return None if state.evaluate is None else CallbackResult(metrics=state.evaluate())
 """

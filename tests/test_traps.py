@@ -25,7 +25,7 @@ T9   labels shifted twice
        training/test_step.py::test_labels_are_shifted_once
 T10  no label left after truncation
        data/test_data_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
-       test_scoring.py::test_a_broken_model_is_not_scored
+       training/test_scoring.py::test_a_broken_model_is_not_scored
 T11  an empty batch on one rank
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_ranks_without_work_get_a_filler_without_weight
@@ -64,8 +64,8 @@ T23  an option silently ignored
        test_config.py::test_a_problem_is_named_with_its_options
        test_pipeline.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
-       test_scoring.py::test_two_ranks_give_the_table_of_one
-       test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
+       training/test_scoring.py::test_two_ranks_give_the_table_of_one
+       training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
 T25  a stale cache
        data/test_data_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
        test_reference_run.py::test_a_file_of_dynamics_that_changed_is_refused
@@ -74,12 +74,12 @@ T26  logits by hand
        test_models.py::test_head_fits
 T27  perplexity
        test_pipeline.py::test_confidence_and_split_are_the_papers_formula
-       test_scoring.py::test_dropout_is_off_while_scoring_and_on_again_after
+       training/test_scoring.py::test_dropout_is_off_while_scoring_and_on_again_after
 T28  Mixup alignment
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula
-       data/test_batching.py::test_collate_aligns_nth_response_token_with_nth_response_token
+       batches/test_collate.py::test_collate_aligns_nth_response_token_with_nth_response_token
 T29  gradients under no_grad
-       test_scoring.py::test_scoring_does_no_gradient_work
+       training/test_scoring.py::test_scoring_does_no_gradient_work
        test_functional.py::test_nothing_large_is_ever_allocated
 T30  an adapter on the head
        test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings

@@ -243,7 +243,7 @@ def _form(key: str, hint: Any) -> str:
         return ""
     if key.rpartition(".")[2] in _NAMES:
         return _NAMES[key.rpartition(".")[2]]
-    forms = []
+    forms: list[str] = []
     for kind in alternatives(hint):
         origin, inner = typing.get_origin(kind), [_TYPES.get(a, "VALUE") for a in typing.get_args(kind)]
         if origin is typing.Literal:

@@ -189,7 +189,8 @@ def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
     """Yield a note for each component that has another class in `after` and lost options by it."""
     for name in (name for name in component_bases() if isinstance(before.get(name), Mapping)):
         old, new = before[name], after[name]
-        other = {**new} if isinstance(new, Mapping) else {CLASS: "null" if new is None else str(new), ARGS: {}}
+        no_class: dict[str, Any] = {CLASS: "null" if new is None else str(new), ARGS: {}}
+        other = new if isinstance(new, Mapping) else no_class
         if other[CLASS] == old[CLASS]:
             continue
         defaults = component_options(import_class(old[CLASS]))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
-from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.base import Need, Reference, ReferenceContext
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -55,9 +55,12 @@ class TrainedReference(Reference):
         self.token_nll = token_nll
         self.response_alone = response_alone
         self.training = training
-        self.gives_response_alone = response_alone
-        self.gives_correct = checkpoints != "online"
-        self.gives_before_training = isinstance(checkpoints, list) and 0 in checkpoints
+        held = {
+            Need.RESPONSE_ALONE: response_alone,
+            Need.CORRECT: checkpoints != "online",
+            Need.BEFORE_TRAINING: isinstance(checkpoints, list) and 0 in checkpoints,
+        }
+        self.gives = {need for need, there in held.items() if there}
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         if isinstance(self.checkpoints, list):
@@ -87,9 +90,8 @@ class FromCheckpoints(Reference):
     The models may come from any trainer, for instance as the `checkpoint-*` directories of a Trainer's run.
     """
 
-    trains = False
-    gives_response_alone = False
-    gives_before_training = False
+    needs = frozenset({Need.SCORING})
+    gives = frozenset({Need.CORRECT})
 
     def __init__(
         self,
@@ -136,10 +138,8 @@ class Online(Reference):
     examples late in an epoch look easier only because the model has learned more.
     """
 
-    single_run = True
-    gives_response_alone = False
-    gives_correct = False
-    gives_before_training = False
+    needs = frozenset({Need.TARGET_LOSSES})
+    gives = frozenset()
 
     def __init__(self, *, window: int | None = 1) -> None:
         """window: number of past epochs that count as checkpoints, at least 1; null: all past epochs."""
@@ -157,8 +157,7 @@ class Online(Reference):
 class FromFile(Reference):
     """The dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
 
-    trains = False
-    needs_model = False
+    needs = frozenset()
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
         """

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
-from sftmix.components.base import Optimizer, Reference, plain
-from sftmix.components.callbacks import EarlyStopping, Evaluate
+from sftmix.components.base import Component, Need, Optimizer
+from sftmix.components.callbacks import Evaluate
 from sftmix.config.inherited import inherit
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     SHARDED,
     Check,
     LoraOptions,
-    ReferenceModel,
-    ReferenceTraining,
     TrainingOptions,
     at_least_1,
     out_of_range,
@@ -37,22 +35,16 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     """Yield the problems: missing options first, then the others in the order of the options."""
-    pairs = config.resolved_pairing() is not None
     yield from _missing(config, needs_out)
     yield from config.data.problems()
     yield from _adapters(config)
     yield from _evaluation(config)
     yield from _of_each_training(config, _training)
-    yield from _optimizer(config)
-    yield from _pairs(config, pairs)
-    yield from _reference(config, pairs)
+    yield from _of_each_training(config, lambda prefix, options: _sharded(config.optimizer, prefix, options))
+    if config.resolved_pairing() is not None:
+        yield from _even(config)
+    yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
-
-
-def _of_reference(config: RunConfig) -> TrainingOptions:
-    """Return the options that the reference is trained with: its own, and the run's where it sets none."""
-    own = getattr(config.reference, "training", None)
-    return inherit(config.training, own if isinstance(own, ReferenceTraining) else None)
 
 
 def _of_each_training(config: RunConfig, problems: Callable[[str, TrainingOptions], Iterator[str]]) -> Iterator[str]:
@@ -62,7 +54,11 @@ def _of_each_training(config: RunConfig, problems: Callable[[str, TrainingOption
     """
     yield from problems("training", config.training)
     inherited = set(problems("reference.training", config.training))
-    yield from (p for p in problems("reference.training", _of_reference(config)) if p not in inherited)
+    yield from (
+        p
+        for p in problems("reference.training", inherit(config.training, config.reference.training))
+        if p not in inherited
+    )
 
 
 def _training(prefix: str, options: TrainingOptions) -> Iterator[str]:
@@ -130,129 +126,102 @@ def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
-    yield from _early_stopping(config)
+    if _held_out(config):
+        return
+    if config.checkpoint.keep_best:
+        yield (
+            "checkpoint.keep_best is true, but there are no held-out rows, so no evaluation is the best; set "
+            "data.eval or data.eval_fraction, or leave keep_best out"
+        )
     for callback in config.callbacks:
-        if callback.package is not None and importlib.util.find_spec(callback.package) is None:
+        if isinstance(callback, Evaluate) and callback.every is not None:
             yield (
-                f"callbacks: {type(callback).__name__} needs the package {callback.package}: "
-                f"pip install {callback.package}, or remove the callback"
+                f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; "
+                "set data.eval or data.eval_fraction, or remove the callback"
             )
-    if config.data.eval is None and config.data.eval_fraction is None:
-        if config.checkpoint.keep_best:
-            yield (
-                "checkpoint.keep_best is true, but there are no held-out rows, so no evaluation is the best; set "
-                "data.eval or data.eval_fraction, or leave keep_best out"
-            )
-        for callback in config.callbacks:
-            if callback.needs_held_out:
-                yield (
-                    f"callbacks: {type(callback).__name__} needs held-out rows; set data.eval or data.eval_fraction, "
-                    "or remove the callback"
-                )
-            if isinstance(callback, Evaluate) and callback.every is not None:
-                yield (
-                    f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; "
-                    "set data.eval or data.eval_fraction, or remove the callback"
-                )
 
 
-def _early_stopping(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each EarlyStopping with no callback before it that could evaluate."""
+def _held_out(config: RunConfig) -> bool:
+    return config.data.eval is not None or config.data.eval_fraction is not None
+
+
+def _even(config: RunConfig) -> Iterator[str]:
+    for name in ("global_batch_size", "micro_batch_size"):
+        size = getattr(config.training, name)
+        if size is not None and size >= 1 and size % 2:
+            yield (
+                f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
+                f"use {size + 1}, or --pairing null with an objective that does not mix"
+            )
+
+
+# -------------------------------------------------------------------------------------- what components need
+
+_OTHER = "or another --confidence"
+_REMEDIES = {
+    Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
+    f"reference.checkpoints, {_OTHER}",
+    Need.CORRECT: f"use --reference TrainedReference with a number of reference.checkpoints, {_OTHER}",
+    Need.BEFORE_TRAINING: "use --reference TrainedReference and a list of reference.checkpoints with 0 and two later "
+    f"places, such as [0, 0.33, 1], {_OTHER}",
+    Need.PAIRS: "pairing is null; use --pairing auto, or --objective NTP",
+    Need.FIRST_SPLIT: "use --objective SFTMix with objective.ntp_on all, or --reference TrainedReference",
+    Need.HELD_OUT: "set data.eval or data.eval_fraction, or remove the callback",
+    Need.EVALUATIONS: "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping",
+}
+
+
+def _needs(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
+    pairs, reference = config.resolved_pairing() is not None, config.reference
+    source = _named("reference", reference)
+    confident = pairs and Need.CONFIDENCE in config.splitter.needs
+    online = confident and Need.TARGET_LOSSES in reference.needs
+    if confident:
+        yield from _missing_needs("confidence", config.confidence, reference.gives, source)
+        yield from _too_few_checkpoints(config)
+    if online and config.training.max_steps is None and config.training.epochs <= 1:
+        yield (
+            f"{source} splits each epoch by the losses of the one before, but training.epochs is "
+            f"{config.training.epochs:g}; allowed: above 1"
+        )
+    given = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
+    yield from _missing_needs("objective", config.objective, given, source if online else "this run")
+    held_out = {Need.HELD_OUT} if _held_out(config) else set()
     for place, callback in enumerate(config.callbacks):
-        before = config.callbacks[:place]
-        if isinstance(callback, EarlyStopping) and not any(other.evaluates for other in before):
-            names = ", ".join(type(other).__name__ for other in before)
-            yield (
-                "callbacks: EarlyStopping decides on the evaluations of the callbacks before it, and there are none"
-                f"{f' (before it: {names})' if names else ''}; "
-                "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping"
-            )
+        before = [need for other in config.callbacks[:place] for need in other.gives]
+        yield from _missing_needs("callbacks:", callback, {*held_out, *before}, "this run")
+    others = [("callbacks:", callback, "remove the callback") for callback in config.callbacks]
+    for name, component, other in [("optimizer", config.optimizer, "use --optimizer AdamW"), *others]:
+        if component.package is not None and importlib.util.find_spec(component.package) is None:
+            package = component.package
+            yield f"{name} {type(component).__name__} needs the package {package}: pip install {package}, or {other}"
 
 
-def _pairs(config: RunConfig, pairs: bool) -> Iterator[str]:
-    if config.objective.mixes and not pairs:
-        yield (
-            f"objective {type(config.objective).__name__} mixes pairs, but pairing is null; "
-            "use --pairing auto, or --objective NTP"
-        )
-    if pairs:
-        for name in ("global_batch_size", "micro_batch_size"):
-            size = getattr(config.training, name)
-            if size is not None and size >= 1 and size % 2:
-                yield (
-                    f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
-                    f"use {size + 1}, or --pairing null with an objective that does not mix"
-                )
+def _missing_needs(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
+    for need in sorted(component.needs):
+        if need not in given:
+            yield f"{_named(name, component)} needs {need}, which {by} does not give; {_REMEDIES[need]}"
 
 
-def _reference(config: RunConfig, pairs: bool) -> Iterator[str]:
-    if pairs and config.splitter.needs_confidence:
-        yield from _confidence(config)
-        if config.reference.single_run:
-            yield from _single_run(config)
-
-
-def _confidence(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
-    reference, confidence = config.reference, f"confidence {type(config.confidence).__name__}"
-    if config.confidence.needs_response_alone and not reference.gives_response_alone:
-        yield (
-            f"{confidence} compares each response with and without its instruction, but "
-            f"{_as_set(reference, 'response_alone', 'checkpoints')} does not score responses alone; use --reference "
-            "TrainedReference with reference.response_alone true and a number or list of reference.checkpoints, or "
-            "another --confidence"
-        )
-    if config.confidence.needs_correct and not reference.gives_correct:
-        yield (
-            f"{confidence} needs the number of correct tokens, which the online losses of "
-            f"{_as_set(reference, 'checkpoints')} do not have; use --reference TrainedReference with a number of "
-            "reference.checkpoints, or another --confidence"
-        )
-    if config.confidence.needs_before_training and not reference.gives_before_training:
-        yield (
-            f"{confidence} compares with the perplexity before training, but "
-            f"{_as_set(reference, 'checkpoints')} does not score there; use --reference TrainedReference and a list of "
-            "reference.checkpoints with 0 and two later places, such as [0, 0.33, 1], or another --confidence"
-        )
-    most, needed = reference.most_checkpoints(_reference_epochs(config)), config.confidence.needs_checkpoints
+def _too_few_checkpoints(config: RunConfig) -> Iterator[str]:
+    reference, needed = config.reference, config.confidence.least_checkpoints
+    options = inherit(config.training, reference.training)
+    most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
     if most is not None and most < needed:
         yield (
-            f"{confidence} needs {counted(needed, 'checkpoint')}, but {_as_set(reference, 'checkpoints')} has "
-            f"{most}; use --reference TrainedReference with more reference.checkpoints (online: more epochs), or "
-            "another --confidence"
+            f"confidence {type(config.confidence).__name__} needs {counted(needed, 'checkpoint')}, but "
+            f"{_named('reference', reference)} has {most}; use --reference TrainedReference with more "
+            f"reference.checkpoints (online: more epochs), {_OTHER}"
         )
 
 
-def _as_set(reference: Reference, *options: str) -> str:
-    """Name the reference with those of the options that it has."""
-    found = [f"reference.{name} {plain(getattr(reference, name))}" for name in options if hasattr(reference, name)]
-    return f"reference {type(reference).__name__}" + (f" ({', '.join(found)})" if found else "")
-
-
-def _reference_epochs(config: RunConfig) -> float | None:
-    """Return the epochs that the reference is trained; None if its length is given in steps."""
-    options = _of_reference(config)
-    return options.epochs if options.max_steps is None else None
-
-
-def _single_run(config: RunConfig) -> Iterator[str]:
-    """Yield the problems of a run whose first epoch has neither pairs nor groups."""
-    name, objective, training = type(config.reference).__name__, config.objective, config.training
-    if training.max_steps is None and training.epochs <= 1:
-        yield (
-            f"reference {name} splits each epoch by the losses of the one before, but training.epochs is "
-            f"{training.epochs:g}; allowed: above 1"
-        )
-    if getattr(objective, "ntp_on", "all") != "all":
-        yield (
-            f"reference {name} has no split in the first epoch, so objective.ntp_on must be all, not "
-            f"{objective.ntp_on!r}"  # type: ignore[attr-defined]
-        )
-    if not objective.trains_unpaired:
-        yield (
-            f"reference {name} has no pairs in the first epoch, in which objective {type(objective).__name__} would "
-            "train nothing; use --objective SFTMix, or --reference TrainedReference"
-        )
+def _named(kind: str, component: Component) -> str:
+    """Name a component, with those of its options that decide what it needs or gives."""
+    options = component.spec()["init_args"]
+    deciding = [name for name in ("response_alone", "checkpoints", "ntp_on") if name in options]
+    shown = [f"{kind}.{name} {options[name]}" for name in deciding]
+    return f"{kind} {type(component).__name__}" + (f" ({', '.join(shown)})" if shown else "")
 
 
 def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
@@ -287,23 +256,13 @@ def quantized_shards(lora: LoraOptions, parallel: str, prefix: str = "model.lora
 
 def _adapters(config: RunConfig) -> Iterator[str]:
     yield from _lora("model.lora", config.model.lora, config.training.parallel)
-    model = getattr(config.reference, "model", None)
-    if isinstance(model, ReferenceModel) and model.lora is not None:
-        yield from _lora("reference.model.lora", model.lora, _of_reference(config).parallel)
-
-
-def _optimizer(config: RunConfig) -> Iterator[str]:
-    optimizer = config.optimizer
-    if optimizer.package is not None and importlib.util.find_spec(optimizer.package) is None:
-        yield (
-            f"optimizer {type(optimizer).__name__} needs the package {optimizer.package}: "
-            f"pip install {optimizer.package}, or use --optimizer AdamW"
-        )
-    yield from _of_each_training(config, lambda prefix, options: _sharded(optimizer, prefix, options))
+    model, options = config.reference.model, inherit(config.training, config.reference.training)
+    if model is not None and model.lora is not None:
+        yield from _lora("reference.model.lora", model.lora, options.parallel)
 
 
 def _sharded(optimizer: Optimizer, prefix: str, options: TrainingOptions) -> Iterator[str]:
-    if options.parallel in SHARDED and not optimizer.shards:
+    if options.parallel in SHARDED and Need.WHOLE_WEIGHTS in optimizer.needs:
         yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
 
 
@@ -317,7 +276,7 @@ def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
 
 def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> None:
     """Raise ConfigError for an optimizer or adapters that ranks cannot share; `parallel` names the option."""
-    if not optimizer.shards:
+    if Need.WHOLE_WEIGHTS in optimizer.needs:
         raise ConfigError(sharded_optimizer(optimizer, parallel))
     if lora.quantize:
         raise ConfigError(quantized_shards(lora, parallel))

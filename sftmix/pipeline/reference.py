@@ -11,7 +11,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
-from sftmix.components.base import Callback
+from sftmix.components.base import Callback, Need
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import TrainedReference
@@ -57,7 +57,7 @@ def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
     written = read_dynamics(path).of(ids)  # before the stage is done: what cannot be read must not count as done
     figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": written.steps.tolist()}
     run.finish("reference", ["../confidence/dynamics.parquet"], figures)
-    by = "" if config.reference.trains else f" {type(config.reference).__name__}"
+    by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
     run.say(f"reference{by}: {described(written)} ({figures['wall_seconds']:.0f} s)")
     return written
 
@@ -135,7 +135,7 @@ class ReferenceRun:
 
     def _callbacks(self) -> list[Callback]:
         """List the callbacks that may have something to do in a stage without held-out rows."""
-        return [callback for callback in self._run.config.callbacks if not callback.needs_held_out]
+        return [callback for callback in self._run.config.callbacks if Need.HELD_OUT not in callback.needs]
 
     def _ends_of_loss(self, stage: Stage) -> dict[str, float]:
         return self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {}

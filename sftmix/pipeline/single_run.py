@@ -75,7 +75,7 @@ def splits_of_single_run(run: RunContext, rows: RunRows) -> FromOnlineLosses | N
         return None
     return FromOnlineLosses(
         losses=OnlineLosses(data.ids, run.directory.path / "train" / "online", run.world),
-        window=getattr(config.reference, "window", 1),
+        window=config.reference.window,
         estimator=config.confidence,
         splitter=config.splitter,
         pairing=run.pairing,

@@ -157,7 +157,7 @@ from sftmix.components import Callback
 
 class Samples(Callback):
     """Writes down the examples of each step, of all ranks; waits for what is done to the nodes."""
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         if state.stage != "train":
             return

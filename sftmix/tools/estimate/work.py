@@ -13,6 +13,7 @@ from sftmix.batches.deal import deal, token_slots
 from sftmix.batches.order import TrainingOrder, one_split
 from sftmix.common.rng import generator
 from sftmix.common.world import World
+from sftmix.components.base import Need
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.contracts import check_split
 from sftmix.config import RunConfig
@@ -75,7 +76,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         base, read = (read + amount_of(held_out, times=times) for times in (1, evaluations))
     train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
     arms = [train, replace(train, name="baseline")] if config.with_baseline else [train]
-    if config.objective.needs_batch_nll:  # each batch is read before it is trained on
+    if Need.BATCH_NLL in config.objective.needs:  # each batch is read before it is trained on
         arms[0] = replace(train, read=read + train.trained)
     last = Work("base", path, lora.without_adapters(), options, base)
     return [*_reference(config, rows, machine), *arms, last]
@@ -84,24 +85,24 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
 def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stage of the reference by what its attributes say; none of its code is run."""
     reference = config.reference
-    wanted = config.resolved_pairing() and config.splitter.needs_confidence
-    if not wanted or reference.single_run or not reference.needs_model:
+    wanted = config.resolved_pairing() and Need.CONFIDENCE in config.splitter.needs
+    if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
         return []
-    model = getattr(reference, "model", None) or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
+    model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
     path, _, data, _ = rows_of_reference(config, rows, model, World())
-    options = inherit(config.training, getattr(reference, "training", None))
+    options = inherit(config.training, reference.training)
     order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
     checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     work = Work("reference", path, reference_lora(config.model, model), options, amount_of(data, times=len(steps)))
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
-    return [_trained(work, config, data, order, machine, last if reference.trains else 0)]
+    return [_trained(work, config, data, order, machine, last if Need.TRAINING in reference.needs else 0)]
 
 
 def _pairs(config: RunConfig, rows: RunRows) -> Callable[[int], Rows | None]:
     """The pairs of the run, if they need no confidence; else random pairs, as two equal groups would give."""
     pairing, n = config.resolved_pairing(), len(rows.data.train)
-    if pairing is not None and not config.splitter.needs_confidence:
+    if pairing is not None and Need.CONFIDENCE not in config.splitter.needs:
         scores = rows.table()
         split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
         return one_split(split, scores, pairing, config.seed).pairs_of

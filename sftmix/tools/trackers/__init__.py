@@ -54,8 +54,7 @@ class Tracker(Callback):
     told once, and the rest is left to `sftmix track`.
     """
 
-    observer = True
-    evaluates = False
+    gives = frozenset()
     client: str
     """The name of the client, for `sftmix track --to` and for its folder."""
 

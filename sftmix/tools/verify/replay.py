@@ -14,7 +14,7 @@ import torch
 
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, step_path
 from sftmix.common.world import World
-from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.pipeline.context import RunContext
@@ -140,7 +140,7 @@ class _ReplayContext(RunContext):
         return stage != self._window.stage
 
     def train(self, stage: Stage) -> StageResult:
-        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or not one.observer]
+        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the link is never pruned
         callbacks = [*watching, _StopAfter(self._window.end)]
         machine = machine_of(self.world, stage.options)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sftmix.common.tables import read_confidence, read_dynamics, read_ids, read_split
 from sftmix.common.world import World
+from sftmix.components.base import Need
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
@@ -80,7 +81,7 @@ def write_summary(run: Path, inputs: Inputs, to: Path) -> None:
     """Write summary.json, gathered again from the files of a run's stages, into the directory `to`."""
     config, split = inputs.config, run / "split/split.parquet"
     divided = read_split(split)[1] if split.exists() else None
-    confidence = run / "confidence/confidence.parquet" if divided and config.splitter.needs_confidence else None
+    confidence = run / "confidence/confidence.parquet" if divided and Need.CONFIDENCE in config.splitter.needs else None
     summarise(
         run,
         World(),

@@ -201,7 +201,7 @@ def test_hsdp_shares_within_a_node():
         return Layout(options, machine(gpus=count, gpus_per_node=per_node)).shards
 
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
-    with pytest.raises(ConfigError, match="which means the 8 ranks of this node, but there are 12 ranks"):
+    with pytest.raises(ConfigError, match="shard_group_size is 8, but there are 12 ranks"):
         shards(12)
 
 

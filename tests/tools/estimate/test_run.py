@@ -9,6 +9,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
+from sftmix.components import Need
 from sftmix.components.optimizers import AdamW
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
@@ -93,7 +94,7 @@ def test_the_data_sheet_s_bandwidth_holds_within_a_node():
     ("quantize", "named"), [(False, "optimizer AdamW"), (True, "model.lora.quantize 4bit")], ids=["optimizer", "4bit"]
 )
 def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, quantize, named):
-    monkeypatch.setattr(AdamW, "shards", quantize)
+    monkeypatch.setattr(AdamW, "needs", frozenset() if quantize else {Need.WHOLE_WEIGHTS})
     given = config(tiny, splitter=RandomSplit())
     if quantize:
         given = replace(given, model=replace(given.model, lora=LoraOptions(r=4, quantize="4bit")))

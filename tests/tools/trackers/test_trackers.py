@@ -209,7 +209,7 @@ import os, signal
 from sftmix.components import Callback
 
 class Dies(Callback):
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         if state.stage == "train" and state.step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -330,7 +330,7 @@ def test_two_processes_do_not_send_the_same_run(tmp_path):
 def test_a_tracker_is_a_callback_that_keeps_the_contract(client):
     tracker = TRACKERS[client]()
     check_callback(tracker)
-    assert tracker.observer
+    assert not tracker.gives
     assert tracker.spec()["class_path"] == f"sftmix.tools.trackers.{TRACKERS[client].__name__}"
 
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common import tables as store
+from sftmix.common import tables
 from sftmix.common.errors import DataError, NoSpaceError
-from sftmix.common.tables import read_eval, write_eval
 from sftmix.types import RowScores, Split, TrainingDynamics
 
 
@@ -48,15 +47,15 @@ def same(a: TrainingDynamics, b: TrainingDynamics) -> None:
 
 @given(dynamics(), st.randoms(use_true_random=False))
 def test_dynamics_survive_the_file_in_any_order_of_lines(tmp_path_factory, given_, random):
-    path = tmp_path_factory.mktemp("store") / "dynamics.parquet"
-    store.write_dynamics(path, given_)
-    same(store.read_dynamics(path), given_)
+    path = tmp_path_factory.mktemp("tables") / "dynamics.parquet"
+    tables.write_dynamics(path, given_)
+    same(tables.read_dynamics(path), given_)
 
     table = pq.read_table(path)
     lines = list(range(len(table)))
     random.shuffle(lines)
     pq.write_table(table.take(lines), path)
-    shuffled = store.read_dynamics(path)
+    shuffled = tables.read_dynamics(path)
     order = [shuffled.ids.index(i) for i in given_.ids]
     np.testing.assert_array_equal(shuffled.nll_sum[order], given_.nll_sum)
     np.testing.assert_array_equal(shuffled.n_correct[order], given_.n_correct)
@@ -75,7 +74,7 @@ SMALL = TrainingDynamics(
 
 
 def test_the_dynamics_table_is_as_documented(tmp_path):
-    store.write_dynamics(tmp_path / "d.parquet", SMALL)
+    tables.write_dynamics(tmp_path / "d.parquet", SMALL)
     assert pq.read_table(tmp_path / "d.parquet").to_pylist() == [
         {"id": "a", "checkpoint": 0, "step": 3, "nll_sum": 1.5, "n_tokens": 2, "n_correct": 0},
         {"id": "a", "checkpoint": 1, "step": 6, "nll_sum": 0.5, "n_tokens": 2, "n_correct": 2},
@@ -87,7 +86,7 @@ def test_the_dynamics_table_is_as_documented(tmp_path):
 def edited(tmp_path, **columns):
     """The small file with some columns replaced (None: left out)."""
     path = tmp_path / "d.parquet"
-    store.write_dynamics(path, SMALL)
+    tables.write_dynamics(path, SMALL)
     table = pq.read_table(path).to_pydict() | columns
     pq.write_table(pa.table({k: v for k, v in table.items() if v is not None}), path)
     return path
@@ -96,21 +95,20 @@ def edited(tmp_path, **columns):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"checkpoint": [0, 0, 0, 1]}, "checkpoint 0 of example 'a' is twice or more"),
-        ({"id": ["a", "a", "b", "c"]}, "checkpoint 1 of example 'b' is missing"),
+        ({"checkpoint": [0, 0, 0, 1]}, "checkpoint 0 of example 'a' has 2 lines"),
+        ({"id": ["a", "a", "b", "c"]}, "checkpoint 1 of example 'b' has 0 lines"),
         ({"checkpoint": [0, -1, 0, 1]}, "checkpoint does not count"),
         ({"checkpoint": [0, 10**9, 0, 1]}, "checkpoint does not count"),
         ({"step": [3, 6, 3, 7]}, "several steps"),
-        ({"nll_sum": [float("nan"), 0.5, 0.0, 0.0]}, "nll_sum is not finite for 1 examples, first 'a'"),
-        ({"nll_sum": [float("inf"), 0.5, 0.0, 0.0]}, "nll_sum is not finite"),
+        ({"nll_sum": [float("nan"), 0.5, 0.0, 0.0]}, r"not finite for 1 examples, first \['a'\]"),
         ({"nll_sum": [-1.0, 0.5, 0.0, 0.0]}, "nll_sum is negative"),
+        ({"alone_nll_sum": [0.5, float("inf"), 0.0, 0.0]}, "alone_nll_sum is negative or not finite"),
         ({"n_tokens": [2, 3, 0, 0]}, "n_tokens differs"),
         ({"n_tokens": [2, 2, -1, -1]}, "n_tokens is negative"),
         ({"n_correct": [0, 3, 0, 0]}, "n_correct is not in"),
-        ({"n_tokens": [2.5, 2.5, 0, 0]}, "n_tokens does not hold int64"),
-        ({"nll_sum": [None, 0.5, 0.0, 0.0]}, r"columns \['nll_sum'\] have empty cells"),
+        ({"n_tokens": [2.5, 2.5, 0, 0]}, "does not hold int64"),
+        ({"nll_sum": [None, 0.5, 0.0, 0.0]}, "column nll_sum has empty cells"),
         ({"n_correct": None}, r"columns \['n_correct'\] are missing"),
-        ({"id": [1, 1, 2, 2]}, "column id must hold text"),
         ({"token_nll": [[1.0], [0.5], [], []]}, "token_nll has another length"),
         ({k: [] for k in ("checkpoint", "step", "nll_sum", "n_tokens", "n_correct")} | {"id": pa.array([], "string")},
          "holds no example"),
@@ -118,21 +116,21 @@ def edited(tmp_path, **columns):
 )  # fmt: skip
 def test_malformed_dynamics_are_refused(tmp_path, columns, message):
     with pytest.raises(DataError, match=message):
-        store.read_dynamics(edited(tmp_path, **columns))
+        tables.read_dynamics(edited(tmp_path, **columns))
 
 
 def test_a_missing_or_foreign_file_is_a_data_error_with_its_path(tmp_path):
     (tmp_path / "text.parquet").write_text("not parquet")
     for name in ("text.parquet", "absent.parquet"):
         with pytest.raises(DataError, match=name):
-            store.read_dynamics(tmp_path / name)
+            tables.read_dynamics(tmp_path / name)
 
 
 def test_confidence_survives_the_file(tmp_path):
     confidence, variability = np.asarray([-1.25, np.nan, -np.inf]), np.asarray([0.5, np.nan, np.inf])
-    store.write_confidence(tmp_path / "c.parquet", ["a", "b", "c"], confidence, variability)
+    tables.write_confidence(tmp_path / "c.parquet", ["a", "b", "c"], confidence, variability)
     assert pq.read_schema(tmp_path / "c.parquet").names == ["id", "confidence", "variability"]
-    ids, *values = store.read_confidence(tmp_path / "c.parquet")
+    ids, *values = tables.read_confidence(tmp_path / "c.parquet")
     assert ids == ["a", "b", "c"]
     np.testing.assert_array_equal(values, [confidence, variability])
 
@@ -140,9 +138,9 @@ def test_confidence_survives_the_file(tmp_path):
 def test_a_split_is_stored_by_the_names_of_its_groups(tmp_path):
     path = tmp_path / "s.parquet"
     split = Split(group=np.asarray([1, -1, 0, 2], dtype=np.int8), names=("z", "a", "m"))
-    store.write_split(path, ["p", "q", "r", "s"], split)
+    tables.write_split(path, ["p", "q", "r", "s"], split)
     assert pq.read_table(path).to_pydict() == {"id": ["p", "q", "r", "s"], "group": ["a", "unpaired", "z", "m"]}
-    ids, back = store.read_split(path)
+    ids, back = tables.read_split(path)
     assert ids == ["p", "q", "r", "s"]
     assert back.names == split.names
     assert back.group.dtype == np.int8
@@ -152,25 +150,25 @@ def test_a_split_is_stored_by_the_names_of_its_groups(tmp_path):
 def test_a_split_made_by_other_programs_uses_the_papers_names(tmp_path):
     path = tmp_path / "s.parquet"
     pq.write_table(pa.table({"id": ["a", "b", "c"], "group": ["unconfident", "unpaired", "confident"]}), path)
-    _, split = store.read_split(path)
+    _, split = tables.read_split(path)
     assert split.names == ("confident", "unconfident")
     assert split.group.tolist() == [1, -1, 0]
     pq.write_table(pa.table({"id": ["a"], "group": ["sure"]}), path)
-    with pytest.raises(DataError, match="group 'sure' is none of confident, unconfident, unpaired"):
-        store.read_split(path)
+    with pytest.raises(DataError, match="'sure'"):
+        tables.read_split(path)
     pq.write_table(pa.table({"id": ["a", "a"], "group": ["confident", "confident"]}), path)
     with pytest.raises(DataError, match="there twice"):
-        store.read_split(path)
+        tables.read_split(path)
 
 
 def test_a_group_may_not_be_called_unpaired(tmp_path):
     with pytest.raises(DataError, match="'unpaired'"):
-        store.write_split(tmp_path / "s.parquet", ["a"], Split(np.zeros(1, dtype=np.int8), ("unpaired",)))
+        tables.write_split(tmp_path / "s.parquet", ["a"], Split(np.zeros(1, dtype=np.int8), ("unpaired",)))
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "c.parquet"
-    store.write_confidence(path, ["a"], np.ones(1), np.ones(1))
+    tables.write_confidence(path, ["a"], np.ones(1), np.ones(1))
     before = path.read_bytes()
 
     def full(fd):
@@ -178,19 +176,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NoSpaceError, match=r"c\.parquet"):
-        store.write_confidence(path, ["b"], np.zeros(1), np.zeros(1))
+        tables.write_confidence(path, ["b"], np.zeros(1), np.zeros(1))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["c.parquet"]
 
 
 def test_the_table_of_held_out_examples_comes_back(tmp_path):
     scores = RowScores(np.array([1.5, 0.25]), np.array([3, 1]), np.array([2, 0]))
-    write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, np.array([0.5, 0.75]))
-    ids, back, brier_sum = read_eval(tmp_path / "eval.parquet")
-    assert ids == ["b", "a"]
-    for name in ("nll_sum", "n_tokens", "n_correct"):
-        assert getattr(back, name).tolist() == getattr(scores, name).tolist()
-    assert brier_sum.tolist() == [0.5, 0.75]
-    write_eval(tmp_path / "twice.parquet", ["a", "a"], scores, np.zeros(2))
-    with pytest.raises(DataError, match="an example id is there twice"):
-        read_eval(tmp_path / "twice.parquet")
+    for brier_sum in (np.array([0.5, 0.75]), None):
+        tables.write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, brier_sum)
+        ids, back, brier = tables.read_eval(tmp_path / "eval.parquet")
+        assert ids == ["b", "a"]
+        np.testing.assert_equal([back.nll_sum, back.n_tokens, back.n_correct], [[1.5, 0.25], [3, 1], [2, 0]])
+        np.testing.assert_equal(brier, brier_sum)
