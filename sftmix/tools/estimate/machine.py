@@ -11,7 +11,7 @@ import torch
 from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
-from sftmix.options import SHARDED, TrainingOptions
+from sftmix.options import TrainingOptions
 from sftmix.training.parallel import resolve_parallel, shard_group
 
 FLOAT, HALF = 4, 2
@@ -76,27 +76,31 @@ def make_machine(
     return Machine(gpu, gpus, tflops and tflops * 1e12, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
-    parallel    none, ddp, fsdp or hsdp
-    is_sharded  each rank holds a part of the weights
-    shards      number of such parts; 1: each rank holds all
-    compute     numbers that the weights are computed in
-    size        bytes of a number in a matrix product
+    shards   number of parts of the weights, each on another rank; 1: each rank holds all
+    copies   number of ranks, or groups of them, that hold the same weights
+    compute  numbers that the weights are computed in
     """
 
-    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
-        """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-        device = machine.device
-        world = World(size=machine.count, device=device, local_size=min(machine.count, machine.per_node))
-        self.machine = machine
-        self.parallel = resolve_parallel(options.parallel, world)
-        self.is_sharded = self.parallel in SHARDED
-        self.shards = machine.count if self.parallel == "fsdp" else 1
-        if self.parallel == "hsdp":
-            self.shards = shard_group(options.shard_group_size, world)
-        self.compute: Compute = "bfloat16" if self.is_sharded else "autocast"
-        if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
-            self.compute = "float32"
-        self.size = FLOAT if self.compute == "float32" else HALF
+    shards: int
+    copies: int
+    compute: Compute
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in a matrix product."""
+        return FLOAT if self.compute == "float32" else HALF
+
+
+def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
+    """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
+    count, device = machine.count, machine.device
+    world = World(size=count, device=device, local_size=min(count, machine.per_node))
+    parallel = resolve_parallel(options.parallel, world)
+    shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
+    if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
+        return Layout(shards, count // shards, "float32")
+    return Layout(shards, count // shards, "bfloat16" if shards > 1 else "autocast")

@@ -6,9 +6,11 @@ backward (2 if it is frozen). The head is multiplied with response tokens alone.
 
 from __future__ import annotations
 
+import torch
+
 from sftmix.components.base import Optimizer
 from sftmix.functional.fused import block_rows, default_chunk_size
-from sftmix.tools.estimate.machine import FLOAT, HALF, Layout
+from sftmix.tools.estimate.machine import FLOAT, HALF, Layout, Machine
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.work import Work
 from sftmix.types import Float64
@@ -44,14 +46,16 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     (hsdp; under ddp each rank has a copy). If it has several passes, FSDP sends those of layers that earlier ones left
     with its first pass, and its own with the last.
     """
-    copies, ring = layout.machine.count / layout.shards, (layout.shards - 1) / layout.shards
+    copies, ring = layout.copies, (layout.shards - 1) / layout.shards
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
-    twice = layout.is_sharded and work.passes > work.micro_batches > 1
+    twice = layout.shards > 1 and work.passes > work.micro_batches > 1
     gradients = model.outside.trained + model.layers.trained * (2 if twice else 1)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
 
 
-def memory_of(work: Work, model: FakeModel, optimizer: Optimizer, layout: Layout, process: float) -> dict[str, int]:
+def memory_of(
+    work: Work, model: FakeModel, optimizer: Optimizer, layout: Layout, machine: Machine, process: float
+) -> dict[str, int]:
     """Bytes of each part on one device, and `peak`, their sum.
 
     process  bytes that the process has before there is a model
@@ -60,23 +64,23 @@ def memory_of(work: Work, model: FakeModel, optimizer: Optimizer, layout: Layout
     """
     stored = {"process": process, "weights": model.stored_bytes / layout.shards}
     # FSDP has gathered two layers (one is computed, the next one comes) and what is outside the layers.
-    gathered = layout.size * (2 * model.largest_layer.all + model.outside.all) * layout.is_sharded
+    gathered = layout.size * (2 * model.largest_layer.all + model.outside.all) * (layout.shards > 1)
     if work.largest is None:
         return _parts(**stored, working=gathered)
     trained, segments = model.numbers.trained, work.largest.segments
     whole, share, accumulated = FLOAT * trained, FLOAT * trained / layout.shards, work.micro_batches > 1
     # Each rank holds the whole gradients of earlier micro-batches, under FSDP as well. DDP's buckets are never freed.
-    before = whole if accumulated or layout.parallel == "ddp" else 0.0
+    before = whole if accumulated or (layout.shards == 1 and layout.copies > 1) else 0.0
     # Autograd sums the gradients of several segments beside them. Activations that are freed meanwhile still count:
     # their pieces have other sizes, which gradients mostly do not fit into.
     summed = layout.size * trained if len(segments) > 1 else 0.0
     saved, layer = model.saved(segments, layout.compute, recompute=work.options.activation_checkpointing)
     # FSDP has the gradient of a layer as it is computed and in the float32 buffer that ranks add up; at the end of the
     # backward also those of what is outside the layers. DDP's gradients are views of its buckets.
-    reduced = (layout.size + FLOAT) * layout.is_sharded
+    reduced = (layout.size + FLOAT) * (layout.shards > 1)
     layer += gathered + reduced * model.largest_layer.trained
     stored["optimizer"] = optimizer.state_bytes * trained / layout.shards
-    loss = _loss(model, len(work.largest.labels), work.options.chunk_size, layout)
+    loss = _loss(model, len(work.largest.labels), work.options.chunk_size, layout, machine.device)
     moments = [
         _parts(**stored, gradients=before + summed, activations=saved, loss=loss, working=layer),
         _parts(**stored, gradients=whole if accumulated else share, working=layer + reduced * model.outside.trained),
@@ -90,9 +94,9 @@ def _parts(**sizes: float) -> dict[str, int]:
     return {**parts, "peak": sum(parts.values())}
 
 
-def _loss(model: FakeModel, targets: int, chunk_size: int | None, layout: Layout) -> float:
+def _loss(model: FakeModel, targets: int, chunk_size: int | None, layout: Layout, device: torch.device) -> float:
     """Bytes of the fused loss at its peak, which is in its forward."""
-    (vocabulary, width), device = model.head_shape, layout.machine.device
+    vocabulary, width = model.head_shape
     chunk = min(targets, chunk_size or default_chunk_size(vocabulary, device))
     block = min(chunk, block_rows(vocabulary, device)) * vocabulary * FLOAT
     gradients = FLOAT * vocabulary * width * model.head_is_trained + 2 * FLOAT * targets * width

@@ -12,13 +12,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sftmix.common.world import World
-from sftmix.components.base import Optimizer
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded, validate
 from sftmix.pipeline.rows import read_rows, tokenised_rows
 from sftmix.pipeline.start import check_names_given
 from sftmix.tools.estimate import needs
-from sftmix.tools.estimate.machine import Layout, Machine, make_machine
+from sftmix.tools.estimate.machine import Machine, layout_of, make_machine
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.work import Work, plan
 from sftmix.training.log import PeakMemory
@@ -36,12 +35,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     config, prepared = read_rows(config, World(), progress=True)
     rows = tokenised_rows(config, prepared, World(), progress=True)
     process = float(PeakMemory(machine.device).bytes()) if machine.name == "cpu" else 0.0
-    models, stages = dict[str, FakeModel](), dict[str, dict[str, Any]]()
-    for work in plan(config, rows, machine):
-        key = repr((work.model_path, work.lora))
-        if key not in models:
-            models[key] = FakeModel(work.model_path, config.model.attention, work.lora)
-        stages[work.name] = _stage(work, models[key], config.optimizer, machine, process)
+    stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     return {
         "machine": asdict(machine),
@@ -53,16 +47,17 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _stage(work: Work, model: FakeModel, optimizer: Optimizer, machine: Machine, process: float) -> dict[str, Any]:
+def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> dict[str, Any]:
     """FLOPs and hours of all devices together, bytes that each one sends and holds.
 
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
-    options, layout = work.options, Layout(work.options, machine)
-    if layout.is_sharded and work.largest:
-        refuse_sharded(optimizer, work.lora, f"training.parallel {options.parallel} (here {layout.parallel})")
-    memory = needs.memory_of(work, model, optimizer, layout, process)
+    options, layout = work.options, layout_of(work.options, machine)
+    model = FakeModel(work.model_path, config.model.attention, work.lora)
+    if layout.shards > 1 and work.largest:
+        refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
+    memory = needs.memory_of(work, model, config.optimizer, layout, machine, process)
     training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
     scoring = sum(needs.forward_flops(model, work.read))
     weights, gradients = needs.traffic(work, model, layout)

@@ -26,7 +26,7 @@ from sftmix.functional.fused import default_chunk_size
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.machine import Layout
+from sftmix.tools.estimate.machine import layout_of
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.needs import forward_flops, memory_of, traffic, training_flops
 from sftmix.tools.estimate.work import Work
@@ -59,7 +59,8 @@ def memory(path: str, *segments, count: int = 4, parallel: Any = "auto", lora=No
     options = TrainingOptions(parallel=parallel, precision=given.get("precision", "bf16"))
     largest = batch(*segments, targets=given.get("targets", 1)) if segments else None
     work = work_of(path, options, lora, largest=largest, micro_batches=1 + given.get("accumulated", False))
-    return memory_of(work, FakeModel(path, None, lora), optimizer or AdamW(), Layout(options, machine(gpus=count)), 0)
+    gpus, model = machine(gpus=count), FakeModel(path, None, lora)
+    return memory_of(work, model, optimizer or AdamW(), layout_of(options, gpus), gpus, 0)
 
 
 def test_flops_are_those_that_torch_counts(path):
@@ -198,7 +199,7 @@ def test_the_optimizer_says_what_its_state_needs_and_adapters_have_a_state_alone
 def test_hsdp_shares_within_a_node():
     def shards(count: int, group: int | None = None, per_node: int = 8) -> int:
         options = TrainingOptions(parallel="hsdp", shard_group_size=group)
-        return Layout(options, machine(gpus=count, gpus_per_node=per_node)).shards
+        return layout_of(options, machine(gpus=count, gpus_per_node=per_node)).shards
 
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
     with pytest.raises(ConfigError, match="shard_group_size is 8, but there are 12 ranks"):
@@ -287,4 +288,6 @@ def test_what_is_sent_is_what_ranks_send(path, tmp_path, ranks, ways):
             options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
             counts = {"micro_batches": way.micro_batches, "passes": way.micro_batches * way.segments}
             work, model = work_of(path, options, way.lora, **counts), FakeModel(path, None, way.lora)
-            assert sent == pytest.approx([*traffic(work, model, Layout(options, machine(gpus=ranks)))], rel=1e-6), way
+            assert sent == pytest.approx([*traffic(work, model, layout_of(options, machine(gpus=ranks)))], rel=1e-6), (
+                way
+            )
