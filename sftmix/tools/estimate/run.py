@@ -13,9 +13,8 @@ from typing import Any
 
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.config.checks import refuse_sharded, validate
+from sftmix.config.checks import refuse_sharded
 from sftmix.pipeline.rows import read_rows, tokenised_rows
-from sftmix.pipeline.start import check_names_given
 from sftmix.tools.estimate import needs
 from sftmix.tools.estimate.machine import Machine, layout_of, make_machine
 from sftmix.tools.estimate.model import FakeModel
@@ -30,8 +29,6 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
     Raises the errors of the options, the rows and the configs of the models.
     """
-    validate(config, needs_out=False)
-    check_names_given(config)
     config, prepared = read_rows(config, World(), progress=True)
     rows = tokenised_rows(config, prepared, World(), progress=True)
     process = float(PeakMemory(machine.device).bytes()) if machine.name == "cpu" else 0.0
