@@ -8,16 +8,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
+from sftmix.common.progress import progress_bar
+from sftmix.config.read import read_finished
+from sftmix.data import prepare
+from sftmix.model.paths import named
+from sftmix.pipeline.finished import FinishedModel, finished_models
+from sftmix.tools.answers.blind import KEY, SHEET, read_blind, write_blind
+from sftmix.tools.answers.formats import TOOLS, write_answers
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.finished import FinishedModel
-    from sftmix.tools.answers.questions import Question
+from sftmix.tools.answers.questions import Question, of_rows, question_of, read_questions
+from sftmix.tools.answers.store import AnswerFile
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.
 
@@ -60,8 +66,6 @@ def main(argv: Sequence[str]) -> None:
     given = read_words("generate", ABOUT, add_options, argv)
     if given.read_blind:
         refuse_others("--read_blind", given, add_options, kept=("read_blind", "key"), reason="sheets are only read")
-        from sftmix.tools.answers.blind import read_blind
-
         print(read_blind(list(map(Path, given.read_blind)), None if given.key is None else Path(given.key)))
         return
     if given.place is None or given.to is None:
@@ -92,9 +96,6 @@ def generate(
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
-    from sftmix.pipeline.finished import finished_models
-    from sftmix.tools.answers.blind import KEY, SHEET, write_blind
-    from sftmix.tools.answers.formats import TOOLS, write_answers
 
     options, tool = options or AnswerOptions(), TOOLS.get(form)
     found = finished_models(place, models)
@@ -136,10 +137,6 @@ def _label(model: FinishedModel) -> str:
 
 def _questions(found: Sequence[FinishedModel], prompts: list[str], form: str, options: AnswerOptions) -> list[Question]:
     """Return the questions of files, or those of the run's held-out rows."""
-    from sftmix.config.read import read_finished
-    from sftmix.data import prepare
-    from sftmix.tools.answers.formats import TOOLS
-    from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
     run = next((model.run for model in found if model.run is not None), None)
     config = None if run is None else read_finished(run)
@@ -162,9 +159,7 @@ def inputs_of(
     form: str, questions: Sequence[Question], models: Sequence[FinishedModel], options: AnswerOptions
 ) -> dict[str, Any]:
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
-    from sftmix.common.files import sha256_json
     from sftmix.model.load import fingerprint
-    from sftmix.model.paths import named
     from sftmix.pipeline.loaded import encoder_of
 
     inputs = {"format": form, **asdict(options), "models": {}}
@@ -181,8 +176,6 @@ def _lines(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Question], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Answer what is not answered in a file yet, and return its lines."""
-    from sftmix.common.progress import progress_bar
-    from sftmix.tools.answers.store import AnswerFile
 
     file = AnswerFile(path)
     file.begin(inputs_of(form, questions, models, options))
