@@ -54,7 +54,7 @@ LID = {
     "pipeline": 18219,
     "testing": 5202,
     "tests": 295934,
-    "tools/answers": 7471,
+    "tools/answers": 7491,
     "tools/compare": 7000,
     "tools/estimate": 7009,
     "tools/evaluate": 4838,

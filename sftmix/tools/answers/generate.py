@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
@@ -16,14 +16,13 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
-from sftmix.data import prepare
 from sftmix.model.paths import named
 from sftmix.pipeline.finished import FinishedModel, finished_models
-from sftmix.tools.answers.blind import KEY, SHEET, read_blind, write_blind
-from sftmix.tools.answers.formats import TOOLS, write_answers
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
-from sftmix.tools.answers.questions import Question, of_rows, question_of, read_questions
-from sftmix.tools.answers.store import AnswerFile
+
+if TYPE_CHECKING:
+    from sftmix.tools.answers.formats import Tool
+    from sftmix.tools.answers.questions import Question
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.
 
@@ -66,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
     given = read_words("generate", ABOUT, add_options, argv)
     if given.read_blind:
         refuse_others("--read_blind", given, add_options, kept=("read_blind", "key"), reason="sheets are only read")
+        from sftmix.tools.answers.blind import read_blind
+
         print(read_blind(list(map(Path, given.read_blind)), None if given.key is None else Path(given.key)))
         return
     if given.place is None or given.to is None:
@@ -97,11 +98,14 @@ def generate(
     DataError for a bad row.
     """
 
+    from sftmix.tools.answers.blind import KEY, SHEET, write_blind
+    from sftmix.tools.answers.formats import TOOLS, write_answers
+
     options, tool = options or AnswerOptions(), TOOLS.get(form)
     found = finished_models(place, models)
     if form == "blind" and len(found) != 2:
         raise ConfigError(f"--models names {len(found)}; --format blind compares 2: --models target,baseline")
-    questions = _questions(found, list(prompts), form, options)
+    questions = _questions(found, list(prompts), tool, options)
     parts = {to / "answers.jsonl" if form == "blind" else to: found}
     if tool:  # other runs lie in the same directory, so each model has a file of its own
         parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in found}
@@ -135,19 +139,23 @@ def _label(model: FinishedModel) -> str:
     return f"{model.run.resolve().name}-{model.name}"
 
 
-def _questions(found: Sequence[FinishedModel], prompts: list[str], form: str, options: AnswerOptions) -> list[Question]:
+def _questions(
+    found: Sequence[FinishedModel], prompts: list[str], tool: Tool | None, options: AnswerOptions
+) -> list[Question]:
     """Return the questions of files, or those of the run's held-out rows."""
+    from sftmix.data import prepare
+    from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
     run = next((model.run for model in found if model.run is not None), None)
     config = None if run is None else read_finished(run)
     if prompts:
-        columns = None if config is None else config.data.columns
-        questions = read_questions(prompts, TOOLS[form].question if form in TOOLS else of_rows(columns))
+        columns = config.data.columns if config else None
+        questions = read_questions(prompts, tool.question if tool else of_rows(columns))
     else:
-        prepared = prepare(config.data, config.seed) if config and form not in TOOLS else None
-        rows = None if prepared is None else prepared.eval
-        if prepared is None or rows is None or prepared.text:  # plain text asks nothing
-            raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations for {form}")
+        prepared = prepare(config.data, config.seed) if config and not tool else None
+        rows = None if prepared is None or prepared.text else prepared.eval
+        if rows is None:  # plain text asks nothing
+            raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations to ask")
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is None:
         return questions
@@ -176,6 +184,7 @@ def _lines(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Question], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Answer what is not answered in a file yet, and return its lines."""
+    from sftmix.tools.answers.store import AnswerFile
 
     file = AnswerFile(path)
     file.begin(inputs_of(form, questions, models, options))
