@@ -82,8 +82,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     config, parsed = configuration(name, _ABOUT[name][1], argv, own)
     validate(config)
     _refuse_table(config.out or "")
-    if own:
-        sharing.check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
     if until in ("split", "train"):  # the others make what they are asked for
         for note in config.unused(divides=until == "split"):
