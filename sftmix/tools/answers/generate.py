@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
+from sftmix.common.progress import progress_bar
+from sftmix.config.read import read_finished
+from sftmix.model.paths import named
+from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
 if TYPE_CHECKING:
-    from sftmix.pipeline.finished import FinishedModel
+    from sftmix.tools.answers.formats import Tool
     from sftmix.tools.answers.questions import Question
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.
@@ -92,7 +97,7 @@ def generate(
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
-    from sftmix.pipeline.finished import finished_models
+
     from sftmix.tools.answers.blind import KEY, SHEET, write_blind
     from sftmix.tools.answers.formats import TOOLS, write_answers
 
@@ -100,7 +105,7 @@ def generate(
     found = finished_models(place, models)
     if form == "blind" and len(found) != 2:
         raise ConfigError(f"--models names {len(found)}; --format blind compares 2: --models target,baseline")
-    questions = _questions(found, list(prompts), form, options)
+    questions = _questions(found, list(prompts), tool, options)
     parts = {to / "answers.jsonl" if form == "blind" else to: found}
     if tool:  # other runs lie in the same directory, so each model has a file of its own
         parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in found}
@@ -134,23 +139,23 @@ def _label(model: FinishedModel) -> str:
     return f"{model.run.resolve().name}-{model.name}"
 
 
-def _questions(found: Sequence[FinishedModel], prompts: list[str], form: str, options: AnswerOptions) -> list[Question]:
+def _questions(
+    found: Sequence[FinishedModel], prompts: list[str], tool: Tool | None, options: AnswerOptions
+) -> list[Question]:
     """Return the questions of files, or those of the run's held-out rows."""
-    from sftmix.config.read import read_finished
     from sftmix.data import prepare
-    from sftmix.tools.answers.formats import TOOLS
     from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
     run = next((model.run for model in found if model.run is not None), None)
     config = None if run is None else read_finished(run)
     if prompts:
-        columns = None if config is None else config.data.columns
-        questions = read_questions(prompts, TOOLS[form].question if form in TOOLS else of_rows(columns))
+        columns = config.data.columns if config else None
+        questions = read_questions(prompts, tool.question if tool else of_rows(columns))
     else:
-        prepared = prepare(config.data, config.seed) if config and form not in TOOLS else None
-        rows = None if prepared is None else prepared.eval
-        if prepared is None or rows is None or prepared.text:  # plain text asks nothing
-            raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations for {form}")
+        prepared = prepare(config.data, config.seed) if config and not tool else None
+        rows = None if prepared is None or prepared.text else prepared.eval
+        if rows is None:  # plain text asks nothing
+            raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations to ask")
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is None:
         return questions
@@ -162,9 +167,7 @@ def inputs_of(
     form: str, questions: Sequence[Question], models: Sequence[FinishedModel], options: AnswerOptions
 ) -> dict[str, Any]:
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
-    from sftmix.common.files import sha256_json
     from sftmix.model.load import fingerprint
-    from sftmix.model.paths import named
     from sftmix.pipeline.loaded import encoder_of
 
     inputs = {"format": form, **asdict(options), "models": {}}
@@ -181,7 +184,6 @@ def _lines(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Question], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Answer what is not answered in a file yet, and return its lines."""
-    from sftmix.common.progress import progress_bar
     from sftmix.tools.answers.store import AnswerFile
 
     file = AnswerFile(path)

@@ -9,17 +9,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
+from sftmix.model.paths import named
+from sftmix.pipeline.finished import FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.finished import FinishedModel
+from sftmix.tools.evaluate.table import FOLDER, entry_file, read_entries, write_tables
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.
@@ -89,10 +90,6 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(given: argparse.Namespace) -> None:
     """Measure the models of a place on what they were not measured on, and print the table of all results there."""
-    from importlib.util import find_spec
-
-    from sftmix.pipeline.finished import finished_models, is_run
-    from sftmix.tools.evaluate.table import FOLDER, read_entries, write_tables
 
     source = Path(given.place).expanduser()
     has_baseline = (source / "baseline" / "figures.json").exists()
@@ -194,9 +191,7 @@ def _measure(
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
     from sftmix.model.load import fingerprint
-    from sftmix.model.paths import named
     from sftmix.pipeline.loaded import encoder_of, load_finished
-    from sftmix.tools.evaluate.table import entry_file
 
     with named(model.option):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
