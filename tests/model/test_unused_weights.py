@@ -18,7 +18,6 @@ from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
 from sftmix.model.unused import described_unused, freeze_unused, unused_modules
 from sftmix.options import LoraOptions
-from sftmix.tools.estimate.model import FakeModel
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks
@@ -131,16 +130,6 @@ def test_adapters_are_put_where_text_goes(seeing, targets, tmp_path):
     again = load_model(seeing.model)
     load_adapters(again, path)
     assert [name for name, p in again.named_parameters() if p.requires_grad] == trained
-
-
-def test_the_estimate_counts_the_layers_that_text_goes_through(seeing):
-    real, fake = load_model(seeing.model), FakeModel(seeing.model, None, LoraOptions())
-    layers = [p for layer in real.model.language_model.layers for p in layer.parameters()]
-    assert fake.n_layers == 2
-    assert fake.numbers.all == sum(p.numel() for p in real.parameters())
-    assert fake.numbers.trained == sum(p.numel() for p in real.model.language_model.parameters())
-    assert fake.layers.all == sum(p.numel() for p in layers)
-    assert fake.outside.all == fake.outside.trained == fake.numbers.trained - fake.layers.trained
 
 
 # ------------------------------------------------------------------------------------------------- several ranks
