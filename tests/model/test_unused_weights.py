@@ -18,11 +18,10 @@ from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
 from sftmix.model.unused import described_unused, freeze_unused, unused_modules
 from sftmix.options import LoraOptions
-from sftmix.tools.estimate.model import FakeModel
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks
-from tests.model.test_models import FAMILIES, build
+from tests.model.test_models import FAMILIES, TINY, build
 from tests.tiny import cut_before_the_end, make_tiny, metrics, weights
 from tests.trained import Trained, assert_exact
 
@@ -32,17 +31,7 @@ ONE = ("--training.max_steps", "4", "--checkpoint.every", "2", "--objective", "N
 
 def write_model(directory: Path, vocabulary: int, **ids: int) -> None:
     """Write a random Gemma 3 with a vision tower, in bfloat16, as the hub's are."""
-    text = {
-        "vocab_size": vocabulary + 3,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "sliding_window": 16,
-    }
+    text = TINY | {"vocab_size": vocabulary + 3, "max_position_embeddings": 128, "sliding_window": 16}
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(
         text_config=text | ids,
@@ -133,16 +122,6 @@ def test_adapters_are_put_where_text_goes(seeing, targets, tmp_path):
     assert [name for name, p in again.named_parameters() if p.requires_grad] == trained
 
 
-def test_the_estimate_counts_the_layers_that_text_goes_through(seeing):
-    real, fake = load_model(seeing.model), FakeModel(seeing.model, None, LoraOptions())
-    layers = [p for layer in real.model.language_model.layers for p in layer.parameters()]
-    assert fake.n_layers == 2
-    assert fake.numbers.all == sum(p.numel() for p in real.parameters())
-    assert fake.numbers.trained == sum(p.numel() for p in real.model.language_model.parameters())
-    assert fake.layers.all == sum(p.numel() for p in layers)
-    assert fake.outside.all == fake.outside.trained == fake.numbers.trained - fake.layers.trained
-
-
 # ------------------------------------------------------------------------------------------------- several ranks
 
 
@@ -171,22 +150,9 @@ def test_two_ranks_train_what_text_goes_through(tmp_path):
 def test_a_part_that_the_config_leaves_out_does_not_stop_the_export(tiny, tmp_path):
     """Gemma 4 may be without vision and sound; its config says None of these."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.model)
-    text = {
-        "vocab_size": len(tokenizer),
-        "vocab_size_per_layer_input": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "global_head_dim": 8,
-        "num_global_key_value_heads": 2,
-        "hidden_size_per_layer_input": 4,
-        "num_kv_shared_layers": 0,
-        "max_position_embeddings": 128,
-        "sliding_window": 16,
-    }
+    own = {"vocab_size_per_layer_input": len(tokenizer), "global_head_dim": 8, "num_global_key_value_heads": 2}
+    own |= {"hidden_size_per_layer_input": 4, "num_kv_shared_layers": 0, "sliding_window": 16}
+    text = TINY | {"vocab_size": len(tokenizer), "max_position_embeddings": 128} | own
     config = Gemma4Config(text_config=text)
     assert config.vision_config is None
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")

@@ -71,7 +71,6 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     from sftmix.pipeline.directory import check_finished, origin
     from sftmix.pipeline.export import export_run
     from sftmix.pipeline.finished import finished_models, refuse_no_run
-    from sftmix.tools.sharing.cards import CARD, model_card, write_card
 
     run, step = Path(given.run), given.step
     refuse_no_run(run)
@@ -82,6 +81,8 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
         export_run(run, to, checkpoint=step, best=given.best, dtype=given.dtype, merge=given.merge)
         kept = origin(run / "train") / (BEST if given.best else CHECKPOINTS)
         step = step or max(steps_in(kept), default=None)  # None: merged from the model after the last step
+    from sftmix.tools.sharing.cards import CARD, model_card, write_card  # imports torch, which no refusal waits for
+
     card = model_card(run, "train", license=given.license, step=step, merged=given.merge)
     write_card(to / CARD, card, given.license)
     if given.push_to_hub is None:
