@@ -31,11 +31,13 @@ WILD = {"wild": {"objective": "NTP", "training.learning_rate": 1e30}, "NTP": {"o
 CELLS = ("NTP/seed-1", "SFTMix/seed-1", "NTP/seed-2", "SFTMix/seed-2")
 
 
-def words(finished: Finished, directory: Path, variants: object = VARIANTS, *more: str) -> list[str]:
+def words(
+    finished: Finished, directory: Path, variants: object = VARIANTS, *more: str, seeds: str = "[1, 2]"
+) -> list[str]:
     """`compare` on the tiny model into directory/table; pairs in every variant, so that all of them need the split."""
     file = directory / "variants.yaml"
     file.write_text(yaml.safe_dump({"variants": variants, "pairing": "RandomPairs"}, sort_keys=False))
-    small = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", "[1, 2]", *more)
+    small = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", seeds, *more)
     return ["compare", *finished.tiny.options, "--config", str(file), "--out", str(directory / "table"), *small]
 
 
@@ -188,7 +190,7 @@ LONGER = ("--training.max_steps", "6", "--reference.training.learning_rate", "0.
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Call, tmp_path: Path, ranks: int) -> None:
     """Rank 0 alone reads and notes how the run ended; a rank that went another way would wait for ever."""
-    command = words(finished, tmp_path, WILD, *LONGER, "--seeds", "[1]")
+    command = words(finished, tmp_path, WILD, *LONGER, seeds="[1]")
     wild, before = tmp_path / "table" / "wild" / "seed-1", {}
     for line in ("diverged; the table goes on. variant wild, seed 1", "diverged before, and is not tried again"):
         out = on_ranks(command, cwd=tmp_path, ranks=ranks) if ranks > 1 else sftmix(*command).out
