@@ -26,15 +26,13 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("turns", pa.list_(pa.int32())),
-        ("several", pa.bool_()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("trained", pa.bool_())]))),
         ("label", pa.string()),
         ("columns", pa.string()),
         ("content", pa.uint64()),
     ]
 )
-"""A document is one message of the role text. `turns` are the places of the turns to train on."""
+"""A document is one message of the role text."""
 
 
 class ConversationWriter(RowWriter):
@@ -44,11 +42,10 @@ class ConversationWriter(RowWriter):
         super().__init__(directory / "rows.arrow", SCHEMA)
         self._times = Counter[int]()
 
-    def add_example(self, example: Example, turns: list[int], content: str) -> str:
+    def add_example(self, example: Example, content: str) -> str:
         """Write one record; return its id.
 
         example  with the row's own id, or ""
-        turns    places of the turns to train on, at least one
         content  16 hex digits of a hash of the content
         Raises BadRow for an own id that an earlier row has.
         """
@@ -60,9 +57,7 @@ class ConversationWriter(RowWriter):
         row = {
             "id": (example.id or content) + (f"#{repeats}" if repeats else ""),
             "source": example.source,
-            "messages": [{"role": m.role, "content": m.content} for m in example.messages],
-            "turns": turns,
-            "several": sum(m.trained for m in example.messages) > 1,
+            "messages": [{"role": m.role, "content": m.content, "trained": m.trained} for m in example.messages],
             "label": example.label,
             "columns": json.dumps(dict(example.columns)) if example.columns else None,
             "content": int(content, 16),
@@ -123,7 +118,7 @@ class Conversations:
     def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
         """Read (record, turn, example) of the given records, in their order; without `whole`, of each trained turn."""
         for record, stored in zip(records.tolist(), self.file.rows(records), strict=True):
-            for turn in (WHOLE,) if whole else stored["turns"]:
+            for turn in (WHOLE,) if whole else _trained(stored["messages"]):
                 yield record, turn, _example(stored, turn)
 
     def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
@@ -136,11 +131,15 @@ class Conversations:
             yield _example(stored, turn)
 
 
+def _trained(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the places of the turns that are trained; an empty response is not."""
+    return [place for place, m in enumerate(messages) if m["trained"] and m["content"].strip()]
+
+
 def _example(stored: dict[str, Any], turn: int) -> Example:
-    trained = set(stored["turns"]) if turn == WHOLE else {turn}
-    turns = enumerate(stored["messages"][: max(trained) + 1])
-    messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in turns)
-    name = stored["id"]
-    if turn != WHOLE and stored["several"]:
+    name, given = stored["id"], stored["messages"]
+    trained = _trained(given) if turn == WHOLE else [turn]
+    messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in enumerate(given[: trained[-1] + 1]))
+    if turn != WHOLE and sum(m["trained"] for m in given) > 1:
         name += f"@turn{(turn - (messages[0].role == 'system')) // 2}"
     return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"] or "{}"))

@@ -73,11 +73,9 @@ class EncodedDataset(Sequence[Encoded]):
 
     def __getitem__(self, row: Any) -> Any:
         """The Encoded of one row (negative rows count from the end), or a list of them for a slice."""
+        number: Any = range(len(self))[row]
         if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        number = int(row) + len(self) if row < 0 else int(row)
-        if not 0 <= number < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
+            return [self[i] for i in number]
         ids = self._numbers(number, "input_ids")
         target = np.zeros(len(ids), dtype=np.bool_)
         for start, end in self._numbers(number, "spans").reshape(-1, 2):
@@ -198,52 +196,48 @@ def encode(
     """
     if max_length < 2:
         raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
-    options = prepared.options
+    options, is_text = prepared.options, prepared.text
     whole, packed = options.multi_turn == "whole", options.packing is not False
 
-    def tokenised_side(
-        option: str, side: Conversations, kept: frozenset[str] | None, limit: int | None
-    ) -> tuple[EncodedDataset, DataReport]:
+    def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
+        """Tokenise one side, and add its report to those of the other."""
+        kept = None if keep is None else frozenset(keep)
         cut = "as kept" if whole and kept is not None else whole  # not by this template alone
         settings = [encoder.fingerprint, max_length, cut, None if kept is None else key_of(sorted(kept))]
-        settings += [packed, limit] if prepared.text else []
+        settings += [packed, limit] if is_text else []
 
         def build(directory: Path) -> dict[str, Any]:
             report = DataReport(max_length=max_length)
-            if side.is_text:
-                windows = encode_windows(encoder, side, max_length, packed, report, progress)
-                windows = (row for row in windows if kept is None or row["id"] in kept)
-                rows = first_windows(windows, limit, report)
+            if is_text:
+                windows = encode_windows(encoder, rows, max_length, packed, report, progress)
+                stored = first_windows((row for row in windows if kept is None or row["id"] in kept), limit, report)
             else:
-                work = Tokenise(side, whole, encoder, max_length, kept)
-                rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
-            with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
-                for row in rows:
+                work = Tokenise(rows, whole, encoder, max_length, kept)
+                stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
+            with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if is_text else SCHEMA) as writer:
+                for row in stored:
                     writer.add(row)
                     report.train += 1
             _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
             return report.to_dict()
 
-        key = key_of("tokens", side.cache_key, settings)
+        key = key_of("tokens", rows.cache_key, settings)
         directory, summary = get_or_build(cache_root(options.cache_dir), f"encoded-{key}", build)
-        fingerprint = key_of("tokens", side.fingerprint, settings)
-        return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)
+        reports.append(DataReport(**summary))
+        return EncodedDataset(directory / "tokens.arrow", rows, key_of("tokens", rows.fingerprint, settings))
 
-    kept = None if keep is None else frozenset(keep)
-    train, first = tokenised_side("data.train", prepared.train, kept, options.limit)
-    lost = sum(first.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
-    if lost > MAX_TEMPLATE_LOSS * (lost + first.train) and not options.skip_bad:
+    reports: list[DataReport] = []
+    train = side("data.train", prepared.train, keep, options.limit)
+    lost = sum(reports[0].counts.get(reason, 0) for reason in TEMPLATE_REASONS)
+    if lost > MAX_TEMPLATE_LOSS * (lost + len(train)) and not options.skip_bad:
         raise DataError(
-            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + first.train:,} training examples; "
-            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(first.lines()[1:])
+            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + len(train):,} training examples; "
+            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(reports[0].lines()[1:])
         )
-    reports, held_out = [first], None
-    if prepared.eval is not None:
-        held_out, second = tokenised_side("data.eval", prepared.eval, None, None)
-        reports.append(second)
+    held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
     report = prepared.report.merge(reports)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
-    if prepared.text:
+    if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)

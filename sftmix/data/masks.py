@@ -79,22 +79,19 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 
 def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] | Outcome]:
     """Render the trained turns of each example; an Outcome stands for a conversation that the template refuses."""
-    places = [[i for i, m in enumerate(example.messages) if m.trained] for example in examples]
-    chats = [
-        [{"role": m.role, "content": encoder.content(m.content)} for m in example.messages] for example in examples
-    ]
-    prompts = [chat[:i] for chat, found in zip(chats, places, strict=True) for i in found]
-    through = [chat[: i + 1] for chat, found in zip(chats, places, strict=True) for i in found]
+    chats = [[{"role": m.role, "content": encoder.content(m.content)} for m in e.messages] for e in examples]
+    places = [(n, i) for n, example in enumerate(examples) for i, m in enumerate(example.messages) if m.trained]
     try:
-        texts = iter(zip(encoder.render(prompts, prompt=True), encoder.render(through, prompt=False), strict=True))
+        prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
+        through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
     except TemplateRefusal as error:
         if len(examples) == 1:
             return [Outcome(reasons=["template_refused"], detail=str(error))]
         return [outcome for example in examples for outcome in _render(encoder, [example])]
-    return [
-        [_turn(encoder, *next(texts), chat[i]["content"]) for i in found]
-        for chat, found in zip(chats, places, strict=True)
-    ]
+    turns: list[list[_Turn]] = [[] for _ in examples]
+    for (n, i), prompt, full in zip(places, prompts, through, strict=True):
+        turns[n].append(_turn(encoder, prompt, full, chats[n][i]["content"]))
+    return list(turns)
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:

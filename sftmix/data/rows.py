@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,17 +117,14 @@ def _read(
 
     def build(directory: Path) -> dict[str, Any]:
         report, written = DataReport(), [0] * len(names)
-        with (
-            ConversationWriter(directory) as writer,
-            progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar,
-        ):
+        bar = progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress)
+        with ConversationWriter(directory) as writer, bar:
             for source in sources:
-                reader = _Reader(source, form, columns, label_field)
-                for place, value in source.rows():
+                for place, example in _examples(source, form, columns, columns.label_field(label_field)):
                     report.rows += 1
                     bar.update()
                     try:
-                        written[source.entry] += _store(writer, reader.example(place, value), report)
+                        written[source.entry] += _store(writer, example, report)
                     except BadRow as problem:
                         report.add("bad_row", f"{place}: {problem}", SHOWN)
         columns.check(option, own_names=option != "data.train")
@@ -136,52 +133,50 @@ def _read(
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
-    directory, summary = get_or_build(cache_root(options.cache_dir), f"rows-{key}", build)
+    directory, summary = get_or_build(cache_root(options.cache_dir), f"conversations-{key}", build)
     report = DataReport(**summary["report"])
     report.notes += left_out(names, options.format)  # not in the cache: the rows are the same without them
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
-class _Reader:
-    """Reader of one source's rows as examples. Rows with too few fields have the format of those before them."""
+def _examples(
+    source: Source, form: str, columns: Columns, label_field: str | None
+) -> Iterator[tuple[str, Example | BadRow]]:
+    """Read the rows of one source as examples, each with its place; a BadRow says why a row is none.
 
-    def __init__(self, source: Source, form: str, columns: Columns, label_field: str | None) -> None:
-        self._source, self._columns, self._auto = source, columns, form == "auto"
-        self._label_field = columns.label_field(label_field)
-        self._format: str | None = form
-        if self._auto:
-            self._format = columns.formats[0] if len(columns.formats) == 1 else None
-
-    def example(self, place: str, value: Any) -> Example:
-        """Read one row; raise BadRow that says why it cannot be used."""
-        if isinstance(value, BadRow):
-            raise value
-        row = value if self._source.is_text else self._columns.renamed(value)
-        name = self._format
-        if self._auto and isinstance(row, dict):
-            name = recognise(row, name, self._columns.formats)
-            if name == TEXT:
+    form  data.format; under auto, rows with too few fields have the format of those before them
+    """
+    auto = form == "auto"
+    usual = (columns.formats[0] if len(columns.formats) == 1 else None) if auto else form
+    for place, value in source.rows():
+        row = value if source.is_text else columns.renamed(value)
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            name = recognise(row, usual, columns.formats) if auto and isinstance(row, dict) else usual
+            if auto and name == TEXT:
                 raise BadRow("a text, where the rows before it are conversations; a run takes one kind")
-        label, field = self._source.label, self._label_field
-        example = convert(row, name or "messages", source=place, label=label, label_field=field)
-        self._format = name
-        return example
+            yield place, convert(row, name or "messages", source=place, label=source.label, label_field=label_field)
+            usual = name
+        except BadRow as problem:
+            yield place, problem
 
 
-def _store(writer: ConversationWriter, example: Example, report: DataReport) -> int:
-    """Store a row with the turns that have a response, and count empty ones; return the number of records, 0 or 1."""
-    messages = example.messages
-    trained = [place for place, message in enumerate(messages) if message.trained]
-    turns = [place for place in trained if messages[place].content.strip()]
-    is_text = messages[0].role == TEXT
-    for _ in range(len(trained) - len(turns)):
+def _store(writer: ConversationWriter, example: Example | BadRow, report: DataReport) -> int:
+    """Store a row that has a response, and count empty ones; return the number of records, 0 or 1."""
+    if isinstance(example, BadRow):
+        raise example
+    texts = [message.content for message in example.messages if message.trained]
+    is_text = example.messages[0].role == TEXT
+    empty = sum(not text.strip() for text in texts)
+    for _ in range(empty):
         report.add("empty_document" if is_text else "empty_response", example.source)
-    if not turns:
+    if empty == len(texts):
         return 0
-    content = content_hash(messages)
-    if is_text:
-        content = hashlib.blake2b(messages[0].content.encode(), digest_size=8).hexdigest()
-    name = writer.add_example(example, turns, content)
+    content = (
+        hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest() if is_text else content_hash(example.messages)
+    )
+    name = writer.add_example(example, content)
     if name.startswith(f"{content}#"):
         report.add("duplicate", f"{name} ({example.source})")
     return 1

@@ -43,7 +43,7 @@ BAD_LINES = {
         "messages[1].content[1] is a part of type 'image_url'",
     ),
     "missing messages": (b'{"message": 1}', "'messages' is missing"),
-    "empty messages": (b'{"messages": []}', "messages is empty"),
+    "empty messages": (b'{"messages": []}', "messages must be a list of turns, found none"),
     "messages is text": (b'{"messages": "Hi"}', "must be a list of turns"),
     "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
     "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
