@@ -19,7 +19,7 @@ from sftmix.data.conversations import Conversations, content_hash
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import RowFile, RowWriter, cache_root, get_or_build, key_of
+from sftmix.data.store import cache_root, get_or_build, key_of, open_rows, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
@@ -63,13 +63,13 @@ class EncodedDataset(Sequence[Encoded]):
     """
 
     def __init__(self, path: Path, conversations: Conversations, fingerprint: str) -> None:
-        self._file = RowFile(path)
+        self._table = open_rows(path)
         self._conversations = conversations
         self.fingerprint = fingerprint
         self.is_text = conversations.is_text
 
     def __len__(self) -> int:
-        return len(self._file)
+        return self._table.num_rows
 
     def __getitem__(self, row: Any) -> Any:
         """The Encoded of one row (negative rows count from the end), or a list of them for a slice."""
@@ -80,31 +80,31 @@ class EncodedDataset(Sequence[Encoded]):
         target = np.zeros(len(ids), dtype=np.bool_)
         for start, end in self._numbers(number, "spans").reshape(-1, 2):
             target[start:end] = True
-        name, truncated = (self._file.cell(number, column).as_py() for column in ("id", "truncated"))
+        name, truncated = (self._table[column][number].as_py() for column in ("id", "truncated"))
         return Encoded(number, name, ids, target, truncated, self._numbers(number, "starts") if self.is_text else None)
 
     def _numbers(self, row: int, column: str) -> Int64:
-        return self._file.cell(row, column).values.to_numpy().astype(np.int64)
+        return self._table[column][row].values.to_numpy().astype(np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """N example ids."""
-        return self._file.column("id").to_pylist()
+        return self._table["id"].to_pylist()
 
     @cached_property
     def lengths(self) -> Int64:
         """i64[N], tokens per example."""
-        return pc.list_value_length(self._file.column("input_ids")).to_numpy().astype(np.int64)
+        return pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
 
     @cached_property
     def n_targets(self) -> Int64:
         """i64[N], response tokens per example, end-of-turn token included."""
-        return self._file.column("n_targets").to_numpy().astype(np.int64)
+        return self._table["n_targets"].to_numpy().astype(np.int64)
 
     @cached_property
     def truncated(self) -> npt.NDArray[np.bool_]:
         """bool[N], True where the example was cut at the maximum length."""
-        return self._file.column("truncated").to_numpy()
+        return self._table["truncated"].to_numpy()
 
     @cached_property
     def labels(self) -> list[str | None] | None:
@@ -122,18 +122,18 @@ class EncodedDataset(Sequence[Encoded]):
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
         if self.packed:
             return {}  # a window may hold documents with different values
-        rows = [json.loads(text or "{}") for text in self._conversations.values("columns", self._records)]
+        rows = [json.loads(text) for text in self._conversations.values("columns", self._records)]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
 
     @cached_property
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
-        return self.is_text and pc.max(pc.list_value_length(self._file.column("starts"))).as_py() > 1
+        return self.is_text and pc.max(pc.list_value_length(self._table["starts"])).as_py() > 1
 
     @cached_property
     def _records(self) -> Int64:
-        return self._file.column("record").to_numpy()
+        return self._table["record"].to_numpy()
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
@@ -146,14 +146,14 @@ class EncodedDataset(Sequence[Encoded]):
     def _examples(self, rows: Int64) -> Iterator[Example]:
         records = self._records[rows]
         if not self.is_text:
-            turns = self._file.column("turn").to_numpy()[rows]
+            turns = self._table["turn"].to_numpy()[rows]
             yield from self._conversations.examples_at(records, turns)
             return
         for row, record in zip(rows.tolist(), records.tolist(), strict=True):
-            name, text, offset = (self._file.cell(row, column).as_py() for column in ("id", "text", "offset"))
-            file = self._conversations.file
-            source, label, fields = (file.cell(record, column).as_py() for column in ("source", "label", "columns"))
-            columns = {} if self.packed else json.loads(fields or "{}")
+            name, text, offset = (self._table[column][row].as_py() for column in ("id", "text", "offset"))
+            about = self._conversations.table
+            source, label, fields = (about[column][record].as_py() for column in ("source", "label", "columns"))
+            columns = {} if self.packed else json.loads(fields)
             yield Example(name, (Message(TEXT, text, True),), f"{source}, from token {offset}", label, columns)
 
     def content_hashes(self) -> list[str]:
@@ -214,10 +214,7 @@ def encode(
             else:
                 work = Tokenise(rows, whole, encoder, max_length, kept)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
-            with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if is_text else SCHEMA) as writer:
-                for row in stored:
-                    writer.add(row)
-                    report.train += 1
+            report.train = write_rows(directory / "tokens.arrow", WINDOW_SCHEMA if is_text else SCHEMA, stored)
             _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
             return report.to_dict()
 

@@ -185,7 +185,7 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
                 raise BadRow(f"{where} has {key}; calls of tools are not supported")
         if (weight := turn.get("weight")) not in (None, 0, 1):
             raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
-        role = next((names[name] for name in names if name == turn.get(role_key)), None)
+        role = names.get(str(turn.get(role_key)))
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
 from sftmix.data.columns import Columns
-from sftmix.data.conversations import Conversations, ConversationWriter, content_hash
+from sftmix.data.conversations import SCHEMA, Conversations, content_hash, record_of
 from sftmix.data.formats import TEXT, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text, left_out
-from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions, as_list
 from sftmix.types import Example
+
+DOCUMENTS_AT_ONCE = 16
+"""Documents that are in memory until they are written; each may have 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +121,24 @@ def _read(
 
     def build(directory: Path) -> dict[str, Any]:
         report, written = DataReport(), [0] * len(names)
-        bar = progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress)
-        with ConversationWriter(directory) as writer, bar:
+        times = Counter[int]()
+
+        def records() -> Iterator[dict[str, Any]]:
             for source in sources:
                 for place, example in _examples(source, form, columns, columns.label_field(label_field)):
                     report.rows += 1
                     bar.update()
                     try:
-                        written[source.entry] += _store(writer, example, report)
+                        record = _record(example, report, times)
                     except BadRow as problem:
                         report.add("bad_row", f"{place}: {problem}", SHOWN)
+                        continue
+                    if record is not None:
+                        written[source.entry] += 1
+                        yield record
+
+        with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
+            write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
         columns.check(option, own_names=option != "data.train")
         report.settle_bad_rows(options.skip_bad)
         if not sum(written):
@@ -162,8 +174,8 @@ def _examples(
             yield place, problem
 
 
-def _store(writer: ConversationWriter, example: Example | BadRow, report: DataReport) -> int:
-    """Store a row that has a response, and count empty ones; return the number of records, 0 or 1."""
+def _record(example: Example | BadRow, report: DataReport, times: Counter[int]) -> dict[str, Any] | None:
+    """Return the record of a row, None for one without any response; count empty responses and repeated rows."""
     if isinstance(example, BadRow):
         raise example
     texts = [message.content for message in example.messages if message.trained]
@@ -172,11 +184,11 @@ def _store(writer: ConversationWriter, example: Example | BadRow, report: DataRe
     for _ in range(empty):
         report.add("empty_document" if is_text else "empty_response", example.source)
     if empty == len(texts):
-        return 0
-    content = (
-        hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest() if is_text else content_hash(example.messages)
-    )
-    name = writer.add_example(example, content)
-    if name.startswith(f"{content}#"):
-        report.add("duplicate", f"{name} ({example.source})")
-    return 1
+        return None
+    content = content_hash(example.messages)
+    if is_text:
+        content = hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest()
+    record = record_of(example, content, times)
+    if record["id"].startswith(f"{content}#"):
+        report.add("duplicate", f"{record['id']} ({example.source})")
+    return record

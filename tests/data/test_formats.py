@@ -38,7 +38,13 @@ CASES = {
         },
         [U("u"), A("a")],
     ),
-    "prompt_completion": ({"prompt": "u", "completion": "a"}, [U("u"), A("a")]),
+    "prompt_completion": (
+        {
+            "prompt": [{"role": "user", "content": "u"}, A_TURN, {"role": "user", "content": "v"}],
+            "completion": [A_TURN],
+        },
+        [U("u"), Message("assistant", "a"), U("v"), A("a")],
+    ),
     "history": (
         {"instruction": "u1", "input": "", "output": "a1", "history": [["u0", "a0"]]},
         [U("u0"), A("a0"), U("u1"), A("a1")],
@@ -58,12 +64,6 @@ def test_recognised_and_converted(name):
 def test_alpaca_without_input_is_the_instruction(extra):
     row = {"instruction": "Say hi.", "output": "Hi"} | ({} if extra is None else {"input": extra})
     assert convert(row, "alpaca").messages[0] == U("Say hi.")
-
-
-def test_turns_of_the_prompt_are_not_trained():
-    chat = [{"role": r, "content": c} for r, c in (("user", "u0"), ("assistant", "a0"), ("user", "u1"))]
-    found = convert({"prompt": chat, "completion": [{"role": "assistant", "content": "a1"}]}, "prompt_completion")
-    assert [m.trained for m in found.messages] == [False, False, False, True]
 
 
 def test_a_turn_of_weight_0_is_not_trained():

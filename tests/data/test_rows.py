@@ -103,11 +103,6 @@ def test_quoted_values_are_cut(write, refused):
     assert "\x1b" not in message
 
 
-def test_a_label_has_no_control_character(write, refused):
-    path = write("rows.jsonl", [{"instruction": "a", "output": "b", "good": "x\n0 bad rows"}])
-    assert "rows.jsonl:1: good contains the control character" in refused(path, label_field="good")[1]
-
-
 def test_the_first_twenty_and_the_count(write, read, refused):
     path = write("rows.jsonl", GOOD + b"{}\n[]\n" * 16 + b"{}\n")
     lines = refused(path)
