@@ -128,14 +128,12 @@ def _name(value: Any, what: str) -> str:
 
 
 def _label(row: Mapping[str, Any], label_field: str) -> str | None:
-    if label_field not in row:
-        raise BadRow(f"field {label_field!r} (data.label_field) is missing")
-    value = row[label_field]
-    if value is None or isinstance(value, str):
-        return value if value is None else _name(value, label_field)
+    value = _field(row, label_field)
+    if isinstance(value, str):
+        return _name(value, label_field)
     if not _is_scalar(value):
         raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {_kind(value)}")
-    return json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
+    return None if value is None else json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
 
 
 # ------------------------------------------------------------------------------------------- the turns

@@ -125,17 +125,10 @@ def _read(
 
         def records() -> Iterator[dict[str, Any]]:
             for source in sources:
-                for place, example in _examples(source, form, columns, columns.label_field(label_field)):
-                    report.rows += 1
+                for record in _records(source, form, columns, columns.label_field(label_field), report, times):
+                    written[source.entry] += 1
                     bar.update()
-                    try:
-                        record = _record(example, report, times)
-                    except BadRow as problem:
-                        report.add("bad_row", f"{place}: {problem}", SHOWN)
-                        continue
-                    if record is not None:
-                        written[source.entry] += 1
-                        yield record
+                    yield record
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
@@ -151,16 +144,18 @@ def _read(
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
-def _examples(
-    source: Source, form: str, columns: Columns, label_field: str | None
-) -> Iterator[tuple[str, Example | BadRow]]:
-    """Read the rows of one source as examples, each with its place; a BadRow says why a row is none.
+def _records(
+    source: Source, form: str, columns: Columns, label_field: str | None, report: DataReport, times: Counter[int]
+) -> Iterator[dict[str, Any]]:
+    """Make the records of one source; count the rows, and name those that are none.
 
-    form  data.format; under auto, rows with too few fields have the format of those before them
+    form   data.format; under auto, rows with too few fields have the format of those before them
+    times  how often each id came before, by its hash
     """
     auto = form == "auto"
     usual = (columns.formats[0] if len(columns.formats) == 1 else None) if auto else form
     for place, value in source.rows():
+        report.rows += 1
         row = value if source.is_text else columns.renamed(value)
         try:
             if isinstance(row, BadRow):
@@ -168,16 +163,17 @@ def _examples(
             name = recognise(row, usual, columns.formats) if auto and isinstance(row, dict) else usual
             if auto and name == TEXT:
                 raise BadRow("a text, where the rows before it are conversations; a run takes one kind")
-            yield place, convert(row, name or "messages", source=place, label=source.label, label_field=label_field)
-            usual = name
+            example = convert(row, name or "messages", source=place, label=source.label, label_field=label_field)
+            record, usual = _record(example, report, times), name
         except BadRow as problem:
-            yield place, problem
+            report.add("bad_row", f"{place}: {problem}", SHOWN)
+            continue
+        if record is not None:
+            yield record
 
 
-def _record(example: Example | BadRow, report: DataReport, times: Counter[int]) -> dict[str, Any] | None:
+def _record(example: Example, report: DataReport, times: Counter[int]) -> dict[str, Any] | None:
     """Return the record of a row, None for one without any response; count empty responses and repeated rows."""
-    if isinstance(example, BadRow):
-        raise example
     texts = [message.content for message in example.messages if message.trained]
     is_text = example.messages[0].role == TEXT
     empty = sum(not text.strip() for text in texts)

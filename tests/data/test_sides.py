@@ -88,13 +88,6 @@ def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write,
     assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
 
 
-def test_rows_are_held_out_of_those_that_are_taken(files, read):
-    taken = read(*files, take=[20, 10, 2]).train
-    prepared = read(*files, take=[20, 10, 2], eval_fraction=0.25)
-    assert len(prepared.eval.records) == 8
-    assert sorted(ids(prepared.train) + ids(prepared.eval)) == sorted(ids(taken))
-
-
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
