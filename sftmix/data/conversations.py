@@ -16,7 +16,7 @@ import pyarrow as pa
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import quoted
 from sftmix.data.jsonrows import BadRow
-from sftmix.data.store import RowFile, RowWriter, key_of
+from sftmix.data.store import key_of, open_rows, rows_of
 from sftmix.types import Example, Int64, Message
 
 WHOLE = -1
@@ -26,49 +26,38 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("turns", pa.list_(pa.int32())),
-        ("several", pa.bool_()),
+        (
+            "messages",
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string()), ("trained", pa.bool_())])),
+        ),
         ("label", pa.string()),
         ("columns", pa.string()),
         ("content", pa.uint64()),
     ]
 )
-"""A document is one message of the role text. `turns` are the places of the turns to train on."""
+"""A document is one message of the role text."""
 
 
-class ConversationWriter(RowWriter):
-    """Writer of checked rows to `directory`, which gives repeated ids their `#k`."""
+def record_of(example: Example, content: str, times: Counter[int]) -> dict[str, Any]:
+    """Return the record of an example, with its own id or its hash; the k-th repetition of a hash has `#k` at its end.
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory / "rows.arrow", SCHEMA)
-        self._times = Counter[int]()
-
-    def add_example(self, example: Example, turns: list[int], content: str) -> str:
-        """Write one record; return its id.
-
-        example  with the row's own id, or ""
-        turns    places of the turns to train on, at least one
-        content  16 hex digits of a hash of the content
-        Raises BadRow for an own id that an earlier row has.
-        """
-        hashed = stable_hash(example.id or content)
-        repeats = self._times[hashed]
-        self._times[hashed] += 1
-        if repeats and example.id:
-            raise BadRow(f"the id {quoted(example.id)} is taken by an earlier row")
-        row = {
-            "id": (example.id or content) + (f"#{repeats}" if repeats else ""),
-            "source": example.source,
-            "messages": [{"role": m.role, "content": m.content} for m in example.messages],
-            "turns": turns,
-            "several": sum(m.trained for m in example.messages) > 1,
-            "label": example.label,
-            "columns": json.dumps(dict(example.columns)) if example.columns else None,
-            "content": int(content, 16),
-        }
-        self.add(row, sum(len(m.content) for m in example.messages))
-        return str(row["id"])
+    content  16 hex digits of a hash of the content
+    times    how often each id came before, by its hash
+    Raises BadRow for an own id that an earlier row has.
+    """
+    hashed = stable_hash(example.id or content)
+    repeats = times[hashed]
+    times[hashed] += 1
+    if repeats and example.id:
+        raise BadRow(f"the id {quoted(example.id)} is taken by an earlier row")
+    return {
+        "id": (example.id or content) + (f"#{repeats}" if repeats else ""),
+        "source": example.source,
+        "messages": [{"role": m.role, "content": m.content, "trained": m.trained} for m in example.messages],
+        "label": example.label,
+        "columns": json.dumps(dict(example.columns)),
+        "content": int(content, 16),
+    }
 
 
 def content_hash(messages: Sequence[Message]) -> str:
@@ -88,8 +77,8 @@ class Conversations:
     """
 
     def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
-        self.file = RowFile(directory / "rows.arrow")
-        self.records: Int64 = np.arange(len(self.file))
+        self.table = open_rows(directory / "rows.arrow")
+        self.records: Int64 = np.arange(self.table.num_rows)
         self.parts: Int64 | None = None
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
@@ -107,23 +96,23 @@ class Conversations:
     def values(self, column: str, records: Int64 | None = None) -> list[Any]:
         """Read one column (id, source, label, columns as JSON, content) of these records, or of all of this side."""
         chosen = self.records if records is None else records
-        return self.file.column(column).take(pa.array(chosen)).to_pylist()
+        return self.table[column].take(pa.array(chosen)).to_pylist()
 
     def source(self, record: int) -> str:
         """`file:line`, `file:line[index]` or `file[index]`."""
-        return self.file.cell(record, "source").as_py()
+        return self.table["source"][record].as_py()
 
     def documents(self) -> Iterator[tuple[int, str, bool, bool]]:
         """Read (record, text, it begins with the document, it ends with it) of each document of this side."""
         for place, record in enumerate(self.records.tolist()):
-            text = self.file.cell(record, "messages")[0]["content"].as_py()
+            text = self.table["messages"][record][0]["content"].as_py()
             start, end = (0, len(text)) if self.parts is None else self.parts[place].tolist()
             yield record, text[start:end], start == 0, end == len(text)
 
     def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
         """Read (record, turn, example) of the given records, in their order; without `whole`, of each trained turn."""
-        for record, stored in zip(records.tolist(), self.file.rows(records), strict=True):
-            for turn in (WHOLE,) if whole else stored["turns"]:
+        for record, stored in zip(records.tolist(), rows_of(self.table, records), strict=True):
+            for turn in (WHOLE,) if whole else _trained(stored["messages"]):
                 yield record, turn, _example(stored, turn)
 
     def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
@@ -132,15 +121,19 @@ class Conversations:
         In the second case that turn alone is trained. A whole conversation ends with its last trained turn: the turns
         behind it teach nothing.
         """
-        for turn, stored in zip(turns.tolist(), self.file.rows(records), strict=True):
+        for turn, stored in zip(turns.tolist(), rows_of(self.table, records), strict=True):
             yield _example(stored, turn)
 
 
+def _trained(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the places of the turns that are trained; an empty response is not."""
+    return [place for place, m in enumerate(messages) if m["trained"] and m["content"].strip()]
+
+
 def _example(stored: dict[str, Any], turn: int) -> Example:
-    trained = set(stored["turns"]) if turn == WHOLE else {turn}
-    turns = enumerate(stored["messages"][: max(trained) + 1])
-    messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in turns)
-    name = stored["id"]
-    if turn != WHOLE and stored["several"]:
+    name, given = stored["id"], stored["messages"]
+    trained = _trained(given) if turn == WHOLE else [turn]
+    messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in enumerate(given[: trained[-1] + 1]))
+    if turn != WHOLE and sum(m["trained"] for m in given) > 1:
         name += f"@turn{(turn - (messages[0].role == 'system')) // 2}"
-    return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"] or "{}"))
+    return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"]))

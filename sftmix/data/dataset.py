@@ -19,7 +19,7 @@ from sftmix.data.conversations import Conversations, content_hash
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import RowFile, RowWriter, cache_root, get_or_build, key_of
+from sftmix.data.store import cache_root, get_or_build, key_of, open_rows, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
@@ -63,50 +63,48 @@ class EncodedDataset(Sequence[Encoded]):
     """
 
     def __init__(self, path: Path, conversations: Conversations, fingerprint: str) -> None:
-        self._file = RowFile(path)
+        self._table = open_rows(path)
         self._conversations = conversations
         self.fingerprint = fingerprint
         self.is_text = conversations.is_text
 
     def __len__(self) -> int:
-        return len(self._file)
+        return self._table.num_rows
 
     def __getitem__(self, row: Any) -> Any:
         """The Encoded of one row (negative rows count from the end), or a list of them for a slice."""
+        number: Any = range(len(self))[row]
         if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        number = int(row) + len(self) if row < 0 else int(row)
-        if not 0 <= number < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
+            return [self[i] for i in number]
         ids = self._numbers(number, "input_ids")
         target = np.zeros(len(ids), dtype=np.bool_)
         for start, end in self._numbers(number, "spans").reshape(-1, 2):
             target[start:end] = True
-        name, truncated = (self._file.cell(number, column).as_py() for column in ("id", "truncated"))
+        name, truncated = (self._table[column][number].as_py() for column in ("id", "truncated"))
         return Encoded(number, name, ids, target, truncated, self._numbers(number, "starts") if self.is_text else None)
 
     def _numbers(self, row: int, column: str) -> Int64:
-        return self._file.cell(row, column).values.to_numpy().astype(np.int64)
+        return self._table[column][row].values.to_numpy().astype(np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """N example ids."""
-        return self._file.column("id").to_pylist()
+        return self._table["id"].to_pylist()
 
     @cached_property
     def lengths(self) -> Int64:
         """i64[N], tokens per example."""
-        return pc.list_value_length(self._file.column("input_ids")).to_numpy().astype(np.int64)
+        return pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
 
     @cached_property
     def n_targets(self) -> Int64:
         """i64[N], response tokens per example, end-of-turn token included."""
-        return self._file.column("n_targets").to_numpy().astype(np.int64)
+        return self._table["n_targets"].to_numpy().astype(np.int64)
 
     @cached_property
     def truncated(self) -> npt.NDArray[np.bool_]:
         """bool[N], True where the example was cut at the maximum length."""
-        return self._file.column("truncated").to_numpy()
+        return self._table["truncated"].to_numpy()
 
     @cached_property
     def labels(self) -> list[str | None] | None:
@@ -124,18 +122,18 @@ class EncodedDataset(Sequence[Encoded]):
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
         if self.packed:
             return {}  # a window may hold documents with different values
-        rows = [json.loads(text or "{}") for text in self._conversations.values("columns", self._records)]
+        rows = [json.loads(text) for text in self._conversations.values("columns", self._records)]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
 
     @cached_property
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
-        return self.is_text and pc.max(pc.list_value_length(self._file.column("starts"))).as_py() > 1
+        return self.is_text and pc.max(pc.list_value_length(self._table["starts"])).as_py() > 1
 
     @cached_property
     def _records(self) -> Int64:
-        return self._file.column("record").to_numpy()
+        return self._table["record"].to_numpy()
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
@@ -148,14 +146,14 @@ class EncodedDataset(Sequence[Encoded]):
     def _examples(self, rows: Int64) -> Iterator[Example]:
         records = self._records[rows]
         if not self.is_text:
-            turns = self._file.column("turn").to_numpy()[rows]
+            turns = self._table["turn"].to_numpy()[rows]
             yield from self._conversations.examples_at(records, turns)
             return
         for row, record in zip(rows.tolist(), records.tolist(), strict=True):
-            name, text, offset = (self._file.cell(row, column).as_py() for column in ("id", "text", "offset"))
-            file = self._conversations.file
-            source, label, fields = (file.cell(record, column).as_py() for column in ("source", "label", "columns"))
-            columns = {} if self.packed else json.loads(fields or "{}")
+            name, text, offset = (self._table[column][row].as_py() for column in ("id", "text", "offset"))
+            about = self._conversations.table
+            source, label, fields = (about[column][record].as_py() for column in ("source", "label", "columns"))
+            columns = {} if self.packed else json.loads(fields)
             yield Example(name, (Message(TEXT, text, True),), f"{source}, from token {offset}", label, columns)
 
     def content_hashes(self) -> list[str]:
@@ -198,52 +196,45 @@ def encode(
     """
     if max_length < 2:
         raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
-    options = prepared.options
+    options, is_text = prepared.options, prepared.text
     whole, packed = options.multi_turn == "whole", options.packing is not False
 
-    def tokenised_side(
-        option: str, side: Conversations, kept: frozenset[str] | None, limit: int | None
-    ) -> tuple[EncodedDataset, DataReport]:
+    def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
+        """Tokenise one side, and add its report to those of the other."""
+        kept = None if keep is None else frozenset(keep)
         cut = "as kept" if whole and kept is not None else whole  # not by this template alone
         settings = [encoder.fingerprint, max_length, cut, None if kept is None else key_of(sorted(kept))]
-        settings += [packed, limit] if prepared.text else []
+        settings += [packed, limit] if is_text else []
 
         def build(directory: Path) -> dict[str, Any]:
             report = DataReport(max_length=max_length)
-            if side.is_text:
-                windows = encode_windows(encoder, side, max_length, packed, report, progress)
-                windows = (row for row in windows if kept is None or row["id"] in kept)
-                rows = first_windows(windows, limit, report)
+            if is_text:
+                windows = encode_windows(encoder, rows, max_length, packed, report, progress)
+                stored = first_windows((row for row in windows if kept is None or row["id"] in kept), limit, report)
             else:
-                work = Tokenise(side, whole, encoder, max_length, kept)
-                rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
-            with RowWriter(directory / "tokens.arrow", WINDOW_SCHEMA if prepared.text else SCHEMA) as writer:
-                for row in rows:
-                    writer.add(row)
-                    report.train += 1
+                work = Tokenise(rows, whole, encoder, max_length, kept)
+                stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
+            report.train = write_rows(directory / "tokens.arrow", WINDOW_SCHEMA if is_text else SCHEMA, stored)
             _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
             return report.to_dict()
 
-        key = key_of("tokens", side.cache_key, settings)
+        key = key_of("tokens", rows.cache_key, settings)
         directory, summary = get_or_build(cache_root(options.cache_dir), f"encoded-{key}", build)
-        fingerprint = key_of("tokens", side.fingerprint, settings)
-        return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)
+        reports.append(DataReport(**summary))
+        return EncodedDataset(directory / "tokens.arrow", rows, key_of("tokens", rows.fingerprint, settings))
 
-    kept = None if keep is None else frozenset(keep)
-    train, first = tokenised_side("data.train", prepared.train, kept, options.limit)
-    lost = sum(first.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
-    if lost > MAX_TEMPLATE_LOSS * (lost + first.train) and not options.skip_bad:
+    reports: list[DataReport] = []
+    train = side("data.train", prepared.train, keep, options.limit)
+    lost = sum(reports[0].counts.get(reason, 0) for reason in TEMPLATE_REASONS)
+    if lost > MAX_TEMPLATE_LOSS * (lost + len(train)) and not options.skip_bad:
         raise DataError(
-            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + first.train:,} training examples; "
-            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(first.lines()[1:])
+            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + len(train):,} training examples; "
+            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(reports[0].lines()[1:])
         )
-    reports, held_out = [first], None
-    if prepared.eval is not None:
-        held_out, second = tokenised_side("data.eval", prepared.eval, None, None)
-        reports.append(second)
+    held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
     report = prepared.report.merge(reports)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
-    if prepared.text:
+    if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)

@@ -6,8 +6,8 @@ tags are not needed.
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -60,15 +60,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
-    spellings = _spellings(tokenizer, [eos], special_tokens)
-    ends: dict[str, Any] = {"end_of_turn_id": eos, "appends_end": False, "ending": "", "trailer": "", "lead": ""}
-    return Encoder(tokenizer, TEXT, None, block="", notices=(), spellings=spellings, **ends)
-
-
-def _spellings(
-    tokenizer: PreTrainedTokenizerBase, written: list[int], special_tokens: SpecialTokens
-) -> SpecialSpellings | None:
-    return SpecialSpellings(tokenizer, written) if special_tokens == "text" else None
+    return Encoder(tokenizer, TEXT, None, eos, _spellings(tokenizer, special_tokens, [eos]))
 
 
 def make_encoder(
@@ -83,12 +75,15 @@ def make_encoder(
     """
     name, source, notices = _choose(tokenizer, template)
     try:
-        ends, source, more = _probe(tokenizer, source)
+        return _probed(tokenizer, name, source, notices, special_tokens)
     except TemplateRefusal as error:
         raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
-    written = [ends["end_of_turn_id"], *_around_turns(tokenizer, source)]
-    spellings = _spellings(tokenizer, written, special_tokens)
-    return Encoder(tokenizer, name, source, notices=(*notices, *more), spellings=spellings, **ends)
+
+
+def _spellings(
+    tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens, written: Iterable[int]
+) -> SpecialSpellings | None:
+    return SpecialSpellings(tokenizer, written) if special_tokens == "text" else None
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
@@ -131,13 +126,14 @@ def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
 # ------------------------------------------------------------------------------------------- the probe
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, list[str]]:
+def _probed(
+    tokenizer: PreTrainedTokenizerBase, name: str, source: str, notices: list[str], special_tokens: SpecialTokens
+) -> Encoder:
     """Render a small conversation to find the text that the template writes around a response.
 
-    Returns the end-of-turn fields of Encoder, the template, and notices. The template gets a longer generation prompt
-    if it writes more than that before a response: an empty thinking block, or the whole header of a turn.
+    The template gets a longer generation prompt if it writes more than that before a response: an empty thinking block,
+    or the whole header of a turn.
     """
-    notices = []
     before, after = _around(tokenizer, source)
     if before.strip():
         header = before.rstrip(" ")  # a space belongs to the first token of the response
@@ -155,15 +151,24 @@ def _probe(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, A
             )
         end = int(tokenizer.eos_token_id)
         notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
-    ids = tokenizer(render(tokenizer, source, [PROBE], prompt=False), add_special_tokens=False)["input_ids"][0]
+    ids = _ids(tokenizer, _text(tokenizer, source, PROBE))
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    lead = before if not before.strip() else ""
     # The end of the generation prompt that enable_thinking=true leaves out.
-    usual, thinking = (render(tokenizer, source, [PROBE[:1]], prompt=True, thinking=t)[0] for t in (None, True))
-    block = usual[len(thinking) :] if usual.startswith(thinking) else ""
-    fields = {"end_of_turn_id": end, "appends_end": appends, "ending": ending, "trailer": trailer, "lead": lead}
-    return {**fields, "block": block}, source, notices
+    usual, thinking = (_text(tokenizer, source, PROBE[:1], prompt=True, thinking=t) for t in (None, True))
+    return Encoder(
+        tokenizer,
+        name,
+        source,
+        end,
+        _spellings(tokenizer, special_tokens, [end, *_around_turns(tokenizer, source)]),
+        appends_end=appends,
+        ending=ending,
+        trailer=trailer,
+        lead="" if before.strip() else before,
+        block=usual[len(thinking) :] if usual.startswith(thinking) else "",
+        notices=tuple(notices),
+    )
 
 
 def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header: str) -> str:
@@ -174,8 +179,8 @@ def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header:
     that gives it a value at its head gets the header always.
     """
     unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
-    asked, begun = (render(tokenizer, source, [PROBE[:1]], prompt=prompt)[0] for prompt in (False, True))
-    for condition in (unless, "") if begun != asked else ("",):
+    has_prompt = _text(tokenizer, source, PROBE[:1], prompt=True) != _text(tokenizer, source, PROBE[:1])
+    for condition in (unless, "") if has_prompt else ("",):
         end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
         longer = source.removesuffix("\n") + end
         if not _around(tokenizer, longer)[0].strip():
@@ -185,8 +190,8 @@ def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header:
 
 def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
     """Find the text between the generation prompt and the probe's answer, and the text after the answer."""
-    prompt = render(tokenizer, source, [PROBE[:1]], prompt=True)[0]
-    full = render(tokenizer, source, [PROBE], prompt=False)[0]
+    prompt = _text(tokenizer, source, PROBE[:1], prompt=True)
+    full = _text(tokenizer, source, PROBE)
     place = full.rfind(_ANSWER)
     if place < 0:
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
@@ -199,20 +204,24 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
     Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`: responses
     write them, too.
     """
-    asked = render(tokenizer, source, [PROBE[:1]], prompt=False)[0]
-    full = render(tokenizer, source, [PROBE], prompt=False)[0]
+    asked, full = (_text(tokenizer, source, turns) for turns in (PROBE[:1], PROBE))
     place = full.rfind(_ANSWER)
-    header = full[len(asked) : place] if full.startswith(asked) else ""
     added = _added(tokenizer)
-
-    def found(text: str) -> list[int]:
-        return [number for number in tokenizer(text, add_special_tokens=False)["input_ids"] if number in added]
-
-    texts, before = [asked, full[place + len(_ANSWER) :]], found(header)
+    before = _ids(tokenizer, full[len(asked) : place]) if full.startswith(asked) else []
+    before = [number for number in before if number in added]
+    kept = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
+    texts = [asked, full[place + len(_ANSWER) :]]
     with suppress(TemplateRefusal):  # many templates take no system turn
-        texts += render(tokenizer, source, [[*SYSTEM, *PROBE[:1]]], prompt=False)
-    others = [number for number in before[1:] if _partner(added[number]) not in added.values()]
-    return {*itertools.chain.from_iterable(map(found, texts)), *before[:1], *others}
+        texts.append(_text(tokenizer, source, [*SYSTEM, *PROBE[:1]]))
+    return {*kept, *(number for text in texts for number in _ids(tokenizer, text) if number in added)}
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, source: str, turns: list[dict[str, str]], **more: Any) -> str:
+    return render(tokenizer, source, [turns], **more)[0]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -228,7 +237,7 @@ def _partner(tag: str) -> str:
 def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
     """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
     special = {*tokenizer.all_special_ids, *_added(tokenizer)}
-    for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+    for token in _ids(tokenizer, after):
         if token in special:
             text = str(tokenizer.convert_ids_to_tokens(token))
             through = after.find(text) + len(text)

@@ -60,7 +60,11 @@ def convert(
             raise BadRow(f"field {field!r} lists tools, which are not supported")
     messages, used = FORMATS[name][1](row), {*FORMAT_FIELDS[name], "id", label_field}
     if name != TEXT:
-        messages, used = _checked(_with_system(messages, row)), {*used, "system"}
+        if row.get("system") not in (None, ""):
+            if messages and messages[0].role == "system":
+                raise BadRow("both a system field and a system turn")
+            messages.insert(0, Message("system", _text(row, "system")))
+        messages, used = _checked(messages), {*used, "system"}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         checked_text(key, f"the name of the field {quoted(key)}")
@@ -68,16 +72,10 @@ def convert(
             checked_text(value, f"field {quoted(key)}")
     if label_field is not None:
         label = _label(row, label_field)
-    return Example(_own_id(row), tuple(messages), source, label, columns)
-
-
-def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
-    """Put a row's own `system` field before its turns; every format may have one."""
-    if row.get("system") in (None, ""):
-        return messages
-    if messages and messages[0].role == "system":
-        raise BadRow("both a system field and a system turn")
-    return [Message("system", checked_text(row["system"], "system")), *messages]
+    name = checked_id(row["id"], "id") if "id" in row else ""
+    if RESERVED_ID.search(name):
+        raise BadRow(f"id {quoted(name)} ends in @turn<number>, which is kept for the turns of a conversation")
+    return Example(name, tuple(messages), source, label, columns)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -114,15 +112,6 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return checked_text(_field(row, name), name)
 
 
-def _own_id(row: Mapping[str, Any]) -> str:
-    if "id" not in row:
-        return ""
-    text = checked_id(row["id"], "id")
-    if RESERVED_ID.search(text):
-        raise BadRow(f"id {quoted(text)} ends in @turn<number>, which is kept for the turns of a conversation")
-    return text
-
-
 def checked_id(value: Any, what: str) -> str:
     """Return an id, a whole number or a text that is a name; raise BadRow that says it of `what`."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(value, what)
@@ -139,14 +128,12 @@ def _name(value: Any, what: str) -> str:
 
 
 def _label(row: Mapping[str, Any], label_field: str) -> str | None:
-    if label_field not in row:
-        raise BadRow(f"field {label_field!r} (data.label_field) is missing")
-    value = row[label_field]
-    if value is None or isinstance(value, str):
-        return value if value is None else _name(value, label_field)
+    value = _field(row, label_field)
+    if isinstance(value, str):
+        return _name(value, label_field)
     if not _is_scalar(value):
         raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {_kind(value)}")
-    return json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
+    return None if value is None else json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
 
 
 # ------------------------------------------------------------------------------------------- the turns
@@ -180,10 +167,8 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
     names  role in the row -> ours
     """
     value = _field(row, what)
-    if not isinstance(value, list):
-        raise BadRow(f"{what} must be a list of turns, found {_kind(value)}")
-    if not value:
-        raise BadRow(f"{what} is empty")
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{what} must be a list of turns, found {_kind(value) if value else 'none'}")
     messages = []
     for place, turn in enumerate(value):
         where = f"{what}[{place}]"
@@ -191,17 +176,16 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
             raise BadRow(f"{where} must be an object, found {_kind(turn)}")
         own_keys = names is _SHAREGPT and ("from" in turn or "role" not in turn)
         role_key, content_key = ("from", "value") if own_keys else ("role", "content")
-        for key in (role_key, content_key):
-            if key not in turn:
-                raise BadRow(f"{where} has no {key!r}")
+        if content_key not in turn:
+            raise BadRow(f"{where} has no {content_key!r}")
         for key in ("tool_calls", "function_call"):
             if turn.get(key):
                 raise BadRow(f"{where} has {key}; calls of tools are not supported")
         if (weight := turn.get("weight")) not in (None, 0, 1):
             raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
-        role = names.get(turn[role_key]) if isinstance(turn[role_key], str) else None
+        role = names.get(str(turn.get(role_key)))
         if role is None:
-            raise BadRow(f"{where}.{role_key} is {quoted(turn[role_key])}; known are {', '.join(sorted(names))}")
+            raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")
         messages.append(Message(role, content, trained and weight != 0 and role == "assistant"))
     return messages
@@ -229,14 +213,12 @@ def _alpaca(row: Mapping[str, Any]) -> list[Message]:
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
     history = _field(row, "history")
-    if not isinstance(history, list):
-        raise BadRow(f"history must be a list of [user, assistant] pairs, found {_kind(history)}")
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("history must be a list of [user, assistant] pairs")
     messages = []
-    for place, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow(f"history[{place}] must be a [user, assistant] pair")
-        messages.append(Message("user", checked_text(pair[0], f"history[{place}][0]")))
-        messages.append(Message("assistant", checked_text(pair[1], f"history[{place}][1]"), True))
+    for place, (user, assistant) in enumerate(history):
+        messages.append(Message("user", checked_text(user, f"history[{place}][0]")))
+        messages.append(Message("assistant", checked_text(assistant, f"history[{place}][1]"), True))
     return messages + _alpaca(row)
 
 

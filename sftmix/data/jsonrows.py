@@ -30,43 +30,36 @@ Row = tuple[str, Any]
 that says why it has none."""
 
 
-class StrictDecoder:
-    """JSON decoder that gives a BadRow for duplicate keys, NaN and Infinity, which Python's own decoder accepts."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise BadRow(f"the key {quoted(name)} occurs twice in one object")
+    return value
 
-    def __init__(self) -> None:
-        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
-        self._problem: BadRow | None = None
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            ((name, _),) = Counter(key for key, _ in pairs).most_common(1)
-            self._problem = BadRow(f"the key {quoted(name)} occurs twice in one object")
-        return value
+def _constant(name: str) -> None:
+    raise BadRow(f"{name} is not JSON")
 
-    def _constant(self, name: str) -> None:
-        self._problem = BadRow(f"{name} is not JSON")
 
-    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """Decode the JSON value at text[start:] to (value or BadRow, end). Raises ValueError or RecursionError."""
-        self._problem = None
-        value, end = self._json.raw_decode(text, start)
-        return self._problem or value, end
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+"""Decoder that raises BadRow for duplicate keys, NaN and Infinity, which Python's own accepts."""
 
-    def decode_line(self, raw: bytes) -> Any:
-        """Decode the one JSON value of a line; return it or a BadRow."""
-        self._problem = None
-        try:
-            value = self._json.decode(raw.decode("utf-8").rstrip("\r\n"))  # a column counts from the last newline
-            return self._problem or value
-        except UnicodeDecodeError as error:
-            return BadRow(f"not valid UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8")
-        except json.JSONDecodeError as error:
-            return BadRow(f"not valid JSON: {error.msg} (column {error.colno})")
-        except RecursionError:
-            return BadRow("not valid JSON: nested too deeply")
-        except ValueError as error:  # a number of too many digits
-            return BadRow(f"not valid JSON: {error}")
+
+def decode_line(raw: bytes) -> Any:
+    """Decode the one JSON value of a line; return it or a BadRow."""
+    try:
+        return _STRICT.decode(raw.decode("utf-8").rstrip("\r\n"))  # a column counts from the last newline
+    except BadRow as problem:
+        return problem
+    except UnicodeDecodeError as error:
+        return BadRow(f"not valid UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not valid JSON: {error.msg} (column {error.colno})")
+    except RecursionError:
+        return BadRow("not valid JSON: nested too deeply")
+    except ValueError as error:  # a number of too many digits
+        return BadRow(f"not valid JSON: {error}")
 
 
 def foreign_encoding(head: bytes) -> BadRow | None:
@@ -86,7 +79,7 @@ def iter_json(path: Path, name: str) -> Iterator[Row]:
 
 def iter_lines(path: Path, name: str) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
-    decoder, number = StrictDecoder(), 0
+    number = 0
     with open(path, "rb") as file:
         head = file.read(4)
         if problem := foreign_encoding(head):
@@ -100,7 +93,7 @@ def iter_lines(path: Path, name: str) -> Iterator[Row]:
                     raw = file.readline(MAX_ROW_BYTES)
                 yield f"{name}:{number}", BadRow(f"a line of more bytes than the limit, {MAX_ROW_BYTES:,}")
             elif raw.strip():
-                yield f"{name}:{number}", decoder.decode_line(raw)
+                yield f"{name}:{number}", decode_line(raw)
 
 
 def _array(path: Path, name: str) -> Iterator[Row]:
@@ -117,38 +110,31 @@ def _array(path: Path, name: str) -> Iterator[Row]:
         raise DataError(f"{name}:{line}: not valid UTF-8; save the file as UTF-8") from error
     del raw
     breaks = [match.start() for match in re.finditer("\n", text)]
-
-    def line_of(at: int) -> int:
-        return bisect_left(breaks, at) + 1
-
-    def broken(at: int, reason: str) -> DataError:
-        return DataError(f"{name}:{line_of(at)}: not valid JSON: {reason}. Nothing after this place can be read.")
-
-    decoder, index, last_line = StrictDecoder(), 0, 0
-    at = _skip(text, _skip(text, 0) + 1)
-    mark = text[at : at + 1]
-    while mark != "]":
-        line = line_of(at)
-        try:
-            value, end = decoder.decode_at(text, at)
-        except RecursionError:
-            raise broken(at, "nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise broken(error.pos, error.msg) from error
-        except ValueError as error:  # a number of too many digits
-            raise broken(at, str(error)) from error
-        if end - at > MAX_ROW_BYTES:
-            value = BadRow(f"a row of {end - at:,} characters; the limit is {MAX_ROW_BYTES:,}")
-        yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", value
-        last_line, index = line_of(end), index + 1
-        at = _skip(text, end)
-        mark = text[at : at + 1]
-        if mark == ",":
+    at, index, last_line, line = _skip(text, _skip(text, 0) + 1), 0, 0, 1
+    try:
+        while index or text[at : at + 1] != "]":  # behind a comma a row must follow
+            line = bisect_left(breaks, at) + 1
+            try:
+                value, end = _STRICT.raw_decode(text, at)
+            except BadRow as problem:
+                value, end = problem, json.JSONDecoder().raw_decode(text, at)[1]
+            if end - at > MAX_ROW_BYTES:
+                value = BadRow(f"a row of {end - at:,} characters; the limit is {MAX_ROW_BYTES:,}")
+            yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", value
+            index, last_line, at = index + 1, bisect_left(breaks, end) + 1, _skip(text, end)
+            if text[at : at + 1] != ",":
+                break
             at = _skip(text, at + 1)
-        elif mark != "]":
-            raise broken(at, f"expected ',', found {mark!r}" if mark else "the file ends within the array")
-    if (at := _skip(text, at + 1)) < len(text):
-        raise broken(at, "text after the end of the array")
+        if text[at : at + 1] != "]":
+            raise json.JSONDecodeError("neither ',' nor ']' stands after a row", text, at)
+        if (end := _skip(text, at + 1)) < len(text):
+            raise json.JSONDecodeError("text after the end of the array", text, end)
+    except (ValueError, RecursionError) as error:  # of a number of too many digits, too
+        if isinstance(error, json.JSONDecodeError):
+            line, reason = error.lineno, error.msg
+        else:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{name}:{line}: not valid JSON: {reason}. Nothing after this place can be read.") from error
 
 
 def _skip(text: str, at: int) -> int:

@@ -54,21 +54,22 @@ class _Turn:
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
     """Tokenise a batch of examples, each on its own; one Outcome per example, in order."""
-    turns = _render(encoder, examples)
-    texts = [text for found in turns if not isinstance(found, Outcome) for t in found for text in (t.prompt, t.closed)]
-    ids = iter(encoder.tokenize(texts))
+    try:
+        turns_of = _render(encoder, examples)
+    except TemplateRefusal as error:
+        if len(examples) == 1:
+            return [Outcome(reasons=["template_refused"], detail=str(error))]
+        return [encode_examples(encoder, [example], max_length)[0] for example in examples]
+    ids = iter(encoder.tokenize([text for turns in turns_of for t in turns for text in (t.prompt, t.closed)]))
     outcomes = []
-    for found in turns:
-        if isinstance(found, Outcome):
-            outcomes.append(found)
-            continue
-        for turn in found:
+    for turns in turns_of:
+        for turn in turns:
             turn.prompt_ids, turn.closed_ids = next(ids), next(ids)
             if encoder.appends_end:
                 turn.closed_ids.append(encoder.end_of_turn_id)
-        outcome = _single(encoder, found[0]) if len(found) == 1 else _several(encoder, found)
+        outcome = _single(encoder, turns[0]) if len(turns) == 1 else _several(encoder, turns)
         outcome = _cut(outcome, max_length)
-        if outcome.ids and NUL in found[-1].closed:
+        if outcome.ids and NUL in turns[-1].closed:
             outcome.reasons.append("spelt_special")
         outcomes.append(outcome)
     return outcomes
@@ -77,24 +78,16 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 # -------------------------------------------------------------------------------------------- rendering
 
 
-def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn] | Outcome]:
-    """Render the trained turns of each example; an Outcome stands for a conversation that the template refuses."""
-    places = [[i for i, m in enumerate(example.messages) if m.trained] for example in examples]
-    chats = [
-        [{"role": m.role, "content": encoder.content(m.content)} for m in example.messages] for example in examples
-    ]
-    prompts = [chat[:i] for chat, found in zip(chats, places, strict=True) for i in found]
-    through = [chat[: i + 1] for chat, found in zip(chats, places, strict=True) for i in found]
-    try:
-        texts = iter(zip(encoder.render(prompts, prompt=True), encoder.render(through, prompt=False), strict=True))
-    except TemplateRefusal as error:
-        if len(examples) == 1:
-            return [Outcome(reasons=["template_refused"], detail=str(error))]
-        return [outcome for example in examples for outcome in _render(encoder, [example])]
-    return [
-        [_turn(encoder, *next(texts), chat[i]["content"]) for i in found]
-        for chat, found in zip(chats, places, strict=True)
-    ]
+def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn]]:
+    """Render the trained turns of each example. Raises TemplateRefusal if the template refuses one of them."""
+    chats = [[{"role": m.role, "content": encoder.content(m.content)} for m in e.messages] for e in examples]
+    places = [(n, i) for n, example in enumerate(examples) for i, m in enumerate(example.messages) if m.trained]
+    prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
+    through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
+    turns: list[list[_Turn]] = [[] for _ in examples]
+    for (n, i), prompt, full in zip(places, prompts, through, strict=True):
+        turns[n].append(_turn(encoder, prompt, full, chats[n][i]["content"]))
+    return turns
 
 
 def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:

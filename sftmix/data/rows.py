@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ from typing import Any
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.progress import progress_bar
 from sftmix.data.columns import Columns
-from sftmix.data.conversations import Conversations, ConversationWriter, content_hash
+from sftmix.data.conversations import SCHEMA, Conversations, content_hash, record_of
 from sftmix.data.formats import TEXT, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text, left_out
-from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions, as_list
 from sftmix.types import Example
+
+DOCUMENTS_AT_ONCE = 16
+"""Documents that are in memory until they are written; each may have 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,71 +121,70 @@ def _read(
 
     def build(directory: Path) -> dict[str, Any]:
         report, written = DataReport(), [0] * len(names)
-        with (
-            ConversationWriter(directory) as writer,
-            progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar,
-        ):
+        times = Counter[int]()
+
+        def records() -> Iterator[dict[str, Any]]:
             for source in sources:
-                reader = _Reader(source, form, columns, label_field)
-                for place, value in source.rows():
-                    report.rows += 1
+                for record in _records(source, form, columns, columns.label_field(label_field), report, times):
+                    written[source.entry] += 1
                     bar.update()
-                    try:
-                        written[source.entry] += _store(writer, reader.example(place, value), report)
-                    except BadRow as problem:
-                        report.add("bad_row", f"{place}: {problem}", SHOWN)
+                    yield record
+
+        with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
+            write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
         columns.check(option, own_names=option != "data.train")
         report.settle_bad_rows(options.skip_bad)
         if not sum(written):
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
-    directory, summary = get_or_build(cache_root(options.cache_dir), f"rows-{key}", build)
+    directory, summary = get_or_build(cache_root(options.cache_dir), f"conversations-{key}", build)
     report = DataReport(**summary["report"])
     report.notes += left_out(names, options.format)  # not in the cache: the rows are the same without them
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
-class _Reader:
-    """Reader of one source's rows as examples. Rows with too few fields have the format of those before them."""
+def _records(
+    source: Source, form: str, columns: Columns, label_field: str | None, report: DataReport, times: Counter[int]
+) -> Iterator[dict[str, Any]]:
+    """Make the records of one source; count the rows, and name those that are none.
 
-    def __init__(self, source: Source, form: str, columns: Columns, label_field: str | None) -> None:
-        self._source, self._columns, self._auto = source, columns, form == "auto"
-        self._label_field = columns.label_field(label_field)
-        self._format: str | None = form
-        if self._auto:
-            self._format = columns.formats[0] if len(columns.formats) == 1 else None
-
-    def example(self, place: str, value: Any) -> Example:
-        """Read one row; raise BadRow that says why it cannot be used."""
-        if isinstance(value, BadRow):
-            raise value
-        row = value if self._source.is_text else self._columns.renamed(value)
-        name = self._format
-        if self._auto and isinstance(row, dict):
-            name = recognise(row, name, self._columns.formats)
-            if name == TEXT:
+    form   data.format; under auto, rows with too few fields have the format of those before them
+    times  how often each id came before, by its hash
+    """
+    auto = form == "auto"
+    usual = (columns.formats[0] if len(columns.formats) == 1 else None) if auto else form
+    for place, value in source.rows():
+        report.rows += 1
+        row = value if source.is_text else columns.renamed(value)
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            name = recognise(row, usual, columns.formats) if auto and isinstance(row, dict) else usual
+            if auto and name == TEXT:
                 raise BadRow("a text, where the rows before it are conversations; a run takes one kind")
-        label, field = self._source.label, self._label_field
-        example = convert(row, name or "messages", source=place, label=label, label_field=field)
-        self._format = name
-        return example
+            example = convert(row, name or "messages", source=place, label=source.label, label_field=label_field)
+            record, usual = _record(example, report, times), name
+        except BadRow as problem:
+            report.add("bad_row", f"{place}: {problem}", SHOWN)
+            continue
+        if record is not None:
+            yield record
 
 
-def _store(writer: ConversationWriter, example: Example, report: DataReport) -> int:
-    """Store a row with the turns that have a response, and count empty ones; return the number of records, 0 or 1."""
-    messages = example.messages
-    trained = [place for place, message in enumerate(messages) if message.trained]
-    turns = [place for place in trained if messages[place].content.strip()]
-    is_text = messages[0].role == TEXT
-    for _ in range(len(trained) - len(turns)):
+def _record(example: Example, report: DataReport, times: Counter[int]) -> dict[str, Any] | None:
+    """Return the record of a row, None for one without any response; count empty responses and repeated rows."""
+    texts = [message.content for message in example.messages if message.trained]
+    is_text = example.messages[0].role == TEXT
+    empty = sum(not text.strip() for text in texts)
+    for _ in range(empty):
         report.add("empty_document" if is_text else "empty_response", example.source)
-    if not turns:
-        return 0
-    content = content_hash(messages)
+    if empty == len(texts):
+        return None
+    content = content_hash(example.messages)
     if is_text:
-        content = hashlib.blake2b(messages[0].content.encode(), digest_size=8).hexdigest()
-    name = writer.add_example(example, turns, content)
-    if name.startswith(f"{content}#"):
-        report.add("duplicate", f"{name} ({example.source})")
-    return 1
+        content = hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest()
+    record = record_of(example, content, times)
+    if record["id"].startswith(f"{content}#"):
+        report.add("duplicate", f"{record['id']} ({example.source})")
+    return record

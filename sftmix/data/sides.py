@@ -96,4 +96,4 @@ def report_overlap(train: Conversations, held_out: Conversations, report: DataRe
         return  # parts of the same documents are on both sides, on purpose
     hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
     for record in held_out.records[np.isin(hashes, trained)].tolist():
-        report.add("eval_in_train", f"{held_out.file.cell(record, 'id')} ({held_out.source(record)})")
+        report.add("eval_in_train", f"{held_out.table['id'][record]} ({held_out.source(record)})")

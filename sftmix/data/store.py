@@ -9,14 +9,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +29,8 @@ from sftmix.types import Int64
 CODE_VERSION = 2
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
-BATCH_ROWS = 1024
-"""Most rows of a record batch in an Arrow file."""
-BATCH_CHARACTERS = 1 << 24
-"""Characters of a batch after which it is written: Arrow's strings have room for 2 GiB, and memory may have less."""
 AT_ONCE = 256
-"""Rows that are read and tokenised together: enough for the tokenizer's threads, little memory."""
+"""Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
 
 
 # ------------------------------------------------------------------------------------------- the directory
@@ -115,64 +112,27 @@ def _read(target: Path) -> dict[str, Any] | None:
 # --------------------------------------------------------------------------------------------- Arrow files
 
 
-class RowWriter:
-    """Writer of an Arrow IPC file, row by row."""
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], batch: int = AT_ONCE) -> int:
+    """Write an Arrow IPC file of rows, column -> value, `batch` rows at a time; return their number.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
-        self._rows: list[dict[str, Any]] = []
-        self._characters = 0
-
-    def add(self, row: dict[str, Any], characters: int = 0) -> None:
-        """Write a row, column -> value; a column that the row lacks is null.
-
-        characters  length of its long texts
-        """
-        self._rows.append(row)
-        self._characters += characters
-        if len(self._rows) == BATCH_ROWS or self._characters > BATCH_CHARACTERS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-        self._rows, self._characters = [], 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._writer.close()
-        finally:
-            self._sink.close()
+    A column that a row lacks is null.
+    """
+    count, rest = 0, iter(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while part := list(itertools.islice(rest, batch)):
+            writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))
+            count += len(part)
+    return count
 
 
-class RowFile:
-    """A file of RowWriter behind a memory map: any row can be read, and none is read before it is asked for."""
+def open_rows(path: Path) -> pa.Table:
+    """Open a file of `write_rows` behind a memory map: no row is read before it is asked for."""
+    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
 
-    def __init__(self, path: Path) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-        self._columns = dict(zip(self._table.column_names, self._table.columns, strict=True))
 
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def cell(self, row: int, column: str) -> pa.Scalar:
-        """One value; `row` counts from 0 and must be in range."""
-        return self._columns[column][row]
-
-    def rows(self, rows: Int64) -> Iterator[dict[str, Any]]:
-        """Whole rows in the given order; neighbours are read together."""
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-            for start in range(0, len(run), AT_ONCE):
-                part = run[start : start + AT_ONCE]
-                yield from self._table.slice(int(part[0]), len(part)).to_pylist()
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column, still on disk."""
-        return self._columns[name]
+def rows_of(table: pa.Table, rows: Int64) -> Iterator[dict[str, Any]]:
+    """Read whole rows in the given order; neighbours are read together."""
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        for start in range(0, len(run), AT_ONCE):
+            part = run[start : start + AT_ONCE]
+            yield from table.slice(int(part[0]), len(part)).to_pylist()

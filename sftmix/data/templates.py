@@ -58,6 +58,7 @@ class Encoder:
     name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
     chat_template   the Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own
     end_of_turn_id  the token that ends a response, trained; the template writes it unless `appends_end`
+    spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
     appends_end     the template writes no such token: eos is put after the response
     ending          text between a response's content and the end of its turn, end-of-turn token included
     trailer         text that the template writes after that, not trained
@@ -65,20 +66,19 @@ class Encoder:
     block           end of the generation prompt that the template leaves out before a response with its own, such as
                     the empty thinking block; "" if there is none
     notices         sentences that the user should read
-    spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
     """
 
     tokenizer: PreTrainedTokenizerBase
     name: str
     chat_template: str | None
     end_of_turn_id: int
-    appends_end: bool
-    ending: str
-    trailer: str
-    lead: str
-    block: str
-    notices: tuple[str, ...]
     spellings: SpecialSpellings | None
+    appends_end: bool = False
+    ending: str = ""
+    trailer: str = ""
+    lead: str = ""
+    block: str = ""
+    notices: tuple[str, ...] = ()
 
     @property
     def pad_id(self) -> int:
@@ -151,7 +151,7 @@ def render(
     template: str,
     conversations: Sequence[Sequence[Mapping[str, str]]],
     *,
-    prompt: bool,
+    prompt: bool = False,
     thinking: bool | None = None,
 ) -> list[str]:
     """Render through the tokenizer. Raises TemplateRefusal where the template or its syntax fails.

@@ -64,15 +64,12 @@ class Tokenise:
 
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
-        examples = list(self._examples(records))
-        # Conversations with many turns make long lists: pieces of them keep memory bounded.
-        for at in range(0, len(examples), AT_ONCE):
-            for record, turn, example, outcome in self._encoded(examples[at : at + AT_ONCE]):
-                if outcome.split and self.kept is not None:  # its turns have no place among the ids
-                    outcome.reasons = ["split_alone"]
-                yield record, turn, example, outcome
-                if outcome.split and self.kept is None:
-                    yield from self._encoded(self._turns(record))
+        for record, turn, example, outcome in self._encoded(list(self._examples(records))):
+            if outcome.split and self.kept is not None:  # its turns have no place among the ids
+                outcome.reasons = ["split_alone"]
+            yield record, turn, example, outcome
+            if outcome.split and self.kept is None:
+                yield from self._encoded(self._turns(record))
 
     def _examples(self, records: Int64) -> Iterator[tuple[int, int, Example]]:
         """Read the examples that are kept; a conversation of which turns are kept comes as these."""
@@ -86,9 +83,12 @@ class Tokenise:
         return list(self.conversations.examples(np.array([record]), whole=False))
 
     def _encoded(self, examples: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
-        outcomes = encode_examples(self.encoder, [example for _, _, example in examples], self.max_length)
-        for (record, turn, example), outcome in zip(examples, outcomes, strict=True):
-            yield record, turn, example, outcome
+        # Conversations with many turns make long lists: pieces of them keep memory bounded.
+        for at in range(0, len(examples), AT_ONCE):
+            part = examples[at : at + AT_ONCE]
+            outcomes = encode_examples(self.encoder, [example for _, _, example in part], self.max_length)
+            for place, outcome in zip(part, outcomes, strict=True):
+                yield *place, outcome
 
 
 def tokenised(

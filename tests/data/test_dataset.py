@@ -14,7 +14,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
-from sftmix.data.store import BATCH_ROWS, RowWriter, get_or_build
+from sftmix.data.store import get_or_build
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
@@ -48,15 +48,6 @@ def test_rows_as_documented(write, options, encoder):
     assert [e.row for e in data.train[3:6]] == [3, 4, 5]
     with pytest.raises(IndexError):
         data.train[50]
-
-
-def test_more_rows_than_one_record_batch(write, options, encoder):
-    rows = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(2 * BATCH_ROWS + 5)]
-    data = load(options(write("rows.jsonl", rows)), encoder)
-    assert len(data.train) == len(data.train.lengths) == len(rows)
-    for row in (0, BATCH_ROWS - 1, BATCH_ROWS, 2 * BATCH_ROWS + 4):
-        assert data.train.example(row).messages[1].content == str(row)
-        assert encoder.tokenizer.decode(data.train[row].input_ids[data.train[row].target]) == f"{row}<|im_end|>"
 
 
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
@@ -163,7 +154,7 @@ def test_a_full_disk_is_not_taken_for_a_file_that_cannot_be_read(name, write, op
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(RowWriter, "add", full)
+    monkeypatch.setattr("sftmix.data.rows.write_rows", full)
     with pytest.raises(NoSpaceError, match=r"cannot write the tokenisation cache"):
         prepare(options(path), 0, progress=False)
 
@@ -209,7 +200,7 @@ def test_another_tokenizer_gives_the_same_ids_in_the_same_order(write, options, 
     assert kept.fingerprint != full.fingerprint
 
 
-def test_what_is_not_kept_is_not_tokenised_unless_its_turns_may_be_kept(write, options, tmp_path, monkeypatch):
+def test_of_a_conversation_that_is_split_some_turns_may_be_kept(write, options, tmp_path):
     path = tmp_path / "thinking.jinja"
     path.write_text(THINKING)
     encoder = make_encoder(chatml_tokenizer(), str(path))
@@ -219,26 +210,11 @@ def test_what_is_not_kept_is_not_tokenised_unless_its_turns_may_be_kept(write, o
         rows.append({"id": name, "messages": chat})
     prepared = prepare(options(write("rows.jsonl", rows), multi_turn="whole"), 0, progress=False)
     whole = encode(prepared, encoder, max_length=200, progress=False).train
-    texts: list[str] = []
-    tokenize = type(encoder).tokenize
-    monkeypatch.setattr(type(encoder), "tokenize", lambda self, given: texts.extend(given) or tokenize(self, given))
     kept = ["1-2", "3-0@turn1", "3-3@turn2"]
-    found = encode(prepared, encoder, max_length=200, keep=kept, progress=False).train
-    assert found.ids == kept
-    for row, example in enumerate(found.ids):
-        assert found[row].input_ids.tolist() == whole[whole.ids.index(example)].input_ids.tolist()
-    assert not any(f"user 1-{k} " in text for text in texts for k in (0, 1, 3))
-    assert any("user 1-2 " in text for text in texts)
-
-
-def test_turns_of_one_conversation_are_on_one_side(write, options, encoder):
-    chat = [{"role": r, "content": f"{r}{t}"} for t in range(3) for r in ("user", "assistant")]
-    rows = [{"id": f"c{i}", "messages": [{**m, "content": f"{m['content']} {i}"} for m in chat]} for i in range(20)]
-    data = load(options(write("rows.jsonl", rows), eval_fraction=0.25), encoder, max_length=200)
-    sides = [{i.split("@")[0] for i in side.ids} for side in (data.train, data.eval)]
-    assert (len(data.train), len(data.eval)) == (45, 15)
-    assert not sides[0] & sides[1]
-    assert (data.report.train, data.report.eval) == (45, 15)
+    some = encode(prepared, encoder, max_length=200, keep=kept, progress=False).train
+    assert some.ids == kept
+    for row, example in enumerate(some.ids):
+        assert some[row].input_ids.tolist() == whole[whole.ids.index(example)].input_ids.tolist()
 
 
 @pytest.mark.parametrize("name", ["models/base-7m", "tokenizers/mistral-7b-v0.3"])

@@ -8,7 +8,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.data.encoders import encoder_for, make_encoder
 from sftmix.options import DataOptions
 from sftmix.types import Message
-from tests.data.small_tokenizers import NO_END, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import NO_END, chatml_tokenizer, prompt_ids
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -48,13 +48,6 @@ def test_a_base_model_gets_alpaca_and_says_so(small):
     assert own.stop_ids == (own.end_of_turn_id, small["chatml"].eos_token_id) == (2, 0)
 
 
-def test_the_chatml_template_equals_the_tokenizers_own(small):
-    own, named = make_encoder(small["chatml"]), make_encoder(small["chatml"], "chatml")
-    for prompt in (True, False):
-        assert own.render([CHAT, CHAT[1:]], prompt=prompt) == named.render([CHAT, CHAT[1:]], prompt=prompt)
-    assert (named.end_of_turn_id, named.stop_ids) == (own.end_of_turn_id, own.stop_ids)
-
-
 def test_chatml_without_its_tokens_ends_turns_with_eos(small):
     encoder = make_encoder(small["bos"], "chatml")
     assert encoder.render([CHAT[1:3]], prompt=False) == ["<s><|im_start|>user\nHi</s>\n<|im_start|>assistant\nYo</s>\n"]
@@ -89,14 +82,6 @@ def test_a_jinja_file(small, tmp_path):
     # The header that comes before every response becomes the generation prompt.
     assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert any("part of the prompt" in notice for notice in encoder.notices)
-
-
-def test_an_empty_thinking_block_belongs_to_the_prompt(small, tmp_path):
-    path = tmp_path / "thinking.jinja"
-    path.write_text(THINKING)
-    encoder = make_encoder(small["chatml"], str(path))
-    assert encoder.render([CHAT], prompt=True)[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert encoder.render([CHAT], prompt=True)[0].count("<think>") == 1
 
 
 def test_a_space_after_the_header_stays_with_the_response(small, tmp_path):
@@ -162,8 +147,6 @@ def test_named_templates_without_a_default_are_refused_until_one_is_chosen(tmp_p
         make_encoder(tokenizer)
     with pytest.raises(ConfigError, match=refusal):
         encoder_for(tokenizer, DataOptions(train=["rows.jsonl"], cache_dir=str(tmp_path)))
-    (tmp_path / "tool_use.jinja").write_text(NO_GENERATION_PROMPT)
-    assert not make_encoder(tokenizer, str(tmp_path / "tool_use.jinja")).appends_end
     assert make_encoder(tokenizer, "chatml").name == "chatml"
     tokenizer.chat_template["default"] = tokenizer.chat_template["rag"]
     assert make_encoder(tokenizer).appends_end

@@ -38,7 +38,13 @@ CASES = {
         },
         [U("u"), A("a")],
     ),
-    "prompt_completion": ({"prompt": "u", "completion": "a"}, [U("u"), A("a")]),
+    "prompt_completion": (
+        {
+            "prompt": [{"role": "user", "content": "u"}, A_TURN, {"role": "user", "content": "v"}],
+            "completion": [A_TURN],
+        },
+        [U("u"), Message("assistant", "a"), U("v"), A("a")],
+    ),
     "history": (
         {"instruction": "u1", "input": "", "output": "a1", "history": [["u0", "a0"]]},
         [U("u0"), A("a0"), U("u1"), A("a1")],
@@ -60,12 +66,6 @@ def test_alpaca_without_input_is_the_instruction(extra):
     assert convert(row, "alpaca").messages[0] == U("Say hi.")
 
 
-def test_turns_of_the_prompt_are_not_trained():
-    chat = [{"role": r, "content": c} for r, c in (("user", "u0"), ("assistant", "a0"), ("user", "u1"))]
-    found = convert({"prompt": chat, "completion": [{"role": "assistant", "content": "a1"}]}, "prompt_completion")
-    assert [m.trained for m in found.messages] == [False, False, False, True]
-
-
 def test_a_turn_of_weight_0_is_not_trained():
     pairs = [("user", {}), ("assistant", {"weight": 0}), ("user", {}), ("assistant", {"weight": 1})]
     row = {"messages": [{"role": role, "content": f"t{i}"} | more for i, (role, more) in enumerate(pairs)]}
@@ -78,7 +78,7 @@ def test_label_columns_and_id():
     row = {"id": 5, "instruction": "a", "output": "b", "good": True, "score": 1.5, "tags": ["x"], "note": None}
     found = convert(row, "alpaca", label_field="good")
     assert (found.id, found.label, found.columns) == ("5", "true", {"score": 1.5, "note": None})
-    with pytest.raises(BadRow, match=r"'quality' \(data\.label_field\) is missing"):
+    with pytest.raises(BadRow, match="field 'quality' is missing"):
         convert(row, "alpaca", label_field="quality")
 
 
@@ -164,17 +164,14 @@ def parts(*texts: str) -> list[dict]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_parts_of_type_text_are_one_text(suffix, write, read, tmp_path):
-    """With the id of the same row with strings."""
+def test_parts_of_type_text_are_one_text(write, read, tmp_path):
+    """With the id of the same row with strings; in tables each part has all the fields of the others."""
     turns = [("system", "S"), ("user", "one two"), ("assistant", "three\n\nfour")]
     split = [parts("S"), parts("one", " two"), parts("three\n", "\nfour", "")]
-    rows = [{"messages": [{"role": r, "content": c} for (r, _), c in zip(turns, split, strict=True)]}]
-    if suffix == "parquet":  # where each part has all the fields of the others
-        rows[0]["messages"][0]["content"][0]["image_url"] = None
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    path = str(tmp_path / "rows.parquet") if suffix == "parquet" else write("rows.jsonl", rows)
-    (joined,) = conversations(read(path))
+    row = {"messages": [{"role": r, "content": c} for (r, _), c in zip(turns, split, strict=True)]}
+    row["messages"][0]["content"][0]["image_url"] = None
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    (joined,) = conversations(read(str(tmp_path / "rows.parquet")))
     strings = write("strings.jsonl", [{"messages": [{"role": r, "content": c} for r, c in turns]}])
     assert [(m.role, m.content) for m in joined.messages] == turns
     assert joined.id == conversations(read(strings))[0].id

@@ -7,10 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer
 
-from sftmix.data import load_data
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import encode_examples
-from sftmix.pipeline.rows import _on_thinking
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
 
@@ -227,18 +225,6 @@ def test_a_template_that_gives_the_variable_a_value_itself_has_the_empty_block_i
     assert pieces(encoder, plain) == ["four<|im_end|>"]
 
 
-@pytest.mark.parametrize(("thinking", "told"), [(2, False), (3, True)])
-def test_rows_that_mostly_think_are_told_how_the_model_will_begin(thinking, told, write, options):
-    tokenizer = chatml_tokenizer()
-    tokenizer.chat_template = QWEN3
-    rows = [{"instruction": f"{k}?", "output": THOUGHT if k < thinking else "four"} for k in range(4)]
-    given = options(write("rows.jsonl", rows))
-    encoder = make_encoder(tokenizer)
-    found = load_data(given, encoder, seed=0, max_length=200, progress=False)
-    assert found.report.counts["own_block"] == thinking
-    assert any("--data.template chatml" in note for note in _on_thinking(found, encoder)) == told
-
-
 def test_a_whole_conversation_with_thinking_in_its_turns(tmp_path):
     """Under a template that keeps it in earlier turns."""
     path = tmp_path / "keeps.jinja"
@@ -264,15 +250,6 @@ def test_a_template_that_drops_the_system_turn_is_composed(small, tmp_path):
     assert found.reasons == ["composed"]
     assert small["chatml"].decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
     assert pieces(encoder, found) == [" Yo<|end|>"]
-
-
-def test_eos_is_put_where_the_template_ends_nothing(small, tmp_path):
-    path = tmp_path / "noend.jinja"
-    path.write_text(NO_END)
-    encoder = make_encoder(small["chatml"], str(path))
-    turn, whole = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", "And?", "More", whole=True))
-    assert pieces(encoder, turn) == ["Yo<|end|>"]
-    assert whole.split
 
 
 @pytest.mark.parametrize(
@@ -318,16 +295,6 @@ def test_truncation_keeps_the_beginning(small):
         assert found.ids == full.ids[:length]
         assert found.spans == [(start, min(length, end))]
         assert found.reasons == (["truncated"] if length < end else [])
-
-
-def test_truncation_of_a_whole_conversation(small):
-    encoder = make_encoder(small["chatml"])
-    chat = example("Hi", "Yo", "And?", "More", whole=True)
-    (full,) = encode(encoder, chat)
-    first, last = full.spans[0]
-    (found,) = encode(encoder, chat, max_length=last + 1)
-    assert found.spans == [(first, last)]
-    assert "truncated" in found.reasons
 
 
 def test_the_first_token_is_never_a_target(small, tmp_path):

@@ -18,7 +18,7 @@ def test_text_mask_and_dropped_rows(write, options, small):
     colored = render_preview(data, encoder, [0])
     assert "\x1b[0;32mé😀 red<|im_end|>\x1b[0m" in colored
     lines = plain.split("token\n")[1].split("\n\n")[0].splitlines()
-    listed = [line.split() for line in lines if "more" not in line]
+    listed = [line.split() for line in lines if "..." not in line]
     encoded = data.train[0]
     for place, token, label, *_ in listed:
         assert encoded.input_ids[int(place)] == int(token)

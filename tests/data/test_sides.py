@@ -88,23 +88,6 @@ def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write,
     assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
 
 
-def test_documents_are_taken_whole(write, read):
-    path = write("tales.jsonl", [{"text": f"Tale {i}."} for i in range(10)])
-    novel = write("novel.txt", "A novel.")
-    prepared = read(path, novel, take=[0.3, None])
-    assert len(prepared.train.records) == 4
-    assert [text for _, text, _, _ in prepared.train.documents()][-1] == "A novel."
-    with pytest.raises(ConfigError, match=r"data\.take 0\.4 of .*novel\.txt is 0 of 1 usable rows; .* 1 to 1, or null"):
-        read(path, novel, take=[0.3, 0.4])
-
-
-def test_rows_are_held_out_of_those_that_are_taken(files, read):
-    taken = read(*files, take=[20, 10, 2]).train
-    prepared = read(*files, take=[20, 10, 2], eval_fraction=0.25)
-    assert len(prepared.eval.records) == 8
-    assert sorted(ids(prepared.train) + ids(prepared.eval)) == sorted(ids(taken))
-
-
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -138,15 +121,6 @@ def test_held_out_fraction(fraction, count, write, read):
         assert (np.diff(prepared.train.records) > 0).all()
         ids.append(prepared.eval.values("id"))
     assert ids[0] == ids[1] != ids[2]
-
-
-def test_held_out_rows_do_not_depend_on_the_order_of_the_file(write, read):
-    rows = rows_of("a", 40)
-    sides = []
-    for name, order in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
-        prepared = read(write(name, order), eval_fraction=0.3)
-        sides.append(set(prepared.eval.values("id")))
-    assert sides[0] == sides[1]
 
 
 def test_held_out_files_and_overlap(write, read):

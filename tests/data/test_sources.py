@@ -9,20 +9,7 @@ import datasets
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.common.names import HUB_ID
 from sftmix.data.sources import Source, expand, hub_parts
-
-
-@pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "HuggingFaceH4/ultrachat_200k", "squad", "a.b/c-d_e.f"])
-def test_hub_ids(name: str) -> None:
-    assert HUB_ID.match(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["a/b/c", "/a/b", "./a", "../a", "a/", "a/..", "", "a b/c", "a@b", "~/rows", "a\n", "a/b\n"]
-)
-def test_what_is_no_hub_id(name: str) -> None:
-    assert not HUB_ID.match(name)
 
 
 def test_files_that_cannot_be_read_are_named(write, refused, tmp_path) -> None:

@@ -13,7 +13,6 @@ from sftmix.common.errors import ConfigError
 from sftmix.data import load_data
 from sftmix.data.encoders import text_encoder
 from sftmix.data.text import windows
-from sftmix.options import DataOptions
 from tests.data.small_tokenizers import SMALL
 
 TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 + i)) + "\n" for i in range(12)]
@@ -96,7 +95,8 @@ def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
 def test_documents_become_windows(kind, packing, write, options, encoders):
     encoder = encoders[kind]
     path = write("tales.jsonl", [{"text": tale, "score": i} for i, tale in enumerate(TALES)])
-    data = load(options(path, packing=packing), encoder, max_length=30)
+    label = None if packing is None else "score"
+    data = load(options(path, packing=packing, label_field=label), encoder, max_length=30)
     expected = expected_windows([tokens_of(encoder, tale) for tale in TALES], 30, packed=packing is None)
     assert [(e.input_ids.tolist(), e.starts.tolist()) for e in data.train] == expected
     for encoded in data.train:
@@ -104,20 +104,13 @@ def test_documents_become_windows(kind, packing, write, options, encoders):
         assert not encoded.truncated
     assert data.train.packed is (packing is None)
     assert data.train.n_targets.tolist() == [int(e.target.sum()) for e in data.train]
-    assert len(data.train.columns.get("score", [])) == (0 if packing is None else len(data.train))
+    if label:
+        assert data.train.labels == [data.train.example(row).label for row in range(len(data.train))]
+        assert set(data.train.labels) == {str(i) for i in range(12)}
+    assert data.train.columns == {}
     assert any(line.startswith("12 documents read") for line in data.report.lines())
     assert data.report.tokens == (sum(len(ids) for ids, _ in expected), 0)
-    again = load(options(path, packing=packing), encoder, max_length=30)
-    assert again.train.ids == data.train.ids
     assert len(set(data.train.ids)) == len(data.train)
-
-
-def test_a_label_of_a_document_is_that_of_its_pieces(write, options, encoders):
-    rows = [{"text": tale, "quality": "high" if i % 2 else "low"} for i, tale in enumerate(TALES)]
-    path = write("tales.jsonl", rows)
-    data = load(options(path, packing=False, label_field="quality"), encoders["bos"], max_length=30)
-    assert set(data.train.labels) == {"high", "low"}
-    assert [data.train.example(row).label for row in range(len(data.train))] == data.train.labels
 
 
 def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, options):
@@ -168,18 +161,3 @@ def test_held_out_files_and_limit(write, options, encoders):
     assert len(data.eval) == len(full.eval) > 2
     assert "the first 2 training windows are used, the rest left out (data.limit)" in data.report.notes
     assert data.report.counts == {"eval_in_train": 1}
-
-
-def test_what_changes_the_windows_changes_the_fingerprint(write, options, encoders):
-    rows = [{"text": tale} for tale in TALES]
-    path = write("tales.jsonl", rows)
-    settings: list[tuple[DataOptions, str, int]] = [
-        (options(path), "bos", 16),
-        (options(path), "bos", 17),
-        (options(path), "metaspace", 16),
-        (options(path, packing=False), "bos", 16),
-        (options(write("other.jsonl", rows[::-1])), "bos", 16),
-    ]
-    prints = [load(o, encoders[kind], max_length=n).train.fingerprint for o, kind, n in settings]
-    assert len(set(prints)) == len(prints)
-    assert load(options(path, format="text"), encoders["bos"]).train.fingerprint == prints[0]
