@@ -85,9 +85,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     if own:
         sharing.check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
-    if until in ("split", "train"):  # the others make what they are asked for
-        for note in config.unused(divides=until == "split"):
-            say(f"note: {note}")
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 

@@ -105,7 +105,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs --splitter.untyped 3", f"splitter: my_parts.Needs {NO_TYPE}"),
         ("run --objective.mu my_parts.Steps", f"objective.mu: my_parts.Steps {NO_TYPE}"),
-        ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: its type is ndarray, which no option can have"),
+        ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: '3' is not allowed; allowed: <class 'numpy"),
         ("run --splitter my_parts.Unknown", "name 'Nowhere' is not defined"),
         ("run --callbacks null", "callbacks is null; it takes a list, [] for none, of Evaluate, EarlyStopping, "),
     ],

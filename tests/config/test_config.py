@@ -19,7 +19,7 @@ from sftmix.components.reweighting import IRDRO
 from sftmix.components.schedules import AfterFraction, Linear
 from sftmix.components.selection import ScoreAtLeast
 from sftmix.components.splitters import FromFile as SplitFromFile
-from sftmix.components.splitters import Median, QualityLabel, Quantile, RandomSplit
+from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain, read_config
@@ -287,15 +287,6 @@ def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused) -
 def test_a_confidence_that_is_not_used_is_not_checked() -> None:
     validate(complete(confidence=IFD(), splitter=RandomSplit()))
     validate(complete(confidence=IFD(), objective=NTP(), pairing=None))
-
-
-def test_what_a_run_has_no_use_for_is_told() -> None:
-    assert complete().unused() == complete(objective=NTP(), pairing=None).unused() == []
-    assert complete(confidence=IFD(), splitter=Quantile(levels=7)).unused() == []  # both are used
-    (told,) = complete(confidence=IFD(), splitter=Quantile(levels=7), objective=NTP(), pairing=None).unused()
-    assert told.startswith("not used by this run: confidence IFD, splitter Quantile; no examples are paired")
-    (told,) = complete(reference=Online(), splitter=RandomSplit()).unused()
-    assert told == "not used by this run: reference Online; splitter RandomSplit needs no confidence"
 
 
 def test_a_single_run_needs_an_objective_that_trains_without_pairs() -> None:

@@ -146,7 +146,7 @@ def test_the_command_line(sftmix, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--model.lora", "8"), ["--model.lora is a group of options", "--model.lora.r"]),
+        (("--model.lora", "8"), ["model.lora: '8' is not allowed; allowed: a group of options {r, "]),
         (("--model.lora.rank", "8"), ["unknown option model.lora.rank. Did you mean model.lora.r?"]),
         (("--config", "f.yaml"), ["f.yaml: model.lora: 8 is not allowed; allowed: a group of options {r, "]),
     ],

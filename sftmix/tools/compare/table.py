@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import sftmix
 from sftmix.common.files import write_json, write_text
@@ -63,6 +62,8 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
 
 def write_table(directory: Path, table: Mapping[str, Any]) -> None:
     """Write table.json, table.md, and cells.csv with a row for each run."""
+    import pandas as pd
+
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
     rows = []
@@ -132,6 +133,8 @@ def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
 
 def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> list[Counts] | None:
     """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows."""
+    import pandas as pd
+
     sides, ids = [], None
     for side in zip(*measured, strict=True):
         paths = [r.cell.path / "train" / "eval.parquet" for r in side]
