@@ -151,7 +151,8 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for command in (ROOT / "sftmix" / "tools").glob("*/*command.py"):
+    tools = ROOT / "sftmix" / "tools"
+    for command in (*tools.glob("*/*command.py"), tools / "answers" / "chat.py", tools / "answers" / "generate.py"):
         module = importlib.import_module(f"sftmix.tools.{command.parent.name}.{command.stem}")
         getattr(module, "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
@@ -256,8 +257,8 @@ tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
-tools.answers.generate.generate = lambda *args, **options: tools.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
-tools.answers.blind.read_blind = lambda *args: ([""] * 2, [])
+tools.answers.generate.generate = lambda *args, **options: ([], [])
+tools.answers.blind.read_blind = lambda *args: ""
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

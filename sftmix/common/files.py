@@ -93,17 +93,14 @@ def free_bytes(path: Path) -> int:
 def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
-    return NoSpaceError(f"no space left to write {path}: {need}{_free_told(path)}")
+    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
 
 
 def check_room(path: Path, needed: int, purpose: str) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
     if free_bytes(path) < needed:
-        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {_free_told(path)}")
-
-
-def _free_told(path: Path) -> str:
-    return f"{free_bytes(path):,} are free; free some and run again"
+        free = free_bytes(path)
+        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {free:,} are free")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

@@ -23,8 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.common.world import World
-from sftmix.model.files import dtypes_of_files
-from sftmix.model.load import load_model, model_config, stored_dtype
+from sftmix.model.load import dtypes_of_files, load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values

@@ -108,7 +108,6 @@ def recipe(
         split,
         model=config.model.path,
         seed=config.seed,
-        learning_rate=config.training.learning_rate,
     )
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))

@@ -62,13 +62,13 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
 
 def write_table(directory: Path, table: Mapping[str, Any]) -> None:
     """Write table.json, table.md, and cells.csv with a row for each run."""
-    import pandas as pd
-
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
     rows = []
     for name, variant in table["variants"].items():
         rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
+    import pandas as pd
+
     write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
@@ -133,13 +133,13 @@ def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
 
 def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> list[Counts] | None:
     """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows."""
-    import pandas as pd
-
     sides, ids = [], None
     for side in zip(*measured, strict=True):
         paths = [r.cell.path / "train" / "eval.parquet" for r in side]
         if metric not in RATIOS or not all(path.exists() for path in paths):
             return None
+        import pandas as pd
+
         frames = [pd.read_parquet(path).set_index("id").sort_index() for path in paths]
         ids = frames[0].index if ids is None else ids
         if not all(RATIOS[metric] in frame and frame.index.equals(ids) for frame in frames):

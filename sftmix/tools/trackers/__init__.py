@@ -110,7 +110,11 @@ class Tracker(Callback):
         self.end()
         hold = Hold(self.folder(run))
         hold.take()
-        self._known = self.open(run, read_yaml(run / "config.yaml"))
+        try:
+            self._known = self.open(run, read_yaml(run / "config.yaml"))
+        except BaseException:
+            hold.release()
+            raise
         self._run, self._hold = run, hold
         self._read, self.rows = dict.fromkeys(STAGES, 0), 0
         atexit.register(self.end)

@@ -90,6 +90,5 @@ def write_summary(run: Path, inputs: Inputs, to: Path) -> None:
         divided,
         model=config.model.path,
         seed=config.seed,
-        learning_rate=config.training.learning_rate,
         to=to,
     )

@@ -11,7 +11,7 @@ from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.masks import encode_examples
 from sftmix.model.load import load_tokenizer
-from sftmix.tools.answers.batches import answered
+from sftmix.tools.answers.answering import answered
 from sftmix.tools.answers.chat import Talk, chat
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
@@ -56,8 +56,8 @@ def test_answers_are_those_of_generate_written_piece_by_piece(lively):
     out = Pieces()
     chat([lively], OPTIONS, ["Add 2 and 3."], out)
     question = Question("q", ({"role": "user", "content": "Add 2 and 3."},))
-    ((line,),) = answered(lively, [question], (), OPTIONS)
-    text = line["turns"][0]["text"]
+    ((answer,),) = answered(lively, [question], {}, OPTIONS)
+    text = answer["answers"]
     assert re.search("[\x0b-\x1f]", text)  # it would move the cursor
     assert "".join(out.written) == re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", escaped, text) + "\n"
     assert len([piece for piece in out.written if piece]) > 4

@@ -172,7 +172,7 @@ def test_hsdp_shares_within_a_node():
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
     with pytest.raises(ConfigError, match="shard_group_size is 3, but there are 16 ranks; allowed: 1, 2, 4, 8, 16"):
         shards(16, 3)
-    with pytest.raises(ConfigError, match="which means the 8 ranks of this node, but there are 12 ranks"):
+    with pytest.raises(ConfigError, match="shard_group_size is 8, but there are 12 ranks"):
         shards(12)
 
 

@@ -131,7 +131,7 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     [
         ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
         ("missing", 3, ["hub:me/none cannot be fetched"]),
-        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet, rows.parquet", "confidence --push_to_hub"]),
     ],
 )
 def test_wrong_scores_are_refused(shared_run, case, code, words):

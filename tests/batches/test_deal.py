@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sftmix.batches.collate import collate, token_slots
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, epoch_units, global_batches
-from tests.data.test_batching import Rows, an_epoch
+from tests.batches.test_collate import Rows, an_epoch
 
 LIMITS = st.one_of(
     st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)}),
@@ -45,6 +45,7 @@ def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layou
         assert Counter(u for u in dealt if len(u) == 2 or u[0].ntp_weight) == Counter(units)
         assert all(len(s.ranks) == world and all(s.ranks) for s in steps)
         for step in steps:
+            assert 1 <= step.n_segments <= min(layout["max_segments"], max(sum(map(len, rank)) for rank in step.ranks))
             for rank, share in enumerate(step.ranks):
                 assert sum(map(len, share)) <= limit.get("micro_batch_size", 99)
                 if len(share) > 1:

@@ -22,7 +22,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
-from tests.test_models import TINY
+from tests.model.test_models import TINY
 from tests.toy import ToyRows
 
 SLIDING = {"sliding_window": 4}

@@ -22,7 +22,7 @@ from sftmix.tools.estimate.model import FakeModel
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks
-from tests.test_models import FAMILIES, build
+from tests.model.test_models import FAMILIES, build
 from tests.tiny import Tiny, cut_before_the_end, make_tiny, metrics, weights
 from tests.trained import Trained, assert_exact
 

@@ -14,7 +14,6 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
-from sftmix.data.preview import render_preview
 from sftmix.data.store import BATCH_ROWS, RowWriter, get_or_build
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
@@ -240,26 +239,6 @@ def test_turns_of_one_conversation_are_on_one_side(write, options, encoder):
     assert (len(data.train), len(data.eval)) == (45, 15)
     assert not sides[0] & sides[1]
     assert (data.report.train, data.report.eval) == (45, 15)
-
-
-# --------------------------------------------------------------------------------------------- preview
-
-
-def test_preview_shows_text_mask_and_dropped_rows(write, options, encoder):
-    rows = [{"instruction": "Say \x1b[31mred.", "output": "é😀 red"}, {"instruction": "a", "output": ""}]
-    data = load(options(write("rows.jsonl", rows)), encoder)
-    plain = render_preview(data, encoder, [0], color=False)
-    assert "<|im_start|>user\nSay \\x1b[31mred.<|im_end|>\n<|im_start|>assistant\n[[é😀 red<|im_end|>]]" in plain
-    assert "1 empty response dropped: " in plain
-    assert "\x1b" not in plain
-    colored = render_preview(data, encoder, [0])
-    assert "\x1b[0;32mé😀 red<|im_end|>\x1b[0m" in colored
-    lines = plain.split("token\n")[1].split("\n\n")[0].splitlines()
-    listed = [line.split() for line in lines if "more" not in line]
-    encoded = data.train[0]
-    for place, token, label, *_ in listed:
-        assert encoded.input_ids[int(place)] == int(token)
-        assert int(label) == (int(token) if encoded.target[int(place)] else -100)
 
 
 @pytest.mark.parametrize("name", ["models/base-7m", "tokenizers/mistral-7b-v0.3"])

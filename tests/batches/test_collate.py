@@ -69,13 +69,6 @@ def test_singles_are_spread_evenly_and_an_odd_one_comes_last():
     assert (np.array(places[1:-1:2]) == first_of_two + 1).all()
 
 
-def test_order_depends_on_seed_and_epoch_only():
-    rows = [tuple(s.row for s in u) for u in epoch_units(50, None, epoch=1, seed=7)]
-    assert rows == [tuple(s.row for s in u) for u in epoch_units(50, None, epoch=1, seed=7)]
-    assert rows != [tuple(s.row for s in u) for u in epoch_units(50, None, epoch=2, seed=7)]
-    assert rows != [tuple(s.row for s in u) for u in epoch_units(50, None, epoch=1, seed=8)]
-
-
 def test_unpaired_examples_have_an_order_of_their_own_in_every_epoch():
     """And in no epoch that of the file, or of another seed."""
     pairs = np.arange(20).reshape(-1, 2)
@@ -87,31 +80,6 @@ def test_unpaired_examples_have_an_order_of_their_own_in_every_epoch():
     assert all(sorted(order) == list(range(20, 70)) for order in orders)
     assert len({*orders, tuple(range(20, 70))}) == 7
     assert singles(1, 7) == orders[2]
-
-
-@given(an_epoch(), st.integers(1, 5), st.sampled_from([2, 4, 8]), st.integers(1, 8))
-def test_deal_never_cuts_a_pair_and_gives_every_rank_the_same_number_of_forwards(epoch_of, world, micro, segments):
-    n, pairs = epoch_of
-    lengths = np.random.default_rng(n).integers(3, 40, n)
-    for units in global_batches(epoch_units(n, pairs, epoch=0, seed=0), 16):
-        steps = micro_steps(units, lengths, world_size=world, micro_batch_size=micro, max_segments=segments)
-        dealt = [u for s in steps for rank in s.ranks for u in rank]
-        real = [u for u in dealt if len(u) == 2 or u[0].ntp_weight]
-        assert Counter(real) == Counter(units)
-        assert all(u[0].ntp_weight == 0 for u in dealt if u not in units)
-        for s in steps:
-            assert len(s.ranks) == world
-            slots = [sum(len(u) for u in rank) for rank in s.ranks]
-            assert max(slots) <= micro
-            assert 1 <= s.n_segments <= min(segments, max(slots))
-
-
-def test_deal_balances_tokens():
-    lengths = np.random.default_rng(0).lognormal(4.5, 0.7, 64).astype(int) + 8
-    units = epoch_units(64, np.arange(64).reshape(-1, 2), epoch=0, seed=0)
-    (step,) = micro_steps(units, lengths, world_size=4, micro_batch_size=16, max_segments=4)
-    load = [sum(lengths[s.row] for u in rank for s in u) for rank in step.ranks]
-    assert max(load) <= 1.1 * min(load)
 
 
 def test_an_odd_micro_batch_cannot_hold_pairs():
@@ -176,11 +144,3 @@ def test_collate_aligns_nth_response_token_with_nth_response_token(n_segments, s
         assert segment.attention_mask.flatten()[segment.index + 1].all()
         token_at[segment.order] = flat[segment.index + 1]
     assert torch.equal(token_at, batch.labels)
-
-
-def test_segments_save_padding():
-    lengths = [10, 100, 11, 99]
-    data = Rows(lengths, [5] * 4)
-    units = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
-    slots = {k: sum(s.input_ids.numel() for s in collate(units, data, n_segments=k).segments) for k in (1, 2, 4)}
-    assert slots == {1: 400, 2: 222, 4: 220}

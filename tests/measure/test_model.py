@@ -235,12 +235,15 @@ def test_the_share_of_mixed_tokens_counts_each_token_once():
     pairs = np.array([[0, 1], [2, 3], [0, 4]])
     steps = [[unit] for epoch in (0, 1) for unit in epoch_units(5, pairs, epoch=epoch, seed=0)]
     assert [len(s[0]) for s in steps] == [2] * 6
-    both = mixed_share(lambda s: steps[s], range(6), range(6), counts)
+
+    def share(mixed) -> float:
+        lines = [{"step": step, "mixup_tokens": step - 1 in mixed} for step in range(1, 7)]
+        return mixed_share(lambda step: steps[step], lines, counts)
+
     seen = 4 + 4 + 7 + 7 + (8 - 4) + 8  # of row 0: the first 4 with row 1, the next 4 with row 4
-    assert both == pytest.approx(seen / 36)
-    later = mixed_share(lambda s: steps[s], range(4, 6), range(6), counts)
-    assert later == pytest.approx((7 + 7 + 8 + 8) / 72)
-    assert mixed_share(lambda s: steps[s], [], range(6), counts) == 0.0
+    assert share(range(6)) == pytest.approx(seen / 36)
+    assert share(range(4, 6)) == pytest.approx((7 + 7 + 8 + 8) / 72)
+    assert share([]) == 0.0
 
 
 def test_with_the_papers_pairs_the_share_is_twice_the_ratio_of_pairs(finished):

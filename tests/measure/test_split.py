@@ -10,8 +10,18 @@ import pytest
 from sftmix.common.files import read_json
 from sftmix.components import LengthMatched, Median, Quantile
 from sftmix.components.base import ConfidenceEstimator
-from sftmix.measure.histogram import BINS, histogram
-from sftmix.measure.split import by_label, duplicates, length_correlation, mixing, overlap, ties_at_the_cut
+from sftmix.measure.split import (
+    BINS,
+    auc,
+    by_label,
+    duplicates,
+    histogram,
+    labelled,
+    length_correlation,
+    overlap,
+    ties_at_the_cut,
+)
+from sftmix.measure.summary import mixing
 from sftmix.types import Scores, Split
 from tests.tiny import SHORT, groups, table
 
@@ -48,13 +58,13 @@ def test_the_yardstick_of_the_overlap_is_a_random_exchange_of_labels():
 def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
     labels = ["Low", "High", None, "High", "High", "Low", "Mid", "High"]
     confidence = [-1.0, -2, -3, -4, np.nan, -6, -7, -np.inf]
-    found = by_label(scores_of(confidence, labels))
+    found = by_label(labelled(scores_of(confidence, labels)))
     assert list(found["labels"]) == ["High", "Low", "Mid"]
     assert found["labels"]["High"] == {"examples": 2, "confidence_mean": -3, "confidence_std": 1}
     assert found["labels"]["Low"] == {"examples": 2, "confidence_mean": -3.5, "confidence_std": 2.5}
     assert found["label_overlap"]["labels"] == ["High", "Low"]
-    assert by_label(scores_of(confidence)) == {}
-    assert "label_overlap" not in by_label(scores_of([-1.0, -2.0], ["High", "High"]))
+    assert by_label(labelled(scores_of(confidence))) == {}
+    assert "label_overlap" not in by_label(labelled(scores_of([-1.0, -2.0], ["High", "High"])))
 
 
 def test_duplicates_across_the_groups_are_counted_between_first_and_last():
@@ -111,10 +121,27 @@ def test_text_has_no_prompts_to_share():
     assert found == {"examples_in_both": 2, "prompts_in_both": 1, "examples_with_prompt_in_both": 2}
 
 
-def test_unscored_and_infinite_confidences_have_no_rank():
-    scores = scores_of([np.nan, -3.0, -2.0, -np.inf, -1.0])
-    assert length_correlation(scores) == pytest.approx(1)
-    assert length_correlation(scores_of([np.nan, np.nan])) is None
+@pytest.mark.parametrize(
+    ("confidence", "expected"),
+    [
+        ([np.nan, -3.0, -2.0, -np.inf, -1.0], 1.0),  # unscored and infinite ones have no rank
+        ([-1.0, -2.0, -2.0, -4.0], -0.9486832981),  # ties share the mean of their ranks
+        ([np.nan, np.nan], None),
+        ([1.0, 1.0], None),
+        ([1.0], None),
+    ],
+)
+def test_the_rank_correlation_with_length(confidence, expected):
+    assert length_correlation(scores_of(confidence)) == (expected and pytest.approx(expected))
+
+
+def test_auc_counts_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 37), rng.integers(1, 8, 23)
+    wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
+    assert auc(a, b) == pytest.approx(wins / (37 * 23), rel=1e-14)
+    assert auc(np.array([3]), np.array([3, 3])) == 0.5
+    assert auc(a, a[:0]) is None
 
 
 def test_a_training_without_ntp_loss_has_no_ratio():

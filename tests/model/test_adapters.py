@@ -24,7 +24,7 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import recompute_activations
-from tests.test_models import TINY, batch, build, compare_with_transformers, tokenizer
+from tests.model.test_models import TINY, batch, build, compare_with_transformers, tokenizer
 from tests.toy import toy_rows
 
 __all__ = ["tokenizer"]  # the fixture

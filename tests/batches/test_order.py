@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.order import Slot, TrainingOrder, digest, epoch_units, global_batches
-from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import checkpoint_interval
+from sftmix.options import TrainingOptions
 from sftmix.training.step import learning_rate
 
 
@@ -85,12 +84,6 @@ def test_epochs_of_unlike_length_follow_each_other():
         assert (plan.epoch_of(step), plan.batch(step)) == whole[step]
 
 
-def test_batches_can_be_asked_for_in_any_order():
-    plan, again = order(epochs=3), order(epochs=3)
-    backwards = {s: again.batch(s) for s in reversed(range(again.total_steps))}
-    assert [plan.batch(s) for s in range(plan.total_steps)] == [backwards[s] for s in range(plan.total_steps)]
-
-
 def test_learning_rate_warms_up_and_decays():
     options = TrainingOptions(learning_rate=2.0, warmup_ratio=0.1)
     rates = [learning_rate(s, 95, options) for s in range(95)]
@@ -101,11 +94,6 @@ def test_learning_rate_warms_up_and_decays():
     assert {learning_rate(s, 7, flat) for s in range(7)} == {2.0}
     linear = TrainingOptions(learning_rate=2.0, warmup_ratio=0.0, schedule="linear")
     assert [learning_rate(s, 4, linear) for s in range(4)] == [2.0, 1.5, 1.0, 0.5]
-
-
-@pytest.mark.parametrize(("every", "total", "expected"), [(None, 20, 50), (None, 3000, 300), (7, 20, 7), (0, 20, 0)])
-def test_checkpoint_interval(every, total, expected):
-    assert checkpoint_interval(CheckpointOptions(every=every), total) == expected
 
 
 def test_the_digest_of_a_batch_tells_its_rows_their_order_and_its_pairs():

@@ -17,6 +17,7 @@ from sftmix.measure.calibration import (
     TAUS,
     best_temperature,
     calibrate,
+    equal_mass_bins,
     expected_calibration_error,
     nll_at,
     reliability,
@@ -165,6 +166,16 @@ def test_ece_is_the_definition_and_its_bins_hold_every_token():
     assert reliability(calibrated, np.arange(10) < 3) == [
         {"confidence": pytest.approx(0.3), "accuracy": 0.3, "count": 10}
     ]
+
+
+def test_bins_have_equal_mass_and_never_part_equal_values():
+    values = np.random.default_rng(1).permutation(101) * 1.0
+    bins = equal_mass_bins(values, 15)
+    assert set(np.bincount(bins, minlength=15)) == {6, 7}
+    assert np.all(np.diff(bins[np.argsort(values)]) >= 0)
+    assert equal_mass_bins(np.array([0.1, 0.5, 0.5, 0.5, 0.9, 0.5]), 3).tolist() == [0, 1, 1, 1, 2, 1]
+    assert equal_mass_bins(np.full(7, 2.0), 4).tolist() == [2] * 7
+    assert len(equal_mass_bins(np.empty(0), 4)) == 0
 
 
 def test_the_order_of_tied_tokens_changes_nothing():

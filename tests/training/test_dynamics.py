@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 
@@ -35,20 +33,17 @@ def test_checkpoint_steps(checkpoints, total, steps):
 @pytest.mark.parametrize(
     ("checkpoints", "total", "notes"),
     [
-        (5, 3, [r"3 steps are fewer than 5 checkpoints"]),
-        (5, 1, [r"^1 step is fewer than 5 checkpoints"]),
-        ([0.01, 0.5, 1], 20, [r"checkpoint 0\.01 of 20 steps .* it is step 1"]),
-        ([0.01, 0.02, 1], 20, [r"checkpoint 0\.01, 0\.02 of 20", r"3 checkpoints fall on 2 of 20 steps: \[1, 20\]"]),
-        ([0.4, 0.5, 1], 4, [r"3 checkpoints fall on 2 of 4 steps: \[2, 4\]"]),
+        (5, 3, ["5 checkpoints fall on steps [1, 2, 3] of 3"]),
+        ([0.01, 0.5, 1], 20, ["3 checkpoints fall on steps [1, 10, 20] of 20"]),
+        ([0.01, 0.02, 1], 20, ["3 checkpoints fall on steps [1, 20] of 20"]),
+        ([0.4, 0.5, 1], 4, ["3 checkpoints fall on steps [2, 4] of 4"]),
         (5, 5, []),
         ([0, 0.5, 1], 10, []),
         ([0, 3, 7], 10, []),
     ],
 )
 def test_what_a_short_run_cannot_place_is_said(checkpoints, total, notes):
-    said = checkpoint_notes(checkpoints, total)
-    assert len(said) == len(notes)
-    assert all(re.search(pattern, note) for pattern, note in zip(notes, said, strict=True))
+    assert [note.partition(":")[0] for note in checkpoint_notes(checkpoints, total)] == notes
 
 
 @pytest.mark.parametrize("checkpoints", [[5, 11], [0.5, 3]])
