@@ -51,12 +51,12 @@ SHORT = {
 """The options that matter most, with a few words that leave each on one line."""
 
 _NOT_READ = {
-    "reference": ("objective", "with_baseline", "splitter"),
-    "confidence": ("objective", "with_baseline", "splitter"),
-    "split": ("objective", "with_baseline"),
-    "preview": ("objective", "with_baseline", "splitter", "reference", "training", "checkpoint", "out", "model.lora"),
-    "compare": ("objective", "with_baseline", "splitter", "reference", "checkpoint"),
-    "estimate": ("objective", "splitter", "checkpoint", "out"),
+    "reference": "objective with_baseline splitter",
+    "confidence": "objective with_baseline splitter",
+    "split": "objective with_baseline",
+    "preview": "objective with_baseline splitter reference training checkpoint out model.lora",
+    "compare": "objective with_baseline splitter reference checkpoint",
+    "estimate": "objective splitter checkpoint out",
 }
 """Options and groups of SHORT that a command has no use for, or has in its variants."""
 
@@ -104,7 +104,7 @@ def help_text(name: str, about: str, topic: str, own: Sequence[OwnOption] = ()) 
         if not chosen:
             raise unknown_option(topic)
         return _formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
-    by_key = {row.key: row for row in rows if not any(_within(row, key) for key in _NOT_READ.get(name, ()))}
+    by_key = {row.key: row for row in rows if not any(_within(row, key) for key in _NOT_READ.get(name, "").split())}
     short = [_on_a_line(by_key[key], text) for key, text in SHORT.items() if key in by_key]
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(titles)}."
     parts = {name: [by_key[key] for key in mine], "options": short}

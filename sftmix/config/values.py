@@ -62,10 +62,6 @@ ELSEWHERE = {
 class NoValueError(Exception):
     """A value that a type does not allow; of a list it is the first item that is not allowed."""
 
-    def __init__(self, value: Any) -> None:
-        super().__init__(value)
-        self.value = value
-
 
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.

@@ -39,11 +39,3 @@ def test_a_name_that_no_file_can_have_is_refused(sftmix: Call, argv: list[str]) 
     ended = sftmix(*argv)
     assert (ended.code, ended.out) == (2, "")
     assert "File name too long" in ended.err
-
-
-def test_a_run_is_not_put_among_the_cells_of_a_table(sftmix: Call, tmp_path: Path) -> None:
-    (tmp_path / "compare.yaml").write_text("variants: {}")
-    ended = sftmix("run", "--model.path", "m", "--data.train", "a.json", "--out", str(tmp_path))
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error: out: {tmp_path} holds a table of `compare` (compare.yaml); choose another --out\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["compare.yaml"]

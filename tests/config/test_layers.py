@@ -222,7 +222,7 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
         ),
         (
             "objective: {class_path: SFTMix, init_args: {mu: 0.1}}\nobjective.mu: 0.2\n",
-            "objective.mu has two values, 0.2 and 0.1; write it once",
+            "objective.mu has two values, 0.1 and 0.2; write it once",
         ),
         ("pairing: null\npairing.window: 3\n", "pairing: null has no options; choose a class that has some: Random"),
         ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),

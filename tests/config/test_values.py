@@ -90,7 +90,7 @@ def test_names_of_other_frameworks_lead_to_ours() -> None:
         ),
         (
             {"objective": {"class_path": "SFTMix", "init_args": None}},
-            ["objective.init_args is no mapping; write {class_path: CLASS, init_args: {option: value}}"],
+            ["objective.init_args: SFTMix has no option 'init_args'; it takes mu, "],
         ),
         (
             {"callbacks": {"Evaluate": {"every": 3}}},
