@@ -109,12 +109,6 @@ def test_a_written_configuration_has_no_base(write: Write) -> None:
     assert read_config(write("c.yaml", text)).seed == 3
 
 
-def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
-    assert "quickstart" in recipes()
-    assert "small/table5-role" in recipes()
-    assert Path(config_file("recipe:small/table5-role")).parts[-2:] == ("small", "table5-role.yaml")
-
-
 @pytest.mark.parametrize(
     ("files", "words"),
     [
