@@ -50,6 +50,14 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
+_TOLD = {
+    "reference.model.lora": "The options are those of `model.lora.*`.",
+    "reference.training": "The options are those of `training.*` but `timeout`, and `seed`; one that excludes "
+    "an inherited option sets that aside.",
+}
+"""Groups whose options stand on the page already, with what is said in their place."""
+
+
 def configuration() -> str:
     """The whole page."""
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
@@ -95,11 +103,14 @@ def _fields(prefix: str, cls: Any, names: list[str]) -> Iterator[tuple[str, str,
 
 
 def _rows(key: str, hint: Any, default: Any, doc: str) -> Iterator[tuple[str, str, str, str]]:
-    """The row of an option; for a group of options its row and theirs."""
+    """The row of an option; for a group of options its row and theirs, unless they are told elsewhere."""
     if (group := group_in(hint)) is None:
         yield key, _kind(hint), _shown(default), doc
         return
-    yield f"{key}.*", "group", "`null`" if default is None else "", doc
+    again = _TOLD.get(key, "")
+    yield f"{key}.*", "group", "`null`" if default is None else "", f"{doc} {again}".rstrip()
+    if again:
+        return
     yield from _fields(f"{key}.", group, _names(group))
 
 

@@ -81,8 +81,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     own = sharing.SCORES if name == "confidence" else ()
     config, parsed = configuration(name, _ABOUT[name][1], argv, own)
     validate(config)
-    if own:
-        sharing.check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start

@@ -103,10 +103,8 @@ def adapter_config(model: nn.Module) -> LoraConfig | None:
 
 def described_adapters(model: PreTrainedModel) -> str:
     """Describe in one line which weights are trained."""
-    trained, others = trained_numbers(model), sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    adapted = sum(1 for module in model.modules() if hasattr(module, "base_layer"))
-    untied = "; embeddings and LM head are untied by their adapters" if unties(model) else ""
-    return f"adapters on {adapted} modules, {trained:,} trained and {others:,} frozen numbers{untied}"
+    trained, every = trained_numbers(model), sum(p.numel() for p in model.parameters())
+    return f"adapters with {trained:,} trained numbers in a model of {every - trained:,} frozen ones"
 
 
 def trained_numbers(model: nn.Module) -> int:

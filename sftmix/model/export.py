@@ -61,12 +61,8 @@ def export_model(
 
 def _cast(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights to store: floats in `dtype`, a tied group by its first name only (gathering unties them)."""
-    names: dict[int, str] = {}
-    aliases = {
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if names.setdefault(id(parameter), name) != name
-    }
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    aliases = every - {name for name, _ in model.named_parameters()}
     state = model.state_dict() if state_dict is None else state_dict
     return {
         name: x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()

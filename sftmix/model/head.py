@@ -42,7 +42,9 @@ class Head:
 
     @property
     def bias(self) -> Tensor | None:
-        return effective_bias(self.module)
+        """[V], the bias that belongs to the effective weight; None if the layer has none."""
+        layer = active(self.module)
+        return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
     def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
@@ -153,12 +155,6 @@ def effective_weight(module: nn.Module) -> Tensor:
         return layer.weight
     weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
-
-
-def effective_bias(module: nn.Module) -> Tensor | None:
-    """Return [V], the bias that belongs to `effective_weight`; None if the layer has none."""
-    layer = active(module)
-    return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
 
 def check_adapted_head(head: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
@@ -19,7 +18,7 @@ from sftmix.components import NTP
 from sftmix.model.adapters import add_adapters, merge_adapters, read_adapters, trained_numbers, unties
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, effective_weight, head_of
-from sftmix.model.load import check_vocabulary, load_model
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.optimizer import build_optimizer
@@ -80,7 +79,7 @@ def trained(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("where", ["body", "body head embeddings"])
-def test_the_loss_sees_adapters_on_head_and_embeddings(family: str, where: str) -> None:
+def test_the_loss_sees_adapters_on_head_and_embeddings(family, where):
     """T30: the head's formula gives the model's logits, and every adapter the gradient of the model's own loss."""
     model = adapted(family, where=where, use_rslora=True)
     assert float((logits(model) - logits(build(family))).abs().max()) > 0.01  # the adapters do something
@@ -93,7 +92,7 @@ def test_the_loss_sees_adapters_on_head_and_embeddings(family: str, where: str) 
 
 
 @pytest.mark.parametrize("family", ["llama tied", "gpt2"])
-def test_the_head_in_full(family: str) -> None:
+def test_the_head_in_full(family):
     model = adapted(family, where="body", modules_to_save=["lm_head"])
     assert "lm_head.modules_to_save.default.weight" in trained(model)
     check_head(model)
@@ -101,7 +100,7 @@ def test_the_head_in_full(family: str) -> None:
     assert float(effective_weight(model.get_output_embeddings()).grad.abs().max()) > 0
 
 
-def test_the_effective_weight_is_the_papers_formula() -> None:
+def test_the_effective_weight_is_the_papers_formula():
     model = adapted("llama", where="head", lora_alpha=24)
     head: Any = model.get_output_embeddings()
     a, b = head.lora_A["default"].weight, head.lora_B["default"].weight
@@ -111,7 +110,7 @@ def test_the_effective_weight_is_the_papers_formula() -> None:
 @pytest.mark.parametrize(
     ("options", "named"), [({"use_dora": True}, "use_dora"), ({"lora_dropout": 0.1}, "lora_dropout")]
 )
-def test_what_the_loss_cannot_follow_on_the_head_is_refused(options: dict[str, Any], named: str) -> None:
+def test_what_the_loss_cannot_follow_on_the_head_is_refused(options, named):
     model = adapted("llama", **options)
     with pytest.raises(ConfigError, match=rf"model\.lora\.{named} and an adapter on the LM head exclude each other"):
         head_of(model)
@@ -135,7 +134,7 @@ class OfTheHead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("family", ["llama", "llama tied"])
-def test_a_frozen_head_costs_no_weight_gradient(family: str) -> None:
+def test_a_frozen_head_costs_no_weight_gradient(family):
     found = {}
     for name, model in {"full": build(family), "adapters": adapted(family, where="body")}.items():
         module = TrainingModule(model, chunk_size=4)
@@ -148,7 +147,7 @@ def test_a_frozen_head_costs_no_weight_gradient(family: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["body", "body head embeddings"])
-def test_recomputed_activations_change_no_gradient(where: str) -> None:
+def test_recomputed_activations_change_no_gradient(where):
     """T22: also where nothing before the first adapter is trained."""
     gradients = []
     for recompute in (False, True):
@@ -165,7 +164,7 @@ def test_recomputed_activations_change_no_gradient(where: str) -> None:
 # ------------------------------------------------------------------------------------------- what is trained
 
 
-def test_only_adapters_are_trained_and_in_float32() -> None:
+def test_only_adapters_are_trained_and_in_float32():
     model = adapted("llama", where="body")
     assert {name.split(".")[-3] for name in trained(model)} == {"lora_A", "lora_B"}
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
@@ -175,7 +174,7 @@ def test_only_adapters_are_trained_and_in_float32() -> None:
     assert trained_numbers(model) == 2 * (4 * (32 + 32) + 4 * (48 + 32))
 
 
-def test_initial_values_are_a_function_of_the_seed() -> None:
+def test_initial_values_are_a_function_of_the_seed():
     torch.manual_seed(11)
     expected = torch.rand(1)
     torch.manual_seed(11)
@@ -190,25 +189,13 @@ def test_initial_values_are_a_function_of_the_seed() -> None:
     assert torch.equal(logits(one), logits(build("llama")))  # B is zero: training begins at the base model
 
 
-def test_all_linear_is_all_but_the_head() -> None:
-    for family in ("llama", "gpt2"):
-        model = build(family)
-        add_adapters(model, LoraOptions(r=4), seed=0)
-        parts = {name.split(".lora_")[0].split(".")[-1] for name in trained(model)}
-        assert parts == (
-            {"c_attn", "c_proj", "c_fc"}
-            if family == "gpt2"
-            else {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-        )
-
-
-def test_all_linear_and_the_head() -> None:
-    for family in ("llama", "gpt2"):
-        one, both = build(family), build(family)
-        add_adapters(one, LoraOptions(r=4), seed=0)
-        add_adapters(both, LoraOptions(r=4, target_modules=["all-linear", "lm_head"]), seed=0)
-        head = {f"lm_head.lora_{x}.default.weight" for x in "AB"}
-        assert trained(both).keys() == trained(one).keys() | head
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_all_linear_is_all_but_the_head_which_a_list_adds(family):
+    one, both = build(family), build(family)
+    add_adapters(one, LoraOptions(r=4), seed=0)
+    add_adapters(both, LoraOptions(r=4, target_modules=["all-linear", "lm_head"]), seed=0)
+    assert len({name.split(".lora_")[0].split(".")[-1] for name in trained(one)}) == (3 if family == "gpt2" else 7)
+    assert trained(both).keys() == trained(one).keys() | {f"lm_head.lora_{x}.default.weight" for x in "AB"}
 
 
 @pytest.mark.parametrize(
@@ -223,15 +210,9 @@ def test_all_linear_and_the_head() -> None:
         ({"init_lora_weights": "orthogonal", "r": 3}, r"model\.lora: PEFT refuses .*even"),
     ],
 )
-def test_what_peft_would_ignore_or_refuse_is_a_message(options: dict[str, Any], message: str) -> None:
+def test_what_peft_would_ignore_or_refuse_is_a_message(options, message):
     with pytest.raises(ConfigError, match=message):
         add_adapters(build("llama"), LoraOptions(**{"r": 4, **options}), seed=0)
-
-
-def test_the_vocabulary_is_counted_through_an_adapter(tokenizer: PreTrainedTokenizerFast) -> None:
-    """T21"""
-    check_vocabulary(adapted("llama", where="embeddings"), tokenizer)
-    check_vocabulary(adapted("llama", where="body", modules_to_save=["embed_tokens"]), tokenizer)
 
 
 def experts(family: str) -> PreTrainedModel:
@@ -243,7 +224,7 @@ def experts(family: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "Olmoe"])
-def test_all_linear_is_the_same_in_a_list_and_has_experts_and_routers(family: str) -> None:
+def test_all_linear_is_the_same_in_a_list_and_has_experts_and_routers(family):
     found = []
     for targets in ("all-linear", ["all-linear"], ["all-linear", "lm_head"]):
         model = experts(family)
@@ -255,7 +236,7 @@ def test_all_linear_is_the_same_in_a_list_and_has_experts_and_routers(family: st
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
-def test_adapters_of_experts_are_merged(family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_adapters_of_experts_are_merged(family, tokenizer, tmp_path):
     model = experts(family)
     add_adapters(model, LoraOptions(r=4), seed=0)
     change(model)
@@ -286,9 +267,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_and_merged_model_are_the_trained_model(
-    kind: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_adapters_and_merged_model_are_the_trained_model(kind, tokenizer, tmp_path):
     """T15, T16: read back by PEFT, by transformers alone, and merged, the logits are those of the trained model."""
     import peft
 
@@ -328,7 +307,7 @@ def test_adapters_and_merged_model_are_the_trained_model(
     assert split == both
 
 
-def test_a_missing_adapter_is_not_written(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_missing_adapter_is_not_written(tokenizer, tmp_path):
     """T15: what one rank's shard would be."""
     model = adapted("llama", where="body")
     some = dict(list(trained(model).items())[1:])
@@ -337,7 +316,7 @@ def test_a_missing_adapter_is_not_written(tokenizer: PreTrainedTokenizerFast, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adapters_are_no_base_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_adapters_are_no_base_model(tokenizer, tmp_path):
     export_model(adapted("llama"), tokenizer, tmp_path / "a", dtype=torch.float32, base="b")
     with pytest.raises(ConfigError, match=r"holds adapters, not a model: sftmix export RUN --to DIR --merge"):
         load_model(tmp_path / "a")

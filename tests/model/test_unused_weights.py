@@ -23,7 +23,7 @@ from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks
 from tests.model.test_models import FAMILIES, build
-from tests.tiny import Tiny, cut_before_the_end, make_tiny, metrics, weights
+from tests.tiny import cut_before_the_end, make_tiny, metrics, weights
 from tests.trained import Trained, assert_exact
 
 LORA = LoraOptions(r=2, bias="all")
@@ -61,7 +61,7 @@ def unseen(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def seeing(tmp_path_factory):
     tiny = make_tiny(tmp_path_factory.mktemp("seeing"))
     tokenizer = AutoTokenizer.from_pretrained(tiny.model)
     for file in ("config.json", "model.safetensors", "generation_config.json"):
@@ -72,14 +72,14 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_of_a_model_of_text_is_left_out(family: str) -> None:
+def test_nothing_of_a_model_of_text_is_left_out(family):
     model = freeze_unused(build(family))
     assert all(p.requires_grad for p in model.parameters())
     assert unused_modules(model) == {}
     assert described_unused(model) is None
 
 
-def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(seeing: Tiny, sftmix, tmp_path) -> None:
+def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(seeing, sftmix, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = ["run", *seeing.options, *ONE]
     done = sftmix(*words, "--out", str(whole))
@@ -101,7 +101,7 @@ def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(see
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
 
 
-def test_the_stored_dtype_is_that_of_the_whole_model(seeing: Tiny, tmp_path: Path) -> None:
+def test_the_stored_dtype_is_that_of_the_whole_model(seeing, tmp_path):
     """Files of the hub name it once, for the whole; what is written names it in each part."""
     hub = shutil.copytree(seeing.model, tmp_path / "hub")
     config = json.loads((hub / "config.json").read_text())
@@ -119,7 +119,7 @@ def test_the_stored_dtype_is_that_of_the_whole_model(seeing: Tiny, tmp_path: Pat
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["all-linear"], ["q_proj", "k_proj"], r".*\.[qv]_proj"])
-def test_adapters_are_put_where_text_goes(seeing: Tiny, targets: str | list[str], tmp_path: Path) -> None:
+def test_adapters_are_put_where_text_goes(seeing, targets, tmp_path):
     model = load_model(seeing.model)
     add_adapters(model, LoraOptions(r=2, bias="all", target_modules=targets), seed=0)
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
@@ -133,7 +133,7 @@ def test_adapters_are_put_where_text_goes(seeing: Tiny, targets: str | list[str]
     assert [name for name, p in again.named_parameters() if p.requires_grad] == trained
 
 
-def test_the_estimate_counts_the_layers_that_text_goes_through(seeing: Tiny) -> None:
+def test_the_estimate_counts_the_layers_that_text_goes_through(seeing):
     real, fake = load_model(seeing.model), FakeModel(seeing.model, None, LoraOptions())
     layers = [p for layer in real.model.language_model.layers for p in layer.parameters()]
     assert fake.n_layers == 2
@@ -163,7 +163,7 @@ def ranks_train(world: World, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_text_goes_through(tmp_path: Path) -> None:
+def test_two_ranks_train_what_text_goes_through(tmp_path):
     write_model(tmp_path / "model", 61)
     on_ranks(ranks_train, str(tmp_path / "model"))
 

@@ -42,18 +42,17 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        asked = []
+        prompts, kinds = dict[Key, list[int]](), dict[Key, tuple[float, int]]()
         for question in questions:
             if turn <= len(question.follow_ups):
-                prompt = _prompt(loaded, question, turn, answers)
-                temperature, room = options.at(question.temperature), room_of(loaded, prompt, options)
-                asked.append((temperature, room, (question.id, turn), prompt))
-        asked.sort(key=lambda one: (one[0], one[1], -len(one[3])))
-        for (temperature, room), group in groupby(asked, key=lambda one: one[:2]):
+                key = loaded.name, question.id, turn
+                prompts[key] = _prompt(loaded, question, turn, answers)
+                kinds[key] = options.at(question.temperature), room_of(loaded, prompts[key], options)
+        order = sorted(prompts, key=lambda key: (kinds[key], -len(prompts[key])))
+        for (temperature, room), group in groupby(order, key=kinds.__getitem__):
             same = list(group)
             for start in range(0, len(same), options.batch_size):
-                part = same[start : start + options.batch_size]
-                batch = {key: prompt for _, _, key, prompt in part if key not in answers}
+                batch = {key: prompts[key] for key in same[start : start + options.batch_size] if key not in answers}
                 if batch:
                     rows = generated(loaded, batch, room, temperature, options)
                     made = {key: _answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)}
@@ -65,7 +64,7 @@ def _prompt(loaded: LoadedModel, question: Question, turn: int, answers: Mapping
     """Return the ids of a turn's prompt, with the model's own answers before it."""
     messages = list(question.messages)
     for past, follow_up in enumerate(question.follow_ups[:turn]):
-        said = answers[question.id, past]["answers"] or ""
+        said = answers[loaded.name, question.id, past]["answers"] or ""
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
     try:
         return loaded.render(messages)
@@ -78,8 +77,7 @@ def _answer(loaded: LoadedModel, key: Key, prompt: list[int], ids: list[int]) ->
     if ids:
         finish = "stop" if ids[-1] in loaded.stop_ids else "length"
     return {
-        "id": key[0],
-        "turn": key[1],
+        **dict(zip(("model", "id", "turn"), key, strict=True)),
         "answers": loaded.text_of(ids) if ids else None,
         "finish": finish,
         "prompt_tokens": len(prompt),
@@ -104,7 +102,7 @@ def generated(
 ) -> list[list[int]]:
     """Return at most n ids after each prompt, through the first stop id.
 
-    prompts   prompt id and turn, by which tokens are drawn -> ids
+    prompts   key, by whose id and turn tokens are drawn -> ids
     streamer  as transformers' generate takes it
     Shorter prompts are padded on the left; from the mask, transformers counts their positions from 0.
     """
@@ -119,7 +117,7 @@ def generated(
         chain.append(TemperatureLogitsWarper(temperature))
         if options.top_p < 1:
             chain.append(TopPLogitsWarper(options.top_p))
-        draws = np.stack([generator(options.seed, "answer", *key).random(n) for key in prompts])
+        draws = np.stack([generator(options.seed, "answer", name, turn).random(n) for _, name, turn in prompts])
         chain.append(Drawn(draws, longest))
     stop = list(loaded.stop_ids)
     settings = GenerationConfig(max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad)

@@ -49,12 +49,11 @@ def write_blind(to: Path, questions: Sequence[Question], answers: Mapping[str, S
         to / KEY: json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n",
         to / SHEET: text.getvalue().encode("utf-8-sig"),  # the mark by which spreadsheets recognise UTF-8
     }
-    for path, content in files.items():
-        if path.exists() and path.read_bytes() != content:
-            raise ConfigError(
-                f"{path} is there and is not what would be written: raters may have filled the sheet. --read_blind "
-                f"reads it; to write anew, move {SHEET} and {KEY} away or use another --to"
-            )
+    if any(path.exists() and path.read_bytes() != content for path, content in files.items()):
+        raise ConfigError(
+            f"{SHEET} or {KEY} in {to} is not what would be written: raters may have filled the sheet. --read_blind "
+            "reads it; to write anew, move both away or use another --to"
+        )
     for path, content in files.items():
         with replacing(path) as file:
             file.write(content)

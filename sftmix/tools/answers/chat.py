@@ -22,13 +22,12 @@ ABOUT = """Talk to a finished model in the terminal, by the chat template and th
   sftmix chat runs/first --beside baseline       both models answer each question
   echo "Name three colours." | sftmix chat my-model --temperature 0.7
 
-Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer, and with two models takes the turn
-back in both. Ctrl-D ends."""
+Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer and takes the turn back. Ctrl-D ends."""
 
 HELP = """/reset        forget the conversation
 /system TEXT  begin anew under a system turn; without a text: without one
 /help         these lines
-/quit         end, as Ctrl-D does; Ctrl-C stops an answer, and of two models takes the turn back"""
+/quit         end, as Ctrl-D does; Ctrl-C stops an answer and takes the turn back"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,75 +74,58 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
 
     lines  what the user writes, a turn or a command in each
     """
-    talks, system = [Talk(model, options) for model in models], options.system
+    beginning = _system(options.system)
+    conversations = [beginning for _ in models]
     for line in lines:
         text = line.strip()
         name, _, rest = text.partition(" ")
         if name == "/quit":
             return
         if name in ("/reset", "/system"):
-            system = system if name == "/reset" else rest.strip()
-            for talk in talks:
-                talk.begin(system)
+            beginning = beginning if name == "/reset" else _system(rest)
+            conversations = [beginning for _ in models]
             out.write("the conversation begins anew\n")
         elif name.startswith("/"):
             out.write(HELP + "\n" if name == "/help" else f"no command {name}; {HELP}\n")
         elif text:
-            _ask(text, talks, out)
+            turn = {"role": "user", "content": text}
+            answered = []
+            try:  # all models or none: they are compared, so all must have been asked the same
+                for model, messages in zip(models, conversations, strict=True):
+                    out.write(f"{model.name}: " if len(models) > 1 else "")
+                    answered.append(_answer(model, [*messages, turn], options, out))
+                conversations = answered
+            except KeyboardInterrupt:
+                out.write("\nthe turn is taken back\n")
 
 
-def _ask(text: str, talks: Sequence[Talk], out: TextIO) -> None:
-    before = [talk.messages for talk in talks]
-    for talk in talks:
-        if len(talks) > 1:
-            out.write(f"{talk.loaded.name}: ")
-        if not talk.answer(text, out):
-            if len(talks) > 1:  # they are compared: all must have been asked the same
-                for one, messages in zip(talks, before, strict=True):
-                    one.messages = messages
-                out.write("the turn is taken back, in the conversations of all models\n")
-            return  # Ctrl-C means the question, not one of its answers
+def _system(text: str | None) -> list[dict[str, str]]:
+    return [{"role": "system", "content": text}] if text else []
 
 
-class Talk:
-    """One model with its side of the conversation, `messages`."""
+def _answer(
+    loaded: LoadedModel, messages: list[dict[str, str]], options: AnswerOptions, out: TextIO
+) -> list[dict[str, str]]:
+    """Answer the last turn, write the answer while it is made, and return the conversation with it.
 
-    def __init__(self, loaded: LoadedModel, options: AnswerOptions) -> None:
-        self.loaded, self.options = loaded, options
-        self.begin(options.system)
+    A turn without an answer is forgotten.
+    """
+    from sftmix.data.templates import TemplateRefusal
+    from sftmix.tools.answers.answering import generated, room_of
 
-    def begin(self, system: str | None) -> None:
-        """Forget the turns; set the system turn."""
-        self.messages = [{"role": "system", "content": system}] if system else []
-
-    def answer(self, text: str, out: TextIO) -> bool:
-        """Answer a turn of the user, and write the answer while it is made; return False if Ctrl-C stopped it.
-
-        What was written before Ctrl-C is kept as the answer. A turn without an answer is forgotten.
-        """
-        from sftmix.data.templates import TemplateRefusal
-        from sftmix.tools.answers.answering import generated, room_of
-
-        messages = [*self.messages, {"role": "user", "content": text}]
-        try:
-            prompt = self.loaded.render(messages)
-        except TemplateRefusal as error:
-            out.write(f"the chat template refuses this conversation: {as_lines(str(error))}\n")
-            return True
-        room = room_of(self.loaded, prompt, self.options)
-        if not room:
-            out.write(f"the conversation has {len(prompt)} tokens, of {self.loaded.context}: /reset begins anew\n")
-            return True
-        printer, is_whole = Printer(self.loaded, out), True
-        turn = sum(message["role"] == "assistant" for message in self.messages)
-        try:
-            generated(self.loaded, {("chat", turn): prompt}, room, self.options.at(0.0), self.options, printer)
-        except KeyboardInterrupt:
-            printer.end()
-            is_whole = False
-        if printer.text:
-            self.messages = [*messages, {"role": "assistant", "content": printer.text}]
-        return is_whole
+    try:
+        prompt = loaded.render(messages)
+    except TemplateRefusal as error:
+        out.write(f"the chat template refuses this conversation: {as_lines(str(error))}\n")
+        return messages[:-1]
+    room = room_of(loaded, prompt, options)
+    if not room:
+        out.write(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew\n")
+        return messages[:-1]
+    turn = sum(message["role"] == "assistant" for message in messages)
+    (ids,) = generated(loaded, {("", "chat", turn): prompt}, room, options.at(0.0), options, Printer(loaded, out))
+    text = loaded.text_of(ids)
+    return [*messages, {"role": "assistant", "content": text}] if text else messages[:-1]
 
 
 class Printer:
@@ -156,8 +138,6 @@ class Printer:
         self._loaded, self._out = loaded, out
         self._ids: list[int] | None = None
         self._written = 0
-        self.text = ""
-        """The answer so far."""
 
     def put(self, value: Any) -> None:
         """Take the prompt ids, which come first, or the next token."""
@@ -165,15 +145,15 @@ class Printer:
             self._ids = []
             return
         self._ids += value.flatten().tolist()
-        self.text = self._loaded.text_of(self._ids)
-        if not self.text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._write("")
+        text = self._loaded.text_of(self._ids)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._write(text)
 
     def end(self) -> None:
         """Write what is left and end the line."""
-        self._write("\n")
+        self._write(self._loaded.text_of(self._ids or []) + "\n")
 
-    def _write(self, more: str) -> None:
-        self._out.write(as_lines(self.text[self._written :]) + more)
+    def _write(self, text: str) -> None:
+        self._out.write(as_lines(text[self._written :]))
         self._out.flush()
-        self._written = max(self._written, len(self.text))
+        self._written = max(self._written, len(text))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.files import replacing
+from sftmix.common.files import write_text
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import quoted
 from sftmix.data.formats import checked_id, checked_text
@@ -44,8 +44,7 @@ def write_answers(path: Path, tool: Tool, questions: Sequence[Question], turns: 
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
     if path.suffix == ".json":
         text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_text(path, text)
 
 
 def _asked(value: Any, what: str) -> tuple[dict[str, str], ...]:

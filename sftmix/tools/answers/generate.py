@@ -190,16 +190,16 @@ def _lines(
         return file.lines()
     from sftmix.tools.answers.answering import answered, load
 
-    total = sum(1 + len(question.follow_ups) for question in questions)
+    keys = [(question.id, turn) for question in questions for turn in range(1 + len(question.follow_ups))]
+    answers = file.read()
     for model in models:
-        answers = file.read(model.name)
-        done = len(answers)
-        if done == total:
+        done = sum((model.name, *key) in answers for key in keys)
+        if done == len(keys):
             continue
         loaded = load(model, options)
-        with progress_bar(f"{model.name}: answering", total=total, unit="answer", done=done) as bar:
+        with progress_bar(f"{model.name}: answering", total=len(keys), unit="answer", done=done) as bar:
             for batch in answered(loaded, questions, answers, options):
-                file.append(model.name, batch)
+                file.append(batch)
                 bar.update(len(batch))
         del loaded  # before the next one
     file.finish(questions, [model.name for model in models])

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     validate(config, needs_out=False)
     from sftmix.pipeline.start import check_names_given
 
-    check_names_given(config)
+    check_names_given(config)  # before torch is imported
     from sftmix.tools.estimate.run import estimate, make_machine
     from sftmix.tools.estimate.text import described
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from itertools import chain
 
 import pytest
 
@@ -52,22 +52,12 @@ def test_ifeval_finds_each_answer_by_its_prompt(tmp_path):
     assert found == {prompt: str(key) for key, prompt in enumerate(prompts)}
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_another_tools_question_is_named(name, tmp_path):
-    file = tmp_path / "questions.jsonl"
-    file.write_text('{"what": 1}')
-    with pytest.raises(DataError, match=r"questions.jsonl:1: not a question of this format: it has no '\w+'"):
-        read_questions([str(file)], TOOLS[name].question)
-
-
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
         ("mt_bench", {"turns": "What is 2+2?"}, r"turns is 'What is 2\+2\?'; expected a list of texts"),
-        ("mt_bench", {"turns": []}, r"turns is \[\]; expected a list"),
         ("mt_bench", {"turns": ["Q?", None]}, r"turns\[1\] must be a string, found null"),
         ("mt_bench", {"question_id": None}, "question_id must be a string, found null"),
-        ("alpaca_eval", {"instruction": None}, "instruction must be a string, found null"),
         ("alpaca_eval", {"instruction": " "}, "instruction is empty"),
         ("ifeval", {"prompt": "a\ud800"}, "prompt contains a lone surrogate"),
         ("ifeval", {"key": 1.5}, "key must be a string, found a number"),
@@ -77,9 +67,10 @@ def test_another_tools_question_is_named(name, tmp_path):
 )
 def test_values_are_checked_as_those_of_rows(name, change, reason, tmp_path):
     file = tmp_path / "questions.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in (QUESTIONS[name], QUESTIONS[name] | change)))
-    with pytest.raises(DataError, match=rf"questions.jsonl:2: {reason}"):
-        read_questions([str(file)], TOOLS[name].question)
+    for other, words in ((QUESTIONS[name] | change, reason), ({"what": 1}, "not a question .* has no '")):
+        file.write_text("\n".join(json.dumps(row) for row in (QUESTIONS[name], other)))
+        with pytest.raises(DataError, match=rf"questions.jsonl:2: {words}"):
+            read_questions([str(file)], TOOLS[name].question)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -109,24 +100,26 @@ def test_a_model_in_the_working_directory_has_the_name_of_its_directory(finished
 
 
 @pytest.mark.slow
-def test_files_lie_where_the_tools_look(finished, tmp_path):
-    for name, question in QUESTIONS.items():
-        file = tmp_path / f"{name}.jsonl"
-        file.write_text(json.dumps(question))
-        models = ["target", "base"] if name == "mt_bench" else ["target"]
-
-        def answer(name=name, models=models, file=file):
-            to, options = tmp_path / name, AnswerOptions(max_new_tokens=2)
-            return generate(str(finished.path), to, models=models, prompts=[str(file)], form=name, options=options)
-
-        files, _ = answer()
-        suffix = "json" if name == "alpaca_eval" else "jsonl"
-        folder = "model_answer/" if name in ("mt_bench", "arena_hard") else ""
-        of_each = [(f"answers-run-{model}.jsonl", f"{folder}run-{model}.{suffix}") for model in models]
-        assert [path.relative_to(tmp_path / name).as_posix() for path in files] == list(itertools.chain(*of_each))
-        before = [path.read_bytes() for path in files]
-        assert [path.read_bytes() for path in answer()[0]] == before
-    outputs = json.loads((tmp_path / "alpaca_eval" / "run-target.json").read_text())
-    assert [row["generator"] for row in outputs] == ["run-target"]
-    line = json.loads((tmp_path / "mt_bench" / "answers-run-base.jsonl").read_text())
-    assert len(line["answers"]["base"]) == len(line["finish"]["base"]) == 2
+@pytest.mark.parametrize(
+    ("name", "models", "files"),
+    [
+        ("alpaca_eval", ["target"], ["run-target.json"]),
+        ("mt_bench", ["target", "base"], ["model_answer/run-target.jsonl", "model_answer/run-base.jsonl"]),
+        ("ifeval", ["target"], ["run-target.jsonl"]),
+        ("arena_hard", ["target"], ["model_answer/run-target.jsonl"]),
+    ],
+)
+def test_files_lie_where_the_tools_look(finished, tmp_path, name, models, files):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps(QUESTIONS[name]))
+    seen = []
+    for _ in range(2):
+        options = {"models": models, "prompts": [str(file)], "form": name}
+        made, _ = generate(str(finished.path), tmp_path / "to", options=AnswerOptions(max_new_tokens=2), **options)
+        seen.append([path.read_bytes() for path in made])
+    assert seen[0] == seen[1]
+    answers = [f"answers-run-{model}.jsonl" for model in models]
+    assert [str(path.relative_to(tmp_path / "to")) for path in made] == list(chain(*zip(answers, files, strict=True)))
+    line = json.loads((tmp_path / "to" / answers[-1]).read_text())
+    turns = line["answers"][models[-1]]
+    assert len(turns) == 2 if name == "mt_bench" else isinstance(turns, str)

@@ -29,8 +29,8 @@ def questions_of(n: int) -> list[Question]:
 def all_answers(loaded, questions, **options) -> dict[str, list]:
     answers = {}
     for batch in answered(loaded, questions, answers, AnswerOptions(**{"max_new_tokens": 12, **options})):
-        assert all(answers[answer["id"], answer["turn"]] is answer for answer in batch)
-    return {q.id: [answers[q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
+        assert all(answers[loaded.name, answer["id"], answer["turn"]] is answer for answer in batch)
+    return {q.id: [answers[loaded.name, q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -59,16 +59,17 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
         assert turn["finish"] == ("stop" if ids[-1] in lively.stop_ids else "length")
 
 
-def test_other_seeds_and_ids_draw_other_tokens(lively):
-    questions = questions_of(4)
-    first = all_answers(lively, questions, temperature=1.0)
-    assert all_answers(lively, questions, temperature=1.0) == first
-    assert all_answers(lively, questions, temperature=1.0, seed=7) != first
-    prompts = {key: lively.render(questions[0].messages) for key in (("a", 0), ("b", 0), ("a", 1))}
-    a, b, later = generated(lively, prompts, 12, 1.0, AnswerOptions())
-    assert len({tuple(ids) for ids in (a, b, later)}) == 3
-    (shorter,) = generated(lively, {("a", 0): prompts["a", 0]}, 6, 1.0, AnswerOptions())
-    assert shorter == a[:6]  # the position counts alone
+def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively):
+    prompt = lively.render(questions_of(1)[0].messages)
+
+    def drawn(*keys, n=12, seed=42):
+        prompts = {("", *key): prompt for key in keys}
+        return [tuple(ids) for ids in generated(lively, prompts, n, 1.0, AnswerOptions(seed=seed))]
+
+    first, *others = drawn(("a", 0), ("b", 0), ("a", 1))
+    assert len({first, *others, *drawn(("a", 0), seed=7)}) == 4
+    assert drawn(("a", 0)) == [first]
+    assert drawn(("a", 0), n=6) == [first[:6]]
 
 
 def test_tokens_are_drawn_as_often_as_their_probability():
@@ -89,7 +90,7 @@ def test_temperature_and_top_p_act_before_the_draw(lively):
     kept = int((share.values.cumsum(0) < 0.5).sum()) + 1
     shares = share.values[:kept] / share.values[:kept].sum()
     expected = dict(zip(share.indices[:kept].tolist(), shares.tolist(), strict=True))
-    prompts = {(f"q{n}", 0): prompt for n in range(1000)}
+    prompts = {("", f"q{n}", 0): prompt for n in range(1000)}
     counts = Counter(ids[0] for ids in generated(lively, prompts, 1, 2.0, AnswerOptions(top_p=0.5)))
     assert 1 < len(expected) >= len(counts)
     assert all(abs(counts[token] / 1000 - p) < 0.08 for token, p in expected.items())  # five standard errors of a half
@@ -144,14 +145,15 @@ def test_a_line_has_all_models_beside_one_another(made, finished):
 
 @pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
 def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, cut):
-    """A kill leaves the parts of models cut at any byte; the last one may not have begun."""
+    """A kill leaves the parts cut at any byte; the last model may not have begun."""
     to = tmp_path / "answers.jsonl"
     shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
     parts = AnswerFile(to)
     for line in made.read_text().splitlines():
         row = json.loads(line)
-        parts.append("target", [{"id": row["id"], "turn": 0, **{name: row[name]["target"] for name in COLUMNS}}])
-    part = tmp_path / "answers.jsonl.parts" / "target.jsonl"
+        columns = {name: row[name]["target"] for name in COLUMNS}
+        parts.append([{"model": "target", "id": row["id"], "turn": 0, **columns}])
+    part = tmp_path / "answers.jsonl.parts"
     part.write_bytes(part.read_bytes()[:cut])
     names = ["target", "base"]
     generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
@@ -162,9 +164,8 @@ def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finish
     names, before = ["target", "base"], made.read_bytes()
     generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
     assert made.read_bytes() == before
-    for options, words in (({"max_new_tokens": 13}, "max_new_tokens: 12 -> 13"), ({"seed": 1}, "seed: 42 -> 1")):
-        with pytest.raises(ConfigError, match=words):
-            generate(str(finished.path), made, models=names, options=AnswerOptions(**{"max_new_tokens": 12, **options}))
+    with pytest.raises(ConfigError, match="max_new_tokens: 12 -> 13"):
+        generate(str(finished.path), made, models=names, options=AnswerOptions(max_new_tokens=13))
     with pytest.raises(ConfigError, match=r"models\.base"):
         generate(str(finished.path), made, models=names[:1], options=SHORT_ANSWERS)
     with pytest.raises(ConfigError, match="was made with other inputs"):
@@ -175,7 +176,7 @@ def test_texts_with_any_line_separator_are_read_back(tmp_path):
     text = "one\u2028two\u2029three\x85four\x0bfive\nsix"
     question = Question("q\u2028", ({"role": "user", "content": text},))
     file = AnswerFile(tmp_path / "answers.jsonl")
-    file.append("m", [{"id": question.id, "turn": 0, **dict.fromkeys(COLUMNS, 0), "answers": text}])
+    file.append([{"model": "m", "id": question.id, "turn": 0, **dict.fromkeys(COLUMNS, 0), "answers": text}])
     file.finish([question], ["m"])
     (line,) = file.lines()
     assert (line["answers"]["m"], line["messages"][0]["content"]) == (text, text)

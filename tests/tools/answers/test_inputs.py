@@ -78,12 +78,6 @@ def test_a_questions_temperature_is_an_input_unless_the_option_overrules_it(run)
         assert (inputs(models, warm, options) == inputs(models, ASKED, options)) is same
 
 
-def test_a_hub_id_without_its_commit_is_refused(run):
-    (model,) = finished_models(run)
-    with pytest.raises(ConfigError, match="cannot load sftmix/nothing"):
-        inputs([replace(model, path="sftmix/nothing", run=None)])
-
-
 def test_held_out_text_asks_for_prompts(run, tmp_path):
     train, held_out = (tmp_path / name for name in ("train.jsonl", "eval.jsonl"))
     for file in (train, held_out):

@@ -1,4 +1,4 @@
-"""Activations of fake tensors against what autograd keeps of a real model: each precision, padded, packed, adapted."""
+"""The sizes of a fake model against the real one: its numbers, and what autograd keeps in each precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, MixtralConfig, PreTrainedModel
+from transformers import GPT2Config, LlamaConfig, MambaConfig, MixtralConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import add_adapters
@@ -19,10 +19,8 @@ from sftmix.options import LoraOptions
 from sftmix.tools.estimate.machine import Compute
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel
 from sftmix.training.module import attention_inputs
-from sftmix.training.parallel import recompute_activations
 from sftmix.types import Segment
 from tests.tools.estimate.configs import LAYERS, VOCABULARY, WIDTH, segment, small_llama
-from tests.tools.estimate.test_estimate_memory import Made
 
 NO_LORA, LORA, QLORA = LoraOptions(), LoraOptions(r=4), LoraOptions(r=4, quantize="4bit")
 FULL, MIXED = [segment(4, 64)], [segment(2, 48), segment(1, 64), segment(2, 20, "padded")]
@@ -41,11 +39,6 @@ def real_model(path: str, attention: str = "sdpa", lora: LoraOptions = NO_LORA) 
     return model.train()
 
 
-def hidden_of(model: PreTrainedModel, one: Segment) -> torch.Tensor:
-    inputs: dict[str, Any] = {"input_ids": one.input_ids, **attention_inputs(one)}
-    return model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-
-
 def saved(model: PreTrainedModel, segments: Sequence[Segment], *, autocast: bool) -> int:
     """Bytes of the distinct storages that autograd saves, the parameters' left out."""
     own, kept, outputs = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}, []
@@ -58,14 +51,35 @@ def saved(model: PreTrainedModel, segments: Sequence[Segment], *, autocast: bool
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for one in segments:
+            inputs: dict[str, Any] = {"input_ids": one.input_ids, **attention_inputs(one)}
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                outputs.append(hidden_of(model, one))
+                outputs.append(model.get_decoder()(**inputs, use_cache=False).last_hidden_state)
+    if model.training and len(outputs) == 1:
+        outputs[0].sum().backward()  # what stands in for 4-bit layers is something that trains
     return sum(storage.nbytes() for storage in kept.values())
 
 
 def kept(fake: FakeModel, segments: Sequence[Segment], compute: Compute = "float32") -> float:
     """The same as the estimate has it."""
     return fake.saved(segments, compute, recompute=False)[0]
+
+
+def test_numbers_are_those_of_the_real_model(path, tmp_path):
+    real, fake = load_model(path), FakeModel(path, None, NO_LORA)
+    assert fake.numbers == (sum(p.numel() for p in real.parameters()),) * 2
+    assert fake.head_shape == tuple(real.get_output_embeddings().weight.shape)
+    assert fake.per_token.all == sum(p.numel() for x in real.model.layers for p in x.parameters() if p.dim() == 2)
+    adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
+    assert adapted.numbers.trained == LAYERS * 2 * 4 * WIDTH
+    assert adapted.numbers.all == fake.numbers.all + adapted.numbers.trained
+    assert not adapted.head_is_trained
+    GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
+    gpt2 = FakeModel(tmp_path / "gpt2", None, NO_LORA)
+    assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 50}
+    MambaConfig(**sizes, architectures=["MambaForCausalLM"]).save_pretrained(tmp_path / "mamba")
+    mamba = FakeModel(tmp_path / "mamba", None, NO_LORA)
+    assert (mamba.attention_width, mamba.n_layers) == (0, 2)  # and not 4: each block has a mixer, which is none
 
 
 @pytest.mark.parametrize("kind", ["routed experts", "growing rope"])
@@ -77,9 +91,8 @@ def test_a_model_that_looks_at_values_is_refused_with_another_way(kind, tmp_path
     else:
         rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
         LlamaConfig(**sizes, rope_parameters=rope, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
-    fake = FakeModel(str(tmp_path), None, NO_LORA)
     with pytest.raises(ConfigError, match=r"model\.path: estimate cannot follow .* --training\.max_steps 2"):
-        kept(fake, FULL)
+        kept(FakeModel(str(tmp_path), None, NO_LORA), FULL)
 
 
 @pytest.mark.parametrize("compute", ["float32", "autocast", "bfloat16"])
@@ -98,9 +111,7 @@ def test_weights_that_are_stored_in_bf16_are_trained_in_float32(path, tmp_path):
     """The config names the dtype of the files; a run loads float32."""
     options = json.loads((Path(path) / "config.json").read_text()) | {"dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(options))
-    for compute in ("float32", "autocast", "bfloat16"):
-        one, other = (kept(FakeModel(place, "sdpa", NO_LORA), FULL, compute) for place in (tmp_path, path))
-        assert one == other
+    assert kept(FakeModel(tmp_path, "sdpa", NO_LORA), FULL) == kept(FakeModel(path, "sdpa", NO_LORA), FULL)
 
 
 def test_a_mask_is_counted_where_something_is_masked_and_the_attention_wants_one(path):
@@ -111,27 +122,14 @@ def test_a_mask_is_counted_where_something_is_masked_and_the_attention_wants_one
     assert kept(flash, [segment(1, 256, "packed")]) < 1.02 * full
 
 
-@pytest.mark.parametrize("compute", ["float32", "autocast", "bfloat16"])
-def test_recomputation_holds_what_the_forward_leaves_and_one_layer(path, compute):
-    autocast, size = compute == "autocast", 2 if compute == "bfloat16" else 4
-    real = real_model(path).bfloat16() if compute == "bfloat16" else real_model(path)
-    one_layer = saved(real, FULL, autocast=autocast) / LAYERS
-    dtypes: set[torch.dtype] = set()
-    for layer in real.model.layers:
-        layer.register_forward_pre_hook(lambda _, args: dtypes.add(args[0].dtype))
-    recompute_activations(real)
-    with Made() as made, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        outputs = [hidden_of(real, one) for one in FULL * 2]
-        held = made.bytes(without=real.parameters())
-    del outputs
+@pytest.mark.parametrize(("compute", "size"), [("float32", 4), ("autocast", 4), ("bfloat16", 2)])
+def test_recomputation_holds_the_inputs_of_layers_and_one_layer(path, compute, size):
     model = FakeModel(path, "sdpa", NO_LORA)
-    fake, layer = model.saved(FULL * 2, compute, recompute=True)
-    assert {one.itemsize for one in dtypes} == {size}
-    copies = 2 * model.per_token.all * autocast
-    assert fake - copies - layer == pytest.approx(size * 2 * 4 * 64 * WIDTH * LAYERS, rel=1e-12)
-    # Not in the estimate: outputs, final norm (in float32, too), cosines and sines.
-    beside = 2 * 4 * 64 * (3 * size * WIDTH + 4 * 2 * WIDTH + 4) + 2 * 2 * 64 * 8 * 4
-    assert fake - one_layer <= held <= fake - one_layer + beside
+    whole, layer = model.saved(FULL, compute, recompute=False)
+    held, one = model.saved(FULL * 2, compute, recompute=True)
+    copies = 2 * model.per_token.all * (compute == "autocast")
+    assert one == layer == whole / LAYERS
+    assert held - copies - layer == pytest.approx(size * 2 * 4 * 64 * WIDTH * LAYERS, rel=1e-12)
 
 
 class FourBits(torch.autograd.Function):
@@ -164,6 +162,5 @@ def test_four_bit_layers_save_no_copies_and_keep_the_dtype_of_their_input(path):
     for module in real.model.layers.modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
             module.__class__ = FourBitLinear
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden_of(real, FULL[0]).sum().backward()  # the stand-in is one that trains
-    assert kept(fake, MIXED, "autocast") == saved(real, MIXED, autocast=True)
+    for segments in (FULL, MIXED):
+        assert kept(fake, segments, "autocast") == saved(real, segments, autocast=True)
