@@ -209,7 +209,7 @@ def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Pat
     assert (process.returncode, "Traceback" in errors) == (130, False), errors
     assert status(run)["exit_code"] == 130
     told = without_torch("status", str(run)).out
-    assert f"{run}: interrupted in stage train (exit code 130); the same command continues it" in told
+    assert f"{run}: exit code 130 in train; the same command continues it" in told
 
 
 def test_fewer_rows_than_groups_are_met_before_the_reference(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
