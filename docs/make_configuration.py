@@ -24,7 +24,7 @@ from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.classes import import_class, nested_bases
-from sftmix.config.schema import component_bases, group_in, option_groups, options_of
+from sftmix.config.schema import component_bases, group_in, options_of
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -62,7 +62,7 @@ def configuration() -> str:
     """The whole page."""
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
     docs = option_docs(RunConfig)
-    for group, cls in option_groups().items():
+    for group, cls in _groups().items():
         parts.append(_table(f"`{group}`", docs[group], _fields(f"{group}.", cls, _names(cls))))
     shipped = dict(catalogue())
     for option, base in component_bases().items():
@@ -114,8 +114,12 @@ def _rows(key: str, hint: Any, default: Any, doc: str) -> Iterator[tuple[str, st
     yield from _fields(f"{key}.", group, _names(group))
 
 
+def _groups() -> dict[str, type]:
+    return {name: group for name, o in options_of(RunConfig).items() if (group := group_in(o.annotation))}
+
+
 def _scalars() -> list[str]:
-    return [name for name in _names(RunConfig) if name not in option_groups() and name not in component_bases()]
+    return [name for name in _names(RunConfig) if name not in _groups() and name not in component_bases()]
 
 
 def _names(cls: Any) -> list[str]:

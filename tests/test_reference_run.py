@@ -312,17 +312,6 @@ def test_a_confidence_that_nothing_needs_is_refused(tiny, tmp_path, sftmix):
     assert "error: --splitter RandomSplit needs no confidence, so there is none to make" in done.err
 
 
-@pytest.mark.parametrize("chosen", [("--splitter", "Quantile"), ("--confidence", "LogPerplexity")])
-def test_what_a_command_makes_is_used_whatever_the_objective(finished, tiny, tmp_path, sftmix, chosen):
-    """No note says otherwise; a split that needs no confidence says that it has no use for one."""
-    shutil.copytree(finished.path / "reference", tmp_path / "run" / "reference")
-    shutil.copytree(finished.path / "confidence", tmp_path / "run" / "confidence")
-    words = [*tiny.options, "--objective", "NTP", *chosen, "--out"]
-    assert "not used" not in sftmix("split", *words, str(tmp_path / "run")).err
-    done = sftmix("split", *words, str(tmp_path / "other"), "--splitter", "RandomSplit")
-    assert ("confidence LogPerplexity; splitter RandomSplit needs no" in done.err) == (chosen[1] == "LogPerplexity")
-
-
 @pytest.mark.parametrize(
     ("places", "steps"),
     [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow), pytest.param("[3]", 3, marks=pytest.mark.slow)],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,8 +74,8 @@ def _run(argv: Sequence[str] | None) -> int:
             )
         return INTERRUPTED
     except Exception as error:
-        if line := _line_of_component(error):
-            error.args = (f"{error} ({line})",)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _report(ConfigError(str(error)))
         record_error(f"{type(error).__name__}: {error}")
         raise
 
@@ -99,18 +99,6 @@ def _dispatch(argv: list[str]) -> int:
     except SystemExit as leave:  # --help and --print_config
         return int(leave.code or 0)
     return 0
-
-
-def _line_of_component(error: Exception) -> str:
-    """Return class, file and line of the user's own component in which an error was raised; "" for one elsewhere."""
-    from sftmix.components.base import Component
-
-    last = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        component = frame.f_locals.get("self")
-        if isinstance(component, Component) and not frame.f_globals.get("__name__", "").startswith("sftmix."):
-            last = f"in {type(component).__qualname__}, {frame.f_code.co_filename}:{line}"
-    return last
 
 
 def _rank() -> int:

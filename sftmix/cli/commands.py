@@ -81,11 +81,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     own = sharing.SCORES if name == "confidence" else ()
     config, parsed = configuration(name, _ABOUT[name][1], argv, own)
     validate(config)
-    _refuse_table(config.out or "")
     until = _ABOUT[name][0]
-    if until in ("split", "train"):  # the others make what they are asked for
-        for note in config.unused(divides=until == "split"):
-            say(f"note: {note}")
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 
@@ -95,14 +91,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     summary = run(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     sharing.after_stage(config, until, parsed)
-
-
-def _refuse_table(out: str) -> None:
-    """Raise ConfigError for the directory of a table: the files of a run would lie among its cells."""
-    from sftmix.config.layers import TABLE
-
-    if os.path.exists(os.path.join(out, TABLE)):
-        raise ConfigError(f"out: {out} holds a table of `compare` ({TABLE}); choose another --out")
 
 
 def _preview(argv: Sequence[str]) -> None:

@@ -15,62 +15,50 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.classes import chosen_by, find_component, import_class, listed, nested_bases
 from sftmix.config.schema import alternatives, component_bases, component_in, group_in, is_list, options_of
-from sftmix.config.values import choices
+from sftmix.config.values import choices, unknown_option
 
-SHORT: Mapping[str, Mapping[str, str]] = {
-    "Run": {
-        "out": "run directory; the same command continues it",
-        "config": "options from a YAML file, or recipe:NAME",
-        "seed": "of order, pairs, lambdas, held-out rows",
-        "print_config": "print all options as YAML, and exit",
-    },
-    "Model and rows": {
-        "model.path": "base model: hub id or directory",
-        "data.train": "rows: files, directories or hub ids",
-        "data.eval_fraction": "share of these rows to hold out, as 0.05",
-        "data.eval": "or held-out rows from a file of their own",
-        "data.take": "so many rows of each source: for a trial",
-        "data.max_length": "tokens per example; longer ones are cut",
-        "data.template": "the model's own, or alpaca, chatml, a file",
-    },
-    "Training": {
-        "training.learning_rate": "peak, after a warm-up",
-        "training.epochs": "passes over the rows",
-        "training.max_steps": "or so many optimizer steps",
-        "training.global_batch_size": "examples per step, on all GPUs",
-        "training.micro_batch_size": "examples at a time on each GPU; null: 8",
-        "model.lora.r": "train LoRA adapters of this rank",
-        "checkpoint.keep_best": "keep the best evaluation's model, too",
-    },
-    "Split": {
-        "reference": "source of the scores",
-        "reference.checkpoints": "how often each row is scored",
-        "splitter": "the groups: Median, Quantile ...",
-    },
-    "SFTMix": {
-        "objective": "the loss: SFTMix, NTP ...",
-        "objective.mu": "weight of the Mixup term",
-        "with_baseline": "also train plain NTP, to compare with",
-    },
+SHORT = {
+    "out": "run directory; the same command continues it",
+    "config": "options from a YAML file, or recipe:NAME",
+    "seed": "of order, pairs, lambdas, held-out rows",
+    "print_config": "print all options as YAML, and exit",
+    "model.path": "base model: hub id or directory",
+    "data.train": "rows: files, directories or hub ids",
+    "data.eval_fraction": "share of these rows to hold out, as 0.05",
+    "data.eval": "or held-out rows from a file of their own",
+    "data.take": "so many rows of each source: for a trial",
+    "data.max_length": "tokens per example; longer ones are cut",
+    "data.template": "the model's own, or alpaca, chatml, a file",
+    "training.learning_rate": "peak, after a warm-up",
+    "training.epochs": "passes over the rows",
+    "training.max_steps": "or so many optimizer steps",
+    "training.global_batch_size": "examples per step, on all GPUs",
+    "training.micro_batch_size": "examples at a time on each GPU; null: 8",
+    "model.lora.r": "train LoRA adapters of this rank",
+    "checkpoint.keep_best": "keep the best evaluation's model, too",
+    "reference": "source of the scores",
+    "reference.checkpoints": "how often each row is scored",
+    "splitter": "the groups: Median, Quantile ...",
+    "objective": "the loss: SFTMix, NTP ...",
+    "objective.mu": "weight of the Mixup term",
+    "with_baseline": "also train plain NTP, to compare with",
 }
-"""The options that matter most, in groups, each with a few words that leave it on one line."""
+"""The options that matter most, with a few words that leave each on one line."""
 
-_BEFORE_TRAINING = ("Run", "Model and rows", "Training", "Split")
-_GROUPS = {
-    "reference": _BEFORE_TRAINING,
-    "confidence": _BEFORE_TRAINING,
-    "split": _BEFORE_TRAINING,
-    "preview": ("Model and rows",),
-    "compare": ("Run", "Model and rows"),
-    "estimate": ("Model and rows", "Training", "Split"),
+_NOT_READ = {
+    "reference": "objective with_baseline splitter",
+    "confidence": "objective with_baseline splitter",
+    "split": "objective with_baseline",
+    "preview": "objective with_baseline splitter reference training checkpoint out model.lora",
+    "compare": "objective with_baseline splitter reference checkpoint",
+    "estimate": "objective splitter checkpoint out",
 }
-"""The groups of SHORT that a command shows; one that is not named here shows all."""
+"""Options and groups of SHORT that a command has no use for, or has in its variants."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
 _FORMS = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
@@ -95,80 +83,76 @@ class Row(NamedTuple):
     doc: str
 
 
-class Section(NamedTuple):
-    """The options of a group or of a component field."""
-
-    title: str
-    about: str
-    rows: list[Row]
-
-
 def help_text(name: str, about: str, topic: str, own: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
 
     topic  "": the options that matter; all: every option; or a group of options, a component field, a single option
     own    the command's options beside those of RunConfig
     """
-    sections, usage = _sections(own), f"sftmix {name} [--config FILE] [options]"
+    rows = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in own]
+    mine = [row.key for row in rows]
+    rows.append(Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."))
+    rows.append(Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."))
+    rows += option_rows(RunConfig, "")
+    titles = list(dict.fromkeys(map(_title, rows)))
+    usage = f"sftmix {name} [--config FILE] [options]"
     if topic == "all":
-        return _formatted(sections, usage=usage, description=about, epilog=_COMPONENTS)
+        parts = {title: [row for row in rows if _title(row) == title] for title in titles}
+        return _formatted(parts, usage=usage, description=about, epilog=_COMPONENTS)
     if topic:
-        return _formatted(_on(topic, sections), usage=argparse.SUPPRESS, epilog="All options: --help all.")
-    rows = {row.key: row for section in sections for row in section.rows}
-    short = [Section(name.capitalize(), "", [rows[option.name] for option in own])] if own else []
-    for title in _GROUPS.get(name, tuple(SHORT)):
-        lines = [_on_a_line(rows[key], text) for key, text in SHORT[title].items()]
-        short.append(Section(title, "", lines))
-    groups = ", ".join(section.title for section in sections)
-    rest = textwrap.fill(f"All options: --help all. One group in full: --help GROUP, of {groups}.", 78)
-    return _formatted(short, usage=usage, description=about, epilog=rest)
+        chosen = [row for row in rows if _within(row, topic) or _title(row) == topic]
+        if not chosen:
+            raise unknown_option(topic)
+        return _formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
+    by_key = {row.key: row for row in rows if not any(_within(row, key) for key in _NOT_READ.get(name, "").split())}
+    short = [_on_a_line(by_key[key], text) for key, text in SHORT.items() if key in by_key]
+    rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(titles)}."
+    parts = {name: [by_key[key] for key in mine], "options": short}
+    return _formatted(parts, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
 
 
-def _sections(own: Sequence[OwnOption]) -> list[Section]:
-    """Return all options of a command."""
-    docs, groups, run = option_docs(RunConfig), list[Section](), list[Row]()
-    run += [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in own]
-    run.append(Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; those given here win."))
-    for name, option in options_of(RunConfig).items():
-        if group := group_in(option.annotation):
-            groups.append(Section(name, docs[name], list(option_rows(group, f"{name}."))))
-        elif base := component_in(option.annotation):
-            chosen = option.default[0] if is_list(option.annotation) else option.default
-            default = type(chosen).__name__ if isinstance(chosen, Component) else chosen
-            doc = f"One of {listed(base, choices(option.annotation))}."
-            rows = [Row(name, "CLASS", doc + _default(default, doc))]
-            rows += option_rows(type(chosen), f"{name}.") if isinstance(chosen, Component) else ()
-            groups.append(Section(name, docs[name], rows))
-        else:
-            run.append(_row(name, option, docs[name]))
-    run.append(Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."))
-    return [Section("run", "", run), *groups]
+def _title(row: Row) -> str:
+    """Return the group of an option: `run` for those without one."""
+    group, dot, _ = row.key.partition(".")
+    return group if dot or row.form in ("...", "CLASS") else "run"
+
+
+def _within(row: Row, key: str) -> bool:
+    return f"{row.key}.".startswith(f"{key}.")
 
 
 def option_rows(owner: type, prefix: str) -> Iterator[Row]:
-    """Yield the options of a group or of a component class under a prefix, with those of the groups inside it."""
+    """Yield the options of a group, a component class or the tree, with all that are inside them."""
     docs = option_docs(owner)
     for name, option in options_of(owner).items():
-        if group := group_in(option.annotation):
-            yield Row(f"{prefix}{name}", "...", docs.get(name, ""))
-            yield from option_rows(group, f"{prefix}{name}.")
+        key, hint, doc = f"{prefix}{name}", option.annotation, docs.get(name, "")
+        if group := group_in(hint):
+            yield Row(key, "...", doc)
+            yield from option_rows(group, f"{key}.")
+        elif (base := component_in(hint)) and owner is RunConfig:
+            chosen = option.default[0] if is_list(hint) else option.default
+            default = type(chosen).__name__ if isinstance(chosen, Component) else chosen
+            names = f"One of {listed(base, choices(hint))}."
+            yield Row(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
+            yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, Component) else ()
         else:
-            yield _row(f"{prefix}{name}", option, docs.get(name, ""))
+            more = f" More: --{key}+ VALUE." if is_list(hint) else ""
+            untyped = " It has no type: any value." if hint is option.empty else ""
+            yield Row(key, _form(option), f"{doc}{untyped}{more}{_default(option.default, doc)}".strip())
 
 
-def _row(key: str, option: inspect.Parameter, doc: str) -> Row:
-    hint, forms = option.annotation, list[str]()
-    if hint is option.empty:
-        doc += " It has no type: any value."
-    for kind in alternatives(hint) if hint is not bool else ():
+def _form(option: inspect.Parameter) -> str:
+    """Return how the value of an option is written: `N`, `cosine|linear`; "" for a flag."""
+    if option.annotation is bool or option.name in _NAMES:
+        return _NAMES.get(option.name, "")
+    forms: list[str] = []
+    for kind in alternatives(option.annotation):
         if typing.get_origin(kind) is typing.Literal:
-            forms.append("|".join(map(str, typing.get_args(kind))))
+            forms += map(str, typing.get_args(kind))
         elif kind is not type(None):
             form = _FORMS.get(typing.get_origin(kind) or kind, "VALUE")
             forms.append("CLASS" if component_in(kind) else form)
-    form = "" if hint is bool else _NAMES.get(option.name) or "|".join(forms)
-    more = f" More: --{key}+ {form.rpartition('|')[2]}." if is_list(hint) else ""
-    return Row(key, form, (doc + more + _default(option.default, doc)).strip())
+    return "|".join(forms)
 
 
 def _default(value: Any, doc: str) -> str:
@@ -180,29 +164,17 @@ def _default(value: Any, doc: str) -> str:
     return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
 
 
-def _on(topic: str, sections: Sequence[Section]) -> list[Section]:
-    """Return the options that a topic asks for: of a whole section, or those at and below a key."""
-    for title, about, rows in sections:
-        within = rows if title == topic else [row for row in rows if f"{row.key}.".startswith(f"{topic}.")]
-        if within:
-            return [Section(title, about, within)]
-    names = [section.title for section in sections]
-    guess = nearest(topic, names) or nearest(topic, [row.key for section in sections for row in section.rows])
-    listed_names = f"there are all, {', '.join(names)}, and each single option"
-    raise ConfigError(told(f"no option or group {topic!r} to help with", guess, listed_names))
-
-
 def _on_a_line(row: Row, text: str) -> Row:
     """Return the row with a few words for its explanation, and one form of its value."""
     default = re.search(r" \[(?!null|auto)[^[]*]$", row.doc)
     return Row(row.key, row.form.partition("|")[0], text + (default[0] if default else ""))
 
 
-def _formatted(sections: Iterable[Section], **texts: Any) -> str:
+def _formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
     form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34)
     parser = argparse.ArgumentParser(formatter_class=form, add_help=False, **texts)
-    for title, about, rows in sections:
-        group = parser.add_argument_group(title, about or None)
+    for title, rows in parts.items():
+        group = parser.add_argument_group(title)
         for key, value, doc in rows:
             text = doc.replace("%", "%%")
             if value:
@@ -258,7 +230,7 @@ def details(name: str) -> str:
         for option, base in (component_bases() | nested_bases()).items():
             if issubclass(cls, base):
                 title = f"{cls.__name__}  ({cls.__module__}.{cls.__qualname__}), chosen by --{option} {chosen_by(cls)}"
-                rows = Section("options", "", list(option_rows(cls, f"{option}.")))
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
-                texts.append(_formatted([rows], usage=argparse.SUPPRESS, description=about))
+                rows = {"options": option_rows(cls, f"{option}.")}
+                texts.append(_formatted(rows, usage=argparse.SUPPRESS, description=about))
     return "\n".join(texts)

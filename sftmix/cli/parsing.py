@@ -14,11 +14,10 @@ from sftmix.cli.help import OwnOption, help_text
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
-from sftmix.config.classes import import_class, known_components
+from sftmix.config.classes import import_class
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
 from sftmix.config.schema import component_bases, is_list, option_hints, options_of
-from sftmix.config.values import unknown_option
 from sftmix.options import as_list
 
 
@@ -27,7 +26,7 @@ class Arguments:
     """The words of a command line.
 
     configs       files of --config, in order
-    options       the other options with their values, as texts
+    options       the other options with their values, as texts; true for one without a value
     callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
                   a class (`callbacks.every`) is that of the last one before it
     print_config  whether the configuration is only printed
@@ -115,7 +114,7 @@ def print_config(plain: Mapping[str, Any]) -> None:
 
 
 def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Arguments:
-    """Read the words of a command line; raise ConfigError for unknown options and for missing values.
+    """Read the words of a command line; an option without a value has the value true. ConfigError for stray words.
 
     own  the command's options beside those of RunConfig
     """
@@ -126,24 +125,25 @@ def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Argume
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
         if key in ("", name):
-            raise ConfigError(_stray(word, seen[-1]))
-        value = value if equals else _value(key, words, hints)
+            raise ConfigError(_stray(word, seen[-1], hints))
+        given: str | bool = value if equals else True
+        if not equals and key != "print_config" and words and not words[0].startswith("--"):
+            given = words.popleft()
         if key == "help":
-            arguments.help = value
+            arguments.help = "" if given is True else str(given)
         elif key == "print_config":
             arguments.print_config = True
         elif key == "config":
-            arguments.configs.append(config_file(value))
+            arguments.configs.append(config_file(str(given)))
         else:
-            _check_key(key, hints)
             if key in seen and is_list(hints.get(key)):
                 raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-            _put(arguments, key, value, hints)
+            _put(arguments, key, given, hints)
         seen.append(key)
     return arguments
 
 
-def _put(arguments: Arguments, key: str, value: str, hints: Mapping[str, Any]) -> None:
+def _put(arguments: Arguments, key: str, value: str | bool, hints: Mapping[str, Any]) -> None:
     field = key.partition(".")[0].rstrip("+")
     if field in component_bases() and is_list(hints[field]):
         if "." not in key or not arguments.callbacks:
@@ -155,39 +155,8 @@ def _put(arguments: Arguments, key: str, value: str, hints: Mapping[str, Any]) -
         arguments.options[key] = value
 
 
-def _value(key: str, words: deque[str], hints: Mapping[str, Any]) -> str:
-    """Take the value of an option from the words behind it; a flag alone means true."""
-    following = words[0] if words else "--"
-    if key == "print_config" or (key == "help" and following.startswith("-")):
-        return ""
-    if _is_flag(key, hints) and following.lower() not in ("true", "false"):
-        return "true"
-    if following.startswith("--"):
-        _check_key(key, {**hints, "config": str})
-        raise ConfigError(f"--{key} needs a value")
-    return words.popleft()
-
-
-def _is_flag(key: str, hints: Mapping[str, Any]) -> bool:
-    """Return True if the option is true or false; one of a component may be that in any class of its kind."""
-    field, _, name = key.partition(".")
-    if key in hints or field not in component_bases():
-        return hints.get(key) is bool
-    classes = known_components(component_bases()[field]).values()
-    return any(name in options and options[name].annotation is bool for options in map(options_of, classes))
-
-
-def _stray(word: str, previous: str) -> str:
+def _stray(word: str, previous: str, hints: Mapping[str, Any]) -> str:
     key = previous.rstrip("+")
-    if is_list(option_hints().get(key)):
+    if is_list(hints.get(key)):
         return f"--{key} takes one value at a time, so {word!r} is too many; add it with --{key}+ {word}"
     return f"unexpected argument {word!r}{f' after --{key}' if key else ''}; options start with --"
-
-
-def _check_key(key: str, hints: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an unknown option; the options of a component are checked by its constructor."""
-    name = key.rstrip("+")
-    if inside := [f"--{k}" for k in hints if k.startswith(f"{name}.")]:
-        raise ConfigError(f"--{name} is a group of options, not an option; there are {', '.join(inside)}")
-    if name not in hints and name.partition(".")[0] not in component_bases():
-        raise unknown_option(name)

@@ -47,8 +47,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     files = [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]
     lines += [f"see {', '.join(files)}"] if files else []
-    commands = following(out, summary, until)
-    return [*lines, *(["Next:", *(f"  {command}  # {why}" for command, why in commands)] if commands else [])]
+    return [*lines, "Next:", *(f"  {command}" for command in following(out, until))]
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:
@@ -74,24 +73,9 @@ def at(arm: Mapping[str, Any], key: str | None) -> Any:
     return value if key else None
 
 
-def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[str, str]]:
-    """Return commands that go on from a finished one, ready for a shell, each with a reason."""
+def following(out: Path, until: str) -> list[str]:
+    """Return commands that go on from a finished one, ready for a shell."""
     config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
-    model = out / "train" / "model"
-    if not (out / "config.yaml").exists():
-        return []
     if until != "train":
-        return [(f"sftmix run --config {config} --out {place}", "goes on from here")]
-    commands = []
-    if (model / "adapter_config.json").exists():
-        merged = shlex.quote(f"{out}-merged")
-        commands.append((f"sftmix export {place} --to {merged} --merge", "adapters -> a model"))
-    elif model.is_dir():
-        commands.append((f"sftmix chat {place}", "talk to the model"))
-    if summary.get("mixup_tokens") and held_out(summary):
-        if summary.get("baseline"):
-            commands.append(("sftmix compare --help", "one seed cannot say which is better; this takes several"))
-        else:
-            baseline = f"sftmix run --config {config} --with_baseline --out {place}"
-            commands.append((baseline, "plain NTP beside it, for comparison"))
-    return commands
+        return [f"sftmix run --config {config} --out {place}  # goes on from here"]
+    return [f"sftmix chat {place}  # talk to the model", f"sftmix report {place}  # what it saw, and what came out"]

@@ -26,34 +26,16 @@ class WordsParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-_READ = ("run", "runs", "place", "beside", "models", "prompts", "read_blind", "key", "data_dir", "shots", "test")
-"""Options that name what is read: files, directories, or ids of the hub; several with commas between them."""
-
-
 def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the words of a command; raise ConfigError for names that cannot be read, and places not to be written."""
+    """Parse the words of a command; raise ConfigError for places that cannot be written."""
     parser = WordsParser(name, about)
     add_options(parser)
     given = parser.parse_args(argv)
-    for option in _READ:
-        names = getattr(given, option, None) or ()
-        for name in names.split(",") if isinstance(names, str) else names:
-            _refuse_unreadable(name)
     for option in ("to", "out"):
         place = getattr(given, option, None)
         if place and (problem := path_problem(place) or _unwritable(Path(place))):
             raise ConfigError(f"--{option}: {place!r} {problem}")
     return given
-
-
-def _refuse_unreadable(name: str) -> None:
-    """Raise ConfigError for a name that no file can have; nothing may have it, since a hub may know it."""
-    try:
-        os.stat(name.strip())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:  # a NUL in it is a ValueError
-        raise ConfigError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _unwritable(place: Path) -> str | None:

@@ -129,31 +129,34 @@ def listed(base: type[Component], words: Sequence[str] = ()) -> str:
     return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
 
 
-def find_component(base: type[Component], name: str, words: Sequence[str] = ()) -> type[Component]:
-    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none."""
-    known = known_components(base)
-    if name in known:
-        cls: Any = known[name]
-    else:
-        reason = ""
+def find_component(base: type[Component], name: str, key: str = "", words: Sequence[str] = ()) -> type[Component]:
+    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none.
+
+    key    the option, for messages
+    words  what the option takes beside components
+    """
+    where, reason = f"{key}: " if key else "", ""
+    cls: Any = known_components(base).get(name)
+    if cls is None and "." in name:
         try:
-            cls = import_class(name) if "." in name else None
+            cls = import_class(name)
         except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-            cls, reason = None, f": {error}"
-        if cls is None:
-            near = [*known_components(base), *words]  # those of a module that was imported just now, too
-            guess = nearest(name, near, cutoff=0.8 if reason else 0.5) or nearest(name.rpartition(".")[2], near)
-            raise ConfigError(told(f"no {base.__name__} {name!r}{reason}", guess, f"there are {listed(base, words)}"))
+            reason = f": {error}"
+    if cls is None:
+        near = [*known_components(base), *words]  # with those of a module that was imported just now
+        guess = nearest(name, near, cutoff=0.8 if reason else 0.5) or nearest(name.rpartition(".")[2], near)
+        problem = f"{where}no {base.__name__} {name!r}{reason}"
+        raise ConfigError(told(problem, guess, f"there are {listed(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         kinds = {k: kind for k, kind in component_bases().items() if inspect.isclass(cls) and issubclass(cls, kind)}
         other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds.items())
-        raise ConfigError(f"{name} is no subclass of sftmix.components.{base.__name__}{other}")
+        raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}{other}")
     if inspect.isabstract(cls):
         methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise ConfigError(f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
+        raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     for option, parameter in options_of(cls).items():
         if parameter.annotation is parameter.default is inspect.Parameter.empty:
             raise ConfigError(
-                f"{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or what it is"
+                f"{where}{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or another"
             )
     return cls

@@ -52,16 +52,6 @@ def config_file(name: str, *, where: str = "--config") -> str:
     raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
 
 
-def read_layers(path: str | os.PathLike[str], applied: set[Path] | None = None) -> list[Layer]:
-    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle.
-
-    A base that several files share is applied once, where the first of them names it: it undoes none of the others.
-
-    applied  the files that apply before; those of this file are added
-    """
-    return _layers(Path(path), (), set() if applied is None else applied)
-
-
 def refuse_table(layers: list[Layer]) -> None:
     """Raise ConfigError if the layers describe a table of variants, which is not one run."""
     given = layers[-1].name
@@ -73,7 +63,17 @@ def refuse_table(layers: list[Layer]) -> None:
             )
 
 
-def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Layer]:
+def read_layers(
+    path: str | os.PathLike[str], applied: set[Path] | None = None, above: tuple[Path, ...] = ()
+) -> list[Layer]:
+    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle.
+
+    A base that several files share is applied once, where the first of them names it: it undoes none of the others.
+
+    applied  the files that apply before; those of this file are added
+    above    the files that name this one as a base
+    """
+    path, applied = Path(path), set() if applied is None else applied
     place = path.resolve()
     if place in above:
         names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
@@ -90,7 +90,7 @@ def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Lay
     layers: list[Layer] = []
     for name in bases:
         file = name if name.startswith(RECIPE) else str(path.parent / name)
-        layers += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place), applied)
+        layers += read_layers(config_file(file, where=f"{path}: {BASE}"), applied, (*above, place))
     applied.add(place)
     return [*layers, Layer(_shown(path), values)]
 

@@ -52,13 +52,20 @@ def build(tree: Tree) -> RunConfig:
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def _by_name(given: Sequence[Any], more: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
-    """Return the first part of each key with all values for it: {"objective.mu": 1} -> {"objective": [{"mu": 1}]}."""
-    options = dict(more or {})
+def _by_name(given: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the first part of each key with all values for it: {"objective.mu": 1} -> {"objective": [{"mu": 1}]}.
+
+    What stands in init_args is taken out of it.
+    """
+    options: dict[str, list[Any]] = {}
     for mapping in given:
         for key, value in mapping.items():
-            name, _, rest = str(key).partition(".")
-            options.setdefault(name, []).append({rest: value} if rest else value)
+            name, _, rest = str(key).removeprefix(f"{ARGS}.").partition(".")
+            inner = {name: [{rest: value} if rest else value]}
+            if name == ARGS and isinstance(value, Mapping):
+                inner = _by_name([value])
+            for option, values in inner.items():
+                options.setdefault(option, []).extend(values)
     return options
 
 
@@ -109,7 +116,7 @@ def _value(value: Any, hint: Any, key: str) -> Any:
     try:
         return converted(value, hint)
     except NoValueError as error:
-        raise not_allowed(key, hint, error.value) from error
+        raise not_allowed(key, hint, error.args[0]) from error
 
 
 def _one(values: Sequence[Any], key: str) -> Any:
@@ -124,9 +131,7 @@ def _components(old: Any, given: Sequence[Any], added: Sequence[Any], base: type
     """Return the components of a list. Options without a class (`callbacks.every`) are those of the last one."""
     options = [value for value in given if isinstance(value, Mapping) and CLASS not in value]
     lists = [from_yaml(value) for value in given if value not in options]
-    if None in lists:
-        raise ConfigError(f"{key} is null; it takes a list, [] for none, of {listed(base)}")
-    chosen = as_list(_one(lists, key)) if lists else []
+    chosen = [*as_list(_one(lists, key))] if lists else []
     chosen += [one for more in added for one in as_list(from_yaml(more))]
     components = [] if lists else [*old]
     components += [_component(None, [one], base, base, key) for one in chosen]
@@ -145,10 +150,6 @@ def _component(old: Any, given: Sequence[Any], hint: Any, base: type[Component],
     values = [from_yaml(value) if isinstance(value, str) and value.startswith("{") else value for value in given]
     options = _by_name([value for value in values if isinstance(value, Mapping)])
     words = [*(value for value in values if not isinstance(value, Mapping)), *options.pop(CLASS, [])]
-    inner = options.pop(ARGS, [])
-    if any(not isinstance(value, Mapping) for value in inner):
-        raise ConfigError(f"{key}.{ARGS} is no mapping; write {{{CLASS}: CLASS, {ARGS}: {{option: value}}}}")
-    options = _by_name(inner, options)
     if words:
         word = _one(words, key)
         for kind in alternatives(hint):
@@ -158,7 +159,9 @@ def _component(old: Any, given: Sequence[Any], hint: Any, base: type[Component],
                     shown = "null" if word is None else word
                     raise ConfigError(f"{key}: {shown} has no options; choose a class that has some: {listed(base)}")
                 return value
-        cls = _class(word, hint, base, key)
+        if not isinstance(word, str):
+            raise not_allowed(key, hint, word)
+        cls = find_component(base, word, key, words_of(hint))
     elif isinstance(old, Mapping):
         cls = import_class(old[CLASS])
     else:
@@ -169,16 +172,6 @@ def _component(old: Any, given: Sequence[Any], hint: Any, base: type[Component],
     kept = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
     args = _options(kept, options, known, f"{key}.", cls)
     return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: args}
-
-
-def _class(word: Any, hint: Any, base: type[Component], key: str) -> type[Component]:
-    """Return the class that a word chooses."""
-    if not isinstance(word, str):
-        raise not_allowed(key, hint, word)
-    try:
-        return find_component(base, word, words_of(hint))
-    except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ building

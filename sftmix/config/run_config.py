@@ -82,24 +82,6 @@ class RunConfig(PlainFields):
             return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
-    def unused(self, *, divides: bool = False) -> list[str]:
-        """List one sentence if components were chosen that this run does not use.
-
-        divides  the examples are divided into groups, also where the objective pairs none
-        """
-        paired, default = divides or self.resolved_pairing() is not None, RunConfig()
-        idle = ("reference", "confidence", *([] if paired else ["splitter"]))
-        chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
-        if not chosen or (paired and Need.CONFIDENCE in self.splitter.needs):
-            return []
-        named = ", ".join(f"{name} {type(getattr(self, name)).__name__}" for name in chosen)
-        reason = (
-            f"splitter {type(self.splitter).__name__} needs no confidence"
-            if paired
-            else "no examples are paired (pairing null, or an objective that does not mix)"
-        )
-        return [f"not used by this run: {named}; {reason}"]
-
     def plain(self) -> dict[str, Any]:
         """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}

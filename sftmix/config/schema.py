@@ -79,12 +79,6 @@ def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 @cache
-def option_groups() -> dict[str, type]:
-    """Return field -> dataclass for the fields of RunConfig that are groups of options (`data`)."""
-    return {name: group for name, o in options_of(RunConfig).items() if (group := group_in(o.annotation))}
-
-
-@cache
 def component_bases() -> dict[str, type[Component]]:
     """Return field -> base class for the fields of RunConfig that hold components."""
     return {name: base for name, o in options_of(RunConfig).items() if (base := component_in(o.annotation))}

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin
 from sftmix.common.errors import ConfigError, did_you_mean, nearest, told
 from sftmix.components.base import Component
 from sftmix.config.classes import listed
-from sftmix.config.schema import alternatives, component_in, option_groups, option_hints, options_of
+from sftmix.config.run_config import RunConfig
+from sftmix.config.schema import alternatives, component_in, option_hints, options_of
 
 _WORDS = {
     Literal: "",
@@ -56,16 +57,10 @@ ELSEWHERE = {
     "callbacks": ("eval_steps", "report_to"),
 }
 """Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
-_LISTED = 12
-"""Most options of a group that a message lists."""
 
 
 class NoValueError(Exception):
     """A value that a type does not allow; of a list it is the first item that is not allowed."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__(value)
-        self.value = value
 
 
 def converted(value: Any, hint: Any) -> Any:
@@ -131,21 +126,20 @@ def words_of(hint: Any) -> list[str]:
             words.append(f"a group of options {{{', '.join(options_of(kind))}}}")
         elif _type_of(kind) is tuple:
             words.append(f"a list of {len(get_args(kind))} values")
-        elif _type_of(kind) is not Literal and _type_of(kind) in _WORDS:
-            words.append(_WORDS[_type_of(kind)])
-    return words
+        elif component_in(kind) is None:
+            words.append(_WORDS.get(_type_of(kind), f"{kind}, which no option can have"))
+    return [word for word in words if word]
 
 
 def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
-    if not words and base is None:
-        forms = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
-        return ConfigError(f"{key}: its type is {hint.__name__}, which no option can have; allowed: {forms}")
     allowed = listed(base, words) if base else ", ".join(words)
-    shown = f"{key} is null, or has no value" if value is None else f"{key}: {value!r} {_fault(value, hint)}"
+    given = f"{key} is" if value is None or value is True else f"{key}: {value!r} is"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
-    return ConfigError(told(shown, nearest(str(value), choices(hint)), f"allowed: {allowed}{example}"))
+    return ConfigError(
+        told(f"{given} {_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
+    )
 
 
 def _fault(value: Any, hint: Any) -> str:
@@ -153,14 +147,16 @@ def _fault(value: Any, hint: Any) -> str:
     import yaml
 
     kinds = [_type_of(kind) for kind in alternatives(hint)]
+    if value is None or value is True:
+        return "null, or has no value" if value is None else "true, or has no value"
     if str in kinds and not isinstance(value, (str, list, dict)):
-        return "is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
+        return "no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     if isinstance(value, str) and {dict, list, tuple} & set(kinds):
         try:
-            return "is a text" if isinstance(yaml.safe_load(value), str) else "is not allowed"
+            return "a text" if isinstance(yaml.safe_load(value), str) else "not allowed"
         except yaml.YAMLError as error:
-            return f"is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
-    return "is not allowed"
+            return f"no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+    return "not allowed"
 
 
 def choices(hint: Any) -> list[str]:
@@ -170,13 +166,11 @@ def choices(hint: Any) -> list[str]:
 
 def unknown_option(key: str) -> ConfigError:
     """Return the error for an unknown option of a run, with the one that was probably meant."""
-    allowed = [*option_hints(), *option_groups(), "config", "print_config"]
+    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
     group = key.partition(".")[0]
     siblings = [option for option in allowed if "." in key and option.startswith(f"{group}.")]
     meant = _meant(key, [*siblings, *allowed])
     more = f"--help {group if siblings else 'all'} lists them"
-    if 0 < len(siblings) <= _LISTED:
-        more = f"there are {', '.join(siblings)}"
     return ConfigError(told(f"unknown option {key}", did_you_mean(meant) if meant else "", more))
 
 

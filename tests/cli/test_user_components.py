@@ -73,7 +73,7 @@ class NotOne:
     """It is no component."""
 '''
 TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails? There are "
-NO_TYPE = "needs untyped, to which its __init__ gives no type; write `untyped: int`, or what it is"
+NO_TYPE = "needs untyped, to which its __init__ gives no type; write `untyped: int`, or another"
 SUBCLASS = "error: splitter: my_parts.NotOne is no subclass of sftmix.components.Splitter\n"
 KIND = (
     "sftmix.components.NTP is no subclass of sftmix.components.Splitter; it is of the kind Objective, for --objective"
@@ -105,9 +105,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs --splitter.untyped 3", f"splitter: my_parts.Needs {NO_TYPE}"),
         ("run --objective.mu my_parts.Steps", f"objective.mu: my_parts.Steps {NO_TYPE}"),
-        ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: its type is ndarray, which no option can have"),
+        ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: '3' is not allowed; allowed: <class 'numpy"),
         ("run --splitter my_parts.Unknown", "name 'Nowhere' is not defined"),
-        ("run --callbacks null", "callbacks is null; it takes a list, [] for none, of Evaluate, EarlyStopping, "),
+        ("run --callbacks null", "callbacks is null, or has no value; allowed: Evaluate, EarlyStopping, "),
     ],
 )  # fmt: skip
 def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said) -> None:

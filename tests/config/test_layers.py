@@ -109,12 +109,6 @@ def test_a_written_configuration_has_no_base(write: Write) -> None:
     assert read_config(write("c.yaml", text)).seed == 3
 
 
-def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
-    assert "quickstart" in recipes()
-    assert "small/table5-role" in recipes()
-    assert Path(config_file("recipe:small/table5-role")).parts[-2:] == ("small", "table5-role.yaml")
-
-
 @pytest.mark.parametrize(
     ("files", "words"),
     [
@@ -222,7 +216,7 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
         ),
         (
             "objective: {class_path: SFTMix, init_args: {mu: 0.1}}\nobjective.mu: 0.2\n",
-            "objective.mu has two values, 0.2 and 0.1; write it once",
+            "objective.mu has two values, 0.1 and 0.2; write it once",
         ),
         ("pairing: null\npairing.window: 3\n", "pairing: null has no options; choose a class that has some: Random"),
         ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),

@@ -63,45 +63,55 @@ def test_names_of_other_frameworks_lead_to_ours() -> None:
             assert f"unknown option {name}. Did you mean {option}? " in str(unknown_option(name))
 
 
+RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (
-            {"objective": {"init_args": {"mu": {"class_path": "no_such.Mine"}}}},
-            ["objective.mu: no Schedule 'no_such.Mine'"],
-        ),
-        ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
+        ({"trainning": {"epochs": 1}}, ["trainning.epochs. Did you mean training.epochs?"]),
+        ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
+        ({"training": {"epochs": "many"}}, ["training.epochs: 'many' is not allowed; allowed: a number."]),
+        ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
+        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
+        ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
+        ({"data": 3}, ["data: 3", "a group of options {train, "]),
+        ({"model": {"path": None}}, ["model.path is null, or has no value; allowed: text."]),
+        ({"objective": None}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),
+        ({"objective": ["NTP"]}, ["objective: ['NTP'] is not allowed", "SFTMix"]),
+        ({"objective": "SFTMx"}, ["objective: no Objective 'SFTMx'. Did you mean SFTMix? There are NTP, "]),
+        ({"objective": {"class_path": None}}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),
+        ({"objective.init_args": None}, ["objective.init_args: SFTMix has no option 'init_args'; it takes mu, "]),
+        ({"objective.mo": 1}, ["objective.mo: SFTMix has no option 'mo'. Did you mean mu? It takes mu, alpha, "]),
+        ({"objective": "NTP", "objective.mu": 1}, ["objective.mu: NTP has no option 'mu'; it takes none"]),
+        ({"objective.mu": -1}, ["objective.mu is -1"]),
+        ({"objective.mu": None}, ["objective.mu is null, or has no value; allowed: ", "Linear", "a number"]),
+        ({"objective.mu": "Linea"}, ["objective.mu: no Schedule 'Linea'. Did you mean Linear?", "a number"]),
+        ({"objective.mu": "Median"}, ["objective.mu: no Schedule 'Median'", "AfterFraction"]),
+        ({"objective.mu": {"class_path": "no_such.Mine"}}, ["objective.mu: no Schedule 'no_such.Mine'"]),
+        ({"objective.mu": RAMP}, ["Linear needs objective.mu.end"]),
+        ({"objective.mu": {**RAMP, "init_args": {"begin": 0}}}, ["objective.mu.begin", "start, end"]),
+        ({"objective.ntp_on": "some"}, ["objective.ntp_on: 'some' is not allowed; allowed: all, confident, "]),
+        ({"pairing": "Random"}, ["pairing: no PairSampler 'Random'. Did you mean RandomPairs?", "auto, null"]),
         ({"splitter": 3}, ["splitter: 3 is not allowed", "Median"]),
+        ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
+        ({"splitter": "json.JSONDecoder"}, ["splitter: json.JSONDecoder is no subclass of sftmix.comp"]),
+        ({"splitter": "no_such_module.Mine"}, ["splitter", "No module named 'no_such_module'"]),
+        ({"splitter": "sftmix.components.base.Splitter"}, ["splitter", "abstract"]),
         (
             {"splitter": {"class_path": "QualityLabel", "init_args": {"high": [5, 4]}}},
-            ["splitter.high: 5 is no text to YAML; put it in quotes; allowed: text, a list"],
+            ["splitter.high: 5 is no text to YAML; put it in quotes; allowed: text, a list [a, b]"],
         ),
-        (
-            {"splitter": {"class_path": "QualityLabel", "init_args": {"high": {"a": "b"}}}},
-            ["splitter.high: ", "is not allowed; allowed: text, a list"],
-        ),
-        ({"objective": ["NTP"]}, ["objective: ['NTP'] is not allowed", "SFTMix"]),
-        ({"model": {"path": None}}, ["model.path is null, or has no value; allowed: text."]),
-        ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
-        ({"objective.mu": None}, ["objective.mu is null, or has no value; allowed: ", "Linear", "a number"]),
-        (
-            {"objective": {"class_path": None}},
-            ["objective is null, or has no value; allowed: NTP, SFTMix, "],
-        ),
-        (
-            {"objective": {"class_path": "SFTMix", "init_args": None}},
-            ["objective.init_args is no mapping; write {class_path: CLASS, init_args: {option: value}}"],
-        ),
-        (
-            {"callbacks": {"Evaluate": {"every": 3}}},
-            ["if it is the class, write {class_path: Evaluate, init_args: {option: value}}"],
-        ),
-        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
+        ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
+        ({"reference.training.lr": 1}, ["reference.training.lr", "learning_rate"]),
+        ({"callbacks": {"Evaluate": {"every": 3}}}, ["write {class_path: Evaluate, init_args: {option: value}}"]),
+        ({"callbacks": [{"class_path": "Evaluate", "init_args": {"evry": 1}}]}, ["callbacks.evry", "mean every?"]),
     ],
 )
-def test_a_value_of_a_file_says_so_too(values, words) -> None:
+def test_a_wrong_value_is_named_with_what_is_allowed(values, words) -> None:
     with pytest.raises(ConfigError) as caught:
         from_plain(values)
+    assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if given.help is not None:
         print(help_text("compare", ABOUT, given.help, own), end="")
         return
-    only_list = given.options.pop("list", "false") == "true"
+    only_list = given.options.pop("list", False) in (True, "true")
     comparison = comparison_of(given)
     comparison.validate(needs_out=not only_list)
     if only_list:
