@@ -271,7 +271,7 @@ class Batch:
     pairs        i64[M, 2], token rows: n-th response token with n-th response token, n <= min(N_c, N_u)
     pair_index   i64[M], the pair (row of slot_pairs) each aligned token pair belongs to
     segments     the padded inputs of the backbone: slots of similar length go through it together
-    batch_nll    the NLL of the global batch, for objectives with `needs_batch_nll`; else None
+    batch_nll    the NLL of the global batch, for objectives that need it (Need.BATCH_NLL); else None
     """
 
     ids: tuple[str, ...]

@@ -79,18 +79,21 @@ def test_wrong_options_are_named(option):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--callbacks", "EarlyStopping"], "decides on the evaluations of the callbacks before it, and there are none"),
+        (["--callbacks", "EarlyStopping"], "EarlyStopping needs the evaluations of a callback before it"),
         (["--callbacks", "[EarlyStopping, Evaluate]"], "put Evaluate first"),
         (
             ["--callbacks", "[LossSpikeGuard, MeasureMixing, sftmix.tools.trackers.TensorBoard, EarlyStopping]"],
-            "none (before it: LossSpikeGuard, MeasureMixing, TensorBoard); put Evaluate first",
+            "put Evaluate first",
         ),
-        (["--callbacks+", "EarlyStopping"], "EarlyStopping needs held-out rows; set data.eval"),
+        (
+            ["--callbacks+", "EarlyStopping"],
+            "EarlyStopping needs held-out rows, which",
+        ),
     ],
 )
 def test_a_run_in_which_nothing_evaluates_is_refused(tiny, tmp_path, sftmix, words, told):
     options = [*tiny.options]
-    if "needs held-out" in told:
+    if "held-out rows" in told:
         del options[(place := options.index("--data.eval")) : place + 2]
     ended = sftmix("run", *options, *SINGLE, *words, "--out", str(tmp_path / "run"))
     assert ended.code == 2
@@ -137,7 +140,7 @@ import os, signal
 from sftmix.components import Callback
 
 class Interrupts(Callback):
-    observer = True
+    gives = frozenset()
     def __init__(self, *, step: int):
         self.step = step
     def on_step_end(self, state):

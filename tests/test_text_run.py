@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.errors import ConfigError
+from sftmix.components import Need
 from sftmix.components.confidence import Perplexity
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -116,7 +117,7 @@ def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words,
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) and data.format text"),
+        (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) has no meaning"),
         (["--reference.model.max_length", "16"], "reference.model.max_length is 16 and data.max_length 24"),
     ],
 )
@@ -142,7 +143,7 @@ def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_
 
 def test_an_estimator_that_needs_instructions_is_refused(words, tmp_path):
     class Alone(Perplexity):
-        needs_response_alone = True
+        needs = frozenset({Need.RESPONSE_ALONE})
 
     data = DataOptions(train=words[3])
     config = RunConfig(out="o", model=ModelOptions(path="m"), data=data, confidence=Alone())

@@ -85,7 +85,7 @@ def logged(directory: Path) -> list[dict]:
 class Interrupt(Callback):
     """SIGTERM after a step, as a scheduler sends it."""
 
-    observer = True
+    gives = frozenset()
 
     def __init__(self, *, step: int):
         self.step = step

@@ -140,7 +140,7 @@ def micro_steps(
     steps = []
     for start in range(0, len(bins), world_size):
         ranks = tuple(tuple(units) or (filler,) for units in bins[start : start + world_size])
-        most = max(sum(len(unit) for unit in rank) for rank in ranks)
+        most = max(sum(map(len, rank)) for rank in ranks)
         steps.append(MicroStep(ranks, min(room.segments, most)))
     return steps
 
@@ -164,27 +164,25 @@ class _Room:
 
     def cost(self, units: Sequence[Unit]) -> int:
         """Count the token slots of the units in one micro-batch, with idle segments."""
-        found = [int(self.lengths[slot.row]) for unit in units for slot in unit]
-        idle = max(0, self.segments - len(found)) if self.ranks > 1 else 0
-        return token_slots(found, self.segments, padding_free=self.padding_free) + idle
+        lengths = [int(self.lengths[slot.row]) for unit in units for slot in unit]
+        idle = max(0, self.segments - len(lengths)) if self.ranks > 1 else 0
+        return token_slots(lengths, self.segments, padding_free=self.padding_free) + idle
 
     def holds(self, units: Sequence[Unit], tokens: int | None) -> bool:
         """True if the units fit into one micro-batch of at most `tokens` token slots; a single unit always does."""
         if len(units) < 2:
             return True
-        if self.examples is not None and sum(len(unit) for unit in units) > self.examples:
+        if self.examples is not None and sum(map(len, units)) > self.examples:
             return False
-        if tokens is None:
-            return True
-        return sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens
+        return tokens is None or (sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens)
 
     def fewest_steps(self, units: Sequence[Unit]) -> int:
         """Fewest micro-steps that the units may take."""
-        bins = 1.0
+        tokens, bins = self.tokens, 1.0
         if self.examples is not None:
             bins = max(bins, sum(map(len, units)) / self.examples)
-        if self.tokens is not None:
-            bins = max(bins, sum(min(self.weight(unit), self.tokens) for unit in units) / self.tokens)
+        if tokens is not None:
+            bins = max(bins, sum(min(self.weight(unit), tokens) for unit in units) / tokens)
         return math.ceil(bins / self.ranks)
 
     def steps(self, bins: Deal) -> int:

@@ -91,26 +91,19 @@ class TrainingOrder:
         self._cached: tuple[int, list[list[Unit]]] = (-1, [])
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
-        self._lay_out(options)
-        self.total_steps = self.ends[-1]
-
-    def _lay_out(self, options: TrainingOptions) -> None:
-        wanted = math.inf if options.max_steps is not None else _decimal(options.epochs)
-        done, epoch = 0, 0
-        while wanted > epoch and (options.max_steps is None or done < options.max_steps):
-            share = min(1, wanted - epoch)
-            batches = self._batches_in(epoch)
-            done += math.ceil(share * batches)
-            if options.max_steps is not None:
-                done = min(done, options.max_steps)
-            self.ends.append(done)
-            epoch += 1
+        self.total_steps, most = 0, math.inf if options.max_steps is None else options.max_steps
+        # The number that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2.
+        epochs = Fraction(options.epochs).limit_denominator(1_000_000) if options.max_steps is None else math.inf
+        while epochs > len(self.ends) and self.total_steps < most:
+            share = min(1, epochs - len(self.ends))
+            self.total_steps += math.ceil(share * self._batches_in(len(self.ends)))
+            self.total_steps = int(min(self.total_steps, most))
+            self.ends.append(self.total_steps)
 
     def _batches_in(self, epoch: int) -> int:
         """Count the global batches of an epoch; build them only if an example may have several slots."""
         pairs = self._pairs_of(epoch) if self._known else None
-        once = pairs is None or len(np.unique(pairs)) == pairs.size
-        if once and (pairs is None or self._size % 2 == 0):
+        if pairs is None or (self._size % 2 == 0 and len(np.unique(pairs)) == pairs.size):
             return math.ceil(self._n_rows / self._size)
         return len(self._epoch(epoch))
 
@@ -141,11 +134,6 @@ class TrainingOrder:
         return steps_done in self.ends
 
 
-def _decimal(number: float) -> Fraction:
-    """Fraction that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2."""
-    return Fraction(number).limit_denominator(1_000_000)
-
-
 # ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
@@ -168,22 +156,17 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
             slots.append(Slot(row, 0.0 if seen[row] else 1.0))
             seen[row] = True
         paired.append(tuple(slots))
-    singles = np.flatnonzero(~seen)
-    singles = singles[generator(seed, "singles", epoch).permutation(len(singles))]
-    return _spread(paired, [(Slot(int(r)),) for r in singles])
-
-
-def _spread(paired: list[Unit], singles: list[Unit]) -> list[Unit]:
-    """Merge single units evenly into the pairs, two at a time; an odd one comes last."""
-    odd = [singles.pop()] if len(singles) % 2 else []
+    rows = np.flatnonzero(~seen)
+    rows = rows[generator(seed, "singles", epoch).permutation(len(rows))]
+    singles: list[Unit] = [(Slot(int(row)),) for row in rows]
     twos = len(singles) // 2
     total = len(paired) + twos
-    places = {int((k + 0.5) * total / twos) for k in range(twos)} if twos else set()
+    places = {int((k + 0.5) * total / twos) for k in range(twos)}
     pair_iter, single_iter = iter(paired), iter(singles)
     merged: list[Unit] = []
     for place in range(total):
         merged += itertools.islice(single_iter, 2) if place in places else itertools.islice(pair_iter, 1)
-    return merged + odd
+    return [*merged, *single_iter]  # an odd one comes last
 
 
 def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:

@@ -5,37 +5,59 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 from tqdm.auto import tqdm
 
-SHARE, MIN_PAUSE = 0.05, 1.0
-"""Share of the work, and seconds since the last line of a log file, after which another one is due."""
-PAUSE, LONG_SHARE, INNER_SHARE = 30.0, 0.025, 0.25
-"""Seconds after which a line is due sooner: after this share of long work, or of work inside other work. So a run of
-any length leaves about a hundred lines."""
+PAUSE, SHARE, INNER_SHARE = 10.0, 0.01, 0.25
+"""Seconds and share of the work after which a log file gets another line, so about a hundred of a run of any length;
+work inside other work gets at most four."""
 
 _CLEAR = "\x1b[K"  # to the end of the line: the bar before may have been longer
-_RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]" + _CLEAR
-_FIGURES = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]" + _CLEAR
-_NO_TOTAL = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]" + _CLEAR
+_LIVE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]" + _CLEAR
+_LIVE_NO_TOTAL = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]" + _CLEAR
+_LOG = "{desc} {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
+_LOG_NO_TOTAL = "{desc} {n_fmt}{unit}, {rate_fmt}{postfix}"
 
 
-class Progress(Protocol):
-    """The progress of some work, as `progress_bar` returns it; also a context manager that closes it."""
+class LiveLine(tqdm):
+    """A line of the terminal that is drawn again and again."""
+
+    disable: bool
+    bar_format: str
+    last_print_n: float
 
     def show(self, figures: str) -> None:
         """Show these figures from the next update on, in place of the rate."""
-        ...
+        if not self.disable:
+            self.bar_format = self.bar_format.replace(", {rate_fmt}", "{postfix}") if self.total else self.bar_format
+            self.set_postfix_str(figures, refresh=False)
 
-    def update(self, n: int = 1) -> Any:
-        """Note that `n` more units are done."""
-        ...
 
-    def close(self) -> None: ...
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: Any) -> Any: ...
+class LogLines(LiveLine):
+    """Lines like `09:41:07 train 135/1350 (10%), ntp 1.2345, mixup 2.3456, 5,400 tokens/s, 05:02 left`.
+
+    One is due after the first update, after the last, and as the constants above say.
+    """
+
+    def update(self, n: float | None = 1) -> None:
+        super().update(n)
+        at_an_end = self.last_print_n == self.initial or self.n == self.total
+        if self.leave and at_an_end and self._time() >= self.start_t + self.delay:
+            self.display()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print a line, where something was done since the last one."""
+        if self.n > self.last_print_n:
+            print(time.strftime("%H:%M:%S"), self, file=sys.stderr, flush=True)
+            self.last_print_n, self.last_print_t = self.n, self._time()
+
+    def close(self) -> None:
+        """Print the last line, if the work was told of at all."""
+        if not self.disable and self.last_print_n > self.initial:
+            self.display()
+        self.disable = True
+        self._decr_instances(self)
 
 
 def progress_bar(
@@ -48,119 +70,36 @@ def progress_bar(
     leave: bool = True,
     delay: float = 0.0,
     unit_scale: bool = False,
-) -> Progress:
+) -> LiveLine:
     """Return the progress of work: a live line in a terminal or notebook, else plain lines; nothing without a name.
+
+    It is a context manager that closes it; `update(n)` notes that n more units are done.
 
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
     """
-    enabled = enabled and name is not None
-    if enabled and not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        return LogLines(name or "", total=total, unit=unit, done=done, leave=leave, delay=delay, unit_scale=unit_scale)
-    return LiveLine(
-        total=total,
-        initial=done,
-        desc=name,
-        unit=unit,
-        unit_scale=unit_scale,
-        leave=leave,
-        delay=delay if leave else 1,
-        disable=not enabled,
-        bar_format=_NO_TOTAL if total is None else _RATE,
-        dynamic_ncols=True,
-        position=0,  # inner work takes over the line of the outer, which is not drawn meanwhile
-        miniters=1,  # draw by time alone: tqdm's monitor would draw a bar that waits
-        mininterval=0.1,
+    work = {"total": total, "initial": done, "desc": name, "unit": unit, "unit_scale": unit_scale, "leave": leave}
+    disabled = name is None or not enabled
+    if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return LiveLine(
+            **work,
+            delay=delay if leave else 1,
+            disable=disabled,
+            bar_format=_LIVE if total else _LIVE_NO_TOTAL,
+            dynamic_ncols=True,
+            position=0,  # inner work takes over the line of the outer, which is not drawn meanwhile
+            miniters=1,  # draw by time alone: tqdm's monitor would draw a bar that waits
+            mininterval=0.1,
+        )
+    return LogLines(
+        **work,
+        delay=delay,
+        bar_format=_LOG if total else _LOG_NO_TOTAL,
+        miniters=max(1, (total or 0) * (SHARE if leave else INNER_SHARE)),
+        mininterval=PAUSE,
+        maxinterval=float("inf"),  # tqdm's monitor would print, too
+        smoothing=0,
     )
-
-
-class LiveLine(tqdm):
-    """A line of the terminal that is drawn again and again."""
-
-    def show(self, figures: str) -> None:
-        if not self.disable:
-            self.bar_format = _NO_TOTAL if self.total is None else _FIGURES
-            self.set_postfix_str(figures, refresh=False)
-
-
-class LogLines:
-    """Lines like `09:41:07 train 135/1350 (10%), ntp 1.2345, mixup 2.3456, 5,400 tokens/s, 05:02 left`.
-
-    One is due after the first update, after the last, and as the constants above say.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        total: int | None,
-        unit: str,
-        done: int = 0,
-        leave: bool = True,
-        delay: float = 0.0,
-        unit_scale: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._name, self._total, self._unit, self._scaled = name, total, unit.strip(), unit_scale
-        self._done = self._began_at = self._told = done
-        self._leave, self._delay, self._clock = leave, delay, clock
-        self._started = self._last = clock()
-        self._lines = 0
-        self._figures = ""
-
-    def __enter__(self) -> LogLines:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
-    def show(self, figures: str) -> None:
-        self._figures = figures
-
-    def update(self, n: int = 1) -> None:
-        self._done += n
-        now = self._clock()
-        if self._due(now):
-            self._write(now)
-
-    def close(self) -> None:
-        """Write the last line, if the work was told of at all."""
-        if self._lines and self._told != self._done:
-            self._write(self._clock())
-
-    def _due(self, now: float) -> bool:
-        pause, total = now - self._last, self._total
-        share = 1.0 if not total else (self._done - self._told) / total
-        if pause >= PAUSE and share >= (LONG_SHARE if self._leave else INNER_SHARE):
-            return True
-        if not self._leave or now - self._started < self._delay:
-            return False
-        if not self._lines or self._done == self._total:
-            return True
-        return total is not None and pause >= MIN_PAUSE and share >= SHARE
-
-    def _write(self, now: float) -> None:
-        rate = (self._done - self._began_at) / max(now - self._started, 1e-9)
-        shown = self._figures or f"{self._amount(rate)}/s"
-        parts = [f"{time.strftime('%H:%M:%S')} {self._name} {self._place()}", shown]
-        if self._total is not None and rate:
-            parts.append(f"{tqdm.format_interval(max(self._total - self._done, 0) / rate)} left")
-        print(", ".join(parts), file=sys.stderr, flush=True)
-        self._lines, self._last, self._told = self._lines + 1, now, self._done
-
-    def _place(self) -> str:
-        if self._total is None:
-            return self._amount(self._done)
-        return f"{self._number(self._done)}/{self._number(self._total)} ({100 * self._done // max(self._total, 1)}%)"
-
-    def _amount(self, value: float) -> str:
-        return f"{self._number(value)}{'' if self._scaled else ' '}{self._unit}"
-
-    def _number(self, value: float) -> str:
-        """Return 12.3M where units are scaled, else digits; a rate below ten with two decimals."""
-        if self._scaled:
-            return str(tqdm.format_sizeof(value))
-        return f"{value:.2f}" if isinstance(value, float) and value < 10 else f"{value:.0f}"
 
 
 @contextlib.contextmanager

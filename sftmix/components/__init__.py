@@ -14,6 +14,7 @@ _PUBLIC = {
     "Callback": "base",
     "CallbackResult": "base",
     "Component": "base",
+    "Need": "base",
     "ConfidenceEstimator": "base",
     "Objective": "base",
     "Optimizer": "base",

@@ -4,6 +4,7 @@ from sftmix.components.base import Callback as Callback
 from sftmix.components.base import CallbackResult as CallbackResult
 from sftmix.components.base import Component as Component
 from sftmix.components.base import ConfidenceEstimator as ConfidenceEstimator
+from sftmix.components.base import Need as Need
 from sftmix.components.base import Objective as Objective
 from sftmix.components.base import Optimizer as Optimizer
 from sftmix.components.base import PairSampler as PairSampler

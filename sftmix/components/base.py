@@ -14,7 +14,9 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -37,9 +39,37 @@ from sftmix.types import (
 C = TypeVar("C", bound="Component")
 
 
-class Component:
-    """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them."""
+class Need(StrEnum):
+    """What a component may need, and another component, the options or the run give it."""
 
+    CONFIDENCE = "the confidence of each example"
+    RESPONSE_ALONE = "the NLL of each response without its instruction"
+    CORRECT = "the number of correct tokens"
+    BEFORE_TRAINING = "the perplexity before training"
+    PAIRS = "pairs of examples"
+    FIRST_SPLIT = "pairs or groups in the first epoch"
+    BATCH_NLL = "the NLL of the global batch before each step"
+    HELD_OUT = "held-out rows"
+    EVALUATIONS = "the evaluations of a callback before it"
+    STOP = "an end of the training"
+    TRAINING = "a training run of its own"
+    SCORING = "models that score the examples"
+    TARGET_LOSSES = "the losses of the target's own training"
+    WHOLE_WEIGHTS = "weights that ranks do not share"
+
+
+class Component:
+    """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them.
+
+    What it needs is checked before anything is trained: a class, or its constructor, says so in `needs`.
+    """
+
+    needs: AbstractSet[Need] = frozenset()
+    """What must be there for it. The base classes say which members count for their kind."""
+    gives: AbstractSet[Need] = frozenset()
+    """What others may have from it; leaving a member out is a promise that it never gives that."""
+    package: str | None = None
+    """The package that has to be installed for it."""
     _init_args: dict[str, Any]
 
     def __new__(cls: type[C], *args: Any, **kwargs: Any) -> C:
@@ -120,22 +150,23 @@ class ReferenceContext(Protocol):
 class Reference(Component, ABC):
     """A source of training dynamics.
 
-    Of a reference that has them, these attributes count as those of the shipped ones do: `model` (a ReferenceModel),
-    `training` (a ReferenceTraining), `token_nll`, and `window` in a single run.
+    Its dynamics come from a training run of its own (TRAINING), from models that only score (SCORING), from a file (no
+    needs), or from the target's own losses of one epoch, which split the data for the next (TARGET_LOSSES).
     """
 
-    single_run: bool = False
-    """True if there is no reference run: the target's own losses of one epoch split the data for the next."""
-    trains: bool = True
-    """False promises that nothing is trained, so that seed and training options do not matter to the dynamics."""
-    needs_model: bool = True
-    """False promises that no model is trained or scored, so that `collect` needs no ranks to share one."""
-    gives_response_alone: bool = True
-    """False if the dynamics have no `alone_nll_sum`, whatever the data: IFD is then refused before any work."""
-    gives_correct: bool = True
-    """False if the dynamics do not count correct tokens."""
-    gives_before_training: bool = True
-    """False if no checkpoint is that of the model before training (step 0)."""
+    needs: AbstractSet[Need] = frozenset({Need.TRAINING, Need.SCORING})
+    """Without TRAINING, seed and training options do not matter to the dynamics; without SCORING, `collect` needs no
+    ranks to share a model."""
+    gives: AbstractSet[Need] = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
+    """What the dynamics hold; a confidence that needs something else is refused before any work."""
+    model: ReferenceModel | None = None
+    """The model that is trained or scores; None: the target's base model."""
+    training: ReferenceTraining | None = None
+    """Differences from the run's training options; None inherits them all."""
+    token_nll: bool = False
+    """True if the dynamics hold the NLL of every response token."""
+    window: int | None = 1
+    """Of TARGET_LOSSES: past epochs that count as checkpoints; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         """Return the largest possible number of checkpoints of the dynamics; None if it is not known beforehand.
@@ -150,15 +181,9 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example."""
+    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them."""
 
-    needs_response_alone: bool = False
-    """True if the estimator reads `dynamics.alone_nll_sum`: the reference must then score responses alone, too."""
-    needs_before_training: bool = False
-    """True if the first checkpoint must be the model before training."""
-    needs_correct: bool = False
-    """True if the estimator reads `dynamics.n_correct`, which online losses do not have."""
-    needs_checkpoints: int = 1
+    least_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 
     @abstractmethod
@@ -169,8 +194,8 @@ class ConfidenceEstimator(Component, ABC):
 class Splitter(Component, ABC):
     """Scores -> groups, most confident first."""
 
-    needs_confidence: bool = True
-    """False if the split comes from labels or a file: then no reference is trained."""
+    needs: AbstractSet[Need] = frozenset({Need.CONFIDENCE})
+    """Empty if the split comes from labels or a file: then no reference is trained."""
 
     @abstractmethod
     def split(self, scores: Scores, *, seed: int) -> Split:
@@ -234,12 +259,10 @@ class Perturbation(Component, ABC):
 class Objective(Component, ABC):
     """The loss of an optimizer step, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
 
-    mixes: bool = False
-    """True if the objective uses pairs: `--pairing auto` then becomes RandomPairs."""
-    trains_unpaired: bool = True
-    """False if examples outside pairs add nothing to the loss: an epoch without pairs would train nothing."""
-    needs_batch_nll: bool = False
-    """True if the objective reads `batch.batch_nll`, which costs a pass over the global batch before each step."""
+    needs: AbstractSet[Need] = frozenset()
+    """PAIRS: `--pairing auto` then becomes RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
+    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, which costs a pass over the global batch before each
+    step."""
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -276,12 +299,8 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
 
 class Optimizer(Component, ABC):
-    """The update rule of a step, in every training stage."""
+    """The update rule of a step, in every training stage; with WHOLE_WEIGHTS it is refused under fsdp and hsdp."""
 
-    package: str | None = None
-    """The package that has to be installed beside torch."""
-    shards: bool = True
-    """False if it cannot update weights that ranks share (training.parallel fsdp and hsdp)."""
     state_bytes: float = 8
     """Bytes of state per trained number; 8: two float32 moments.
 
@@ -349,15 +368,11 @@ class CallbackResult:
 class Callback(Component):
     """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult."""
 
-    observer: bool = False
-    """True promises that the callback never stops training: a run is then the same with and without it."""
-    package: str | None = None
-    """The package that has to be installed for it."""
-    needs_held_out: bool = False
-    """True if it does nothing without held-out rows: a run without them is refused, and a reference, which has none,
-    is trained without it."""
-    evaluates: bool = True
-    """False promises that it evaluates nothing: callbacks that need evaluations are refused if no other makes some."""
+    needs: AbstractSet[Need] = frozenset()
+    """HELD_OUT: a run without held-out rows is refused, and a reference, which has none, is trained without it.
+    EVALUATIONS: a callback before it must give them."""
+    gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
+    """Without STOP it never stops training, so that a run is the same with and without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""

@@ -8,13 +8,13 @@ from statistics import median
 
 from sftmix.common.errors import ConfigError, LossLeapError
 from sftmix.common.steps import read_steps
-from sftmix.components.base import Callback, CallbackResult, StageState, check_number
+from sftmix.components.base import Callback, CallbackResult, Need, StageState, check_number
 
 
 class Evaluate(Callback):
     """Held-out evaluation after every epoch, or after every `every` steps."""
 
-    observer = True
+    gives = frozenset({Need.EVALUATIONS})
 
     def __init__(self, *, every: int | None = None) -> None:
         """every: optimizer steps between evaluations, at least 1; null evaluates at the end of each epoch."""
@@ -40,8 +40,8 @@ class EarlyStopping(Callback):
     a resume included: one that is better by more than `min_delta` than that which last began the count begins it anew.
     """
 
-    needs_held_out = True
-    evaluates = False
+    needs = frozenset({Need.HELD_OUT, Need.EVALUATIONS})
+    gives = frozenset({Need.STOP})
 
     def __init__(self, *, patience: int = 3, min_delta: float = 0.0):
         """patience: evaluations without improvement after which training stops, at least 1.
@@ -76,8 +76,7 @@ class LossSpikeGuard(Callback):
     not end is the same with and without it: the same command without it goes on past the step.
     """
 
-    observer = True
-    evaluates = False
+    gives = frozenset()
 
     def __init__(self, *, factor: float = 3.0, window: int = 50):
         """factor: times the median above which a loss is a spike, above 1.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import ConfidenceEstimator, check_choice
+from sftmix.components.base import ConfidenceEstimator, Need, check_choice
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
@@ -42,7 +42,7 @@ class Correctness(ConfidenceEstimator):
     Dataset Cartography's correctness (arXiv 2009.10795), as a share of tokens.
     """
 
-    needs_correct = True
+    needs = frozenset({Need.CORRECT})
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         if (dynamics.n_correct == NOT_COUNTED).any():
@@ -59,7 +59,7 @@ class LowVariability(ConfidenceEstimator):
     Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
     """
 
-    needs_checkpoints = 2
+    least_checkpoints = 2
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         if len(dynamics.steps) < 2:
@@ -77,7 +77,7 @@ class IFD(ConfidenceEstimator):
     response alone has NLL 0, IFD is 1 if the NLL after the instruction is 0, too; else the confidence is LEAST.
     """
 
-    needs_response_alone = True
+    needs = frozenset({Need.RESPONSE_ALONE})
 
     def __init__(self, *, checkpoint: Checkpoint = "first") -> None:
         """checkpoint: the scoring of the reference that is used; the paper of IFD uses a model with little training."""
@@ -106,8 +106,8 @@ class LearningPercentage(ConfidenceEstimator):
     perplexity of an example has not fallen at the end, the example was never learned: it has LEAST and ranks last.
     """
 
-    needs_before_training = True
-    needs_checkpoints = 3
+    needs = frozenset({Need.BEFORE_TRAINING})
+    least_checkpoints = 3
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         steps = dynamics.steps.tolist()

@@ -30,8 +30,7 @@ class MeasureMixing(Callback):
     Steps that mix nothing, and stages without Mixup, have none of these. In eval mode: no dropout.
     """
 
-    observer = True
-    evaluates = False
+    gives = frozenset()
 
     def __init__(self, *, every: int = 50) -> None:
         """every: optimizer steps between measurements, at least 1; one costs about half a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.rng import generator
-from sftmix.components.base import Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
+from sftmix.components.base import Need, Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
 from sftmix.types import Batch, Float64, Plan, Tensor
 
 NtpOn = Literal["all", "confident", "unconfident"]
@@ -33,7 +34,7 @@ class SFTMix(Objective):
     plan is that of NTP, bit for bit (with `mean: sequence`, that of NTP over sequences, the baseline for this mean).
     """
 
-    mixes = True
+    needs: AbstractSet[Need] = frozenset({Need.PAIRS})
 
     def __init__(
         self,
@@ -67,6 +68,8 @@ class SFTMix(Objective):
         self.mixup_mean = mixup_mean
         self.lambda_per = lambda_per
         self.mean = mean
+        if ntp_on != "all":
+            self.needs = {*self.needs, Need.FIRST_SPLIT}
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
@@ -129,7 +132,7 @@ class SFTMix(Objective):
 class MixupOnly(SFTMix):
     """Mixup without NTP (section 5.3): SFTMix's Mixup term alone, with weight 1, divided by its own count."""
 
-    trains_unpaired = False
+    needs = frozenset({Need.PAIRS, Need.FIRST_SPLIT})
 
     def __init__(self, *, alpha: float | Schedule = 0.5, lambda_per: LambdaPer = "pair", mean: Mean = "token") -> None:
         """

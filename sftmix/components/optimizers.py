@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Optimizer, decay_groups
+from sftmix.components.base import Need, Optimizer, decay_groups
 from sftmix.options import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
 
@@ -41,7 +41,7 @@ class AdamW8bit(Optimizer):
     """
 
     package = "bitsandbytes"
-    shards = False
+    needs = frozenset({Need.WHOLE_WEIGHTS})
     state_bytes = 2
 
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:

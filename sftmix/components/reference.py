@@ -11,7 +11,7 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
-from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.base import Need, Reference, ReferenceContext
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -55,9 +55,12 @@ class TrainedReference(Reference):
         self.token_nll = token_nll
         self.response_alone = response_alone
         self.training = training
-        self.gives_response_alone = response_alone
-        self.gives_correct = checkpoints != "online"
-        self.gives_before_training = isinstance(checkpoints, list) and 0 in checkpoints
+        held = {
+            Need.RESPONSE_ALONE: response_alone,
+            Need.CORRECT: checkpoints != "online",
+            Need.BEFORE_TRAINING: isinstance(checkpoints, list) and 0 in checkpoints,
+        }
+        self.gives = {need for need, there in held.items() if there}
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         if isinstance(self.checkpoints, list):
@@ -87,9 +90,8 @@ class FromCheckpoints(Reference):
     The models may come from any trainer, for instance as the `checkpoint-*` directories of a Trainer's run.
     """
 
-    trains = False
-    gives_response_alone = False
-    gives_before_training = False
+    needs = frozenset({Need.SCORING})
+    gives = frozenset({Need.CORRECT})
 
     def __init__(
         self,
@@ -136,10 +138,8 @@ class Online(Reference):
     examples late in an epoch look easier only because the model has learned more.
     """
 
-    single_run = True
-    gives_response_alone = False
-    gives_correct = False
-    gives_before_training = False
+    needs = frozenset({Need.TARGET_LOSSES})
+    gives = frozenset()
 
     def __init__(self, *, window: int | None = 1) -> None:
         """window: number of past epochs that count as checkpoints, at least 1; null: all past epochs."""
@@ -157,8 +157,7 @@ class Online(Reference):
 class FromFile(Reference):
     """The dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
 
-    trains = False
-    needs_model = False
+    needs = frozenset()
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
         """
@@ -195,16 +194,16 @@ def _template_file(template: str | None) -> list[str]:
 
 def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
     """Return shared scores under the ids of this run: of each text that is there k times, the k-th has the k-th's."""
-    from sftmix.common.tables import read_dynamics, read_hashes
+    from sftmix.common.tables import read_columns, read_dynamics
 
     dynamics_file, rows_file = fetched_scores(name)
-    ids, hashes = read_hashes(rows_file)
-    theirs = dict(zip(_numbered(hashes), ids, strict=True))
+    rows = read_columns(rows_file, "id", "hash")
+    theirs = dict(zip(_numbered(rows["hash"]), rows["id"], strict=True))
     wanted = _numbered(context.content_hashes())
     missing = [own for own, key in zip(context.ids, wanted, strict=True) if key not in theirs]
     if missing:
         raise DataError(
-            f"{HUB}{name} has scores of {len(ids):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
+            f"{HUB}{name} has scores of {len(theirs):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
             f"run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on the rows "
             "that its card names, held out in the same way, or score yours with --reference TrainedReference"
         )

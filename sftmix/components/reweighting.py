@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Objective, check_number, ntp_plan, sequence_plan
+from sftmix.components.base import Need, Objective, check_number, ntp_plan, sequence_plan
 from sftmix.types import Batch, Plan, Tensor
 
 
@@ -40,7 +40,7 @@ class IRDRO(Objective):
     L = sum_i w_i loss_i. Each step costs one more forward pass, which gives the losses that set the weights.
     """
 
-    needs_batch_nll = True
+    needs = frozenset({Need.BATCH_NLL})
 
     def __init__(self, *, tau: float = 1.0) -> None:
         """tau: temperature, above 0; a smaller one moves more weight to the hardest examples."""

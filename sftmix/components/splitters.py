@@ -58,7 +58,7 @@ class QualityLabel(Splitter):
     they get NTP, no Mixup. Labels come from a field of the rows (data.label_field) or from their files (data.labels).
     """
 
-    needs_confidence = False
+    needs = frozenset()
 
     def __init__(self, *, high: str | list[str], low: str | list[str]) -> None:
         """
@@ -89,7 +89,7 @@ class QualityLabel(Splitter):
 class RandomSplit(Splitter):
     """Control: two random equal halves, chosen by example id and seed, without any reference model."""
 
-    needs_confidence = False
+    needs = frozenset()
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         drawn = [stable_hash(seed, "random_split", example_id) for example_id in scores.id]
@@ -105,7 +105,7 @@ class LengthMatched(Splitter):
     ids. With an odd number of examples, the one in the middle is unpaired.
     """
 
-    needs_confidence = False
+    needs = frozenset()
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         drawn = [stable_hash(seed, "length_matched", example_id) for example_id in scores.id]
@@ -127,7 +127,7 @@ class FromFile(Splitter):
     The file must cover exactly the examples that are trained on.
     """
 
-    needs_confidence = False
+    needs = frozenset()
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:
         """path: the split file, with the columns id and group (a group's name, or unpaired)."""

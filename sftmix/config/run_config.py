@@ -14,6 +14,7 @@ from sftmix.common.plain import PlainFields
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
+    Need,
     Objective,
     Optimizer,
     PairSampler,
@@ -78,7 +79,7 @@ class RunConfig(PlainFields):
     def resolved_pairing(self) -> PairSampler | None:
         """Return the chosen pair sampler, the default one for `auto`, or None."""
         if self.pairing == "auto":
-            return RandomPairs() if self.objective.mixes else None
+            return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
     def unused(self, *, divides: bool = False) -> list[str]:
@@ -89,7 +90,7 @@ class RunConfig(PlainFields):
         paired, default = divides or self.resolved_pairing() is not None, RunConfig()
         idle = ("reference", "confidence", *([] if paired else ["splitter"]))
         chosen = [name for name in idle if plain(getattr(self, name)) != plain(getattr(default, name))]
-        if not chosen or (paired and self.splitter.needs_confidence):
+        if not chosen or (paired and Need.CONFIDENCE in self.splitter.needs):
             return []
         named = ", ".join(f"{name} {type(getattr(self, name)).__name__}" for name in chosen)
         reason = (

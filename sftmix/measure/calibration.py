@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from sftmix.batches.rows import TokenisedRows
 from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
-from sftmix.measure.ranks import equal_mass_bins
 from sftmix.model.head import Head
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Column, Scorer, refuse_nan, split_by_row, sum_by_row
@@ -65,11 +64,7 @@ class TokenCalibration:
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def calibrate(
-    module: nn.Module,
-    data: TokenisedRows,
-    scorer: Scorer,
-) -> TokenCalibration:
+def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCalibration:
     """Measure every row of `data` in one pass, together with all ranks; the same result on each.
 
     Raises NonFiniteError if a row has no NLL.
@@ -120,9 +115,6 @@ def token_statistics(hidden: Tensor, head: Head, labels: Tensor, *, block: int |
 def _of_logits(x: Tensor, labels: Tensor) -> TokenStatistics:
     x = (x - x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
     at_label = x.gather(1, labels[:, None]).squeeze(1)
-    correct = torch.zeros_like(labels, dtype=torch.bool)
-    hits = (at_label == 0).nonzero().squeeze(1)  # the label is a maximum; argmax breaks ties
-    correct[hits] = x[hits].argmax(1) == labels[hits]
     totals, tempered, e = [], [], torch.empty_like(x)
     for tau in TAUS:
         torch.mul(x, 1 / tau, out=e)
@@ -133,7 +125,7 @@ def _of_logits(x: Tensor, labels: Tensor) -> TokenStatistics:
         tempered.append(torch.stack([total.log() - at_label / tau, mean - at_label, square - mean**2], 1))
     one = totals[_ONE]
     brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k) is the total at tau = 1/2
-    return TokenStatistics(1 / one, correct, brier, torch.stack(tempered, 1))
+    return TokenStatistics(1 / one, x.argmax(1) == labels, brier, torch.stack(tempered, 1))
 
 
 # ------------------------------------------------------------------------------------------- reporting
@@ -154,6 +146,17 @@ def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
         **temperature_scaling(measured.tempered, measured.scores.n_tokens, ids),
         "reliability": curve,
     }
+
+
+def equal_mass_bins(values: np.ndarray, n_bins: int) -> Int64:
+    """Return i64[n], the bin 0..n_bins-1 of each value, by its place in the order of values.
+
+    bin = floor(n_bins (mean rank - 1/2) / n). Without ties the sizes differ by at most one. Equal values share a bin,
+    wherever they stand in the array, so a bin may be large and another empty.
+    """
+    from scipy.stats import rankdata
+
+    return np.floor(n_bins * (rankdata(values) - 0.5) / max(1, len(values))).astype(np.int64)
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:

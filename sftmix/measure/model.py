@@ -8,7 +8,7 @@ the same rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from sftmix.common.rng import stable_hash
 from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.common.world import World
-from sftmix.data import EncodedDataset, LoadedData
+from sftmix.data import LoadedData
 from sftmix.measure.calibration import calibrate, report
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import held_out_metrics, nll_by
-from sftmix.types import Rows, RowScores, TrainingDynamics
+from sftmix.types import Float64, Int64, Rows, RowScores, TrainingDynamics
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -60,54 +60,40 @@ class Measurement:
 
     def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
         """Measure the untrained model, whose scores of rows `score` gives."""
-        files, figures, data = [SAMPLE], dict[str, Any](), self._data.eval
-        if data is not None:
-            held_out = score(data)
-            figures = self._of_rows(held_out)
-            self._world.on_main(lambda: write_eval(self._directory / "eval.parquet", data.ids, held_out))
-            files.append("eval.parquet")
+        data = self._data.eval
+        figures = {} if data is None else self._held_out(data.ids, score(data))
         self._keep_sample(0, score(self._sample))
-        return Measured(files, figures)
+        return Measured([SAMPLE, *([] if data is None else ["eval.parquet"])], figures)
 
     def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
         """Measure the module that the stage has trained for so many steps."""
-        started = time.perf_counter()
+        started, data, scorer = time.perf_counter(), self._data.eval, stage.scorer
+        assert scorer is not None
         files, figures = [SAMPLE], dict[str, Any]()
-        if self._data.eval is not None:
+        if data is not None:
+            measured = calibrate(module, data, replace(scorer, progress=f"{stage.name}: calibration"))
+            calibration = report(measured, data.ids)
+            figures = self._held_out(data.ids, measured.scores, measured.brier_sum)
+            self._world.on_main(lambda: write_json(self._directory / "calibration.json", calibration))
+            figures["calibration"] = {k: v for k, v in calibration.items() if k != "reliability"}
             files += ["eval.parquet", "calibration.json"]
-            figures |= self._held_out(stage, module, self._data.eval)
-        assert stage.scorer is not None
-        self._keep_sample(steps, stage.scorer(module, self._sample))
-        figures |= self._of_steps(stage, figures)
+        self._keep_sample(steps, scorer(module, self._sample))
+        lines = self._world.share(self._lines() if self._world.is_main else None)
+        figures["mixed_token_share"] = mixed_share(stage.order.batch, lines, self._data.train.n_targets)
+        figures |= best_evaluation(lines, figures.get("eval_nll"))
         figures["calibration_seconds"] = time.perf_counter() - started
         return Measured(files, figures)
 
-    def _held_out(self, stage: Stage, module: nn.Module, data: EncodedDataset) -> dict[str, Any]:
-        world = self._world
-        assert stage.scorer is not None
-        measured = calibrate(module, data, replace(stage.scorer, progress=f"{stage.name}: calibration"))
-        calibration = report(measured, data.ids)
-        file = self._directory / "eval.parquet"
-        world.on_main(lambda: write_eval(file, data.ids, measured.scores, measured.brier_sum))
-        world.on_main(lambda: write_json(self._directory / "calibration.json", calibration))
-        del calibration["reliability"]
-        return {**self._of_rows(measured.scores), "calibration": calibration}
-
-    def _of_rows(self, scores: RowScores) -> dict[str, Any]:
-        """Return the metrics of the held-out rows, with the NLL of each group if there are several."""
+    def _held_out(self, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> dict[str, Any]:
+        """Write eval.parquet, and return the metrics of the held-out rows: of each group, too, if there are several."""
+        self._world.on_main(lambda: write_eval(self._directory / "eval.parquet", ids, scores, brier_sum))
         by = {} if self._groups is None else {"eval_nll_by": nll_by(scores, self._groups)}
         return {**held_out_metrics(scores), **by}
 
-    def _of_steps(self, stage: Stage, figures: Mapping[str, Any]) -> dict[str, Any]:
-        lines = self._world.share(self._lines() if self._world.is_main else None)
-        mixed = [line["step"] - 1 for line in lines if line["mixup_tokens"]]
-        share = mixed_share(stage.order.batch, mixed, [line["step"] - 1 for line in lines], self._data.train.n_targets)
-        return {"mixed_token_share": share, **best_evaluation(lines, figures.get("eval_nll"))}
-
     def _lines(self) -> list[dict[str, Any]]:
         """Return the needed figures of each line of metrics.jsonl."""
-        kept = ("step", "epoch", "mixup_tokens", "eval_nll")
-        return [{k: line.get(k) for k in kept} for line in read_steps(self._directory)]
+        keys = ("step", "epoch", "mixup_tokens", "eval_nll")
+        return [{key: line.get(key) for key in keys} for line in read_steps(self._directory)]
 
     def _keep_sample(self, step: int, scores: RowScores) -> None:
         ids = [self._data.train.ids[row] for row in self._sample.rows]
@@ -131,28 +117,24 @@ def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
     base, trained  directories of the stages of the base model and of the trained one
     """
     after = read_dynamics(trained / SAMPLE)
-    found: dict[str, Any] = {"rows": len(after.ids)}
-    spread = _spread(after)
-    before = _spread(read_dynamics(base / SAMPLE).of(after.ids)) if (base / SAMPLE).exists() else {}
-    for prefix, new in spread.items():
-        old = before.get(prefix)
+    before = read_dynamics(base / SAMPLE).of(after.ids) if (base / SAMPLE).exists() else None
+    figures: dict[str, Any] = {"rows": len(after.ids)}
+    for prefix in ("", "log_"):
+        old, new = None if before is None else _spread(before, prefix), _spread(after, prefix)
         change = None if not old or new is None else new / old - 1
-        found |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
-    return found
+        figures |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
+    return figures
 
 
-def _spread(dynamics: TrainingDynamics) -> dict[str, float | None]:
-    """Return the standard deviation of the perplexity at the last checkpoint, and under `log_` of its logarithm."""
-    nll_N = dynamics.nll_sum[:, -1] / dynamics.n_tokens
+def _spread(dynamics: TrainingDynamics, prefix: str) -> float | None:
+    """Return the standard deviation of the perplexity at the last checkpoint, or with `log_` of its logarithm."""
+    nll = dynamics.nll_sum[:, -1] / dynamics.n_tokens
     with np.errstate(over="ignore", invalid="ignore"):
-        return {prefix: _finite(float(values.std())) for prefix, values in (("", np.exp(nll_N)), ("log_", nll_N))}
+        spread = float((nll if prefix else np.exp(nll)).std())
+    return spread if np.isfinite(spread) else None
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def best_evaluation(lines: Iterable[Mapping[str, Any]], last: float | None) -> dict[str, Any]:
+def best_evaluation(lines: Sequence[Mapping[str, Any]], last: float | None) -> dict[str, Any]:
     """Return the smallest held-out NLL of the evaluations during and after training: value, step, epoch (from 0).
 
     lines  of metrics.jsonl
@@ -160,35 +142,35 @@ def best_evaluation(lines: Iterable[Mapping[str, Any]], last: float | None) -> d
     """
     if last is None:
         return {}
-    lines = list(lines) or [{"step": 0, "epoch": 0}]  # training stopped before the first step
-    found = [(line["eval_nll"], line["step"], line["epoch"]) for line in lines[:-1] if line.get("eval_nll") is not None]
-    nll, step, epoch = min([*found, (last, lines[-1]["step"], lines[-1]["epoch"])])
+    *earlier, end = lines or [{"step": 0, "epoch": 0}]  # training stopped before the first step
+    evaluations = [
+        (line["eval_nll"], line["step"], line["epoch"]) for line in earlier if line.get("eval_nll") is not None
+    ]
+    nll, step, epoch = min([*evaluations, (last, end["step"], end["epoch"])])
     return {"eval_nll_best": nll, "eval_nll_best_step": step, "eval_nll_best_epoch": epoch}
 
 
-def mixed_share(
-    batch: Callable[[int], Sequence[Unit]], mixed: Sequence[int], steps: Sequence[int], counts: np.ndarray
-) -> float:
+def mixed_share(batch: Callable[[int], Sequence[Unit]], lines: Sequence[Mapping[str, Any]], n_tokens: Int64) -> float:
     """Return the share of the response tokens seen in training that were mixed at least once in their epoch.
 
     The n-th response token of an example is mixed if its partner has at least n response tokens. A repeat of an example
     within an epoch (NTP weight 0) may mix tokens that its first turn did not; it adds no tokens to the whole.
 
-    batch   step (from 0) -> the units of its global batch
-    mixed   the steps that mixed; steps: all of them
-    counts  i64[N], response tokens
+    batch     step (from 0) -> the units of its global batch
+    lines     of metrics.jsonl
+    n_tokens  i64[N], response tokens
     """
-    mixing = set(mixed)
-    if not mixing:
+    if not any(line["mixup_tokens"] for line in lines):
         return 0.0
-    seen, total, done = 0, 0, np.zeros(len(counts), dtype=np.int64)
-    for step in steps:
-        for unit in batch(step):
-            depth = min(int(counts[slot.row]) for slot in unit) if len(unit) == 2 and step in mixing else 0
+    mixed, total, done = 0, 0, np.zeros(len(n_tokens), dtype=np.int64)
+    for line in lines:
+        for unit in batch(line["step"] - 1):
+            is_pair = len(unit) == 2 and line["mixup_tokens"]
+            depth = min(int(n_tokens[slot.row]) for slot in unit) if is_pair else 0
             for slot in unit:
                 if slot.ntp_weight:  # the first turn of an epoch
-                    total += int(counts[slot.row])
+                    total += int(n_tokens[slot.row])
                     done[slot.row] = 0
-                seen += max(0, depth - int(done[slot.row]))
+                mixed += max(0, depth - int(done[slot.row]))
                 done[slot.row] = max(depth, int(done[slot.row]))
-    return seen / total
+    return mixed / total

@@ -17,16 +17,15 @@ from sftmix.common.files import write_json
 from sftmix.common.rng import generator, stable_hash
 from sftmix.components.confidence import is_measured
 from sftmix.data import EncodedDataset
-from sftmix.measure.histogram import histogram
-from sftmix.measure.ranks import auc, equal_mass_bins, spearman
-from sftmix.types import Float64, Int64, Rows, Scores, Split
+from sftmix.measure.calibration import equal_mass_bins
+from sftmix.types import Float64, Int64, Scores, Split
 
+BINS = 40
+"""Bins of the histogram of confidence."""
 MAX_LABELS = 12
 """Largest number of labels that are reported, the most frequent ones."""
-
 TIED = 0.01
 """Share of the examples above which ties at the cut get a remark."""
-
 SHUFFLES = 200
 """Random exchanges of the labels behind `overlap_if_unrelated`."""
 
@@ -37,26 +36,44 @@ def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDatas
     Return the files, relative to split/.
     """
     prompts, contents = content_keys(data)
-    found = {
+    labels = labelled(scores)
+    confounds = {
         "spearman_confidence_length": length_correlation(scores),
         "auc_length_confident": auc(scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]),
         "duplicates": duplicates(split, prompts, contents),
-        **by_label(scores),
+        **by_label(labels),
     }
-    write_json(root / "split" / "confounds.json", found)
+    write_json(root / "split" / "confounds.json", confounds)
     if not is_measured(scores.confidence).any():
         return ["confounds.json"]
-    groups = {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}
-    labels = {name: scores.confidence[rows] for name, rows in _labelled(scores).items()}
-    counted = histogram({"groups": groups, "labels": labels} if labels else {"groups": groups})
-    write_json(root / "confidence" / "histogram.json", counted)
+    panels = {"groups": {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}}
+    if labels:
+        panels["labels"] = labels
+    write_json(root / "confidence" / "histogram.json", histogram(panels))
     return ["confounds.json", "../confidence/histogram.json"]
 
 
 def length_correlation(scores: Scores) -> float | None:
-    """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence."""
+    """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence.
+
+    Equal values share the mean of their ranks. None if it is undefined.
+    """
+    from scipy.stats import rankdata
+
     scored = is_measured(scores.confidence)
-    return spearman(scores.confidence[scored], scores.n_tokens[scored])
+    confidence, length = scores.confidence[scored], scores.n_tokens[scored]
+    if len(length) < 2 or np.ptp(confidence) == 0 or np.ptp(length) == 0:
+        return None
+    return float(np.corrcoef(rankdata(confidence), rankdata(length))[0, 1])
+
+
+def auc(a: Int64, b: Int64) -> float | None:
+    """Return P(x > y) + P(x = y) / 2 for x of `a`, y of `b` (Mann-Whitney U / (n_a n_b)); None if one is empty."""
+    from scipy.stats import mannwhitneyu
+
+    if not len(a) or not len(b):
+        return None
+    return float(mannwhitneyu(a, b, method="asymptotic").statistic) / (len(a) * len(b))
 
 
 def ties_at_the_cut(scores: Scores, split: Split) -> Iterator[str]:
@@ -69,6 +86,30 @@ def ties_at_the_cut(scores: Scores, split: Split) -> Iterator[str]:
             f"{tied:,} of {len(scores):,} examples ({tied / len(scores):.0%}) have the same confidence as one on the "
             "other side of the cut, so confidence does not divide them (Median and Quantile order them by id)."
         )
+
+
+def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
+    """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
+
+    edges has BINS + 1 ascending numbers, every `counts` BINS. Values that are not measured (NaN, LEAST) are left out.
+    The bins are equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold all
+    values beyond.
+    `scale` is "log" if all confidences are negative and the largest is ten times the smallest in size, as with
+    perplexities: then the bins are equally wide in log(-confidence).
+    """
+    measured = {p: {s: v[is_measured(v)] for s, v in series.items()} for p, series in panels.items()}
+    pooled = np.concatenate([v for series in measured.values() for v in series.values()])
+    low, high = np.quantile(pooled, [0.005, 0.995])
+    logarithmic = bool(high > low and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
+    if logarithmic:
+        edges = -np.geomspace(-low, -high, BINS + 1)
+    else:
+        edges = np.linspace(low, high, BINS + 1) if high > low else low + np.linspace(-0.5, 0.5, BINS + 1)
+    counts = {
+        p: {s: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist() for s, v in series.items()}
+        for p, series in measured.items()
+    }
+    return {"scale": "log" if logarithmic else "linear", "edges": edges.tolist(), "panels": counts}
 
 
 # ------------------------------------------------------------------------------------------ duplicates
@@ -93,52 +134,52 @@ def duplicates(split: Split, prompts: Sequence[int | None], contents: Sequence[i
     examples_with_prompt_in_both examples of either group that have one of these prompts
     """
 
-    def common(keys: Sequence[int | None]) -> tuple[int, int]:
-        first, last = ({keys[row] for row in rows} for rows in (split.confident, split.unconfident))
-        both = (first & last) - {None}
-        either = [*split.confident, *split.unconfident]
-        return len(both), sum(keys[row] in both for row in either)
+    def shared(keys: Sequence[int | None]) -> tuple[int, int]:
+        """Return the number of keys in both groups, and of the examples that have one of them."""
+        first, last = ([keys[row] for row in rows] for rows in (split.confident, split.unconfident))
+        both = (set(first) & set(last)) - {None}
+        return len(both), sum(key in both for key in [*first, *last])
 
+    n_prompts, with_prompt = shared(prompts)
     return {
-        "examples_in_both": common(contents)[1],
-        "prompts_in_both": common(prompts)[0],
-        "examples_with_prompt_in_both": common(prompts)[1],
+        "examples_in_both": shared(contents)[1],
+        "prompts_in_both": n_prompts,
+        "examples_with_prompt_in_both": with_prompt,
     }
 
 
 # ---------------------------------------------------------------------------------------------- labels
 
 
-def _labelled(scores: Scores) -> dict[str, Rows]:
-    """Return the rows with a finite confidence of the most frequent labels, most frequent first."""
-    if scores.label is None:
+def labelled(scores: Scores) -> dict[str, Float64]:
+    """Return the finite confidences of the most frequent labels, most frequent first."""
+    values = defaultdict(list)
+    for label, confidence in zip(scores.label or [], scores.confidence.tolist(), strict=False):
+        if label is not None and is_measured(confidence):
+            values[str(label)].append(confidence)
+    frequent = sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {name: np.asarray(of_label) for name, of_label in frequent[:MAX_LABELS]}
+
+
+def by_label(labels: Mapping[str, Float64]) -> dict[str, Any]:
+    """Return mean and spread of the confidence of each label, and the overlap of the two most frequent (`overlap`).
+
+    labels  label -> confidences, the most frequent label first
+    """
+    if not labels:
         return {}
-    rows = defaultdict(list)
-    for row in np.flatnonzero(is_measured(scores.confidence)).tolist():
-        if scores.label[row] is not None:
-            rows[str(scores.label[row])].append(row)
-    frequent = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {name: np.asarray(found, dtype=np.int64) for name, found in frequent[:MAX_LABELS]}
-
-
-def by_label(scores: Scores) -> dict[str, object]:
-    """Return the confidence of each label, and the overlap of the two most frequent ones (`overlap`)."""
-    rows = _labelled(scores)
-    found: dict[str, object] = {
-        "labels": {
-            name: {
-                "examples": len(at),
-                "confidence_mean": float(scores.confidence[at].mean()),
-                "confidence_std": float(scores.confidence[at].std()),
-            }
-            for name, at in rows.items()
+    figures = {
+        name: {
+            "examples": len(values),
+            "confidence_mean": float(values.mean()),
+            "confidence_std": float(values.std()),
         }
+        for name, values in labels.items()
     }
-    if len(rows) > 1:
-        (first, a), (second, b) = list(rows.items())[:2]
-        values = scores.confidence[a], scores.confidence[b]
-        found["label_overlap"] = {"labels": [first, second], **overlap(*values)}
-    return found if rows else {}
+    if len(labels) == 1:
+        return {"labels": figures}
+    (first, a), (second, b) = list(labels.items())[:2]
+    return {"labels": figures, "label_overlap": {"labels": [first, second], **overlap(a, b)}}
 
 
 def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
@@ -159,16 +200,3 @@ def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
     exchanged = generator(0, "label_overlap").multivariate_hypergeometric(total, len(a), size=SHUFFLES)
     real = np.bincount(bins[: len(a)], minlength=n_bins)
     return {"bins": n_bins, "overlap": shared(real), "overlap_if_unrelated": shared(exchanged)}
-
-
-def mixing(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return how much of a training was mixed, from the figures of its stage.
-
-    mixed_pairs_per_token  aligned token pairs / response tokens with NTP loss, of all steps
-    mixed_token_share      distinct response tokens mixed at least once in an epoch / response tokens of that epoch
-    """
-    trained = figures["ntp_tokens"]
-    return {
-        "mixed_pairs_per_token": figures["mixup_tokens"] / trained if trained else None,
-        "mixed_token_share": figures.get("mixed_token_share"),
-    }

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
-from sftmix.components.base import Callback, Component, Objective, Perturbation, files_of, plain
-from sftmix.components.callbacks import EarlyStopping
+from sftmix.components.base import Callback, Component, Need, Objective, Perturbation, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import LAYOUT, LoraOptions, TrainingOptions, reference_lora
@@ -143,10 +142,10 @@ def _lora(lora: LoraOptions) -> dict[str, Any] | None:
 
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those before them, whose figures they see."""
-    last = max((place for place, callback in enumerate(callbacks) if not callback.observer), default=-1)
+    last = max((place for place, callback in enumerate(callbacks) if Need.STOP in callback.gives), default=-1)
     seen = callbacks[: last + 1]
-    if all(isinstance(callback, EarlyStopping) for callback in seen if not callback.observer):
-        return [callback for callback in seen if callback.evaluates or not callback.observer]
+    if all(Need.EVALUATIONS in callback.needs for callback in seen if Need.STOP in callback.gives):
+        return [callback for callback in seen if callback.gives]
     return seen
 
 
@@ -170,8 +169,8 @@ def selection_inputs(known: Known, fingerprint: str = UNKNOWN) -> dict[str, Any]
 def reference_inputs(known: Known) -> dict[str, Any]:
     """Return the inputs of the reference; one that is not trained adds only its files."""
     config, world, reference = known.config, known.world, known.config.reference
-    deciding = _deciding([callback for callback in config.callbacks if not callback.needs_held_out])
-    with_training = [config.optimizer, *deciding] if reference.trains else []
+    deciding = _deciding([callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs])
+    with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
     inputs = {
         "data": _data(known),
         "model": _model(config.model.path, world),
@@ -179,12 +178,12 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "reference_files": _files(world, reference, *with_training),
         "computed": _computed(known),
     }
-    if not reference.trains:
+    if Need.TRAINING not in reference.needs:
         return inputs
     training, seed = training_of_reference(config)
     return {
         **inputs,
-        "lora": _lora(reference_lora(config.model, getattr(reference, "model", None))),
+        "lora": _lora(reference_lora(config.model, reference.model)),
         "optimizer": config.optimizer.spec(),
         "training": _training(training, world),
         "callbacks": [callback.spec() for callback in deciding],
@@ -216,7 +215,7 @@ def split_inputs(known: Known) -> dict[str, Any]:
     splitter = known.config.splitter
     return {
         "data": _data(known),
-        "confidence": _made(known, "confidence/confidence.parquet") if splitter.needs_confidence else None,
+        "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
         "splitter": splitter.spec(),
         "splitter_files": _files(known.world, splitter),
         "seed": known.config.seed,
@@ -235,7 +234,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     deciding = _deciding(config.callbacks)
     single = is_single_run(config)
     paired = pairing is not None and not single
-    scored = paired and config.splitter.needs_confidence  # pair samplers see the confidence as well as the groups
+    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {
         "data": _data(known),
         "eval": _held_out(known.rows),

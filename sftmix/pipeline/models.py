@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from sftmix.batches.rows import TokenisedRows
-from sftmix.common.errors import CheckpointError, ConfigError
+from sftmix.common.errors import CheckpointError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.config.checks import quantized_shards
+from sftmix.config.checks import refuse_sharded
 from sftmix.data import Encoder, encoder_for
 from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters, quantization_config, read_adapters
 from sftmix.model.export import export_model
@@ -48,8 +48,8 @@ def load_for_run(
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     sharded = resolve_parallel(options.parallel, world) in SHARDED
-    if lora.quantize and sharded:
-        raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+    if sharded:
+        refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
     attention, adapter_seed = config.model.attention, stable_hash(seed, "adapters") % 2**63
     if sharded:
         return _load_shards(attention, world, path, encoder, lora, adapter_seed)

@@ -57,7 +57,7 @@ class SingleRun:
 
     def dynamics(self, epoch: int) -> TrainingDynamics:
         """Return the dynamics that decide epoch `epoch`, which is at least 1."""
-        window = getattr(self._run.config.reference, "window", 1)  # None: all earlier epochs count
+        window = self._run.config.reference.window  # None: all earlier epochs count
         first = 0 if window is None else max(0, epoch - window)
         return merge([self.losses.read(e) for e in range(first, epoch)])
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
+from sftmix.components.base import Need
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
@@ -93,14 +94,14 @@ def recipe(
         sys.stdout.flush()
     if "reference" in stages and not directory.has("reference"):
         refuse_responses_of_text(config, rows)
-        if len(stages) > 1 and config.reference.trains:
+        if len(stages) > 1 and Need.TRAINING in config.reference.needs:
             world.on_main(lambda: rehearse(run, rows, stages))
     dynamics, scores, split = make_stages(run, rows, stages)
     if "train" in stages:
         run.enter(base_stage(run, rows))
     if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
         scores = rows.table()
-        if config.splitter.needs_confidence:
+        if Need.CONFIDENCE in config.splitter.needs:
             dynamics = run.enter(reference_stage(run, rows)) if dynamics is None else dynamics
             scores = run.enter(confidence_stage(run, rows, dynamics))
         split = run.enter(split_stage(run, rows, scores))
@@ -151,7 +152,6 @@ def write_summary(
         split,
         model=config.model.path,
         seed=config.seed,
-        learning_rate=config.training.learning_rate,
         to=to,
     )
 

@@ -10,6 +10,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.components.base import Need
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import TrainedReference
@@ -52,7 +53,7 @@ def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
         dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
         _refuse_if_unscored(run, dynamics)
         run.world.on_main(lambda: write_dynamics(path, dynamics))
-        by = "" if config.reference.trains else f" {type(config.reference).__name__}"
+        by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
         line = f"reference{by}: {described(dynamics)} ({run.seconds():.0f} s)"
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         return Made(["../confidence/dynamics.parquet"], figures, [line])
@@ -120,7 +121,7 @@ class ReferenceRun:
                 token_nll=token_nll,
             )
         # Callbacks that look at held-out rows have nothing to do here.
-        stage.callbacks = [callback for callback in config.callbacks if not callback.needs_held_out]
+        stage.callbacks = [callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs]
         if checkpoints == "online":
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
             self._train(stage)

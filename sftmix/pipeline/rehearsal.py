@@ -13,7 +13,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import epoch_units
 from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.common.rng import generator
-from sftmix.components.base import Component, ConfidenceEstimator, Objective, PairSampler, Splitter
+from sftmix.components.base import Component, ConfidenceEstimator, Need, Objective, PairSampler, Splitter
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import (
     check_confidence,
@@ -46,7 +46,7 @@ def rehearse(run: RunContext, rows: RunRows, stages: set[str]) -> None:
     except Exception:  # what cannot be copied may keep something of each call, so it is not asked twice
         return
     try:
-        _ask(parts, rows, stages, run.config.seed, token_nll=bool(getattr(run.config.reference, "token_nll", False)))
+        _ask(parts, rows, stages, run.config.seed, token_nll=run.config.reference.token_nll)
     except _Doubtful as error:
         run.say(
             f"note: tried out before the reference is trained, on losses that are made up, {error}\n"
@@ -86,7 +86,7 @@ def _ask(parts: Parts, rows: RunRows, stages: set[str], seed: int, *, token_nll:
         pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=0, seed=seed), split, scores)
     units = epoch_units(len(scores), pairs, epoch=0, seed=seed)[:UNITS]
     batch = collate(units, rows.data.train, split=split)
-    if objective.needs_batch_nll:
+    if Need.BATCH_NLL in objective.needs:
         batch = replace(batch, batch_nll=_batch_nll(batch, dynamics))
     with _asking(objective):
         check_plan(objective, objective.plan(batch, step=0, total_steps=2, seed=seed), batch)

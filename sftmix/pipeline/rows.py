@@ -13,6 +13,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_confidence, read_ids
 from sftmix.common.world import World
+from sftmix.components.base import Need
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -62,7 +63,7 @@ def resolve_text(config: RunConfig, prepared: Prepared) -> RunConfig:
     """
     if not prepared.text:
         return config
-    if config.confidence.needs_response_alone:
+    if Need.RESPONSE_ALONE in config.confidence.needs:
         raise ConfigError(
             f"confidence {type(config.confidence).__name__} compares a response with and without its instruction, and "
             "data.format text has no instructions; use --confidence Perplexity"

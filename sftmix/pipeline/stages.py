@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from sftmix.common.errors import ConfigError
+from sftmix.components.base import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.inherited import inherit
-from sftmix.options import ReferenceTraining, TrainingOptions
+from sftmix.options import ReferenceTraining, TrainingOptions, inherit
 
 StageName = Literal["reference", "confidence", "split", "train"]
 
@@ -19,8 +19,8 @@ ALL = ("selection", "reference", "confidence", "split", "train", "baseline", "ba
 
 def is_single_run(config: RunConfig) -> bool:
     """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    uses_confidence = config.resolved_pairing() is not None and config.splitter.needs_confidence
-    return uses_confidence and config.reference.single_run
+    uses_confidence = config.resolved_pairing() is not None and Need.CONFIDENCE in config.splitter.needs
+    return uses_confidence and Need.TARGET_LOSSES in config.reference.needs
 
 
 def stages_needed(config: RunConfig, until: StageName) -> set[str]:
@@ -35,7 +35,7 @@ def stages_needed(config: RunConfig, until: StageName) -> set[str]:
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    if until == "confidence" and not config.splitter.needs_confidence:
+    if until == "confidence" and Need.CONFIDENCE not in config.splitter.needs:
         raise ConfigError(
             f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
             "here, or use `split`"
@@ -43,7 +43,7 @@ def stages_needed(config: RunConfig, until: StageName) -> set[str]:
     needed: set[str] = {until}
     if until == "train" and config.resolved_pairing() is not None:
         needed.add("split")
-    if "split" in needed and config.splitter.needs_confidence:
+    if "split" in needed and Need.CONFIDENCE in config.splitter.needs:
         needed.add("confidence")
     if "confidence" in needed:
         needed.add("reference")
@@ -61,14 +61,13 @@ def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list
     if until == "train":
         found |= {"base", "baseline"} if config.with_baseline else {"base"}
     if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
-        again = {"reference", "confidence", "split"} if config.splitter.needs_confidence else {"split"}
+        again = {"reference", "confidence", "split"} if Need.CONFIDENCE in config.splitter.needs else {"split"}
     return [*(stage for stage in ALL if stage in found), *(stage for stage in ALL if stage in again - found)]
 
 
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
     """Return options and seed of the reference's training: `reference.training`, and the run's where it sets none."""
-    own = getattr(config.reference, "training", None)
-    return training_with(config, own if isinstance(own, ReferenceTraining) else None)
+    return training_with(config, config.reference.training)
 
 
 def training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[TrainingOptions, int]:

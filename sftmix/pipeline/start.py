@@ -10,12 +10,13 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
+from sftmix.components.base import Need
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
-from sftmix.options import SHARDED, ReferenceModel, as_list
+from sftmix.options import SHARDED, as_list
 from sftmix.pipeline.directory import other_inputs
 from sftmix.pipeline.hold import Hold
 from sftmix.pipeline.identity import STAGE_INPUTS, Known
@@ -88,10 +89,9 @@ def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None
 
 def _check_reference(config: RunConfig) -> None:
     reference = config.reference
-    own = getattr(reference, "model", None)
-    if isinstance(own, ReferenceModel) and own.path:
+    if reference.model is not None and reference.model.path:
         with named("reference.model.path"):
-            model_at_hand(own.path)
+            model_at_hand(reference.model.path)
     for path in reference.paths if isinstance(reference, FromCheckpoints) else ():
         with named("reference.paths"):
             model_at_hand(path)
@@ -99,9 +99,11 @@ def _check_reference(config: RunConfig) -> None:
 
 def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[Path]) -> Iterator[str]:
     """Yield training.parallel of the stages with a model that neither this run nor one of the pool has finished."""
-    own = {"reference": training_of_reference(config)[0].parallel} if config.reference.trains else {}
+    own = {"reference": training_of_reference(config)[0].parallel} if Need.TRAINING in config.reference.needs else {}
     for stage in entered:
         made = any((directory / stage / MANIFEST).exists() for directory in directories)
-        needs_model = config.reference.needs_model if stage == "reference" else stage in ("train", "baseline", "base")
+        needs_model = (
+            Need.SCORING in config.reference.needs if stage == "reference" else stage in ("train", "baseline", "base")
+        )
         if needs_model and not made:
             yield own.get(stage, config.training.parallel)

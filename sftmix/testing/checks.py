@@ -21,6 +21,7 @@ from sftmix.components import base, contracts
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
+    Need,
     PairSampler,
     Reference,
     Schedule,
@@ -152,7 +153,7 @@ def check_confidence_estimator(
 def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
     """Check that every example gets a group (unpaired without confidence), whatever the order of the file.
 
-    scores  the tables to try; by default with confidence exactly if the splitter `needs_confidence`
+    scores  the tables to try; by default with confidence exactly if the splitter needs it
     """
     assert_is(splitter, Splitter)
 
@@ -166,7 +167,9 @@ def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | No
         _same_split(expected, other, "it depends on the order of the examples; break ties by id")
 
     on_examples(
-        score_tables(confidence=splitter.needs_confidence) if scores is None else scores, holds, examples=examples
+        score_tables(confidence=Need.CONFIDENCE in splitter.needs) if scores is None else scores,
+        holds,
+        examples=examples,
     )
 
 
@@ -283,4 +286,4 @@ def check_callback(callback: Callback, *, metrics: dict[str, float] | None = Non
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             result = valid(contracts.check_callback_result, callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop
-            assert not (callback.observer and stops), f"{hook} stopped training, but `observer` promises it never does"
+            assert not stops or Need.STOP in callback.gives, f"{hook} stopped training, but `gives` has no Need.STOP"

@@ -12,7 +12,7 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.components.base import Objective, Optimizer, Perturbation
+from sftmix.components.base import Need, Objective, Optimizer, Perturbation
 from sftmix.components.contracts import check_embeddings, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched, valid
@@ -92,7 +92,7 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
                 assert abs(found[key] - weight) <= 1e-6 * max(1.0, abs(weight)), (
                     f"{key} weighs {weight} in the whole batch and {found[key]} when it is cut into micro-batches"
                 )
-    if objective.mixes:
+    if Need.PAIRS in objective.needs:
         assert any(len(p.pairs) or p.mixup_row_weight is not None for p in plans) or plans[0].mu == 0, (
             "it says that it mixes, but no plan has a pair"
         )

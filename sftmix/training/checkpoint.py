@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -33,13 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
-from sftmix.common.files import (
-    commit_directory,
-    fresh_directory,
-    is_full,
-    no_space,
-    verify_directory,
-)
+from sftmix.common.files import commit_directory, fresh_directory, is_full, no_space, verify_directory
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
 from sftmix.training.module import unwrap
@@ -48,6 +42,8 @@ _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_MARGIN = 1.2
+"""Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
 
 
 class CheckpointStore:
@@ -92,8 +88,8 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         self._refuse_if_not_finite(step, wrapped)
-        made = self.world.on_main(lambda: self._staging(step))
-        staging, tensors = Path(self.world.share(str(made))), _tensors(wrapped, optimizer)
+        staging = self.world.share(self.world.on_main(lambda: self._staging(step)))
+        tensors = _tensors(wrapped, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
         try:
@@ -153,33 +149,37 @@ class CheckpointStore:
         except OSError as error:  # NFS keeps what is being read elsewhere; the new one stands, and the next save tries
             warnings.warn(f"checkpoint {self.path(step)} cannot be removed: {error}", stacklevel=2)
 
-    def newest_bytes(self) -> int | None:
-        """Return the size of the newest checkpoint, on rank 0; None if there is none.
+    def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
+        """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.
 
-        After `newest_valid` those that it passed over as damaged do not count.
+        The oldest one goes when the new one stands: once `keep` stand, one more must fit. Each takes what the newest
+        one takes, of those that `newest_valid` found whole; before the first, what weights and optimizer take.
+
+        state_bytes  bytes of the optimizer's state per trained number
+        saves        number of checkpoints still to be saved, at least 1
         """
+        trained = _trained(module).values()
+        each = int(_MARGIN * sum(p.numel() * (p.element_size() + state_bytes) for p in trained))
         whole = [step for step in self.steps() if step not in self._damaged]
-        return sum(file.lstat().st_size for file in self.path(whole[0]).iterdir()) if whole else None
+        if whole:
+            each = sum(file.lstat().st_size for file in self.path(whole[0]).iterdir())
+        return each * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.
 
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
-        newest: int | None = None
-        if self.world.is_main:
-            for step in self.steps():
-                problem = verify_directory(self.path(step))
-                if problem is None:
-                    newest = step
-                    break
-                self._damaged.add(step)
-                warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
-            self._verified = newest
-            if newest is None and self.steps():
-                newest = -1
-        newest = self.world.share(newest)
-        if newest == -1:
+        newest, steps = None, self.steps()
+        for step in steps if self.world.is_main else ():
+            problem = verify_directory(self.path(step))
+            if problem is None:
+                newest = self._verified = step
+                break
+            self._damaged.add(step)
+            warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
+        newest, damaged = self.world.share((newest, newest is None and bool(steps)))
+        if damaged:
             raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
         return newest
 
@@ -201,8 +201,12 @@ class CheckpointStore:
             raise CheckpointError(f"{self.path(step)}: {problem}")
         module, numbers = unwrap(wrapped), json.loads((self.path(step) / _NUMBERS).read_text())
         reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
-        stored = reader.read_metadata().state_dict_metadata
-        self._refuse_if_missing(step, stored.keys(), _tensors(wrapped, optimizer))
+        stored, tensors = reader.read_metadata().state_dict_metadata, _tensors(wrapped, optimizer)
+        if missing := sorted(tensors.keys() - stored.keys()):
+            raise CheckpointError(
+                f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
+                "is of another model or of other adapters"
+            )
         if optimizer is not None:
             self._begin_late(step, module, optimizer, {**stored, **{f"optimizer/{k}": v for k, v in numbers.items()}})
         tensors = _tensors(wrapped, optimizer)
@@ -241,13 +245,6 @@ class CheckpointStore:
             if place is None or made is None or "." in entry:
                 raise CheckpointError(f"{self.path(step)} holds {name}, for which the optimizer has no place")
             place[entry] = made
-
-    def _refuse_if_missing(self, step: int, stored: Set[str], tensors: dict[str, torch.Tensor]) -> None:
-        if missing := sorted(tensors.keys() - stored):
-            raise CheckpointError(
-                f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
-                "is of another model or of other adapters"
-            )
 
 
 def _unwritten(path: Path, error: BaseException, needed: int | None = None) -> SFTMixError:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
-from sftmix.common.figures import counted
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
@@ -32,7 +31,7 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     if isinstance(checkpoints, int):
         return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
     if max(checkpoints) <= 1:
-        return sorted({_step_of_share(share, total_steps) for share in checkpoints})
+        return sorted({max(round(share * total_steps), 1 if share > 0 else 0) for share in checkpoints})
     for step in checkpoints:
         if step != int(step) or step > total_steps:
             raise ConfigError(
@@ -42,31 +41,18 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     return sorted({int(step) for step in checkpoints})
 
 
-def _step_of_share(share: float, total_steps: int) -> int:
-    """Return the nearest step, but never 0 for a share above 0: before training, perplexities have another size."""
-    return max(round(share * total_steps), 1 if share > 0 else 0)
-
-
 def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
-    """Return notes for a short run, which cannot place the checkpoints as they were asked for."""
+    """Return a note for a short run, which cannot place the checkpoints as they were asked for; else none."""
     steps = checkpoint_steps(checkpoints, total_steps)
-    if isinstance(checkpoints, int):
-        fewer = len(steps) < checkpoints
-        are = "is" if total_steps == 1 else "are"
-        told = f"{counted(total_steps, 'step')} {are} fewer than {checkpoints} checkpoints: each is one"
-        return [told] if fewer else []
-    if max(checkpoints) > 1:
+    shares = [] if isinstance(checkpoints, int) else sorted(set(checkpoints))
+    wanted = checkpoints if isinstance(checkpoints, int) else len(shares)
+    raised = [share for share in shares if share > 0 and max(shares) <= 1 and round(share * total_steps) == 0]
+    if len(steps) == wanted and not raised:
         return []
-    raised = [f"{share:g}" for share in checkpoints if share > 0 and round(share * total_steps) == 0]
-    notes = []
-    if raised:
-        notes.append(
-            f"checkpoint {', '.join(raised)} of {total_steps} steps is less than half a step: it is step 1, since step "
-            "0 is before training (give 0 for that)"
-        )
-    if len(steps) < len(set(checkpoints)):
-        notes.append(f"{len(set(checkpoints))} checkpoints fall on {len(steps)} of {total_steps} steps: {steps}")
-    return notes
+    return [
+        f"{wanted} checkpoints fall on steps {steps} of {total_steps}: two on the same step are one, and a share of "
+        "less than half a step is step 1 (0 is before training, where perplexities have another size)"
+    ]
 
 
 class ScoreAtCheckpoints(Callback):
@@ -78,15 +64,9 @@ class ScoreAtCheckpoints(Callback):
     """
 
     def __init__(
-        self,
-        *,
-        ids: Sequence[str],
-        steps: Sequence[int],
-        directory: Path,
-        world: World,
-        alone: bool = False,
+        self, *, ids: Sequence[str], steps: Sequence[int], directory: Path, world: World, alone: bool = False
     ) -> None:
-        self._ids, self._steps, self._directory, self._world = ids, list(steps), directory, world
+        self._ids, self._steps, self._directory, self._world = ids, steps, directory, world
         self._alone = alone
         self.seconds = 0.0
 
@@ -94,17 +74,15 @@ class ScoreAtCheckpoints(Callback):
         return self.on_step_end(state)
 
     def on_step_end(self, state: StageState) -> CallbackResult:
-        return CallbackResult(self._score_if_due(state), stop=state.step >= max(self._steps))
+        metrics = {}
+        if state.step in self._steps:
+            scored = self._world.share(self._path(state.step).exists())
+            dynamics = read_dynamics(self._path(state.step)) if scored else self._scored(state)
+            metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
+        return CallbackResult(metrics, stop=state.step >= max(self._steps))
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08d}.parquet"
-
-    def _score_if_due(self, state: StageState) -> dict[str, float]:
-        if state.step not in self._steps:
-            return {}
-        there = self._world.share(self._path(state.step).exists())
-        found = read_dynamics(self._path(state.step)) if there else self._scored(state)
-        return {"train_nll": float(found.nll_sum.sum() / max(1, found.n_tokens.sum()))}
 
     def _scored(self, state: StageState) -> TrainingDynamics:
         """Score all rows under the current model, and keep the result on disk."""
@@ -112,12 +90,15 @@ class ScoreAtCheckpoints(Callback):
         started = time.perf_counter()
         scores = state.score()
         alone = state.score(alone=True) if self._alone else None
-        found = one_checkpoint(self._ids, state.step, scores, alone)
-        self._world.on_main(lambda: write_dynamics(self._path(state.step), found))
-        if self._world.is_main:
-            tell_lost(found, scores.n_tokens, f"step {state.step} of the reference")
+        dynamics = one_checkpoint(self._ids, state.step, scores, alone)
+
+        def write() -> None:
+            write_dynamics(self._path(state.step), dynamics)
+            tell_lost(dynamics, scores.n_tokens, f"step {state.step} of the reference")
+
+        self._world.on_main(write)
         self.seconds += time.perf_counter() - started
-        return found
+        return dynamics
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
@@ -137,7 +118,7 @@ def one_checkpoint(
 
     An example whose perplexity is not finite counts as not scored; NonFiniteError if none is.
     """
-    found = TrainingDynamics(
+    dynamics = TrainingDynamics(
         ids=ids,
         steps=np.array([step], dtype=np.int64),
         nll_sum=scores.nll_sum[:, None],
@@ -146,17 +127,12 @@ def one_checkpoint(
         token_nll=None if scores.token_nll is None else [t[None, :] for t in scores.token_nll],
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
     )
-    return found.scoring_only(_finite(found))
-
-
-def _finite(found: TrainingDynamics) -> npt.NDArray[np.bool_]:
-    """Return bool[N], True for examples whose perplexity is finite; raise NonFiniteError if there are none."""
-    sums = found.nll_sum if found.alone_nll_sum is None else np.hstack([found.nll_sum, found.alone_nll_sum])
+    sums = np.stack([s.nll_sum for s in (scores, alone) if s is not None], axis=1)
     with np.errstate(over="ignore"):
-        finite = np.asarray(np.isfinite(np.exp(sums / np.maximum(found.n_tokens, 1)[:, None])).all(axis=1))
+        finite = np.all(np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1)[:, None])), axis=1)
     if len(finite) and not finite.any():
         raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
-    return finite
+    return dynamics.scoring_only(finite)
 
 
 def tell_lost(dynamics: TrainingDynamics, n_tokens: Int64, when: str) -> None:
@@ -164,8 +140,8 @@ def tell_lost(dynamics: TrainingDynamics, n_tokens: Int64, when: str) -> None:
     lost = np.flatnonzero((n_tokens > 0) & ~dynamics.scored)
     if len(lost):
         names = [dynamics.ids[row] for row in lost[:5]]
-        of = f"{len(lost)} of {len(n_tokens)} examples"
-        print(f"{when}: {of} have no finite perplexity and count as not scored: {names}", flush=True)
+        shown = f"{len(lost)} of {len(n_tokens)} examples have no finite perplexity and count as not scored: {names}"
+        print(f"{when}: {shown}", flush=True)
 
 
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
@@ -173,19 +149,21 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     scored = np.all([p.scored for p in parts], axis=0)
     parts = [part.scoring_only(scored) for part in parts]
     first = parts[0]
+
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts], axis=1)
+
     tokens = None
     if first.token_nll is not None:
         tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
-    columns = [p.alone_nll_sum for p in parts if p.alone_nll_sum is not None]
-    alone = np.concatenate(columns, axis=1) if len(columns) == len(parts) else None
     return TrainingDynamics(
         ids=first.ids,
-        steps=np.concatenate([p.steps for p in parts]),
-        nll_sum=np.concatenate([p.nll_sum for p in parts], axis=1),
+        steps=np.concatenate([part.steps for part in parts]),
+        nll_sum=joined("nll_sum"),
         n_tokens=first.n_tokens,
-        n_correct=np.concatenate([p.n_correct for p in parts], axis=1),
+        n_correct=joined("n_correct"),
         token_nll=tokens,
-        alone_nll_sum=alone,
+        alone_nll_sum=None if any(part.alone_nll_sum is None for part in parts) else joined("alone_nll_sum"),
     )
 
 

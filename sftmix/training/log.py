@@ -36,8 +36,19 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
-        self._file = world.on_main(lambda: _opened(path, resume_step))
-        self.last: dict[str, float] = world.share(_metrics_of(path, resume_step) if world.is_main else None)
+        self.last: dict[str, float] = {}
+        self._file: TextIO | None = world.on_main(lambda: self._opened(path, resume_step))
+        self.last = world.share(self.last)
+
+    def _opened(self, path: Path, resume_step: int) -> TextIO:
+        """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+        for line in lines:
+            if line["step"] == resume_step:
+                self.last = {k: math.nan if v is None else v for k, v in line.items() if k != "rows"}
+        write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+        return path.open("a", encoding="utf-8")
 
     def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
         """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
@@ -51,19 +62,6 @@ class MetricsLog:
         if self._file is not None:
             with contextlib.suppress(OSError):  # each line was flushed: on a full disk only what failed is still held
                 self._file.close()
-
-
-def _opened(path: Path, resume_step: int) -> TextIO:
-    """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
-    write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
-    return path.open("a", encoding="utf-8")
-
-
-def _metrics_of(path: Path, step: int) -> dict[str, float]:
-    lines = [line for line in read_steps(path.parent) if line["step"] == step]
-    return {k: math.nan if v is None else v for line in lines for k, v in line.items() if k != "rows"}
 
 
 @dataclass
@@ -110,23 +108,19 @@ class Totals:
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
-        ntp, mixup = self.ntp_count, self.mixup_count
-        own, direct = (total / mixup if mixup else 0.0 for total in (self.mu_own, self.mu_ntp))
-        effective = mu_effective(own, "own", ntp, mixup) + mu_effective(direct, "ntp", ntp, mixup)
+        effective = sum(
+            mu_effective(total / (self.mixup_count or 1), mean, self.ntp_count, self.mixup_count)
+            for mean, total in (("own", self.mu_own), ("ntp", self.mu_ntp))
+        )
         return {**asdict(self), "mu_effective": effective}
 
 
 def step_metrics(done: StepResult, totals: Totals, *, tokens: int, seconds: float) -> dict[str, float]:
     """Return what the log says of a step by itself: the callbacks add to it. `totals` include the step."""
+    of_step = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
     return {
-        "loss": done.loss,
-        "ntp": done.ntp,
-        "mixup": done.mixup,
+        **{name: getattr(done, name) for name in of_step},
         "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
-        "learning_rate": done.learning_rate,
-        "grad_norm": done.grad_norm,
-        "ntp_tokens": done.ntp_tokens,
-        "mixup_tokens": done.mixup_tokens,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "tokens_total": int(totals.tokens),

@@ -24,6 +24,7 @@ from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
+from sftmix.common.files import check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
@@ -36,14 +37,18 @@ from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of
 from sftmix.training.module import unwrap
-from sftmix.training.online import OnlineLosses, padded_losses
+from sftmix.training.online import OnlineLosses
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
-from sftmix.training.room import check_room_for_checkpoints
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
-from sftmix.training.skipped import too_many_skipped
 from sftmix.training.step import StepResult, StepSetup, train_step
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
+
+MAX_IN_A_ROW = 3
+"""Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
+MAX_SKIPPED = 9
+"""Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
+MAX_SHARE = 0.01
 
 
 @dataclass(kw_only=True)
@@ -104,7 +109,10 @@ class TrainingLoop:
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.total = stage.order.total_steps
-        self.every = checkpoint_interval(stage.checkpoint, self.total)
+        self.every = stage.checkpoint.every
+        """Steps between two checkpoints; 0 = none."""
+        if self.every is None:
+            self.every = max(50, math.ceil(self.total / 10))
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
@@ -147,15 +155,9 @@ class TrainingLoop:
         finally:
             bar.close()
             log.close()
-        figures = {
-            **self.totals.figures(),
-            "steps": self.step,
-            "total_steps": self.total,
-            "stopped_by": self.stopped_by if self.step < self.total else None,
-            "machines": self.machines,
-            **last,
-        }
-        return StageResult(self.module, figures)
+        ends = {"steps": self.step, "total_steps": self.total, "machines": self.machines}
+        ends["stopped_by"] = self.stopped_by if self.step < self.total else None
+        return StageResult(self.module, {**self.totals.figures(), **ends, **last})
 
     def _resume(self) -> None:
         self.store.clean()
@@ -180,7 +182,7 @@ class TrainingLoop:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
     def _begun_optimizer(self) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None if no step moved the weights: torch would find its state by one that counts."""
+        """Return the optimizer, or None before its first step: to look for its state, torch would make a step."""
         return self.optimizer if self.totals.updates else None
 
     def _save_if_due(self, *, interrupted: bool) -> None:
@@ -203,15 +205,17 @@ class TrainingLoop:
 
     def _check_space(self) -> None:
         """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
-        if self.every and self.step < self.total:
-            saves = math.ceil((self.total - self.step) / self.every)
-            check_room_for_checkpoints(
-                self.store,
-                self.module,
-                state_bytes=self.stage.optimizer.state_bytes,
-                saves=saves,
-                best_copies=0 if self.best is None else self.best.copies_to_come(),
-            )
+        if not self.every or self.step == self.total:
+            return
+        saves, of_each = math.ceil((self.total - self.step) / self.every), self.stage.optimizer.state_bytes
+
+        def check() -> None:
+            needed = self.store.bytes_to_come(self.module, state_bytes=of_each, saves=saves)
+            if self.best is not None:  # the old ones go when the new ones stand
+                needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
+            check_room(self.store.directory, needed, "the checkpoints to come")
+
+        self.world.on_main(check)
 
     def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
         """Write what the step was; a full disk is noted, so that all ranks end together."""
@@ -227,23 +231,19 @@ class TrainingLoop:
         """Make one optimizer step; return its metrics, and True if any rank was told to stop."""
         stage, started = self.stage, time.perf_counter()
         epoch = stage.order.epoch_of(self.step)
-        units, split = stage.order.batch(self.step), stage.split_of(epoch)
+        units = stage.order.batch(self.step)
         self.rows = digest(units)
-        done = self.done = train_step(self.setup, self.step, units, split)
+        done = self.done = train_step(self.setup, self.step, units, stage.split_of(epoch))
         self._count_skipped(done)
         if stage.online is not None:
-            # In one row without padding a NaN of one example spoils the losses of all: then they are taken again.
-            again = done.skipped and unwrap(self.module).padding_free
-            losses = zip(done.batches, done.nll, strict=True)
-            stage.online.record(padded_losses(self.setup, self.step, units, split) if again else losses)
+            stage.online.record(zip(done.batches, done.nll, strict=True))
         self.step += 1
         slots = [slot.row for unit in units for slot in unit]
         tokens = int(sum(stage.data.lengths[row] for row in slots))
         seconds = time.perf_counter() - started
         self.totals.add(done, tokens=tokens, examples=len(slots), seconds=seconds)
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
-        metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds)
-        metrics |= self.pending
+        metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds) | self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
         if stage.order.ends_epoch(self.step):
@@ -259,18 +259,18 @@ class TrainingLoop:
         A callback that stops one rank, as by its clock, stops all: `stopped_by` has its name on each of them, and False
         is returned. NoSpaceError is raised on all if one met a full disk.
         """
-        received = signal is not None and signal.received
         full_disk, interrupted, by_callback = 3, 2, 1
-        told = self.world.max(
-            full_disk if self.no_space else interrupted if received else by_callback if self.stopped_by else 0
-        )
-        if told == full_disk:
-            error = NoSpaceError(next(found for found in self.world.gather(self.no_space) if found))
+        reason = by_callback if self.stopped_by else 0
+        if signal is not None and signal.received:
+            reason = interrupted
+        agreed = self.world.max(full_disk if self.no_space else reason)
+        if agreed == full_disk:
+            error = NoSpaceError(next(filter(None, self.world.gather(self.no_space))))
             error.everywhere = True
             raise error
-        if told == by_callback:
-            self.stopped_by = next(name for name in self.world.gather(self.stopped_by) if name)
-        return told == interrupted
+        if agreed == by_callback:
+            self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
+        return agreed == interrupted
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop after too many in a row or in all."""
@@ -282,10 +282,11 @@ class TrainingLoop:
             ids = [i for batch in done.batches for i in batch.ids]
             norm = done.grad_norm
             print(f"{self.stage.name}: step {self.step + 1} skipped, gradient norm {norm}; examples {ids[:8]} ...")
-        if told := too_many_skipped(self.skipped_in_a_row, int(self.totals.skipped) + 1, self.step + 1):
+        skipped, steps = int(self.totals.skipped) + 1, self.step + 1
+        if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * steps):
             raise NonFiniteError(
-                f"{self.stage.name}: {told} have a non-finite gradient; "
-                "lower training.learning_rate (the last checkpoint is untouched)"
+                f"{self.stage.name}: {skipped} of the first {steps} steps, {self.skipped_in_a_row} in a row, have a "
+                "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
             )
 
     # -------------------------------------------------------------------------------------- callbacks
@@ -295,16 +296,18 @@ class TrainingLoop:
 
         After a resume, the log has what they told before the first step.
         """
-        told_before = hook == "on_stage_start" and self.step > 0
+        logged = hook == "on_stage_start" and self.step > 0
         added: dict[str, float] = {}
         for callback in self.stage.callbacks:
             state = self._state({**metrics, **added})
             result = check_callback_result(callback, hook, getattr(callback, hook)(state))
             if result is None:
                 continue
-            if not told_before:
+            if not logged:
                 added |= result.metrics
-                self._note_evaluation(result.metrics)
+                if "eval_nll" in result.metrics:  # a second evaluation of the same weights replaces the first
+                    earlier = [(step, nll) for step, nll in self.evaluations if step != self.step]
+                    self.evaluations = [*earlier, (self.step, float(result.metrics["eval_nll"]))]
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
         if self.best is not None:
@@ -326,12 +329,6 @@ class TrainingLoop:
             is_main=self.world.is_main,
         )
 
-    def _note_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Keep the held-out NLL of this step; a second evaluation of the same weights replaces the first."""
-        if "eval_nll" in metrics:
-            earlier = [(step, nll) for step, nll in self.evaluations if step != self.step]
-            self.evaluations = [*earlier, (self.step, float(metrics["eval_nll"]))]
-
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
         data: TokenisedRows = self.stage.data
@@ -340,11 +337,12 @@ class TrainingLoop:
         return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
 
     def _evaluate(self) -> Mapping[str, float]:
-        assert self.stage.scorer is not None
-        assert self.stage.eval_data is not None
-        scores, groups = self.stage.scorer(self.module, self.stage.eval_data), self.stage.eval_groups
-        by = nll_by(scores, groups) if groups is not None else {}
-        return {**held_out_metrics(scores), **{f"eval_nll/{name}": nll for name, nll in by.items()}}
+        stage = self.stage
+        assert stage.scorer is not None
+        assert stage.eval_data is not None
+        scores = stage.scorer(self.module, stage.eval_data)
+        by = {} if stage.eval_groups is None else nll_by(scores, stage.eval_groups)
+        return held_out_metrics(scores) | {f"eval_nll/{name}": nll for name, nll in by.items()}
 
     def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
         """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
@@ -354,7 +352,7 @@ class TrainingLoop:
 
         with eval_mode(self.module, self.world, self.setup.precision) as target:
             own = list(map(of, done.batches, done.plans))
-        return [part for of_rank in self.world.gather(own) for part in of_rank]
+        return [result for of_rank in self.world.gather(own) for result in of_rank]
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:
@@ -382,8 +380,3 @@ def _prepared(stage: Stage, world: World) -> StepSetup:
         seed=stage.seed,
         total_steps=stage.order.total_steps,
     )
-
-
-def checkpoint_interval(options: CheckpointOptions, total_steps: int) -> int:
-    """Return the number of steps between checkpoints; 0 = none."""
-    return options.every if options.every is not None else max(50, math.ceil(total_steps / 10))

@@ -42,17 +42,16 @@ def machine_of(world: World, options: TrainingOptions) -> dict[str, Any]:
 def _model_of_cpu() -> str:
     """Return the model of the CPU, by which libraries choose how they multiply matrices."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def going_on(recorded: Sequence[Mapping[str, Any]], step: int, own: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the record of a stage that goes on after `step` on the machine `own`."""
-    known = [dict(one) for one in recorded]
-    if known and {**known[-1], **own} == known[-1]:
-        return known
-    return [*known, {"after": step, **own}]
+    same = bool(recorded) and {**recorded[-1], **own} == recorded[-1]
+    return [*map(dict, recorded), *([] if same else [{"after": step, **own}])]
 
 
 def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:

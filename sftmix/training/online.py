@@ -13,15 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sftmix.batches.order import Unit
 from sftmix.common.errors import DataError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.training.dynamics import one_checkpoint, tell_lost
-from sftmix.training.module import autocast, unwrap
-from sftmix.training.scoring import example_nll, gather_nll, scoring_plan
-from sftmix.training.step import StepSetup, micro_batches
-from sftmix.types import NOT_COUNTED, Batch, BatchNLL, RowScores, Split, TrainingDynamics
+from sftmix.training.scoring import example_nll, gather_nll
+from sftmix.types import NOT_COUNTED, Batch, BatchNLL, RowScores, TrainingDynamics
 
 
 class OnlineLosses:
@@ -41,8 +38,8 @@ class OnlineLosses:
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
-        found = gather_nll(self._parts, self._world)
-        return {} if found is None else {"row": found.rows, "nll_sum": found.nll_sum, "n_tokens": found.n_tokens}
+        losses = gather_nll(self._parts, self._world)
+        return {} if losses is None else {"row": losses.rows, "nll_sum": losses.nll_sum, "n_tokens": losses.n_tokens}
 
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
@@ -53,15 +50,16 @@ class OnlineLosses:
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
 
-        An example whose loss was not finite (its step was skipped) counts as not scored.
+        An example whose loss was not finite counts as not scored; its step was skipped, and where the examples of a
+        micro-batch stand in one row without padding, those beside it are not finite either.
         """
-        found = self.gathered()
+        losses = gather_nll(self._parts, self._world)
 
         def write() -> None:
-            if found and len(found["row"]) == len(self._ids):
-                n_tokens = found["n_tokens"].numpy()
+            if losses is not None and len(losses.rows) == len(self._ids):
+                n_tokens = losses.n_tokens.numpy()
                 not_counted = np.full(len(n_tokens), NOT_COUNTED, dtype=np.int64)
-                dynamics = one_checkpoint(self._ids, step, RowScores(found["nll_sum"].numpy(), n_tokens, not_counted))
+                dynamics = one_checkpoint(self._ids, step, RowScores(losses.nll_sum.numpy(), n_tokens, not_counted))
                 write_dynamics(self.path(epoch), dynamics)
                 tell_lost(dynamics, n_tokens, f"epoch {epoch + 1}")
 
@@ -80,20 +78,3 @@ class OnlineLosses:
         if not self.path(epoch).exists():
             raise DataError(f"{self.path(epoch)} is missing: the losses of epoch {epoch + 1} decide what follows it")
         return read_dynamics(self.path(epoch)).of(self._ids)
-
-
-@torch.no_grad()
-def padded_losses(
-    setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None
-) -> list[tuple[Batch, torch.Tensor]]:
-    """Compute the losses of a skipped step again, with padding; the weights are still those of the step.
-
-    If examples share a row, one non-finite value spoils all: attention multiplies masked values by 0, and 0 times NaN
-    is NaN. Every rank skips the same steps, so all ranks make this forward.
-    """
-    world, module, perturb = setup.world, setup.module, setup.perturb(step)
-    batches = micro_batches(
-        units, setup.data, setup.options, world, module, split=split, pad_id=setup.pad_id, padded=True
-    )
-    with autocast(module, setup.precision, world.device):
-        return [(batch, unwrap(module)(batch, scoring_plan(batch), perturb=perturb).nll) for batch in batches]

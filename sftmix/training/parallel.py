@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
-from typing import Any, cast
+from importlib import import_module
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -82,7 +82,14 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
         wanted = options.length_groups is None and skips_between_documents(unwrap(module).model, world.device)
     if not (wanted or packed):
         return False
-    problem = _packing_problem(module, precision, world, padding_free=wanted)
+    try:
+        with autocast(module, precision, world.device):
+            problem = unwrap(module).probe(partial(packing_problem, padding_free=wanted))
+    except ConfigError as error:
+        # Under FSDP the parameters of a forward that failed stay gathered, and the optimizer would not have them.
+        if isinstance(module, FSDPModule):
+            raise
+        problem = str(error)
     if problem is None:
         return wanted
     if packed or not auto:
@@ -90,21 +97,6 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
     if world.is_main:
         print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
     return False
-
-
-def _packing_problem(module: nn.Module, precision: str, world: World, *, padding_free: bool) -> str | None:
-    """Return `sftmix.model.packing.packing_problem` of the wrapped model, or the error of a model that fails.
-
-    Under FSDP, a ConfigError of the model is raised: its forward did not end, so its parameters stay gathered, and
-    another forward would train parameters that the optimizer does not have.
-    """
-    with autocast(module, precision, world.device):
-        try:
-            return unwrap(module).probe(partial(packing_problem, padding_free=padding_free))
-        except ConfigError as error:
-            if isinstance(module, FSDPModule):
-                raise
-            return str(error)
 
 
 def resolve_parallel(requested: str, world: World) -> str:
@@ -179,8 +171,8 @@ def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMe
     mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
     # Its groups would have torch's own timeout, whatever training.timeout says.
     timeout = cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(world.device).options._timeout
-    for own in mesh.get_all_groups():
-        _set_pg_timeout(timeout, own)
+    for ranks in mesh.get_all_groups():
+        _set_pg_timeout(timeout, ranks)
     return mesh
 
 
@@ -189,10 +181,10 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
     group = shard_group_size or world.local_size
     if world.size % group:
         divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
-        given = f"training.shard_group_size is {shard_group_size}"
-        if shard_group_size is None:
-            given = f"training.shard_group_size is null, which means the {group} ranks of this node"
-        raise ConfigError(f"{given}, but there are {world.size} ranks; allowed: {divisors}")
+        raise ConfigError(
+            f"training.shard_group_size is {group}, but there are {world.size} ranks; allowed: {divisors} (null means "
+            "the ranks of a node)"
+        )
     return group
 
 
@@ -214,29 +206,25 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def recompute_activations(model: nn.Module) -> None:
     """Checkpoint each decoder layer, by the name that this version of transformers has for it."""
-    own: Any = model
-    if hasattr(own, "activation_checkpointing_enable"):
-        own.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        own.gradient_checkpointing_enable({"use_reentrant": False})
+    name = "activation_checkpointing_enable"
+    if not hasattr(model, name):
+        name = "gradient_checkpointing_enable"
+    getattr(model, name)({"use_reentrant": False})
 
 
 def check_compiler(device: torch.device) -> None:
     """Raise ConfigError if torch.compile has no compiler to use, before anything is read."""
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            raise ConfigError(
-                "training.compile true needs the package triton on a GPU: pip install triton, or leave it out"
-            )
-        return
     from torch._inductor import cpp_builder, exc
 
     try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler as error:
+        if device.type == "cuda":
+            import_module("triton")
+        else:
+            cpp_builder.get_cpp_compiler()
+    except (ImportError, exc.InvalidCxxCompiler) as error:
         raise ConfigError(
-            "training.compile true needs a C++ compiler on a CPU, and there is none: install g++, name another one in "
-            "the variable CXX, or leave training.compile out"
+            "training.compile true needs a C++ compiler on a CPU (install g++, or name another one in the variable "
+            "CXX) and the package triton on a GPU (pip install triton); or leave training.compile out"
         ) from error
 
 

@@ -37,7 +37,7 @@ from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Objective, Perturbation
+from sftmix.components.base import Need, Objective, Perturbation
 from sftmix.components.contracts import check_embeddings, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
@@ -124,7 +124,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
 
     # 1. micro-batches
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
-    if setup.objective.needs_batch_nll:
+    if Need.BATCH_NLL in setup.objective.needs:
         batches = with_batch_nll(batches, module, world, setup.precision)
     # 2. plans
     plans, problem = plans_of(setup, batches, step)
@@ -181,17 +181,17 @@ def micro_batches(
     *,
     split: Split | None,
     pad_id: int,
-    padded: bool = False,
 ) -> list[Batch]:
-    """Return this rank's share of a global batch, in the layout of the (wrapped) module, or padded if `padded`."""
-    one_row = unwrap(module).padding_free and not padded
-    made = []
+    """Return this rank's share of a global batch, in the layout of the (wrapped) module."""
+    one_row = unwrap(module).padding_free
+    batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         own, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
         if not isinstance(module, FSDPModule):  # only FSDP gathers for each segment, on all ranks at once
             n_segments = min(n_segments, sum(map(len, own)))
-        made.append(collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id))
-    return [to_device(batch, world.device) for batch in made]
+        batch = collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
+        batches.append(to_device(batch, world.device))
+    return batches
 
 
 # -------------------------------------------------------------------------------------------- 2. plans

@@ -19,6 +19,7 @@ from sftmix.components import (
     LearningPercentage,
     LogPerplexity,
     LowVariability,
+    Need,
     Perplexity,
     variability,
 )
@@ -122,7 +123,7 @@ def test_ifd_is_the_ratio_with_and_without_the_instruction(checkpoint, expected)
     given_ = dynamics(AFTER, [4, 2, 0, 1], alone_nll_sum=np.asarray(ALONE))
     found = IFD(checkpoint=checkpoint).estimate(given_)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert IFD.needs_response_alone
+    assert IFD.needs == {Need.RESPONSE_ALONE}
     assert IFD().checkpoint == "first"
 
 

@@ -344,7 +344,7 @@ import numpy as np
 from sftmix.components import Callback, CallbackResult, Median
 
 class Numpy(Callback):
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         return CallbackResult(metrics={"mine": np.float32(1.5), "count": np.int64(3)})
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components import NTP, AfterFraction, Constant, DecomposedMixup, Linear, MixupOnly, SFTMix
+from sftmix.components import NTP, AfterFraction, Constant, DecomposedMixup, Linear, MixupOnly, Need, SFTMix
 from sftmix.components.base import Schedule
 from sftmix.components.contracts import check_plan
 from sftmix.types import Batch
@@ -180,8 +180,8 @@ def test_wrong_options_are_named(key, value):
 
 
 def test_only_sftmix_asks_for_pairs():
-    assert SFTMix.mixes
-    assert not NTP.mixes
+    assert SFTMix.needs == {Need.PAIRS}
+    assert not NTP.needs
     assert SFTMix().spec()["init_args"] == {
         "mu": 0.2,
         "alpha": 0.5,
@@ -190,7 +190,7 @@ def test_only_sftmix_asks_for_pairs():
         "lambda_per": "pair",
         "mean": "token",
     }
-    assert MixupOnly.mixes
+    assert MixupOnly.needs == {Need.PAIRS, Need.FIRST_SPLIT}
     assert set(MixupOnly().spec()["init_args"]) == {"alpha", "lambda_per", "mean"}
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
-from sftmix.components import DFT, IRDRO, NTP, LabelSmoothing
+from sftmix.components import DFT, IRDRO, NTP, LabelSmoothing, Need
 from sftmix.types import Batch, BatchNLL
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}
@@ -85,7 +85,7 @@ def test_irdro_cut_into_micro_batches_is_a_softmax_over_the_global_batch(data):
 
 
 def test_irdro_needs_the_losses_of_its_batch():
-    assert IRDRO.needs_batch_nll
+    assert IRDRO.needs == {Need.BATCH_NLL}
     batch = make_batch([4, 2], [2, 3], [1.0, 1.0])
     with pytest.raises(ConfigError, match=r"batch\.batch_nll is None"):
         IRDRO().plan(batch, **AT)
@@ -99,4 +99,4 @@ def test_irdro_needs_the_losses_of_its_batch():
 
 def test_none_of_them_mixes():
     for objective in (LabelSmoothing(), DFT(), IRDRO()):
-        assert not objective.mixes
+        assert Need.PAIRS not in objective.needs

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import write_split
-from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
+from sftmix.components import LengthMatched, Median, Need, QualityLabel, Quantile, RandomSplit
 from sftmix.components.contracts import check_split
 from sftmix.components.splitters import FromFile
 from sftmix.types import MOST_GROUPS, Scores, Split
@@ -91,8 +91,8 @@ def test_random_split_is_equal_and_keyed_by_id(n, seed, random):
 
 
 def test_random_split_needs_no_confidence_and_depends_on_the_seed_alone():
-    assert Median.needs_confidence
-    assert not RandomSplit.needs_confidence
+    assert Median.needs == {Need.CONFIDENCE}
+    assert not RandomSplit.needs
     ranked, reversed_ = scores(-np.arange(1.0, 401.0)), scores(-np.arange(400.0, 0.0, -1.0))
     first = RandomSplit().split(ranked, seed=0).group
     np.testing.assert_array_equal(first, RandomSplit().split(reversed_, seed=0).group)
@@ -156,7 +156,7 @@ def test_quality_labels_are_the_groups():
     split = check_split(splitter, splitter.split(table, seed=0), table)
     assert split.names == ("high", "low")
     assert split.group.tolist() == [0, 1, -1, -1, 0, 1]
-    assert not QualityLabel.needs_confidence
+    assert not QualityLabel.needs
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_length_matched_coins_are_fair_and_seeded(of_each):
     first, other = (LengthMatched().split(table, seed=seed).group for seed in (0, 1))
     assert 430 < (first[::2] == 0).sum() < 570  # 1,000 coins: within 4.4 standard deviations
     assert 860 < (first == other).sum() < 1140
-    assert not LengthMatched.needs_confidence
+    assert not LengthMatched.needs
 
 
 def test_length_matched_leaves_the_middle_one_unpaired():
@@ -218,7 +218,7 @@ def test_a_split_from_a_file_is_joined_by_id(tmp_path):
     assert split.names == ("x", "y", "z")
     assert split.group.tolist() == [1, -1, 0, 2]
     assert splitter.files() == [str(path)]
-    assert not FromFile.needs_confidence
+    assert not FromFile.needs
 
 
 def test_a_split_of_other_examples_is_refused(tmp_path):

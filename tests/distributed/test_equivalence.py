@@ -141,7 +141,7 @@ from sftmix.components import Callback
 
 class KillOnce(Callback):
     """Sends this process a signal at one step, the first time it gets there."""
-    observer = True
+    gives = frozenset()
     def __init__(self, *, stage: str, step: int, signal: int):
         self.stage, self.step, self.signal = stage, step, signal
     def on_step_end(self, state):

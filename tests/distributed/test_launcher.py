@@ -105,7 +105,7 @@ from sftmix.components import Callback
 
 class SignalOnce(Callback):
     \"\"\"Sends a signal at step 5, the first time it gets there, and notes who the ranks are.\"\"\"
-    observer = True
+    gives = frozenset()
     def __init__(self, *, to: str, signal: int, deaf: bool = False):
         \"\"\"to: rank, launcher, or script, which started it. deaf: from then on, this rank hears no SIGTERM.\"\"\"
         self.to, self.signal, self.deaf = to, signal, deaf

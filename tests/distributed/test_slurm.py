@@ -24,7 +24,7 @@ from sftmix.components import Callback
 
 class Waits(Callback):
     \"\"\"Waits at some steps of the training until this rank is told to stop, two minutes at most.\"\"\"
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         if state.stage == "train" and state.step in (2, 5, 10):
             Path(f"waits-{state.step}").touch()

@@ -25,7 +25,7 @@ DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
 class Watch(Callback):
     """Resident memory and open files, every 20 steps."""
 
-    observer = True
+    gives = frozenset()
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int, int]] = []

@@ -99,7 +99,7 @@ from sftmix.components import Callback
 
 class Hangs(Callback):
     """Rank 1 sleeps in step 5, the first time."""
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         if (state.stage, state.step) == ("train", 5) and not Path("hung").exists():
             Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))

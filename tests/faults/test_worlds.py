@@ -20,7 +20,7 @@ from sftmix.components import Callback
 
 class Samples(Callback):
     """Writes down the examples of each step, of all ranks."""
-    observer = True
+    gives = frozenset()
     def on_step_end(self, state):
         parts = state.read(lambda hidden, head, batch, plan: list(batch.ids))
         if state.stage == "train" and state.is_main:

@@ -201,7 +201,7 @@ class Counts(base.Schedule):
 
 
 class StopsQuietly(base.Callback):
-    observer = True
+    gives = frozenset()
 
     def on_step_end(self, state):
         return base.CallbackResult(stop=True)
@@ -285,7 +285,7 @@ def slow(*case):
         ("Perturbation", Detached(), "no gradient"),
         ("Perturbation", Widens(), "Widens returned float32"),
         ("Schedule", Counts(), "what was asked before"),
-        ("Callback", StopsQuietly(), "promises it never does"),
+        ("Callback", StopsQuietly(), "no Need.STOP"),
         ("Callback", Tells(), "a mapping of names to numbers"),
         ("Selector", Positional(), "keyword-only"),
         slow("Reference", Shuffles(), "exactly context.ids"),

@@ -26,7 +26,7 @@ BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]]
 class AtTheEnds(Callback):
     """Says at the end of the stage what its last step was, and keeps what it saw at the start."""
 
-    observer = True
+    gives = frozenset()
 
     def on_stage_start(self, state):
         self.seen = dict(state.metrics)
@@ -36,7 +36,7 @@ class AtTheEnds(Callback):
 
 
 class EvaluateAtStart(Callback):
-    observer = True
+    gives = frozenset()
 
     def on_stage_start(self, state):
         return CallbackResult(state.evaluate())
@@ -89,7 +89,7 @@ def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
 class OfAnotherProgram(Callback):
     """Tells on one rank alone the NLL that another program has measured."""
 
-    observer = True
+    gives = frozenset()
 
     def __init__(self, *, rank: int, of: World):
         self.tells = rank == of.rank
@@ -120,7 +120,7 @@ def test_a_resumed_stage_keeps_the_best_weights_of_before(tmp_path):
 
 
 class Telling(Callback):
-    observer = True
+    gives = frozenset()
 
     def __init__(self, *, hook: str, name: str):
         setattr(self, hook, lambda state: CallbackResult({name: 0.5}))
@@ -143,7 +143,7 @@ def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
 
 
 class ScoresSome(Callback):
-    observer = True
+    gives = frozenset()
 
     def on_step_end(self, state):
         self.found = [state.score(rows) for rows in ([], np.empty(0, np.int64), [2, 0])]

@@ -17,14 +17,14 @@ from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
-from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import Stage, TrainingLoop
+from sftmix.options import TrainingOptions
+from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks
-from tests.toy import FixedOrder, toy_model, toy_rows
+from tests.toy import toy_model, toy_rows, toy_stage
 from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
@@ -185,34 +185,11 @@ def test_a_padded_pair_is_twice_as_wide_as_its_longer_example(groups):
 @pytest.mark.parametrize("padding_free", [False, True])
 def test_a_stage_says_it_of_the_layout_that_it_trains_in(tmp_path, capsys, padding_free):
     data = toy_rows([(2, 6), (10, 30)])
-    options = TrainingOptions(micro_batch_size=None, micro_batch_tokens=50, padding_free=padding_free)
-    TrainingLoop(
-        Stage(
-            name="train",
-            model=toy_model(),
-            data=data,
-            order=FixedOrder([[(Slot(0), Slot(1))]]),  # type: ignore[arg-type]
-            objective=SFTMix(),
-            options=options,
-            checkpoint=CheckpointOptions(),
-            directory=tmp_path,
-            seed=0,
-        ),
-        World(),
-    )
+    options = {"micro_batch_size": None, "micro_batch_tokens": 50, "padding_free": padding_free}
+    TrainingLoop(toy_stage(tmp_path, [[(Slot(0), Slot(1))]], data=data, options=options), World())
     printed = capsys.readouterr().out
     assert ("train: 0 of 2 examples" in printed) is not padding_free
     assert ("of up to 40 and 80 tokens" in printed) is not padding_free
-
-
-class Nothing(Perturbation):
-    def embeddings(self, e, mask, *, ids, step, seed):
-        return e
-
-
-def test_a_perturbation_that_does_nothing_changes_nothing():
-    model = toy_model()
-    torch.testing.assert_close(loss_of(model, UNITS, 2, Nothing()), loss_of(model, UNITS, 2, None), rtol=0, atol=0)
 
 
 def test_gradients_go_through_the_perturbation_to_the_embeddings():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit
-from sftmix.components import DFT, IRDRO, DecomposedMixup, LabelSmoothing, MixupOnly, SFTMix
+from sftmix.components import DFT, IRDRO, DecomposedMixup, LabelSmoothing, MixupOnly, Need, SFTMix
 from sftmix.components.base import Objective
 from sftmix.functional import sft_loss
 from sftmix.training.step import normalise
@@ -81,7 +81,7 @@ def ours(head: Head, objective: Objective, world: int, micro: int) -> tuple[torc
     """The loss of one global batch, ranks one after the other and averaged as by DDP; the lambdas by pair."""
     steps = micro_steps(UNITS, DATA.lengths, world_size=world, micro_batch_size=micro, max_segments=1)
     batches = [collate(rank, DATA, n_segments=s.n_segments) for s in steps for rank in s.ranks]
-    if objective.needs_batch_nll:
+    if Need.BATCH_NLL in objective.needs:
         batches = [replace(batch, batch_nll=global_nll(head)) for batch in batches]
     plans = [objective.plan(batch, **AT) for batch in batches]
     counts = {name: sum(getattr(plan, name) for plan in plans) for name in ("ntp_count", "mixup_count")}

@@ -1,8 +1,6 @@
-"""Online losses of a step that is skipped: one example that is not finite leaves those beside it as they are."""
+"""Online losses of a skipped step: where rows are padded, one example that is not finite costs no other its loss."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +8,10 @@ import torch
 
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
-from sftmix.components import NTP
 from sftmix.components.base import Perturbation
-from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import Stage, TrainingLoop
+from sftmix.training.loop import train
 from sftmix.training.online import OnlineLosses
-from tests.forked import on_ranks
-from tests.toy import VOCABULARY, FixedOrder, toy_model, toy_rows
+from tests.toy import VOCABULARY, toy_model, toy_rows, toy_stage
 
 SIZES = [(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)]
 DATA = toy_rows(SIZES, vocabulary=VOCABULARY - 1)
@@ -36,37 +31,6 @@ class Break(Perturbation):
         return e * torch.tensor([float("inf") if i == DATA.ids[BAD] else 1.0 for i in ids])[:, None, None]
 
 
-def recorded(world: World, directory: Path, *, parallel: str, padding_free: bool, broken: str) -> tuple[int, int]:
-    """Forward passes of the model and skipped steps in an epoch whose losses are kept in `directory`.
-
-    broken  what makes BAD not finite: a weight, a perturbation or nothing
-    """
-    trained, passes = toy_model(dtype=torch.float32), []
-    if broken == "weight":
-        trained.get_input_embeddings().weight.data[TOKEN] = float("inf")
-    trained.transformer.register_forward_hook(lambda *_: passes.append(1))
-    loop = TrainingLoop(
-        Stage(
-            name="train",
-            model=trained,
-            data=DATA,
-            order=FixedOrder(STEPS),  # type: ignore[arg-type]
-            objective=NTP(),
-            options=TrainingOptions(parallel=parallel, padding_free=padding_free, micro_batch_size=8, length_groups=1),
-            checkpoint=CheckpointOptions(),
-            directory=directory,
-            seed=0,
-            perturbation=Break() if broken == "perturbation" else None,
-            online=OnlineLosses(DATA.ids, directory, world),
-        ),
-        world,
-    )
-    passes.clear()  # those of the probe
-    for _ in STEPS:
-        loop.advance()
-    return len(passes), int(loop.totals.skipped)
-
-
 @torch.no_grad()
 def one_by_one() -> np.ndarray:
     """The NLL of each example, which has the pass to itself."""
@@ -78,34 +42,19 @@ def one_by_one() -> np.ndarray:
     return np.array(found)
 
 
-def check(directory: Path) -> None:
-    found = OnlineLosses(DATA.ids, directory, World()).read(0)
-    others = np.arange(len(DATA)) != BAD
-    np.testing.assert_array_equal(found.n_tokens, np.where(others, [n for _, n in SIZES], 0))
-    np.testing.assert_allclose(found.nll_sum[others, 0], one_by_one()[others], rtol=1e-6)
-
-
 @pytest.mark.parametrize("broken", ["weight", "perturbation"])
 @pytest.mark.parametrize("padding_free", [True, False])
-def test_an_example_that_is_not_finite_costs_no_other_its_loss(tmp_path, padding_free, broken):
-    """Padding-free, all six examples of the first step stand in one row, and are computed once more."""
-    passes, skipped = recorded(World(), tmp_path, parallel="none", padding_free=padding_free, broken=broken)
-    assert (passes, skipped) == (3 if padding_free else 2, 1)
-    check(tmp_path)
-
-
-def test_what_is_finite_is_computed_once(tmp_path):
-    assert recorded(World(), tmp_path, parallel="none", padding_free=True, broken="") == (2, 0)
-
-
-def of_ranks(world: World, path: str) -> None:
-    for parallel in ("ddp", "fsdp"):
-        _, skipped = recorded(world, Path(path) / parallel, parallel=parallel, padding_free=True, broken="weight")
-        assert skipped == 1
-
-
-@pytest.mark.slow
-def test_nor_does_it_on_two_ranks(tmp_path):
-    on_ranks(of_ranks, str(tmp_path))
-    check(tmp_path / "ddp")
-    check(tmp_path / "fsdp")
+def test_an_example_that_is_not_finite_costs_no_example_of_another_row_its_loss(tmp_path, padding_free, broken):
+    """Padding-free, all examples of the first step stand in the row of BAD: none of them is scored."""
+    model = toy_model(dtype=torch.float32)
+    more = {"perturbation": Break()} if broken == "perturbation" else {}
+    if broken == "weight":
+        model.get_input_embeddings().weight.data[TOKEN] = float("inf")
+    options = {"padding_free": padding_free, "micro_batch_size": 8, "length_groups": 1}
+    online = OnlineLosses(DATA.ids, tmp_path / "online", World())
+    stage = toy_stage(tmp_path, STEPS, model=model, data=DATA, options=options, online=online, **more)
+    assert train(stage, World()).figures["skipped"] == 1
+    losses = online.read(0)
+    scored = np.isin(np.arange(len(DATA)), [4, 5] if padding_free else [0, 1, 2, 4, 5, 6])
+    np.testing.assert_array_equal(losses.n_tokens, np.where(scored, [n for _, n in SIZES], 0))
+    np.testing.assert_allclose(losses.nll_sum[scored, 0], one_by_one()[scored], rtol=1e-6)

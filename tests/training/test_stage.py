@@ -14,9 +14,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.loop import StageResult, train
+from sftmix.training.loop import StageResult, TrainingLoop, train
 from sftmix.training.online import OnlineLosses
-from sftmix.training.skipped import too_many_skipped
 from sftmix.types import Split
 from tests.toy import logged, toy_rows, toy_stage
 
@@ -122,6 +121,12 @@ def test_each_step_has_the_learning_rate_of_its_place(tmp_path):
     assert [rate for groups in rates.seen for rate in groups] == pytest.approx(np.repeat(expected, 2), rel=1e-12)
 
 
+@pytest.mark.parametrize(("every", "total", "expected"), [(None, 20, 50), (None, 3000, 300), (7, 20, 7), (0, 20, 0)])
+def test_the_steps_between_checkpoints(tmp_path, every, total, expected):
+    stage = toy_stage(tmp_path, [[(Slot(0),)]] * total, data=DATA, checkpoint=CheckpointOptions(every=every))
+    assert TrainingLoop(stage, World()).every == expected
+
+
 # -------------------------------------------------------------------------------- steps that are not finite
 
 
@@ -165,24 +170,16 @@ def test_a_checkpoint_before_the_first_update_is_none(tmp_path):
 
 
 def test_the_fourth_stops_the_run(tmp_path):
-    with pytest.raises(NonFiniteError, match="train: 4 steps in a row"):
+    with pytest.raises(NonFiniteError, match="4 in a row, have a non-finite"):
         broken(tmp_path, [1, 2, 3, 4], steps=9)
     assert [m["step"] for m in logged(tmp_path)] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("skipped", "steps", "ends"),
-    [(9, 9, False), (10, 10, True), (10, 999, True), (10, 1000, False), (11, 1000, True), (1000, 100_000, False)],
-)
-def test_a_hundredth_of_the_steps_may_be_skipped_and_nine_in_any_case(skipped, steps, ends):
-    assert bool(too_many_skipped(1, skipped, steps)) is ends
 
 
 def test_too_many_skipped_steps_in_all_stop_the_run_before_and_after_a_resume(tmp_path):
     bad = [*range(0, 12, 2), *range(13, 21, 2)]
     assert broken(tmp_path, bad, steps=18).figures["skipped"] == 9
     for _ in range(2):  # resumed from the last step but one, and from the last
-        with pytest.raises(NonFiniteError, match="train: 10 of the first 20 steps, more than 1%, have a non-finite"):
+        with pytest.raises(NonFiniteError, match="train: 10 of the first 20 steps, 1 in a row, have a non-finite"):
             broken(tmp_path, bad, steps=24)
         assert logged(tmp_path)[-1]["step"] == 19
 
@@ -193,7 +190,7 @@ def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):
     assert broken(tmp_path, bad, steps=6).figures["skipped"] == 4
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "loss": 0.')  # as a kill may leave it
-    with pytest.raises(NonFiniteError, match="train: 4 steps in a row"):
+    with pytest.raises(NonFiniteError, match="4 in a row, have a non-finite"):
         broken(tmp_path, [*bad, 7], steps=9)
     done = broken(tmp_path, bad, steps=9)
     assert (done.figures["skipped"], done.figures["steps"]) == (5, 9)

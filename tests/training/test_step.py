@@ -201,23 +201,6 @@ def test_without_ntp_tokens_only_mixup_is_left(model):
     assert any(g.abs().max() > 1e-3 for g in expected[1].values())
 
 
-@pytest.mark.parametrize("segments", [1, 2, 3, 6, 10])
-def test_hidden_states_come_in_row_order_for_any_number_of_segments(model, segments):
-    batch = collate(UNITS, DATA, n_segments=segments)
-    assert len(batch.segments) == segments
-    found = TrainingModule(model.eval()).hidden_states(batch)
-    expected = []
-    for slot in (s for unit in UNITS for s in unit):
-        e = DATA[slot.row]
-        hidden = model.get_decoder()(input_ids=torch.from_numpy(e.input_ids)[None], use_cache=False)
-        at = np.flatnonzero(e.target)
-        expected.append(hidden.last_hidden_state[0][at[at > 0] - 1])
-    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-12)
-    assert batch.labels.tolist() == [
-        int(t) for u in UNITS for s in u for t in DATA[s.row].input_ids[DATA[s.row].target]
-    ]
-
-
 def test_a_row_rule_is_divided_by_the_same_count(model):
     """A rule (here DFT's) is scaled as a tensor of weights is, and leaves out the slots that carry no NTP loss."""
     units = [*UNITS[:2], (Slot(UNITS[0][0].row, 0.0),)]

@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, refuse
-from sftmix.common.files import sha256_json
 from sftmix.common.plain import PlainFields, not_plain
 from sftmix.components.base import plain
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.layers import TABLE
-from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import from_plain
+from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import seeds_needed
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
-TABLES = ("table.md", "table.csv", "table.json", "cells.csv")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+_NAME = re.compile(r"(?!table\.|cells\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
 @dataclass(kw_only=True)
@@ -86,12 +83,12 @@ class Comparison:
     @cached_property
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that an unfinished table already compares the variants."""
-        return [self._cell(name, config, seed) for seed in self.options.seeds for name, config in self.variants.items()]
-
-    def _cell(self, variant: str, config: RunConfig, seed: int) -> Cell:
-        path = Path(self.out or "") / variant / f"seed-{seed}"
-        plain = {**self._shared(config), "seed": seed, "out": str(path)}
-        return Cell(variant, seed, path, plain)
+        cells = []
+        for seed in self.options.seeds:
+            for name, config in self.variants.items():
+                path = Path(self.out or "") / name / f"seed-{seed}"
+                cells.append(Cell(name, seed, path, {**self._shared(config), "seed": seed, "out": str(path)}))
+        return cells
 
     def _shared(self, config: RunConfig) -> dict[str, Any]:
         """Return a variant's plain configuration; parts that all seeds share do not depend on the run's seed."""
@@ -108,53 +105,35 @@ class Comparison:
 
     def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
-        own, found = self.variants[variant].plain(), dict[str, object]()
+        own, options = self.variants[variant].plain(), dict[str, object]()
         for other in self.variants.values():
-            found |= dict(_different(other.plain(), own, ""))
-        return {k: v for k, v in found.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in found}
-
-    def hash_of(self, cell: Cell) -> str:
-        """Return the identity of a cell's configuration, wherever its directory is."""
-        return sha256_json({k: v for k, v in cell.plain.items() if k != "out"})[:16]
+            options |= dict(differing(other.plain(), own))
+        return {k: v for k, v in options.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in options}
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
-        seed = self.variants[self.baseline].seed
-        return {"seed": seed, **asdict(self.options), "variants": own}
+        return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": own}
 
     def warnings(self) -> list[str]:
-        """Return notes on what the table will not show, whatever the figures, and on components that a run ignores."""
-        return [*self._too_few_seeds(), *self._unused()]
-
-    def _unused(self) -> Iterator[str]:
-        """Yield the components that variants were given, and do not use; those of all are used where one uses them."""
-        found = {name: config.unused() for name, config in self.variants.items()}
-        nobody = all(found.values())
-        for name, sentences in found.items():
-            own = {option.partition(".")[0] for option in self.options_of(name)}
-            if nobody or own & {"reference", "confidence", "splitter"}:
-                yield from (f"note: variant {name}: {sentence}" for sentence in sentences)
-
-    def _too_few_seeds(self) -> Iterator[str]:
+        """Return a note if the table will have too few seeds to call a contrast significant, whatever the figures."""
         contrasts, seeds = len(self.contrasts), len(self.options.seeds)
-        needed = seeds_needed(contrasts) if contrasts else 0
-        if seeds < needed:
-            what = "contrast needs" if contrasts == 1 else "contrasts need"
-            yield (
-                f"note: {contrasts} {what} {needed} seeds before any can be called significant (sign-flip test, "
-                f"Holm), and there {'is' if seeds == 1 else 'are'} {seeds}: give more seeds, or plan fewer contrasts"
-            )
-
-    # ----------------------------------------------------------------------------------------- checks
+        if not contrasts or seeds >= seeds_needed(contrasts):
+            return []
+        return [
+            f"note: {seeds_needed(contrasts)} seeds are needed before one of {contrasts} contrasts can be called "
+            f"significant (sign-flip test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
+        ]
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        found = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
-        if not found:
-            for name, config in self.variants.items():
-                found += _problems_of(name, config)
-        refuse(found, "the table")
+        problems = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
+        for name, config in {} if problems else self.variants.items():
+            try:
+                validate(config, needs_out=False)
+            except ConfigError as error:
+                problems.append(f"variant {name}: {error}")
+        refuse(problems, "the table")
 
     def _problems(self, needs_out: bool) -> Iterator[str]:
         options, names = self.options, list(self.variants)
@@ -163,10 +142,11 @@ class Comparison:
         if not names:
             yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
         for name in names:
-            if name in (*TABLES, TABLE, "STATUS.json"):
-                yield f"variants: {name!r} is a file of the table's directory; choose another name"
-            elif not _NAME.fullmatch(name):
-                yield f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -"
+            if not _NAME.fullmatch(name):
+                yield (
+                    f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
+                    "name of a file of the table"
+                )
         if not options.seeds or len(set(options.seeds)) < len(options.seeds):
             yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"
         if names and self.baseline not in names:
@@ -178,26 +158,17 @@ class Comparison:
         if len(seeds) > 1:
             yield f"the variants have different seeds ({sorted(seeds)}): the seed of all decides what they share"
         for name, config in self.variants.items():
+            if config.with_baseline:
+                yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
             if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
-                yield (
-                    f"variant {name}: metric {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
-                )
+                yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
 
 
-def _problems_of(name: str, config: RunConfig) -> Iterator[str]:
-    if config.with_baseline:
-        yield f"variant {name}: with_baseline has no place in a table; add a variant with `objective: NTP` instead"
-    try:
-        validate(config, needs_out=False)
-    except ConfigError as error:
-        yield f"variant {name}: {error}"
-
-
-def _different(base: object, own: object, key: str) -> Iterator[tuple[str, object]]:
+def differing(base: object, own: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
     if isinstance(base, Mapping) and isinstance(own, Mapping) and base.get("class_path") == own.get("class_path"):
         for name in own:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
-            yield from _different(base.get(name), own[name], inner)
+            yield from differing(base.get(name), own[name], inner)
     elif base != own:
         yield key, own

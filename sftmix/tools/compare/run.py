@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
-from sftmix.common.files import read_json, write_json
+from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.layers import TABLE
 from sftmix.tools.compare.cells import DIVERGED, CellResult, has_diverged, is_over, refuse_unknown_metrics, result_of
 from sftmix.tools.compare.plan import Cell, Comparison
-from sftmix.tools.compare.table import build_table, write_tables
+from sftmix.tools.compare.table import build_table, write_table
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
-    from sftmix.pipeline.directory import RunDirectory
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
@@ -27,88 +27,69 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
     comparison.validate()
-    _check_cells(comparison)
+    cells, out = comparison.cells, Path(comparison.out or "")
+    _check(comparison, out)
+    from sftmix.common.progress import progress_bar
     from sftmix.common.world import start_world
     from sftmix.pipeline.directory import RunDirectory
 
-    assert comparison.out is not None
-    timeout = max(cell.config().training.timeout for cell in comparison.cells)
-    with start_world(timeout) as world, RunDirectory(comparison.out, world) as directory:
-        return _run(comparison, world, directory)
-
-
-def _run(comparison: Comparison, world: World, directory: RunDirectory) -> dict[str, Any]:
-    from sftmix.common.progress import progress_bar
-
-    cells, results, say_rows = comparison.cells, list[CellResult](), cache(print)  # equal rows are told once
-    begun = (directory.path / TABLE).exists()
-    world.on_main(lambda: None if begun else _write_configuration(comparison, directory))
-    with progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar:
+    results, say_rows = list[CellResult](), cache(print)  # equal rows are told once
+    timeout = max(cell.config().training.timeout for cell in cells)
+    with (
+        start_world(timeout) as world,
+        RunDirectory(out, world) as directory,
+        progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar,
+    ):
+        world.on_main(lambda: None if (out / TABLE).exists() else _write_plan(comparison, out))
         for done, cell in enumerate(cells):
             bar.show(cell.name)
-            new = world.share(_is_new(cell, directory) if world.is_main else None)
+            new = world.share(world.is_main and not is_over(cell.path))
             if new:
                 directory.starts_work()
             directory.tell(stage=cell.name, step=done, total_steps=len(cells))
-            results.append(_run_cell(cell, cells, world, say_rows))
+            with _named(cell):
+                results.append(result_of(cell, _summary_of(cell, cells, world, say_rows)))
             world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
-            if new and len(results) < len(cells):
-                world.on_main(lambda: _write(comparison, directory, build_table(comparison, results), results))
+            if new or len(results) == len(cells):
+                table = world.on_main(lambda: _write(comparison, out, results))
             bar.update()
-    directory.tell(stage="table", step=len(cells))
-    table = world.on_main(lambda: build_table(comparison, results))
-    world.on_main(lambda: _write(comparison, directory, table or {}, results))
-    return world.share(table)
+        directory.tell(stage="table", step=len(cells))
+        return world.share(table)
 
 
-def _is_new(cell: Cell, directory: RunDirectory) -> bool:
-    """Return True if the cell has not run yet, or if no table was written yet."""
-    return not (is_over(cell.path) and (directory.path / "table.json").exists())
-
-
-def _write(
-    comparison: Comparison, directory: RunDirectory, table: dict[str, Any], results: Sequence[CellResult]
-) -> None:
+def _write(comparison: Comparison, out: Path, results: list[CellResult]) -> dict[str, Any]:
     """Write the table's files, and compare.yaml beside them: it describes what was run, never what was refused."""
-    _write_configuration(comparison, directory)
-    write_tables(directory.path, table, results)
+    table = build_table(comparison, results)
+    _write_plan(comparison, out)
+    write_table(out, table)
+    return table
 
 
-def _write_configuration(comparison: Comparison, directory: RunDirectory) -> None:
+def _write_plan(comparison: Comparison, out: Path) -> None:
     import yaml
 
-    from sftmix.common.files import write_text
-
-    text = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
-    write_text(directory.path / TABLE, text)
-
-
-def _run_cell(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> CellResult:
-    if world.is_main:
-        print(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
-    if world.share(world.is_main and has_diverged(cell.path)):
-        if world.is_main:
-            print(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
-        return result_of(cell, {})
-    return result_of(cell, _summary_of(cell, cells, world, say_rows))
+    write_text(out / TABLE, yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True))
 
 
 def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
     """Run a cell and return its summary, an empty one if its training diverged: that is a result, too."""
     from sftmix.pipeline.recipe import run
 
+    tell = print if world.is_main else lambda *_, **options: None
+    tell(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
+    if world.share(world.is_main and has_diverged(cell.path)):
+        tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
+        return {}
     try:
-        with _named(cell):
-            return run(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
+        return run(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
         message = str(error)
         if not world.share(world.on_main(lambda: _note_divergence(cell, message))):
             raise
-        if world.is_main:
-            print(f"diverged; the table goes on. {message}", flush=True)
+        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {message}", flush=True)
         return {}
 
 
@@ -133,24 +114,15 @@ def _named(cell: Cell) -> Iterator[None]:
         raise
 
 
-def _check_cells(comparison: Comparison) -> None:
+def _check(comparison: Comparison, out: Path) -> None:
     """Refuse, before torch is imported and a run is read back, what is certain of any run without a model."""
     from sftmix.pipeline.start import check_run, holding
 
-    cells = comparison.cells
-    _refuse_foreign(comparison)
-    with holding(comparison.out or ""):
-        for cell in cells:
-            with _named(cell):
-                check_run(cell.config(), "train", pool=[other.path for other in cells])
-
-
-def _refuse_foreign(comparison: Comparison) -> None:
-    """Raise ConfigError if the directory holds something that no table wrote."""
-    from pathlib import Path
-
-    out = Path(comparison.out or "")
     if out.is_dir() and not (out / TABLE).exists():
         foreign = sorted(p.name for p in out.iterdir() if p.name not in (".lock", "STATUS.json"))
         if foreign:
             raise ConfigError(f"{out} holds {foreign[0]}, which no table wrote; choose another --out")
+    with holding(out):
+        for cell in comparison.cells:
+            with _named(cell):
+                check_run(cell.config(), "train", pool=[other.path for other in comparison.cells])

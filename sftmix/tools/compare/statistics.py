@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from sftmix.common.rng import generator
 from sftmix.types import Float64
@@ -32,7 +32,7 @@ EXACT_UP_TO = 20
 SAMPLES = 200_000
 
 _CHUNK = 1 << 20
-"""Numbers in memory at once in the loops over assignments and simulations."""
+"""Means of subsets in memory at once in a simulation."""
 _SUBSETS = 1 << 14
 """Largest number of subsets in a simulation: all subsets up to 14 seeds, a sample above."""
 _SIMULATED = 1 << 27
@@ -62,29 +62,23 @@ def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples:
     differences; above, it comes from `samples` assignments drawn with `seed` (the observed one counted among them).
     """
     d = np.asarray(differences, dtype=np.float64)
-    n, observed = len(d), abs(float(np.sum(differences)))
-    bound = observed - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
-    exact = n <= EXACT_UP_TO
-    total, found, rng = (2**n if exact else samples), 0, generator(seed, "sign flip")
-    rows = max(1, _CHUNK // max(n, 1))
-    for start in range(0, total, rows):
-        size = min(rows, total - start)
-        if exact:
-            bits = (np.arange(start, start + size, dtype=np.int64)[:, None] >> np.arange(n)) & 1
-        else:
-            bits = rng.integers(0, 2, size=(size, n))
-        found += int((np.abs((1 - 2 * bits) @ d) >= bound).sum())
-    return found / total if exact else (found + 1) / (total + 1)
+    bound = abs(float(np.sum(d))) - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
+    if len(d) > EXACT_UP_TO:
+        sums = (1 - 2 * generator(seed, "sign flip").integers(0, 2, size=(samples, len(d)))) @ d
+        return (int((np.abs(sums) >= bound).sum()) + 1) / (samples + 1)
+    sums = np.zeros(1)
+    for difference in d:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float((np.abs(sums) >= bound).mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(steps, 1.0)
-    return [float(v) for v in adjusted]
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted.tolist()
 
 
 def smallest_effect(sd: float, n: int, *, contrasts: int = 1) -> float | None:
@@ -113,21 +107,17 @@ def _effect_in_sds(n: int, threshold: float) -> float:
     """
     rng, size = generator(0, "smallest effect", n), min(2**n, _SUBSETS)
     needed = max(1, math.floor(threshold / 2 * size))
-    runs, at_once, found = min(20_000, _SIMULATED // size), max(1, _CHUNK // size), list[Float64]()
-    all_of_them = _averaging((np.arange(1, size)[:, None] >> np.arange(n)) & 1) if size == 2**n else None
+    runs, at_once, effects = min(20_000, _SIMULATED // size), max(1, _CHUNK // size), list[Float64]()
     for start in range(0, runs, at_once):
         z = rng.standard_normal((min(at_once, runs - start), n), dtype=np.float32)
-        drawn = _averaging(rng.integers(0, 2, size=(size, n), dtype=np.int8)) if all_of_them is None else all_of_them
-        means = z @ drawn  # the noise is symmetric: no minus sign
+        if size < 2**n:
+            members = rng.integers(0, 2, size=(size, n), dtype=np.int8).astype(np.float32)
+        elif not start:
+            members = ((np.arange(1, size)[:, None] >> np.arange(n)) & 1).astype(np.float32)
+        means = z @ (members / np.maximum(members.sum(axis=1, keepdims=True), 1)).T  # symmetric noise: no minus sign
         means.partition(-needed, axis=1)
-        found.append(means[:, -needed].astype(np.float64))
-    return float(np.quantile(np.concatenate(found), POWER))
-
-
-def _averaging(members: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Return f32[n, size], which turns n values into means of subsets; members holds 1 for a value in a subset."""
-    weights = members.astype(np.float32)
-    return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)).T
+        effects.append(means[:, -needed].astype(np.float64))
+    return float(np.quantile(np.concatenate(effects), POWER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +146,7 @@ def interval_seeds(differences: Sequence[float] | Float64) -> tuple[float, float
     The interval is exact for normal differences with any number of seeds from 2.
     """
     d = np.asarray(differences, dtype=np.float64)
-    if len(d) < 2:
-        return None
-    return _around(float(d.mean()), _reach(float(d.var(ddof=1)) / len(d), len(d)))
+    return _around(float(d.mean()), _reach(d)) if len(d) > 1 else None
 
 
 def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | None:
@@ -169,27 +157,26 @@ def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | No
     the examples' means also holds the spread of single cells; the seeds' spread holds it already, so it is subtracted.
     With one seed only the examples vary, and with one example only the seeds.
     """
-    if theirs.numerator.shape != ours.numerator.shape:
-        raise ValueError(f"shapes differ: {ours.numerator.shape} and {theirs.numerator.shape}")
     d = ours.values() - theirs.values()
     n_seeds, n_examples = d.shape
     by_seed, by_example, mean = d.mean(axis=1), d.mean(axis=0), float(d.mean())
     squared = 0.0
     if n_seeds > 1:
-        squared += _reach(float(by_seed.var(ddof=1)) / n_seeds, n_seeds)
+        squared += _reach(by_seed)
     if n_examples > 1:
-        cells = d - by_seed[:, None] - by_example + mean
         free = (n_seeds - 1) * (n_examples - 1)
-        of_cells = float((cells**2).sum()) / free / n_seeds if free else 0.0
-        squared += _reach(max(0.0, float(by_example.var(ddof=1)) - of_cells) / n_examples, n_examples)
+        of_cells = float(((d - by_seed[:, None] - by_example + mean) ** 2).sum()) / free / n_seeds if free else 0.0
+        squared += _reach(by_example, known=of_cells)
     return _around(mean, squared) if d.size > 1 else None
 
 
-def _reach(variance: float, n: int) -> float:
-    """Return the squared half-width of Student's interval of a mean of n values, given the variance of that mean."""
-    from scipy.special import stdtrit
+def _reach(values: Float64, *, known: float = 0.0) -> float:
+    """Return the squared half-width of Student's interval of the mean of some values.
 
-    return float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * variance
+    known  the part of their variance that is counted elsewhere
+    """
+    variance, n = max(0.0, float(values.var(ddof=1)) - known), len(values)
+    return float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * (variance / n)
 
 
 def _around(mean: float, squared: float) -> tuple[float, float]:

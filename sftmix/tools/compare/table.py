@@ -1,158 +1,149 @@
-"""The table of finished cells: a plain value that JSON, CSV and Markdown show."""
+"""The table of finished cells: a plain value that table.json holds, and that the other files show."""
 
 from __future__ import annotations
 
-import csv
-import io
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import sftmix
 from sftmix.common.files import write_json, write_text
 from sftmix.tools.compare.cells import CellResult
-from sftmix.tools.compare.contrasts import contrast_of, differences_of, verdict_of
-from sftmix.tools.compare.plan import Comparison
-from sftmix.tools.compare.statistics import holm, mean_sd, seeds_needed
-
-SHOWN = (
-    *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
-    *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "confounds"),
-    "stages.train.wall_seconds",
+from sftmix.tools.compare.markdown import markdown
+from sftmix.tools.compare.plan import Comparison, differing
+from sftmix.tools.compare.statistics import (
+    ALPHA,
+    MIN_SEEDS,
+    Counts,
+    holm,
+    interval_seeds,
+    interval_two_level,
+    mean_sd,
+    seeds_needed,
+    sign_flip,
+    smallest_effect,
+    smallest_p,
 )
-"""Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""
 
-RELATIVE = ("confidence_std.after", "confidence_std.log_after")
-"""Metrics whose ratio to the baseline's is shown: the paper reports that SFTMix narrows confidence by 7%."""
-
-_VERSIONS = ("torch", "transformers", "numpy", "scipy")
-
-
-# -------------------------------------------------------------------------------------------- the table
+RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
+"""Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 
 
 def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[str, Any]:
     """Return the table of the finished cells; `complete` is True if these are all."""
+    from sftmix.measure.summary import git_revision
+
     complete = len(results) == len(comparison.cells)
     by_variant = {name: [r for r in results if r.cell.variant == name] for name in comparison.variants}
-    names = list(dict.fromkeys(name for r in results for name in r.metrics))
-    contrasts = [contrast_of(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
+    contrasts = [_contrast(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
     # Count all planned contrasts: one that could not be measured makes the others no more significant.
     adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
     for contrast, p_holm in zip(contrasts, adjusted, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = verdict_of(contrast, complete)
+        contrast["verdict"] = _verdict(contrast, complete)
     return {
         "complete": complete,
         "runs_done": len(results),
         "runs": len(comparison.cells),
         "metric": comparison.options.metric,
-        "shown": _shown_metrics(comparison.options.metrics, names, comparison.options.metric),
         "baseline": comparison.baseline,
         "seeds_needed": seeds_needed(max(len(contrasts), 1)),
-        "variants": {n: _variant(comparison, n, by_variant[n], by_variant[comparison.baseline]) for n in by_variant},
+        "variants": {name: _variant(comparison, name, by_variant[name]) for name in by_variant},
         "contrasts": contrasts,
         "options": asdict(comparison.options),
         "seed": comparison.variants[comparison.baseline].seed,
-        "versions": _versions(),
+        "versions": {"sftmix": sftmix.__version__, "git_revision": git_revision()},
         "trained_by": sorted({r.revision for r in results} - {""}),
     }
 
 
-def _variant(
-    comparison: Comparison, name: str, own: Sequence[CellResult], base: Sequence[CellResult]
-) -> dict[str, Any]:
+def write_table(directory: Path, table: Mapping[str, Any]) -> None:
+    """Write table.json, table.md, and cells.csv with a row for each run."""
+    write_json(directory / "table.json", table)
+    write_text(directory / "table.md", markdown(table))
+    rows = []
+    for name, variant in table["variants"].items():
+        rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
+    import pandas as pd
+
+    write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
+def _variant(comparison: Comparison, name: str, results: Sequence[CellResult]) -> dict[str, Any]:
     figures = {}
-    for metric in dict.fromkeys(metric for result in own for metric in result.metrics):
-        values = [r.metrics[metric] for r in own if metric in r.metrics]
+    for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
+        values = [r.metrics[metric] for r in results if metric in r.metrics]
         mean, sd = mean_sd(values)
         figures[metric] = {"seeds": len(values), "mean": mean, "sd": sd}
-        differences = differences_of(own, base, metric)
-        if differences and name != comparison.baseline:
-            off, spread = mean_sd(list(differences.values()))
-            figures[metric] |= {"difference": off, "difference_sd": spread}
-            # The mean of each seed's ratio, like the difference paired by seed.
-            if metric in RELATIVE and (ratios := _relative(own, base, metric)):
-                figures[metric]["relative"] = mean_sd(ratios)[0]
-    runs = [
-        {
-            "seed": r.cell.seed,
-            "run": r.cell.name,
-            "configuration": comparison.hash_of(r.cell),
-            "adopted": dict(r.adopted),
-            "metrics": dict(r.metrics),
-        }
-        for r in own
-    ]
+    runs = [{"seed": r.cell.seed, "run": r.cell.name, "metrics": dict(r.metrics)} for r in results]
+    no_value = [r.cell.seed for r in results if comparison.options.metric not in r.metrics]
+    return {"options": comparison.options_of(name), "metrics": figures, "no_value": no_value, "runs": runs}
+
+
+def _contrast(
+    comparison: Comparison, by_variant: Mapping[str, list[CellResult]], pair: tuple[str, str], complete: bool
+) -> dict[str, Any]:
+    """Return the figures of a contrast from the runs so far. Interval and detectable effect wait for the last run."""
+    metric = comparison.options.metric
+    ours, theirs = ({r.cell.seed: r for r in by_variant[name]} for name in pair)
+    both = [(r, theirs[seed]) for seed, r in ours.items() if seed in theirs]
+    inputs = [pair for a, b in both for pair in ((a.inputs, b.inputs), (b.inputs, a.inputs))]
+    keys = {key for pair in inputs for key, _ in differing(*pair)}
+    measured = [(a, b) for a, b in both if metric in a.metrics and metric in b.metrics]
+    values, n = [a.metrics[metric] - b.metrics[metric] for a, b in measured], len(measured)
+    mean, sd = mean_sd(values) if values else (None, None)
+    interval, over, effect = None, None, None
+    if values and complete:
+        if counts := _counts(measured, metric):
+            interval, over = interval_two_level(*counts), "seeds and examples" if n > 1 else "examples"
+        elif n > 1:
+            interval, over = interval_seeds(values), "seeds"
+        if sd is not None:
+            effect = smallest_effect(sd, n, contrasts=len(comparison.contrasts))
     return {
-        "options": comparison.options_of(name),
-        "metrics": figures,
-        "no_value": [r.cell.seed for r in own if comparison.options.metric not in r.metrics],
-        "same_at_all_seeds": {key: all(r.same[key] == own[0].same[key] for r in own) for key in _SAME if own},
-        "runs": runs,
+        "ours": pair[0],
+        "theirs": pair[1],
+        "seeds": [a.cell.seed for a, _ in measured],
+        "inputs_that_differ": sorted(keys),
+        "differences": values,
+        "mean": mean,
+        "sd": sd,
+        "p": None if sd is None else sign_flip(values),
+        "smallest_p": smallest_p(n) if values else None,
+        "interval": interval,
+        "interval_over": over,
+        "smallest_effect": effect,
     }
 
 
-_SAME = ("data", "eval", "reference")
+def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
+    """Return the result in words: only at the end, only with enough seeds, and only by p after Holm."""
+    n = len(contrast["seeds"])
+    if not n:
+        return "not measured" if complete else "nothing to compare yet"
+    if n < MIN_SEEDS:
+        return f"not tested: {n} of at least {MIN_SEEDS} seeds"
+    if not complete:
+        return "wait for the end"  # testing a part of the seeds would be one of many looks
+    return "different" if contrast["p_holm"] <= ALPHA else "no difference shown"
 
 
-def _relative(ours: Sequence[CellResult], base: Sequence[CellResult], metric: str) -> list[float]:
-    """Return ours / theirs - 1 of each seed at which theirs is positive."""
-    theirs = {r.cell.seed: r.metrics[metric] for r in base if r.metrics.get(metric, 0) > 0}
-    both = [(r.metrics[metric], theirs[r.cell.seed]) for r in ours if metric in r.metrics and r.cell.seed in theirs]
-    return [own / other - 1 for own, other in both]
+def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> list[Counts] | None:
+    """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows."""
+    sides, ids = [], None
+    for side in zip(*measured, strict=True):
+        paths = [r.cell.path / "train" / "eval.parquet" for r in side]
+        if metric not in RATIOS or not all(path.exists() for path in paths):
+            return None
+        import pandas as pd
 
-
-def _shown_metrics(chosen: list[str] | None, there: Sequence[str], metric: str) -> list[str]:
-    """Return the table's metric, then the chosen ones; a group stands for its members, an unknown name for itself."""
-    found = [metric]
-    for name in SHOWN if chosen is None else chosen:
-        members = [m for m in there if m == name or m.startswith(f"{name}.")]
-        found += members or ([] if chosen is None else [name])
-    return list(dict.fromkeys(found))
-
-
-def _versions() -> dict[str, str | None]:
-    from sftmix.measure.summary import git_revision
-
-    found = {"sftmix": sftmix.__version__, "git_revision": git_revision(), "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in _VERSIONS}
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def write_tables(directory: Path, table: Mapping[str, Any], results: Sequence[CellResult]) -> None:
-    """Write table.json, table.csv, cells.csv and table.md, each in one step."""
-    from sftmix.tools.compare.markdown import markdown
-
-    write_json(directory / "table.json", table)
-    write_text(directory / "table.csv", _csv(_metric_rows(table)))
-    write_text(directory / "cells.csv", _csv(_cell_rows(table, results)))
-    write_text(directory / "table.md", markdown(table))
-
-
-def _metric_rows(table: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    columns = ("seeds", "mean", "sd", "difference", "difference_sd", "relative")
-    yield ("variant", "metric", *columns)
-    for name, variant in table["variants"].items():
-        for metric, figures in variant["metrics"].items():
-            yield (name, metric, *(figures.get(column) for column in columns))
-
-
-def _cell_rows(table: Mapping[str, Any], results: Sequence[CellResult]) -> Iterator[Sequence[Any]]:
-    metrics = list(dict.fromkeys(name for r in results for name in r.metrics))
-    yield ("variant", "seed", "run", "configuration", *metrics)
-    for name, variant in table["variants"].items():
-        for run in variant["runs"]:
-            figures = (run["metrics"].get(metric) for metric in metrics)
-            yield (name, run["seed"], run["run"], run["configuration"], *figures)
-
-
-def _csv(rows: Iterator[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)  # None is an empty cell
-    return text.getvalue()
+        frames = [pd.read_parquet(path).set_index("id").sort_index() for path in paths]
+        ids = frames[0].index if ids is None else ids
+        if not all(RATIOS[metric] in frame and frame.index.equals(ids) for frame in frames):
+            return None
+        columns = [np.array([f[name] for f in frames], dtype=np.float64) for name in (RATIOS[metric], "n_tokens")]
+        sides.append(Counts(*columns))
+    return sides

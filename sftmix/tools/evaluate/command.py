@@ -1,14 +1,25 @@
-"""`evaluate`: benchmarks on the models of a run, in one table."""
+"""`evaluate`: benchmarks on the models of a run, each task measured once, in one table."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import sha256_file, sha256_json, write_json
+from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
+
+if TYPE_CHECKING:
+    from sftmix.pipeline.finished import FinishedModel
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.
@@ -24,6 +35,8 @@ medqa_5options, pubmedqa and medmcqa, as Labrak et al. 2024 ask them. Their rows
   sftmix evaluate ori_pqal.json --convert pubmedqa --test test_ground_truth.json --to benchmarks
 
 It needs lm-eval: pip install 'sftmix[eval]'."""
+
+OWN = Path(__file__).parent / "tasks"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,81 +55,66 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     chat = "ask in the chat template of the training, few-shot examples as turns"
     parser.add_argument("--apply_chat_template", action="store_true", help=chat)
     parser.add_argument("--data_dir", metavar="DIR", help="rows of this package's tasks")
-    parser.add_argument("--include_path", metavar="DIR", help="task files of your own, as lm-eval reads them")
-    parser.add_argument("--convert", metavar="TASK", help="make the rows of a task of this package from a raw file")
-    parser.add_argument("--shots", metavar="FILE", help="with --convert: raw file of solved questions for the prompts")
-    parser.add_argument("--test", metavar="FILE", help="with --convert: JSON file with the ids that are measured")
+    include = "task files of your own, as lm-eval reads them"
+    parser.add_argument("--include_path", type=Path, metavar="DIR", help=include)
+    make = "make the rows of a task of this package from a raw file"
+    parser.add_argument("--convert", choices=BENCHMARKS, metavar="TASK", help=make)
+    solved = parser.add_mutually_exclusive_group()
+    shots = "with --convert: raw file of solved questions for the prompts"
+    solved.add_argument("--shots", metavar="FILE", help=shots)
+    test = "with --convert: JSON file with the ids that are measured"
+    solved.add_argument("--test", metavar="FILE", help=test)
 
 
 def main(argv: Sequence[str]) -> None:
     """Convert rows, or measure and print the table."""
     given = read_words("evaluate", ABOUT, add_options, argv)
     if given.convert is not None:
-        _convert(given)
+        kept = ("place", "to", "convert", "shots", "test")
+        refuse_others("--convert", given, add_options, kept=kept, reason="rows are only made")
+        if given.to is None:
+            raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
+        print(convert(given.convert, given.place, Path(given.to), shots=given.shots, test=given.test))
         return
-    for option in ("shots", "test"):
-        if getattr(given, option) is not None:
-            raise ConfigError(f"--{option} is {getattr(given, option)}, but it belongs to --convert TASK")
+    if given.shots or given.test:
+        raise ConfigError("--shots and --test belong to --convert TASK")
     if given.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
-    for option in ("limit", "batch_size"):
+    for option, least in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
         value = getattr(given, option)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{option} is {value}; allowed: 1 and above")
-    if given.num_fewshot is not None and given.num_fewshot < 0:
-        raise ConfigError(f"--num_fewshot is {given.num_fewshot}; allowed: 0 and above")
+        if value is not None and value < least:
+            raise ConfigError(f"--{option} is {value}; allowed: {least} and above")
     measure(given)
 
 
-def _convert(given: argparse.Namespace) -> None:
-    from sftmix.tools.evaluate.convert import convert
-
-    kept = ("place", "to", "convert", "shots", "test")
-    refuse_others("--convert", given, add_options, kept=kept, reason="rows are only made")
-    if given.to is None:
-        raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
-    shots, test = (None if file is None else Path(file) for file in (given.shots, given.test))
-    print("\n".join(convert(given.convert, Path(given.place), Path(given.to), shots=shots, test=test)))
-
-
 def measure(given: argparse.Namespace) -> None:
-    """Measure the models of a place and print the table of all results there."""
+    """Measure the models of a place on what they were not measured on, and print the table of all results there."""
     from importlib.util import find_spec
 
     from sftmix.pipeline.finished import finished_models, is_run
-    from sftmix.tools.evaluate.chosen import chosen_tasks
-    from sftmix.tools.evaluate.entries import FOLDER
+    from sftmix.tools.evaluate.table import FOLDER, read_entries, write_tables
 
-    run = is_run(given.place)
-    names = _words(given.models) if given.models else _default_models(Path(given.place)) if run else ["target"]
-    models = finished_models(given.place, names)
-    if not run and given.to is None:
+    source = Path(given.place).expanduser()
+    has_baseline = (source / "baseline" / "figures.json").exists()
+    usual = ["base", *(["baseline"] if has_baseline else []), "target"] if is_run(source) else ["target"]
+    models = finished_models(given.place, _words(given.models) if given.models else usual)
+    if given.to is None and not is_run(source):
         raise ConfigError(f"{given.place} is a model; name the directory of the results with --to DIR")
-    data_dir, include = (None if path is None else Path(path) for path in (given.data_dir, given.include_path))
-    tasks = _words(given.tasks)
-    chosen_tasks(tasks, data_dir, include)
+    place = source / FOLDER if given.to is None else Path(given.to)
+    run = os.path.relpath(source.resolve(), place.resolve()) if is_run(source) else None
+    if run and {entry["run"] for entry in read_entries(place)} - {None, run}:  # target would be of two trainings
+        raise ConfigError(f"{place} has results of another run; name another directory with --to DIR")
+    tasks = chosen_tasks(dict.fromkeys(_words(given.tasks)), given.data_dir, given.include_path)
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
-    say(f"evaluate: {', '.join(tasks)} on {', '.join(model.name for model in models)}")
-    from sftmix.tools.evaluate.run import EvaluateOptions, evaluate
-    from sftmix.tools.evaluate.table import plain
-
-    options = EvaluateOptions(
-        num_fewshot=given.num_fewshot,
-        limit=given.limit,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        chat_template=given.apply_chat_template,
-        dtype=given.dtype,
-        data_dir=data_dir,
-        include=include,
-    )
-    place = Path(given.to) if given.to is not None else Path(given.place).expanduser() / FOLDER
-    print(plain(evaluate(models, tasks, place, options, say)))
-    if run and given.to is None:
+    say(f"evaluate: {given.tasks} on {', '.join(model.name for model in models)}")
+    known = manager(tasks, given.include_path)
+    identities = {model.name: _measure(model, run, tasks, known, place, given) for model in models}
+    print(write_tables(place, identities))
+    if given.to is None:
         from sftmix.tools.sharing.command import write_run_cards
 
-        write_run_cards(Path(given.place).expanduser())
+        write_run_cards(source)
     say(f"all results: {place}, table.md and table.json among them")
 
 
@@ -124,5 +122,133 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _default_models(run: Path) -> list[str]:
-    return ["base", *(["baseline"] if (run.expanduser() / "baseline" / "figures.json").exists() else []), "target"]
+@dataclass(frozen=True)
+class Task:
+    """A task to measure.
+
+    spec   what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
+    files  what else the result depends on: task files, and rows
+    """
+
+    name: str
+    spec: str | dict[str, Any]
+    files: Sequence[Path]
+
+
+def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Path | None) -> list[Task]:
+    """Find tasks by name; raise ConfigError for rows that are not there.
+
+    data_dir  the directory with the converted rows of this room's tasks
+    include   directory of a user's task files, and of rows and code that they may read
+    Names that are neither are those of lm-eval, which `manager` checks.
+    """
+    files = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    return [_own_task(name, data_dir) if name in BENCHMARKS else Task(name, name, sorted(files)) for name in names]
+
+
+def _own_task(name: str, data_dir: str | Path | None) -> Task:
+    """Return a task of this room, on rows in data_dir."""
+    import yaml
+
+    rows, shots = files_of(name, Path(data_dir or ""))
+    if data_dir is None or not (rows.exists() and shots.exists()):
+        raise ConfigError(
+            f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
+            f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
+        )
+    files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
+    spec: dict[str, Any] = {}
+    for file in files:
+        spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
+    del spec["include"]
+    spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
+    return Task(name, spec, [*files, rows, shots])
+
+
+def manager(tasks: Sequence[Task], include: Path | None) -> Any:
+    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
+
+    Its own task files, thousands, are read only where one of the names may be among them.
+    """
+    from lm_eval.tasks import TaskManager
+
+    names = {task.name for task in tasks if isinstance(task.spec, str)}
+    include_path = None if include is None else str(include)
+    known = TaskManager(include_path=include_path, include_defaults=False)
+    if names - set(known.all_tasks):
+        known = TaskManager(include_path=include_path)
+    if unknown := sorted(names - set(known.all_tasks)):
+        raise ConfigError(
+            f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
+            "(`lm_eval ls tasks` lists them) and the files of --include_path"
+        )
+    return known
+
+
+def _measure(
+    model: FinishedModel, run: str | None, tasks: Sequence[Task], known: Any, place: Path, given: argparse.Namespace
+) -> str:
+    """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
+
+    known  lm-eval's TaskManager
+    Returns the identity of the model. Raises DataError for rows that cannot be fetched.
+    """
+    from sftmix.model.load import fingerprint
+    from sftmix.model.paths import named
+    from sftmix.pipeline.loaded import encoder_of, load_finished
+    from sftmix.tools.evaluate.table import entry_file
+
+    with named(model.option):
+        identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
+    about: dict[str, Any] = {"model": model.name, "path": model.path, "identity": identity, "run": run}
+    missing = []
+    for task in tasks:
+        usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
+        settings = {
+            "num_fewshot": usual if given.num_fewshot is None else given.num_fewshot,
+            "limit": given.limit,
+            "seed": given.seed,
+            "chat_template": given.apply_chat_template,
+            "dtype": given.dtype,
+            "files": [sha256_file(file) for file in task.files],
+            "lm_eval": version("lm_eval"),
+        }
+        file = entry_file(place, task.name, model.name, identity, settings)
+        if file.exists():
+            say(f"{task.name}, {model.name}: there already")
+        else:
+            missing.append((task, file, {"task": task.name, **about, "settings": settings}))
+    if not missing:
+        return identity
+    try:  # rows that are not there are told before a model is loaded
+        known.load([task.spec for task, _, _ in missing])
+    except OSError as error:  # as all are that tell of the network, the hub or a missing file
+        raise DataError(
+            f"--tasks: lm-eval cannot load {', '.join(task.name for task, _, _ in missing)} or its rows "
+            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
+            "--include_path or --data_dir names"
+        ) from error
+    import torch
+    from lm_eval import simple_evaluate
+
+    from sftmix.tools.evaluate.harness import Harness, scores_of
+
+    dtype = None if given.dtype == "auto" else getattr(torch, given.dtype)
+    loaded = load_finished(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    harness = Harness(loaded, given.batch_size, chat=given.apply_chat_template)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
+    for task, file, entry in missing:
+        harness.cut = 0
+        found = simple_evaluate(
+            model=harness,
+            tasks=[task.spec],
+            task_manager=known,
+            num_fewshot=given.num_fewshot,
+            limit=given.limit,
+            apply_chat_template=given.apply_chat_template,
+            **seeds,
+        )
+        entry |= {"scores": scores_of(task.name, found), "cut": harness.cut, "finished": time.time()}
+        write_json(file, entry | {"all": json.loads(json.dumps(found["results"], default=str))})
+        say(f"{task.name}, {model.name}: done")
+    return identity

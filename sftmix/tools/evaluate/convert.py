@@ -7,63 +7,50 @@ stand before them. No question is in both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import write_text
-from sftmix.tools.evaluate.raw import Raw, json_of, raw_rows
 
+BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
+"""The benchmarks of Table 2 of the paper, by the names of their task files -> options of each question."""
 LETTERS = "ABCDE"
 SHOTS = 20
 """Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
 
 Row = dict[str, Any]
+File = str | Path
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A raw format. options: how many each question has; read: raw rows -> rows, in their order."""
+def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: File | None = None) -> str:
+    """Write `to/NAME.jsonl` and `to/NAME.shots.jsonl`; return a sentence about them.
 
-    options: int
-    read: Callable[[Sequence[Raw]], list[Row]]
-
-
-def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: Path | None = None) -> list[str]:
-    """Write `to/NAME.jsonl` and `to/NAME.shots.jsonl`; return sentences about them.
-
+    name   one of BENCHMARKS
     shots  raw file of solved questions, as the training split; those that are measured, too, are left out
     test   JSON file whose keys or entries are the ids of the measured questions; the others are the shots
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
-    are measured once. Raises ConfigError for an unknown name, DataError for rows that are not of this format.
+    are measured once. Raises DataError for rows that are not of this format.
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(f"--convert is {name}; allowed: {', '.join(BENCHMARKS)}")
-    if shots is not None and test is not None:
-        raise ConfigError("--shots and --test exclude each other: each says which questions are solved examples")
     rows = _rows(name, raw)
-    unique = list({_key(row): row for row in rows}.values())
+    unique = {_key(row): row for row in rows}
     if shots is not None:
         measured, solved = unique, _rows(name, shots)
-    elif test is not None:
-        named = _named_by(rows, test)
-        measured, solved = [r for r in unique if _key(r) in named], [r for r in unique if _key(r) not in named]
     else:
-        first = set(sorted(map(_key, unique))[:SHOTS])
-        measured, solved = [r for r in unique if _key(r) not in first], [r for r in unique if _key(r) in first]
-    seen = {_key(row) for row in measured}
-    kept = [row for row in solved if _key(row) not in seen]
+        apart = set(sorted(unique)[:SHOTS]) if test is None else unique.keys() - _keys_of_ids(rows, test)
+        measured = {key: row for key, row in unique.items() if key not in apart}
+        solved = [row for key, row in unique.items() if key in apart]
+    kept = [row for row in solved if _key(row) not in measured]
     if not measured or not kept:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(kept)} for the shots")
-    for path, found in zip(files_of(name, to), (measured, kept), strict=True):
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    told = [f"{len(measured):,} questions and {len(kept):,} solved examples of {name} in {to}"]
-    told += [f"{len(rows) - len(unique):,} questions were there twice"] if len(rows) > len(unique) else []
-    return told + ([f"{len(solved) - len(kept):,} solved ones are measured, too: left out"] if kept != solved else [])
+    for path, part in zip(files_of(name, to), (measured.values(), kept), strict=True):
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+    repeated = len(rows) - len(unique) + len(solved) - len(kept)
+    return f"{len(measured):,} questions and {len(kept):,} solved examples of {name} in {to}; {repeated:,} repeated"
 
 
 def files_of(name: str, directory: Path) -> tuple[Path, Path]:
@@ -77,90 +64,78 @@ def _key(row: Row) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
-def _named_by(rows: list[Row], test: Path) -> set[str]:
-    """Return the keys of the questions whose ids a file has; DataError names ids that no row has."""
-    found = json_of(test)
-    if not isinstance(found, dict | list):
-        raise DataError(
-            f"{test}: it is {str(found)[:40]!r}; a JSON list of ids, or an object with ids as keys, is needed"
-        )
-    ids = set(map(str, found))
-    unknown = sorted(ids - {row["id"] for row in rows})
-    if unknown:
+def _keys_of_ids(rows: Sequence[Row], test: File) -> set[str]:
+    """Return the keys of the questions whose ids a file has; DataError for ids that no row has."""
+    ids = set(map(str, _json_of(test)))
+    if unknown := sorted(ids - {row["id"] for row in rows}):
         raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
     return {_key(row) for row in rows if row["id"] in ids}
 
 
-# ------------------------------------------------------------------------------------------- raw files
-
-
-def _rows(name: str, path: Path) -> list[Row]:
-    """Read a raw file and check each row."""
-    benchmark = BENCHMARKS[name]
-    raw = list(raw_rows(path))
-    try:
-        rows = benchmark.read(raw)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path}: its rows are not those of {name}: {error!r} is missing or no such value") from error
-    for (place, _), row in zip(raw, rows, strict=True):
-        if len(row["options"]) != benchmark.options or not 0 <= row["answer"] < benchmark.options:
-            raise DataError(
-                f"{place}: {len(row['options'])} options with answer {row['answer']}; {name} has {benchmark.options}"
-            )
-        if not all(isinstance(text, str) and text.strip() for text in (row["question"], *row["options"])):
-            raise DataError(f"{place}: the question or an option is empty")
+def _rows(name: str, path: File) -> list[Row]:
+    """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row."""
+    raw = _json_of(path)
+    pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
+    first = _first_option([row for _, row in pairs], path)
+    rows, n = [], BENCHMARKS[name]
+    for key, one in pairs:
+        try:
+            row = _row(name, key, one, first)
+            texts = [text.strip() for text in (row["question"], *row["options"])]
+            right = all(texts) and len(row["options"]) == n and 0 <= row["answer"] < n
+        except (KeyError, TypeError, AttributeError, ValueError):
+            right = False
+        if not right:
+            what = f"it needs a question and {n} options, none of them empty, and one of them as the answer"
+            raise DataError(f"{path}: row {key} is not one of {name}: {what}")
+        rows.append(row)
     return rows
 
 
-def _row(number: int, raw: Mapping[str, Any], options: Sequence[str], answer: int, context: str = "") -> Row:
-    question = raw.get("question", raw.get("QUESTION"))
-    found = str(raw.get("id", raw.get("realidx", number)))
-    return {"id": found, "context": context, "question": question, "options": list(options), "answer": answer}
+def _row(name: str, key: object, raw: Mapping[str, Any], first: int) -> Row:
+    """Make a row of a raw one; KeyError and others for one of another format.
 
-
-def _lettered(raws: Sequence[Raw]) -> list[Row]:
-    """Read rows with `options` by letter and the letter of the right one, `answer_idx`: MedQA."""
-    return [
-        _row(number, raw, [raw["options"][letter] for letter in sorted(raw["options"])], _place(raw["answer_idx"]))
-        for number, (_, raw) in enumerate(raws)
-    ]
-
-
-def _place(letter: str) -> int:
-    return LETTERS.find(letter.strip().upper()[:1] or "?")
-
-
-def _medmcqa(raws: Sequence[Raw]) -> list[Row]:
-    """Read MedMCQA: `opa` to `opd` with `cop`, or rows by letter. `cop` counts from 1 in the authors' files and from 0
-    on the hub; which of the two is seen from all rows.
+    key    its id where it has none of its own
+    first  the number of the first option in `cop`
     """
-    if not raws or "cop" not in raws[0][1]:
-        return _lettered(raws)
-    places = {int(raw["cop"]) for _, raw in raws}
-    if -1 in places:
-        raise DataError(f"{raws[0][0]}: cop is -1: this split is published without answers; take the validation split")
-    if (0 in places) == (4 in places):
-        raise DataError(f"{raws[0][0]}: cop is {sorted(places)}, so it cannot be told whether it counts from 0 or 1")
-    first = 0 if 0 in places else 1
-    return [
-        _row(number, raw, [raw[f"op{letter}"] for letter in "abcd"], int(raw["cop"]) - first)
-        for number, (_, raw) in enumerate(raws)
-    ]
+    context = ""
+    if name == "pubmedqa":  # an abstract in parts
+        options = ["yes", "no", "maybe"]
+        answer, context = options.index(raw["final_decision"]), " ".join(raw["CONTEXTS"])
+    elif "cop" in raw:  # MedMCQA
+        options, answer = [raw[f"op{letter}"] for letter in "abcd"], int(raw["cop"]) - first
+    else:  # MedQA: options by letter, and the letter of the right one
+        options = [raw["options"][letter] for letter in sorted(raw["options"])]
+        answer = LETTERS.find(raw["answer_idx"].strip().upper()[:1] or "?")
+    question = raw["question"] if "question" in raw else raw["QUESTION"]
+    own = str(raw.get("id", raw.get("realidx", key)))
+    return {"id": own, "context": context, "question": question, "options": options, "answer": answer}
 
 
-def _pubmedqa(raws: Sequence[Raw]) -> list[Row]:
-    """Read PubMedQA: an abstract in parts, CONTEXTS, and final_decision; the options are yes, no and maybe."""
-    answers = ["yes", "no", "maybe"]
-    return [
-        _row(number, raw, answers, answers.index(raw["final_decision"]), " ".join(raw["CONTEXTS"]))
-        for number, (_, raw) in enumerate(raws)
-    ]
+def _first_option(raw: Sequence[Mapping[str, Any]], path: File) -> int:
+    """Return where MedMCQA's `cop` begins: at 1 in the authors' files, at 0 on the hub. All rows tell which it is."""
+    places = {int(row["cop"]) for row in raw if "cop" in row}
+    if places and (0 in places) == (4 in places):
+        raise DataError(
+            f"{path}: cop is {sorted(places)}: this split is published without answers (-1; take the validation "
+            "split), or it cannot be told whether cop counts from 0 or 1"
+        )
+    return 0 if 0 in places else 1
 
 
-BENCHMARKS: Mapping[str, Benchmark] = {
-    "medqa_4options": Benchmark(4, _lettered),
-    "medqa_5options": Benchmark(5, _lettered),
-    "pubmedqa": Benchmark(3, _pubmedqa),
-    "medmcqa": Benchmark(4, _medmcqa),
-}
-"""The benchmarks of Table 2 of the paper, by the names of their task files."""
+def _json_of(path: File) -> Any:
+    """Return the value of a JSON file, or the list of the values of its lines.
+
+    Raises ConfigError for a file that cannot be opened, DataError for one that is not JSON.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if not str(path).endswith(".jsonl"):  # MedMCQA's authors call a file of lines .json
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(text)
+        # Only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON.
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a raw file") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; a JSON or JSONL file in UTF-8 is needed") from error

@@ -1,22 +1,17 @@
-"""One task on one model, by lm-eval."""
+"""Tasks for lm-eval, and a finished model as lm-eval asks it."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import GenerationConfig
 
 from sftmix.data.templates import TemplateRefusal
 from sftmix.pipeline.loaded import LoadedModel
-from sftmix.tools.evaluate.chosen import ChosenTask
-from sftmix.tools.evaluate.entries import Score
 
 
 class Harness(HFLM):
@@ -51,102 +46,50 @@ class Harness(HFLM):
             others = [turn for turn in turns if turn["role"] != "system"]
             return self._encoder.render([others], prompt=True)[0] + begun
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **more: Any
-    ) -> list[int]:
-        if not self._chat:
-            return super().tok_encode(string, add_special_tokens, left_truncate_len, **more)
-        ids = self._encoder.tokenize([string])[0]
-        return ids[-left_truncate_len:] if left_truncate_len else ids
+    def tok_encode(self, string: str, *args: Any, **more: Any) -> list[int]:
+        return self._encoder.tokenize([string])[0] if self._chat else super().tok_encode(string, *args, **more)
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **more: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self._chat:
-            return super().tok_batch_encode(strings, padding_side, left_truncate_len, **more)
-        ids = self._encoder.tokenize(list(strings))
-        rows = self.tokenizer.pad({"input_ids": ids}, padding_side=padding_side, return_tensors="pt")
-        first = -left_truncate_len if left_truncate_len else None
-        return rows["input_ids"][:, first:], rows["attention_mask"][:, first:]
+        prompts = [self.tok_encode(string) for string in strings]
+        if left_truncate_len:
+            self.cut += sum(len(ids) > left_truncate_len for ids in prompts)
+            prompts = [ids[-left_truncate_len:] for ids in prompts]
+        rows = self.tokenizer.pad({"input_ids": prompts}, padding_side=padding_side, return_tensors="pt")
+        return rows["input_ids"], rows["attention_mask"]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **more: Any) -> Any:
         limit = self.max_length + 1  # the last token is scored, not read
         self.cut += len({ask[0] for ask, context, answer in requests if len(context) + len(answer) > limit})
         return super()._loglikelihood_tokens(requests, *args, **more)
 
-    def generate_until(self, requests: list[Any], *args: Any, **more: Any) -> list[str]:
-        asked = {request.args[0]: request.args[1] for request in requests}
-        self.cut += sum(len(self.tok_encode(prompt)) > self._room(options) for prompt, options in asked.items())
-        return super().generate_until(requests, *args, **more)
 
-    def _room(self, options: Mapping[str, Any]) -> int:
-        """Return how many tokens of a prompt lm-eval keeps: those that the answer does not need."""
-        return self.max_length - int(normalize_gen_kwargs(dict(options), self.max_gen_toks)["max_gen_toks"])
+def scores_of(name: str, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of what was asked for: of a group where it has a metric of its own, else of each of its tasks.
 
-
-def measure(
-    harness: Harness,
-    task: ChosenTask,
-    tasks: Any,
-    *,
-    num_fewshot: int | None,
-    limit: int | None,
-    seed: int,
-    chat: bool,
-) -> dict[str, Any]:
-    """Measure a task and return the fields of an Entry that come out: scores, all, cut, seconds, finished.
-
-    tasks  lm-eval's TaskManager
-    seed   of the few-shot examples and of all else that is drawn
+    found  the results of lm-eval's simple_evaluate
+    A score is the first metric of a task, as its file lists them: metric, value, stderr (None where lm-eval gives
+    none), n, and `questions` (the hash of each) with `values` (the metric of each), empty for a group.
     """
-    harness.cut, start = 0, time.monotonic()
-    found = simple_evaluate(
-        model=harness,
-        tasks=[task.spec],
-        task_manager=tasks,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        apply_chat_template=chat,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
-    return {
-        "scores": scores_of(task.name, found),
-        "all": {name: _plain(values) for name, values in found["results"].items()},
-        "cut": harness.cut,
-        "seconds": time.monotonic() - start,
-        "finished": time.time(),
-    }
-
-
-def scores_of(name: str, found: Mapping[str, Any]) -> dict[str, Score]:
-    """Return the scores of what was asked for: of the group where it has a metric of its own, else of each task."""
-    results, samples = found["results"], found.get("samples", {})
-    scores = {task: score for task in results if (score := _score(results[task], samples.get(task, [])))}
+    scores = {}
+    for task, results in found["results"].items():
+        metrics = [key for key in results if "," in key and "_stderr" not in key]
+        keys = [key for key in metrics if isinstance(results[key], float)]
+        if not keys:
+            continue
+        metric, kind = keys[0].split(",", 1)
+        stderr = results.get(f"{metric}_stderr,{kind}")
+        samples = [one for one in found.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
+        samples.sort(key=lambda sample: int(sample["doc_id"]))
+        values = [sample.get(metric) for sample in samples]
+        known = all(isinstance(value, int | float) for value in values)
+        scores[task] = {
+            "metric": metric if kind == "none" else f"{metric} ({kind})",
+            "value": results[keys[0]],
+            "stderr": stderr if isinstance(stderr, float) else None,
+            "n": int(results.get("sample_len", 0)) or len(samples),
+            "questions": [sample["doc_hash"] for sample in samples] if known else [],
+            "values": list(map(float, values)) if known else [],
+        }
     return {name: scores[name]} if name in scores else scores
-
-
-def _score(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Score | None:
-    """Return the first metric of a task, as its file lists them; None if it has none."""
-    keys = [key for key, value in values.items() if "," in key and "_stderr" not in key and isinstance(value, float)]
-    if not keys:
-        return None
-    metric, kind = keys[0].split(",", 1)
-    stderr = values.get(f"{metric}_stderr,{kind}")
-    own = sorted((s for s in samples if s.get("filter", kind) == kind), key=lambda sample: int(sample["doc_id"]))
-    each = [sample.get(metric) for sample in own]
-    known = bool(each) and all(isinstance(value, int | float) for value in each)
-    return Score(
-        metric=metric,
-        value=float(values[keys[0]]),
-        stderr=float(stderr) if isinstance(stderr, int | float) else None,
-        n=int(values.get("sample_len", len(own)) or len(own)),
-        questions=[str(sample["doc_hash"]) for sample in own] if known else [],
-        values=[float(value) for value in each if value is not None] if known else [],
-    )
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, str | int | float)}

@@ -1,186 +1,119 @@
-"""Results of an evaluation as one table, tasks x models, and the differences between models on the same questions."""
+"""Results of an evaluation on disk, and the table of them: tasks x models, with differences on the same questions."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sftmix.common.figures import counted
-from sftmix.common.files import sha256_json
-from sftmix.tools.evaluate.entries import Entry, Score
+from sftmix.common.files import read_json, sha256_json, write_json, write_text
 
+FOLDER = "evaluation"
+"""Where the results are, in a run directory."""
 ORDER = ("base", "baseline", "target")
 CONTRASTS = (("target", "base"), ("target", "baseline"))
 """Pairs of models whose difference is told, where both were measured."""
+NOTE = "Standard errors are over questions; one training run says nothing of how much another seed would change."
+
+Entry = dict[str, Any]
+"""The result of one task on one model, as its file has it:
+
+task, model, path
+identity    fingerprint of the model's files and of its encoder
+run         the run directory, as seen from the directory of the results, so that both can be moved together; or None
+settings    all that the numbers depend on, but the model: few-shot examples, limit, seed, template, hashes, versions
+scores      as `sftmix.tools.evaluate.harness.scores_of` gives them
+all         every metric that lm-eval gave, by the name of the task
+cut         prompts that were longer than the model's context and lost their beginning
+finished    Unix time, seconds
+"""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two models on the same questions.
+def entry_file(place: Path, task: str, model: str, identity: str, settings: Mapping[str, Any]) -> Path:
+    """Return the file of a result; its name tells the task and the model, and has a hash of the rest."""
+    names = [re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model)]
+    return place / "{}.{}.{}.json".format(*names, sha256_json([model, identity, settings])[:12])
 
-    value   mean of the differences, in the unit of the metric
-    stderr  its standard error over the n questions, paired: sd of the differences / sqrt(n); None for one question
+
+def read_entries(place: Path) -> list[Entry]:
+    """Read all results of a directory, oldest first."""
+    entries = [read_json(file) for file in place.glob("*.*.????????????.json")]
+    return sorted(entries, key=lambda entry: entry["finished"])
+
+
+def write_tables(place: Path, measured: Mapping[str, str]) -> str:
+    """Write table.json and table.md of all results of a directory; return the latter.
+
+    measured  model -> its identity now; results of other weights under these names are left out
     """
-
-    task: str
-    left: str
-    right: str
-    value: float
-    stderr: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table: a task with its settings. cells: model -> score; cut: model -> prompts cut short.
-
-    filtered  how lm-eval took the answer from the text, for a metric that it gives by several such filters; else empty
-    """
-
-    task: str
-    settings: Mapping[str, Any]
-    cells: Mapping[str, Score]
-    cut: Mapping[str, int]
-    differences: Sequence[Difference]
-    filtered: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """The table. left_out: sentences about results that are not in it."""
-
-    lines: Sequence[Line]
-    left_out: Sequence[str] = ()
-
-
-def table_from(entries: Sequence[Entry], measured: Mapping[str, str]) -> Table:
-    """Return the table of all results. Of results that differ in the model's files alone, the newest counts.
-
-    measured  name -> fingerprint of the models as they are now; results of other weights under these names are left out
-    """
-    old = [entry for entry in entries if measured.get(entry.model, entry.identity) != entry.identity]
-    groups: dict[tuple[str, str], dict[str, Entry]] = {}
-    for entry in sorted((one for one in entries if one not in old), key=lambda one: one.finished):
-        for name in entry.scores:
-            groups.setdefault((name, _settings_key(entry)), {})[entry.model] = entry
-    lines = [_line(name, found) for (name, _), found in groups.items()]
-    current = {(key, model) for (_, key), found in groups.items() for model in found}
-    gone = {(entry.task, entry.model): None for entry in old if (_settings_key(entry), entry.model) not in current}
-    left_out = [
-        f"{task}: what was measured of {model} is left out: it was trained again since, and the task was not measured "
-        "again with these settings."
-        for task, model in gone
+    entries = [entry for entry in read_entries(place) if measured.get(entry["model"]) in (None, entry["identity"])]
+    table, differences, cuts = tables_of(entries)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
+    padded.insert(1, ["-" * width for width in widths])
+    sentences = [
+        f"{one['task']}: {one['left']} - {one['right']} = {_figure(one, '+.4f')} (paired, {one['n']:,} questions)"
+        for one in differences
     ]
-    return Table(sorted(lines, key=lambda line: line.task), left_out)
+    sentences += [*cuts, NOTE]
+    text = "\n".join(["| " + " | ".join(row) + " |" for row in padded] + ["", *(f"- {one}" for one in sentences)])
+    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
+    write_text(place / "table.md", text + "\n")
+    return text
 
 
-def _settings_key(entry: Entry) -> str:
-    return sha256_json([entry.task, entry.settings])
+def tables_of(entries: Sequence[Entry]) -> tuple[list[list[str]], list[dict[str, Any]], list[str]]:
+    """Return the table as text, its head first; the differences; and sentences about prompts that did not fit.
 
-
-def _line(name: str, found: Mapping[str, Entry]) -> Line:
-    cells = {model: found[model].scores[name] for model in sorted(found, key=_place)}
-    pairs = [(a, b) for a, b in CONTRASTS if a in cells and b in cells]
-    differences = [d for a, b in pairs if (d := difference(name, (a, cells[a]), (b, cells[b])))]
-    first = next(iter(found.values()))
-    cut = {m: found[m].cut for m in cells}
-    return Line(
-        name, first.settings, cells, cut, differences, _filter(first.all.get(name, {}), first.scores[name].metric)
-    )
-
-
-def _filter(values: Mapping[str, Any], metric: str) -> str:
-    """Return the filter of the score, which is the first one of its metric, if there are several."""
-    filters = [key.removeprefix(f"{metric},") for key in values if key.startswith(f"{metric},")]
-    return filters[0] if len(filters) > 1 else ""
-
-
-def _place(model: str) -> tuple[int, str]:
-    return (ORDER.index(model) if model in ORDER else len(ORDER), model)
-
-
-def difference(task: str, left: tuple[str, Score], right: tuple[str, Score]) -> Difference | None:
-    """Return left - right with its paired standard error.
-
-    None if the two did not answer the same questions, or if the metric is not the mean over questions (a perplexity).
+    A line is a task with its settings. Of results that differ in the model's files alone, the last one counts.
     """
-    (a, one), (b, other) = left, right
-    if not one.questions or one.questions != other.questions or one.metric != other.metric:
-        return None
-    if not all(math.isclose(np.mean(score.values), score.value, rel_tol=1e-9) for score in (one, other)):
-        return None
-    each = np.asarray(one.values) - np.asarray(other.values)
-    stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
-    return Difference(task, a, b, float(each.mean()), stderr, len(each))
+    lines: dict[tuple[str, str, str], dict[str, Entry]] = {}
+    for entry in entries:
+        settings = entry["settings"]
+        for task in entry["scores"]:
+            lines.setdefault((task, shown(settings), sha256_json(settings)), {})[entry["model"]] = entry
+    names = {entry["model"] for entry in entries}
+    models = [*(name for name in ORDER if name in names), *sorted(names.difference(ORDER))]
+    table, differences, cuts = [["task", "settings", "metric", "questions", *models]], [], []
+    for (task, words, _), by_model in sorted(lines.items()):
+        scores = {model: by_model[model]["scores"][task] for model in models if model in by_model}
+        first = next(iter(scores.values()))
+        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
+        table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
+        for left, right in CONTRASTS:
+            if left in scores and right in scores and (found := difference(scores[left], scores[right])):
+                differences.append({"task": task, "left": left, "right": right, **found})
+        if cut := [f"{model} {by_model[model]['cut']:,}" for model in scores if by_model[model]["cut"]]:
+            cuts.append(f"{task}: prompts longer than the context, which lost their beginning: {', '.join(cut)}")
+    return table, differences, cuts
 
 
-# --------------------------------------------------------------------------------------------- as text
-
-
-def table_of(table: Table) -> list[list[str]]:
-    """Return the table as text, its head first: task, metric, then a column for each model, value ± standard error."""
-    models = sorted({model for line in table.lines for model in line.cells}, key=_place)
-    rows = [["task", "settings", "metric", "questions", *models]]
-    for line in table.lines:
-        score = next(iter(line.cells.values()))
-        shown = [_cell(line.cells[model]) if model in line.cells else "" for model in models]
-        metric = f"{score.metric} ({line.filtered})" if line.filtered else score.metric
-        rows.append([line.task, settings_text(line.settings), metric, f"{score.n:,}", *shown])
-    return rows
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """Return the settings that a reader asks for first: shots, limit, seed and template."""
+def shown(settings: Mapping[str, Any]) -> str:
+    """Return what a reader asks for first."""
     shots, limit = settings["num_fewshot"], settings["limit"]
-    words = [f"{shots}-shot" if shots is not None else "its own shots"]
-    words += [f"first {limit}"] if limit is not None else []
+    words = ["its own shots" if shots is None else f"{shots}-shot"]
+    words += [] if limit is None else [f"first {limit}"]
     return ", ".join([*words, f"seed {settings['seed']}", *(["chat template"] if settings["chat_template"] else [])])
 
 
-def sentences_of(table: Table) -> list[str]:
-    """Return the differences in words, the prompts that did not fit, and the results that are not in the table."""
-    told = [_told(one) for line in table.lines for one in line.differences]
-    for line in table.lines:
-        for cut in sorted({n for n in line.cut.values() if n}):
-            models = ", ".join(model for model, n in line.cut.items() if n == cut)
-            are, their = ("is", "its") if cut == 1 else ("are", "their")
-            lost = f"{are} longer than the context and lost {their} beginning"
-            told.append(f"{line.task}: {counted(cut, 'prompt')} {lost} ({models}).")
-    return [*told, *table.left_out]
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return left - right of two scores: value, its stderr, and n.
+
+    The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
+    difference if the two did not answer the same questions, or if the metric is not their mean (a perplexity).
+    """
+    if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
+        return None
+    if not all(math.isclose(np.mean(score["values"]), score["value"], rel_tol=1e-9) for score in (left, right)):
+        return None
+    each = np.asarray(left["values"]) - np.asarray(right["values"])
+    stderr = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
+    return {"value": float(each.mean()), "stderr": stderr, "n": len(each)}
 
 
-def _told(found: Difference) -> str:
-    spread = "" if found.stderr is None else f" ± {found.stderr:.4f}"
-    told = f"{found.task}: {found.left} - {found.right} = {found.value:+.4f}{spread} (paired, {found.n:,} questions)"
-    if not found.value and not found.stderr:
-        return f"{told}: the same on each question."
-    if found.stderr is None or abs(found.value) <= 2 * found.stderr:
-        return f"{told}: within two standard errors of zero."
-    return f"{told}: more than two standard errors from zero."
-
-
-def markdown(table: Table) -> str:
-    """Return the table and the sentences in Markdown."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table_of(table)]
-    head, *body = rows
-    bars = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    return "\n".join([*bars, "", *(f"- {text}" for text in (*sentences_of(table), NOTE))]) + "\n"
-
-
-def plain(table: Table) -> str:
-    """Return the table and the sentences for a terminal."""
-    rows = table_of(table)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*drawn, "", *sentences_of(table), NOTE])
-
-
-NOTE = "Standard errors are over questions; one training run says nothing of how much another seed would change."
-
-
-def _cell(score: Score) -> str:
-    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+def _figure(figure: Mapping[str, Any], form: str) -> str:
+    return f"{figure['value']:{form}}" + ("" if figure["stderr"] is None else f" ± {figure['stderr']:.4f}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from sftmix.common.figures import short
 from sftmix.common.tables import read_eval
-from sftmix.config.messages import EXAMPLES
+from sftmix.config.values import EXAMPLES
 from sftmix.measure.split import MAX_LABELS
 from sftmix.tools.report.run import RunView
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder, one_split
+from sftmix.components.base import Need
 from sftmix.tools.report.ends import both_ends
 from sftmix.tools.report.look import Look
 from sftmix.tools.report.run import RunView
@@ -102,7 +103,12 @@ def planned_pairs(view: RunView) -> list[PlannedPair]:
     have a user's own classes, which are not imported.
     """
     config, pairing = view.config, view.config.resolved_pairing()
-    if pairing is None or view.split is None or config.reference.single_run or config.objective.needs_batch_nll:
+    if (
+        pairing is None
+        or view.split is None
+        or Need.TARGET_LOSSES in config.reference.needs
+        or Need.BATCH_NLL in config.objective.needs
+    ):
         return []
     if not all(type(part).__module__.startswith("sftmix.") for part in (pairing, config.objective, config.reference)):
         return []

@@ -76,7 +76,7 @@ def report(run: str | Path) -> str:
 def _cells(out: Path) -> list[tuple[str, ...]]:
     """Return the lines of a table: its runs, also those that are only planned."""
     plan = read_yaml(out / TABLE)
-    rows = [("variant", "seed", "state", "steps", plan["metric"])]
+    rows: list[tuple[str, ...]] = [("variant", "seed", "state", "steps", plan["metric"])]
     for seed in plan["seeds"]:
         for variant in map(str, plan["variants"]):
             run = out / variant / f"seed-{seed}"

@@ -18,7 +18,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
 from sftmix.common.tables import read_dynamics, read_ids, read_split, read_table, write_ids
 from sftmix.common.world import World, start_world
-from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config import RunConfig
@@ -248,7 +248,7 @@ class Replay(RunContext):
         """Gather the summary again from the figures of the run."""
         divided = self.place / "split" / "split.parquet"
         split = read_split(divided)[1] if divided.exists() else None
-        scored = split is not None and self.config.splitter.needs_confidence
+        scored = split is not None and Need.CONFIDENCE in self.config.splitter.needs
         scores = rows.table(self.place / "confidence" / "confidence.parquet" if scored else None)
         write_summary(self, rows, scores, split, root=self.window.run, to=self.place)
 
@@ -268,7 +268,7 @@ class Replay(RunContext):
     def train(self, stage: TrainingStage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
         window, world = self.window, self.world
-        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or not one.observer]
+        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the link is never pruned
         self.stage = replace(stage, callbacks=[*watching, StopAfter(window.end)], checkpoint=unsaved)
         self.machine = machine_of(world, stage.options)

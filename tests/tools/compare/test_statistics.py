@@ -15,7 +15,6 @@ from sftmix.tools.compare.statistics import (
     holm,
     interval_seeds,
     interval_two_level,
-    mean_sd,
     seeds_needed,
     sign_flip,
     smallest_effect,
@@ -27,22 +26,11 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_mean_and_standard_deviation():
-    assert mean_sd([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt((16 + 1 + 25) / 9 / 2)))
-    assert mean_sd([3.0]) == (3.0, None)
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 9])
 def test_the_sign_flip_test_goes_through_every_assignment(n):
     d = normal(n, seed=n) + 0.3
     sums = [abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=n)]
     assert sign_flip(d) == np.mean([total >= abs(d.sum()) - 1e-12 for total in sums])
-
-
-def test_the_sign_flip_test_is_scipys():
-    d = normal(7, seed=3) + 0.5
-    theirs = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip(d) == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 10])
@@ -84,16 +72,6 @@ def test_the_smallest_effect_is_found_with_the_power_it_promises(n, contrasts):
         p = (np.abs(part @ signs.T) >= np.abs(part.sum(1, keepdims=True)) - 1e-9).mean(1)
         found.append(p * contrasts <= 0.05)
     assert np.mean(found) == pytest.approx(0.8, abs=0.016)
-
-
-def test_the_smallest_effect_of_the_procedure_as_it_runs():
-    """sign_flip and holm on whole experiments: one true effect, and two contrasts whose p can be anything.
-
-    Where another contrast is found by chance, Holm asks less of this one: at most 2 x 2.5% of the experiments have one.
-    """
-    effect = np.array([smallest_effect(1.0, 7, contrasts=3), 0, 0])[:, None]
-    found = [holm([sign_flip(d) for d in three])[0] <= 0.05 for three in normal(2000, 3, 7, seed=5) + effect]
-    assert 0.8 - 4 * 0.009 <= np.mean(found) <= 0.8 + 4 * 0.009 + 0.05
 
 
 @pytest.mark.parametrize("n", [6, 7, 8])
@@ -172,8 +150,6 @@ def test_a_difference_without_spread_has_no_width_and_examples_add_some():
     d = (one.values() - other.values())[:, 0]
     assert interval_two_level(one, other) == pytest.approx(interval_seeds(d))  # one example: the seeds
     assert interval_two_level(*(Counts(c.numerator[:1], c.denominator[:1]) for c in (one, other))) is None
-    with pytest.raises(ValueError, match="shapes differ"):
-        interval_two_level(ours, one)
 
 
 EXPERIMENTS = 2000
@@ -181,15 +157,9 @@ ERROR = math.sqrt(0.05 * 0.95 / EXPERIMENTS)
 """Of a share of 95% in so many experiments: 0.005."""
 
 
-@pytest.mark.parametrize("n", [2, 3, 6, 8, 10])
-def test_the_interval_over_seeds_covers_95_of_100(n):
-    found = [interval_seeds(d) for d in 0.3 + normal(EXPERIMENTS, n, seed=n)]
-    covered = np.mean([low <= 0.3 <= high for low, high in found])
-    assert covered == pytest.approx(0.95, abs=3 * ERROR)
-
-
 @pytest.mark.parametrize(
-    ("n", "spread"), [*((n, (0.1, 1.0, 1.0)) for n in (2, 3, 6, 8, 10)), (6, (1.0, 1.0, 1.0)), (6, (0.0, 0.0, 1.0))]
+    ("n", "spread"),
+    [(2, (0.1, 1.0, 1.0)), (6, (0.1, 1.0, 1.0)), (10, (0.1, 1.0, 1.0)), (6, (1.0, 1.0, 1.0)), (6, (0.0, 0.0, 1.0))],
 )
 def test_the_interval_over_seeds_and_examples_covers_at_least_95_of_100(n, spread):
     """New seeds and new examples (with their numbers of tokens) in each experiment; spread of seeds, examples, cells.

@@ -60,8 +60,7 @@ def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
     measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
     assert [row["question"] for row in measured] == ["Which 0?", "Which 1?", "Which 2?"]
     assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
-    assert "1 questions were there twice" in told[1]
-    assert "3 solved ones are measured, too" in told[2]
+    assert told == f"3 questions and 3 solved examples of medqa_4options in {tmp_path / 'rows'}; 4 repeated"
 
 
 def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
@@ -75,53 +74,40 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     twice = {**json.loads(raw.read_text()), "9": {**PUBMED, "QUESTION": "which 4?"}}  # the question of 4 again
     raw.write_text(json.dumps(twice))
     convert("pubmedqa", raw, tmp_path / "rows", test=ids)
-    measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
-    assert ([row["id"] for row in measured], len(shots)) == (["1", "9"], 4)
+    assert [row["id"] for row in lines(files_of("pubmedqa", tmp_path / "rows")[0])] == ["1", "9"]
     ids.write_text('["1", "99"]')
     with pytest.raises(DataError, match=r"1 of 2 ids are of no question, first '99'"):
         convert("pubmedqa", raw, tmp_path / "rows", test=ids)
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "error", "words"),
+    ("name", "rows", "words"),
     [
-        ("medqa", [LETTERED], ConfigError, ["--convert is medqa", "medqa_4options"]),
-        ("medqa_4options", [FIVE], DataError, ["raw.jsonl:1", "5 options", "has 4"]),
-        ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], DataError, ["raw.jsonl:1", "answer"]),
-        ("medqa_4options", [{"prompt": "x"}], DataError, ["raw.jsonl", "not those of medqa_4options", "options"]),
-        ("medqa_4options", [{**LETTERED, "question": " "}], DataError, ["raw.jsonl:1", "empty"]),
-        ("medqa_4options", [LETTERED], DataError, ["0 questions are left"]),
-        ("medmcqa", [{**HUB, "cop": -1}], DataError, ["without answers", "validation"]),
-        ("medmcqa", [HUB], DataError, ["cannot be told", "from 0 or 1"]),
-        ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], DataError, ["final_decision"]),
-        ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], DataError, ["raw.jsonl", "'Yes' is not in list"]),
-        ("pubmedqa", ["maybe"], DataError, ["raw.jsonl:1", "'maybe' is not a row"]),
+        ("medqa_4options", [FIVE], "row 0 is not one of medqa_4options: it needs a question and 4 options"),
+        ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], "row 0"),
+        ("medqa_4options", [{"prompt": "x"}], "row 0"),
+        ("medqa_4options", [{**LETTERED, "question": " "}], "row 0"),
+        ("medqa_4options", [LETTERED], "0 questions are left"),
+        ("medmcqa", [{**HUB, "cop": -1}], "without answers .*validation"),
+        ("medmcqa", [HUB], "cannot be told whether cop counts from 0 or 1"),
+        ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], "row 0"),
+        ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], "row 0"),
+        ("pubmedqa", ["maybe"], "row 0"),
     ],
 )
-def test_wrong_files_are_refused(tmp_path, name, rows, error, words):
+def test_wrong_files_are_refused(tmp_path, name, rows, words):
     file = write(tmp_path / "raw.jsonl", rows)
-    with pytest.raises(error) as raised:
+    with pytest.raises(DataError, match=rf"raw\.jsonl: .*{words}"):
         convert(name, file, tmp_path / "rows")
-    assert [word for word in words if word not in str(raised.value)] == []
     assert not (tmp_path / "rows").exists()
 
 
 def test_a_file_that_is_no_json(tmp_path):
     file = tmp_path / "raw.json"
-    file.write_text("question,answer\n")
-    with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
-        convert("medqa_4options", file, tmp_path / "rows")
-    file.write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(DataError, match=r"raw\.json.*UTF-8"):
-        convert("medqa_4options", file, tmp_path / "rows")
-    file.write_text('{"1": "maybe", "2": "yes"}')
-    with pytest.raises(DataError, match=r"raw\.json: 1: 'maybe' is not a row"):
-        convert("pubmedqa", file, tmp_path / "rows")
-    ids = tmp_path / "ids.json"
-    ids.write_text("3")
-    raw = write(tmp_path / "raw.jsonl", numbered(PUBMED, 3))
-    with pytest.raises(DataError, match=r"ids\.json: it is '3'; a JSON list"):
-        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
+    for content in (b"question,answer\n", "Größe".encode("latin-1")):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
+            convert("medqa_4options", file, tmp_path / "rows")
     with pytest.raises(ConfigError, match=r"missing\.json"):
         convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
 

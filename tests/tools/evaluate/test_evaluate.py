@@ -6,16 +6,14 @@ import json
 import math
 import shutil
 import statistics
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.errors import ConfigError
-from sftmix.pipeline.finished import FinishedModel
-from sftmix.tools.evaluate.entries import Entry, Score, check_run, run_of, write_entry
-from sftmix.tools.evaluate.table import Line, Table, difference, sentences_of, table_from, table_of
+from sftmix.common.files import write_json
+from sftmix.tools.evaluate.harness import scores_of
+from sftmix.tools.evaluate.table import difference, entry_file, read_entries, tables_of, write_tables
 from sftmix.tools.report.benchmarks import benchmarks
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, write_rows
 
@@ -64,26 +62,29 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
     tokenizer = AutoTokenizer.from_pretrained(finished.tiny.model)
     models = {"base": finished.tiny.model}
     models |= {name: finished.path / stage / "model" for name, stage in (("baseline", "baseline"), ("target", "train"))}
-    found = json.loads((place / "run" / "evaluation" / "table.json").read_text())
+    folder = place / "run" / "evaluation"
+    found = json.loads((folder / "table.json").read_text())
     assert found["table"][0] == ["task", "settings", "metric", "questions", "base", "baseline", "target"]
-    for line in found["lines"]:
-        name = line["task"]
+    right = {}
+    for name in ("medqa_4options", "pubmedqa"):
         rows = [json.loads(row) for row in (place / "rows" / f"{name}.jsonl").read_text().splitlines()]
-        right = {model: plain_answers(path, tokenizer, name, rows) for model, path in models.items()}
-        for model, each in right.items():
-            score = line["scores"][model]
-            assert score["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
-            assert score["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
-            assert score["n"] == QUESTIONS
-        for told in line["differences"]:
-            each = [a - b for a, b in zip(right[told["left"]], right[told["right"]], strict=True)]
-            assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
-            assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
-        assert [(d["left"], d["right"]) for d in line["differences"]] == [("target", "base"), ("target", "baseline")]
-    assert "target - baseline" in done.out
-    assert (
-        "| medqa_4options | 0-shot, seed 1234 | acc | 12 |" in (place / "run" / "evaluation" / "table.md").read_text()
-    )
+        right |= {(name, model): plain_answers(path, tokenizer, name, rows) for model, path in models.items()}
+    entries = read_entries(folder)
+    assert {(entry["task"], entry["model"]) for entry in entries} == right.keys()
+    for entry in entries:
+        (score,), each = entry["scores"].values(), right[entry["task"], entry["model"]]
+        assert score["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
+        assert score["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
+        assert (score["n"], score["values"]) == (QUESTIONS, each)
+    for told in found["differences"]:
+        left, other = (right[told["task"], told[side]] for side in ("left", "right"))
+        each = [a - b for a, b in zip(left, other, strict=True)]
+        assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
+        assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
+    contrasts = [("target", "base"), ("target", "baseline")]
+    assert [(told["left"], told["right"]) for told in found["differences"]] == contrasts * 2
+    assert done.out == (folder / "table.md").read_text()
+    assert "| medqa_4options | 0-shot, seed 1234 | acc    | 12        |" in done.out
     (section,) = benchmarks(place / "run")
     assert (section.table, len(section.table)) == (found["table"], 3)
 
@@ -97,48 +98,15 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     before = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     again = evaluate(*ASKED, "--models", "base", place=copied)
     assert again.err.count("there already") == 2
-    more = evaluate(*ASKED, "--models", "base", "--limit", "5", place=copied)
+    more = evaluate(*ASKED[:2], "--models", "base", "--limit", "5", "--apply_chat_template", place=copied)
     assert "there already" not in more.err
+    assert "pubmedqa: prompts longer than the context, which lost their beginning: base 5" in more.out
     after = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
     lines = [row[:2] for row in json.loads((folder / "table.json").read_text())["table"][1:]]
-    assert ["pubmedqa", "0-shot, first 5, seed 1234"] in lines
+    assert ["pubmedqa", "3-shot, first 5, seed 1234, chat template"] in lines
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
-
-
-@pytest.mark.slow
-def test_rows_that_cannot_be_had_are_told_before_a_model_is_loaded(finished, tmp_path, sftmix):
-    model = shutil.copytree(finished.tiny.model, tmp_path / "model")
-    (model / "model.safetensors").write_bytes(b"no weights")
-    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: no/such\noutput_type: multiple_choice\n")
-    place = ("--to", str(tmp_path / "to"), "--include_path", str(tmp_path))
-    done = sftmix("evaluate", str(model), "--tasks", "mine", *place)
-    assert (done.code, "error: --tasks: mine: lm-eval cannot load the task or its rows: " in done.err) == (3, True)
-
-
-@pytest.mark.slow
-def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
-    """The tiny model reads 128 tokens; three solved questions are more."""
-    copied = tmp_path / "copied"
-    shutil.copytree(place, copied)
-    done = evaluate("--tasks", "pubmedqa", "--models", "base", "--limit", "4", place=copied)
-    assert "pubmedqa: 4 prompts are longer than the context and lost their beginning (base)." in done.out
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_with_the_chat_template_it_is_another_line(evaluate, place, tmp_path):
-    copied = tmp_path / "copied"
-    shutil.copytree(place, copied)
-    asked = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--models", "target", "--limit", "6")
-    assert evaluate(*asked, place=copied).code == 0
-    done = evaluate(*asked, "--apply_chat_template", place=copied)
-    assert done.code == 0, done.err
-    assert "there already" not in done.err
-    table = json.loads((copied / "run" / "evaluation" / "table.json").read_text())["table"]
-    settings = [line[1] for line in table[1:] if "first 6" in line[1]]
-    assert settings == ["0-shot, first 6, seed 1234", "0-shot, first 6, seed 1234, chat template"]
 
 
 @pytest.mark.slow
@@ -161,15 +129,14 @@ def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path
     ("words", "told"),
     [
         ([], "--tasks is missing"),
-        (["--tasks", "medqa_4options"], "give --data_dir"),
+        (["--tasks", "medqa_4options"], "--data_dir DIR"),
         (["--tasks", "arc_easy", "--limit", "0"], "--limit is 0"),
-        (["--tasks", "arc_easy", "--num_fewshot", "-1"], "--num_fewshot is -1"),
-        (["--tasks", "arc_easy", "--models", "best"], "kept no best weights"),
-        (["--tasks", "arc_easy", "--include_path", "nowhere"], "--include_path nowhere is not a directory"),
-        (["--tasks", "arc_easy", "--shots", "x"], "belongs to --convert"),
+        (["--tasks", "medqa_4options", "--to", "x", "--data_dir", "x"], "medqa_4options.jsonl"),
+        (["--tasks", "arc_easy", "--shots", "x"], "belong to --convert"),
+        (["--convert", "medqa", "--to", "x"], "invalid choice: 'medqa'"),
+        (["--convert", "pubmedqa", "--to", "x", "--shots", "x", "--test", "x"], "not allowed with"),
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--convert", "pubmedqa", "--to", "x", "--limit", "3"], "--convert and --limit (3) exclude each other"),
-        (["--convert", "pubmedqa", "--to", "x", "--apply_chat_template"], "--convert and --apply_chat_template (True)"),
     ],
 )
 def test_wrong_options_are_refused(finished, sftmix, words, told):
@@ -177,74 +144,83 @@ def test_wrong_options_are_refused(finished, sftmix, words, told):
     assert (done.code, told in done.err) == (2, True), done.err
 
 
-def test_rows_that_cannot_be_fetched_are_told_in_a_line_and_end_as_bad_data(finished, sftmix, tmp_path):
+def test_rows_that_cannot_be_fetched_are_told_before_a_model_is_loaded(finished, sftmix, tmp_path):
+    model = shutil.copytree(finished.tiny.model, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "tasks").mkdir()
     spec = "task: mine\ndataset_path: sftmix/nothing\noutput_type: multiple_choice\ntest_split: test\n"
-    (tmp_path / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
-    words = ("--tasks", "mine", "--include_path", str(tmp_path), "--to", str(tmp_path / "results"))
-    done = sftmix("evaluate", str(finished.tiny.model), *words)
+    (tmp_path / "tasks" / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
+    words = ("--tasks", "mine", "--include_path", str(tmp_path / "tasks"), "--to", str(tmp_path / "results"))
+    done = sftmix("evaluate", str(model), *words)
     (told,) = [line for line in done.err.splitlines() if "error: " in line]
     assert (done.code, "Traceback" in done.err) == (3, False), done.err
-    for word in ("error: --tasks: mine: ", "sftmix/nothing", "network", "--include_path"):
-        assert word in told
+    assert "error: --tasks: lm-eval cannot load mine or its rows" in told
+    assert "sftmix/nothing" in told
 
 
-def test_no_difference_of_other_questions():
-    score = Score("acc", 0.5, 0.5, 2, ["a", "b"], [0.0, 1.0])
-    other = Score("acc", 0.5, 0.5, 2, ["a", "c"], [0.0, 1.0])
-    assert difference("task", ("target", score), ("base", other)) is None
-    assert difference("task", ("target", score), ("base", score)).value == 0
+def score(values, questions="ab", value=None, metric="acc"):
+    mean = statistics.mean(values) if value is None else value
+    return {"metric": metric, "value": mean, "stderr": None, "n": 2, "questions": list(questions), "values": values}
 
 
-def test_no_difference_of_a_metric_that_is_not_the_mean_over_questions():
+def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
     """A perplexity is exp(-mean): the mean of the questions' values has another unit, and the other sign."""
-    one, other = ([-1.0, -2.0], [-1.0, -3.0])
-    left, right = (Score("perplexity", math.exp(-statistics.mean(v)), None, 2, ["a", "b"], v) for v in (one, other))
-    assert difference("task", ("target", left), ("base", right)) is None
-    left, right = (Score("acc", statistics.mean(v), None, 2, ["a", "b"], v) for v in (one, other))
-    assert difference("task", ("target", left), ("base", right)).value == 0.5
+    one, other = score([-1.0, -2.0]), score([-1.0, -3.0])
+    found = difference(one, other)
+    assert (found["value"], found["stderr"], found["n"]) == (0.5, pytest.approx(0.5), 2)
+    assert difference(one, score([-1.0, -3.0], "ac")) is None
+    left, right = (score(each["values"], value=math.exp(-each["value"]), metric="perplexity") for each in (one, other))
+    assert difference(left, right) is None
 
 
-def entry(task, model, identity, finished, run=None):
+def entry(task, model, identity, finished, run=None, cut=0):
     settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
-    score = Score("acc", 0.5, None, 2, ["a", "b"], [0.0, 1.0])
-    return Entry(task, model, "path", identity, settings, {task: score}, {}, 0, 1.0, finished, run)
+    found = {"scores": {task: score([0.0, 1.0])}, "cut": cut, "finished": finished, "run": run}
+    return {"task": task, "model": model, "identity": identity, "settings": settings, **found}
 
 
-def test_results_of_weights_that_are_no_more_are_left_out():
-    old = [entry(task, model, "old", 1.0) for task in ("first", "second") for model in ("baseline", "target")]
-    table = table_from([*old, entry("first", "target", "new", 2.0)], {"target": "new"})
-    assert {line.task: list(line.cells) for line in table.lines} == {
-        "first": ["baseline", "target"],
-        "second": ["baseline"],
-    }
-    (told,) = sentences_of(table)[-1:]
-    assert told.startswith("second: what was measured of target is left out")
-    assert [text for text in sentences_of(table) if text.startswith("first: what")] == []
+def write_entry(place, made):
+    write_json(entry_file(place, *(made[key] for key in ("task", "model", "identity", "settings"))), made)
 
 
-def test_a_metric_under_two_filters_has_the_name_of_its_own():
-    """As gsm8k's exact_match, strict and flexible: the two differ by much."""
-    one = entry("task", "target", "new", 1.0)
-    alone = {"task": {"alias": "task", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.2}}
-    two = {"task": {"acc,strict-match": 0.5, "acc_stderr,strict-match": 0.1, "acc,flexible-extract": 0.7}}
-    for values, shown in ((alone, "acc"), (two, "acc (strict-match)")):
-        table = table_from([replace(one, all=values)], {})
-        assert [row[2] for row in table_of(table)] == ["metric", shown]
-
-
-def test_one_prompt_is_no_prompts():
-    lines = [Line("task", {}, {}, {"base": 1, "target": 2}, [])]
-    assert sentences_of(Table(lines)) == [
-        "task: 1 prompt is longer than the context and lost its beginning (base).",
-        "task: 2 prompts are longer than the context and lost their beginning (target).",
+def test_results_of_weights_that_are_no_more_are_left_out(tmp_path):
+    for task in ("first", "second"):
+        for model in ("baseline", "target"):
+            write_entry(tmp_path, entry(task, model, "old", 1.0, cut=1))
+    write_entry(tmp_path, entry("first", "target", "new", 2.0))
+    write_tables(tmp_path, {"target": "new"})
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert [[row[0], *row[4:]] for row in written["table"]] == [
+        ["task", "baseline", "target"],
+        ["first", "0.5000", "0.5000"],
+        ["second", "0.5000", ""],
     ]
+    assert written["sentences"][0] == "first: target - baseline = +0.0000 ± 0.0000 (paired, 2 questions)"
+    lost = "prompts longer than the context, which lost their beginning: baseline 1"
+    assert written["sentences"][1:3] == [f"first: {lost}", f"second: {lost}"]
 
 
-def test_a_directory_takes_the_results_of_one_run(tmp_path):
-    one, other = (FinishedModel("target", "path", tmp_path / name) for name in ("one", "other"))
-    place = tmp_path / "results"
-    write_entry(place, entry("task", "target", "id", 1.0, run_of(place, one)))
-    write_entry(place, entry("task", "gpt2", "id", 1.0, run_of(place, FinishedModel("gpt2", "gpt2", None))))
-    check_run(place, [one, FinishedModel(str(tmp_path / "other"), "path", tmp_path / "other")])
-    with pytest.raises(ConfigError, match=r"results of the run .*one, and .*other; .*--to DIR"):
-        check_run(place, [other])
+def test_other_versions_and_rows_are_lines_of_their_own():
+    one = entry("task", "base", "a", 1.0)
+    other = {**entry("task", "target", "b", 2.0), "settings": {**one["settings"], "lm_eval": "0.5"}}
+    table, differences, _ = tables_of([one, other])
+    assert ([row[4:] for row in table[1:]], differences) == ([["", "0.5000"], ["0.5000", ""]], [])
+
+
+def test_a_metric_under_a_filter_has_its_name():
+    """As gsm8k's exact_match, strict and flexible: the two differ by much."""
+    samples = [{"doc_id": n, "doc_hash": str(n), "filter": "strict", "acc": float(n)} for n in (1, 0)]
+    samples += [{**sample, "filter": "flexible", "acc": 1.0} for sample in samples]
+    results = {"alias": "task", "acc,strict": 0.5, "acc_stderr,strict": 0.1, "acc,flexible": 1.0, "sample_len": 2}
+    (found,) = scores_of("task", {"results": {"task": results}, "samples": {"task": samples}}).values()
+    assert (found["metric"], found["value"], found["stderr"], found["n"]) == ("acc (strict)", 0.5, 0.1, 2)
+    assert (found["questions"], found["values"]) == (["0", "1"], [0.0, 1.0])
+
+
+def test_a_directory_takes_the_results_of_one_run(finished, sftmix, tmp_path):
+    words = ("evaluate", str(finished.path), "--tasks", "medmcqa", "--to", str(tmp_path))
+    write_entry(tmp_path, entry("task", "gpt2", "id", 1.0))
+    assert "medmcqa.jsonl" in sftmix(*words).err
+    write_entry(tmp_path, entry("task", "target", "id", 1.0, run="../other"))
+    done = sftmix(*words)
+    assert (done.code, "has results of another run; name another directory with --to DIR" in done.err) == (2, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.tools.evaluate.chosen import chosen_tasks, manager
+from sftmix.tools.evaluate.command import chosen_tasks, manager
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, question, write_rows
 
 WRITTEN = {
@@ -41,42 +41,22 @@ def test_prompts_and_right_answers(tasks, name):
     assert [ask.args for ask in asks] == [(bare, letter) for letter in "ABCDE"[: OPTIONS[name]]]
 
 
-def test_the_shots_are_a_split_of_their_own(tasks):
-    for task in tasks.values():
-        measured = [row["question"] for row in task.test_docs()]
-        assert not {row["question"] for row in task.fewshot_docs()} & set(measured)
+def test_rows_that_are_not_there_are_named(tmp_path):
+    for directory in (None, tmp_path):
+        with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl .*--data_dir DIR.*--convert medqa_4options"):
+            chosen_tasks(["medqa_4options"], directory, None)
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["medqa_4options"], ["--data_dir", "--convert medqa_4options"]),
-        ([], ["--tasks"]),
-        (["arc_easy", "arc_easy"], ["arc_easy more than once"]),
-    ],
-)
-def test_what_is_missing_is_named(names, words):
-    with pytest.raises(ConfigError) as raised:
-        chosen_tasks(names, None, None)
-    assert [word for word in words if word not in str(raised.value)] == []
-
-
-def test_other_rows_and_other_files_are_other_settings(tmp_path):
+def test_a_result_depends_on_task_files_and_rows(tmp_path):
     write_rows(tmp_path, "medmcqa", questions=2)
-    (before,) = chosen_tasks(["medmcqa"], tmp_path, None)
-    write_rows(tmp_path, "medmcqa", questions=3)
-    (after,) = chosen_tasks(["medmcqa"], tmp_path, None)
-    assert before.source["task"] == after.source["task"]
-    assert before.source["rows"] != after.source["rows"]
-    with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl"):
-        chosen_tasks(["medqa_4options"], tmp_path, None)
-
-
-def test_rows_beside_the_task_files_of_a_user_are_settings(tmp_path):
-    for file in ("mine.yaml", "deep/rows.jsonl"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("one")
-    sources = [chosen_tasks(["mine"], None, tmp_path)[0].source]
-    (tmp_path / "deep" / "rows.jsonl").write_text("two")
-    sources.append(chosen_tasks(["mine"], None, tmp_path)[0].source)
-    assert sources[0] != sources[1]
+    (own,) = chosen_tasks(["medmcqa"], tmp_path, None)
+    assert [file.name for file in own.files] == [
+        "_medical.yaml",
+        "medmcqa.yaml",
+        "medmcqa.jsonl",
+        "medmcqa.shots.jsonl",
+    ]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "rows.jsonl").write_text("one")
+    (other,) = chosen_tasks(["mine"], None, tmp_path)
+    assert {file.name for file in other.files} == {"medmcqa.jsonl", "medmcqa.shots.jsonl", "rows.jsonl"}

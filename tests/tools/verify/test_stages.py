@@ -147,7 +147,7 @@ def test_a_run_of_adapters_is_certified_and_a_changed_adapter_found(tmp_path, sf
 class Watcher(Callback):
     """An observer that counts its steps for all the world to see."""
 
-    observer = True
+    gives = frozenset()
     steps = 0
 
     def on_step_end(self, state):

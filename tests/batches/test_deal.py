@@ -1,0 +1,152 @@
+"""How a global batch is dealt: whole units, within the limits, few padded slots, like loads (property tests)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftmix.batches.collate import collate, token_slots
+from sftmix.batches.deal import micro_steps
+from sftmix.batches.order import Slot, epoch_units, global_batches
+from tests.batches.test_collate import Rows, an_epoch
+
+LIMITS = st.one_of(
+    st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)}),
+    st.fixed_dictionaries({"micro_batch_size": st.sampled_from([2, 4, 8])}),
+)
+LAYOUTS = st.one_of(
+    st.fixed_dictionaries({"max_segments": st.integers(1, 6)}), st.just({"padding_free": True, "max_segments": 4})
+)
+
+
+def lengths_of(n: int) -> np.ndarray:
+    """Token counts that spread like those of instructions, at least 3."""
+    return np.random.default_rng(n).lognormal(3.2, 0.8, n).astype(int) + 3
+
+
+def slots_of(step, rank: int, data: Rows, padding_free: bool) -> int:
+    """Token slots of the tensors that the backbone is really given."""
+    batch = collate(step.ranks[rank], data, n_segments=step.n_segments, padding_free=padding_free)
+    return sum(segment.input_ids.numel() for segment in batch.segments)
+
+
+@given(an_epoch(), st.integers(1, 4), LIMITS, LAYOUTS)
+def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layout):
+    n, pairs = epoch_of
+    lengths = lengths_of(n)
+    data = Rows(lengths.tolist(), [1] * n)
+    for units in global_batches(epoch_units(n, pairs, epoch=0, seed=0), 32):
+        steps = micro_steps(units, lengths, world_size=world, **limit, **layout)
+        dealt = [u for s in steps for rank in s.ranks for u in rank]
+        assert Counter(u for u in dealt if len(u) == 2 or u[0].ntp_weight) == Counter(units)
+        assert all(len(s.ranks) == world and all(s.ranks) for s in steps)
+        for step in steps:
+            assert 1 <= step.n_segments <= min(layout["max_segments"], max(sum(map(len, rank)) for rank in step.ranks))
+            for rank, share in enumerate(step.ranks):
+                assert sum(map(len, share)) <= limit.get("micro_batch_size", 99)
+                if len(share) > 1:
+                    found = slots_of(step, rank, data, layout.get("padding_free", False))
+                    assert found <= limit.get("micro_batch_tokens", 10**9)
+
+
+@given(an_epoch(), st.integers(0, 3), st.integers(1, 3), LIMITS, LAYOUTS)
+def test_the_deal_is_a_function_of_seed_and_epoch(epoch_of, epoch, world, limit, layout):
+    n, pairs = epoch_of
+    lengths = lengths_of(n)
+
+    def dealt():
+        batches = global_batches(epoch_units(n, pairs, epoch=epoch, seed=5), 16)
+        return [micro_steps(units, lengths, world_size=world, **limit, **layout) for units in batches]
+
+    first = dealt()
+    np.random.default_rng().random()  # whatever happens in between
+    assert dealt() == first
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_a_unit_longer_than_the_budget_is_alone(padding_free):
+    lengths = np.array([90, 30, 200, 5, 6, 7, 8, 9])
+    units = [(Slot(0), Slot(1)), (Slot(2),), *((Slot(row),) for row in range(3, 8))]
+    steps = micro_steps(units, lengths, world_size=1, micro_batch_tokens=100, padding_free=padding_free)
+    assert len(steps) == 3
+    assert {((Slot(0), Slot(1)),), ((Slot(2),),)} <= {s.ranks[0] for s in steps}
+
+
+def test_as_many_examples_as_fit():
+    """Twelve of ten tokens in rows of forty: three micro-batches of four, padded or not."""
+    units = [(Slot(row),) for row in range(12)]
+    for layout in ({}, {"padding_free": True}, {"max_segments": 3}):
+        steps = micro_steps(units, np.full(12, 10), world_size=1, micro_batch_tokens=40, **layout)
+        assert [len(s.ranks[0]) for s in steps] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("world", "limit"), [(1, {"micro_batch_size": 8}), (4, {"micro_batch_tokens": 1024})])
+def test_similar_lengths_meet_where_one_segment_holds_them(world, limit):
+    """Against the mean of random deals, and sorted as well as any deal of runs could be."""
+    lengths = np.random.default_rng(0).lognormal(4.5, 0.7, 128).astype(int) + 8
+    units = epoch_units(128, None, epoch=0, seed=0)
+    steps = micro_steps(units, lengths, world_size=world, max_segments=1, **limit)
+    slots = sum(
+        token_slots([lengths[s.row] for u in rank for s in u], 1) for step in steps for rank in step.ranks if rank
+    )
+    random = np.mean(
+        [
+            sum(8 * max(part) for part in np.random.default_rng(seed).permutation(lengths).reshape(16, 8))
+            for seed in range(20)
+        ]
+    )
+    assert lengths.sum() / slots > 0.85 > 2 * 0.42 > 1.6 * lengths.sum() / random
+
+
+@pytest.mark.parametrize("limit", [{"micro_batch_size": 8}, {"micro_batch_tokens": 1024}])
+@pytest.mark.parametrize("layout", [{"max_segments": 1}, {"max_segments": 4}, {"padding_free": True}])
+def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
+    """What the ranks wait for each other is less than with one sorted micro-batch after the other dealt out."""
+    lengths = np.random.default_rng(1).lognormal(4.5, 0.6, 256).astype(int) + 8
+    units = epoch_units(256, np.arange(256).reshape(-1, 2), epoch=0, seed=0)
+    waited = total = 0
+    for step in micro_steps(units, lengths, world_size=2, **limit, **layout):
+        costs = [
+            token_slots(
+                [lengths[s.row] for u in rank for s in u], step.n_segments, padding_free="padding_free" in layout
+            )
+            for rank in step.ranks
+        ]
+        waited, total = waited + max(costs) - min(costs), total + sum(costs)
+    assert waited / total < 0.1
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 12), st.booleans())
+def test_token_slots_are_those_of_the_tensors(lengths, n_segments, padding_free):
+    data = Rows(lengths, [1 if n > 1 else 0 for n in lengths])
+    batch = collate(
+        [(Slot(row),) for row in range(len(lengths))], data, n_segments=n_segments, padding_free=padding_free
+    )
+    idle = 0 if padding_free else max(0, n_segments - len(lengths))
+    expected = token_slots(lengths, n_segments, padding_free=padding_free) + idle
+    assert sum(s.input_ids.numel() for s in batch.segments) == expected
+
+
+def test_a_row_without_padding_holds_the_slots_one_after_the_other():
+    data = Rows([4, 6, 3], [2, 3, 1])
+    batch = collate([(Slot(1), Slot(0)), (Slot(2),)], data, padding_free=True)
+    (segment,) = batch.segments
+    assert segment.input_ids.tolist() == [[*data[1].input_ids, *data[0].input_ids, *data[2].input_ids]]
+    assert segment.position_ids.tolist() == [[*range(6), *range(4), *range(3)]]
+    assert segment.lengths == (6, 4, 3)
+    assert segment.slots.tolist() == [0, 1, 2]
+    assert segment.attention_mask.all()
+    assert segment.index.tolist() == [2, 3, 4, 7, 8, 11]
+    assert batch.labels.tolist() == segment.input_ids[0][segment.index + 1].tolist()
+    assert segment.order.tolist() == list(range(6))
+
+
+def test_idle_segments_are_one_token_and_no_slot():
+    batch = collate([(Slot(0),)], Rows([5], [2]), n_segments=3, pad_id=9)
+    assert [len(s.slots) for s in batch.segments] == [1, 0, 0]
+    assert [s.input_ids.tolist() for s in batch.segments[1:]] == [[[9]], [[9]]]
+    assert [len(s.index) for s in batch.segments] == [2, 0, 0]

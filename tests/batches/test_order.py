@@ -1,0 +1,105 @@
+"""Steps, epochs and the learning rate as functions of the step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftmix.batches.order import Slot, TrainingOrder, digest, epoch_units, global_batches
+from sftmix.options import TrainingOptions
+from sftmix.training.step import learning_rate
+
+
+def order(n=10, **options):
+    options.setdefault("global_batch_size", 4)
+    return TrainingOrder(n, lambda epoch: None, options=TrainingOptions(**options), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"epochs": 2}, [3, 6]),
+        ({"epochs": 1.5}, [3, 5]),
+        ({"epochs": 0.1}, [1]),
+        ({"epochs": 1, "max_steps": 7}, [3, 6, 7]),
+        ({"epochs": 9, "max_steps": 2}, [2]),
+        ({"epochs": 9, "max_steps": 3}, [3]),
+    ],
+)
+def test_steps_of_epochs(options, ends):
+    assert order(**options).ends == ends
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"),
+    [(1.1, 11), (1.6, 16), (2.2, 22), (2.3, 23), (0.1 + 0.2, 3), (1 / 3, 4), (2.0001, 21), (1e-6, 1)],
+)
+def test_an_epoch_cut_short_has_the_steps_of_the_number_as_it_is_written(epochs, steps):
+    """Ten batches: 1.1 - 1 is a little above 0.1 in floating point, which is no step more."""
+    assert order(40, epochs=epochs).total_steps == steps
+
+
+@given(st.integers(1, 60), st.integers(1, 400))
+def test_tenths_of_an_epoch_round_up(batches, tenths):
+    assert order(4 * batches, epochs=tenths / 10).total_steps == -(-tenths * batches // 10)
+
+
+@given(st.integers(1, 40), st.integers(0, 30), st.integers(2, 9), st.integers(0, 2), st.integers(0, 2**16))
+def test_epochs_are_as_long_as_the_batches_in_them(n, couples, size, repeats, seed):
+    """Counted without laying an epoch out, where that can be told; a row may be in several pairs."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([rng.permutation(n), rng.integers(0, n, 2 * repeats)])
+    pairs = rows[len(rows) % 2 :].reshape(-1, 2)[:couples]
+    options = TrainingOptions(global_batch_size=size, epochs=2)
+    plan = TrainingOrder(n, lambda epoch: pairs, options=options, seed=1)
+    lengths = [len(global_batches(epoch_units(n, pairs, epoch=e, seed=1), size)) for e in range(2)]
+    assert plan.ends == [lengths[0], sum(lengths)]
+
+
+def test_every_epoch_sees_every_row_and_is_shuffled_anew():
+    plan = order(epochs=2)
+    rows = [[u[0].row for u in plan.batch(s)] for s in range(plan.total_steps)]
+    assert [len(r) for r in rows] == [4, 4, 2, 4, 4, 2]
+    first, second = [r for b in rows[:3] for r in b], [r for b in rows[3:] for r in b]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert [plan.epoch_of(s) for s in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [plan.ends_epoch(s) for s in range(1, 7)] == [False, False, True, False, False, True]
+
+
+def test_epochs_of_unlike_length_follow_each_other():
+    """As of a sampler that repeats examples in some epochs; the order is asked for steps as a resume would."""
+    pairs = [np.arange(10).reshape(-1, 2)[list(rows)] for rows in ((0, 1), (0, 1, 1, 2, 0), (3,))]
+    plan = TrainingOrder(10, pairs.__getitem__, options=TrainingOptions(global_batch_size=4, epochs=3), seed=1)
+    expected = [global_batches(epoch_units(10, pairs[e], epoch=e, seed=1), 4) for e in range(3)]
+    assert [len(batches) for batches in expected] == [3, 4, 3]
+    assert plan.ends == [3, 7, 10]
+    whole = [(epoch, batch) for epoch in range(3) for batch in expected[epoch]]
+    for step in (9, 2, 3, 8, 7, 0, 6, 1, 4, 5):
+        assert (plan.epoch_of(step), plan.batch(step)) == whole[step]
+
+
+def test_learning_rate_warms_up_and_decays():
+    options = TrainingOptions(learning_rate=2.0, warmup_ratio=0.1)
+    rates = [learning_rate(s, 95, options) for s in range(95)]
+    assert rates[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)], rel=1e-15)
+    assert rates[10:] == pytest.approx([1 + math.cos(math.pi * k / 85) for k in range(85)], rel=1e-15)
+    assert np.all(np.array(rates) > 0)
+    flat = TrainingOptions(learning_rate=2.0, warmup_ratio=0.0, schedule="constant")
+    assert {learning_rate(s, 7, flat) for s in range(7)} == {2.0}
+    linear = TrainingOptions(learning_rate=2.0, warmup_ratio=0.0, schedule="linear")
+    assert [learning_rate(s, 4, linear) for s in range(4)] == [2.0, 1.5, 1.0, 0.5]
+
+
+def test_the_digest_of_a_batch_tells_its_rows_their_order_and_its_pairs():
+    def of(*units: tuple[int, ...]) -> str:
+        return digest([tuple(map(Slot, unit)) for unit in units])
+
+    batches = [of((1, 2), (3, 4)), of((1, 2), (3, 5)), of((2, 1), (3, 4)), of((3, 4), (1, 2)), of((1,), (2,), (3, 4))]
+    assert len(set(batches)) == 5
+    assert batches[0] == hashlib.sha256(b"[[1, 2], [3, 4]]").hexdigest()[:16]

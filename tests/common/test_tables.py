@@ -1,0 +1,191 @@
+"""Parquet artefacts: what is written is what is read, other readers see plain tables, bad files are refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftmix.common import tables
+from sftmix.common.errors import DataError, NoSpaceError
+from sftmix.types import RowScores, Split, TrainingDynamics
+
+
+@st.composite
+def dynamics(draw):
+    n, c = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    n_tokens = rng.integers(0, 4, size=n)
+    token_nll = [rng.random((c, k), dtype=np.float32) for k in n_tokens]
+    return TrainingDynamics(
+        ids=draw(st.lists(st.text(max_size=5), min_size=n, max_size=n, unique=True)),
+        steps=np.sort(rng.choice(100, size=c, replace=False)),
+        nll_sum=np.asarray([nll.sum(axis=1, dtype=np.float64) for nll in token_nll]).reshape(n, c),
+        n_tokens=n_tokens,
+        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(n, c)),
+        token_nll=token_nll if draw(st.booleans()) else None,
+    )
+
+
+def same(a: TrainingDynamics, b: TrainingDynamics) -> None:
+    assert list(a.ids) == list(b.ids)
+    for name in ("steps", "nll_sum", "n_tokens", "n_correct"):
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    assert (a.token_nll is None) == (b.token_nll is None)
+    for left, right in zip(a.token_nll or [], b.token_nll or [], strict=True):
+        assert left.dtype == right.dtype == np.float32
+        np.testing.assert_array_equal(left, right)
+
+
+@given(dynamics(), st.randoms(use_true_random=False))
+def test_dynamics_survive_the_file_in_any_order_of_lines(tmp_path_factory, given_, random):
+    path = tmp_path_factory.mktemp("tables") / "dynamics.parquet"
+    tables.write_dynamics(path, given_)
+    same(tables.read_dynamics(path), given_)
+
+    table = pq.read_table(path)
+    lines = list(range(len(table)))
+    random.shuffle(lines)
+    pq.write_table(table.take(lines), path)
+    shuffled = tables.read_dynamics(path)
+    order = [shuffled.ids.index(i) for i in given_.ids]
+    np.testing.assert_array_equal(shuffled.nll_sum[order], given_.nll_sum)
+    np.testing.assert_array_equal(shuffled.n_correct[order], given_.n_correct)
+    if given_.token_nll is not None:
+        for place, expected in zip(order, given_.token_nll, strict=True):
+            np.testing.assert_array_equal(shuffled.token_nll[place], expected)
+
+
+SMALL = TrainingDynamics(
+    ids=["a", "b"],
+    steps=np.asarray([3, 6]),
+    nll_sum=np.asarray([[1.5, 0.5], [np.nan, np.nan]]),
+    n_tokens=np.asarray([2, 0]),
+    n_correct=np.asarray([[0, 2], [0, 0]]),
+)
+
+
+def test_the_dynamics_table_is_as_documented(tmp_path):
+    tables.write_dynamics(tmp_path / "d.parquet", SMALL)
+    assert pq.read_table(tmp_path / "d.parquet").to_pylist() == [
+        {"id": "a", "checkpoint": 0, "step": 3, "nll_sum": 1.5, "n_tokens": 2, "n_correct": 0},
+        {"id": "a", "checkpoint": 1, "step": 6, "nll_sum": 0.5, "n_tokens": 2, "n_correct": 2},
+        {"id": "b", "checkpoint": 0, "step": 3, "nll_sum": 0.0, "n_tokens": 0, "n_correct": 0},
+        {"id": "b", "checkpoint": 1, "step": 6, "nll_sum": 0.0, "n_tokens": 0, "n_correct": 0},
+    ]
+
+
+def edited(tmp_path, **columns):
+    """The small file with some columns replaced (None: left out)."""
+    path = tmp_path / "d.parquet"
+    tables.write_dynamics(path, SMALL)
+    table = pq.read_table(path).to_pydict() | columns
+    pq.write_table(pa.table({k: v for k, v in table.items() if v is not None}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"checkpoint": [0, 0, 0, 1]}, "checkpoint 0 of example 'a' has 2 lines"),
+        ({"id": ["a", "a", "b", "c"]}, "checkpoint 1 of example 'b' has 0 lines"),
+        ({"checkpoint": [0, -1, 0, 1]}, "checkpoint does not count"),
+        ({"checkpoint": [0, 10**9, 0, 1]}, "checkpoint does not count"),
+        ({"step": [3, 6, 3, 7]}, "several steps"),
+        ({"nll_sum": [float("nan"), 0.5, 0.0, 0.0]}, r"not finite for 1 examples, first \['a'\]"),
+        ({"nll_sum": [-1.0, 0.5, 0.0, 0.0]}, "nll_sum is negative"),
+        ({"alone_nll_sum": [0.5, float("inf"), 0.0, 0.0]}, "alone_nll_sum is negative or not finite"),
+        ({"n_tokens": [2, 3, 0, 0]}, "n_tokens differs"),
+        ({"n_tokens": [2, 2, -1, -1]}, "n_tokens is negative"),
+        ({"n_correct": [0, 3, 0, 0]}, "n_correct is not in"),
+        ({"n_tokens": [2.5, 2.5, 0, 0]}, "does not hold int64"),
+        ({"nll_sum": [None, 0.5, 0.0, 0.0]}, "column nll_sum has empty cells"),
+        ({"n_correct": None}, r"columns \['n_correct'\] are missing"),
+        ({"token_nll": [[1.0], [0.5], [], []]}, "token_nll has another length"),
+        ({k: [] for k in ("checkpoint", "step", "nll_sum", "n_tokens", "n_correct")} | {"id": pa.array([], "string")},
+         "holds no example"),
+    ],
+)  # fmt: skip
+def test_malformed_dynamics_are_refused(tmp_path, columns, message):
+    with pytest.raises(DataError, match=message):
+        tables.read_dynamics(edited(tmp_path, **columns))
+
+
+def test_a_missing_or_foreign_file_is_a_data_error_with_its_path(tmp_path):
+    (tmp_path / "text.parquet").write_text("not parquet")
+    for name in ("text.parquet", "absent.parquet"):
+        with pytest.raises(DataError, match=name):
+            tables.read_dynamics(tmp_path / name)
+
+
+def test_confidence_survives_the_file(tmp_path):
+    confidence, variability = np.asarray([-1.25, np.nan, -np.inf]), np.asarray([0.5, np.nan, np.inf])
+    tables.write_confidence(tmp_path / "c.parquet", ["a", "b", "c"], confidence, variability)
+    assert pq.read_schema(tmp_path / "c.parquet").names == ["id", "confidence", "variability"]
+    ids, *values = tables.read_confidence(tmp_path / "c.parquet")
+    assert ids == ["a", "b", "c"]
+    np.testing.assert_array_equal(values, [confidence, variability])
+
+
+def test_a_split_is_stored_by_the_names_of_its_groups(tmp_path):
+    path = tmp_path / "s.parquet"
+    split = Split(group=np.asarray([1, -1, 0, 2], dtype=np.int8), names=("z", "a", "m"))
+    tables.write_split(path, ["p", "q", "r", "s"], split)
+    assert pq.read_table(path).to_pydict() == {"id": ["p", "q", "r", "s"], "group": ["a", "unpaired", "z", "m"]}
+    ids, back = tables.read_split(path)
+    assert ids == ["p", "q", "r", "s"]
+    assert back.names == split.names
+    assert back.group.dtype == np.int8
+    np.testing.assert_array_equal(back.group, split.group)
+
+
+def test_a_split_made_by_other_programs_uses_the_papers_names(tmp_path):
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "group": ["unconfident", "unpaired", "confident"]}), path)
+    _, split = tables.read_split(path)
+    assert split.names == ("confident", "unconfident")
+    assert split.group.tolist() == [1, -1, 0]
+    pq.write_table(pa.table({"id": ["a"], "group": ["sure"]}), path)
+    with pytest.raises(DataError, match="'sure'"):
+        tables.read_split(path)
+    pq.write_table(pa.table({"id": ["a", "a"], "group": ["confident", "confident"]}), path)
+    with pytest.raises(DataError, match="there twice"):
+        tables.read_split(path)
+
+
+def test_a_group_may_not_be_called_unpaired(tmp_path):
+    with pytest.raises(DataError, match="'unpaired'"):
+        tables.write_split(tmp_path / "s.parquet", ["a"], Split(np.zeros(1, dtype=np.int8), ("unpaired",)))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "c.parquet"
+    tables.write_confidence(path, ["a"], np.ones(1), np.ones(1))
+    before = path.read_bytes()
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoSpaceError, match=r"c\.parquet"):
+        tables.write_confidence(path, ["b"], np.zeros(1), np.zeros(1))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.parquet"]
+
+
+def test_the_table_of_held_out_examples_comes_back(tmp_path):
+    scores = RowScores(np.array([1.5, 0.25]), np.array([3, 1]), np.array([2, 0]))
+    for brier_sum in (np.array([0.5, 0.75]), None):
+        tables.write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, brier_sum)
+        ids, back, brier = tables.read_eval(tmp_path / "eval.parquet")
+        assert ids == ["b", "a"]
+        np.testing.assert_equal([back.nll_sum, back.n_tokens, back.n_correct], [[1.5, 0.25], [3, 1], [2, 0]])
+        np.testing.assert_equal(brier, brier_sum)

@@ -1,0 +1,302 @@
+"""Calibration against the definitions, computed from the model's own logits, one example at a time, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sftmix.common.errors import NonFiniteError
+from sftmix.common.rng import stable_hash
+from sftmix.common.world import World
+from sftmix.measure import calibration
+from sftmix.measure.calibration import (
+    TAUS,
+    best_temperature,
+    calibrate,
+    equal_mass_bins,
+    expected_calibration_error,
+    nll_at,
+    reliability,
+    report,
+    temperature_scaling,
+    token_statistics,
+)
+from sftmix.model.head import Head
+from sftmix.training import scoring
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import Scorer
+from tests.forked import on_ranks
+from tests.toy import VOCABULARY, toy_model, toy_rows
+
+DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
+
+
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch):
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", 128)
+
+
+@pytest.fixture(scope="module")
+def logits() -> list[tuple[np.ndarray, np.ndarray]]:
+    """(logits [T, V], labels [T]) of every row, by the model itself."""
+    model = toy_model().eval()
+    found = []
+    for e in DATA:
+        with torch.no_grad():
+            own = model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double().numpy()
+        at = np.flatnonzero(e.target)
+        at = at[at > 0]
+        found.append((own[at - 1], e.input_ids[at]))
+    return found
+
+
+def probabilities(z: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    e = np.exp(z / tau - (z / tau).max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def nll(part, tau: float = 1.0) -> float:
+    return float(sum(-np.log(probabilities(z, tau)[np.arange(len(y)), y]).sum() for z, y in part))
+
+
+def finest(part) -> float:
+    """The best temperature by search: a grid, then a finer grid around its best point."""
+    grid = np.geomspace(0.25, 8, 200)
+    centre = min(grid, key=lambda tau: nll(part, tau))
+    return min(np.geomspace(centre / 1.02, centre * 1.02, 400), key=lambda tau: nll(part, tau))
+
+
+# ------------------------------------------------------------------------------------------ one pass
+
+
+def test_every_figure_is_that_of_the_models_own_logits(logits):
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+    p = [probabilities(z) for z, _ in logits]
+    np.testing.assert_allclose(measured.scores.nll_sum, [nll([row]) for row in logits], rtol=1e-12)
+    assert measured.scores.n_tokens.tolist() == [len(y) for _, y in logits]
+    hits = [(z.argmax(axis=1) == y).tolist() for z, y in logits]
+    assert measured.scores.n_correct.tolist() == [sum(h) for h in hits]
+    assert measured.correct.tolist() == [x for h in hits for x in h]
+    np.testing.assert_allclose(measured.confidence, np.concatenate([q.max(axis=1) for q in p]), rtol=1e-12)
+    one_hot = [np.eye(VOCABULARY)[y] for _, y in logits]
+    brier = [((q - o) ** 2).sum() for q, o in zip(p, one_hot, strict=True)]
+    np.testing.assert_allclose(measured.brier_sum, brier, rtol=1e-12)
+    for g, tau in enumerate(TAUS):
+        np.testing.assert_allclose(measured.tempered[:, g, 0], [nll([row], tau) for row in logits], rtol=1e-12)
+
+
+def test_the_two_derivatives_are_those_by_the_inverse_temperature(logits):
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+    for row, (z, y) in enumerate(logits):
+        for g, tau in enumerate(TAUS):
+            q = probabilities(z, tau)
+            mean, at_label = (q * z).sum(axis=1), z[np.arange(len(y)), y]
+            assert measured.tempered[row, g, 1] == pytest.approx((mean - at_label).sum(), rel=1e-9, abs=1e-9)
+            variance = (q * (z - mean[:, None]) ** 2).sum()
+            assert measured.tempered[row, g, 2] == pytest.approx(variance, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block):
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 19).double()
+    hidden, labels = 3 * torch.randn(23, 8, dtype=torch.float64), torch.randint(0, 19, (23,))
+    with torch.no_grad():
+        z = 2.5 * torch.tanh(0.7 * (hidden @ linear.weight.T + linear.bias) / 2.5)
+        got = token_statistics(hidden, Head(linear, 2.5, 0.7), labels, block=block)
+    p = z.softmax(1)
+    torch.testing.assert_close(got.confidence, p.max(1).values)
+    torch.testing.assert_close(got.brier, ((p - nn.functional.one_hot(labels, 19)) ** 2).sum(1))
+    for g, tau in enumerate(TAUS):
+        torch.testing.assert_close(
+            got.tempered[:, g, 0], nn.functional.cross_entropy(z / tau, labels, reduction="none")
+        )
+
+
+def test_a_masked_token_of_the_vocabulary_does_no_harm():
+    linear = nn.Linear(4, 7).double()
+    with torch.no_grad():
+        linear.bias[3] = -torch.inf
+        got = token_statistics(
+            torch.randn(5, 4, dtype=torch.float64), Head(linear, None, 1.0), torch.arange(3).repeat(2)[:5]
+        )
+    assert all(torch.isfinite(column).all() for column in got)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nll_and_accuracy_are_those_of_scoring(precision):
+    module = TrainingModule(toy_model(dtype=torch.float32))
+    scores = Scorer(world=World(), precision=precision)(module, DATA)
+    measured = calibrate(module, DATA, Scorer(world=World(), precision=precision))
+    np.testing.assert_allclose(measured.scores.nll_sum, scores.nll_sum, rtol=1e-6)
+    assert measured.scores.n_tokens.tolist() == scores.n_tokens.tolist()
+    assert measured.scores.n_correct.tolist() == scores.n_correct.tolist()
+    assert measured.confidence.dtype == np.float32
+
+
+def test_a_broken_model_is_not_calibrated():
+    model = toy_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
+        calibrate(TrainingModule(model), DATA, Scorer(world=World()))
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def test_ece_is_the_definition_and_its_bins_hold_every_token():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(size=1000)
+    correct = rng.uniform(size=1000) < confidence**2
+    curve = reliability(confidence, correct)
+    order = np.argsort(confidence)
+    expected, edges = 0.0, [round(1000 * k / 15) for k in range(16)]
+    for b in range(15):
+        part = order[edges[b] : edges[b + 1]]
+        expected += len(part) / 1000 * abs(correct[part].mean() - confidence[part].mean())
+        assert curve[b]["count"] == len(part)
+    assert expected_calibration_error(curve) == pytest.approx(expected, rel=1e-12)
+    calibrated = np.full(10, 0.3)
+    assert reliability(calibrated, np.arange(10) < 3) == [
+        {"confidence": pytest.approx(0.3), "accuracy": 0.3, "count": 10}
+    ]
+
+
+def test_bins_have_equal_mass_and_never_part_equal_values():
+    values = np.random.default_rng(1).permutation(101) * 1.0
+    bins = equal_mass_bins(values, 15)
+    assert set(np.bincount(bins, minlength=15)) == {6, 7}
+    assert np.all(np.diff(bins[np.argsort(values)]) >= 0)
+    assert equal_mass_bins(np.array([0.1, 0.5, 0.5, 0.5, 0.9, 0.5]), 3).tolist() == [0, 1, 1, 1, 2, 1]
+    assert equal_mass_bins(np.full(7, 2.0), 4).tolist() == [2] * 7
+    assert len(equal_mass_bins(np.empty(0), 4)) == 0
+
+
+def test_the_order_of_tied_tokens_changes_nothing():
+    """A model that is certain of many tokens: they share a bin, wherever they stand."""
+    confidence = np.array([1.0] * 50 + [0.25, 0.75] * 25)
+    correct = np.arange(100) % 3 == 0
+    order = np.random.default_rng(0).permutation(100)
+    one, other = reliability(confidence, correct), reliability(confidence[order], correct[order])
+    assert one == other
+    assert [b["count"] for b in one] == [25, 25, 50]
+
+
+def tempered_of(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """f64[len(TAUS), 3], the sums over tokens of given logits: a head that changes nothing."""
+    linear = nn.Linear(z.shape[1], z.shape[1], bias=False).double()
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(z.shape[1]))
+        found = token_statistics(torch.from_numpy(z), Head(linear, None, 1.0), torch.from_numpy(y))
+    return found.tempered.sum(0).numpy()
+
+
+@pytest.fixture(scope="module")
+def overconfident(logits) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The model's logits with labels drawn from softmax(logits / 1.7), row after row."""
+    rng = np.random.default_rng(0)
+    return [(z, np.array([rng.choice(VOCABULARY, p=p) for p in probabilities(z, 1.7)])) for z, _ in logits]
+
+
+def test_the_temperature_is_the_one_of_a_fine_search_and_its_nll_exact(overconfident):
+    sums = sum(tempered_of(*row) for row in overconfident)
+    assert best_temperature(sums) == pytest.approx(finest(overconfident), rel=1e-3)
+    for tau in np.geomspace(TAUS[-1], TAUS[0], 57):
+        assert nll_at(sums, tau) == pytest.approx(nll(overconfident, tau), rel=1e-5)
+
+
+@pytest.mark.parametrize("true", [0.37, 0.8, 1.0, 1.9, 6.0])
+def test_a_known_temperature_is_found(true):
+    """Labels drawn from softmax(z / true): what a search in the exact NLL finds is found to 1e-3."""
+    rng = np.random.default_rng(3)
+    z = 4 * rng.standard_normal((3000, 11))
+    y = np.array([rng.choice(11, p=p) for p in probabilities(z, true)])
+    sums = tempered_of(z, y)
+    tau = best_temperature(sums)
+    assert tau == pytest.approx(finest([(z, y)]), rel=1e-3)
+    assert tau == pytest.approx(true, rel=0.08)
+    assert nll_at(sums, tau) / 3000 == pytest.approx(nll([(z, y)], tau) / 3000, abs=2e-6)
+
+
+def test_each_half_is_judged_at_the_temperature_of_the_other(overconfident):
+    ids = [e.id for e in DATA]
+    counts = np.array([len(y) for _, y in overconfident])
+    got = temperature_scaling(np.stack([tempered_of(*row) for row in overconfident]), counts, ids)
+    ranked = sorted(range(11), key=lambda i: stable_hash("calibration_fold", ids[i]))
+    halves = [[overconfident[i] for i in ranked[k::2]] for k in (0, 1)]
+    taus = [finest(half) for half in halves]
+    assert abs(taus[0] - taus[1]) > 0.05  # else it would not matter which is used where
+    assert got["temperatures"] == pytest.approx(taus, rel=1e-3)
+    assert got["temperature"] == pytest.approx(sum(taus) / 2, rel=1e-3)
+    expected = (nll(halves[1], taus[0]) + nll(halves[0], taus[1])) / counts.sum()
+    assert got["nll_temperature_scaled"] == pytest.approx(expected, rel=1e-5)
+    assert expected > (nll(halves[0], taus[0]) + nll(halves[1], taus[1])) / counts.sum() * (1 + 1e-4)
+    assert got["temperature_at_limit"] is False
+
+
+def test_a_fit_beyond_the_grid_says_so_and_one_example_is_not_fitted():
+    z = np.eye(3)
+    for labels, limit in ((np.arange(3), TAUS[-1]), (np.array([1, 2, 0]), TAUS[0])):
+        sums = tempered_of(z, labels)
+        got = temperature_scaling(np.stack([sums, sums]), np.array([3, 3]), ["a", "b"])
+        assert got["temperatures"] == [limit, limit]
+        assert got["temperature_at_limit"] is True
+        assert set(temperature_scaling(sums[None], np.array([3]), ["a"]).values()) == {None}
+
+
+def test_the_report_is_made_of_these():
+    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+    got = report(measured, [e.id for e in DATA])
+    assert (got["examples"], got["tokens"]) == (11, sum(e.target[1:].sum() for e in DATA))
+    assert got["nll"] == pytest.approx(measured.scores.nll_sum.sum() / got["tokens"])
+    assert got["ece"] == expected_calibration_error(got["reliability"])
+    assert got["brier"] == pytest.approx(measured.brier_sum.sum() / got["tokens"])
+    assert sum(b["count"] for b in got["reliability"]) == got["tokens"]
+    assert sum(b["count"] * b["accuracy"] for b in got["reliability"]) == pytest.approx(measured.correct.sum())
+
+
+# -------------------------------------------------------------------------------------------- ranks
+
+
+def calibrate_all_ways(world: World, path: str) -> None:
+    for parallel in ("ddp", "fsdp"):
+        for tokens in (128, 100000):  # five batches on two ranks, and one: a rank has nothing of its own
+            scoring.SCORING_TOKENS = tokens
+            module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
+            got = calibrate(module, DATA, Scorer(world=world))
+            np.savez(
+                Path(path) / f"{parallel}-{tokens}-{world.rank}.npz",
+                nll_sum=got.scores.nll_sum, n_tokens=got.scores.n_tokens, n_correct=got.scores.n_correct,
+                brier_sum=got.brier_sum, tempered=got.tempered, confidence=got.confidence, correct=got.correct,
+            )  # fmt: skip
+
+
+def test_two_ranks_measure_what_one_does(tmp_path):
+    on_ranks(calibrate_all_ways, str(tmp_path))
+    one = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 8
+    for file in files:
+        two = np.load(file)
+        np.testing.assert_allclose(two["nll_sum"], one.scores.nll_sum, rtol=1e-10)
+        assert two["n_tokens"].tolist() == one.scores.n_tokens.tolist()
+        assert two["n_correct"].tolist() == one.scores.n_correct.tolist()
+        for name in ("brier_sum", "tempered", "confidence"):
+            np.testing.assert_allclose(two[name], getattr(one, name), rtol=1e-9, atol=1e-9)
+        assert two["correct"].tolist() == one.correct.tolist()
+
+
+def test_no_block_of_logits_is_larger_than_asked(monkeypatch):
+    seen = []
+    original = calibration._of_logits
+    monkeypatch.setattr(calibration, "_of_logits", lambda x, y: seen.append(len(x)) or original(x, y))
+    linear = nn.Linear(4, 7)
+    with torch.no_grad():
+        token_statistics(torch.randn(20, 4), Head(linear, None, 1.0), torch.zeros(20, dtype=torch.int64), block=8)
+    assert seen == [8, 8, 4]

@@ -1,0 +1,199 @@
+"""Remarks on a run that ended worse than it began, and the weights of its best evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sftmix.common.files import read_json
+from sftmix.data import encode, encoder_for, prepare
+from sftmix.measure.remarks import ends_of_loss, remarks
+from sftmix.model.load import load_tokenizer
+from sftmix.options import DataOptions
+from tests.tiny import SHORT, Tiny, in_this_process, metrics
+
+SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.every", "0")
+"""Options of a training without pairs, which needs no reference."""
+EVALUATE = '[{"class_path": "Evaluate", "init_args": {"every": 2}}]'
+
+
+def remarks_of(run: Path) -> list[str]:
+    return read_json(run / "summary.json")["remarks"]
+
+
+def without_eval(tiny: Tiny) -> list[str]:
+    place = tiny.options.index("--data.eval")
+    return tiny.options[:place] + tiny.options[place + 2 :]
+
+
+def test_a_run_that_went_well_has_none(finished):
+    assert remarks_of(finished.path) == []
+
+
+def test_a_learning_rate_that_moves_nothing(tiny, tmp_path, sftmix):
+    out = tmp_path / "run"
+    rate = ("--training.learning_rate", "1e-7", "--training.max_steps", "2")
+    ended = sftmix("run", *tiny.options, *SINGLE, *rate, "--out", str(out))
+    assert ended.code == 0
+    (remark,) = remarks_of(out)
+    assert f"note: {remark}" in ended.out.splitlines()
+    assert remark.startswith("The training hardly changed the model: NLL per token ")
+
+
+def test_a_reference_that_diverged(tiny, tmp_path, sftmix):
+    """Its own learning rate is too large, the target's is not; the reference alone is told of, too."""
+    out = tmp_path / "run"
+    words = [*tiny.options, *SHORT, "--reference.training.learning_rate", "5", "--out", str(out)]
+    assert sftmix("reference", *words).code == 0
+    losses = [line["loss"] for line in metrics(out, "reference")]
+    half = len(losses) // 2
+    assert half < 16  # so that the remark is of the halves
+    ends = [sum(part) / len(part) for part in (losses[: min(half, 8)], losses[-min(half, 8) :])]
+    assert ends[1] > 1.2 * ends[0]
+    remark = remarks_of(out)[0]
+    assert remark.startswith("The training of the reference diverged: its loss was ")
+    assert f"{ends[0]:.4f} per token in the first steps and {ends[1]:.4f} in the last" in remark
+    assert sftmix("run", *words).code == 0
+    assert remarks_of(out)[0] == remark
+
+
+PARTS = """
+import dataclasses
+from sftmix.components import NTP, Callback, CallbackResult
+
+class TooMuch(NTP):
+    def plan(self, batch, **given):
+        plan = super().plan(batch, **given)
+        return dataclasses.replace(plan, row_weight=plan.row_weight * 1e38)
+
+class Before(Callback):
+    gives = frozenset()
+    def on_stage_start(self, state):
+        return None if state.evaluate is None else CallbackResult(metrics=state.evaluate())
+"""
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch) -> None:
+    (tmp_path / "parts_of_remarks.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_steps_that_were_all_skipped(tiny, tmp_path, sftmix, parts):
+    out = tmp_path / "run"
+    words = ("--objective", "parts_of_remarks.TooMuch", "--training.max_steps", "2", "--out", str(out))
+    assert sftmix("run", *tiny.options, *SINGLE[2:], *words).code == 0
+    assert remarks_of(out)[0].startswith("2 of 2 steps were skipped")
+
+
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory, finished) -> Path:
+    """A run at a learning rate under which the first evaluation is the best."""
+    place = tmp_path_factory.mktemp("worse")
+    words = ["run", *finished.tiny.options, *SINGLE, "--training.learning_rate", "0.1", "--training.max_steps", "6"]
+    words += ["--callbacks", EVALUATE, "--checkpoint.keep_best", "true", "--out", "run"]
+    assert in_this_process(*words, cwd=place).returncode == 0
+    return place / "run"
+
+
+def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
+    summary = read_json(worse / "summary.json")
+    evaluations = {m["step"]: m["eval_nll"] for m in metrics(worse) if "eval_nll" in m}
+    best = min(evaluations, key=evaluations.__getitem__)
+    assert best < 6
+    assert summary["eval_nll_after"] > summary["eval_nll_before"]
+    first, second = summary["remarks"]
+    assert first.startswith("The trained model is worse than the base model on the held-out rows")
+    assert f"step {best} of 6: held-out NLL {evaluations[best]:.4f}" in second
+
+
+def naive_nll(model_path: Path, rows: Path) -> float:
+    """Held-out NLL per response token, from the logits of transformers, one example at a time."""
+    options = DataOptions(train=[str(rows)])
+    encoder = encoder_for(load_tokenizer(str(model_path)), options)
+    data = encode(prepare(options, 0), encoder, max_length=128).train
+    model, total, count = AutoModelForCausalLM.from_pretrained(model_path).eval(), 0.0, 0
+    for row in range(len(data)):
+        ids, target = torch.as_tensor(data[row].input_ids).long(), torch.as_tensor(data[row].target)
+        with torch.no_grad():
+            logp = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        chosen = logp.gather(1, ids[1:, None])[:, 0][target[1:]]
+        total, count = total - float(chosen.sum()), count + len(chosen)
+    return total / count
+
+
+def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):
+    assert sftmix("export", str(worse), "--best", "--to", str(tmp_path / "best")).code == 0
+    summary, rows = read_json(worse / "summary.json"), finished.tiny.eval
+    assert naive_nll(tmp_path / "best", rows) == pytest.approx(summary["eval_nll_best"], rel=1e-5)
+    assert naive_nll(worse / "train" / "model", rows) == pytest.approx(summary["eval_nll_after"], rel=1e-5)
+    assert not math.isclose(summary["eval_nll_best"], summary["eval_nll_after"], rel_tol=1e-2)
+
+
+def test_export_best_says_what_is_missing(finished, tmp_path, sftmix):
+    words = ("export", str(finished.path), "--best", "--to", str(tmp_path / "best"))
+    ended = sftmix(*words)
+    assert (ended.code, "--checkpoint.keep_best true" in ended.err) == (2, True)
+    both = sftmix(*words, "--step", "1")
+    assert (both.code, "--best and --step 1" in both.err) == (2, True)
+
+
+def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
+    ended = sftmix("run", *without_eval(tiny), "--checkpoint.keep_best", "true", "--out", str(tmp_path / "run"))
+    assert ended.code == 2
+    assert "checkpoint.keep_best is true, but there are no held-out rows" in ended.err
+
+
+def test_an_evaluation_before_the_first_step_is_of_the_base_model(tiny, tmp_path, sftmix, parts):
+    options = [*tiny.options]
+    options[options.index("0.01")] = "3"  # so that every step makes it worse
+    words = ("--training.max_steps", "3", "--callbacks+", "parts_of_remarks.Before", "--checkpoint.keep_best", "true")
+    out = tmp_path / "run"
+    assert sftmix("run", *options, *SINGLE, *words, "--out", str(out)).code == 0
+    assert [p.name for p in (out / "train" / "best").iterdir()] == ["step-00000000"]
+    assert sftmix("export", str(out), "--best", "--to", str(tmp_path / "best")).code == 0
+    first = metrics(out)[0]["eval_nll"]
+    assert naive_nll(tmp_path / "best", tiny.eval) == pytest.approx(first, rel=1e-5)
+    assert naive_nll(tiny.model, tiny.eval) == pytest.approx(first, rel=1e-5)
+
+
+def test_keep_best_on_a_finished_run_says_that_it_is_late(finished, tmp_path, sftmix):
+    run = shutil.copytree(finished.path, tmp_path / "run")
+    ended = sftmix(*finished.words, "--checkpoint.keep_best", "true", "--out", str(run))
+    assert ended.code == 0
+    assert "note: checkpoint.keep_best comes too late" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"eval_nll": 4.0075, "eval_nll_best": 3.355}, ["The best evaluation was at step 6"]),
+        ({"eval_nll": 4.0075, "eval_nll_best": 4.0074}, ["The training hardly changed the model"]),
+        ({"eval_nll": 4.007 + 1e-9, "eval_nll_best": 4.0, "skipped": 12}, ["12 of 12 steps were skipped"]),
+        ({"eval_nll": 4.0075, "eval_nll_best": 4.0074, "skipped": 1}, ["1 of 12 steps", "The training hardly"]),
+        ({"eval_nll": 5.008, "eval_nll_best": 3.355}, ["The trained model is worse", "The best evaluation"]),
+        ({"eval_nll": 3.0, "eval_nll_best": 3.0}, []),
+        ({}, []),
+    ],
+)
+def test_remarks_do_not_contradict_each_other(figures, expected):
+    stages = {"base": {"eval_nll": 4.007}, "train": {"steps": 12, "skipped": 0, "eval_nll_best_step": 6, **figures}}
+    sentences = list(remarks(stages))
+    assert len(sentences) == len(expected)
+    assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))
+
+
+def test_a_short_last_step_is_no_divergence(tmp_path: Path) -> None:
+    """The last step of each epoch holds one response of two tokens, with a loss of its own."""
+    lines = [{"loss": 4.4, "ntp_tokens": 900}, {"loss": 4.4, "ntp_tokens": 900}, {"loss": 9.7, "ntp_tokens": 2}] * 2
+    logged = [{"step": step, **line} for step, line in enumerate([*lines[:2], *lines], 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
+    found = ends_of_loss(tmp_path)
+    assert found["loss_first"] == pytest.approx((4.4 * 3600 + 9.7 * 0) / 3600)
+    assert found["loss_last"] == pytest.approx((4.4 * 1800 + 9.7 * 4) / 1804)

@@ -1,0 +1,222 @@
+"""Confounds against what is known of rows made for it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sftmix.common.files import read_json
+from sftmix.components import LengthMatched, Median, Quantile
+from sftmix.components.base import ConfidenceEstimator
+from sftmix.measure.split import (
+    BINS,
+    auc,
+    by_label,
+    duplicates,
+    histogram,
+    labelled,
+    length_correlation,
+    overlap,
+    ties_at_the_cut,
+)
+from sftmix.measure.summary import mixing
+from sftmix.types import Scores, Split
+from tests.tiny import SHORT, groups, table
+
+
+def scores_of(confidence, label=None) -> Scores:
+    n = len(confidence)
+    return Scores(
+        id=[str(k) for k in range(n)], row=np.arange(n), confidence=np.asarray(confidence, float),
+        variability=np.zeros(n), n_tokens=np.arange(n) + 1, label=label,
+    )  # fmt: skip
+
+
+def test_overlap_of_equal_separate_and_half_equal_samples():
+    a = np.arange(400.0)
+    assert overlap(a, a)["overlap"] == pytest.approx(1)
+    assert overlap(a, a + 1000)["overlap"] == pytest.approx(0)
+    half = np.concatenate([a[:200] - 1000, a[200:]])
+    assert overlap(a, half) == pytest.approx(overlap(-np.exp(-a / 100), -np.exp(-half / 100)))
+    assert overlap(a, half)["overlap"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_yardstick_of_the_overlap_is_a_random_exchange_of_labels():
+    rng = np.random.default_rng(0)
+    found = overlap(rng.normal(size=100), rng.normal(size=60))
+    assert found["bins"] == 7
+    pooled, shares = np.arange(160), []
+    for _ in range(300):
+        order = rng.permutation(pooled) * 7 // 160
+        one, other = np.bincount(order[:100], minlength=7) / 100, np.bincount(order[100:], minlength=7) / 60
+        shares.append(np.minimum(one, other).sum())
+    assert found["overlap_if_unrelated"] == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
+    labels = ["Low", "High", None, "High", "High", "Low", "Mid", "High"]
+    confidence = [-1.0, -2, -3, -4, np.nan, -6, -7, -np.inf]
+    found = by_label(labelled(scores_of(confidence, labels)))
+    assert list(found["labels"]) == ["High", "Low", "Mid"]
+    assert found["labels"]["High"] == {"examples": 2, "confidence_mean": -3, "confidence_std": 1}
+    assert found["labels"]["Low"] == {"examples": 2, "confidence_mean": -3.5, "confidence_std": 2.5}
+    assert found["label_overlap"]["labels"] == ["High", "Low"]
+    assert by_label(labelled(scores_of(confidence))) == {}
+    assert "label_overlap" not in by_label(labelled(scores_of([-1.0, -2.0], ["High", "High"])))
+
+
+def test_duplicates_across_the_groups_are_counted_between_first_and_last():
+    split = Split(np.array([0, 0, 0, 1, 1, 1, 2, 2, -1], dtype=np.int8), ("a", "b", "c"))
+    prompts = [1, 2, 3, 1, 5, 6, 1, 2, 3]
+    contents = [10, 20, 30, 10, 50, 60, 10, 21, 30]
+    assert duplicates(split, prompts, contents) == {
+        "examples_in_both": 2,
+        "prompts_in_both": 2,
+        "examples_with_prompt_in_both": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("confidence", "splitter", "said"),
+    [
+        (
+            [0.0] * 5 + [-1.0, -2.0, -3.0],
+            Median(),
+            "5 of 8 examples (62%) have the same confidence as one on the other",
+        ),
+        ([0.0] * 4 + [-1.0] * 4, Median(), None),  # equal ones on one side each
+        ([0.0, 0.0, -1.0, -1.0, -1.0, -2.0, np.nan], Quantile(levels=3), "3 of 7 examples (43%)"),
+        ([0.0, -1.0, -1.0, -2.0, -2.0, -3.0], Quantile(levels=2), None),  # the ties are not at the cut
+        ([-np.inf] * 4, Median(), "4 of 4 examples (100%)"),
+        ([np.nan] * 4, LengthMatched(), None),
+        ([*np.arange(249.0), 0.5, 0.5, *-np.arange(1.0, 250)], Median(), None),  # 2 of 500
+    ],
+)
+def test_ties_at_the_cut_are_counted(confidence, splitter, said):
+    scores = scores_of(confidence)
+    remarks = list(ties_at_the_cut(scores, splitter.split(scores, seed=0)))
+    assert [remark.startswith(said or "?") for remark in remarks] == [True] * (said is not None)
+
+
+class Coarse(ConfidenceEstimator):
+    """One confidence for all."""
+
+    def estimate(self, dynamics):
+        return np.zeros(len(dynamics.ids))
+
+
+def test_the_split_and_the_summary_tell_of_ties(tiny, tmp_path, sftmix):
+    words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
+    done = sftmix("split", *words)
+    (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
+    assert remark.startswith("29 of 29 examples (100%) have the same confidence")
+    assert done.out.count(f"note: {remark}\n") == 2  # with the split, and at the end
+
+
+def test_text_has_no_prompts_to_share():
+    split = Split(np.array([0, 0, 1, 1], dtype=np.int8), ("a", "b"))
+    found = duplicates(split, [None, 7, None, 7], [1, 2, 1, 4])
+    assert found == {"examples_in_both": 2, "prompts_in_both": 1, "examples_with_prompt_in_both": 2}
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"),
+    [
+        ([np.nan, -3.0, -2.0, -np.inf, -1.0], 1.0),  # unscored and infinite ones have no rank
+        ([-1.0, -2.0, -2.0, -4.0], -0.9486832981),  # ties share the mean of their ranks
+        ([np.nan, np.nan], None),
+        ([1.0, 1.0], None),
+        ([1.0], None),
+    ],
+)
+def test_the_rank_correlation_with_length(confidence, expected):
+    assert length_correlation(scores_of(confidence)) == (expected and pytest.approx(expected))
+
+
+def test_auc_counts_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 37), rng.integers(1, 8, 23)
+    wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
+    assert auc(a, b) == pytest.approx(wins / (37 * 23), rel=1e-14)
+    assert auc(np.array([3]), np.array([3, 3])) == 0.5
+    assert auc(a, a[:0]) is None
+
+
+def test_a_training_without_ntp_loss_has_no_ratio():
+    figures = {"ntp_tokens": 0.0, "mixup_tokens": 12.0, "mixed_token_share": 0.5}
+    assert mixing(figures) == {"mixed_pairs_per_token": None, "mixed_token_share": 0.5}
+
+
+# ----------------------------------------------------------------------------------------- histogram
+
+
+def test_the_histogram_counts_every_finite_value_once():
+    rng = np.random.default_rng(0)
+    a, b = -np.exp(rng.normal(3, 1, 500)), -np.exp(rng.normal(4, 1, 300))
+    found = histogram({"groups": {"x": np.append(a, [np.nan, -np.inf]), "y": b}})
+    assert found["scale"] == "log"
+    edges = np.array(found["edges"])
+    assert len(edges) == BINS + 1
+    assert np.all(np.diff(edges) > 0)
+    np.testing.assert_allclose(np.diff(np.log(-edges)), np.log(edges[-1] / edges[0]) / BINS, rtol=1e-9)
+    assert [sum(found["panels"]["groups"][s]) for s in "xy"] == [500, 300]
+    inner = ((a >= edges[3]) & (a < edges[4])).sum()
+    assert found["panels"]["groups"]["x"][3] == inner > 0
+    json.dumps(found, allow_nan=False)
+
+
+ONE_FAR = np.array([-50.0] + [-3.7] * 999)
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR])
+def test_other_confidences_have_a_linear_axis(values):
+    found = histogram({"groups": {"x": values}})
+    assert found["scale"] == "linear"
+    assert np.all(np.diff(found["edges"]) > 0)
+    assert sum(found["panels"]["groups"]["x"]) == len(values)
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+def test_the_confounds_of_a_run_are_those_of_its_tables(finished):
+    found = read_json(finished.path / "summary.json")["confounds"]
+    dynamics = table(finished.path / "confidence" / "dynamics.parquet")
+    tokens = dict(zip(dynamics["id"], dynamics["n_tokens"], strict=True))
+    group = groups(finished.path)
+    first, last = ([tokens[i] for i in tokens if group[i] == name] for name in ("confident", "unconfident"))
+    wins = sum((x > y) + 0.5 * (x == y) for x in first for y in last)
+    assert found["auc_length_confident"] == pytest.approx(wins / 14**2)
+    rows = [json.loads(line) for line in finished.tiny.train.read_text().splitlines()]
+    names = table(finished.path / "confidence" / "confidence.parquet")["id"]
+    prompt = {i: (r["instruction"], r["input"]) for i, r in zip(names, rows, strict=True)}
+    halves = [{prompt[i] for i in names if group[i] == name} for name in ("confident", "unconfident")]
+    assert found["duplicates"]["prompts_in_both"] == len(halves[0] & halves[1])
+    paired = [i for i in names if group[i] != "unpaired"]
+    assert found["duplicates"]["examples_with_prompt_in_both"] == sum(
+        prompt[i] in halves[0] & halves[1] for i in paired
+    )
+    counted = read_json(finished.path / "confidence" / "histogram.json")["panels"]["groups"]
+    assert {name: sum(c) for name, c in counted.items()} == {"confident": 14, "unconfident": 14}
+    written = read_json(finished.path / "split" / "MANIFEST.json")["files"]
+    assert {"confounds.json", "../confidence/histogram.json"} <= set(written)
+
+
+def test_labels_of_a_run_reach_its_summary(tiny, tmp_path, sftmix):
+    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    lines = [json.dumps({**row, "quality": ("High", "Low")[k % 2]}) for k, row in enumerate(rows)]
+    tiny.train.write_text("\n".join(lines) + "\n")
+    run = tmp_path / "run"
+    words = [*tiny.options, "--training.max_steps", "1", "--checkpoint.every", "0", "--data.label_field", "quality"]
+    assert sftmix("split", *words, "--out", str(run)).code == 0
+    found = read_json(run / "summary.json")["confounds"]
+    values = dict(zip(*list(table(run / "confidence" / "confidence.parquet").values())[:2], strict=True))
+    high = [v for k, v in enumerate(values.values()) if k % 2 == 0]
+    assert found["labels"]["High"]["examples"] == 15
+    assert found["labels"]["High"]["confidence_mean"] == pytest.approx(np.mean(high))
+    assert found["labels"]["High"]["confidence_std"] == pytest.approx(np.std(high))
+    assert 0 < found["label_overlap"]["overlap"] <= 1
+    counted = read_json(run / "confidence" / "histogram.json")["panels"]["labels"]
+    assert {name: sum(c) for name, c in counted.items()} == {"High": 15, "Low": 14}
