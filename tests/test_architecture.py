@@ -51,7 +51,7 @@ LID = {
     "measure": 6651,
     "model": 7076,
     "options": 1716,
-    "pipeline": 18219,
+    "pipeline": 17888,
     "testing": 5202,
     "tests": 290899,
     "tools/answers": 7491,
@@ -63,7 +63,7 @@ LID = {
     "tools/sharing": 2634,
     "tools/status": 1171,
     "tools/trackers": 1954,
-    "tools/verify": 8555,
+    "tools/verify": 6323,
     "training": 16147,
     "types": 1164,
 }

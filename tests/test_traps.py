@@ -2,7 +2,7 @@
 
 T1   mean of means under accumulation
        training/test_step.py::test_a_short_last_batch_divides_by_its_own_counts
-       test_ntp_equality.py::test_trl_sft_trainer_is_ours
+       pipeline/test_ntp_equality.py::test_trl_sft_trainer_is_ours
 T2   normalisation across ranks
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula
@@ -21,7 +21,7 @@ T8   spans found by string search
        data/test_masks.py::test_any_text
        data/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
 T9   labels shifted twice
-       test_ntp_equality.py::test_transformers_loss_is_ours
+       pipeline/test_ntp_equality.py::test_transformers_loss_is_ours
        training/test_step.py::test_labels_are_shifted_once
 T10  no label left after truncation
        data/test_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
@@ -51,9 +51,9 @@ T18  no_sync that does nothing
        distributed/test_sharding.py::test_ddp_reduces_on_the_last_accumulation_step_only
        distributed/test_sharding.py::test_the_head_is_gathered_once_a_micro_batch_and_reduced_once_a_step
 T19  bfloat16 master weights
-       test_pipeline.py::test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float32
+       pipeline/test_recipe.py::test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float32
 T20  dtype and stop ids of the export
-       test_pipeline.py::test_the_exported_model_loads_and_generates
+       pipeline/test_recipe.py::test_the_exported_model_loads_and_generates
        model/test_models.py::test_every_stop_id_is_written
 T21  vocabulary resized
        model/test_models.py::test_vocabulary_is_never_resized
@@ -62,18 +62,18 @@ T22  adapters with checkpointing
        config/test_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
        config/test_config.py::test_a_problem_is_named_with_its_options
-       test_pipeline.py::test_another_configuration_is_refused_by_name
+       pipeline/test_recipe.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
        training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
 T25  a stale cache
        data/test_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
-       test_reference_run.py::test_a_file_of_dynamics_that_changed_is_refused
-       test_reference_run.py::test_a_changed_reference_model_is_refused
+       pipeline/test_reference.py::test_a_file_of_dynamics_that_changed_is_refused
+       pipeline/test_reference.py::test_a_changed_reference_model_is_refused
 T26  logits by hand
        model/test_models.py::test_head_fits
 T27  perplexity
-       test_pipeline.py::test_confidence_and_split_are_the_papers_formula
+       pipeline/test_recipe.py::test_confidence_and_split_are_the_papers_formula
        training/test_scoring.py::test_dropout_is_off_while_scoring_and_on_again_after
 T28  Mixup alignment
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula

@@ -1,11 +1,13 @@
-"""RunContext, which every stage of a run receives: configuration, ranks and run directory."""
+"""What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, run directory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import yaml
 
 from sftmix.common.files import write_text
 from sftmix.common.names import is_there
@@ -18,11 +20,38 @@ from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows
 from sftmix.training.log import PeakMemory, StopAtOnce
-from sftmix.training.loop import Stage, StageResult, train
+from sftmix.training.loop import Stage as TrainingStage
+from sftmix.training.loop import StageResult, train
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage has made: its files, relative to its directory, its figures, and lines for people."""
+
+    files: Sequence[str]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Stage(Generic[T]):
+    """A stage of a run. All ranks call each of its functions.
+
+    inputs  returns what it is made from; a finished stage is read back only if all of it is equal
+    make    makes its files
+    read    returns what the files hold
+    """
+
+    name: str
+    inputs: Callable[[], Mapping[str, Any]]
+    make: Callable[[], Made]
+    read: Callable[[], T]
 
 
 class RunContext:
-    """One run in progress. A stage begins; if it is not done, it is made and finished; then its files are read."""
+    """One run in progress; `enter` is the runner of its stages."""
 
     def __init__(self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce) -> None:
         self.config, self.world, self.directory, self._stop = config, world, directory, stop
@@ -39,51 +68,52 @@ class RunContext:
         """Return what the inputs of a stage are made of, once the stages before it are done."""
         return Known(self.config, self.world, rows, self.directory.path)
 
-    def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Enter a stage; return True if it is done. config.yaml is written after the inputs are accepted: a new one for
-        a stage that is to be made; else it is told where model and rows are now.
+    def enter(self, stage: Stage[T]) -> T:
+        """Make a stage unless it is done, and return what its files hold.
 
-        Raises Stopped if the stage before swallowed a signal.
+        Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self._stop.check(self.world)
-        done = self.directory.begin(stage, inputs)
+        done = self.directory.begin(stage.name, stage.inputs())
         self.memory, self._began = PeakMemory(self.world.device), time.time()
-        file = self.directory.path / "config.yaml"
-        self.world.on_main(lambda: self._correct(file) if done and file.exists() else self._write(file))
-        return done
+        self.world.on_main(lambda: self._write_config(read_back=done))
+        if done:
+            return stage.read()
+        made = stage.make()
+        value = stage.read()  # before the stage is done: what cannot be read must not count as done
+        self.finish(stage.name, made)
+        for line in made.lines:
+            self.say(line)
+        return value
 
-    def _write(self, file: Path) -> None:
-        write_text(file, self.config.yaml())
-
-    def _correct(self, file: Path) -> None:
-        """Put the paths of model and rows into config.yaml where those there are gone: by content they are the same.
-
-        What may be an id of the hub stays.
-        """
-        import yaml
-
-        there, now = read_yaml(file), self.config.plain()
-        moved = [
-            (group, key)
-            for group, key in (("model", "path"), ("data", "train"), ("data", "eval"))
-            if key in there.get(group, {})
-            and there[group][key] != now[group][key]
-            and not all(is_there(name) or may_be_of_the_hub(name) for name in as_list(there[group][key]) if name)
-        ]
-        for group, key in moved:
-            there[group][key] = now[group][key]
-        if moved:
-            write_text(file, yaml.safe_dump(there, sort_keys=False, allow_unicode=True))
-
-    def train(self, stage: Stage) -> StageResult:
-        """Train a stage to its end, from its newest valid checkpoint on."""
-        return train(stage, self.world)
+    def finish(self, stage: str, made: Made) -> None:
+        """Record the files of a stage and its figures, with its seconds and the peak memory of all ranks."""
+        peak = self.world.max(self.memory.bytes())
+        figures = {"wall_seconds": self.seconds(), **made.figures, "peak_memory_bytes": peak}
+        self.directory.finish(stage, list(made.files), figures)
 
     def seconds(self) -> float:
         """Return the seconds since the stage began."""
         return time.time() - self._began
 
-    def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
-        """Finish a stage: record its files, its figures, and the peak memory over all ranks."""
-        peak = self.world.max(self.memory.bytes())
-        self.directory.finish(stage, list(outputs), {**figures, "peak_memory_bytes": peak})
+    def train(self, stage: TrainingStage) -> StageResult:
+        """Train to the end, from the newest valid checkpoint on."""
+        return train(stage, self.world)
+
+    def _write_config(self, *, read_back: bool) -> None:
+        """Write config.yaml for a stage that is to be made; else tell it where model and rows are now.
+
+        Paths that are gone are replaced: by content both are the same. What may be an id of the hub stays.
+        """
+        file = self.directory.path / "config.yaml"
+        if not (read_back and file.exists()):
+            write_text(file, self.config.yaml())
+            return
+        written, now, moved = read_yaml(file), self.config.plain(), False
+        for group, key in (("model", "path"), ("data", "train"), ("data", "eval")):
+            before = written.get(group, {}).get(key, now[group][key])
+            gone = [name for name in as_list(before or []) if not is_there(name) and not may_be_of_the_hub(name)]
+            if gone and before != now[group][key]:
+                written[group][key], moved = now[group][key], True
+        if moved:
+            write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))

@@ -9,9 +9,8 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
-_ADOPTIONS = 100
-"""Most of them that lead from one stage to another."""
 
 
 class RunDirectory:
@@ -96,7 +93,14 @@ class RunDirectory:
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
-        return self.world.share(self.world.on_main(lambda: self._is_done(self.path / stage, inputs)))
+        directory = self.path / stage
+
+        def check() -> bool:
+            if problem := other_inputs(directory, inputs):
+                raise ConfigError(f"{directory}: {problem}")
+            return is_finished(directory)
+
+        return self.world.share(self.world.on_main(check))
 
     def has(self, stage: str) -> bool:
         """Return True if a stage was finished here, by this command or an earlier one."""
@@ -105,12 +109,6 @@ class RunDirectory:
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
         return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
-
-    def _is_done(self, directory: Path, inputs: Mapping[str, Any]) -> bool:
-        problem = other_inputs(directory, inputs)
-        if problem is not None:
-            raise ConfigError(f"{directory}: {problem}")
-        return is_finished(directory)
 
     def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Take over the stage from the first run of the pool that finished it from the same inputs.
@@ -170,8 +168,7 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
         return None
     contents = [words for name, words in CONTENTS.items() if name in different]
     told = [*contents, *(line for name, line in different.items() if name not in CONTENTS)]
-    problem = f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
-    return problem + _kept_reference(directory, different)
+    return f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
 
 
 CONTENTS = {
@@ -181,19 +178,6 @@ CONTENTS = {
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
 """Inputs that are hashes, in words that name the options behind them; they come first."""
-
-
-def _kept_reference(directory: Path, different: Iterable[str]) -> str:
-    """Return how a run of the same rows and model takes over the dynamics, where the difference leaves these alone."""
-    run = directory.parent
-    touched = any(name.startswith(("data", "model", "seed", "online")) for name in different)
-    if touched or directory.name not in ("confidence", "split", "train") or not (run / "reference" / MANIFEST).exists():
-        return ""
-    dynamics = shlex.quote(str(run / "confidence" / "dynamics.parquet"))
-    return (
-        ". In another --out, a run of the same rows and model need not train its reference again: "
-        f"--reference FromFile --reference.path {dynamics}"
-    )
 
 
 def _untouched(directory: Path) -> bool:
@@ -213,12 +197,12 @@ def origin(directory: Path) -> Path:
 
     Raises DifferenceError for one that was adopted from itself, by way of others or not.
     """
-    for _ in range(_ADOPTIONS):
-        file = directory / ADOPTED
-        if not file.exists():
-            return directory
-        directory = Path(os.path.normpath(directory / read_json(file, **{"from": str})["from"]))
-    raise not_as_written(file, ValueError("it leads back to itself"))
+    seen = [directory]
+    while (file := seen[-1] / ADOPTED).exists():
+        seen.append(Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"])))
+        if seen[-1] in seen[:-1]:
+            raise not_as_written(file, ValueError("it leads back to itself"))
+    return seen[-1]
 
 
 def _changed(directory: Path, *, weights: bool = True) -> str | None:

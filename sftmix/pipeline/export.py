@@ -44,26 +44,18 @@ def export_run(
     kept, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(kept)
     if merge and not steps and not best and checkpoint is None and is_finished(model.parent):
-        from sftmix.pipeline.write import write_merged
-
-        return write_merged(config, model, to, dtype=dtype)
-    _check_steps(kept, steps, model, checkpoint=checkpoint, best=best)
-    from sftmix.pipeline.write import write_checkpoint
-
-    return write_checkpoint(config, kept, to, step=checkpoint, dtype=dtype, merge=merge)
-
-
-def _check_steps(kept: Path, steps: list[int], model: Path, *, checkpoint: int | None, best: bool) -> None:
-    """Raise ConfigError if the checkpoint is not there."""
-    if best and not steps:
+        kept = model
+    elif best and not steps:
         raise ConfigError(
             f"--best: {kept} has no weights; a run keeps those of its best evaluation with "
             "--checkpoint.keep_best true and held-out rows"
         )
-    if not steps:
-        remedy = "a run writes some with --checkpoint.every N"
-        if model.exists():
-            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
+    elif not steps:
+        remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
+        remedy = remedy if model.exists() else "a run writes some with --checkpoint.every N"
         raise ConfigError(f"{kept} has no checkpoint; {remedy}")
-    if checkpoint is not None and checkpoint not in steps:
+    elif checkpoint not in (None, *steps):
         raise ConfigError(f"{kept} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
+    from sftmix.pipeline.models import export_stored
+
+    return export_stored(config, kept, to, step=checkpoint, dtype=dtype, merge=merge)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftmix.common.checkpoints import BEST, steps_in
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import MANIFEST
 from sftmix.common.names import is_there
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
-from sftmix.pipeline.directory import is_finished, origin
+from sftmix.pipeline.directory import is_finished
 
 TARGET = "target"
 
@@ -71,7 +70,7 @@ def _found(place: str, name: str, option: str) -> FinishedModel:
     elsewhere, chosen_by = (place, f"model {place}") if name == TARGET else (name, option)
     if is_run(elsewhere):
         run = Path(elsewhere).expanduser()
-        return FinishedModel(elsewhere, _target(run), run)
+        return FinishedModel(elsewhere, OF_A_RUN[TARGET](run), run)
     misspelt = is_run(place) and "/" not in name and not is_there(name)
     if misspelt and (guess := nearest(name, OF_A_RUN, cutoff=0.75)):  # gpt2-large is a name of the hub, 0.63 of target
         there = f"of {place} there are {', '.join(_there(Path(place).expanduser()))}"
@@ -93,14 +92,16 @@ def _model_directory(place: str, option: str) -> str:
 # ----------------------------------------------------------------------------------------- models of a run
 
 
-def _target(run: Path) -> str:
-    remedy = f"sftmix run --config {run / 'config.yaml'} --out {run} goes on with it"
-    return _of_stage(run, "train", f"the target is not trained yet: {remedy}")
+def _trained(stage: str) -> Callable[[Path], str]:
+    def place(run: Path) -> str:
+        model = run / stage / "model"  # of an adopted stage, too
+        if not is_finished(run / stage) or not model.is_dir():
+            again = f"sftmix run --config {run / 'config.yaml'} --out {run}"
+            again += "" if stage == "train" else " --with_baseline true"
+            raise ConfigError(f"{run}: {stage} is not trained yet ({again}); there are {', '.join(_there(run))}")
+        return str(model)
 
-
-def _baseline(run: Path) -> str:
-    words = f"sftmix run --config {run / 'config.yaml'} --out {run} --with_baseline true trains one"
-    return _of_stage(run, "baseline", f"no baseline was trained: {words}")
+    return place
 
 
 def _base(run: Path) -> str:
@@ -108,19 +109,10 @@ def _base(run: Path) -> str:
 
 
 def _best(run: Path) -> str:
-    export = f"sftmix export {run} --best --to DIR"
-    if steps_in(origin(run / "train") / BEST):
-        raise ConfigError(f"{run}: the best weights are a checkpoint; {export} makes a model of it, then name DIR")
     raise ConfigError(
-        f"{run} kept no best weights: a run with --checkpoint.keep_best true and held-out rows does, then {export}"
+        f"{run}: the best weights are a checkpoint, of a run with --checkpoint.keep_best true and held-out rows; "
+        f"sftmix export {run} --best --to DIR makes a model of it, then name DIR"
     )
-
-
-def _of_stage(run: Path, stage: str, problem: str) -> str:
-    made = run / stage / "model"  # of an adopted stage, too
-    if not is_finished(run / stage) or not made.is_dir():
-        raise ConfigError(f"{run}: {problem}; there are {', '.join(_there(run))}")
-    return str(made)
 
 
 def _there(run: Path) -> list[str]:
@@ -128,5 +120,10 @@ def _there(run: Path) -> list[str]:
     return [*(name for name, stage in stages.items() if (run / stage / MANIFEST).exists()), "base"]
 
 
-OF_A_RUN: dict[str, Callable[[Path], str]] = {TARGET: _target, "baseline": _baseline, "base": _base, "best": _best}
+OF_A_RUN: dict[str, Callable[[Path], str]] = {
+    TARGET: _trained("train"),
+    "baseline": _trained("baseline"),
+    "base": _base,
+    "best": _best,
+}
 """The models that a run can have -> what finds the hub id or directory of each."""

@@ -1,26 +1,31 @@
-"""The models of a run: whole or to be sharded, with their adapters, and the scorers of rows under them."""
+"""The models of a run: loaded, whole or to be sharded, with their adapters; the scorers of rows; the export."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from sftmix.batches.rows import TokenisedRows
+from sftmix.common.errors import CheckpointError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
-from sftmix.data import Encoder
-from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.data import Encoder, encoder_for
+from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters, quantization_config, read_adapters
+from sftmix.model.export import export_model
 from sftmix.model.head import check_head
-from sftmix.model.load import check_vocabulary, load_model
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
+from sftmix.training.checkpoint import CheckpointStore, full_weights
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
@@ -45,21 +50,21 @@ def load_for_run(
     sharded = resolve_parallel(options.parallel, world) in SHARDED
     if sharded:
         refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
-    attention = config.model.attention
+    attention, adapter_seed = config.model.attention, stable_hash(seed, "adapters") % 2**63
     if sharded:
-        return load_shards(attention, world, path, encoder, lora, seed)
+        return _load_shards(attention, world, path, encoder, lora, adapter_seed)
     precision = resolve_precision(options.precision, world.device)
     quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
     model = load_model(path, attention=attention, quantization=quantization)
     if lora.r:
-        add_adapters(model, lora, seed=_adapter_seed(seed))
+        add_adapters(model, lora, seed=adapter_seed)
     check_head(model)
     check_vocabulary(model, encoder.tokenizer)
     return model, None
 
 
-def load_shards(
-    attention: str | None, world: World, path: str, encoder: Encoder, lora: LoraOptions, seed: int
+def _load_shards(
+    attention: str | None, world: World, path: str, encoder: Encoder, lora: LoraOptions, adapter_seed: int
 ) -> tuple[PreTrainedModel, Values]:
     """Load a model for sharding: every rank maps the files, or rank 0 loads them and sends the values."""
     if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
@@ -69,7 +74,7 @@ def load_shards(
     def whole() -> PreTrainedModel:
         model = load_model(path, attention=attention)
         if lora.r:
-            add_adapters(model, lora, seed=_adapter_seed(seed))  # some are made of the model's values
+            add_adapters(model, lora, seed=adapter_seed)  # some are made of the model's values
         return model
 
     loaded = world.on_main(whole)
@@ -79,10 +84,6 @@ def load_shards(
     check_vocabulary(model, encoder.tokenizer)
     values = take_values(model)
     return model, Values(model, values if loaded else {}, world, from_main=True, checks=[check_head])
-
-
-def _adapter_seed(seed: int) -> int:
-    return stable_hash(seed, "adapters") % 2**63
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
@@ -117,3 +118,69 @@ def scoring_model(
     precision = resolve_precision(options.precision, world.device)
     module = training_module(model, options, precision=precision, world=world, packed=packed, values=values)
     return partial(scorer(options, world, encoder, name=name, token_nll=token_nll), module)
+
+
+def export_weights(
+    config: RunConfig,
+    encoder: Encoder,
+    model: PreTrainedModel,
+    weights: Mapping[str, torch.Tensor],
+    to: Path,
+    *,
+    dtype: str = "auto",
+) -> Path:
+    """Write weights as a Hugging Face directory, with what the encoder knows: tokenizer, template, stop ids.
+
+    Of a model with adapters only those are written.
+
+    dtype  auto: that of the configuration, which may be auto, too: then the dtype the base model was stored in, or for
+           adapters that of their training
+    """
+    base, dtype = config.model.path, config.model.dtype if dtype == "auto" else dtype
+    own = torch.float32 if adapter_config(model) else stored_dtype(base)
+    return export_model(
+        model,
+        encoder.tokenizer,
+        to,
+        state_dict=weights,
+        dtype=own if dtype == "auto" else getattr(torch, dtype),
+        base=base,
+        stop_ids=encoder.stop_ids,
+        chat_template=encoder.chat_template,
+    )
+
+
+def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None, dtype: str, merge: bool) -> Path:
+    """Write what a run has stored as a Hugging Face directory.
+
+    source  a folder of checkpoints, of which `step` counts, or the newest one; or a directory of adapters
+    merge   write the whole model with the adapters in its weights
+    """
+    model, encoder = load_model(config.model.path), encoder_for(load_tokenizer(config.model.path), config.data)
+    if config.model.lora.r:
+        add_adapters(model, config.model.lora, seed=0)  # whose values are in `source`
+    module = TrainingModule(model)
+    if (source / "adapter_config.json").exists():
+        read_adapters(model, source)
+    else:
+        _load(CheckpointStore(source, keep=1, world=World()), step, module)
+    if merge:
+        merge_adapters(model)
+    return export_weights(
+        config, encoder, model, model.state_dict() if merge else full_weights(module), to, dtype=dtype
+    )
+
+
+def _load(store: CheckpointStore, step: int | None, module: TrainingModule) -> None:
+    """Load a checkpoint, the newest one without a step: again, if a run that saves beside this removed it."""
+    while True:
+        steps = store.steps()
+        try:
+            store.load(steps[0] if step is None else step, module, None)
+            return
+        except Exception as error:  # whichever of its files was missed first
+            if step is None and store.steps()[:1] != steps[:1]:
+                continue
+            if step is None and steps[1:] and isinstance(error, CheckpointError):
+                error.args = (f"{error}; --step {steps[1]} exports the one before it",)
+            raise

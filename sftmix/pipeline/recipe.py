@@ -1,8 +1,8 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is one function. It names its inputs (`inputs`), makes its files unless they are there (`begin`), records
-them with its figures (`finish`), and reads them back; a person can open them, too. The short stages are below; the
-reference is in `reference`, training and measuring the target in `target`.
+Each stage is a `Stage`: its inputs, what makes its files, and what reads them back; a person can open them, too.
+`RunContext.enter` makes one, unless it is done. The short stages are below; the reference is in `reference`, training
+and measuring the target in `target`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.batches.order import EpochPairs, no_pairs, one_split
 from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
 from sftmix.components.base import Need
@@ -24,16 +23,16 @@ from sftmix.config.checks import validate
 from sftmix.data import EncodedDataset
 from sftmix.measure.split import ties_at_the_cut, write_confounds
 from sftmix.measure.summary import summarise
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
-from sftmix.pipeline.reference import reference_dynamics, refuse_responses_of_text
+from sftmix.pipeline.pairs import dynamics_of_single_run
+from sftmix.pipeline.reference import reference_stage, refuse_responses_of_text
 from sftmix.pipeline.rehearsal import rehearse
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.single_run import after_single_run, splits_of_single_run
-from sftmix.pipeline.stages import StageName, stages_needed, training_of_reference
+from sftmix.pipeline.stages import StageName, is_single_run, stages_needed, training_of_reference
 from sftmix.pipeline.start import refuse_other_inputs
-from sftmix.pipeline.target import measure_base, train_arm
+from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
 from sftmix.types import Scores, Split, TrainingDynamics
@@ -75,16 +74,21 @@ def recipe(
     say_rows: Callable[[str], object],
 ) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
-    world.on_main(lambda: refuse_other_inputs(Known(config), until, directory.path))
     directory.tell(stage="data")
     config, prepared = read_rows(config, world, progress=world.is_main)
     run = RunContext(config, world, directory, stop)
     stages = stages_needed(config, until)
 
-    select = Selection(run)
-    rows = tokenised_rows(config, prepared, world, select=select.ids, progress=world.is_main)
+    selection: list[Stage[list[str]]] = []
+
+    def select(all_rows: EncodedDataset) -> list[str]:
+        selection.append(selection_stage(run, all_rows))
+        return selection[0].read()
+
+    rows = tokenised_rows(config, prepared, world, select=select, progress=world.is_main)
     refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
-    select.keep()
+    for stage in selection:
+        run.enter(stage)
     if world.is_main:
         say_rows("\n".join(rows.data.report.lines()))
         sys.stdout.flush()
@@ -94,21 +98,14 @@ def recipe(
             world.on_main(lambda: rehearse(run, rows, stages))
     dynamics, scores, split = make_stages(run, rows, stages)
     if "train" in stages:
-        measure_base(run, rows)
+        run.enter(base_stage(run, rows))
     if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
         scores = rows.table()
         if Need.CONFIDENCE in config.splitter.needs:
-            scores = confidence_scores(run, rows, dynamics or reference_dynamics(run, rows))
-        split = make_split(run, rows, scores)
-    summary = summarise(
-        directory.path,
-        world,
-        rows.data,
-        scores,
-        split,
-        model=config.model.path,
-        seed=config.seed,
-    )
+            dynamics = run.enter(reference_stage(run, rows)) if dynamics is None else dynamics
+            scores = run.enter(confidence_stage(run, rows, dynamics))
+        split = run.enter(split_stage(run, rows, scores))
+    summary = write_summary(run, rows, scores, split, root=directory.path)
     done = summary["stages"].get(until, {})  # what was asked for, whatever came last
     step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
     directory.tell(stage=until, step=step, total_steps=total, doing="")
@@ -122,93 +119,95 @@ def make_stages(
 
     Dynamics and split are None, and the confidence of the scores is NaN, where these stages do not need them.
     """
-    dynamics = reference_dynamics(run, rows) if "reference" in stages else None
-    scores = confidence_scores(run, rows, dynamics if "confidence" in stages else None)
-    split = make_split(run, rows, scores) if "split" in stages else None
+    dynamics = run.enter(reference_stage(run, rows)) if "reference" in stages else None
+    scores, split = rows.table(), None
+    if dynamics is not None and "confidence" in stages:
+        scores = run.enter(confidence_stage(run, rows, dynamics))
+    if "split" in stages:
+        split = run.enter(split_stage(run, rows, scores))
     if "train" not in stages:
         return dynamics, scores, split
 
-    single = splits_of_single_run(run, rows)  # None: the pairs of all epochs are known by now
-    pairs = epoch_pairs(run, scores, split) if single is None else single.pairs()
-    train_arm(run, rows, "train", pairs, online=None if single is None else single.losses)
-    if single is not None:
-        pairs, dynamics = after_single_run(run, rows, single)
+    run.enter(arm_stage(run, rows, "train", scores, split))
+    if is_single_run(run.config):
+        dynamics = dynamics_of_single_run(run, rows)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
-            scores = confidence_scores(run, rows, dynamics)
-            split = make_split(run, rows, scores)
+            scores = run.enter(confidence_stage(run, rows, dynamics))
+            split = run.enter(split_stage(run, rows, scores))
     if run.config.with_baseline:
-        train_arm(run, rows, "baseline", pairs)
+        run.enter(arm_stage(run, rows, "baseline", scores, split))
     return dynamics, scores, split
+
+
+def write_summary(
+    run: RunContext, rows: RunRows, scores: Scores, split: Split | None, *, root: Path, to: Path | None = None
+) -> dict[str, Any]:
+    """Gather the figures of all stages under `root`, write them into summary.json there, or in `to`; return them."""
+    config = run.config
+    return summarise(
+        root,
+        run.world,
+        rows.data,
+        scores,
+        split,
+        model=config.model.path,
+        seed=config.seed,
+        to=to,
+    )
 
 
 # ------------------------------------------------------------------------------------- the short stages
 
 
-class Selection:
-    """The selector's stage: `ids` chooses and writes nothing; `keep` writes, once the later stages are accepted."""
+def selection_stage(run: RunContext, rows: EncodedDataset) -> Stage[list[str]]:
+    """The ids that the selector keeps of all training rows, in file order.
 
-    def __init__(self, run: RunContext) -> None:
-        self._run = run
-        self._path = run.directory.path / "selection" / "selected.parquet"
-        self._inputs: dict[str, Any] | None = None
-        self._ids: list[str] = []
+    They are known before anything is written, so that other inputs of later stages are refused first.
+    """
+    path = run.directory.path / "selection" / "selected.parquet"
+    inputs = selection_inputs(run.known(None), rows.fingerprint)
+    if run.directory.is_done("selection", inputs):
+        ids = read_ids(path)
+    else:
+        ids = run.world.share(run.world.on_main(lambda: selected_ids(run.config, rows)))
 
-    def ids(self, rows: EncodedDataset) -> list[str]:
-        """Return the ids that the selector keeps, in file order: those of the finished stage, or a new choice."""
-        run = self._run
-        self._inputs = selection_inputs(run.known(None), rows.fingerprint)
-        if run.directory.is_done("selection", self._inputs):
-            self._ids = read_ids(self._path)
-        else:
-            self._ids = run.world.share(run.world.on_main(lambda: selected_ids(run.config, rows)))
-        return self._ids
+    def make() -> Made:
+        run.world.on_main(lambda: write_ids(path, ids))
+        return Made([path.name])
 
-    def keep(self) -> None:
-        """Make the stage of the ids, if there is a selector."""
-        run = self._run
-        if self._inputs is not None and not run.begin("selection", self._inputs):
-            run.world.on_main(lambda: write_ids(self._path, self._ids))
-            run.finish("selection", ["selected.parquet"], {})
+    return Stage("selection", lambda: inputs, make, lambda: ids)
 
 
-def confidence_scores(run: RunContext, rows: RunRows, dynamics: TrainingDynamics | None) -> Scores:
-    """Return the table that splitters and samplers see; its confidence is NaN without dynamics."""
-    if dynamics is None:
-        return rows.table()
-    folder, estimator = run.directory.path / "confidence", run.config.confidence
-    path = folder / "confidence.parquet"
+def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics) -> Stage[Scores]:
+    """The confidence of each example, and with it the table that splitters and samplers see."""
+    path, estimator = run.directory.path / "confidence" / "confidence.parquet", run.config.confidence
 
     def write() -> None:
         confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
         write_confidence(path, dynamics.ids, confidence, variability(dynamics))
 
-    if not run.begin("confidence", confidence_inputs(run.known(rows))):
+    def make() -> Made:
         run.world.on_main(write)
-        run.finish("confidence", ["confidence.parquet"], {"wall_seconds": run.seconds()})
-    return rows.table(path)
+        return Made([path.name])
+
+    return Stage("confidence", lambda: confidence_inputs(run.known(rows)), make, lambda: rows.table(path))
 
 
-def make_split(run: RunContext, rows: RunRows, scores: Scores) -> Split:
-    """Divide the training examples into groups, or read back how they were divided."""
+def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
+    """The division of the training examples into groups."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
 
-    def write() -> None:
-        write_split(path, scores.id, check_split(splitter, splitter.split(scores, seed=seed), scores))
+    def write() -> list[str]:
+        split = check_split(splitter, splitter.split(scores, seed=seed), scores)
+        write_split(path, scores.id, split)
+        return write_confounds(root, scores, split, rows.data.train)
 
-    if not run.begin("split", split_inputs(run.known(rows))):
-        run.world.on_main(write)
-        made = read_split(path)[1]
-        files = run.world.on_main(lambda: write_confounds(root, scores, made, rows.data.train))
-        run.finish("split", ["split.parquet", *(files or [])], {"wall_seconds": run.seconds()})
-        run.say(f"split: {', '.join(f'{name} {len(made.rows(g)):,}' for g, name in enumerate(made.names))}")
-        for remark in ties_at_the_cut(scores, made):
-            run.say(f"note: {remark}")
-    return read_split(path)[1]
+    def make() -> Made:
+        files = run.world.on_main(write) or []
+        split = read_split(path)[1]
+        groups = ", ".join(f"{name} {len(split.rows(g)):,}" for g, name in enumerate(split.names))
+        notes = [f"note: {remark}" for remark in ties_at_the_cut(scores, split)]
+        return Made([path.name, *files], lines=[f"split: {groups}", *notes])
 
-
-def epoch_pairs(run: RunContext, scores: Scores, split: Split | None) -> EpochPairs:
-    """Return the pairs of every epoch; shuffled singles if nothing is paired."""
-    if run.pairing is None or split is None:
-        return no_pairs()
-    return one_split(split, scores, run.pairing, run.config.seed)
+    return Stage("split", lambda: split_inputs(run.known(rows)), make, lambda: read_split(path)[1])

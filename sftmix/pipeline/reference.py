@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
-from sftmix.components.base import Callback, Need
+from sftmix.components.base import Need
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import TrainedReference
@@ -20,7 +19,7 @@ from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import reference_inputs
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.reference_rows import rows_of_reference
@@ -36,7 +35,7 @@ from sftmix.training.dynamics import (
     one_checkpoint,
     tell_lost,
 )
-from sftmix.training.loop import Stage
+from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.online import OnlineLosses
 from sftmix.types import TrainingDynamics
 
@@ -44,22 +43,22 @@ MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
 
-def reference_dynamics(run: RunContext, rows: RunRows) -> TrainingDynamics:
-    """Return the training dynamics of the reference, one row per example of the training set."""
-    config, world, ids = run.config, run.world, rows.data.train.ids
+def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
+    """The training dynamics of the reference, one row per example of the training set."""
+    config, ids = run.config, rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
-    if run.begin("reference", reference_inputs(run.known(rows))):
-        return read_dynamics(path).of(ids)
-    context = ReferenceRun(run, rows)
-    dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
-    _refuse_if_unscored(run, dynamics)
-    world.on_main(lambda: write_dynamics(path, dynamics))
-    written = read_dynamics(path).of(ids)  # before the stage is done: what cannot be read must not count as done
-    figures = {**context.figures, "wall_seconds": run.seconds(), "checkpoints": written.steps.tolist()}
-    run.finish("reference", ["../confidence/dynamics.parquet"], figures)
-    by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
-    run.say(f"reference{by}: {described(written)} ({figures['wall_seconds']:.0f} s)")
-    return written
+
+    def make() -> Made:
+        context = ReferenceRun(run, rows)
+        dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
+        _refuse_if_unscored(run, dynamics)
+        run.world.on_main(lambda: write_dynamics(path, dynamics))
+        by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
+        line = f"reference{by}: {described(dynamics)} ({run.seconds():.0f} s)"
+        figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
+        return Made(["../confidence/dynamics.parquet"], figures, [line])
+
+    return Stage("reference", lambda: reference_inputs(run.known(rows)), make, lambda: read_dynamics(path).of(ids))
 
 
 def refuse_responses_of_text(config: RunConfig, rows: RunRows) -> None:
@@ -121,63 +120,66 @@ class ReferenceRun:
                 order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 token_nll=token_nll,
             )
+        # Callbacks that look at held-out rows have nothing to do here.
+        stage.callbacks = [callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs]
         if checkpoints == "online":
-            return self._online(stage, data.ids)
-        steps = checkpoint_steps(checkpoints, stage.order.total_steps)
-        for note in checkpoint_notes(checkpoints, stage.order.total_steps):
+            stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
+            self._train(stage)
+            return _of_epochs(stage.online)
+        total = stage.order.total_steps
+        for note in checkpoint_notes(checkpoints, total):
             run.say(f"reference: {note}")
         scoring = ScoreAtCheckpoints(
-            ids=data.ids, steps=steps, directory=stage.directory / "scores", world=run.world, alone=response_alone
+            ids=data.ids,
+            steps=checkpoint_steps(checkpoints, total),
+            directory=stage.directory / "scores",
+            world=run.world,
+            alone=response_alone,
         )
-        result = run.train(replace(stage, callbacks=[scoring, *self._callbacks()]))
-        self.figures = {**result.figures, **self._ends_of_loss(stage), "scoring_seconds": scoring.seconds}
+        stage.callbacks = [scoring, *stage.callbacks]
+        self._train(stage)
+        self.figures["scoring_seconds"] = scoring.seconds
         return scoring.dynamics()
 
-    def _callbacks(self) -> list[Callback]:
-        """List the callbacks that may have something to do in a stage without held-out rows."""
-        return [callback for callback in self._run.config.callbacks if Need.HELD_OUT not in callback.needs]
-
-    def _ends_of_loss(self, stage: Stage) -> dict[str, float]:
-        return self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {}
-
-    def _online(self, stage: Stage, ids: Sequence[str]) -> TrainingDynamics:
-        """Train, and return the dynamics of the examples' own training losses, one checkpoint per full epoch."""
-        losses = OnlineLosses(ids, stage.directory / "online", self._run.world)
-        result = self._run.train(replace(stage, callbacks=self._callbacks(), online=losses))
-        self.figures = {**result.figures, **self._ends_of_loss(stage)}
-        if not losses.epochs():
-            raise ConfigError(
-                "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
-                "training.max_steps (or those of reference.training), or give a number of checkpoints"
-            )
-        return merge([losses.read(epoch) for epoch in losses.epochs()])
+    def _train(self, stage: TrainingStage) -> None:
+        result = self._run.train(stage)
+        ends = self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {}
+        self.figures = {**result.figures, **ends}
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         run, started = self._run, time.perf_counter()
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
+        parts = []
         with named("reference.paths"):
             _, encoder, data = self._rows_of(model, option="reference")
-        parts = []
-        for number, name in enumerate(paths, start=1):
-            run.say(f"reference: {name} scores {len(data):,} examples")
-            with named("reference.paths"):
+            for number, name in enumerate(paths, start=1):
+                run.say(f"reference: {name} scores {len(data):,} examples")
                 score = scoring_model(
                     run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
                 )
-            scores = score(data)
-            parts.append(one_checkpoint(data.ids, number, scores))
-            if run.world.is_main:
-                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
-            del score  # its model, before the next one comes
+                scores = score(data)
+                parts.append(one_checkpoint(data.ids, number, scores))
+                if run.world.is_main:
+                    tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+                del score  # its model, before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 
     def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
-        path, encoder, data, notes = rows_of_reference(
-            self._run.config, self._rows, model, self._run.world, option=option
-        )
+        run = self._run
+        path, encoder, data, notes = rows_of_reference(run.config, self._rows, model, run.world, option=option)
         for note in notes:
-            self._run.say(note)
+            run.say(note)
         return path, encoder, data
+
+
+def _of_epochs(losses: OnlineLosses) -> TrainingDynamics:
+    """Return the dynamics of the examples' own training losses, one checkpoint per whole epoch."""
+    if not losses.epochs():
+        raise ConfigError(
+            "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
+            "training.max_steps (or those of reference.training), or give a number of checkpoints"
+        )
+    return merge([losses.read(epoch) for epoch in losses.epochs()])

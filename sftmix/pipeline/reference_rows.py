@@ -27,7 +27,8 @@ def rows_of_reference(
     if not (model.path or model.template or model.max_length):
         return config.model.path, rows.encoder, rows.data.train, []
     path = model.path or config.model.path
-    with named(_option_of_path(model, option)):
+    of_model = "reference.paths" if option == "reference" else "reference.model.path"
+    with named(of_model if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))
         same = same_tokenizer(tokenizer, rows.encoder.tokenizer)
         encoder = rows.encoder
@@ -37,10 +38,11 @@ def rows_of_reference(
         length = _length(rows, model, path, option, same=same)
     check_same_rows({option: f"{tokenizer_content(tokenizer)} {length}"}, world)  # each node decides by its own files
     if rows.prepared.text:
-        check_same_windows(model, encoder, rows.encoder, length)
+        _check_same_windows(model, encoder, rows.encoder, length)
         lines = []
     else:
-        lines = [_reading(encoder, length, same=same)]
+        whose = "the target's tokenizer" if same else "another tokenizer than the target's"
+        lines = [f"{whose}, template {encoder.name}, max_length {length}"]
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train, [f"reference ({path}): {line}" for line in lines]
     ids = rows.data.train.ids  # what the target dropped is not the reference's, either
@@ -49,12 +51,6 @@ def rows_of_reference(
     check_same_rows({option: encoded.train.fingerprint}, world)
     lines = [f"reference ({path}): {line}" for line in [*lines, *encoded.report.lines()]]
     return path, encoder, encoded.train, lines
-
-
-def _option_of_path(model: ReferenceModel, option: str) -> str:
-    if not model.path:
-        return "model.path"
-    return "reference.paths" if option == "reference" else "reference.model.path"
 
 
 def _length(rows: RunRows, model: ReferenceModel, path: str, option: str, *, same: bool) -> int:
@@ -68,29 +64,17 @@ def _length(rows: RunRows, model: ReferenceModel, path: str, option: str, *, sam
     return resolve_max_length(model.max_length, path, key=f"{option}.max_length")
 
 
-def _reading(encoder: Encoder, length: int, *, same: bool) -> str:
-    whose = "the target's tokenizer" if same else "another tokenizer than the target's"
-    return f"{whose}, template {encoder.name}, max_length {length}"
-
-
-def check_same_windows(model: ReferenceModel, reference: Encoder, target: Encoder, max_length: int | None) -> None:
-    """Raise ConfigError for a reference with other windows of text than the target, whose ids could not join.
-
-    max_length  tokens of the target's windows
-    """
+def _check_same_windows(model: ReferenceModel, reference: Encoder, target: Encoder, max_length: int) -> None:
+    """Raise ConfigError for a reference with other windows of text than the target, whose ids could not join."""
+    problem = ""
     if model.template is not None:
+        problem = f"reference.model.template ({model.template}) has no meaning: plain text has no turns"
+    elif model.max_length not in (None, max_length):
+        problem = f"reference.model.max_length is {model.max_length} and data.max_length {max_length}"
+    elif reference.fingerprint != target.fingerprint:
+        problem = f"reference.model.path ({model.path}) has another tokenizer than model.path"
+    if problem:
         raise ConfigError(
-            f"reference.model.template ({model.template}) and data.format text exclude each other: plain text has no "
-            "turns"
-        )
-    if model.max_length not in (None, max_length):
-        raise ConfigError(
-            f"reference.model.max_length is {model.max_length} and data.max_length {max_length}: windows of text join "
-            "by what they hold, so both must be equal; leave reference.model.max_length out"
-        )
-    if reference.fingerprint != target.fingerprint:
-        raise ConfigError(
-            f"reference.model.path ({model.path}) has another tokenizer than model.path: it would cut the text into "
-            "other windows, whose confidence says nothing about the target's. Use a reference with the same tokenizer "
-            "(or none: the target's base model), or conversations, which join by their rows' ids"
+            f"{problem}. With data.format text, windows join by what they hold: leave template and length out, and use "
+            "a reference with the target's tokenizer, or conversations, which join by their rows' ids"
         )

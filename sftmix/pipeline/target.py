@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from sftmix.batches.order import EpochPairs, TrainingOrder
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.checkpoints import BEST
-from sftmix.common.errors import ConfigError
 from sftmix.common.figures import counted
 from sftmix.common.files import read_json
 from sftmix.components.base import Objective
@@ -20,90 +19,68 @@ from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.model.unused import described_unused
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
-from sftmix.pipeline.models import load_for_run, scorer, scoring_model
+from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
+from sftmix.pipeline.pairs import order_of_training, pairs_of_arm
 from sftmix.pipeline.rows import RunRows, any_packed
-from sftmix.pipeline.write import write_model
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.loop import Stage, StageResult
-from sftmix.training.online import OnlineLosses
+from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.parallel import resolve_parallel
+from sftmix.types import Scores, Split
 
 
-def train_arm(
-    run: RunContext,
-    rows: RunRows,
-    name: Literal["train", "baseline"],
-    pairs: EpochPairs,
-    *,
-    online: OnlineLosses | None = None,
-) -> None:
-    """Train the target, or the NTP baseline in the same order, then measure and export it.
+def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None) -> Stage[None]:
+    """The training of the target, or of the NTP baseline in the same order; then it is measured and exported.
 
-    online  keeper of the losses of a single run
+    name           train or baseline
+    scores, split  of the stages before; a single run has neither, and divides its epochs itself
     """
-    if run.begin(name, arm_inputs(run.known(rows), name)):
-        _say_if_too_late(run, name)
-        return
-    objective, perturbation = arm_of(run.config, name)
     config, world, directory = run.config, run.world, run.directory.path / name
-    stage = training_stage(
-        run,
-        name,
-        rows.encoder,
-        rows.data.train,
-        rows.data.eval,
-        model_path=config.model.path,
-        lora=config.model.lora,
-        options=config.training,
-        seed=config.seed,
-        objective=objective,
-        order=order_of_training(run, rows, pairs),
-    )
-    stage = replace(
-        stage,
-        perturbation=perturbation,
-        callbacks=config.callbacks,
-        split_of=pairs.split_of,
-        online=online,
-        eval_groups=rows.eval_groups,
-    )
-    result = run.train(stage)
-    run.directory.tell(doing="measuring the trained model")
-    measured = Measurement(directory, world, rows.data, rows.eval_groups).trained(
-        stage, result.module, steps=int(result.figures["steps"])
-    )
-    run.directory.tell(doing="writing the model")
-    _export(run, rows, stage, result, directory / "model")
-    figures = {**result.figures, **measured.figures, "wall_seconds": run.seconds(), "made_by": made_by(world.size)}
-    figures["best_kept"] = (directory / BEST).is_dir()
-    kept = ["online"] if (directory / "online").exists() else []
-    run.finish(name, ["model", "metrics.jsonl", *measured.files, *kept], figures)
+
+    def make() -> Made:
+        pairs, online = pairs_of_arm(run, rows, name, scores, split)
+        objective, perturbation = arm_of(config, name)
+        stage = training_stage(
+            run,
+            name,
+            rows.encoder,
+            rows.data.train,
+            rows.data.eval,
+            model_path=config.model.path,
+            lora=config.model.lora,
+            options=config.training,
+            seed=config.seed,
+            objective=objective,
+            order=order_of_training(run, rows, pairs),
+        )
+        stage.perturbation, stage.callbacks = perturbation, config.callbacks
+        stage.split_of, stage.online, stage.eval_groups = pairs.split_of, online, rows.eval_groups
+        result = run.train(stage)
+        run.directory.tell(doing="measuring the trained model")
+        measurement = Measurement(directory, world, rows.data, rows.eval_groups)
+        measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
+        run.directory.tell(doing="writing the model")
+        weights = full_weights(result.module)
+        world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        kept = {"made_by": made_by(world.size), "best_kept": (directory / BEST).is_dir()}
+        figures = {**result.figures, **measured.figures, **kept}
+        files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
+        return Made(files, figures, [_told(name, figures, run.seconds())])
+
+    def read() -> None:
+        figures = directory / "figures.json"
+        late = name == "train" and config.checkpoint.keep_best and figures.exists()
+        if late and not read_json(figures).get("best_kept"):
+            run.say("note: checkpoint.keep_best comes too late for this run, whose training is done; use another --out")
+
+    return Stage(name, lambda: arm_inputs(run.known(rows), name), make, read)
+
+
+def _told(name: str, figures: Mapping[str, Any], seconds: float) -> str:
     held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
     early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-    run.say(f"{name}: {counted(figures['steps'], 'step')}{early}{held_out} ({figures['wall_seconds']:.0f} s)")
-
-
-def _say_if_too_late(run: RunContext, name: str) -> None:
-    """Say that a finished arm cannot keep its best weights any more, where the configuration asks for them."""
-    figures = read_json(run.directory.path / name / "figures.json")
-    if name == "train" and run.config.checkpoint.keep_best and not figures.get("best_kept"):
-        run.say("note: checkpoint.keep_best comes too late for this run, whose training is done; use another --out")
-
-
-def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
-    """Return the global batches of the target's training, which its baseline shares."""
-    config = run.config
-    order = TrainingOrder(
-        len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
-    )
-    if not pairs.known and len(order.ends) < 2:
-        raise ConfigError(
-            f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
-            f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
-        )
-    return order
+    return f"{name}: {counted(figures['steps'], 'step')}{early}{held_out} ({seconds:.0f} s)"
 
 
 def training_stage(
@@ -120,7 +97,7 @@ def training_stage(
     objective: Objective,
     order: TrainingOrder,
     token_nll: bool = False,
-) -> Stage:
+) -> TrainingStage:
     """Return a training stage of this run, with its model loaded and checked."""
     config, world = run.config, run.world
     optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
@@ -135,7 +112,7 @@ def training_stage(
     for option, most in (("global_batch_size", len(data)), ("micro_batch_size", options.global_batch_size)):
         if (size := getattr(options, option) or 0) > most:
             run.say(f"{name}: training.{option} is {size}, but no step has more than {most} different examples")
-    return Stage(
+    return TrainingStage(
         name=name,
         model=model,
         values=values,
@@ -156,22 +133,16 @@ def training_stage(
     )
 
 
-def _export(run: RunContext, rows: RunRows, stage: Stage, result: StageResult, path: Path) -> None:
-    weights = full_weights(result.module)
-    base, dtype = run.config.model.path, run.config.model.dtype
-    run.world.on_main(lambda: write_model(stage.model, weights, path, base=base, dtype=dtype, encoder=rows.encoder))
+def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
+    """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it."""
 
+    def make() -> Made:
+        config, world, data = run.config, run.world, rows.data
+        lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
+        score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
+        measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
+        nll = measured.figures.get("eval_nll")
+        held_out = "a sample scored" if nll is None else f"held-out NLL {nll:.4f} per token"
+        return Made(measured.files, measured.figures, [f"base: {held_out} ({run.seconds():.0f} s)"])
 
-def measure_base(run: RunContext, rows: RunRows) -> None:
-    """Measure the untrained model once for all arms. It comes after them, so that no first step waits for it."""
-    config, world, data = run.config, run.world, rows.data
-    lora = config.model.lora.without_adapters()
-    if run.begin("base", base_inputs(run.known(rows))):
-        return
-    packed = any_packed(data.train, data.eval)
-    score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
-    measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-    figures = {**measured.figures, "wall_seconds": run.seconds()}
-    run.finish("base", measured.files, figures)
-    held_out = f"held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else "a sample scored"
-    run.say(f"base: {held_out} ({figures['wall_seconds']:.0f} s)")
+    return Stage("base", lambda: base_inputs(run.known(rows)), make, lambda: None)

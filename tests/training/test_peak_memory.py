@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sftmix.common.world import World
-from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.training.log import PeakMemory
 from tests.forked import on_ranks
 
@@ -48,11 +48,11 @@ def finished(world: World) -> None:
     """Rank 1 holds more than rank 0 for a while; both write the same, and it is rank 1's."""
     written: list[Any] = []
     directory = SimpleNamespace(finish=lambda stage, outputs, figures: written.append(figures))
-    run: Any = SimpleNamespace(world=world, directory=directory, memory=PeakMemory(world.device))
+    run: Any = SimpleNamespace(world=world, directory=directory, memory=PeakMemory(world.device), seconds=lambda: 1.0)
     start = run.memory.bytes()
     hold(20 + 150 * world.rank)
     own = run.memory.bytes()
-    RunContext.finish(run, "split", [], {"wall_seconds": 1.0})
+    RunContext.finish(run, "split", Made([]))
     assert written[0]["wall_seconds"] == 1.0
     peak = written[0]["peak_memory_bytes"]
     assert peak - start > 120 * MB

@@ -26,7 +26,6 @@ class Finding:
     exact     False: equal but for rounding
     expected  what the run recorded, where it differs
     found     what is there, or what the replay gave
-    blocks    True: it differs, and the replay needs it
     """
 
     kind: str
@@ -35,15 +34,13 @@ class Finding:
     exact: bool = True
     expected: Any = None
     found: Any = None
-    blocks: bool = False
 
     def line(self) -> str:
         if self.same is None:
             return f"{self.kind:<9} not compared: {self.note}"
         if self.same:
             return f"{self.kind:<9} same: {self.note}"
-        values = "" if self.expected is self.found is None else f": expected {self.expected}, found {self.found}"
-        return f"{self.kind:<9} differs: {self.note}{values}"
+        return f"{self.kind:<9} differs: {self.note}: expected {self.expected}, found {self.found}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ class Certificate:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def different(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.same is False]
+
+    @property
     def same(self) -> bool:
         """True if nothing differs."""
         return not self.different
-
-    @property
-    def different(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.same is False]
 
     @property
     def exact(self) -> bool:
@@ -75,58 +72,49 @@ class Certificate:
 
     def other_machine(self) -> list[str]:
         """List what differs between the machines of the run and that of the replay."""
-        told = []
+        lines = []
         for name, here in self.machine.items():
-            others = [one.get(name, "not recorded") for one in self.recorded]
-            told += [
-                f"{name} is {other} in the run and {here} here" for other in dict.fromkeys(others) if other != here
-            ]
-        return told
+            others = dict.fromkeys(one.get(name, "not recorded") for one in self.recorded)
+            lines += [f"{name} is {other} in the run and {here} here" for other in others if other != here]
+        return lines
 
     def lines(self) -> list[str]:
-        """Return a line for each finding, of a kind with many differences the first ones."""
+        """Return a line for each finding, of a kind with many the first ones, and the sentence."""
         lines = []
         for kind in KINDS:
-            told = [finding.line() for finding in self.findings if finding.kind == kind]
-            more = [f"{kind:<9} ... and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-            lines += [*told[:_SHOWN], *more]
-        return lines
+            of_kind = [finding.line() for finding in self.findings if finding.kind == kind]
+            lines += of_kind[:_SHOWN]
+            if len(of_kind) > _SHOWN:
+                lines.append(f"{kind:<9} ... and {len(of_kind) - _SHOWN} more")
+        return [*lines, self.sentence()]
 
     def sentence(self) -> str:
         """Say in one sentence what the certificate is worth."""
         window = self.window
         if not self.same:
-            kinds = list(dict.fromkeys(finding.kind for finding in self.different))
-            return f"{window.run} is not what its configuration says: differences in {listed(kinds)}"
-        told = [f for f in self.findings if f.kind in REPLAYED and f.same]
-        how = "bit for bit" if all(f.exact for f in told) else f"but for rounding ({self._why_rounded()})"
-        kinds = [kind for kind in REPLAYED if any(f.kind == kind for f in told)]
+            kinds = dict.fromkeys(finding.kind for finding in self.different)
+            return f"{window.run} is not what its configuration says: differences in {', '.join(kinds)}"
+        replayed = [finding for finding in self.findings if finding.kind in REPLAYED and finding.same]
+        kinds = dict.fromkeys(finding.kind for finding in replayed)
+        how = "bit for bit"
+        if not all(finding.exact for finding in replayed):
+            why = ", ".join(self.other_machine()) or "by an unknown machine, or by a GPU, which adds in any order"
+            how = f"but for rounding ({why})"
+        left = dict.fromkeys(finding.kind for finding in self.findings if finding.same is None)
+        but = f"; not compared, at least in part: {', '.join(left)}" if left else ""
         steps = f"steps {window.start + 1} to {window.end} of {window.stage}"
-        left = list(dict.fromkeys(f.kind for f in self.findings if f.same is None))
-        but = f"; not compared, at least in part: {listed(left)}" if left else ""
-        return f"{steps} replayed: {listed(kinds)} are the same, {how}{but}"
-
-    def _why_rounded(self) -> str:
-        if not self.recorded:
-            return "the run does not say on which machine these steps were made"
-        return listed(self.other_machine()) or "a GPU may add in another order each time"
+        return f"{steps} replayed: {', '.join(kinds)} are the same, {how}{but}"
 
     def plain(self) -> dict[str, Any]:
         """Return the certificate as values of JSON."""
-        window = self.window
         return {
-            "run": str(window.run),
-            "stage": window.stage,
-            "from": window.start,
-            "to": window.end,
+            "run": str(self.window.run),
+            "stage": self.window.stage,
+            "from": self.window.start,
+            "to": self.window.end,
             "same": self.same,
             "exact": self.exact,
             "machine": {"run": list(self.recorded), "replay": self.machine, "different": self.other_machine()},
             "findings": [asdict(finding) for finding in self.findings],
             "sentence": self.sentence(),
         }
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -45,8 +45,8 @@ def certify(given: argparse.Namespace) -> None:
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
-    found = verify(window)
-    lines = [json.dumps(found.plain(), indent=1)] if given.json else [*found.lines(), found.sentence()]
+    certificate = verify(window)
+    lines = [json.dumps(certificate.plain(), indent=1)] if given.json else certificate.lines()
     say("\n".join(lines), sys.stdout)
-    if not found.same:
-        raise DifferenceError(f"{window.run} is not what it recorded; number of differences: {len(found.different)}")
+    if not certificate.same:
+        raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

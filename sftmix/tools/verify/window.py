@@ -48,14 +48,9 @@ class Window:
         return step_path(self.place / CHECKPOINTS, step)
 
     def file(self, name: str) -> Path:
-        """Return a file of the stage in the run, or where the stage was made if the run has none."""
-        return own_file(self.run / self.stage, self.place, name)
-
-    @property
-    def identity(self) -> Path:
-        """The file whose hash the checkpoints hold: inputs.json, as it was where the stage was made."""
-        made = self.place / "inputs.json"
-        return made if made.exists() else self.run / self.stage / "inputs.json"
+        """Return a file of the stage in the run, or where the stage was made: an adopted one has only its outputs."""
+        own = self.run / self.stage / name
+        return own if own.exists() else self.place / name
 
 
 def window_of(run: Path, stage: str = "train", start: int | None = None, steps: int | None = None) -> Window:
@@ -69,28 +64,19 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     """
     refuse_no_run(run)
     own, place = run / stage, origin(run / stage)
-    logged = logged_steps(own_file(own, place, "metrics.jsonl").parent)
+    logged = logged_steps(own if (own / "metrics.jsonl").exists() else place)
     finished = (own / MANIFEST).exists()
-    last = read_json(own / "figures.json").get("steps", 0) if finished else 0
-    last = last or max(logged, default=0)
-    if not (own / "inputs.json").exists() or not last:
+    last = read_json(own / "figures.json").get("steps", 0) if finished else max(logged, default=0)
+    if not (own / "inputs.json").exists() or not last or not logged or (stage == "reference" and not finished):
         there = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
-        found = f"there is {', '.join(there)}" if there else "nothing was trained there yet"
-        raise ConfigError(f"--stage {stage}: {run} has no steps of this stage; {found}")
-    if not logged and not place.is_dir():
         raise ConfigError(
-            f"--stage {stage}: {own} was adopted from {place}, which is gone with the log of its steps; nothing is "
-            "left to compare with"
+            f"--stage {stage}: {run} has no steps of this stage, or is not done with it, or the run that it was "
+            f"adopted from is gone; there is {', '.join(there) or 'nothing yet'}"
         )
     kept = tuple(sorted(steps_in(place / CHECKPOINTS)))
     weights = {*kept, last} if finished and (own / "model").is_dir() else {*kept}
     start = _start(place, start, kept, last, weights)
     return Window(run, stage, place, start, _end(start, steps, last, weights), last, finished, kept, logged)
-
-
-def own_file(own: Path, place: Path, name: str) -> Path:
-    """Return own/name, or place/name if that is not there: an adopted stage has its outputs, and no checkpoints."""
-    return own / name if (own / name).exists() else place / name
 
 
 def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:

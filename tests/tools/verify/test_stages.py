@@ -47,14 +47,14 @@ def without_the_last_id(file: Path) -> None:
 @pytest.mark.parametrize(
     ("until", "name", "change", "told"),
     [
-        ("split", "split/split.parquet", with_two_examples_exchanged, "split/split.parquet: 2 of 24 examples, "),
+        ("split", "split/split.parquet", with_two_examples_exchanged, "split/split.parquet, group, "),
         (
             "confidence",
             "confidence/confidence.parquet",
             with_the_confidence_turned_around,
-            "confidence/confidence.parquet: 24 of 24 examples, ",
+            "confidence/confidence.parquet, confidence, ",
         ),
-        ("split", "selection/selected.parquet", without_the_last_id, "selection/selected.parquet: 2 of 29 examples, "),
+        ("split", "selection/selected.parquet", without_the_last_id, "selection/selected.parquet, id"),
     ],
     ids=["split", "confidence", "selection"],
 )
@@ -81,8 +81,8 @@ def test_what_was_changed_before_the_training_is_found(honest, tmp_path, sftmix,
 def test_an_honest_split_is_made_again_bit_for_bit(honest, sftmix):
     found = certified(sftmix, str(honest.run))
     assert notes(found, "split", same=True) == [
-        "confidence/confidence.parquet, 29 examples",
-        "split/split.parquet, 29 examples",
+        "confidence/confidence.parquet, id, confidence, variability, bit for bit",
+        "split/split.parquet, id, group, bit for bit",
     ]
 
 
@@ -120,9 +120,9 @@ def test_an_adopted_stage_is_verified_from_the_base_model_where_the_other_run_is
     found = certified(sftmix, str(adopted.run))
     assert (found.code, found.same, found.exact) == (0, True, False)
     assert (getattr(found, "from"), found.to) == (0, 6)
-    assert [note.split(":")[0] for note in notes(found, "files", same=None)] == ["checkpoints of train"]
+    assert [note.split(":")[0] for note in notes(found, "files", same=None)] == ["checkpoints"]
     (adopted.run / "train" / "metrics.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"which is gone with the log of its steps"):
+    with pytest.raises(ConfigError, match=r"adopted from is gone"):
         window_of(adopted.run)
 
 
@@ -162,7 +162,7 @@ def test_observers_hear_of_no_step_twice_and_their_figures_are_not_claimed(tmp_p
     found = certified(sftmix, str(run))
     assert Watcher.steps == 6
     assert (found.code, found.same, found.exact) == (0, True, False)
-    assert notes(found, "losses", same=None) == ["watched in 2 of the steps, which the replay does not give"]
+    assert notes(found, "losses", same=None) == ["watched: some steps have it in the run alone, or in the replay alone"]
     assert json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[2])["watched"] == 3.0
 
 

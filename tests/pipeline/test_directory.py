@@ -111,10 +111,9 @@ def test_differences_are_the_leaves():
     assert differences({"a": [1, 2]}, {"a": (1, 2)}) == []
 
 
-def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_offered(directory):
+def test_other_inputs_are_told_by_the_options_behind_them(directory):
     made = {"model": "1a", "eval": None, "data": {"fingerprint": "2b", "limit": 9}, "objective": spec("A", mu=0.2)}
     make(directory, "train", made)
-    make(directory, "reference", {"seed": 1})
 
     def told(**changed) -> str:
         with pytest.raises(ConfigError) as refused:
@@ -122,16 +121,11 @@ def test_other_inputs_are_told_by_the_options_behind_them_and_the_reference_is_o
         return str(refused.value).partition("other inputs: ")[2]
 
     remedy = "Use another --out, or the old settings"
-    dynamics = directory.path / "confidence" / "dynamics.parquet"
-    kept = (
-        ". In another --out, a run of the same rows and model need not train its reference again: "
-        f"--reference FromFile --reference.path {dynamics}"
-    )
-    assert told(objective=spec("A", mu=0.4)) == f"objective.mu: 0.2 -> 0.4. {remedy}{kept}"
-    assert told(objective=spec("B")) == f"objective: A -> B. {remedy}{kept}"
+    assert told(objective=spec("A", mu=0.4)) == f"objective.mu: 0.2 -> 0.4. {remedy}"
+    assert told(objective=spec("B")) == f"objective: A -> B. {remedy}"
     assert told(eval="3c", objective=spec("B")) == (
         "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction); "
-        f"objective: A -> B. {remedy}{kept}"
+        f"objective: A -> B. {remedy}"
     )
     assert told(data={"fingerprint": "4d", "limit": 8}, model="5e") == (
         "the model's files are others (model.path); the training rows are others, as the model sees them "

@@ -117,7 +117,7 @@ def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words,
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) and data.format text"),
+        (["--reference.model.template", "alpaca"], "reference.model.template (alpaca) has no meaning"),
         (["--reference.model.max_length", "16"], "reference.model.max_length is 16 and data.max_length 24"),
     ],
 )

@@ -1,0 +1,105 @@
+"""The pairs of each epoch and the order of the target's training: of one split, or of a single run's own losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from sftmix.batches.order import EpochPairs, TrainingOrder, no_pairs, one_split
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
+from sftmix.common.tables import write_dynamics
+from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, check_pairs, check_split
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.stages import is_single_run
+from sftmix.training.dynamics import merge
+from sftmix.training.online import OnlineLosses
+from sftmix.types import Rows, Scores, Split, TrainingDynamics
+
+
+def pairs_of_arm(
+    run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None
+) -> tuple[EpochPairs, OnlineLosses | None]:
+    """Return the pairs of every epoch of `train` or `baseline`; the keeper of the losses of a single run, else None."""
+    if is_single_run(run.config):
+        single = SingleRun(run, rows)
+        if name == "train":
+            return single.pairs(), single.losses
+        return single.pairs(begun=single.epochs_begun()), None
+    if run.pairing is None or split is None:
+        return no_pairs(), None
+    return one_split(split, scores, run.pairing, run.config.seed), None
+
+
+def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
+    """Return the global batches of the target's training, which its baseline shares."""
+    config = run.config
+    order = TrainingOrder(
+        len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
+    )
+    if not pairs.known and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
+            f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
+        )
+    return order
+
+
+class SingleRun:
+    """Single-run SFTMix: the losses of earlier epochs decide the split of an epoch; the first epoch has none."""
+
+    def __init__(self, run: RunContext, rows: RunRows) -> None:
+        self._run, self._rows, self._table = run, rows, rows.table()
+        self.losses = OnlineLosses(rows.data.train.ids, run.directory.path / "train" / "online", run.world)
+        self._split = lru_cache(maxsize=2)(self._divide)
+
+    def dynamics(self, epoch: int) -> TrainingDynamics:
+        """Return the dynamics that decide epoch `epoch`, which is at least 1."""
+        window = self._run.config.reference.window  # None: all earlier epochs count
+        first = 0 if window is None else max(0, epoch - window)
+        return merge([self.losses.read(e) for e in range(first, epoch)])
+
+    def _divide(self, epoch: int) -> tuple[Split, Scores]:
+        config, dynamics = self._run.config, self.dynamics(epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        scores = replace(self._table, confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores), scores
+
+    def pairs(self, *, begun: int | None = None) -> EpochPairs:
+        """Return pairs and groups of each epoch.
+
+        begun  number of epochs that the target's training began, after which a baseline that trains longer gets
+               shuffled singles; None: every epoch is paired
+        """
+        pairing, seed = self._run.pairing, self._run.config.seed
+        assert pairing is not None
+
+        def alone(epoch: int) -> bool:
+            return epoch == 0 or (begun is not None and epoch >= begun)
+
+        def pairs_of(epoch: int) -> Rows | None:
+            if alone(epoch):
+                return None
+            split, scores = self._split(epoch)
+            return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
+
+        return EpochPairs(lambda epoch: None if alone(epoch) else self._split(epoch)[0], pairs_of, known=False)
+
+    def epochs_begun(self) -> int:
+        """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
+        steps = read_json(self._run.directory.path / "train" / "figures.json", steps=int)["steps"]
+        return order_of_training(self._run, self._rows, self.pairs()).epoch_of(steps - 1) + 1
+
+
+def dynamics_of_single_run(run: RunContext, rows: RunRows) -> TrainingDynamics | None:
+    """Write and return the dynamics behind the last split; None if a callback stopped the first epoch."""
+    single = SingleRun(run, rows)
+    begun = single.epochs_begun()
+    if begun == 1:
+        run.say("train: stopped in the first epoch, before there was a split")
+        return None
+    last = single.dynamics(begun - 1)
+    run.world.on_main(lambda: write_dynamics(run.directory.path / "confidence" / "dynamics.parquet", last))
+    return last
