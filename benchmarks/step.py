@@ -43,7 +43,7 @@ from sftmix.model.load import load_model  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.tools.estimate.model import FakeModel  # noqa: E402
 from sftmix.tools.estimate.needs import training_flops  # noqa: E402
-from sftmix.tools.estimate.work import Amount  # noqa: E402
+from sftmix.tools.estimate.work import amount_of  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 from sftmix.training.parallel import training_module  # noqa: E402
 
@@ -105,7 +105,7 @@ def flops_of(loop: TrainingLoop, args: Namespace) -> float:
     model, total = FakeModel(args.model, None, LoraOptions()), 0.0
     for number in range(args.warm_up, args.steps + args.warm_up):
         rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
-        total += training_flops(model, Amount.of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
+        total += training_flops(model, amount_of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
     return total
 
 

@@ -19,11 +19,12 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sftmix.cli.help import component_docs, field_docs
+from sftmix.cli.help import option_docs
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.schema import component_bases, component_options, group_in, import_class, nested_bases, option_groups
+from sftmix.config.classes import import_class, nested_bases
+from sftmix.config.schema import component_bases, group_in, option_groups, options_of
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -49,10 +50,18 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
+_TOLD = {
+    "reference.model.lora": "The options are those of `model.lora.*`.",
+    "reference.training": "The options are those of `training.*` but `timeout`, and `seed`; one that excludes "
+    "an inherited option sets that aside.",
+}
+"""Groups whose options stand on the page already, with what is said in their place."""
+
+
 def configuration() -> str:
     """The whole page."""
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
-    docs = field_docs(RunConfig)
+    docs = option_docs(RunConfig)
     for group, cls in option_groups().items():
         parts.append(_table(f"`{group}`", docs[group], _fields(f"{group}.", cls, _names(cls))))
     shipped = dict(catalogue())
@@ -68,8 +77,8 @@ def configuration() -> str:
 def _component(option: str, cls: type) -> str:
     """A component's first docstring line and the table of its options; groups of options are opened."""
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
-    docs, rows = component_docs(cls), []
-    for name, parameter in component_options(cls).items():
+    docs, rows = option_docs(cls), []
+    for name, parameter in options_of(cls).items():
         rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, ""))
     return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
 
@@ -87,18 +96,21 @@ def _lines(rows: Any) -> Iterator[str]:
 
 
 def _fields(prefix: str, cls: Any, names: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    docs, default = field_docs(cls), cls()
+    docs, default = option_docs(cls), cls()
     hints = typing.get_type_hints(cls)
     for name in names:
         yield from _rows(prefix + name, hints[name], getattr(default, name), docs.get(name, ""))
 
 
 def _rows(key: str, hint: Any, default: Any, doc: str) -> Iterator[tuple[str, str, str, str]]:
-    """The row of an option; for a group of options its row and theirs."""
+    """The row of an option; for a group of options its row and theirs, unless they are told elsewhere."""
     if (group := group_in(hint)) is None:
         yield key, _kind(hint), _shown(default), doc
         return
-    yield f"{key}.*", "group", "`null`" if default is None else "", doc
+    again = _TOLD.get(key, "")
+    yield f"{key}.*", "group", "`null`" if default is None else "", f"{doc} {again}".rstrip()
+    if again:
+        return
     yield from _fields(f"{key}.", group, _names(group))
 
 

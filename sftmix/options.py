@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from sftmix.common.fields import column_problems
@@ -355,3 +355,27 @@ def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
     if reference.lora is not None:
         return reference.lora
     return LoraOptions() if reference.path else target.lora
+
+
+def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
+    """Return the run's training options, replaced by those that the reference sets itself.
+
+    Where two options exclude each other and the reference sets one, the other is not inherited: a reference cannot
+    put it aside itself, since its null inherits.
+    """
+    names = {f.name for f in fields(TrainingOptions)}
+    given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
+    aside: dict[str, Any] = {}
+    if "epochs" in given:
+        aside["max_steps"] = None  # of both, max_steps decides
+    if "micro_batch_size" in given:
+        aside["micro_batch_tokens"] = None
+    if "micro_batch_tokens" in given:
+        aside["micro_batch_size"] = None
+    if "length_groups" in given and training.padding_free is True:
+        aside["padding_free"] = "auto"
+    if given.get("padding_free") is True:
+        aside["length_groups"] = None
+    if given.get("parallel", "hsdp") != "hsdp":
+        aside["shard_group_size"] = None
+    return replace(training, **aside | given)

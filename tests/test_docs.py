@@ -26,14 +26,8 @@ import pytest
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.components.listing import catalogue
-from sftmix.config.schema import (
-    component_bases,
-    component_options,
-    import_class,
-    list_options,
-    nested_bases,
-    option_hints,
-)
+from sftmix.config.classes import import_class, nested_bases
+from sftmix.config.schema import component_bases, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from tests.tiny import Tiny, make_tiny
@@ -157,18 +151,17 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for command in (ROOT / "sftmix" / "tools").glob("*/*command.py"):
+    tools = ROOT / "sftmix" / "tools"
+    for command in (*tools.glob("*/*command.py"), tools / "answers" / "chat.py", tools / "answers" / "generate.py"):
         module = importlib.import_module(f"sftmix.tools.{command.parent.name}.{command.stem}")
         getattr(module, "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
-    lists = {f"{key}+" for key in list_options()}
+    lists = {f"{key}+" for key, hint in option_hints().items() if is_list(hint)}
     shipped = {component.path: base for base, found in catalogue() for component in found}
     of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
-    components = {
-        f"{of_base[b]}.{name}" for path, b in shipped.items() for name in component_options(import_class(path))
-    }
+    components = {f"{of_base[b]}.{name}" for path, b in shipped.items() for name in options_of(import_class(path))}
     groups = (("model", ReferenceModel), ("training", ReferenceTraining), ("model.lora", LoraOptions))
     nested = {f"reference.{group}.{f.name}" for group, cls in groups for f in fields(cls)}
     return {*own, *of_launchers, *lists, *option_hints(), *components, *nested}
@@ -264,8 +257,8 @@ tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
-tools.answers.generate.generate = lambda *args, **options: tools.answers.generate.Made([], 0, [], 0, 0.0, {}, [])
-tools.answers.blind.read_blind = lambda *args: ([""] * 2, [])
+tools.answers.generate.generate = lambda *args, **options: ([], [])
+tools.answers.blind.read_blind = lambda *args: ""
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

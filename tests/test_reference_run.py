@@ -214,7 +214,7 @@ def test_fewer_steps_than_checkpoints_are_one_each_and_said(tiny, tmp_path, sftm
     run = tmp_path / "run"
     done = sftmix("reference", *tiny.options, *SHORT, "--reference.checkpoints", "5", "--out", str(run))
     assert done.code == 0
-    assert "2 steps are fewer than 5 checkpoints" in done.out
+    assert "5 checkpoints fall on steps [1, 2] of 2" in done.out
     assert sorted(set(table(run / "confidence" / "dynamics.parquet")["step"])) == [1, 2]
 
 

@@ -11,8 +11,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.reference import TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.inherited import inherit
-from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
+from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions, inherit
 from tests.tiny import metrics
 
 

@@ -7,32 +7,32 @@ T2   normalisation across ranks
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula
 T3   two BOS tokens
-       data/test_data_templates.py::test_one_bos_in_training_and_chat
+       data/test_encoders.py::test_one_bos_in_training_and_chat
 T4   pad equal to eos is masked
-       data/test_data_masks.py::test_pad_equal_to_eos_is_still_trained
+       data/test_masks.py::test_pad_equal_to_eos_is_still_trained
 T5   stop token outside the mask
-       data/test_data_templates.py::test_end_of_turn_of_real_tokenizers
-       data/test_data_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       data/test_encoders.py::test_end_of_turn_of_real_tokenizers
+       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T6   generation tags
-       data/test_data_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T7   the prompt is no prefix
-       data/test_data_masks.py::test_a_template_that_rewrites_turns_is_split
+       data/test_masks.py::test_a_template_that_rewrites_turns_is_split
 T8   spans found by string search
-       data/test_data_masks.py::test_any_text
-       data/test_data_masks.py::test_a_token_across_the_boundary_is_cut_apart
+       data/test_masks.py::test_any_text
+       data/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
 T9   labels shifted twice
        test_ntp_equality.py::test_transformers_loss_is_ours
        training/test_step.py::test_labels_are_shifted_once
 T10  no label left after truncation
-       data/test_data_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
+       data/test_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
        training/test_scoring.py::test_a_broken_model_is_not_scored
 T11  an empty batch on one rank
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_ranks_without_work_get_a_filler_without_weight
        test_functional.py::test_empty_and_tiny_inputs_keep_the_graph
 T12  leaks between packed sequences
-       test_attention.py::test_packed_documents_have_the_states_and_gradients_they_have_alone
-       test_attention.py::test_models_that_let_documents_leak_are_refused
+       model/test_packing.py::test_packed_documents_have_the_states_and_gradients_they_have_alone
+       model/test_packing.py::test_models_that_let_documents_leak_are_refused
        training/test_padding_free.py::test_one_row_is_one_by_one
 T13  resume
        distributed/test_equivalence.py::test_a_run_continued_after_kill_is_the_uninterrupted_run
@@ -44,7 +44,7 @@ T15  a checkpoint of one rank's shard
 T16  tied embeddings
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_checkpoint.py::test_a_tied_head_is_stored_once
-       test_models.py::test_tied_weights_are_stored_once
+       model/test_models.py::test_tied_weights_are_stored_once
 T17  the wrapper's forward is skipped
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
 T18  no_sync that does nothing
@@ -54,24 +54,24 @@ T19  bfloat16 master weights
        test_pipeline.py::test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float32
 T20  dtype and stop ids of the export
        test_pipeline.py::test_the_exported_model_loads_and_generates
-       test_models.py::test_every_stop_id_is_written
+       model/test_models.py::test_every_stop_id_is_written
 T21  vocabulary resized
-       test_models.py::test_vocabulary_is_never_resized
+       model/test_models.py::test_vocabulary_is_never_resized
 T22  adapters with checkpointing
-       test_adapters.py::test_recomputed_activations_change_no_gradient
-       test_config_lora.py::test_quantised_shards_are_refused
+       model/test_adapters.py::test_recomputed_activations_change_no_gradient
+       config/test_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
-       test_config.py::test_a_problem_is_named_with_its_options
+       config/test_config.py::test_a_problem_is_named_with_its_options
        test_pipeline.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
        training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
 T25  a stale cache
-       data/test_data_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
+       data/test_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
        test_reference_run.py::test_a_file_of_dynamics_that_changed_is_refused
        test_reference_run.py::test_a_changed_reference_model_is_refused
 T26  logits by hand
-       test_models.py::test_head_fits
+       model/test_models.py::test_head_fits
 T27  perplexity
        test_pipeline.py::test_confidence_and_split_are_the_papers_formula
        training/test_scoring.py::test_dropout_is_off_while_scoring_and_on_again_after
@@ -82,11 +82,11 @@ T29  gradients under no_grad
        training/test_scoring.py::test_scoring_does_no_gradient_work
        test_functional.py::test_nothing_large_is_ever_allocated
 T30  an adapter on the head
-       test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings
-       test_adapters.py::test_what_the_loss_cannot_follow_on_the_head_is_refused
+       model/test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings
+       model/test_adapters.py::test_what_the_loss_cannot_follow_on_the_head_is_refused
 T31  scales of the head
-       test_models.py::test_unknown_head_is_refused
-       test_models.py::test_head_fits
+       model/test_models.py::test_unknown_head_is_refused
+       model/test_models.py::test_head_fits
 T32  a split that flips on rounding
        distributed/test_equivalence.py::test_same_run_computed_in_another_way
 T33  weight gradient in bfloat16

@@ -74,21 +74,19 @@ Nothing is trained or written; no --out is needed.
 def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
-    from sftmix.cli.results import results, say, starting
+    from sftmix.cli.results import results, say
     from sftmix.config.checks import validate
 
     sharing = import_module("sftmix.tools.sharing.command")
     own = sharing.SCORES if name == "confidence" else ()
-    config, parsed = configuration(name, _ABOUT[name][1], argv, own, prints=True)
+    config, parsed = configuration(name, _ABOUT[name][1], argv, own)
     validate(config)
     _refuse_table(config.out or "")
-    if own:
-        sharing.check_push(parsed.push_to_hub, parsed.license, private=parsed.private)
     until = _ABOUT[name][0]
     if until in ("split", "train"):  # the others make what they are asked for
         for note in config.unused(divides=until == "split"):
             say(f"note: {note}")
-    say(starting(name, config))
+    say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 
     check_start(config, until)
@@ -139,9 +137,9 @@ With a name, show one with its options.
         parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
 
     given = read_words("components", about, add_options, argv)
-    from sftmix.cli.help import component_details, components_overview
+    from sftmix.cli.help import details, overview
 
-    print(component_details(given.name) if given.name else components_overview(), end="")
+    print(details(given.name) if given.name else overview(), end="")
 
 
 def _tool(room: str) -> Callable[[Sequence[str]], None]:
@@ -168,8 +166,8 @@ COMMANDS = {
     "estimate": Command("say what a run will need: memory and hours, before it is started", _tool("estimate.command")),
     "preview": Command("show rows as the model will see them", _preview),
     "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.command")),
-    "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat_command")),
-    "generate": Command("let finished models answer a file of prompts", _tool("answers.generate_command")),
+    "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat")),
+    "generate": Command("let finished models answer a file of prompts", _tool("answers.generate")),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _tool("report.command")),
     "evaluate": Command("measure the models of a run on benchmarks, in one table", _tool("evaluate.command")),
     "verify": Command("check a result: make some steps of a run again and compare them", _tool("verify.command")),

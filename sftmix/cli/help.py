@@ -1,84 +1,79 @@
-"""The help: options as lines, made of their types and docstrings, and the list of components."""
+"""The help: options with their explanations and defaults, from the fields of dataclasses and from constructors."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import re
-import shutil
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.classes import find_class
-from sftmix.config.messages import words_beside_classes
-from sftmix.config.schema import (
-    alternatives,
-    chosen_by,
-    component_bases,
-    component_in,
-    component_options,
-    group_in,
-    import_class,
-    known_components,
-    list_options,
-    nested_bases,
-    type_hints,
-)
+from sftmix.config.classes import chosen_by, find_component, import_class, listed, nested_bases
+from sftmix.config.schema import alternatives, component_bases, component_in, group_in, is_list, options_of
+from sftmix.config.values import choices
 
-SHORT: Mapping[str, str] = {
-    "out": "run directory; the same command continues it",
-    "config": "options from a YAML file, or recipe:NAME",
-    "seed": "of order, pairs, lambdas, held-out rows",
-    "print_config": "print all options as YAML, and exit",
-    "model.path": "base model: hub id or directory",
-    "data.train": "rows: files, directories or hub ids",
-    "data.eval_fraction": "share of these rows to hold out, as 0.05",
-    "data.eval": "or held-out rows from a file of their own",
-    "data.take": "use so many rows of each source: for a trial",
-    "data.max_length": "tokens per example; longer ones are cut",
-    "data.template": "the model's own, or alpaca, chatml, a file",
-    "training.learning_rate": "peak, after a warm-up",
-    "training.epochs": "passes over the rows",
-    "training.max_steps": "or so many optimizer steps",
-    "training.global_batch_size": "examples per step, on all GPUs",
-    "training.micro_batch_size": "examples at a time on each GPU; null: 8",
-    "model.lora.r": "train LoRA adapters of this rank",
-    "checkpoint.keep_best": "keep the model of the best evaluation, too",
-    "objective": "the loss: SFTMix, NTP ...",
-    "objective.mu": "weight of the Mixup term",
-    "with_baseline": "also train plain NTP, to compare with",
-    "reference": "source of the scores",
-    "reference.checkpoints": "how often each row is scored",
-    "splitter": "the groups: Median, Quantile ...",
-    "selector": "which rows are used: All, Longest ...",
+SHORT: Mapping[str, Mapping[str, str]] = {
+    "Run": {
+        "out": "run directory; the same command continues it",
+        "config": "options from a YAML file, or recipe:NAME",
+        "seed": "of order, pairs, lambdas, held-out rows",
+        "print_config": "print all options as YAML, and exit",
+    },
+    "Model and rows": {
+        "model.path": "base model: hub id or directory",
+        "data.train": "rows: files, directories or hub ids",
+        "data.eval_fraction": "share of these rows to hold out, as 0.05",
+        "data.eval": "or held-out rows from a file of their own",
+        "data.take": "so many rows of each source: for a trial",
+        "data.max_length": "tokens per example; longer ones are cut",
+        "data.template": "the model's own, or alpaca, chatml, a file",
+    },
+    "Training": {
+        "training.learning_rate": "peak, after a warm-up",
+        "training.epochs": "passes over the rows",
+        "training.max_steps": "or so many optimizer steps",
+        "training.global_batch_size": "examples per step, on all GPUs",
+        "training.micro_batch_size": "examples at a time on each GPU; null: 8",
+        "model.lora.r": "train LoRA adapters of this rank",
+        "checkpoint.keep_best": "keep the best evaluation's model, too",
+    },
+    "Split": {
+        "reference": "source of the scores",
+        "reference.checkpoints": "how often each row is scored",
+        "splitter": "the groups: Median, Quantile ...",
+    },
+    "SFTMix": {
+        "objective": "the loss: SFTMix, NTP ...",
+        "objective.mu": "weight of the Mixup term",
+        "with_baseline": "also train plain NTP, to compare with",
+    },
 }
-"""The options that matter most, with a few words that leave each on one line."""
+"""The options that matter most, in groups, each with a few words that leave it on one line."""
 
-_OF_REFERENCE = (
-    *("config", "out", "seed", "print_config", "model", "data", "training", "checkpoint.every"),
-    *("checkpoint.keep", "reference", "selector", "optimizer", "callbacks"),
-)
-READ: Mapping[str, Sequence[str]] = {
-    "preview": ("config", "seed", "model.path", "data", "selector"),
-    "reference": _OF_REFERENCE,
-    "confidence": (*_OF_REFERENCE, "confidence"),
-    "split": (*_OF_REFERENCE, "confidence", "splitter"),
+_BEFORE_TRAINING = ("Run", "Model and rows", "Training", "Split")
+_GROUPS = {
+    "reference": _BEFORE_TRAINING,
+    "confidence": _BEFORE_TRAINING,
+    "split": _BEFORE_TRAINING,
+    "preview": ("Model and rows",),
+    "compare": ("Run", "Model and rows"),
+    "estimate": ("Model and rows", "Training", "Split"),
 }
-"""Options and groups that a command reads, beside its own; a command that is not named here reads all of a run's."""
+"""The groups of SHORT that a command shows; one that is not named here shows all."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_TYPES = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
-_COMPONENTS = """\
-Components (reference ... callbacks) are chosen by short name or import path (--splitter my_module.Mine)
-and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
+_FORMS = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,228 +88,177 @@ class OwnOption:
 
 
 class Row(NamedTuple):
-    """An option in the help: its full key, the form of its value, its explanation, and its default or ""."""
+    """An option in the help: its full key, the form of its value ("" for a flag), and its explanation."""
 
     key: str
     form: str
     doc: str
-    default: str = ""
 
 
-def help_text(name: str, usage: str, about: str, topic: str, own: Sequence[OwnOption] = ()) -> str:
+class Section(NamedTuple):
+    """The options of a group or of a component field."""
+
+    title: str
+    about: str
+    rows: list[Row]
+
+
+def help_text(name: str, about: str, topic: str, own: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
 
     topic  "": the options that matter; all: every option; or a group of options, a component field, a single option
     own    the command's options beside those of RunConfig
     """
-    mine = [option.name for option in own]
-    sections = _sections(own)
-    if name in READ:
-        sections = {
-            title: [r for r in rows if _within(r.key, (*READ[name], *mine))] for title, rows in sections.items()
-        }
-    names = [title.partition(":")[0].lower() for title, rows in sections.items() if rows]
-    if topic and topic != "all":
-        shown = _on(topic, sections, names, name)
-        return "\n\n".join([_section(title, rows) for title, rows in shown] + ["All options: --help all."]) + "\n"
-    number = sum(row.form != "..." for rows in sections.values() for row in rows)
-    more = f"All {number} options: --help all. One group in full: --help GROUP, of {', '.join(names)}."
-    footer = _COMPONENTS if topic else textwrap.fill(more, _width())
-    if not topic:
-        short = [row._replace(doc=SHORT.get(row.key, row.doc)) for rows in sections.values() for row in rows]
-        few = list(SHORT)[: 12 if len(own) > 6 else None]
-        short = [row for row in short if row.key in few or row.key in mine]
-        sections = {"Options" if name != "run" else "Run": [_on_a_line(row) for row in short]}
-    parts = [_section(title, rows, 30 if topic else 34) for title, rows in sections.items() if rows]
-    return "\n\n".join([f"usage: {usage}\n\n{about}", *parts, footer]) + "\n"
+    sections, usage = _sections(own), f"sftmix {name} [--config FILE] [options]"
+    if topic == "all":
+        return _formatted(sections, usage=usage, description=about, epilog=_COMPONENTS)
+    if topic:
+        return _formatted(_on(topic, sections), usage=argparse.SUPPRESS, epilog="All options: --help all.")
+    rows = {row.key: row for section in sections for row in section.rows}
+    short = [Section(name.capitalize(), "", [rows[option.name] for option in own])] if own else []
+    for title in _GROUPS.get(name, tuple(SHORT)):
+        lines = [_on_a_line(rows[key], text) for key, text in SHORT[title].items()]
+        short.append(Section(title, "", lines))
+    groups = ", ".join(section.title for section in sections)
+    rest = textwrap.fill(f"All options: --help all. One group in full: --help GROUP, of {groups}.", 78)
+    return _formatted(short, usage=usage, description=about, epilog=rest)
 
 
-def _on(
-    topic: str, sections: Mapping[str, list[Row]], names: Sequence[str], command: str
-) -> list[tuple[str, list[Row]]]:
-    """Return the options that a topic asks for: of a whole section, or those at and below a key."""
-    for title, rows in sections.items():
-        chosen = rows if title.partition(":")[0].lower() == topic else [r for r in rows if _within(r.key, (topic,))]
-        if chosen:
-            return [(title, chosen)]
-    keys = [row.key for rows in sections.values() for row in rows]
-    guess, listed = nearest(topic, names) or nearest(topic, keys), f"all, {', '.join(names)}, and each single option"
-    raise ConfigError(told(f"{command} has no option or group {topic!r} to help with", guess, f"there are {listed}"))
-
-
-def _within(key: str, groups: Sequence[str]) -> bool:
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def _on_a_line(row: Row) -> Row:
-    form = row.form.partition("|")[0]
-    default = "" if row.default in ("null", "auto") else row.default
-    return row._replace(form="NAME" if form.islower() else form, default=default)
-
-
-# -------------------------------------------------------------------------------------------------- lines
-
-
-def _section(title: str, rows: Sequence[Row], column: int = 30) -> str:
-    """Return a title and the lines of its options: names on the left, explanations on the right."""
-    lines = [title]
-    for key, form, doc, default in rows:
-        name = f"--{key}..." if form == "..." else f"--{key} {form}".rstrip()
-        silent = default in ("", "false") or (default == "null" and "null" in doc)
-        first, *others = textwrap.wrap(doc if silent else f"{doc} [{default}]", _width() - column) or [""]
-        if len(name) > column - 4:
-            lines.append(f"  {name}")
-            name = ""
-        lines += [f"  {name:<{column - 2}}{first}".rstrip(), *(" " * column + other for other in others)]
-    return "\n".join(lines)
-
-
-def _width() -> int:
-    return max(min(shutil.get_terminal_size().columns, 118), 78)
-
-
-def _sections(own: Sequence[OwnOption]) -> dict[str, list[Row]]:
-    """Return title -> options: of the run, of each group, of each component field."""
-    default, docs = RunConfig(), field_docs(RunConfig)
-    run = [Row(o.name, o.metavar, o.doc, _default(o.default)) for o in own]
+def _sections(own: Sequence[OwnOption]) -> list[Section]:
+    """Return all options of a command."""
+    docs, groups, run = option_docs(RunConfig), list[Section](), list[Row]()
+    run += [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in own]
     run.append(Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; those given here win."))
-    sections = {"Run": run}
-    for name, hint in type_hints(RunConfig).items():
-        value, title = getattr(default, name), f"{name}: {docs[name]}"
-        if component_in(hint):
-            sections[title] = list(_component(name, hint, value))
-        elif group := group_in(hint):
-            sections[title] = list(_group(name, group, value))
+    for name, option in options_of(RunConfig).items():
+        if group := group_in(option.annotation):
+            groups.append(Section(name, docs[name], list(option_rows(group, f"{name}."))))
+        elif base := component_in(option.annotation):
+            chosen = option.default[0] if is_list(option.annotation) else option.default
+            default = type(chosen).__name__ if isinstance(chosen, Component) else chosen
+            doc = f"One of {listed(base, choices(option.annotation))}."
+            rows = [Row(name, "CLASS", doc + _default(default, doc))]
+            rows += option_rows(type(chosen), f"{name}.") if isinstance(chosen, Component) else ()
+            groups.append(Section(name, docs[name], rows))
         else:
-            run += _rows(name, hint, docs[name], value)
+            run.append(_row(name, option, docs[name]))
     run.append(Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."))
-    return sections
+    return [Section("run", "", run), *groups]
 
 
-def _group(prefix: str, cls: type, default: Any) -> Iterator[Row]:
-    docs = field_docs(cls)
-    for name, hint in type_hints(cls).items():
-        yield from _rows(f"{prefix}.{name}", hint, docs.get(name, ""), getattr(default, name))
+def option_rows(owner: type, prefix: str) -> Iterator[Row]:
+    """Yield the options of a group or of a component class under a prefix, with those of the groups inside it."""
+    docs = option_docs(owner)
+    for name, option in options_of(owner).items():
+        if group := group_in(option.annotation):
+            yield Row(f"{prefix}{name}", "...", docs.get(name, ""))
+            yield from option_rows(group, f"{prefix}{name}.")
+        else:
+            yield _row(f"{prefix}{name}", option, docs.get(name, ""))
 
 
-def _rows(key: str, hint: Any, doc: str, default: Any) -> Iterator[Row]:
-    """Yield the line of an option; of a group a heading and its options."""
-    if group := group_in(hint):
-        yield Row(key, "...", doc)
-        yield from _group(key, group, group())
-        return
-    more = f" More: --{key}+ {_NAMES.get(key.rpartition('.')[2], 'TEXT')}." if key in list_options() else ""
-    yield Row(key, _form(key, hint), doc + more, _default(default))
-
-
-def _component(name: str, hint: Any, default: Any) -> Iterator[Row]:
-    """Yield the line of the class, then the options of the default class."""
-    chosen = default[0] if isinstance(default, list) else default
-    words = [w for w in words_beside_classes(hint) if w != "null" or chosen is not None]  # else it stands in brackets
-    names = ", ".join([*known_components(component_bases()[name]), *words])
-    shown = type(chosen).__name__ if isinstance(chosen, Component) else _default(chosen)
-    yield Row(name, "CLASS", f"One of {names}, or an import path.", shown)
-    if isinstance(chosen, Component):
-        yield from _of_class(name, type(chosen))
-
-
-def _of_class(prefix: str, cls: type) -> Iterator[Row]:
-    """Yield the options of one component class."""
-    docs = component_docs(cls)
-    for key, parameter in component_options(cls).items():
-        doc = docs.get(key, "")
-        if parameter.annotation is parameter.empty:
-            needed = parameter.default is parameter.empty
-            doc += " It has no type" + (f", so nothing sets it: write `{key}: int`." if needed else ": any value.")
-        yield from _rows(f"{prefix}.{key}", parameter.annotation, doc.strip(), parameter.default)
-
-
-def _default(value: Any) -> str:
-    if value is inspect.Parameter.empty:
-        return "required"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value or "") if value != 0 else "0"
-
-
-def _form(key: str, hint: Any) -> str:
-    """Return how the value of an option is written: `N`, `cosine|linear`, `[TEXT, ...]`."""
-    if hint is bool:
-        return ""
-    if key.rpartition(".")[2] in _NAMES:
-        return _NAMES[key.rpartition(".")[2]]
-    forms: list[str] = []
-    for kind in alternatives(hint):
-        origin, inner = typing.get_origin(kind), [_TYPES.get(a, "VALUE") for a in typing.get_args(kind)]
-        if origin is typing.Literal:
-            forms += map(str, typing.get_args(kind))
-        elif origin in (list, tuple):
-            forms.append(f"[{', '.join([*inner, '...'] if origin is list else inner)}]")
+def _row(key: str, option: inspect.Parameter, doc: str) -> Row:
+    hint, forms = option.annotation, list[str]()
+    if hint is option.empty:
+        doc += " It has no type: any value."
+    for kind in alternatives(hint) if hint is not bool else ():
+        if typing.get_origin(kind) is typing.Literal:
+            forms.append("|".join(map(str, typing.get_args(kind))))
         elif kind is not type(None):
-            forms.append(
-                "{NAME: ...}" if origin is dict else "CLASS" if component_in(kind) else _TYPES.get(kind, "VALUE")
-            )
-    return "|".join(forms)
+            form = _FORMS.get(typing.get_origin(kind) or kind, "VALUE")
+            forms.append("CLASS" if component_in(kind) else form)
+    form = "" if hint is bool else _NAMES.get(option.name) or "|".join(forms)
+    more = f" More: --{key}+ {form.rpartition('|')[2]}." if is_list(hint) else ""
+    return Row(key, form, (doc + more + _default(option.default, doc)).strip())
 
 
-# --------------------------------------------------------------------------------------------- components
+def _default(value: Any, doc: str) -> str:
+    """Return the default in brackets, or "" for one that says nothing or stands in the explanation."""
+    if value is inspect.Parameter.empty:
+        return " [required]"
+    if value is False or value in ("", [], {}) or (value is None and "null" in doc):
+        return ""
+    return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
 
 
-def components_overview() -> str:
-    """List every component under the option that chooses it, one line each."""
-    parts, shipped = [], dict(catalogue())
-    for option, base in _kinds():
-        title = f"--{option}  ({base.__name__}: {(inspect.getdoc(base) or '').partition(chr(10))[0]})"
-        lines = [f"  {component.name:<20} {component.doc}" for component in shipped.get(base.__name__, [])]
-        parts.append("\n".join([title, *lines]))
-    more = "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
-    return "\n\n".join([*parts, more]) + "\n"
+def _on(topic: str, sections: Sequence[Section]) -> list[Section]:
+    """Return the options that a topic asks for: of a whole section, or those at and below a key."""
+    for title, about, rows in sections:
+        within = rows if title == topic else [row for row in rows if f"{row.key}.".startswith(f"{topic}.")]
+        if within:
+            return [Section(title, about, within)]
+    names = [section.title for section in sections]
+    guess = nearest(topic, names) or nearest(topic, [row.key for section in sections for row in section.rows])
+    listed_names = f"there are all, {', '.join(names)}, and each single option"
+    raise ConfigError(told(f"no option or group {topic!r} to help with", guess, listed_names))
 
 
-def component_details(name: str) -> str:
-    """Describe a component, by short name or import path: its docstring, its import path and its options.
+def _on_a_line(row: Row, text: str) -> Row:
+    """Return the row with a few words for its explanation, and one form of its value."""
+    default = re.search(r" \[(?!null|auto)[^[]*]$", row.doc)
+    return Row(row.key, row.form.partition("|")[0], text + (default[0] if default else ""))
 
-    Several of one name are all described.
+
+def _formatted(sections: Iterable[Section], **texts: Any) -> str:
+    form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34)
+    parser = argparse.ArgumentParser(formatter_class=form, add_help=False, **texts)
+    for title, about, rows in sections:
+        group = parser.add_argument_group(title, about or None)
+        for key, value, doc in rows:
+            text = doc.replace("%", "%%")
+            if value:
+                group.add_argument(f"--{key}", metavar=value, help=text)
+            else:
+                group.add_argument(f"--{key}", action="store_true", help=text)
+    return parser.format_help()
+
+
+_COMPONENTS = """\
+Components (reference ... callbacks) are chosen by short name or import path (--splitter my_module.Mine)
+and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
+
+
+def option_docs(owner: Any) -> dict[str, str]:
+    """Return option -> text: of a dataclass the docstring below the field, of a component the constructor's lines.
+
+    Such a line is `name: text`.
     """
-    if "." in name:
-        classes = [find_class(name)]
-    else:
-        shipped = [one for _, several in catalogue() for one in several]
-        classes = [import_class(one.path) for one in shipped if one.name == name]
-        if not classes:
-            names = list(dict.fromkeys(one.name for one in shipped))
-            raise ConfigError(told(f"no component {name!r}", nearest(name, names), f"there are {', '.join(names)}"))
-    parts = []
-    for cls in classes:
-        for option, base in _kinds():
-            if inspect.isclass(cls) and issubclass(cls, base):
-                title = f"{cls.__name__}  ({cls.__module__}.{cls.__qualname__}), chosen by --{option} {chosen_by(cls)}"
-                parts.append(
-                    _section(f"{title}\n\n{inspect.getdoc(cls) or ''}\n", list(_of_class(option, cls))).rstrip()
-                )
-    if not parts:
-        listed = ", ".join(base.__name__ for _, base in _kinds())
-        raise ConfigError(f"{name} is no component: no subclass of a base class in sftmix.components ({listed})")
-    return "\n\n".join(parts) + "\n"
-
-
-def _kinds() -> list[tuple[str, type[Component]]]:
-    return [*component_bases().items(), *nested_bases().items()]
-
-
-def component_docs(cls: Any) -> dict[str, str]:
-    """Return option -> text, from the `name: text` lines of the constructor's docstring."""
-    names = "|".join(map(re.escape, component_options(cls)))
-    text = inspect.getdoc(cls.__init__) or ""
+    if dataclasses.is_dataclass(owner):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined,arg-type]
+        return {
+            ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        }
+    names = "|".join(map(re.escape, options_of(owner)))
+    text = inspect.getdoc(owner.__init__) or ""
     parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []
     return {name: " ".join(doc.split()) for name, doc in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """Return field -> the docstring below it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    return {
-        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+# ---------------------------------------------------------------------------------------------- components
+
+
+def overview() -> str:
+    """List every component under the option that chooses it, one line each."""
+    lines, shipped = [], dict(catalogue())
+    for option, base in (component_bases() | nested_bases()).items():
+        lines.append(f"--{option}  ({base.__name__}: {(inspect.getdoc(base) or '').partition(chr(10))[0]})")
+        lines += [f"  {component.name:<20} {component.doc}" for component in shipped[base.__name__]]
+        lines.append("")
+    more = "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
+    return "\n".join([*lines, more]) + "\n"
+
+
+def details(name: str) -> str:
+    """Describe a component: its docstring, its import path and its options; all shipped components of a short name."""
+    paths = [component.path for _, components in catalogue() for component in components if component.name == name]
+    classes = [import_class(path) for path in paths] or [find_component(Component, name)]
+    texts = []
+    for cls in classes:
+        for option, base in (component_bases() | nested_bases()).items():
+            if issubclass(cls, base):
+                title = f"{cls.__name__}  ({cls.__module__}.{cls.__qualname__}), chosen by --{option} {chosen_by(cls)}"
+                rows = Section("options", "", list(option_rows(cls, f"{option}.")))
+                about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
+                texts.append(_formatted([rows], usage=argparse.SUPPRESS, description=about))
+    return "\n".join(texts)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from sftmix.cli.help import OwnOption, help_text
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.config.classes import import_class, known_components
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
-from sftmix.config.messages import unknown_option
-from sftmix.config.schema import component_bases, component_options, import_class, is_flag, list_options, option_hints
+from sftmix.config.schema import component_bases, is_list, option_hints, options_of
+from sftmix.config.values import unknown_option
+from sftmix.options import as_list
 
 
 @dataclass
@@ -27,9 +30,8 @@ class Arguments:
     options       the other options with their values, as texts
     callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
                   a class (`callbacks.every`) is that of the last one before it
-    print_config  True to print the configuration and do nothing else
+    print_config  whether the configuration is only printed
     help          None, or what --help is asked for; "" without a word after it
-    notes         remarks for the user, about options given twice
     """
 
     configs: list[str] = field(default_factory=list)
@@ -37,7 +39,6 @@ class Arguments:
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     print_config: bool = False
     help: str | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -51,54 +52,58 @@ class Parsed:
 
 
 def configuration(
-    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = (), *, prints: bool = False
+    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
 ) -> tuple[RunConfig, SimpleNamespace]:
-    """Return the RunConfig of a command line and the command's own options; --help and --print_config end here.
-
-    prints  take --print_config, which prints the configuration without the options in `own`, in spite of these
-    """
+    """Return the RunConfig of a command line and the command's own options; --help and --print_config end here."""
     given = read_arguments(argv, own)
     if given.help is not None:
-        print(help_text(name, f"sftmix {name} [--config FILE] [options]", about, given.help, own), end="")
+        print(help_text(name, about, given.help, own), end="")
         raise SystemExit(0)
     parsed = parse(given, own)
     for note in parsed.notes:
         say(f"note: {note}")
     if given.print_config:
-        if own and not prints:
-            raise ConfigError(f"--print_config is an option of `run`, not of `{name}`")
         print_config(parsed.config.plain())
     return parsed.config, parsed.own
 
 
 def parse(given: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
-    hints = {option.name: option.type for option in own}
+    known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in own}
     tree: Tree = {}
-    notes = list(given.notes)
-    layers = [(f"--config {layer.name}", layer) for layer in _layers(given.configs, table=OF_COMPARE in hints)]
-    for by, layer in layers:
-        before, tree = tree, merge(tree, layer, hints)
-        notes += changes(before, tree, by)
+    notes: list[str] = []
+    applied = set[Path]()
+    for file in given.configs:
+        layers = read_layers(file, applied)
+        if OF_COMPARE not in known:
+            refuse_table(layers)
+        for layer in layers:
+            before, tree = tree, merge(tree, layer, known)
+            notes += changes(before, tree, f"--config {layer.name}")
     before = tree
     for options in (given.options, *given.callbacks):
-        tree = merge(tree, Layer("", options), hints)
+        tree = merge(tree, Layer("", options), known)
     notes += changes(before, tree, "the command line")
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in own})
     return Parsed(build(tree), tree, notes, values)
 
 
-def _layers(configs: Sequence[str], *, table: bool) -> Iterator[Layer]:
-    """Yield every layer of the files, in the order in which they apply."""
-    applied = set[Path]()
-    for config in configs:
-        layers = read_layers(config, applied)
-        if not table:
-            refuse_table(layers)
-        yield from layers
+def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
+    """Yield a note for each component that is gone in `after`, with the options that it had and no other one has."""
+    for name in (name for name in component_bases() if name in before):
+        components = [spec for spec in as_list(after[name]) if isinstance(spec, Mapping)]
+        for old in as_list(before[name]):
+            if not isinstance(old, Mapping) or old[CLASS] in [spec[CLASS] for spec in components]:
+                continue
+            kept = [item for spec in components for item in spec[ARGS].items()]
+            known = options_of(import_class(old[CLASS]))
+            chosen = [(option, value) for option, value in old[ARGS].items() if value != known[option].default]
+            lost = ", ".join(f"{option}={value}" for option, value in chosen if (option, value) not in kept)
+            if lost or isinstance(before[name], list):
+                yield f"{name}: {by} drops {old[CLASS].rpartition('.')[2]}({lost})"
 
 
-def print_config(plain: Mapping[str, Any]) -> NoReturn:
+def print_config(plain: Mapping[str, Any]) -> None:
     """Print a plain configuration as YAML that --config takes back, and raise SystemExit(0)."""
     import yaml
 
@@ -114,87 +119,75 @@ def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Argume
 
     own  the command's options beside those of RunConfig
     """
-    arguments, seen = Arguments(), Counter[str]()
-    flags = {option.name for option in own if option.type is bool}
-    for key, value in _pairs(argv, lambda key: key in flags or is_flag(key)):
+    arguments, words, seen = Arguments(), deque(argv), [""]
+    hints = {**option_hints(), **{option.name: option.type for option in own}}
+    while words:
+        word = words.popleft()
+        name, equals, value = ("--help" if word == "-h" else word).partition("=")
+        key = name.removeprefix("--")
+        if key in ("", name):
+            raise ConfigError(_stray(word, seen[-1]))
+        value = value if equals else _value(key, words, hints)
         if key == "help":
-            arguments.help = value or ""
+            arguments.help = value
         elif key == "print_config":
             arguments.print_config = True
         elif key == "config":
-            arguments.configs.append(config_file(value or ""))
+            arguments.configs.append(config_file(value))
         else:
-            _check_key(key, [option.name for option in own])
-            seen[key] += 1
-            field = key.partition(".")[0].rstrip("+")
-            if field in list_options() and field in component_bases():
-                if "." not in key or not arguments.callbacks:
-                    arguments.callbacks.append({})
-                arguments.callbacks[-1][key] = value
-            elif key.endswith("+"):
-                arguments.options[key] = [*arguments.options.get(key, []), value]
-            else:
-                arguments.options[key] = value
-    for key in (key for key, times in seen.items() if times > 1 and not key.endswith("+")):
-        if key in list_options():
-            raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-        arguments.notes.append(f"--{key} was given more than once; the last one counts")
+            _check_key(key, hints)
+            if key in seen and is_list(hints.get(key)):
+                raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
+            _put(arguments, key, value, hints)
+        seen.append(key)
     return arguments
 
 
-def _pairs(argv: Sequence[str], flag: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
-    """Yield (key, value) of every option; the value is None for a bare --help or --print_config."""
-    words, previous = deque(argv), ""
-    while words:
-        word = words.popleft()
-        key, equals, value = word[2:].partition("=")
-        if word in ("-h", "--help"):
-            yield "help", words.popleft() if words and not words[0].startswith("-") else None
-            continue
-        if not word.startswith("--") or not key:
-            raise ConfigError(_stray(word, previous))
-        if equals or key == "print_config":
-            yield key, value
-        elif flag(key):
-            is_value = bool(words) and words[0].lower() in ("true", "false")
-            yield key, words.popleft() if is_value else "true"
-        elif words and not words[0].startswith("--"):
-            yield key, words.popleft()
-        else:
-            _check_key(key, ("config",))
-            raise ConfigError(f"--{key} needs a value")
-        previous = key
+def _put(arguments: Arguments, key: str, value: str, hints: Mapping[str, Any]) -> None:
+    field = key.partition(".")[0].rstrip("+")
+    if field in component_bases() and is_list(hints[field]):
+        if "." not in key or not arguments.callbacks:
+            arguments.callbacks.append({})
+        arguments.callbacks[-1][key] = value
+    elif key.endswith("+"):
+        arguments.options.setdefault(key, []).append(value)
+    else:
+        arguments.options[key] = value
+
+
+def _value(key: str, words: deque[str], hints: Mapping[str, Any]) -> str:
+    """Take the value of an option from the words behind it; a flag alone means true."""
+    following = words[0] if words else "--"
+    if key == "print_config" or (key == "help" and following.startswith("-")):
+        return ""
+    if _is_flag(key, hints) and following.lower() not in ("true", "false"):
+        return "true"
+    if following.startswith("--"):
+        _check_key(key, {**hints, "config": str})
+        raise ConfigError(f"--{key} needs a value")
+    return words.popleft()
+
+
+def _is_flag(key: str, hints: Mapping[str, Any]) -> bool:
+    """Return True if the option is true or false; one of a component may be that in any class of its kind."""
+    field, _, name = key.partition(".")
+    if key in hints or field not in component_bases():
+        return hints.get(key) is bool
+    classes = known_components(component_bases()[field]).values()
+    return any(name in options and options[name].annotation is bool for options in map(options_of, classes))
 
 
 def _stray(word: str, previous: str) -> str:
-    if (key := previous.rstrip("+")) in list_options():
+    key = previous.rstrip("+")
+    if is_list(option_hints().get(key)):
         return f"--{key} takes one value at a time, so {word!r} is too many; add it with --{key}+ {word}"
-    after = f" after --{previous}" if previous else ""
-    return f"unexpected argument {word!r}{after}; options start with --"
+    return f"unexpected argument {word!r}{f' after --{key}' if key else ''}; options start with --"
 
 
-def _check_key(key: str, own: Collection[str]) -> None:
+def _check_key(key: str, hints: Mapping[str, Any]) -> None:
     """Raise ConfigError for an unknown option; the options of a component are checked by its constructor."""
     name = key.rstrip("+")
-    if inside := [f"--{k}" for k in option_hints() if k.startswith(f"{name}.")]:
+    if inside := [f"--{k}" for k in hints if k.startswith(f"{name}.")]:
         raise ConfigError(f"--{name} is a group of options, not an option; there are {', '.join(inside)}")
-    if name not in (*option_hints(), *own) and name.partition(".")[0] not in component_bases():
-        raise ConfigError(unknown_option(name))
-
-
-# ------------------------------------------------------------------------------------------------ notes
-
-
-def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
-    """Yield a note for each component that has another class in `after` and lost options by it."""
-    for name in (name for name in component_bases() if isinstance(before.get(name), Mapping)):
-        old, new = before[name], after[name]
-        no_class: dict[str, Any] = {CLASS: "null" if new is None else str(new), ARGS: {}}
-        other = new if isinstance(new, Mapping) else no_class
-        if other[CLASS] == old[CLASS]:
-            continue
-        defaults = component_options(import_class(old[CLASS]))
-        given = {key: value for key, value in old[ARGS].items() if value not in (None, defaults[key].default)}
-        if lost := [f"{key}={value}" for key, value in given.items() if other[ARGS].get(key) != value]:
-            names = [spec[CLASS].rpartition(".")[2] for spec in (other, old)]
-            yield f"{name}: {by} puts {names[0]} in place of {names[1]}; dropped {', '.join(lost)}"
+    if name not in hints and name.partition(".")[0] not in component_bases():
+        raise unknown_option(name)

@@ -6,22 +6,14 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from sftmix.common.figures import short
 from sftmix.common.shown import as_lines
-from sftmix.config import RunConfig
-from sftmix.options import as_list
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
-_FILES = {
-    "reference": ("confidence/dynamics.parquet",),
-    "confidence": ("confidence/confidence.parquet",),
-    "split": ("split/split.parquet",),
-    "train": ("train/model", "train/metrics.jsonl", "summary.json"),
-}
-_NOT_HELD_OUT = ["held-out NLL: not measured, since no rows are held out; --data.eval_fraction 0.05 does so"]
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -30,62 +22,48 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(as_lines(text), file=file or sys.stderr, flush=True)
 
 
-def starting(name: str, config: RunConfig) -> str:
-    """Return the line that a command begins with, while its libraries are still to be loaded."""
-    rows = as_list(config.data.train)
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return f"{name}: {config.model.path} on {rows[0]}{more}, in {config.out}"
-
-
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
-    """Return about a dozen lines for people; all figures are in summary.json.
-
-    After training they are the held-out NLL, Mixup and groups, before it what is known of the groups; then time,
-    remarks, files, and commands that go on from here.
-    """
+    """Return about a dozen lines for people: figures of summary.json, which has all, and commands that go on."""
     out, trained = Path(out), until == "train"
-    lines = held_out(summary, " (lower is better)") or (_NOT_HELD_OUT if trained and summary.get("stages") else [])
-    share = at(summary, "confounds.mixed_token_share")
-    if trained and share:
-        effective = summary.get("mu_effective") or 0.0
-        lines = [
-            *lines,
-            f"Mixup: {share:.0%} of the response tokens were mixed; mu_effective {effective:.2f} per token",
-        ]
-    groups = (summary.get("confidence") or {}).items()
-    sizes = [f"{group['examples']:,} {name}{_median(group)}" for name, group in groups if group["examples"]]
-    lines += [f"groups: {', '.join(sizes)}"] if sizes else []
-    rank = at(summary, "confounds.spearman_confidence_length")
-    if rank is not None and not trained:
-        lines.append(f"rank correlation of confidence with response length: {rank:.2f}")
-    stages = summary.get("stages") or {}
-    seconds = {name: stages[name]["wall_seconds"] for name in STAGES if "wall_seconds" in stages.get(name, {})}
-    if timed := [f"{name} {_duration(took)}" for name, took in seconds.items() if took >= 0.5]:
-        lines.append(f"time: {', '.join(timed)}")
+    lines = ["", *held_out(summary)]
+    if len(lines) == 1 and trained and summary.get("stages"):
+        lines.append("held-out NLL: not measured, since no rows are held out; --data.eval_fraction 0.05 does so")
+    if (share := at(summary, "confounds.mixed_token_share")) and trained:
+        lines.append(f"Mixup: {share:.0%} of the response tokens were mixed with a token of the other of their pair")
+    if effective := summary.get("mu_effective"):
+        lines.append(f"mu_effective {effective:.2f}: what Mixup weighs per token, where NTP weighs 1")
+    for name, group in (summary.get("confidence") or {}).items():
+        median = group.get("confidence_median")
+        what = "" if median is None else f", median confidence {short(median, digits=3)}"
+        if group["examples"]:
+            lines.append(f"{name}: {group['examples']:,} examples{what}")
+    correlation = at(summary, "confounds.spearman_confidence_length")
+    if correlation is not None and not trained:
+        lines.append(f"rank correlation of confidence with response length: {correlation:.2f}")
+    seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
+    timed = [f"{name} {timedelta(seconds=round(taken))}" for name, taken in seconds.items() if taken]
+    lines += [f"time: {', '.join(timed)}"] if timed else []
     lines += [f"note: {remark}" for remark in summary.get("remarks", ())]
-    if files := [str(out / name) for name in _FILES[until] if (out / name).exists()]:
-        lines.append(f"see {', '.join(files)}")
+    stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
+    files = [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]
+    lines += [f"see {', '.join(files)}"] if files else []
     commands = following(out, summary, until)
-    return ["", *lines, *(["Next:", *(f"  {command}  # {why}" for command, why in commands)] if commands else [])]
+    return [*lines, *(["Next:", *(f"  {command}  # {why}" for command, why in commands)] if commands else [])]
 
 
-def _median(group: Mapping[str, Any]) -> str:
-    """Return the median confidence of a group, which no outlier moves."""
-    median = group.get("confidence_median")
-    return "" if median is None else f" (median confidence {short(median, digits=3)})"
-
-
-def held_out(summary: Mapping[str, Any], meaning: str = "") -> list[str]:
+def held_out(summary: Mapping[str, Any]) -> list[str]:
     """Return one line with the held-out NLL per token before and after training, and of the baseline; or nothing."""
-    after, best = summary.get("eval_nll_after"), summary.get("eval_nll_best")
-    if not isinstance(after, float):
+    figures = {
+        "before": "eval_nll_before",
+        "after": "eval_nll_after",
+        "NTP baseline": "baseline.eval_nll_after",
+        "best": "eval_nll_best",
+    }
+    found = {name: at(summary, key) for name, key in figures.items()}
+    if found["after"] is None:
         return []
-    baseline = at(summary, "baseline.eval_nll_after")
-    figures = [("before", summary.get("eval_nll_before")), ("after", after), ("NTP baseline", baseline)]
-    shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
-    if isinstance(best, float) and best < after:
-        shown.append(f"best {best:.4f} at step {summary['eval_nll_best_step']}")
-    return [f"held-out NLL per response token{meaning}: {', '.join(shown)}"]
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+    return [f"held-out NLL per response token (lower is better): {shown}"]
 
 
 def at(arm: Mapping[str, Any], key: str | None) -> Any:
@@ -96,26 +74,24 @@ def at(arm: Mapping[str, Any], key: str | None) -> Any:
     return value if key else None
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def following(out: Path, summary: Mapping[str, Any], until: str) -> list[tuple[str, str]]:
     """Return commands that go on from a finished one, ready for a shell, each with a reason."""
-    config, place, model = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out)), out / "train" / "model"
-    commands = []
+    config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
+    model = out / "train" / "model"
     if not (out / "config.yaml").exists():
         return []
     if until != "train":
         return [(f"sftmix run --config {config} --out {place}", "goes on from here")]
+    commands = []
     if (model / "adapter_config.json").exists():
         merged = shlex.quote(f"{out}-merged")
         commands.append((f"sftmix export {place} --to {merged} --merge", "adapters -> a model"))
     elif model.is_dir():
         commands.append((f"sftmix chat {place}", "talk to the model"))
-    if summary.get("mixup_tokens") and held_out(summary) and not summary.get("baseline"):
-        baseline = f"sftmix run --config {config} --with_baseline --out {place}"
-        commands.append((baseline, "plain NTP beside it, for comparison"))
+    if summary.get("mixup_tokens") and held_out(summary):
+        if summary.get("baseline"):
+            commands.append(("sftmix compare --help", "one seed cannot say which is better; this takes several"))
+        else:
+            baseline = f"sftmix run --config {config} --with_baseline --out {place}"
+            commands.append((baseline, "plain NTP beside it, for comparison"))
     return commands

@@ -12,33 +12,33 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
 
 AddOptions = Callable[[argparse.ArgumentParser], None]
-_READ = ("run", "runs", "place", "beside", "models", "prompts", "read_blind", "key", "data_dir", "shots", "test")
-"""Options that name what is read: files, directories, or ids of the hub; several with commas between them."""
+"""A function that gives a parser the options of a command."""
 
 
 class WordsParser(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError."""
 
+    def __init__(self, name: str, description: str) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"sftmix {name}", description=description, formatter_class=form, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+_READ = ("run", "runs", "place", "beside", "models", "prompts", "read_blind", "key", "data_dir", "shots", "test")
+"""Options that name what is read: files, directories, or ids of the hub; several with commas between them."""
+
+
 def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the words of a command; raise ConfigError for names that cannot be read, and places not to be written."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = WordsParser(prog=f"sftmix {name}", description=about, formatter_class=form, allow_abbrev=False)
+    parser = WordsParser(name, about)
     add_options(parser)
     given = parser.parse_args(argv)
     for option in _READ:
         names = getattr(given, option, None) or ()
-        for path in names.split(",") if isinstance(names, str) else names:
-            try:
-                os.stat(path.strip())
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # a hub may know it
-            except (OSError, ValueError) as error:  # a NUL in it is a ValueError
-                reason = getattr(error, "strerror", None) or error
-                raise ConfigError(f"{path!r} cannot be read: {reason}") from None
+        for name in names.split(",") if isinstance(names, str) else names:
+            _refuse_unreadable(name)
     for option in ("to", "out"):
         place = getattr(given, option, None)
         if place and (problem := path_problem(place) or _unwritable(Path(place))):
@@ -46,21 +46,30 @@ def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[st
     return given
 
 
+def _refuse_unreadable(name: str) -> None:
+    """Raise ConfigError for a name that no file can have; nothing may have it, since a hub may know it."""
+    try:
+        os.stat(name.strip())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # a NUL in it is a ValueError
+        raise ConfigError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def _unwritable(place: Path) -> str | None:
     """Return why nothing can be written at a place, or None."""
-    nearest = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
-    if nearest != place and not nearest.is_dir():
-        return f"cannot be written: {nearest} is a file; name a place in a directory"
-    return None if os.access(nearest, os.W_OK) else f"cannot be written: {nearest} is not yours to write"
+    there = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
+    if there != place and not there.is_dir():
+        return f"cannot be written: {there} is a file; name a place in a directory"
+    if not os.access(there, os.W_OK):
+        return f"cannot be written: {there} is not yours to write; name another place"
+    return None
 
 
 def refuse_others(
     option: str, given: argparse.Namespace, add_options: AddOptions, *, kept: Collection[str], reason: str
 ) -> None:
-    """Raise ConfigError for an option that `option` would ignore: one that is neither kept nor at its default.
-
-    add_options  gives a parser the options of the command
-    """
+    """Raise ConfigError for an option that `option` would ignore: one that is neither kept nor at its default."""
     parser = argparse.ArgumentParser()
     add_options(parser)
     for name, value in vars(given).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from sftmix.common.errors import nearest, told
 from sftmix.common.shown import quoted
 
 FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
@@ -32,18 +31,13 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     fields = field_columns(columns)
     if len(fields) < len(columns):
         yield "data.columns names completion and response, which are the same field; leave one out"
-    if formats_with(fields, form):
-        return
-    known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
-    every = [*dict.fromkeys(name for names in known.values() for name in names), *ANY_FORMAT]
-    wrong = [name for name in columns if OTHER_NAMES.get(name, name) not in every]
-    has = "no format has" if form == "auto" else f"data.format {form} does not have"
-    reads = "; ".join([*(f"{name}: {', '.join(names)}" for name, names in known.items()), "each: system, id"])
-    yield told(
-        f"data.columns: {has} {' and '.join(wrong or columns)}{'' if wrong else ' together'}",
-        nearest(wrong[0], [*every, *OTHER_NAMES], cutoff=0.6) if wrong else "",
-        f"on the left stand our names ({reads}), on the right those of the rows",
-    )
+    if not formats_with(fields, form):
+        known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
+        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in known.items())
+        yield (
+            f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
+            f"({reads}; each: system, id), on the right those of the rows"
+        )
 
 
 def field_columns(columns: Mapping[str, str] | None) -> dict[str, str]:

@@ -69,8 +69,6 @@ def is_full(error: BaseException) -> bool:
 
     safetensors and torch.distributed.checkpoint say so in their messages alone.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -93,23 +91,20 @@ def free_bytes(path: Path) -> int:
 def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
-    return NoSpaceError(f"no space left to write {path}: {need}{_free_told(path)}")
+    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
 
 
 def check_room(path: Path, needed: int, purpose: str) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
     if free_bytes(path) < needed:
-        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {_free_told(path)}")
-
-
-def _free_told(path: Path) -> str:
-    return f"{free_bytes(path):,} are free; free some and run again"
+        free = free_bytes(path)
+        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {free:,} are free")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    found = directory.glob(f".tmp-{name}.*") if name else (p for k in (".tmp-*", ".old-*") for p in directory.rglob(k))
-    for leftover in list(found):
+    leftovers = directory.glob(f".tmp-{name}.*") if name else [*directory.rglob(".tmp-*"), *directory.rglob(".old-*")]
+    for leftover in list(leftovers):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -130,10 +125,9 @@ def read_json(path: Path, **needs: type) -> dict[str, Any]:
     Raises DifferenceError for a file that is missing, or not as a run writes it.
     """
     try:
-        text = read_text(path)
+        return read_object(read_text(path), path, **needs)
     except (OSError, ValueError) as error:
         raise not_as_written(path, error) from error
-    return read_object(text, path, **needs)
 
 
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
@@ -158,8 +152,7 @@ def not_as_written(place: object, error: Exception) -> DifferenceError:
 def fresh_directory(final: Path) -> Path:
     """Make an empty staging directory beside `final`, without leftovers of earlier attempts."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".tmp-{final.name}.*"):
-        shutil.rmtree(leftover)
+    remove_leftovers(final.parent, final.name)
     staging = final.parent / f".tmp-{final.name}.{os.getpid()}"
     staging.mkdir()
     return staging
@@ -199,8 +192,8 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         return f"its manifest is unreadable ({error})"
     if own != sha256_json(manifest):
         return "its manifest does not have the hash it was written with"
-    if more := sorted({p.name for p in path.iterdir() if p.name.endswith(".safetensors")} - expected.keys()):
-        return f"{more[0]} is not a file of it"
+    for name in sorted({p.name for p in path.glob("*.safetensors")} - expected.keys()):
+        return f"{name} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():

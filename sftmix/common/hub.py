@@ -31,16 +31,15 @@ def fetched_scores(name: str) -> Sequence[str]:
 
     repository, _, revision = name.partition("@")  # the name of a repository has no @
     try:
-        found = snapshot_download(
+        place = snapshot_download(
             repository, repo_type="dataset", revision=revision or None, allow_patterns=list(SHARED_FILES)
         )
     except (OSError, ValueError) as error:  # no such name, no access, no network, a name that no hub takes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"reference.path: {HUB}{name} cannot be fetched: {reason}") from error
-    files = [Path(found) / file for file in SHARED_FILES]
+        raise DataError(f"reference.path: {HUB}{name} cannot be fetched: {' '.join(str(error).split())}") from error
+    files = [Path(place) / file for file in SHARED_FILES]
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(
-            f"reference.path: {HUB}{name} has no {' and no '.join(missing)}; name scores that "
+            f"reference.path: {HUB}{name} has no {', '.join(missing)}; name scores that "
             "`sftmix confidence --push_to_hub` has written"
         )
     return [str(file) for file in files]

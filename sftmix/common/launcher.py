@@ -38,16 +38,11 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def torchrun_command() -> str:
-    """Return how the program that runs here is started on N ranks: by its path if it is a script, else by `-m`."""
-    program = sys.argv[0]
-    is_script = program.endswith(".py") and os.path.basename(program) != "__main__.py"
-    return f"torchrun --nproc_per_node N {shlex.quote(program) if is_script else '-m sftmix'}"
-
-
 def needs_torchrun(parallel: str) -> str:
     """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
-    return f"training.parallel {parallel} needs torchrun: {torchrun_command()} ..."
+    is_script = sys.argv[0].endswith(".py") and not sys.argv[0].endswith("__main__.py")
+    program = shlex.quote(sys.argv[0]) if is_script else "-m sftmix"
+    return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N {program} ..."
 
 
 # --------------------------------------------------------------------------------------------- the end of the launcher
@@ -77,15 +72,13 @@ def _watch() -> None:
     # whose peers are gone may wait in a collective, where Python runs no handler, and needs an end that asks nobody.
     while not _launcher_is_gone():
         time.sleep(1)
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, signal.SIGTERM)  # to the main thread, whose waiting it interrupts
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # its waiting is interrupted
     grace = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or GRACE)
     time.sleep(grace)
     with contextlib.suppress(OSError, ValueError):  # where it wrote to may be gone, too
-        rank = os.environ.get("RANK", "0")
-        end = f"torchrun is gone, and this did not stop in {grace:g} s: it ends as it is"
-        print(f"[rank {rank}] {end}", file=sys.stderr)
+        print(
+            f"[rank {os.environ.get('RANK')}] torchrun is gone, and this did not stop in {grace:g} s", file=sys.stderr
+        )
     os._exit(143)
 
 
@@ -94,13 +87,12 @@ def _watch() -> None:
 
 def record_error(message: str) -> None:
     """Leave the message where torchrun looks for it, so that its own report of the failure ends with it."""
-    file = _error_file()
-    if file is None:
+    if (file := _error_file()) is None:
         return
-    told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+    error = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
     with contextlib.suppress(OSError):
         staging = file.with_suffix(".writing")
-        staging.write_text(json.dumps({"message": told}), encoding="utf-8")
+        staging.write_text(json.dumps({"message": error}), encoding="utf-8")
         staging.replace(file)  # in one step: other ranks read it
 
 
@@ -114,15 +106,12 @@ def first_rank_tells(message: str) -> bool:
     if own is None or os.environ.get("LOCAL_RANK", "0") == "0":
         return False
     _outlast_others()
-    first = own.parents[1] / "0" / own.name
     with contextlib.suppress(OSError):
         (own.parent / _HEARS).touch()
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and not _launcher_is_gone():  # then nobody reads what either of them says
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
-        time.sleep(0.02)
-    return False
+    first = own.parents[1] / "0" / own.name
+    if not _wait_for([first], _PATIENCE):
+        return False
+    return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
 
 
 def wait_for_hearers() -> None:
@@ -132,13 +121,20 @@ def wait_for_hearers() -> None:
     to the same error would be among them.
     """
     own = _error_file()
-    if own is None or os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    _outlast_others()
-    others = [own.parents[1] / str(rank) / _HEARS for rank in range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
-    deadline = time.monotonic() + _HEARING
-    while time.monotonic() < deadline and not all(file.exists() for file in others) and not _launcher_is_gone():
+    if own is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        _outlast_others()
+        others = range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        _wait_for([own.parents[1] / str(rank) / _HEARS for rank in others], _HEARING)
+
+
+def _wait_for(files: list[Path], seconds: float) -> bool:
+    """Wait until all these files exist; False if they do not in time, or if torchrun is gone, whose report this is."""
+    deadline = time.monotonic() + seconds
+    while not all(file.exists() for file in files):
+        if time.monotonic() > deadline or _launcher_is_gone():
+            return False
         time.sleep(0.02)
+    return True
 
 
 def another_rank_failed() -> bool:

@@ -27,20 +27,15 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
     A container that holds nothing else is returned itself: who made it may still add to it.
     paths  paths become text, relative as they are given
     """
-    if _of_numpy(value) and value.ndim == 0:
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # without an import of numpy
         return value.item()
     if type(value) in (list, tuple):
         made = type(value)(plain_value(inner, paths=paths) for inner in value)
         return value if _same(made, value) else made
     if type(value) is dict:
-        changed = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
-        return value if _same(changed, value) and _same(changed.values(), value.values()) else changed
+        made = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
+        return value if _same([*made, *made.values()], [*value, *value.values()]) else made
     return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
-
-
-def _of_numpy(value: Any) -> bool:
-    """Return True for numbers and arrays of numpy, which is not imported: options are read without it, too."""
-    return type(value).__module__ == "numpy" and hasattr(value, "dtype")
 
 
 def _same(made: Iterable[Any], given: Iterable[Any]) -> bool:

@@ -23,6 +23,10 @@ _LOG_NO_TOTAL = "{desc} {n_fmt}{unit}, {rate_fmt}{postfix}"
 class LiveLine(tqdm):
     """A line of the terminal that is drawn again and again."""
 
+    disable: bool
+    bar_format: str
+    last_print_n: float
+
     def show(self, figures: str) -> None:
         """Show these figures from the next update on, in place of the rate."""
         if not self.disable:

@@ -139,17 +139,6 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     return table["id"], Split(group=np.asarray([code[g] for g in table["group"]], dtype=np.int8), names=names)
 
 
-def write_hashes(path: PathLike, ids: Sequence[str], hashes: Sequence[str]) -> None:
-    """Write id and hash, the hash of each example's text."""
-    write_table(path, ids, hash=hashes)
-
-
-def read_hashes(path: PathLike) -> tuple[list[str], list[str]]:
-    """Return (ids, hashes)."""
-    table = read_columns(path, "id", "hash")
-    return table["id"], table["hash"]
-
-
 def write_ids(path: PathLike, ids: Sequence[str]) -> None:
     """Write one column, id."""
     write_table(path, ids)

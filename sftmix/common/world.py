@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -85,65 +85,45 @@ class World:
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do `work` on rank 0 while the others wait; raise its error on every rank."""
-        error: SFTMixError | Stopped | None = None
-        result = None
-        if self.is_main:
-            try:
-                result = work()
-            except (SFTMixError, Stopped) as raised:
-                error = raised
-        error = self.share(error)
-        if error is not None:
-            error.everywhere = True
-            raise error
+        result, error = _attempt(work) if self.is_main else (None, None)
+        _raise_everywhere(self.share(error))
         return result
 
     def of_nodes(self, value: T) -> dict[str, T]:
         """Return one picklable object of each node, by the name of the node, on every rank; small ones.
 
-        value  only that of the first rank of a node is taken
+        value  only that of the first rank of a node is taken; nodes may share a host name
         """
-        nodes: list[tuple[str, int, T]] = []
-        sizes: list[int] = []
-        for rank, (local_rank, host, given) in enumerate(self.gather((self.local_rank, socket.gethostname(), value))):
-            if local_rank == 0:  # ranks of a node are neighbours; nodes may share a host name, and differ in size
-                nodes.append((host, rank, given))
-                sizes.append(0)
-            sizes[-1] += 1
-        return {
-            f"node {node} ({host}, {_ranks(first, size)})": given
-            for node, ((host, first, given), size) in enumerate(zip(nodes, sizes, strict=True))
-        }
+        ranks = enumerate(self.gather((self.local_rank, socket.gethostname(), value)))
+        firsts = [(rank, host, each) for rank, (local_rank, host, each) in ranks if local_rank == 0]
+        return {f"node {node} ({host}, from rank {rank})": each for node, (rank, host, each) in enumerate(firsts)}
 
     def node_first(self, work: Callable[[], T]) -> T:
         """Do `work` on the first rank of each node, then on the others, which find the cache of their node filled.
 
         An error of any node is raised on every rank; its message names the node, unless all nodes have the same.
         """
-        first, error, result = self.local_rank == 0, None, None
-        if first:
-            try:
-                result = work()
-            except (SFTMixError, Stopped) as raised:
-                error = raised
-        if (told := _one_of(self.of_nodes(error))) is not None:
-            told.everywhere = True
-            raise told
+        first = self.local_rank == 0
+        result, error = _attempt(work) if first else (None, None)
+        errors = self.of_nodes(error)
+        node, error = next(((node, error) for node, error in errors.items() if error is not None), ("", None))
+        if error is not None and not isinstance(error, Stopped) and len(set(map(str, errors.values()))) > 1:
+            error = type(error)(f"{node}: {error}")
+        _raise_everywhere(error)
         return cast(T, result) if first else work()
 
 
-def _ranks(first: int, size: int) -> str:
-    return f"rank {first}" if size == 1 else f"ranks {first} to {first + size - 1}"
+def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
+    try:
+        return work(), None
+    except (SFTMixError, Stopped) as error:
+        return None, error
 
 
-def _one_of(errors: Mapping[str, SFTMixError | Stopped | None]) -> SFTMixError | Stopped | None:
-    """Return the error that all ranks raise for those of the nodes, by their names; None if no node has one."""
-    told = [(node, error) for node, error in errors.items() if error is not None]
-    if not told:
-        return None
-    node, error = told[0]
-    same = len(told) == len(errors) and len({(type(other), str(other)) for _, other in told}) == 1
-    return error if same or isinstance(error, Stopped) else type(error)(f"{node}: {error}")
+def _raise_everywhere(error: SFTMixError | Stopped | None) -> None:
+    if error is not None:
+        error.everywhere = True
+        raise error
 
 
 @contextlib.contextmanager
@@ -155,19 +135,19 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     timeout  seconds after which ranks that wait for another one give up
     """
     end_with_launcher()
-    size, rank, local = (
-        int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
-    )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(local)
     if "RANK" not in os.environ:  # not torchrun
         yield World(device=device)
         return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     _kept[:] = [dist.group.WORLD]
     ended = False
     try:
-        yield World(rank, size, local, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        yield World(rank, size, local, device, local_size)
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         ended = True
     except RuntimeError as error:
@@ -188,12 +168,12 @@ def _device(local_rank: int) -> torch.device:
     """Return the GPU of this rank, or the CPU; a scheduler may show each rank a single GPU, its own."""
     if not torch.cuda.is_available():
         return _CPU
-    there = torch.cuda.device_count()
-    bound = there == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
-    if local_rank >= there and not bound:
+    gpus = torch.cuda.device_count()
+    bound = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if local_rank >= gpus and not bound:
         raise ConfigError(
-            f"rank {local_rank} of this node has no GPU: the node shows {there}, and each rank needs one of its own; "
-            f"start {there} ranks on it (torchrun --nproc_per_node {there})"
+            f"rank {local_rank} of this node has no GPU: the node shows {gpus}, and each rank needs one of its own; "
+            f"start {gpus} ranks on it (torchrun --nproc_per_node {gpus})"
         )
     device = torch.device("cuda", 0 if bound else local_rank)
     torch.cuda.set_device(device)

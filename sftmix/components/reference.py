@@ -194,16 +194,16 @@ def _template_file(template: str | None) -> list[str]:
 
 def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
     """Return shared scores under the ids of this run: of each text that is there k times, the k-th has the k-th's."""
-    from sftmix.common.tables import read_dynamics, read_hashes
+    from sftmix.common.tables import read_columns, read_dynamics
 
     dynamics_file, rows_file = fetched_scores(name)
-    ids, hashes = read_hashes(rows_file)
-    theirs = dict(zip(_numbered(hashes), ids, strict=True))
+    rows = read_columns(rows_file, "id", "hash")
+    theirs = dict(zip(_numbered(rows["hash"]), rows["id"], strict=True))
     wanted = _numbered(context.content_hashes())
     missing = [own for own, key in zip(context.ids, wanted, strict=True) if key not in theirs]
     if missing:
         raise DataError(
-            f"{HUB}{name} has scores of {len(ids):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
+            f"{HUB}{name} has scores of {len(theirs):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
             f"run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on the rows "
             "that its card names, held out in the same way, or score yours with --reference TrainedReference"
         )

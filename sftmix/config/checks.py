@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import ConfigError, refuse
@@ -12,16 +12,8 @@ from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
 from sftmix.components.base import Component, Need, Optimizer
 from sftmix.components.callbacks import Evaluate
-from sftmix.config.inherited import inherit
 from sftmix.config.run_config import RunConfig
-from sftmix.options import (
-    SHARDED,
-    Check,
-    LoraOptions,
-    TrainingOptions,
-    at_least_1,
-    out_of_range,
-)
+from sftmix.options import SHARDED, Check, LoraOptions, TrainingOptions, at_least_1, inherit, out_of_range
 
 
 def validate(config: RunConfig, *, needs_out: bool = True) -> None:
@@ -29,66 +21,54 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    found = list(not_plain(config.plain())) or list(_problems(config, needs_out))  # which looks at plain values alone
-    refuse(found, "the configuration")
+    problems = list(not_plain(config.plain()))  # the other checks look at plain values alone
+    refuse(problems or list(_problems(config, needs_out)), "the configuration")
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
-    """Yield the problems: missing options first, then the others in the order of the options."""
-    yield from _missing(config, needs_out)
+    """Yield the problems: missing options first."""
+    if needs_out and not config.out:
+        yield "out is missing: name the run directory, --out runs/NAME"
+    if not config.model.path:
+        yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    yield from _adapters(config)
-    yield from _evaluation(config)
-    yield from _of_each_training(config, _training)
-    yield from _of_each_training(config, lambda prefix, options: _sharded(config.optimizer, prefix, options))
-    if config.resolved_pairing() is not None:
-        yield from _even(config)
+    yield from _training("training", config.training, config.optimizer)
+    yield from _lora("model.lora", config.model.lora, config.training)
+    of_reference = inherit(config.training, config.reference.training)
+    inherited = set(_training("reference.training", config.training, config.optimizer))
+    own = _training("reference.training", of_reference, config.optimizer)
+    yield from (problem for problem in own if problem not in inherited)
+    if config.reference.model is not None and config.reference.model.lora is not None:
+        yield from _lora("reference.model.lora", config.reference.model.lora, of_reference)
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
 
 
-def _of_each_training(config: RunConfig, problems: Callable[[str, TrainingOptions], Iterator[str]]) -> Iterator[str]:
-    """Yield the problems of the target's training, and those that only the reference's training has.
-
-    problems  (prefix of the options, options in force) -> one sentence for each problem
-    """
-    yield from problems("training", config.training)
-    inherited = set(problems("reference.training", config.training))
-    yield from (
-        p
-        for p in problems("reference.training", inherit(config.training, config.reference.training))
-        if p not in inherited
-    )
-
-
-def _training(prefix: str, options: TrainingOptions) -> Iterator[str]:
-    yield from out_of_range(prefix, options, _TRAINING)
-    yield from _shard_group(prefix, options)
-    yield from _micro_batches(prefix, options)
+# ------------------------------------------------------------------------------------------------ options
 
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
+def _not_negative(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
 MAX_LEARNING_RATE = 1e30
 """Optimizers multiply the rate, and weights are float32, which ends at 3.4e38: beyond that torch raises in the step."""
 
+_COUNTS = ("micro_batch_size", "micro_batch_tokens", "max_steps", "shard_group_size", "length_groups", "chunk_size")
 _TRAINING: tuple[Check, ...] = (
     ("global_batch_size", at_least_1, "at least 1"),
-    ("micro_batch_size", at_least_1, "at least 1, or null"),
-    ("micro_batch_tokens", at_least_1, "at least 1, or null"),
+    *((name, at_least_1, "at least 1, or null") for name in _COUNTS),
     ("learning_rate", lambda v: 0 < v <= MAX_LEARNING_RATE, f"above 0, at most {MAX_LEARNING_RATE:g}"),
-    ("weight_decay", lambda v: math.isfinite(v) and v >= 0, "0 or more"),
+    ("weight_decay", _not_negative, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
     ("eps", _positive, "above 0"),
     ("warmup_ratio", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ("max_grad_norm", lambda v: math.isfinite(v) and v >= 0, "0 (no clipping) or more"),
+    ("max_grad_norm", _not_negative, "0 (no clipping) or more"),
     ("epochs", _positive, "above 0"),
-    ("max_steps", at_least_1, "at least 1, or null"),
-    ("shard_group_size", at_least_1, "at least 1, or null (the ranks of a node)"),
-    ("length_groups", at_least_1, "at least 1, or null"),
-    ("chunk_size", at_least_1, "at least 1, or null"),
     ("timeout", _positive, "above 0 (seconds)"),
 )
 _LORA: tuple[Check, ...] = (
@@ -103,8 +83,9 @@ _CHECKPOINT: tuple[Check, ...] = (
 )
 
 
-def _micro_batches(prefix: str, options: TrainingOptions) -> Iterator[str]:
-    """Yield a problem for options of micro-batches that exclude each other."""
+def _training(prefix: str, options: TrainingOptions, optimizer: Optimizer) -> Iterator[str]:
+    """Yield the problems of one group of training options, by themselves and with the optimizer."""
+    yield from out_of_range(prefix, options, _TRAINING)
     if options.micro_batch_size is not None and options.micro_batch_tokens is not None:
         yield (
             f"{prefix}.micro_batch_size ({options.micro_batch_size}) and {prefix}.micro_batch_tokens "
@@ -116,43 +97,54 @@ def _micro_batches(prefix: str, options: TrainingOptions) -> Iterator[str]:
             f"{prefix}.length_groups ({options.length_groups}) and {prefix}.padding_free true exclude each other: "
             f"without padding there are no groups; set --{prefix}.length_groups null, or leave padding_free out"
         )
-
-
-def _missing(config: RunConfig, needs_out: bool) -> Iterator[str]:
-    if needs_out and not config.out:
-        yield "out is missing: name the run directory, --out runs/NAME"
-    if not config.model.path:
-        yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
-
-
-def _evaluation(config: RunConfig) -> Iterator[str]:
-    if _held_out(config):
-        return
-    if config.checkpoint.keep_best:
+    if options.shard_group_size is not None and options.parallel != "hsdp":
         yield (
-            "checkpoint.keep_best is true, but there are no held-out rows, so no evaluation is the best; set "
-            "data.eval or data.eval_fraction, or leave keep_best out"
+            f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
+            f"stage has parallel {options.parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
         )
-    for callback in config.callbacks:
-        if isinstance(callback, Evaluate) and callback.every is not None:
+    if options.parallel in SHARDED:
+        yield from _unshared(optimizer, None, f"{prefix}.parallel {options.parallel}")
+
+
+def _lora(prefix: str, lora: LoraOptions, training: TrainingOptions) -> Iterator[str]:
+    """Yield the problems of one group of adapter options; `training` is that of their stage."""
+    yield from out_of_range(prefix, lora, _LORA)
+    idle = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != f.default and not lora.r]
+    for name in idle:
+        yield (
+            f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
+            f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
+        )
+    if lora.r and lora.quantize is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
             yield (
-                f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; "
-                "set data.eval or data.eval_fraction, or remove the callback"
+                f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
+                "pip install bitsandbytes, or set it to null"
             )
+        if training.parallel in SHARDED:
+            yield from _unshared(None, lora, f"training.parallel {training.parallel}", prefix)
 
 
-def _held_out(config: RunConfig) -> bool:
-    return config.data.eval is not None or config.data.eval_fraction is not None
+def _unshared(
+    optimizer: Optimizer | None, lora: LoraOptions | None, parallel: str, prefix: str = "model.lora"
+) -> Iterator[str]:
+    """Yield a sentence for an optimizer and for adapters that ranks cannot share; `parallel` is the option's value."""
+    if optimizer is not None and Need.WHOLE_WEIGHTS in optimizer.needs:
+        yield (
+            f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that "
+            "ranks share. Use parallel ddp, or --optimizer AdamW"
+        )
+    if lora is not None and lora.quantize:
+        yield (
+            f"{prefix}.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not sharded. "
+            "Use --training.parallel ddp, or set quantize to null"
+        )
 
 
-def _even(config: RunConfig) -> Iterator[str]:
-    for name in ("global_batch_size", "micro_batch_size"):
-        size = getattr(config.training, name)
-        if size is not None and size >= 1 and size % 2:
-            yield (
-                f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
-                f"use {size + 1}, or --pairing null with an objective that does not mix"
-            )
+def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> None:
+    """Raise ConfigError for an optimizer or adapters that ranks cannot share; `parallel` names the option."""
+    for problem in _unshared(optimizer, lora, parallel):
+        raise ConfigError(problem)
 
 
 # -------------------------------------------------------------------------------------- what components need
@@ -173,47 +165,69 @@ _REMEDIES = {
 
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
-    pairs, reference = config.resolved_pairing() is not None, config.reference
-    source = _named("reference", reference)
-    confident = pairs and Need.CONFIDENCE in config.splitter.needs
-    online = confident and Need.TARGET_LOSSES in reference.needs
-    if confident:
-        yield from _missing_needs("confidence", config.confidence, reference.gives, source)
-        yield from _too_few_checkpoints(config)
-    if online and config.training.max_steps is None and config.training.epochs <= 1:
+    pairs, training = config.resolved_pairing() is not None, config.training
+    online = False
+    if pairs:
+        for name in ("global_batch_size", "micro_batch_size"):
+            size = getattr(training, name)
+            if size is not None and size >= 1 and size % 2:
+                yield (
+                    f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
+                    f"use {size + 1}, or --pairing null with an objective that does not mix"
+                )
+        if Need.CONFIDENCE in config.splitter.needs:
+            online = Need.TARGET_LOSSES in config.reference.needs
+            yield from _dynamics(config)
+    by = _named("reference", config.reference) if online else "this run"
+    if online and training.max_steps is None and training.epochs <= 1:
         yield (
-            f"{source} splits each epoch by the losses of the one before, but training.epochs is "
-            f"{config.training.epochs:g}; allowed: above 1"
+            f"{by} splits each epoch by the losses of the one before, but training.epochs is {training.epochs:g}; "
+            "allowed: above 1"
         )
     given = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
-    yield from _missing_needs("objective", config.objective, given, source if online else "this run")
-    held_out = {Need.HELD_OUT} if _held_out(config) else set()
-    for place, callback in enumerate(config.callbacks):
-        before = [need for other in config.callbacks[:place] for need in other.gives]
-        yield from _missing_needs("callbacks:", callback, {*held_out, *before}, "this run")
-    others = [("callbacks:", callback, "remove the callback") for callback in config.callbacks]
-    for name, component, other in [("optimizer", config.optimizer, "use --optimizer AdamW"), *others]:
-        if component.package is not None and importlib.util.find_spec(component.package) is None:
-            package = component.package
-            yield f"{name} {type(component).__name__} needs the package {package}: pip install {package}, or {other}"
+    yield from _missing("objective", config.objective, given, by)
+    yield from _callbacks(config)
+    yield from _package("optimizer", config.optimizer, "use --optimizer AdamW")
 
 
-def _missing_needs(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
+def _dynamics(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
+    reference, least = config.reference, config.confidence.least_checkpoints
+    by = _named("reference", reference)
+    yield from _missing("confidence", config.confidence, reference.gives, by)
+    options = inherit(config.training, reference.training)
+    most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
+    if most is not None and most < least:
+        yield (
+            f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but {by} has {most}; "
+            f"use --reference TrainedReference with more reference.checkpoints (online: more epochs), {_OTHER}"
+        )
+
+
+def _callbacks(config: RunConfig) -> Iterator[str]:
+    held_out = config.data.eval is not None or config.data.eval_fraction is not None
+    remedy = "set data.eval or data.eval_fraction"
+    if config.checkpoint.keep_best and not held_out:
+        yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {remedy}, or leave it out"
+    given = {Need.HELD_OUT} if held_out else set()
+    for callback in config.callbacks:
+        if isinstance(callback, Evaluate) and callback.every is not None and not held_out:
+            yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {remedy}, or remove it"
+        yield from _missing("callbacks:", callback, given, "this run")
+        yield from _package("callbacks:", callback, "remove the callback")
+        given |= callback.gives
+
+
+def _missing(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in given:
             yield f"{_named(name, component)} needs {need}, which {by} does not give; {_REMEDIES[need]}"
 
 
-def _too_few_checkpoints(config: RunConfig) -> Iterator[str]:
-    reference, needed = config.reference, config.confidence.least_checkpoints
-    options = inherit(config.training, reference.training)
-    most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
-    if most is not None and most < needed:
-        yield (
-            f"confidence {type(config.confidence).__name__} needs {counted(needed, 'checkpoint')}, but "
-            f"{_named('reference', reference)} has {most}; use --reference TrainedReference with more "
-            f"reference.checkpoints (online: more epochs), {_OTHER}"
-        )
+def _package(name: str, component: Component, other: str) -> Iterator[str]:
+    package = component.package
+    if package is not None and importlib.util.find_spec(package) is None:
+        yield f"{name} {type(component).__name__} needs the package {package}: pip install {package}, or {other}"
 
 
 def _named(kind: str, component: Component) -> str:
@@ -222,69 +236,3 @@ def _named(kind: str, component: Component) -> str:
     deciding = [name for name in ("response_alone", "checkpoints", "ntp_on") if name in options]
     shown = [f"{kind}.{name} {options[name]}" for name in deciding]
     return f"{kind} {type(component).__name__}" + (f" ({', '.join(shown)})" if shown else "")
-
-
-def _lora(prefix: str, lora: LoraOptions, parallel: str) -> Iterator[str]:
-    """Yield the problems of one group of adapter options; `parallel` is training.parallel of their stage."""
-    yield from out_of_range(prefix, lora, _LORA)
-    if not lora.r:
-        default = LoraOptions()
-        names = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != getattr(default, f.name)]
-        rank = "null" if lora.r is None else lora.r
-        for name in names:
-            yield (
-                f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {rank}: "
-                f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
-            )
-    elif lora.quantize is not None:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            yield (
-                f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
-                "pip install bitsandbytes, or set it to null"
-            )
-        if parallel in SHARDED:
-            yield quantized_shards(lora, f"training.parallel {parallel}", prefix)
-
-
-def quantized_shards(lora: LoraOptions, parallel: str, prefix: str = "model.lora") -> str:
-    """Return the sentence that refuses QLoRA under FSDP; `parallel` names the option with its value."""
-    return (
-        f"{prefix}.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not "
-        "sharded. Use --training.parallel ddp, or set quantize to null"
-    )
-
-
-def _adapters(config: RunConfig) -> Iterator[str]:
-    yield from _lora("model.lora", config.model.lora, config.training.parallel)
-    model, options = config.reference.model, inherit(config.training, config.reference.training)
-    if model is not None and model.lora is not None:
-        yield from _lora("reference.model.lora", model.lora, options.parallel)
-
-
-def _sharded(optimizer: Optimizer, prefix: str, options: TrainingOptions) -> Iterator[str]:
-    if options.parallel in SHARDED and Need.WHOLE_WEIGHTS in optimizer.needs:
-        yield sharded_optimizer(optimizer, f"{prefix}.parallel {options.parallel}")
-
-
-def sharded_optimizer(optimizer: Optimizer, parallel: str) -> str:
-    """Return the sentence that refuses an optimizer under fsdp or hsdp; `parallel` names the option with its value."""
-    return (
-        f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that ranks "
-        "share. Use parallel ddp, or --optimizer AdamW"
-    )
-
-
-def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> None:
-    """Raise ConfigError for an optimizer or adapters that ranks cannot share; `parallel` names the option."""
-    if Need.WHOLE_WEIGHTS in optimizer.needs:
-        raise ConfigError(sharded_optimizer(optimizer, parallel))
-    if lora.quantize:
-        raise ConfigError(quantized_shards(lora, parallel))
-
-
-def _shard_group(prefix: str, options: TrainingOptions) -> Iterator[str]:
-    if options.shard_group_size is not None and options.parallel != "hsdp":
-        yield (
-            f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-            f"stage has parallel {options.parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
-        )

@@ -1,63 +1,159 @@
-"""Component classes by short name or import path: found, or one sentence that says why not and what to write."""
+"""Component classes by short name or import path, and where those of the user's own are looked for.
+
+The working directory is searched for classes that options name, and for nothing else. Libraries look for optional
+packages when they are imported: a directory from elsewhere could hold a file of such a name, and it would run if the
+directory were always searched.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
-from sftmix.config.schema import all_components, component_bases, component_options, import_class, known_components
+from sftmix.components.listing import catalogue
+from sftmix.config.schema import component_bases, component_in, options_of
 
 
-def find_class(path: str, base: type[Component] = Component) -> Any:
-    """Return the object at an import path; raise ConfigError, with the nearest component of that kind in its module."""
+class _WorkingDirectory(MetaPathFinder):
+    """The last place where Python looks for a module, so that a file there shadows no package.
+
+    outside  None, or the directory in which no module is found, nor in a package around it
+    found    names of the modules that were looked for and are there
+    """
+
+    def __init__(self, outside: Path | None) -> None:
+        self.outside = None if outside is None else outside.resolve()
+        self.found: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, [os.getcwd()]) if path is None else None
+        if spec is None or (self.outside is not None and self._touches(spec, self.outside)):
+            return None
+        self.found.add(fullname)
+        return spec
+
+    def _touches(self, spec: ModuleSpec, outside: Path) -> bool:
+        """Return True for a module in the directory, and for a package in or around it."""
+        packages = [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+        places = packages or [Path(spec.origin or "").parent.resolve()]
+        return any(outside.is_relative_to(p) for p in packages) or any(p.is_relative_to(outside) for p in places)
+
+
+@contextmanager
+def own_modules(*, outside: Path | None = None) -> Iterator[None]:
+    """Search the working directory, too, while classes that options name are imported.
+
+    After a class was found there, the directory stays at the end of sys.path: its module may import others beside it
+    when it runs.
+
+    outside  a run directory, whose author may be anyone: nothing in it is imported. It holds for the whole block.
+    """
+    if any(isinstance(finder, _WorkingDirectory) for finder in sys.meta_path):
+        yield
+        return
+    directory = _WorkingDirectory(outside)
+    sys.meta_path.append(directory)
     try:
-        return import_class(path)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        module = path.rpartition(".")[0]
-        there = vars(sys.modules[module]) if module in sys.modules else {}
-        kinds = [f"{module}.{n}" for n, c in there.items() if inspect.isclass(c) and issubclass(c, base)]
-        raise ConfigError(f"no {base.__name__} {path!r}: {error}.{nearest(path, kinds)}") from error
+        yield
+    finally:
+        sys.meta_path.remove(directory)
+        if directory.found & sys.modules.keys():  # imported from there, and not looked for alone
+            sys.path.append(os.getcwd())
+
+
+def import_class(path: str) -> type:
+    """Import the class at an import path; the working directory is searched for it last."""
+    path = path.replace("sftmix.trackers.", "sftmix.tools.trackers.")  # as older configurations say
+    module, _, name = path.rpartition(".")
+    try:
+        with own_modules():
+            owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(import_class(module), name)  # a class inside a class
+    return getattr(owner, name)
+
+
+def chosen_by(cls: type) -> str:
+    """Return the name by which an option finds a class in a process that has not imported it."""
+    shipped = cls.__module__.startswith("sftmix.components.")
+    return cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def known_components(base: type[Component]) -> dict[str, type[Component]]:
+    """Return name -> class for every imported concrete subclass of a base class, shipped ones first.
+
+    The name is one that an option takes: the short name of a shipped class, the import path of any other.
+    """
+    catalogue()  # which imports the shipped ones
+    known: dict[str, type[Component]] = {}
+    pending = list(base.__subclasses__())
+    while pending:
+        cls = pending.pop(0)
+        pending += cls.__subclasses__()
+        internal = cls.__module__.startswith("sftmix.") and not cls.__module__.startswith("sftmix.components.")
+        if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
+            known.setdefault(chosen_by(cls), cls)
+    return known
+
+
+@cache
+def nested_bases() -> dict[str, type[Component]]:
+    """Return option -> base class for options of shipped components that take a component (`objective.mu`)."""
+    places: dict[type[Component], str] = {}
+    for field, base in component_bases().items():
+        for shipped in dict(catalogue())[base.__name__]:
+            for name, option in options_of(import_class(shipped.path)).items():
+                if inner := component_in(option.annotation):
+                    places.setdefault(inner, f"{field}.{name}")
+    return {place: base for base, place in places.items()}
+
+
+def listed(base: type[Component], words: Sequence[str] = ()) -> str:
+    """List the components of a kind for a message; `words` are what an option takes beside them."""
+    return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
 
 
 def find_component(base: type[Component], name: str, words: Sequence[str] = ()) -> type[Component]:
-    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none.
-
-    words  what the option takes beside components
-    """
-    if "." not in name and name in all_components(base):
-        cls: Any = all_components(base)[name]
+    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none."""
+    known = known_components(base)
+    if name in known:
+        cls: Any = known[name]
     else:
-        cls = _imported(base, name, [*known_components(base), *words])
+        reason = ""
+        try:
+            cls = import_class(name) if "." in name else None
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+            cls, reason = None, f": {error}"
+        if cls is None:
+            near = [*known_components(base), *words]  # those of a module that was imported just now, too
+            guess = nearest(name, near, cutoff=0.8 if reason else 0.5) or nearest(name.rpartition(".")[2], near)
+            raise ConfigError(told(f"no {base.__name__} {name!r}{reason}", guess, f"there are {listed(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
-        kinds = [
-            (field, kind) for field, kind in component_bases().items() if inspect.isclass(cls) and issubclass(cls, kind)
-        ]
-        other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds)
+        kinds = {k: kind for k, kind in component_bases().items() if inspect.isclass(cls) and issubclass(cls, kind)}
+        other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds.items())
         raise ConfigError(f"{name} is no subclass of sftmix.components.{base.__name__}{other}")
     if inspect.isabstract(cls):
         methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
-    for option, parameter in component_options(cls).items():
+    for option, parameter in options_of(cls).items():
         if parameter.annotation is parameter.default is inspect.Parameter.empty:
             raise ConfigError(
                 f"{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or what it is"
             )
     return cls
-
-
-def _imported(base: type[Component], name: str, known: Sequence[str]) -> Any:
-    listed = f"there are {', '.join(known)}, or the import path of your own class (my_module.MyClass)"
-    if "." not in name:
-        raise ConfigError(told(f"no {base.__name__} {name!r}", nearest(name, known), listed))
-    try:
-        return find_class(name, base)
-    except ConfigError as error:
-        if str(error).endswith("?"):  # a component of that module is near
-            raise
-        raise ConfigError(
-            told(str(error).removesuffix("."), nearest(name.rpartition(".")[2], known), listed)
-        ) from error

@@ -6,15 +6,13 @@ So a recipe holds only its differences from another.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, did_you_mean, told
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import read_text
 
 RECIPE = "recipe:"
@@ -45,21 +43,13 @@ def recipes() -> list[str]:
 
 def config_file(name: str, *, where: str = "--config") -> str:
     """Return the path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if absent."""
-    there = recipes()
-    if not name.startswith(RECIPE):
-        if not os.path.isfile(name):
-            raise ConfigError(
-                f"{where}: no file {name!r}; shipped recipes ({RECIPE}NAME): {', '.join(there) or 'none'}"
-            )
+    shipped, recipe = recipes(), name.removeprefix(RECIPE)
+    if recipe != name and recipe in shipped:
+        return str(_recipe_directory() / f"{recipe}.yaml")
+    if recipe == name and os.path.isfile(name):
         return name
-    recipe = name.removeprefix(RECIPE)
-    if recipe not in there:
-        parts = {part: each for each in there for part in (each, *re.split("[-/]", each))}
-        close = difflib.get_close_matches(recipe, parts, n=1)
-        guess = did_you_mean(parts[close[0]]) if close else ""
-        more = f"`{RECIPE}` without a name lists all" if guess else f"there are {', '.join(there)}"
-        raise ConfigError(told(f"{where}: no recipe {recipe!r}", guess, more))
-    return str(_recipe_directory() / f"{recipe}.yaml")
+    problem = f"{where}: no {'file' if recipe == name else 'recipe'} {recipe!r}"
+    raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
 
 
 def read_layers(path: str | os.PathLike[str], applied: set[Path] | None = None) -> list[Layer]:
@@ -77,29 +67,32 @@ def refuse_table(layers: list[Layer]) -> None:
     given = layers[-1].name
     for layer in layers:
         if OF_COMPARE in layer.values:
-            whose = "" if layer.name == given else f" of {layer.name}"
             raise ConfigError(
-                f"{given} describes a table of runs (it has the `{OF_COMPARE}`{whose}), not one run; "
+                f"{given} describes a table of runs (by the `{OF_COMPARE}` in {layer.name}), not one run; "
                 f"run it with `compare --config {given} --out DIR`"
             )
 
 
 def _layers(path: Path, above: tuple[Path, ...], applied: set[Path]) -> list[Layer]:
     place = path.resolve()
-    if above and place in applied:
-        return []
     if place in above:
         names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
         raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
+    if above and place in applied:
+        return []
     values = read_yaml(path)
     if not values:
         raise ConfigError(f"{path} is empty: expected `option: value` lines")
-    found: list[Layer] = []
-    for name in _bases(values.pop(BASE, None), path):
+    bases = values.pop(BASE, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise ConfigError(f"{path}: {BASE} is {bases!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+    layers: list[Layer] = []
+    for name in bases:
         file = name if name.startswith(RECIPE) else str(path.parent / name)
-        found += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place), applied)
+        layers += _layers(Path(config_file(file, where=f"{path}: {BASE}")), (*above, place), applied)
     applied.add(place)
-    return [*found, Layer(_shown(path), values)]
+    return [*layers, Layer(_shown(path), values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -119,7 +112,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise ValueError(f"line {event.start_mark.line + 1} is more than {_DEEPEST} levels deep")
         loader = kind(text)
         node = loader.get_single_node()
-        _refuse_repeated(node, path)
+        _check_nodes(node)
         values = {} if node is None else loader.construct_document(node)
     except (OSError, ValueError, ArithmeticError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
@@ -128,10 +121,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_repeated(node: Any, path: Path) -> None:
-    """Raise ConfigError for a key that stands twice in one mapping: YAML would take the last one, without a word.
+def _check_nodes(node: Any) -> None:
+    """Raise ValueError for a key that stands twice in one mapping: YAML would take the last one, without a word.
 
-    Raises ValueError for aliases that unfold to more than _MOST values, to more than _DEEPEST levels, or to themselves.
+    Also for aliases that unfold to more than _MOST values, to more than _DEEPEST levels, or to themselves.
     """
     import yaml
 
@@ -140,37 +133,22 @@ def _refuse_repeated(node: Any, path: Path) -> None:
         (node, depth), seen = nodes.pop(), seen + 1
         if depth > _DEEPEST or seen + len(nodes) > _MOST:
             raise ValueError(f"with its aliases it has over {_MOST:,} values, or over {_DEEPEST} levels")
-        if not isinstance(node, yaml.CollectionNode):
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            nodes += [(value, depth + 1) for value in node.value]
-            continue
-        lines: dict[tuple[str, str], int] = {}
-        for key, value in node.value:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        values = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
+        nodes += [(value, depth + 1) for value in values]
+        lines: dict[str, int] = {}
+        for key, _ in pairs:
+            line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"a key in line {key.start_mark.line + 1} is not a word")
-            nodes.append((value, depth + 1))
-            name, line = (str(key.tag), str(key.value)), key.start_mark.line + 1
-            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                raise ConfigError(f"{path}: {key.value} stands in lines {lines[name]} and {line}; write it once")
-            lines[name] = line
-
-
-def _bases(given: Any, path: Path) -> list[str]:
-    names = [given] if isinstance(given, str) else given
-    if names is None:
-        return []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: {BASE} is {given!r}; allowed: a file, {RECIPE}NAME, or a list of them")
-    return names
+                raise ValueError(f"a key in line {line} is not a word")
+            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                raise ValueError(f"{key.value} stands in lines {lines[key.value]} and {line}; write it once")
+            lines[key.value] = line
 
 
 def _shown(path: Path) -> str:
-    root = _recipe_directory().resolve()
-    place = path.resolve()
-    if place.is_relative_to(root):
-        return RECIPE + place.relative_to(root).with_suffix("").as_posix()
-    return str(path)
+    root, place = _recipe_directory().resolve(), path.resolve()
+    return RECIPE + place.relative_to(root).with_suffix("").as_posix() if place.is_relative_to(root) else str(path)
 
 
 def _recipe_directory() -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.components.base import Component
+from sftmix.config.classes import own_modules
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.merge import CLASS, Tree, build, merge
-from sftmix.config.own_modules import own_modules
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases
 from sftmix.options import as_list

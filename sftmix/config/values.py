@@ -1,17 +1,63 @@
-"""A plain value of YAML, or a word of the command line -> a value of an option's type."""
+"""A plain value of YAML, or a word of the command line -> a value of an option's type, or a message.
+
+A message has the key, the value, what is allowed, and the nearest name.
+"""
 
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import inspect
 import types
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from sftmix.config.schema import alternatives
+from sftmix.common.errors import ConfigError, did_you_mean, nearest, told
+from sftmix.components.base import Component
+from sftmix.config.classes import listed
+from sftmix.config.schema import alternatives, component_in, option_groups, option_hints, options_of
 
-_LISTS = (list, tuple, collections.abc.Sequence)
+_WORDS = {
+    Literal: "",
+    types.NoneType: "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list [a, b]",
+    list: "a list [a, b]",
+    collections.abc.Sequence: "a list [a, b]",
+    dict: "a mapping {name: value}",
+    str: "text",
+}
+"""Types that options have, in words. Of several that would take a text, the first one here has it."""
+EXAMPLES = {
+    "contrasts": "[[SFTMix, NTP]]",
+    "data.columns": "{response: output_gpt4}",
+    "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
+}
+"""A value of each option whose form is easily mistaken."""
+ELSEWHERE = {
+    "model.path": ("model_name_or_path", "base_model"),
+    "model.lora.r": ("rank", "lora_r", "lora_rank", "adapter", "finetuning_type"),
+    "model.lora.quantize": ("load_in_4bit",),
+    "data.train": ("dataset", "datasets", "dataset_name"),
+    "data.eval_fraction": ("val_size", "val_set_size"),
+    "data.max_length": ("sequence_len", "cutoff_len"),
+    "data.limit": ("max_samples",),
+    "training.epochs": ("num_epochs", "num_train_epochs"),
+    "training.global_batch_size": ("gradient_accumulation_steps",),
+    "training.learning_rate": ("lr",),
+    "training.warmup_ratio": ("warmup_steps",),
+    "training.parallel": ("deepspeed",),
+    "checkpoint.every": ("save_steps",),
+    "out": ("output_dir",),
+    "callbacks": ("eval_steps", "report_to"),
+}
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
+_LISTED = 12
+"""Most options of a group that a message lists."""
 
 
 class NoValueError(Exception):
@@ -30,7 +76,8 @@ def converted(value: Any, hint: Any) -> Any:
     """
     if hint in (Any, inspect.Parameter.empty):
         return from_yaml(value)
-    for kind in sorted(alternatives(hint), key=_rank):
+    kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
+    for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
         with suppress(ValueError):
             return _as(kind, value)
     raise NoValueError(value)
@@ -46,39 +93,117 @@ def from_yaml(value: Any) -> Any:
         return value
 
 
-def _rank(kind: Any) -> int:
-    order = (types.NoneType, bool, int, float)
-    return -1 if get_origin(kind) is Literal else len(order) + (kind is str) if kind not in order else order.index(kind)
+def _type_of(hint: Any) -> Any:
+    return get_origin(hint) or hint
 
 
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
-    origin, inside = get_origin(kind) or kind, get_args(kind)
-    if origin is Literal and value in inside:
+    origin, inside = _type_of(kind), get_args(kind)
+    if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
         return value
-    if kind is types.NoneType and value in (None, "null", "~"):
-        return None
-    if kind is bool and isinstance(from_yaml(value), bool):
-        return from_yaml(value)
-    if kind in (int, float):
-        number = from_yaml(value)
-        if type(number) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
-            return kind(number)
-    if kind is str and isinstance(value, str):
-        return value
-    if origin in (*_LISTS, dict):
-        return _collection(origin, inside, from_yaml(value))
-    raise ValueError
-
-
-def _collection(origin: Any, inside: Sequence[Any], value: Any) -> Any:
-    if origin is dict and isinstance(value, dict):
+    if kind is str or (kind is types.NoneType and value not in (None, "null", "~")):
+        raise ValueError
+    parsed = from_yaml(value)
+    if kind in (types.NoneType, bool) and isinstance(parsed, kind):
+        return parsed
+    if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
+        return kind(parsed)
+    if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
-        return {converted(key, of_keys): converted(item, of_values) for key, item in value.items()}
-    if origin in _LISTS and isinstance(value, (list, tuple)):
-        if origin is tuple and inside[1:] != (...,):
-            if len(inside) != len(value):
-                raise ValueError
-            return tuple(converted(item, kind) for item, kind in zip(value, inside, strict=True))
-        return [converted(item, inside[0] if inside else Any) for item in value]
+        return {converted(name, of_keys): converted(item, of_values) for name, item in parsed.items()}
+    if origin in (list, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
+        return [converted(item, inside[0] if inside else Any) for item in parsed]
+    if origin is tuple and isinstance(parsed, (list, tuple)):
+        kinds = inside if inside[1:] != (...,) else inside[:1] * len(parsed)
+        return tuple(converted(item, inner) for item, inner in zip(parsed, kinds, strict=True))
     raise ValueError
+
+
+# ------------------------------------------------------------------------------------------------ messages
+
+
+def words_of(hint: Any) -> list[str]:
+    """List in words what a type hint allows, but for components: `float | Schedule | None` -> a number, null."""
+    words = choices(hint)
+    for kind in alternatives(hint):
+        if is_dataclass(kind):
+            words.append(f"a group of options {{{', '.join(options_of(kind))}}}")
+        elif _type_of(kind) is tuple:
+            words.append(f"a list of {len(get_args(kind))} values")
+        elif _type_of(kind) is not Literal and _type_of(kind) in _WORDS:
+            words.append(_WORDS[_type_of(kind)])
+    return words
+
+
+def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
+    """Return the error for a value that no part of the type hint allows."""
+    words, base = words_of(hint), component_in(hint)
+    if not words and base is None:
+        forms = "int, float, str, bool, list, dict, Literal, a dataclass, or a component"
+        return ConfigError(f"{key}: its type is {hint.__name__}, which no option can have; allowed: {forms}")
+    allowed = listed(base, words) if base else ", ".join(words)
+    shown = f"{key} is null, or has no value" if value is None else f"{key}: {value!r} {_fault(value, hint)}"
+    example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
+    return ConfigError(told(shown, nearest(str(value), choices(hint)), f"allowed: {allowed}{example}"))
+
+
+def _fault(value: Any, hint: Any) -> str:
+    """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
+    import yaml
+
+    kinds = [_type_of(kind) for kind in alternatives(hint)]
+    if str in kinds and not isinstance(value, (str, list, dict)):
+        return "is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
+    if isinstance(value, str) and {dict, list, tuple} & set(kinds):
+        try:
+            return "is a text" if isinstance(yaml.safe_load(value), str) else "is not allowed"
+        except yaml.YAMLError as error:
+            return f"is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+    return "is not allowed"
+
+
+def choices(hint: Any) -> list[str]:
+    """List the words that a type hint allows: `PairSampler | Literal["auto"]` -> auto."""
+    return [str(word) for kind in alternatives(hint) if get_origin(kind) is Literal for word in get_args(kind)]
+
+
+def unknown_option(key: str) -> ConfigError:
+    """Return the error for an unknown option of a run, with the one that was probably meant."""
+    allowed = [*option_hints(), *option_groups(), "config", "print_config"]
+    group = key.partition(".")[0]
+    siblings = [option for option in allowed if "." in key and option.startswith(f"{group}.")]
+    meant = _meant(key, [*siblings, *allowed])
+    more = f"--help {group if siblings else 'all'} lists them"
+    if 0 < len(siblings) <= _LISTED:
+        more = f"there are {', '.join(siblings)}"
+    return ConfigError(told(f"unknown option {key}", did_you_mean(meant) if meant else "", more))
+
+
+def _meant(key: str, allowed: Sequence[str]) -> str:
+    """Return the option whose last part is most like that of `key`, or the option of which that is a value; or "".
+
+    The last parts are compared alone, since those before them are alike in all options of a group.
+    """
+    wanted = key.rpartition(".")[2]
+    for option in allowed:
+        if wanted in choices(option_hints().get(option)):
+            return f"{option} {wanted}"
+        if wanted in ELSEWHERE.get(option, ()):
+            return option
+    by_name: dict[str, str] = {}
+    for option in allowed:
+        by_name.setdefault(option.rpartition(".")[2], option)
+    near = difflib.get_close_matches(wanted, by_name, n=1)
+    return by_name[near[0]] if near else ""
+
+
+def no_option_of(cls: type[Component], key: str) -> ConfigError:
+    """Return the error for an option that a component does not have."""
+    owner, _, name = key.rpartition(".")
+    if name[:1].isupper():
+        form = f"{{class_path: {name}, init_args: {{option: value}}}}"
+        return ConfigError(f"{owner}: {name} is no option; if it is the class, write {form}")
+    options = list(options_of(cls))
+    problem = f"{key}: {cls.__name__} has no option {name!r}"
+    return ConfigError(told(problem, nearest(name, options), f"it takes {', '.join(options) or 'none'}"))

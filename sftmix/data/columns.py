@@ -18,12 +18,8 @@ class Columns:
 
     def __init__(self, columns: Mapping[str, str] | None) -> None:
         self.names = field_columns(columns)
-        self._given = {column: name for name, column in (columns or {}).items()}  # as the user names our fields
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
-        self._fields = {column: field for field, column in self.names.items()}
-        self._unseen = set(self._fields)
-        self._own: set[str] = set()
-        self._there: dict[str, None] = {}
+        self._present: dict[str, None] = {}  # names of the rows' fields, in their order
 
     def renamed(self, row: Any) -> Any:
         """Return the row under our names, and remember its fields; what is no object is returned as it is.
@@ -32,17 +28,14 @@ class Columns:
         """
         if not self.names or not isinstance(row, Mapping):
             return row
-        if self._unseen:
-            self._there.update(dict.fromkeys(row))
-            self._own.update(field for field in self.names if field in row)
-            self._unseen.difference_update(row)
+        self._present.update(dict.fromkeys(row))
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        others = {key: value for key, value in row.items() if key not in moved and key not in self._fields}
-        return {**moved, **others}
+        columns = self.names.values()
+        return {**moved, **{key: value for key, value in row.items() if key not in moved and key not in columns}}
 
     def label_field(self, name: str | None) -> str | None:
         """Return data.label_field under our name."""
-        return None if name is None else self._fields.get(name, name)
+        return next((field for field, column in self.names.items() if column == name), name)
 
     def check(self, option: str, *, own_names: bool) -> None:
         """Raise DataError for a column that none of the rows has.
@@ -51,16 +44,11 @@ class Columns:
         own_names  rows that have the field under our name are fine, too
         """
         for field, column in self.names.items():
-            if column in self._unseen and not (own_names and field in self._own):
+            if column not in self._present and not (own_names and field in self._present):
                 raise DataError(
                     told(
-                        f"data.columns: no row of {option} has the field {column!r} (for {self._given[column]})",
-                        nearest(column, self._there),
-                        f"the fields there are {listed(self._there)}",
+                        f"data.columns: no row of {option} has the field {column!r} (for {field})",
+                        nearest(column, self._present),
+                        f"the fields there are {listed(self._present)}",
                     )
                 )
-
-    def __str__(self) -> str:
-        given = ((field, self._given[column], column) for field, column in self.names.items())
-        names = ((field if field == name else f"{field} ({name})", column) for field, name, column in given)
-        return ", ".join(f"{name} is read from {column!r}" for name, column in names)

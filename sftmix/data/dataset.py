@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.conversations import Conversations, content_hash
-from sftmix.data.documents import Documents
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.sides import too_many_held_out
 from sftmix.data.store import RowFile, RowWriter, cache_root, get_or_build, key_of
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
@@ -48,11 +48,10 @@ WINDOW_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("offset", pa.int64()),
         ("starts", pa.list_(pa.int32())),
-        ("records", pa.list_(pa.int64())),
     ]
 )
 """Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` are the
-places where the documents begin, and `records` are the documents."""
+places where the documents begin."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -60,13 +59,14 @@ class EncodedDataset(Sequence[Encoded]):
 
     fingerprint  hash of the rows' content, the tokenizer, the template, the length and the code version. Artefacts
                  made from this data set carry it, and are refused beside another data set.
+    is_text      they are windows of plain text
     """
 
     def __init__(self, path: Path, conversations: Conversations, fingerprint: str) -> None:
         self._file = RowFile(path)
         self._conversations = conversations
         self.fingerprint = fingerprint
-        self.is_text = "starts" in self._file.schema.names
+        self.is_text = conversations.is_text
 
     def __len__(self) -> int:
         return len(self._file)
@@ -82,9 +82,8 @@ class EncodedDataset(Sequence[Encoded]):
         target = np.zeros(len(ids), dtype=np.bool_)
         for start, end in self._numbers(number, "spans").reshape(-1, 2):
             target[start:end] = True
-        name = self._file.cell(number, "id").as_py()
-        starts = self._numbers(number, "starts") if self.is_text else None
-        return Encoded(number, name, ids, target, self._file.cell(number, "truncated").as_py(), starts)
+        name, truncated = (self._file.cell(number, column).as_py() for column in ("id", "truncated"))
+        return Encoded(number, name, ids, target, truncated, self._numbers(number, "starts") if self.is_text else None)
 
     def _numbers(self, row: int, column: str) -> Int64:
         return self._file.cell(row, column).values.to_numpy().astype(np.int64)
@@ -97,8 +96,7 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def lengths(self) -> Int64:
         """i64[N], tokens per example."""
-        parts = [np.diff(chunk.offsets.to_numpy()) for chunk in self._file.column("input_ids").chunks]
-        return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, dtype=np.int64)
+        return pc.list_value_length(self._file.column("input_ids")).to_numpy().astype(np.int64)
 
     @cached_property
     def n_targets(self) -> Int64:
@@ -113,67 +111,56 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def labels(self) -> list[str | None] | None:
         """N labels (data.label_field), or None when no example has one."""
-        labels = [self._conversations.label(record) for record in self._records]
+        labels = self._conversations.values("label", self._records)
         return labels if any(label is not None for label in labels) else None
 
     @cached_property
     def sources(self) -> list[str]:
         """N places of the rows, such as `file:line`; of a window of text that of its first document."""
-        return [self._conversations.source(record) for record in self._records]
+        return self._conversations.values("source", self._records)
 
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
         if self.packed:
             return {}  # a window may hold documents with different values
-        rows = [self._conversations.columns(record) for record in self._records]
+        rows = [json.loads(text or "{}") for text in self._conversations.values("columns", self._records)]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
 
     @cached_property
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
-        if not self.is_text:
-            return False
-        return any(len(chunk.values) > len(chunk) for chunk in self._file.column("starts").chunks)
+        return self.is_text and pc.max(pc.list_value_length(self._file.column("starts"))).as_py() > 1
 
     @cached_property
-    def _records(self) -> list[int]:
-        return self._file.column("record").to_pylist()
+    def _records(self) -> Int64:
+        return self._file.column("record").to_numpy()
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
-        record, turn = self._file.cell(row, "record").as_py(), self._file.cell(row, "turn").as_py()
-        if self.is_text:
-            return self._window(row, record)
-        return self._conversations.example(record, turn)
+        return next(self._examples(np.array([row])))
 
     def examples(self) -> Iterator[Example]:
         """Read the text of all rows, in file order."""
-        if self.is_text:
-            yield from map(self.example, range(len(self)))
-        else:
-            turns = self._file.column("turn").to_numpy().astype(np.int64)
-            yield from self._conversations.examples_at(np.asarray(self._records, dtype=np.int64), turns)
+        return self._examples(np.arange(len(self)))
+
+    def _examples(self, rows: Int64) -> Iterator[Example]:
+        records = self._records[rows]
+        if not self.is_text:
+            turns = self._file.column("turn").to_numpy()[rows]
+            yield from self._conversations.examples_at(records, turns)
+            return
+        for row, record in zip(rows.tolist(), records.tolist(), strict=True):
+            name, text, offset = (self._file.cell(row, column).as_py() for column in ("id", "text", "offset"))
+            file = self._conversations.file
+            source, label, fields = (file.cell(record, column).as_py() for column in ("source", "label", "columns"))
+            columns = {} if self.packed else json.loads(fields or "{}")
+            yield Example(name, (Message(TEXT, text, True),), f"{source}, from token {offset}", label, columns)
 
     def content_hashes(self) -> list[str]:
         """Return the hash of each row's turns, 16 hex digits, in file order; rows of the same text have the same."""
         return [content_hash(example.messages) for example in self.examples()]
-
-    def _window(self, row: int, record: int) -> Example:
-        about, offset = self._conversations, self._file.cell(row, "offset").as_py()
-        message = Message(TEXT, self._file.cell(row, "text").as_py(), trained=True)
-        columns = {} if self.packed else about.columns(record)
-        source = f"{about.source(record)}, from token {offset}"
-        return Example(self._file.cell(row, "id").as_py(), (message,), source, about.label(record), columns)
-
-    def pieces(self, row: int) -> list[tuple[int, str, str]]:
-        """Read (first token, id, source) of each document in a window of text; nothing for a conversation."""
-        if not self.is_text:
-            return []
-        about, records = self._conversations, self._numbers(row, "records").tolist()
-        starts = self._numbers(row, "starts").tolist()
-        return [(start, about.id(r), about.source(r)) for start, r in zip(starts, records, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +210,10 @@ def encode(
 
         def build(directory: Path) -> dict[str, Any]:
             report = DataReport(max_length=max_length)
-            if isinstance(side, Documents):
+            if side.is_text:
                 windows = encode_windows(encoder, side, max_length, packed, report, progress)
                 windows = (row for row in windows if kept is None or row["id"] in kept)
-                rows = first_windows(windows, limit, options.eval_fraction is not None, report)
+                rows = first_windows(windows, limit, report)
             else:
                 work = Tokenise(side, whole, encoder, max_length, kept)
                 rows = tokenised(work, side.records, report, processes=options.num_proc, progress=progress)
@@ -238,7 +225,7 @@ def encode(
             return report.to_dict()
 
         key = key_of("tokens", side.cache_key, settings)
-        directory, summary = get_or_build(cache_root(options.cache_dir), f"tokens-{key}", build)
+        directory, summary = get_or_build(cache_root(options.cache_dir), f"encoded-{key}", build)
         fingerprint = key_of("tokens", side.fingerprint, settings)
         return EncodedDataset(directory / "tokens.arrow", side, fingerprint), DataReport(**summary)
 
@@ -258,8 +245,6 @@ def encode(
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if prepared.text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
-        if held_out is not None and len(train) == options.limit:
-            report.notes += too_many_held_out(options, len(held_out), "windows")
     report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 

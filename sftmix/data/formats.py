@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sftmix.common.fields import FORMAT_FIELDS, listed
@@ -20,17 +19,7 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One format.
-
-    needs    fields by which a row of this format is recognised
-    convert  row -> messages
-    """
-
-    needs: tuple[str, ...]
-    convert: Callable[[Mapping[str, Any]], list[Message]]
+_TURN_FIELDS = {field for name, fields in FORMAT_FIELDS.items() if name != TEXT for field in fields}
 
 
 def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[str] = ()) -> str:
@@ -40,18 +29,16 @@ def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[
     Raises BadRow if there is neither.
     """
     for name in (*first, *FORMATS):
-        if all(need in row for need in (FORMATS[name].needs if name in FORMATS else (TEXT,))):
+        if name == TEXT and name not in first and _TURN_FIELDS & row.keys():
+            continue
+        if all(need in row for need in FORMATS[name][0]):
             return name
-    if TEXT in row and not any(field in row for name in FORMATS for field in FORMAT_FIELDS[name]):
-        return TEXT
     if usual is not None:
         return usual  # its conversion says which field is missing
-    known = "; ".join([*(f"{name}: {', '.join(form.needs)}" for name, form in FORMATS.items()), "text: text"])
-    fields = listed(row)
+    known = "; ".join(f"{name}: {', '.join(needs)}" for name, (needs, _) in FORMATS.items())
     raise BadRow(
-        f"format not recognised from the fields {fields} (known are {known}); name one with data.format, or say with "
-        "data.columns which field is which",
-        mistake="format not recognised",
+        f"format not recognised from the fields {listed(row)} (known are {known}); name one with data.format, or say "
+        "with data.columns which field is which"
     )
 
 
@@ -60,49 +47,28 @@ def convert(
 ) -> Example:
     """Read one row as format `name`; the id of a row without a field `id` is "". Raises BadRow.
 
+    A document of plain text is one trained message of the role text.
+
     source       the row's place, `file:line`
     label        the label of the example, where no field of the row gives it
     label_field  None, or the field that gives the label
     """
-    _object(row)
-    if name == TEXT:
-        raise BadRow("a text, where the rows before it are conversations; data.train and data.eval take one kind")
+    if not isinstance(row, Mapping):
+        raise BadRow(f"expected an object with named fields, found {_kind(row)}")
     for field in ("tools", "functions"):
-        if isinstance(row.get(field), list) and row[field]:
+        if name != TEXT and isinstance(row.get(field), list) and row[field]:
             raise BadRow(f"field {field!r} lists tools, which are not supported")
-    messages = _checked(_with_system(FORMATS[name].convert(row), row))
-    return _example(row, messages, (*FORMAT_FIELDS[name], "system"), source, label, label_field)
-
-
-def document(row: Any, *, source: str = "", label_field: str | None = None) -> tuple[Example, Iterable[str]]:
-    """Read one row of plain text: an example without turns, and the text in pieces. Options are those of `convert`.
-
-    Raises BadRow; the pieces of a text file may raise it, too.
-    """
-    _object(row)
-    text = _field(row, TEXT)
-    if isinstance(text, Iterator):  # a text file, which is never in memory as a whole
-        if label_field is not None:
-            raise BadRow(f"a text file has no field {label_field!r} (data.label_field)")
-        return Example("", (), source), text
-    return _example(row, (), (TEXT,), source, None, label_field), [checked_text(text, TEXT)]
-
-
-def _example(
-    row: Mapping[str, Any],
-    messages: tuple[Message, ...],
-    reads: Sequence[str],
-    source: str,
-    label: str | None,
-    label_field: str | None,
-) -> Example:
-    used = {*reads, "id", label_field}
+    messages, used = FORMATS[name][1](row), {*FORMAT_FIELDS[name], "id", label_field}
+    if name != TEXT:
+        messages, used = _checked(_with_system(messages, row)), {*used, "system"}
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         checked_text(key, f"the name of the field {quoted(key)}")
         if isinstance(value, str):
             checked_text(value, f"field {quoted(key)}")
-    return Example(_own_id(row), messages, source, label if label_field is None else _label(row, label_field), columns)
+    if label_field is not None:
+        label = _label(row, label_field)
+    return Example(_own_id(row), tuple(messages), source, label, columns)
 
 
 def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
@@ -112,11 +78,6 @@ def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Messag
     if messages and messages[0].role == "system":
         raise BadRow("both a system field and a system turn")
     return [Message("system", checked_text(row["system"], "system")), *messages]
-
-
-def _object(row: Any) -> None:
-    if not isinstance(row, Mapping):
-        raise BadRow(f"expected an object with named fields, found {_kind(row)}")
 
 
 def _is_scalar(value: Any) -> bool:
@@ -149,6 +110,10 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
+def _text(row: Mapping[str, Any], name: str) -> str:
+    return checked_text(_field(row, name), name)
+
+
 def _own_id(row: Mapping[str, Any]) -> str:
     if "id" not in row:
         return ""
@@ -168,8 +133,8 @@ def checked_id(value: Any, what: str) -> str:
 
 def _name(value: Any, what: str) -> str:
     """Return a text that is printed as a name; raise BadRow for one that could control a terminal."""
-    if found := CONTROL.search(checked_text(value, what)):
-        raise BadRow(f"{what} contains the control character {found[0]!r}")
+    if control := CONTROL.search(checked_text(value, what)):
+        raise BadRow(f"{what} contains the control character {control[0]!r}")
     return str(value)
 
 
@@ -187,37 +152,33 @@ def _label(row: Mapping[str, Any], label_field: str) -> str | None:
 # ------------------------------------------------------------------------------------------- the turns
 
 
-def _checked(messages: list[Message]) -> tuple[Message, ...]:
+def _checked(messages: list[Message]) -> list[Message]:
     """Refuse turns in an order that no chat template is made for; drop a system message without text."""
     if messages and messages[0].role == "system" and not messages[0].content.strip():
         messages = messages[1:]
     expected = "user"
-    for place, message in enumerate(messages):
-        if message.role == "system" and place == 0:
+    for number, message in enumerate(messages, start=1):
+        if message.role == "system" and number == 1:
             continue
         if message.role != expected:
-            raise BadRow(f"turn {place + 1} is {message.role}'s, expected {expected}'s: turns must alternate from user")
+            raise BadRow(f"turn {number} is {message.role}'s, expected {expected}'s: turns must alternate from user")
         if message.role == "user" and not message.content.strip():
-            raise BadRow(f"turn {place + 1} (user) is empty")
+            raise BadRow(f"turn {number} (user) is empty")
         expected = "assistant" if expected == "user" else "user"
     if not any(message.trained for message in messages):
         raise BadRow("no assistant turn to train on")
-    return tuple(messages)
+    return messages
 
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT = {**_ROLES, "human": "user", "gpt": "assistant"}
-_ROLE_CONTENT = ("role", "content")
 
 
-def _turns(
-    row: Mapping[str, Any],
-    what: str,
-    names: Mapping[str, str] = _ROLES,
-    keys: Sequence[tuple[str, str]] = (_ROLE_CONTENT,),
-    trained: bool = True,
-) -> list[Message]:
-    """Read the field `what`, a list of {role: ..., content: ...} under one of the given pairs of keys."""
+def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES, trained: bool = True) -> list[Message]:
+    """Read the field `what`, a list of {role: ..., content: ...}, or of {from: ..., value: ...}.
+
+    names  role in the row -> ours
+    """
     value = _field(row, what)
     if not isinstance(value, list):
         raise BadRow(f"{what} must be a list of turns, found {_kind(value)}")
@@ -228,59 +189,42 @@ def _turns(
         where = f"{what}[{place}]"
         if not isinstance(turn, Mapping):
             raise BadRow(f"{where} must be an object, found {_kind(turn)}")
-        role_key, content_key = next((pair for pair in keys if pair[0] in turn), keys[0])
+        own_keys = names is _SHAREGPT and ("from" in turn or "role" not in turn)
+        role_key, content_key = ("from", "value") if own_keys else ("role", "content")
         for key in (role_key, content_key):
             if key not in turn:
                 raise BadRow(f"{where} has no {key!r}")
+        for key in ("tool_calls", "function_call"):
+            if turn.get(key):
+                raise BadRow(f"{where} has {key}; calls of tools are not supported")
+        if (weight := turn.get("weight")) not in (None, 0, 1):
+            raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
         role = names.get(turn[role_key]) if isinstance(turn[role_key], str) else None
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn[role_key])}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")
-        messages.append(Message(role, content, _counts(turn, where) and trained and role == "assistant"))
+        messages.append(Message(role, content, trained and weight != 0 and role == "assistant"))
     return messages
-
-
-def _counts(turn: Mapping[str, Any], where: str) -> bool:
-    """Return False for a turn whose weight is 0; raise BadRow for other fields that change what a turn means."""
-    for key in ("tool_calls", "function_call"):
-        if turn.get(key):
-            raise BadRow(f"{where} has {key}; calls of tools are not supported")
-    if (weight := turn.get("weight")) not in (None, 0, 1):
-        raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
-    return weight != 0
 
 
 def _content(value: Any, what: str) -> str:
     """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
     if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value) or not value:
         return checked_text(value, what)
-    texts = []
     for place, part in enumerate(value):
-        where = f"{what}[{place}]"
-        for key in ("type", "text"):
-            if part.get("type", "text") == "text" and key not in part:
-                raise BadRow(f"{where} has no {key!r}")
-        if part["type"] != "text":
-            raise BadRow(f"{where} is a part of type {quoted(part['type'])}; only parts of type 'text' are read")
-        texts.append(checked_text(part["text"], f"{where}.text"))
-    return "".join(texts)
-
-
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return _turns(row, "messages")
-
-
-def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _turns(row, "conversations", _SHAREGPT, (("from", "value"), _ROLE_CONTENT))
+        if part.get("type") != "text" or "text" not in part:
+            shown = quoted(part.get("type"))
+            raise BadRow(f"{what}[{place}] is a part of type {shown}; only parts of type 'text', with 'text', are read")
+    return "".join(checked_text(part["text"], f"{what}[{place}].text") for place, part in enumerate(value))
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    instruction = checked_text(_field(row, "instruction"), "instruction")
+    instruction = _text(row, "instruction")
     extra = checked_text(row.get("input", ""), "input")
     if not instruction.strip():
         raise BadRow("instruction is empty")
     prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
-    return [Message("user", prompt), Message("assistant", checked_text(_field(row, "output"), "output"), True)]
+    return [Message("user", prompt), Message("assistant", _text(row, "output"), True)]
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
@@ -297,20 +241,18 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
-    prompt, completion = _field(row, "prompt"), _field(row, "completion")
-    if isinstance(prompt, list) or isinstance(completion, list):
+    if isinstance(_field(row, "prompt"), list) or isinstance(_field(row, "completion"), list):
         return _turns(row, "prompt", trained=False) + _turns(row, "completion")
-    return [
-        Message("user", checked_text(prompt, "prompt")),
-        Message("assistant", checked_text(completion, "completion"), True),
-    ]
+    return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"), True)]
 
 
-FORMATS: dict[str, Format] = {
-    "messages": Format(("messages",), _messages),
-    "sharegpt": Format(("conversations",), _sharegpt),
-    "history": Format(("instruction", "output", "history"), _history),
-    "alpaca": Format(("instruction", "output"), _alpaca),
-    "prompt_completion": Format(("prompt", "completion"), _prompt_completion),
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]]] = {
+    "messages": (("messages",), lambda row: _turns(row, "messages")),
+    "sharegpt": (("conversations",), lambda row: _turns(row, "conversations", _SHAREGPT)),
+    "history": (("instruction", "output", "history"), _history),
+    "alpaca": (("instruction", "output"), _alpaca),
+    "prompt_completion": (("prompt", "completion"), _prompt_completion),
+    TEXT: ((TEXT,), lambda row: [Message(TEXT, _text(row, TEXT), True)]),
 }
-"""The formats in the order in which they are recognised: history stands before alpaca, because it has its fields."""
+"""Name of each format -> the fields by which its rows are recognised, and row -> messages. They are tried in this
+order: history stands before alpaca, because it has its fields; text is last."""

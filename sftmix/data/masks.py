@@ -24,7 +24,6 @@ class Outcome:
     spans    (start, end) of each trained response, end-of-turn token included
     reasons  keys of `report.REASONS` to count
     detail   words that the report adds to the example's name
-    spelt    spellings of special tokens in its text, encoded as text
     split    the template rewrites earlier turns: the caller encodes each trained turn as an example of its own
     """
 
@@ -32,7 +31,6 @@ class Outcome:
     spans: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     detail: str = ""
-    spelt: list[str] = field(default_factory=list)
     split: bool = False
 
 
@@ -60,7 +58,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     texts = [text for found in turns if not isinstance(found, Outcome) for t in found for text in (t.prompt, t.closed)]
     ids = iter(encoder.tokenize(texts))
     outcomes = []
-    for example, found in zip(examples, turns, strict=True):
+    for found in turns:
         if isinstance(found, Outcome):
             outcomes.append(found)
             continue
@@ -69,9 +67,10 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
             if encoder.appends_end:
                 turn.closed_ids.append(encoder.end_of_turn_id)
         outcome = _single(encoder, found[0]) if len(found) == 1 else _several(encoder, found)
-        outcomes.append(_cut(outcome, max_length))
-        if NUL in found[-1].closed:
-            outcomes[-1].spelt = encoder.special_in([message.content for message in example.messages])
+        outcome = _cut(outcome, max_length)
+        if outcome.ids and NUL in found[-1].closed:
+            outcome.reasons.append("spelt_special")
+        outcomes.append(outcome)
     return outcomes
 
 

@@ -56,10 +56,10 @@ def _text(dataset: EncodedDataset, encoder: Encoder, row: int, paint: Callable[[
     facts += [f"label {example.label}"] if example.label is not None else []
     facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
     body, done = "", ""
-    begins = {start: f"--- {name} ({one_line(source)}) ---" for start, name, source in dataset.pieces(row)}
+    documents = () if encoded.starts is None else encoded.starts.tolist()
     for start, end, trained in runs(encoded):
-        if start in begins:
-            body += ("\n" if body else "") + paint(_DIM, begins[start]) + "\n"
+        if start in documents:
+            body += ("\n" if body else "") + paint(_DIM, "--- a document ---") + "\n"
         # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
         so_far = encoder.decode(encoded.input_ids[:end])
         piece = printable(so_far[len(done) :])

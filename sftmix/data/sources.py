@@ -5,25 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
 from sftmix.common.names import HUB_ID
 from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
-from sftmix.data.jsonrows import BadRow, Row, iter_json, iter_lines
+from sftmix.data.jsonrows import BadRow, Row, foreign_encoding, iter_json, iter_lines
 from sftmix.data.tablerows import iter_csv, iter_hub, iter_parquet
-from sftmix.data.textrows import iter_text
 
-V = TypeVar("V")
 TEXT_SUFFIX = ".txt"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 
-NAMED = 5
-"""Entries of a directory that the note on those left out names; the others are counted."""
+MAX_TEXT_BYTES = 64 << 20
+"""Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
 
 REASON = 300
 """Most characters of what the hub's client says of a data set that cannot be loaded."""
@@ -56,16 +54,20 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
-        if self.dataset is not None:
-            return _readable(iter_hub(self.dataset, self.name), self.name)
         path = Path(self.name).expanduser()
-        return _readable(READERS[path.suffix.lower()](path, self.name), self.name)
+        with _reading(self.name):
+            if self.dataset is not None:
+                yield from iter_hub(self.dataset, self.name)
+            else:
+                yield from READERS[path.suffix.lower()](path, self.name)
 
 
-def _readable(parts: Iterator[V], name: str) -> Iterator[V]:
-    """Yield the parts as they are; raise a DataError that names the file if it cannot be read."""
-    with _reading(name):
-        yield from parts
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
@@ -80,13 +82,15 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources: list[Source] = []
-    for place, name in enumerate(names):
-        label = None if labels is None else labels[place]
+    for entry, name in enumerate(names):
+        label = None if labels is None else labels[entry]
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
             if files is None:
-                sources.append(replace(_hub(name, option), label=label, entry=place))
-            sources += [Source(shown, sha256_file(path), None, label, place) for path, shown in files or ()]
+                dataset = _hub(name, option)
+                sources.append(Source(name, str(dataset._fingerprint), dataset, label, entry))
+            for path, shown in files or ():
+                sources.append(Source(shown, sha256_file(path), None, label, entry))
     return sources
 
 
@@ -95,14 +99,6 @@ def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
     for name in names:
         with _reading(f"{option}: {name}"):
             _files(name, option, form)
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
@@ -120,8 +116,8 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
     elif may_be_of_the_hub(name):
         return None
     else:
-        seen = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
-        raise DataError(f"{option}: {name}: no such file or directory{seen}; name a file, a directory or a hub id")
+        base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
+        raise DataError(f"{option}: {name}: no such file or directory{base}; name a file, a directory or a hub id")
     for file, shown in files:
         if file.suffix.lower() not in READERS:
             raise DataError(f"{shown}: files ending in {file.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
@@ -137,16 +133,14 @@ def _read_of(directory: Path, form: str) -> list[Path]:
 
 
 def left_out(names: Sequence[str], form: str) -> list[str]:
-    """Return a note for each directory among the names with entries that are not read; hidden ones are not told."""
+    """Return a note for each directory among the names with entries that are not read; hidden ones do not count."""
     notes = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            read = set(_read_of(path, form))
-            others = sorted(child for child in path.iterdir() if child not in read and not child.name.startswith("."))
-            named = [f"{child.name}/" if child.is_dir() else child.name for child in others[:NAMED]]
-            named += ["..."] if len(others) > NAMED else []
-            notes += [f"{name}: {len(others):,} left out of this directory: {', '.join(named)}"] if others else []
+            entries = [child for child in path.iterdir() if not child.name.startswith(".")]
+            if count := len(set(entries) - set(_read_of(path, form))):
+                notes.append(f"{name}: {count:,} left out of this directory")
     return notes
 
 
@@ -164,7 +158,8 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
     return path, subset or None, split or "train"
 
 
-def _hub(name: str, option: str) -> Source:
+def _hub(name: str, option: str) -> Any:
+    """Load a data set of the hub; raise DataError where it cannot be."""
     import datasets
 
     datasets.disable_progress_bars()  # ours tell of the rows
@@ -175,12 +170,11 @@ def _hub(name: str, option: str) -> Source:
         reason = " ".join(str(error).split())[:REASON] or type(error).__name__
         raise DataError(
             f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
-            f"loaded: {reason}. Check the spelling; without a network, download the dataset's files and name them "
-            "instead."
+            f"loaded: {reason}. Without a network, name the data set's files instead."
         ) from error
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
-    return Source(name, str(dataset._fingerprint), dataset)
+    return dataset
 
 
 def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
@@ -193,34 +187,41 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
     """
     if form == TEXT:
         return True
-    is_text = [source.is_text or (form == "auto" and _begins_with_text(source, columns)) for source in sources]
-    if not any(is_text):
-        return False
-    first = sources[is_text.index(True)].name
-    if form != "auto":
-        raise DataError(f"{option}: {first} is a text file, but data.format is {form}; text files need text or auto")
-    if not all(is_text):
-        other = sources[is_text.index(False)].name
-        raise DataError(
-            f"{option}: {first} holds plain text and {other} conversations: a run takes one kind of the two "
-            "(data.format text reads the field `text` of every row)"
-        )
-    return True
+    text, others = list[str](), list[str]()
+    for source in sources:
+        is_text = source.is_text or (form == "auto" and _begins_with_text(source, columns))
+        (text if is_text else others).append(source.name)
+    if text and form != "auto":
+        raise DataError(f"{option}: {text[0]} is a text file, but data.format is {form}; text files need text or auto")
+    if text and others:
+        raise DataError(f"{option}: {text[0]} holds plain text and {others[0]} conversations: a run takes one kind")
+    return bool(text)
 
 
 def _begins_with_text(source: Source, columns: Columns) -> bool:
     """True if the first row of a known format is text; bad rows before it say nothing about the others."""
     with suppress(DataError):  # it is raised again where the rows are read
-        for _, found in source.rows():
-            if isinstance(row := columns.renamed(found), dict):
+        for _, value in source.rows():
+            if isinstance(row := columns.renamed(value), dict):
                 with suppress(BadRow):
                     return recognise(row, first=columns.formats) == TEXT
     return False
 
 
 def _text_rows(path: Path, name: str) -> Iterator[Row]:
-    """The one row of a text file; its field `text` is an iterator of pieces."""
-    yield name, {"text": _readable(iter_text(path, name), name)}
+    """The one row of a text file: its text, with LF for CRLF and CR, without byte order mark."""
+    if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+        yield name, BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
+        return
+    raw = path.read_bytes()
+    if problem := foreign_encoding(raw):
+        yield f"{name}:1", problem
+        return
+    try:
+        yield name, {TEXT: raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")}
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        yield f"{name}:{line}", BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8")
 
 
 READERS = {

@@ -57,10 +57,6 @@ class SpecialSpellings:
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
         self._whole = re.compile(f"({either})")
 
-    def found(self, content: str) -> set[str]:
-        """Return the spellings that occur in a text without NUL."""
-        return set(self._whole.findall(content)) | self._in_other_forms(content)
-
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a NUL behind the first character of each spelling in it.
 
@@ -71,12 +67,12 @@ class SpecialSpellings:
             return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
         return broken
 
-    def _in_other_forms(self, content: str) -> set[str]:
-        """Return the spellings that the tokenizer's normaliser makes of a text: `<|IM_END|>` in small letters."""
+    def _in_other_forms(self, content: str) -> bool:
+        """True if the tokenizer's normaliser makes a spelling of a text: `<|IM_END|>` in small letters."""
         if not self._forms:
-            return set()
+            return False
         normal = self._tokenizer.backend_tokenizer.normalizer.normalize_str(content)
-        return {spelling for form, spelling in self._forms.items() if form in normal}
+        return any(form in normal for form in self._forms)
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
@@ -86,11 +82,6 @@ class SpecialSpellings:
             pieces[1::2] = map(_twin_spelling, pieces[1::2])  # the template's own special tokens
             texts.append("".join(pieces))
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
-
-    def tokenize_content(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokenise a text that is all content; return the ids and the character at which each begins."""
-        encoded = self._twin.encode(text, add_special_tokens=False)
-        return encoded.ids, [start for start, _ in encoded.offsets]
 
     @cached_property
     def _twin(self) -> Tokenizer:
@@ -111,14 +102,14 @@ class SpecialSpellings:
         )
 
 
-def _normal_forms(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> dict[str, str]:
-    """Return the spelling of each normal form in which the tokenizer looks for it: of normalised tokens only."""
+def _normal_forms(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> set[str]:
+    """Return the forms in which the tokenizer looks for the spellings in normalised text: of normalised tokens only."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if normalizer is None:
-        return {}
+        return set()
     added = tokenizer.added_tokens_decoder
     spelt = [spelling for spelling, number in ids.items() if number in added and added[number].normalized]
-    return {form: spelling for spelling in spelt for form in (spelling, normalizer.normalize_str(spelling)) if form}
+    return {form for spelling in spelt for form in (spelling, normalizer.normalize_str(spelling)) if form}
 
 
 def _twin_spelling(spelling: str) -> str:

@@ -14,11 +14,9 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,12 +29,11 @@ CODE_VERSION = 2
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 BATCH_ROWS = 1024
-"""Rows of a record batch in an Arrow file."""
-OPEN_BATCHES = 256
-"""Record batches of a file that stay open: their heads are not read again."""
-
-_SILENCE = 3.0
-"""Seconds that a process waits for another one before it says so."""
+"""Most rows of a record batch in an Arrow file."""
+BATCH_CHARACTERS = 1 << 24
+"""Characters of a batch after which it is written: Arrow's strings have room for 2 GiB, and memory may have less."""
+AT_ONCE = 256
+"""Rows that are read and tokenised together: enough for the tokenizer's threads, little memory."""
 
 
 # ------------------------------------------------------------------------------------------- the directory
@@ -70,12 +67,12 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
         with _alone(root / f".{name}.lock"):
             if (summary := _read(target)) is not None:  # made while this process waited
                 return target, summary
+            if target.exists():
+                print(f"{target} is not as it was written, and is made again", file=sys.stderr)
             scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
             try:
                 summary = build(scratch)
                 (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-                if target.exists() and _read(target) is None:
-                    print(f"{target} is not as it was written, and is made again", file=sys.stderr)
                 try:
                     commit_directory(scratch, target, about={})
                 except OSError:
@@ -100,28 +97,13 @@ def _alone(lock: Path) -> Iterator[None]:
     removed at the end, and one who waits for it and one who comes later then hold two different files.
     """
     with lock.open("a+", encoding="utf-8") as file:
-        said, started = False, time.monotonic()
-        while not _taken(file):
-            if not said and time.monotonic() > started + _SILENCE:
-                print(f"waiting for another process, which fills {lock.parent}", file=sys.stderr, flush=True)
-                said = True
-            time.sleep(0.05)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock, which forked workers would keep
         os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _taken(file: IO[str]) -> bool:
-    """Take the lock of a file if nobody has it; a file system without locks always gives it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked workers would keep
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _read(target: Path) -> dict[str, Any] | None:
@@ -134,26 +116,31 @@ def _read(target: Path) -> dict[str, Any] | None:
 
 
 class RowWriter:
-    """Writer of an Arrow IPC file, row by row; every record batch but the last holds BATCH_ROWS rows."""
+    """Writer of an Arrow IPC file, row by row."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, schema)
         self._rows: list[dict[str, Any]] = []
+        self._characters = 0
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Write a row, column -> value; a column that the row lacks is null."""
+    def add(self, row: dict[str, Any], characters: int = 0) -> None:
+        """Write a row, column -> value; a column that the row lacks is null.
+
+        characters  length of its long texts
+        """
         self._rows.append(row)
-        if len(self._rows) == BATCH_ROWS:
+        self._characters += characters
+        if len(self._rows) == BATCH_ROWS or self._characters > BATCH_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
+        self._rows, self._characters = [], 0
 
-    def __enter__(self) -> RowWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -169,28 +156,23 @@ class RowFile:
     """A file of RowWriter behind a memory map: any row can be read, and none is read before it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
-        self.schema, self._count = reader.schema, reader.num_record_batches
-        # Opened when they are asked for: the heads of all batches are in memory else, with all pages around each.
-        self._batch = lru_cache(OPEN_BATCHES)(reader.get_batch)
+        self._table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        self._columns = dict(zip(self._table.column_names, self._table.columns, strict=True))
 
     def __len__(self) -> int:
-        return BATCH_ROWS * (self._count - 1) + self._batch(self._count - 1).num_rows if self._count else 0
+        return self._table.num_rows
 
     def cell(self, row: int, column: str) -> pa.Scalar:
         """One value; `row` counts from 0 and must be in range."""
-        batch, index = divmod(row, BATCH_ROWS)
-        return self._batch(batch).column(column)[index]
+        return self._columns[column][row]
 
     def rows(self, rows: Int64) -> Iterator[dict[str, Any]]:
-        """Whole rows in the given order; neighbours in one record batch are read together."""
-        batch = rows // BATCH_ROWS
-        cuts = np.flatnonzero(np.diff(batch)) + 1
-        for part in np.split(rows, cuts) if len(rows) else ():
-            yield from self._batch(int(part[0]) // BATCH_ROWS).take(pa.array(part % BATCH_ROWS)).to_pylist()
+        """Whole rows in the given order; neighbours are read together."""
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+            for start in range(0, len(run), AT_ONCE):
+                part = run[start : start + AT_ONCE]
+                yield from self._table.slice(int(part[0]), len(part)).to_pylist()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column, still on disk."""
-        field = self.schema.field(name)
-        batches = map(self._batch, range(self._count))
-        return pa.chunked_array([batch.column(name) for batch in batches], type=field.type)
+        return self._columns[name]

@@ -19,23 +19,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 1024
-_PIECE = 1 << 20
 
 
 def iter_csv(path: Path, name: str) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines.
 
-    Raises DataError if two columns have the same name.
+    Raises DataError if two columns have the same name, and for a line of more than MAX_ROW_BYTES characters.
     """
     limit = csv.field_size_limit(MAX_ROW_BYTES)
     try:
         # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = _Lines(file)
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(_lines(file, name), strict=True)
             header: list[str] | None = None
             while True:
-                place = f"{name}:{lines.begin_row()}"
+                place = f"{name}:{reader.line_num + 1}"
                 try:
                     cells = next(reader)
                 except StopIteration:
@@ -54,33 +52,13 @@ def iter_csv(path: Path, name: str) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-class _Lines:
-    """The lines of a CSV file; csv.reader takes more than one for a row with a line break in a cell."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._read = self._room = 0
-
-    def begin_row(self) -> int:
-        """Give the next row its room, and return the number of its first line."""
-        self._room = MAX_ROW_BYTES
-        return self._read + 1
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        """Return the next line; raise csv.Error for one that makes the row longer than MAX_ROW_BYTES characters."""
-        line = self._file.readline(self._room + 1)
-        if not line:
-            raise StopIteration
-        self._read += 1
-        if len(line) > self._room:
-            while line and not line.endswith(("\n", "\r")):
-                line = self._file.readline(_PIECE)
-            raise csv.Error(f"a row of more than {MAX_ROW_BYTES:,} characters")
-        self._room -= len(line)
-        return line
+def _lines(file: TextIO, name: str) -> Iterator[str]:
+    number = 1
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        if len(line) > MAX_ROW_BYTES:
+            raise DataError(f"{name}:{number}: a line of more than {MAX_ROW_BYTES:,} characters")
+        yield line
+        number += 1
 
 
 def iter_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -115,17 +93,16 @@ def _rows_of(batch: pa.RecordBatch) -> list[Any]:
 
 def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
     """Rows of a hub data set."""
-    rows = iter(dataset)
     for index in range(len(dataset)):
         try:
-            row = next(rows)
+            row = dataset[index]
         except Exception as error:  # decoders of images and audio raise errors of many libraries
-            row, rows = _unreadable(error), iter(dataset.skip(index + 1))
+            row = _unreadable(error)
         yield f"{name}[{index}]", row
 
 
 def _unreadable(error: Exception) -> BadRow:
-    return BadRow(f"the row cannot be read: {quoted(str(error))}", mistake=type(error).__name__)
+    return BadRow(f"the row cannot be read: {quoted(str(error))}")
 
 
 def _check_columns(names: Sequence[str], place: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -126,10 +126,6 @@ class Encoder:
         """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
         return text if self.spellings is None else self.spellings.broken(text)
 
-    def special_in(self, contents: Iterable[str]) -> list[str]:
-        """Return the spellings of special tokens that `content` makes text in any of these, in alphabetical order."""
-        return [] if self.spellings is None else sorted(set().union(*map(self.spellings.found, contents)))
-
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
         broken = [] if self.spellings is None else [text for text in texts if NUL in text]
@@ -138,15 +134,6 @@ class Encoder:
         others = iter(self._as_they_are([text for text in texts if NUL not in text]))
         as_text = iter(self.spellings.tokenize(broken))
         return [next(as_text if NUL in text else others) for text in texts]
-
-    def tokenize_content(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokenise one text of a row; return the ids and the character at which each begins."""
-        if self.spellings is not None and self.spellings.found(text):
-            return self.spellings.tokenize_content(text)
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-        )
-        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
     def _as_they_are(self, texts: list[str]) -> list[list[int]]:
         if not texts:

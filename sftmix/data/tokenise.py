@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,14 @@ from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import Conversations
 from sftmix.data.masks import Outcome, encode_examples
 from sftmix.data.report import DataReport
+from sftmix.data.store import AT_ONCE
 from sftmix.data.templates import Encoder
 from sftmix.types import Example, Int64
 
-AT_ONCE = 256
-"""Conversations of a part, and examples tokenised in one call: enough for the tokenizer's threads, little memory."""
 WORTH_A_PROCESS = 10_000
 """Conversations for which one more process is worth its start; data.num_proc overrules it."""
-_AHEAD = 4
-"""Most parts per process that wait to be written."""
+_AHEAD = 16
+"""Parts per process that are given out together."""
 
 Stored = list[dict[str, Any]]
 
@@ -34,8 +32,9 @@ Stored = list[dict[str, Any]]
 class Tokenise:
     """Function: records -> the rows of their examples to store, and the report on them.
 
-    kept  None, or the ids of the examples to keep; others are neither stored nor counted. They say which conversations
-          are split: a reference reads them as the target does, whatever its own template.
+    whole  conversations are examples; else their turns are
+    kept   None, or the ids of the examples to keep; others are neither stored nor counted. They say which conversations
+           are split: a reference reads them as the target does, whatever its own template.
     """
 
     conversations: Conversations
@@ -50,33 +49,30 @@ class Tokenise:
             name = f"{example.id} ({example.source})"
             for reason in outcome.reasons:
                 report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
-            if not outcome.ids:
-                continue
-            if outcome.spelt:
-                report.add("spelt_special", name, outcome.spelt)
-            row = {
-                "id": example.id,
-                "input_ids": np.asarray(outcome.ids, dtype=np.int32),
-                "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
-                "truncated": "truncated" in outcome.reasons,
-                "n_targets": sum(end - start for start, end in outcome.spans),
-                "record": record,
-                "turn": turn,
-            }
-            stored.append(row)
+            if outcome.ids:
+                row = {
+                    "id": example.id,
+                    "input_ids": np.asarray(outcome.ids, dtype=np.int32),
+                    "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
+                    "truncated": "truncated" in outcome.reasons,
+                    "n_targets": sum(end - start for start, end in outcome.spans),
+                    "record": record,
+                    "turn": turn,
+                }
+                stored.append(row)
         return stored, report
 
     def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
-        found = list(self._examples(records))
+        examples = list(self._examples(records))
         # Conversations with many turns make long lists: pieces of them keep memory bounded.
-        for at in range(0, len(found), AT_ONCE):
-            for record, turn, example, outcome in self._encoded(found[at : at + AT_ONCE]):
+        for at in range(0, len(examples), AT_ONCE):
+            for record, turn, example, outcome in self._encoded(examples[at : at + AT_ONCE]):
                 if outcome.split and self.kept is not None:  # its turns have no place among the ids
                     outcome.reasons = ["split_alone"]
                 yield record, turn, example, outcome
                 if outcome.split and self.kept is None:
-                    yield from self._encoded(list(self.conversations.examples(np.array([record]), whole=False)))
+                    yield from self._encoded(self._turns(record))
 
     def _examples(self, records: Int64) -> Iterator[tuple[int, int, Example]]:
         """Read the examples that are kept; a conversation of which turns are kept comes as these."""
@@ -84,12 +80,14 @@ class Tokenise:
             if self.kept is None or example.id in self.kept:
                 yield record, turn, example
             elif self.whole and sum(message.trained for message in example.messages) > 1:
-                turns = self.conversations.examples(np.array([record]), whole=False)
-                yield from (one for one in turns if one[2].id in self.kept)
+                yield from (one for one in self._turns(record) if one[2].id in self.kept)
 
-    def _encoded(self, found: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
-        outcomes = encode_examples(self.encoder, [example for _, _, example in found], self.max_length)
-        for (record, turn, example), outcome in zip(found, outcomes, strict=True):
+    def _turns(self, record: int) -> list[tuple[int, int, Example]]:
+        return list(self.conversations.examples(np.array([record]), whole=False))
+
+    def _encoded(self, examples: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
+        outcomes = encode_examples(self.encoder, [example for _, _, example in examples], self.max_length)
+        for (record, turn, example), outcome in zip(examples, outcomes, strict=True):
             yield record, turn, example, outcome
 
 
@@ -104,8 +102,8 @@ def tokenised(
     many = min(processes or default_processes(len(records)), max(len(parts), 1))
     done = map(work, parts) if many == 1 else _parallel(work, parts, many)
     with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
-        for part, (stored, told) in zip(parts, done, strict=True):
-            report.take(told)
+        for part, (stored, more) in zip(parts, done, strict=True):
+            report.take(more)
             yield from stored
             bar.update(len(part))
 
@@ -126,19 +124,11 @@ _work: Tokenise | None = None
 
 def _parallel(work: Tokenise, parts: list[Int64], processes: int) -> Iterator[tuple[Stored, DataReport]]:
     """Run `map(work, parts)` in forked workers, which share the memory map and the tokenizer with this process."""
-    waiting: deque[Future[tuple[Stored, DataReport]]] = deque()
     # Spawned workers would import the user's script again, and need seconds to import transformers.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, context, _begin, (work,)) as pool:
-        try:
-            for part in parts:
-                waiting.append(pool.submit(_do, part))
-                if len(waiting) > _AHEAD * processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for at in range(0, len(parts), _AHEAD * processes):  # what waits to be written is in memory
+            yield from pool.map(_do, parts[at : at + _AHEAD * processes])
 
 
 def _begin(work: Tokenise) -> None:

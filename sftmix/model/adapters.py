@@ -7,6 +7,7 @@ puts its layers in the place of the targeted ones, and everything else is frozen
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import warnings
@@ -25,13 +26,23 @@ from transformers.pytorch_utils import Conv1D
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
-from sftmix.model.stored_adapters import FILE, stored_config
 from sftmix.model.unused import freeze_unused, unused_modules, used_modules
 from sftmix.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
+
+FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_ABOUT = "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type"
+_PLACES = """exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
+target_parameters trainable_token_indices"""
+_NUMBERS = """alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
+lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
+TAKEN = frozenset(f"{_ABOUT} {_PLACES} {_NUMBERS}".split())
+"""The keys that may have any value. Every other one must have PEFT's default: `megatron_config` imports a module that
+the file names, and others compute what a plain load of the adapters does not."""
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the LM head, and for experts and routers; here it may also stand in a list."""
@@ -92,10 +103,8 @@ def adapter_config(model: nn.Module) -> LoraConfig | None:
 
 def described_adapters(model: PreTrainedModel) -> str:
     """Describe in one line which weights are trained."""
-    trained, others = trained_numbers(model), sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    adapted = sum(1 for module in model.modules() if hasattr(module, "base_layer"))
-    untied = "; embeddings and LM head are untied by their adapters" if unties(model) else ""
-    return f"adapters on {adapted} modules, {trained:,} trained and {others:,} frozen numbers{untied}"
+    trained, every = trained_numbers(model), sum(p.numel() for p in model.parameters())
+    return f"adapters with {trained:,} trained numbers in a model of {every - trained:,} frozen ones"
 
 
 def trained_numbers(model: nn.Module) -> int:
@@ -120,15 +129,11 @@ def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> N
     """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
     modules = used_modules(model)
     if unknown := [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]:
-        last = dict.fromkeys(m.rpartition(".")[2] for m, part in modules.items() if _is_leaf(part))
+        last = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
             f"there are {', '.join(last)}"
         )
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) and any(True for _ in module.parameters())
 
 
 @contextmanager
@@ -142,6 +147,46 @@ def _as_documented() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
         yield
+
+
+# ---------------------------------------------------------------------------------------- adapters of others
+
+
+def stored_config(directory: Path) -> LoraConfig:
+    """Return the configuration of the LoRA adapters in a directory.
+
+    Raises ConfigError if the file cannot be read, is of other adapters than LoRA, or has a key that is not taken.
+    """
+    from peft import LoraConfig
+
+    file = directory / FILE
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        kind = stored["peft_type"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
+    if kind != "LORA":
+        raise ConfigError(f"{file}: peft_type is {kind!r:.80}; only LORA is loaded")
+    default = LoraConfig().to_dict()
+    for key in sorted(stored.keys() - TAKEN):
+        if stored[key] and stored[key] != default.get(key):
+            raise ConfigError(
+                f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
+                "import, or change how they are computed. Take it out of the file if they work without it, else merge "
+                "them into their base model by PEFT (merge_and_unload), and name the merged one"
+            )
+    try:
+        return LoraConfig(**{key: value for key, value in stored.items() if key in default})
+    except Exception as error:  # values of strangers make PEFT raise anything
+        raise ConfigError(f"{file}: PEFT refuses it: {type(error).__name__}: {error}") from error
+
+
+def base_of_adapters(directory: Path) -> str:
+    """Return the hub id or directory of the base model; raise ConfigError as `stored_config`, and if there is none."""
+    base = stored_config(directory).base_model_name_or_path
+    if not base or not isinstance(base, str):
+        raise ConfigError(f"{directory / FILE} names no base model (base_model_name_or_path is {base!r:.80})")
+    return base
 
 
 # -------------------------------------------------------------------------------------------- quantised base
@@ -174,20 +219,15 @@ def write_adapters(
 
     weights  the full (gathered) trainable weights, by their names in `model`
     base     hub id or directory of the base model; a directory is written as its absolute path
-    Raises ConfigError if the file lacks a trained weight, or if reading it back gives another value.
+    Raises ConfigError if the file would lack a trained weight.
     """
     state = {name: x.detach().to(dtype).contiguous() for name, x in _in_peft_format(model, weights).items()}
-    expected = trained_numbers(model)
-    written = sum(x.numel() for x in state.values())
+    expected, written = trained_numbers(model), sum(x.numel() for x in state.values())
     if written != expected:
         raise ConfigError(
             f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
         )
-    file = directory / "adapter_model.safetensors"
-    save_file(state, file, metadata={"format": "pt"})
-    back = load_file(file)
-    if back.keys() != state.keys() or not all(torch.equal(back[k], state[k]) for k in state):
-        raise ConfigError(f"{file} does not hold what was written to it; is the disk in order?")
+    save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(adapter_config(model))
     assert config is not None
     config.inference_mode = True
@@ -203,7 +243,7 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
 
     Raises ConfigError if they are those of other adapters.
     """
-    file = directory / "adapter_model.safetensors"
+    file = directory / WEIGHTS
     try:
         stored = load_file(file) if file.exists() else {}
     except (OSError, SafetensorError) as error:
@@ -235,38 +275,24 @@ def merge_adapters(model: PreTrainedModel) -> None:
     If the adapters made input embeddings and LM head differ, a tied model is untied.
     """
     if unties(model):
-        _untie(model)
+        head = active(model.get_output_embeddings())
+        layer = getattr(head, "base_layer", head)
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
     for name, module in reversed(list(model.named_modules())):  # PEFT adapts two tensors of experts one in the other
+        parent, _, last = name.rpartition(".")
         if hasattr(module, "modules_to_save"):
-            _put(model, name, module.modules_to_save[ADAPTER])
+            setattr(model.get_submodule(parent), last, module.modules_to_save[ADAPTER])
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
-            _put(model, name, module.base_layer)
+            setattr(model.get_submodule(parent), last, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
 
 
 def unties(model: PreTrainedModel) -> bool:
     """Return True if adapters on one end, or on both, make the embeddings and the head of a tied model differ."""
-    return bool(model.config.get_text_config().tie_word_embeddings) and any(map(_is_adapted, _ends(model)))
-
-
-def _ends(model: PreTrainedModel) -> Sequence[nn.Module]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
-
-
-def _untie(model: PreTrainedModel) -> None:
-    head = active(model.get_output_embeddings())
-    layer = getattr(head, "base_layer", head)
-    layer.weight = nn.Parameter(layer.weight.detach().clone())
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
+    return adapted and bool(model.config.get_text_config().tie_word_embeddings)

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +15,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.common.files import naming_full_disk
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
-
-_DECIDING = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")
-"""Options of generation that decide whether others are valid."""
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def export_model(
@@ -67,12 +61,8 @@ def export_model(
 
 def _cast(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights to store: floats in `dtype`, a tied group by its first name only (gathering unties them)."""
-    names: dict[int, str] = {}
-    aliases = {
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if names.setdefault(id(parameter), name) != name
-    }
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    aliases = every - {name for name, _ in model.named_parameters()}
     state = model.state_dict() if state_dict is None else state_dict
     return {
         name: x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
@@ -100,45 +90,29 @@ def _write_model(
 def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]
 ) -> GenerationConfig:
-    config = _valid(copy.deepcopy(model.generation_config or GenerationConfig()))
-    theirs = config.eos_token_id
-    ids = [tokenizer.eos_token_id, *(theirs if isinstance(theirs, list) else [theirs]), *stop_ids]
-    unique = list(dict.fromkeys(int(i) for i in ids if i is not None))
-    config.eos_token_id = unique[0] if len(unique) == 1 else unique or None
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    return config
+    """Return the model's options of generation with all stop ids, or such as transformers agrees to write.
 
-
-def _valid(given: GenerationConfig) -> GenerationConfig:
-    """Return the options without those that transformers refuses to write: no training may end for their sake.
-
-    Sampling options without do_sample, common on the hub, mean sampling; with do_sample false, or at temperature 0,
-    they are left out.
+    Sampling options without do_sample, common on the hub, mean sampling. Of options that contradict each other only the
+    special tokens stay: no training may end for their sake.
     """
-    greedy = given.do_sample is False or given.temperature == 0
-    config = GenerationConfig(do_sample=False) if greedy else GenerationConfig()
-    for name in sorted(vars(given), key=lambda name: name not in _DECIDING):
-        value = getattr(given, name)
-        if value is None or (greedy and name in ("do_sample", *_SAMPLING)) or _takes(config, name, value):
+    given = model.generation_config or GenerationConfig()
+    ids = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
+    unique = list(dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *ids, *stop_ids] if i is not None))
+    own = {
+        "bos_token_id": given.bos_token_id,
+        "eos_token_id": unique[0] if len(unique) == 1 else unique or None,
+        "pad_token_id": tokenizer.pad_token_id if given.pad_token_id in (None, -1) else given.pad_token_id,
+    }
+    for options in (own, own | {"do_sample": True}):
+        config = copy.deepcopy(given)
+        config.update(**options)
+        try:
+            config.validate(strict=True)
+        except Exception:  # values of strangers make transformers raise anything
             continue
-        if name in _SAMPLING and given.do_sample is None:
-            config.do_sample = _takes(config, "do_sample", True) or None
-            _takes(config, name, value)
-    return config
-
-
-def _takes(config: GenerationConfig, name: str, value: Any) -> bool:
-    """Set an option, and return True, if the options are then valid."""
-    before = vars(config).copy()
-    setattr(config, name, value)
-    try:
-        config.validate(strict=True)
-    except Exception:  # values of strangers make transformers raise anything
-        vars(config).clear()
-        vars(config).update(before)
-        return False
-    return True
+        if given.do_sample in (None, config.do_sample) and given.temperature != 0:
+            return config
+    return GenerationConfig(**own)
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -6,11 +6,10 @@ logits: `check_head` compares the logits of both on a probe batch and refuses a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,6 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import n_embeddings
 from sftmix.model.packing import is_flash
-
-T = TypeVar("T")
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model of ours has."""
@@ -45,7 +42,9 @@ class Head:
 
     @property
     def bias(self) -> Tensor | None:
-        return effective_bias(self.module)
+        """[V], the bias that belongs to the effective weight; None if the layer has none."""
+        layer = active(self.module)
+        return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
     def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
@@ -87,7 +86,11 @@ def check_head(model: PreTrainedModel) -> Head:
         raise ConfigError(f"model.path: {name} does not run as backbone and head: {error}") from error
     finally:
         model.train(training)
-    best, difference = _closest(candidates, hidden, theirs)
+    differences = {}
+    for head in candidates:
+        ours = head.logits(hidden).double()
+        differences[head] = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    best, difference = min(differences.items(), key=lambda entry: entry[1])
     # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     if not difference <= limit:
@@ -118,15 +121,6 @@ def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = name
 
 
-def _closest(candidates: Sequence[Head], hidden: Tensor, theirs: Tensor) -> tuple[Head, float]:
-    best, smallest = candidates[0], float("inf")
-    for head in candidates:
-        ours = head.logits(hidden).double()
-        if ours.shape == theirs.shape and (difference := float((ours - theirs).abs().max())) < smallest:
-            best, smallest = head, difference
-    return best, smallest
-
-
 def _candidates(model: PreTrainedModel) -> list[Head]:
     """Return every head that the config can mean; a single one for a model without scale or cap."""
     module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
@@ -134,26 +128,17 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
     check_adapted_head(module)
     config = model.config.get_text_config()
-    factors = (
-        _number(config, "logit_scale"),
-        _number(config, "lm_head_multiplier"),
-        _number(config, "output_multiplier"),
-    )
-    scales = [x for x in factors if x]
+    scales = [_number(config, key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
     if scaling := _number(config, "logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    caps: list[float | None] = [x for x in (_number(config, "final_logit_softcapping"),) if x]
-    return [Head(module, cap, scale) for cap, scale in product(_or(caps, None), _or(scales, 1.0))]
+    cap = _number(config, "final_logit_softcapping")
+    return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
 
 
 def _number(config: Any, key: str) -> float | None:
+    """Return a number of the config; None for 0, which no formula has."""
     value = getattr(config, key, None)
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _or(named: list[T], neutral: T) -> list[T]:
-    """Return the named values without repeats, or the neutral one if there are none."""
-    return list(dict.fromkeys(named)) or [neutral]
+    return float(value) or None if isinstance(value, (int, float)) else None
 
 
 # ------------------------------------------------------------------------------------------------------- adapted heads
@@ -170,12 +155,6 @@ def effective_weight(module: nn.Module) -> Tensor:
         return layer.weight
     weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
-
-
-def effective_bias(module: nn.Module) -> Tensor | None:
-    """Return [V], the bias that belongs to `effective_weight`; None if the layer has none."""
-    layer = active(module)
-    return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
 
 def check_adapted_head(head: nn.Module) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,17 +19,20 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.files import dtypes_of_files
 from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
 from sftmix.model.unused import freeze_unused
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes by their names in safetensors files."""
+
 
 # ------------------------------------------------------------------------------------------------- loading
 
@@ -92,12 +98,26 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
 
 
+def dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
+    """Return the dtypes of all tensors in the files of a hub id or directory, None for one that is no float.
+
+    Empty if there are no files here, as before a model of the hub is loaded.
+    """
+    files: set[str] = set()
+    for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):  # the latter is taken where both are there
+        with contextlib.suppress(OSError):
+            place = str(cached_file(str(Path(path).expanduser()), name, local_files_only=True))
+            parts = json.loads(Path(place).read_text())["weight_map"] if name == SAFE_WEIGHTS_INDEX_NAME else {}
+            files = {os.path.join(os.path.dirname(place), part) for part in parts.values()} or {place}
+    opened = [safe_open(file, framework="pt") for file in files]
+    return {_DTYPES.get(file.get_slice(name).get_dtype()) for file in opened for name in file.keys()}  # noqa: SIM118
+
+
 def refuse_quantized(path: str | Path) -> None:
     """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
     config = model_config(path)
-    stored = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
+    both = (config, config.get_text_config())
+    stored = next(filter(None, (getattr(one, "quantization_config", None) for one in both)), None)
     if stored:
         method = dict(stored).get("quant_method", "of some kind")
         raise ConfigError(
@@ -156,10 +176,10 @@ def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
     if os.path.isfile(path):
         return _hash(Path(path))
-    commit = getattr(model_config(path), "_commit_hash", None)
-    if commit:
-        return f"{path}@{commit}"
-    files = sorted(p for p in Path(path).expanduser().iterdir() if p.suffix in MODEL_FILES)
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        return f"{path}@{model_config(path)._commit_hash}"
+    files = sorted(p for p in directory.iterdir() if p.suffix in MODEL_FILES)
     return sha256_json({p.name: _hash(p) for p in files})
 
 

@@ -19,12 +19,11 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.common.world import World
-from sftmix.model.files import dtypes_of_files
-from sftmix.model.load import load_model, model_config, stored_dtype
+from sftmix.model.load import dtypes_of_files, load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values
@@ -126,18 +125,11 @@ class Values:
                 setattr(model.get_submodule(owner), key, made[id(parameter)])
 
     def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        """Return this rank's part, cut as `fully_shard` cuts it: along the first dimension, as torch.chunk does."""
+        """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
         like = cast(DTensor, parameter.data)
-        mesh, last = like.device_mesh, like.device_mesh.ndim - 1
-        value = self._whole(name, like)
-        parts, place = torch.chunk(value, mesh.size(last), dim=0), mesh.get_local_rank(last)
-        own = parts[place] if place < len(parts) else value[:0]
-        local = own.to(self._world.device, like.dtype, copy=True)
-        assert local.shape == like.to_local().shape, f"{name}: {local.shape}, not {like.to_local().shape}"
-        whole = DTensor.from_local(
-            local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-        return nn.Parameter(whole, requires_grad=parameter.requires_grad)
+        value = self._whole(name, like).to(self._world.device, like.dtype)
+        whole = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return nn.Parameter(whole.clone(), requires_grad=parameter.requires_grad)
 
     def _whole(self, name: str, like: Tensor) -> Tensor:
         """Return the whole value: from this rank, or sent by rank 0."""

@@ -12,19 +12,22 @@ from transformers import PreTrainedModel
 
 def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze what lies outside the decoder, the input embeddings and the LM head, in place; return the model."""
-    for parameter in _unused(model).values():
-        parameter.requires_grad_(False)
+    used = _used(model)
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
     return model
 
 
 def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the largest modules that hold such weights alone, by their names; none of a model of text."""
-    unused, found = {id(p) for p in _unused(model).values()}, dict[str, nn.Module]()
+    used = _used(model)
+    unused: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         own = {id(p) for p in module.parameters()}
-        if own and own <= unused and not name.startswith(tuple(f"{outer}." for outer in found)):
-            found[name] = module
-    return found
+        if own and not own & used and not name.startswith(tuple(f"{outer}." for outer in unused)):
+            unused[name] = module
+    return unused
 
 
 def used_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -42,9 +45,9 @@ def described_unused(model: PreTrainedModel) -> str | None:
     return f"{numbers:,} numbers that text never goes through stay as they are: {', '.join(unused)}"
 
 
-def _unused(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    if not hasattr(model, "get_decoder"):  # such a model is refused where its head is looked for
-        return {}
-    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
-    used = {id(p) for part in parts if part is not None for p in part.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in used}
+def _used(model: PreTrainedModel) -> set[int]:
+    """Return the identities of the parameters that text goes through."""
+    parts: list[nn.Module | None] = [model]
+    if hasattr(model, "get_decoder"):  # one without is refused where its head is looked for
+        parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    return {id(p) for part in parts if part is not None for p in part.parameters()}

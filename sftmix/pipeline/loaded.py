@@ -15,10 +15,9 @@ from sftmix.config.read import read_finished
 from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder
-from sftmix.model.adapters import load_adapters, quantization_config
+from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, n_embeddings, stored_dtype
 from sftmix.model.paths import named
-from sftmix.model.stored_adapters import base_of_adapters
 from sftmix.options import DataOptions, LoraOptions
 from sftmix.pipeline.finished import FinishedModel
 

@@ -11,11 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sftmix.batches.rows import TokenisedRows
-from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.config.checks import quantized_shards
+from sftmix.config.checks import refuse_sharded
 from sftmix.data import Encoder
 from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.head import check_head
@@ -44,8 +43,8 @@ def load_for_run(
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     sharded = resolve_parallel(options.parallel, world) in SHARDED
-    if lora.quantize and sharded:
-        raise ConfigError(quantized_shards(lora, f"training.parallel {options.parallel} (here fsdp)"))
+    if sharded:
+        refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
     attention = config.model.attention
     if sharded:
         return load_shards(attention, world, path, encoder, lora, seed)

@@ -9,8 +9,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.base import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.inherited import inherit
-from sftmix.options import ReferenceTraining, TrainingOptions
+from sftmix.options import ReferenceTraining, TrainingOptions, inherit
 
 StageName = Literal["reference", "confidence", "split", "train"]
 

@@ -8,7 +8,7 @@ import pickle
 
 import sftmix.components as components
 from sftmix.components.base import Component
-from sftmix.config.schema import component_options
+from sftmix.config.schema import options_of
 
 REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5}
 """Values of required options that are not text."""
@@ -59,7 +59,7 @@ def test_shipped_components_are_rebuilt_from_their_spec_and_pickled():
         for shipped in shipped_ones:
             module, _, name = shipped.path.rpartition(".")
             cls = getattr(importlib.import_module(module), name)
-            defaults = {k: p.default for k, p in component_options(cls).items()}
+            defaults = {k: p.default for k, p in options_of(cls).items()}
             required = {k: REQUIRED.get(k, k) for k, v in defaults.items() if v is inspect.Parameter.empty}
             made: Component = cls(**required)
             spec = made.spec()

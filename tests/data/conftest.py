@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sftmix.common.errors import DataError
+from sftmix.data.rows import Prepared, prepare
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import REAL, SMALL
 
@@ -50,3 +52,21 @@ def write(tmp_path: Path) -> Callable[[str, object], str]:
 def options(tmp_path: Path) -> Callable[..., DataOptions]:
     """DataOptions with a cache of the test's own."""
     return lambda *train, **more: DataOptions(train=list(train), cache_dir=str(tmp_path / "cache"), **more)
+
+
+@pytest.fixture
+def read(options: Callable[..., DataOptions]) -> Callable[..., Prepared]:
+    """prepare, by the names of the training files."""
+    return lambda *train, run_seed=0, **more: prepare(options(*train, **more), run_seed, progress=False)
+
+
+@pytest.fixture
+def refused(read: Callable[..., Prepared]) -> Callable[..., list[str]]:
+    """Lines of the DataError with which `read` ends."""
+
+    def lines(*train: str, **more: object) -> list[str]:
+        with pytest.raises(DataError) as caught:
+            read(*train, **more)
+        return str(caught.value).splitlines()
+
+    return lines

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
 
 from sftmix.common.errors import DataError
 from sftmix.common.names import HUB_ID
-from sftmix.data.rows import prepare
 from sftmix.data.sources import Source, expand, hub_parts
 
 
@@ -23,6 +23,24 @@ def test_hub_ids(name: str) -> None:
 )
 def test_what_is_no_hub_id(name: str) -> None:
     assert not HUB_ID.match(name)
+
+
+def test_files_that_cannot_be_read_are_named(write, refused, tmp_path) -> None:
+    for path, reason in [
+        (str(tmp_path / "missing.jsonl"), "no such file"),
+        ("../../no-such-name", "no such file"),
+        ("a\0b", "no such file"),
+        (write("empty.jsonl", b""), "empty"),
+        (write("rows.jsonl.gz", b"x"), "'.gz' are not read"),
+        (write("blank.jsonl", b"\n\n"), "no usable row"),
+        (write("noarray.json", "[]"), "no usable row"),
+        (write("rows.parquet", b"PAR1 nothing"), "not a readable Parquet file"),
+    ]:
+        message = refused(path)[0]
+        assert reason in message
+        assert Path(path).name in message or "data.train" in message
+    (tmp_path / "folder").mkdir()
+    assert "no file ending in" in refused(str(tmp_path / "folder"))[0]
 
 
 @pytest.mark.parametrize("name", ["no-such/set@train_sft", "no-such/set@train[:50%]", "no-such/set", "no/set:main"])
@@ -49,32 +67,27 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
 def test_a_file_that_vanishes_is_named(name, tmp_path) -> None:
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name}: cannot be read: .*[Nn]o such file"):
-        [list(row["text"]) for _, row in Source(path, "digest").rows()]
+        list(Source(path, "digest").rows())
 
 
-def test_what_a_directory_holds_besides_is_told(write, options, tmp_path) -> None:
+def test_what_a_directory_holds_besides_is_counted(write, read, tmp_path) -> None:
     """Not the hidden files; those without rows are no reason to refuse the others."""
     rows = tmp_path / "rows"
     (rows / "more").mkdir(parents=True)
     for name in ("a.jsonl", "README.md", "notes.txt", ".hidden", "more/b.jsonl"):
         (rows / name).write_text('{"prompt": "p", "completion": "c"}\n')
-    note = f"{rows}: 3 left out of this directory: README.md, more/, notes.txt"
     for _ in range(2):  # from the file, from the cache
-        report = prepare(options(str(rows)), 0, progress=False).report
-        assert (report.rows, report.lines()[0]) == (1, note)
-    for number in range(9):
-        (rows / f"{number}.log").touch()
-    report = prepare(options(str(rows)), 0, progress=False).report
-    assert report.lines()[0] == f"{rows}: 12 left out of this directory: 0.log, 1.log, 2.log, 3.log, 4.log, ..."
+        report = read(str(rows)).report
+        assert (report.rows, report.lines()[0]) == (1, f"{rows}: 3 left out of this directory")
 
 
-def test_a_compressed_file_of_rows_in_a_directory_is_refused(write, options, tmp_path) -> None:
+def test_a_compressed_file_of_rows_in_a_directory_is_refused(write, read, tmp_path) -> None:
     write("a.jsonl", [{"prompt": "p", "completion": "c"}])
     (tmp_path / "images.tar.gz").touch()
-    assert prepare(options(str(tmp_path)), 0, progress=False).report.rows == 1
+    assert read(str(tmp_path)).report.rows == 1
     write("b.jsonl.gz", b"\x1f\x8b")
     with pytest.raises(DataError, match=r"b\.jsonl\.gz: files ending in '\.gz' are not read"):
-        prepare(options(str(tmp_path)), 0, progress=False)
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +144,68 @@ def test_a_subset_is_read(subsets, name, said) -> None:
 def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name) -> None:
     with pytest.raises(DataError, match=rf"^data.train: openai/gsm8k{name}: .*SUBSET.*: \['main', 'socratic'\][^\n]*$"):
         expand([f"openai/gsm8k{name}"], "data.train")
+
+
+# ----------------------------------------------------------------------------------------------- text files
+
+
+def test_text_files_are_documents(write, read):
+    crlf = write("a.txt", b"\xef\xbb\xbfOne.\r\n\r\nTwo caf\xc3\xa9s.\r\n")
+    prepared = read(crlf, write("b.txt", "Three.\n"), write("c.txt", " \n\n"))
+    texts = [text for _, text, _, _ in prepared.train.documents()]
+    assert texts == ["One.\n\nTwo cafés.\n", "Three.\n"]
+    assert (prepared.report.counts, prepared.report.rows) == ({"empty_document": 1}, 3)
+    rows = read(write("rows.jsonl", [{"text": text} for text in texts]), format="text")
+    assert prepared.train.values("id") == rows.train.values("id")
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([{"text": "a b", "id": "x", "source": "web"}], True),
+        ([{"text": "a", "instruction": "b", "output": "c"}], False),  # as the hub's Alpaca has it
+        ([{"text": "a", "messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}], False),
+    ],
+)
+def test_auto_takes_rows_for_text_by_their_only_known_field(rows, text, write, read):
+    assert read(write("rows.jsonl", rows)).text is text
+
+
+@pytest.mark.parametrize("first", ['{"text": "a', "42", '{"body": "b"}'], ids=["broken", "number", "unknown"])
+def test_a_bad_row_does_not_say_what_the_others_are(first, write, read, refused):
+    path = write("rows.jsonl", "\n".join([first, '{"text": "One tale."}', '{"text": "Two tales."}']))
+    prepared = read(path, skip_bad=True)
+    assert [text for _, text, _, _ in prepared.train.documents()] == ["One tale.", "Two tales."]
+    assert prepared.report.counts == {"bad_row": 1}
+    assert refused(path)[1].startswith(f"{path}:1: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"x" * 70_000 + b"\n\n\xc3", r":3: not valid UTF-8: byte 0xc3"),
+        ("a.txt", b"one\ntwo\0\n", r": text contains a NUL"),
+        ("a.jsonl", [{"text": "a"}, {"text": None}], r":2: text must be a string, found null"),
+        ("a.jsonl", [{"text": "a"}, {"body": "b"}], r":2: field 'text' is missing"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', r":2: text contains a lone surrogate"),
+        ("a.jsonl", [{"instruction": "a", "output": "b"}, {"text": "c"}], r":2: a text, where the rows before"),
+        ("a.jsonl", [{"id": "m", "text": "Call me."}, {"id": "m", "text": "Whale."}], r":2: the id 'm' is taken"),
+    ],
+)
+def test_bad_documents_are_named(name, content, message, write, refused):
+    path = write(name, content)
+    assert refused(path)[1].startswith(path + message)
+
+
+def test_a_text_file_has_a_limit(monkeypatch, write, refused):
+    monkeypatch.setattr("sftmix.data.sources.MAX_TEXT_BYTES", 10)
+    path = write("a.txt", "x" * 11)
+    assert refused(path)[1] == f"{path}: a document of 11 bytes; the limit is 10: cut it into several"
+
+
+def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
+    write("README.txt", "About these rows.\n")
+    assert len(read(str(tmp_path)).train.records) == 1
+    write("rows.jsonl", [{"text": "a tale"}])
+    assert len(read(str(tmp_path)).train.records) == 1
+    assert len(read(str(tmp_path), format="text").train.records) == 2

@@ -36,7 +36,7 @@ def tokenised(rows, options, encoder, place, monkeypatch, **more):
     made = options(rows, multi_turn="whole", **more)
     made.cache_dir = None
     data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
-    (stored,) = place.glob("tokens-*/tokens.arrow")
+    (stored,) = place.glob("encoded-*/tokens.arrow")
     return data, stored
 
 
@@ -58,7 +58,7 @@ def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, m
     monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
     with pytest.raises(ConfigError, match="refused by 3"):
         tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
-    assert not list((tmp_path / "cache").glob("tokens-*"))
+    assert not list((tmp_path / "cache").glob("encoded-*"))
 
 
 def refuse(*_):
@@ -69,8 +69,3 @@ def test_more_processes_only_where_they_pay():
     many = len(os.sched_getaffinity(0))
     assert tokenise.default_processes(0) == tokenise.default_processes(2 * tokenise.WORTH_A_PROCESS - 1) == 1
     assert tokenise.default_processes(10**9) == many
-
-
-def test_num_proc_is_at_least_one(rows, options):
-    with pytest.raises(ConfigError, match=r"data\.num_proc is 0; allowed: at least 1"):
-        prepare(options(rows, num_proc=0), 0, progress=False)

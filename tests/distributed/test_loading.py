@@ -21,6 +21,7 @@ from transformers import (
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
+from sftmix.components import AdamW
 from sftmix.model.adapters import add_adapters
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
@@ -66,7 +67,7 @@ def save_models(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-CONFIG: Any = SimpleNamespace(model=ModelOptions())
+CONFIG: Any = SimpleNamespace(model=ModelOptions(), optimizer=AdamW())
 
 
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:

@@ -101,7 +101,7 @@ def test_a_node_with_another_run_directory_is_named(tiny: Tiny, tmp_path: Path) 
         assert "(exitcode: 2)" in agent.printed
         for name, rank in (("one", 0), ("two", 1)):
             assert str(tmp_path / name / "run") in line
-            assert f"node {rank} ({os.uname().nodename}, rank {rank})" in line
+            assert f"node {rank} ({os.uname().nodename}, from rank {rank})" in line
     (kept,) = tmp_path.glob("*/run/STATUS.json")  # of the node that has rank 0
     assert status(kept.parent)["exit_code"] == 2
     assert not list(tmp_path.glob("*/run/.tmp-*"))
@@ -116,7 +116,7 @@ def _as_nodes(world: World, place: str) -> None:
     """Three ranks: the first is a node, the others are another."""
     world = replace(world, local_rank=max(world.rank - 1, 0))
     host, node = os.uname().nodename, min(world.rank, 1)
-    one, two = f"node 0 ({host}, rank 0)", f"node 1 ({host}, ranks 1 to 2)"
+    one, two = f"node 0 ({host}, from rank 0)", f"node 1 ({host}, from rank 1)"
     assert world.of_nodes(world.rank) == {one: 0, two: 1}
 
     def work() -> bool:

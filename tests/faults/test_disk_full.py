@@ -111,7 +111,7 @@ def test_answers_without_room_name_their_file(disk: Disk) -> None:
     place = disk("64k")
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
-        AnswerFile(place / "answers.jsonl").append("target", [{"id": "a", "turns": ["x" * 5000]}])
+        AnswerFile(place / "answers.jsonl").append([{"id": "a", "turn": 0, "answers": "x" * 5000}])
 
 
 def summarises(world: World, place: str) -> None:

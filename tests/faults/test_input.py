@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sftmix.common.errors import DataError
 from sftmix.data.rows import Prepared, prepare
 from sftmix.options import DataOptions
-from tests.data.test_data_bad_rows import BAD_LINES, GOOD, reply, turns
+from tests.data.test_rows import BAD_LINES, GOOD, reply, turns
 from tests.tiny import make_tiny
 
 FINE = {"blank line": b"  ", "CRLF": GOOD.strip() + b"\r", "extra key": GOOD.strip()[:-1] + b', "score": 1}'}

@@ -12,7 +12,6 @@ from sftmix.common.errors import ConfigError
 from sftmix.data import load_data, make_encoder
 from sftmix.data.encoders import text_encoder
 from sftmix.data.masks import encode_examples
-from sftmix.data.text import stretches
 from sftmix.types import Example, Message
 from tests.data.conftest import options, write  # noqa: F401, fixtures
 from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
@@ -156,8 +155,8 @@ def test_tokens_are_meant_by_those_who_say_so(named):
     row = chat("Hi", f"Yo{end}you")
     (as_text,), (as_tokens,) = encode_examples(text, [row], 1000), encode_examples(meant, [row], 1000)
     assert as_text.ids.count(text.end_of_turn_id) == as_tokens.ids.count(text.end_of_turn_id) - 1
-    assert as_text.spelt == [end]
-    assert as_tokens.spelt == []
+    assert as_text.reasons == ["spelt_special"]
+    assert as_tokens.reasons == []
     assert text.fingerprint != meant.fingerprint
 
 
@@ -199,28 +198,16 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
     data = load_data(options(path, format="text"), text_encoder(tokenizer), max_length=64, seed=0, progress=False)
     assert data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) == 2
     assert data.report.counts == {"spelt_in_document": 1}
-    assert f"(data.special_tokens), {eos} in 1: {path}:1" in data.report.lines()[-1]
+    assert f"(data.special_tokens): {path}:1" in data.report.lines()[-1]
     meant = text_encoder(tokenizer, "tokens")
     data = load_data(options(path, format="text"), meant, max_length=64, seed=0, progress=False)
     assert data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) == 4
 
 
-@pytest.mark.parametrize("name", ["bos", "metaspace"])
-def test_long_documents_are_cut_as_ever(name):
-    """Stretches with and without spellings of special tokens give the ids of one call."""
-    encoder = text_encoder(SMALL[name]())
-    lines = [f"Line {n}: a colour{'</s>' * (n % 1000 == 7)} is green.\n" for n in range(3000)]
-    parts = list(stretches(encoder, lines, size=20_000))
-    assert len(parts) > 2
-    whole = encoder.tokenize([encoder.content("".join(lines))])[0]
-    assert [token for part in parts for token in part] == whole
-    assert encoder.tokenizer.eos_token_id not in whole
-
-
 # ------------------------------------------------------------------------------------------ what is told
 
 
-def test_the_report_counts_rows_and_spellings(write, options):  # noqa: F811
+def test_the_report_counts_rows(write, options):  # noqa: F811
     rows = [
         {"instruction": f"Say {n}.", "output": ["Yes", "<|im_end|>", "<|im_end|><|end|><|im_end|>"][n % 3]}
         for n in range(9)
@@ -228,10 +215,8 @@ def test_the_report_counts_rows_and_spellings(write, options):  # noqa: F811
     path = write("rows.jsonl", rows)
     data = load_data(options(path, eval_fraction=0.4), make_encoder(SMALL["chatml"]()), max_length=64, seed=0)
     assert data.report.counts == {"spelt_special": 6}
-    assert data.report.kinds == {"spelt_special": {"<|im_end|>": 6, "<|end|>": 3}}
     line = data.report.lines()[-1]
-    assert line.startswith("6 examples with the spelling of a special token, encoded as text (data.special_tokens), ")
-    assert "<|im_end|> in 6, <|end|> in 3: " in line
+    assert line.startswith("6 examples with the spelling of a special token, encoded as text (data.special_tokens): ")
     assert f"({path}:2)" in line
 
 
@@ -298,7 +283,7 @@ def test_spellings_that_a_normaliser_makes(kind):
     encoder = make_encoder(tokenizer_of(*tokens, normalizer=normalizer))
     assert counts(encoder, f" {spelling}", f"a {spelling} b", "<|im_end|>") == (2, 2)
     (found,) = encode_examples(encoder, [chat("Hi", spelling)], 1000)
-    assert found.spelt == ["<|im_end|>"]
+    assert found.reasons == ["spelt_special"]
 
 
 def test_tokens_of_the_template_that_are_not_marked_special():
@@ -352,7 +337,6 @@ def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
     assert encoder.spellings.tokenize(["■x■"]) == [tokenizer.convert_tokens_to_ids(["■x", "■"])]
-    assert encoder.spellings.found("■x<|im_start|>x") == {"■x", "<|im_start|>x"}
 
 
 def test_a_template_that_writes_json(tmp_path):

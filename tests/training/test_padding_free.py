@@ -25,8 +25,8 @@ from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks
-from tests.test_attention import FAMILIES, LEAKY, build
-from tests.test_models import TINY
+from tests.model.test_models import TINY
+from tests.model.test_packing import FAMILIES, LEAKY, build
 from tests.toy import toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])

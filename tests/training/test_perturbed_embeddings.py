@@ -14,7 +14,7 @@ from sftmix.components import NTP, NEFTune, Perturbation
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from tests.forked import on_ranks
-from tests.test_models import FAMILIES, TINY, build
+from tests.model.test_models import FAMILIES, TINY, build
 from tests.toy import logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6)])

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-from sftmix.cli.help import field_docs, help_text
+from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
 from sftmix.config.merge import Tree, build, merge
-from sftmix.config.messages import EXAMPLES
+from sftmix.config.values import EXAMPLES
 from sftmix.options import as_list
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.cells import is_over
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     own = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run, and exit.")]
     given = read_arguments(argv, own)
     if given.help is not None:
-        print(help_text("compare", "sftmix compare --config FILE --out DIR [options]", ABOUT, given.help, own), end="")
+        print(help_text("compare", ABOUT, given.help, own), end="")
         return
     only_list = given.options.pop("list", "false") == "true"
     comparison = comparison_of(given)
@@ -71,7 +71,7 @@ def listing(comparison: Comparison) -> list[str]:
 @cache
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
-    docs, hints, default = field_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
+    docs, hints, default = option_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
     variants = "Option: value of each variant; usually in a file."
     return (
         OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),

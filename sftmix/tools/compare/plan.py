@@ -14,8 +14,8 @@ from sftmix.common.plain import PlainFields, not_plain
 from sftmix.components.base import plain
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.messages import EXAMPLES
 from sftmix.config.read import from_plain
+from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import seeds_needed
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")

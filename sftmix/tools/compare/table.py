@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import sftmix
 from sftmix.common.files import write_json, write_text
@@ -68,6 +67,8 @@ def write_table(directory: Path, table: Mapping[str, Any]) -> None:
     rows = []
     for name, variant in table["variants"].items():
         rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
+    import pandas as pd
+
     write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
@@ -137,6 +138,8 @@ def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> l
         paths = [r.cell.path / "train" / "eval.parquet" for r in side]
         if metric not in RATIOS or not all(path.exists() for path in paths):
             return None
+        import pandas as pd
+
         frames = [pd.read_parquet(path).set_index("id").sort_index() for path in paths]
         ids = frames[0].index if ids is None else ids
         if not all(RATIOS[metric] in frame and frame.index.equals(ids) for frame in frames):

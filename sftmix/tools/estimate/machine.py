@@ -11,7 +11,7 @@ import torch
 from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
-from sftmix.options import SHARDED, TrainingOptions
+from sftmix.options import TrainingOptions
 from sftmix.training.parallel import resolve_parallel, shard_group
 
 FLOAT, HALF = 4, 2
@@ -49,14 +49,6 @@ class Machine:
         computing = None if self.flops is None else flops / (self.flops * self.mfu * self.count)
         return computing, None if self.bandwidth is None else sent / self.bandwidth
 
-    def hours(self, flops: float, sent: float) -> float:
-        """Device-hours of both: those of the longer one, as if the shorter one were hidden behind it.
-
-        FSDP gathers a layer while the layer before it computes. DDP sends gradients during the backward. Where the two
-        do not overlap well, the true time is longer, at most twice as long.
-        """
-        return max(one or 0.0 for one in self.seconds(flops, sent)) * self.count / 3600
-
 
 def make_machine(
     gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
@@ -76,7 +68,7 @@ def make_machine(
     numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
     for option, number in numbers.items():
         if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
-            raise ConfigError(f"{option} is {number}; allowed: above 0{' and at most 1' * (option == 'mfu')}")
+            raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
     if known:
         tflops = tflops or known.tflops
         bandwidth = bandwidth or (known.bandwidth if gpus <= gpus_per_node else None)
@@ -84,27 +76,31 @@ def make_machine(
     return Machine(gpu, gpus, tflops and tflops * 1e12, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
-    parallel    none, ddp, fsdp or hsdp
-    is_sharded  each rank holds a part of the weights
-    shards      number of such parts; 1: each rank holds all
-    compute     numbers that the weights are computed in
-    size        bytes of a number in a matrix product
+    shards   number of parts of the weights, each on another rank; 1: each rank holds all
+    copies   number of ranks, or groups of them, that hold the same weights
+    compute  numbers that the weights are computed in
     """
 
-    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
-        """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-        count, device = machine.count, machine.device
-        world = World(size=count, device=device, local_size=min(count, machine.per_node))
-        self.machine = machine
-        self.parallel = resolve_parallel(options.parallel, world)
-        self.is_sharded = self.parallel in SHARDED
-        self.shards = count if self.parallel == "fsdp" else 1
-        if self.parallel == "hsdp":
-            self.shards = shard_group(options.shard_group_size, world)
-        self.compute: Compute = "bfloat16" if self.is_sharded else "autocast"
-        if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
-            self.compute = "float32"
-        self.size = FLOAT if self.compute == "float32" else HALF
+    shards: int
+    copies: int
+    compute: Compute
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in a matrix product."""
+        return FLOAT if self.compute == "float32" else HALF
+
+
+def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
+    """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
+    count, device = machine.count, machine.device
+    world = World(size=count, device=device, local_size=min(count, machine.per_node))
+    parallel = resolve_parallel(options.parallel, world)
+    shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
+    if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
+        return Layout(shards, count // shards, "float32")
+    return Layout(shards, count // shards, "bfloat16" if shards > 1 else "autocast")

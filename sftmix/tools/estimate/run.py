@@ -11,17 +11,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from sftmix.common.world import World
-from sftmix.components.base import Optimizer
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded, validate
 from sftmix.pipeline.rows import read_rows, tokenised_rows
+from sftmix.pipeline.start import check_names_given
 from sftmix.tools.estimate import needs
-from sftmix.tools.estimate.machine import Layout, Machine, make_machine
+from sftmix.tools.estimate.machine import Machine, layout_of, make_machine
 from sftmix.tools.estimate.model import FakeModel
-from sftmix.tools.estimate.work import Planner, Work
+from sftmix.tools.estimate.work import Work, plan
 from sftmix.training.log import PeakMemory
 
 __all__ = ["Machine", "estimate", "make_machine"]
@@ -33,15 +31,11 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     Raises the errors of the options, the rows and the configs of the models.
     """
     validate(config, needs_out=False)
+    check_names_given(config)
     config, prepared = read_rows(config, World(), progress=True)
     rows = tokenised_rows(config, prepared, World(), progress=True)
-    process = _resident() if machine.device.type == "cpu" else 0.0
-    models, stages = dict[str, FakeModel](), dict[str, dict[str, Any]]()
-    for work in Planner(config, rows, machine).plan():
-        key = repr((work.model_path, work.lora))  # stages share a model: at 8B its trace takes seconds
-        if key not in models:
-            models[key] = FakeModel(work.model_path, config.model.attention, work.lora)
-        stages[work.name] = _stage(work, models[key], config.optimizer, machine, process)
+    process = float(PeakMemory(machine.device).bytes()) if machine.name == "cpu" else 0.0
+    stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     return {
         "machine": asdict(machine),
@@ -53,44 +47,41 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _resident() -> float:
-    """Return the bytes of this process, which a run holds, too, after a first matrix product and optimizer step."""
-    layer = torch.nn.Linear(512, 512)
-    layer(torch.ones(512, 512)).sum().backward()
-    torch.optim.AdamW(layer.parameters()).step()
-    return float(PeakMemory(torch.device("cpu")).bytes())
+def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> dict[str, Any]:
+    """FLOPs and hours of all devices together, bytes that each one sends and holds.
 
-
-def _stage(work: Work, model: FakeModel, optimizer: Optimizer, machine: Machine, process: float) -> dict[str, Any]:
-    """FLOPs and hours of all devices together, bytes that each one sends and holds."""
-    options, layout = work.options, Layout(work.options, machine)
-    if layout.is_sharded and work.largest:
-        refuse_sharded(optimizer, work.lora, f"training.parallel {options.parallel} (here {layout.parallel})")
-    memory = needs.memory_of(work, model, optimizer, layout, process)
+    Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
+    during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
+    """
+    options, layout = work.options, layout_of(work.options, machine)
+    model = FakeModel(work.model_path, config.model.attention, work.lora)
+    if layout.shards > 1 and work.largest:
+        refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
+    memory = needs.memory_of(work, model, config.optimizer, layout, machine, process)
     training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
     scoring = sum(needs.forward_flops(model, work.read))
-    weights, gradients, scoring_sent = needs.traffic(work, model, layout)
-    steps, sent = max(work.steps, 1), weights + gradients
-    computing, communicating = machine.seconds(training / steps, sent)
-    hours = machine.hours(training, sent * work.steps) + machine.hours(scoring, scoring_sent)
+    weights, gradients = needs.traffic(work, model, layout)
+    computing, communicating = machine.seconds(training / max(work.steps, 1), weights + gradients)
+    reading, _ = machine.seconds(scoring, 0.0)
+    hours = None
+    if computing is not None and reading is not None:
+        hours = (reading + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
     return {
         "model": work.model_path,
         "numbers": model.numbers.all,
         "trained": model.numbers.trained,
         "steps": work.steps,
-        "training_tokens": round(work.trained.tokens),
-        "scored_tokens": round(work.read.tokens),
+        "training_tokens": round(work.trained[0]),
+        "scored_tokens": round(work.read[0]),
         "training_flops": training,
         "scoring_flops": scoring,
-        "device_hours": hours if machine.flops else None,
+        "device_hours": hours,
         "step": {
-            "tokens_per_device": work.trained.tokens / steps / machine.count,
             "micro_batches": work.micro_batches,
-            "sent_bytes_per_device": {"weights": weights, "gradients": gradients, "all": sent},
+            "sent_bytes_per_device": {"weights": weights, "gradients": gradients},
             "computing_seconds": computing,
             "communicating_seconds": communicating,
         },
-        "scoring_sent_bytes_per_device": scoring_sent,
         "memory_bytes": memory,
         "fits": None if machine.memory is None else memory["peak"] <= machine.memory,
     }

@@ -156,7 +156,8 @@ def _own_task(name: str, data_dir: str | Path | None) -> Task:
             f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
             f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
         )
-    spec, files = {}, [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
+    files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
+    spec: dict[str, Any] = {}
     for file in files:
         spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
     del spec["include"]
@@ -199,7 +200,7 @@ def _measure(
 
     with named(model.option):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
-    about = {"model": model.name, "path": model.path, "identity": identity, "run": run}
+    about: dict[str, Any] = {"model": model.name, "path": model.path, "identity": identity, "run": run}
     missing = []
     for task in tasks:
         usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]

@@ -115,7 +115,7 @@ def _row(name: str, key: object, raw: Mapping[str, Any], first: int) -> Row:
 def _first_option(raw: Sequence[Mapping[str, Any]], path: File) -> int:
     """Return where MedMCQA's `cop` begins: at 1 in the authors' files, at 0 on the hub. All rows tell which it is."""
     places = {int(row["cop"]) for row in raw if "cop" in row}
-    if places and (-1 in places or (0 in places) == (4 in places)):
+    if places and (0 in places) == (4 in places):
         raise DataError(
             f"{path}: cop is {sorted(places)}: this split is published without answers (-1; take the validation "
             "split), or it cannot be told whether cop counts from 0 or 1"

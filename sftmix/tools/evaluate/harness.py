@@ -46,13 +46,8 @@ class Harness(HFLM):
             others = [turn for turn in turns if turn["role"] != "system"]
             return self._encoder.render([others], prompt=True)[0] + begun
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **more: Any
-    ) -> list[int]:
-        if not self._chat:
-            return super().tok_encode(string, add_special_tokens, left_truncate_len, **more)
-        ids = self._encoder.tokenize([string])[0]
-        return ids[-left_truncate_len:] if left_truncate_len else ids
+    def tok_encode(self, string: str, *args: Any, **more: Any) -> list[int]:
+        return self._encoder.tokenize([string])[0] if self._chat else super().tok_encode(string, *args, **more)
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **more: Any

@@ -16,19 +16,21 @@ from sftmix.common.rng import generator
 Row = dict[str, str]
 Task = Callable[[np.random.Generator], tuple[str, str, str]]
 
-KINDS = {
-    "animal": ["cat", "dog", "horse", "fox", "bird", "fish"],
-    "food": ["bread", "cheese", "soup", "rice", "apple", "cake"],
-    "colour": ["red", "blue", "green", "white", "black", "yellow"],
-    "place": ["house", "garden", "river", "street", "forest", "beach"],
+_KINDS = {
+    "animal": "cat dog horse fox bird fish",
+    "food": "bread cheese soup rice apple cake",
+    "colour": "red blue green white black yellow",
+    "place": "house garden river street forest beach",
+    "name": "Ann Ben Cleo Dan Eva Finn Gus Hana Ivo June Karl Lena",
 }
+KINDS = {kind: words.split() for kind, words in _KINDS.items()}
+NAMES = KINDS["name"]
 OPPOSITES = "hot-cold big-small fast-slow old-new happy-sad light-dark hard-soft wet-dry rich-poor loud-quiet"
 OPPOSITE = {a: b for pair in OPPOSITES.split() for a, b in (pair.split("-"), pair.split("-")[::-1])}
-KIND_OF = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
+KIND_OF = {noun: kind for kind, nouns in KINDS.items() if kind != "name" for noun in nouns}
 NOUNS, ADJECTIVES = list(KIND_OF), list(OPPOSITE)
 NUMBERS = [str(n) for n in range(12)]
 COUNTS = ["zero", "one", "two", "three", "four", "five", "six"]
-NAMES = ["Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Karl", "Lena"]
 
 
 def make_rows(*, n: int, seed: int) -> list[Row]:
@@ -88,7 +90,7 @@ def _count(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _pick(rng: np.random.Generator) -> tuple[str, str, str]:
-    kind, items = [*KINDS.items(), ("name", NAMES)][rng.integers(len(KINDS) + 1)]
+    kind, items = list(KINDS.items())[rng.integers(len(KINDS))]
     return _listed(items, f"Pick any {kind} you like.", f"Give me some {kind} ideas.")(rng)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sftmix.cli.help import OwnOption
+from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
@@ -52,7 +52,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
     given = read_words("export", ABOUT, add_options, argv)
-    check_push(given.push_to_hub, None, private=given.private)
     if given.to is None and given.push_to_hub is None:
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
     if given.push_to_hub is not None and given.license is None:
@@ -90,13 +89,6 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     else:
         say(f"export: {run} to {given.push_to_hub}")
         print(push(to, given.push_to_hub, kind="model", private=given.private))
-
-
-def check_push(name: str | None, license: str | None, *, private: bool) -> None:
-    """Raise ConfigError for an option of an upload without one."""
-    if name is None and (private or license is not None):
-        option = "--private" if private else f"--license {license}"
-        raise ConfigError(f"{option} is for an upload; give --push_to_hub NAME, too")
 
 
 def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:

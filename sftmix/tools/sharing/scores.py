@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import write_text
-from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_hashes
+from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_table
 from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.sharing.cards import CARD, scores_card
 
@@ -26,6 +26,6 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     to.mkdir(parents=True, exist_ok=True)
     write_dynamics(to / "dynamics.parquet", dynamics)
     write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
-    write_hashes(to / "rows.parquet", rows.ids, rows.content_hashes())
+    write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     alone = dynamics.alone_nll_sum is not None
     write_text(to / CARD, scores_card(run, rows=len(rows.ids), alone=alone, name=name, license=license))

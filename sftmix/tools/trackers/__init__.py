@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import sys
+import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,13 +78,13 @@ class Tracker(Callback):
         config  the plain form of the run's configuration
         """
 
-    @abstractmethod
     def write(self, row: Row) -> None:
         """Send a row."""
+        self._client.log(dict(row.values), step=row.step)
 
-    @abstractmethod
     def summarise(self, figures: Mapping[str, float]) -> None:
         """Send the numbers of summary.json."""
+        self.write(Row(-1, "summary", 0, time.time(), {f"summary/{name}": value for name, value in figures.items()}))
 
     def close(self) -> None:
         """Send what is still on its way, and end."""
@@ -110,7 +111,11 @@ class Tracker(Callback):
         self.end()
         hold = Hold(self.folder(run))
         hold.take()
-        self._known = self.open(run, read_yaml(run / "config.yaml"))
+        try:
+            self._known = self.open(run, read_yaml(run / "config.yaml"))
+        except BaseException:
+            hold.release()
+            raise
         self._run, self._hold = run, hold
         self._read, self.rows = dict.fromkeys(STAGES, 0), 0
         atexit.register(self.end)
@@ -138,10 +143,9 @@ class Tracker(Callback):
                         break
                     self._read[stage] += len(text)
                     line = read_object(text, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
-                    step, time = line.pop("step"), line.pop("time")
-                    line.pop("rows", None)  # a hash is nothing to plot
-                    values = {f"{stage}/{name}": value for name, value in line.items() if value is not None}
-                    yield Row(self.rows, stage, step, time, values)
+                    apart = ("step", "time", "rows")  # the last is a hash, which is nothing to plot
+                    values = {f"{stage}/{k}": v for k, v in line.items() if k not in apart and v is not None}
+                    yield Row(self.rows, stage, line["step"], line["time"], values)
                     self.rows += 1
 
     def end(self) -> None:
@@ -186,36 +190,27 @@ class TensorBoard(Tracker):
         super().__init__()
 
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
-        import yaml
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
         from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import text
 
-        folder = self.folder(run)
-        logs = list[list[str]]()
+        folder, logs = self.folder(run), list[list[str]]()
         for path in sorted(folder.glob("events.out.tfevents.*")):
             logs += [[value.tag for value in event.summary.value] for event in LegacyEventFileLoader(str(path)).Load()]
-        self._writer = FileWriter(str(folder))
+        self._client = FileWriter(str(folder))
         if not any(logs):
-            lines = yaml.safe_dump(dict(config), sort_keys=False).splitlines()
-            self._writer.add_summary(text("config", "\n".join(f"    {line}" for line in lines)), 0)
+            self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
         return _count(logs)
 
     def write(self, row: Row) -> None:
-        # One event for the whole row: it is in the file or not, wherever a process ends.
-        self._add(row.values, row.step, row.time)
-
-    def summarise(self, figures: Mapping[str, float]) -> None:
-        self._add({f"summary/{name}": value for name, value in figures.items()}, 0)
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _add(self, values: Mapping[str, float], step: int, time: float | None = None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._writer.add_summary(Summary(value=scalars), step, time)
+        # One event for the whole row: it is in the file or not, wherever a process ends.
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.values.items()]
+        self._client.add_summary(Summary(value=scalars), row.step, row.time)
+
+    def close(self) -> None:
+        self._client.close()
 
 
 class WandB(Tracker):
@@ -263,12 +258,6 @@ class Trackio(Tracker):
         self._client = trackio.init(project=self.project, name=name, resume="allow", config=dict(config), embed=False)
         return _count(SQLiteStorage.get_logs(self.project, name))
 
-    def write(self, row: Row) -> None:
-        self._client.log(dict(row.values), step=row.step)
-
-    def summarise(self, figures: Mapping[str, float]) -> None:
-        self._client.log({f"summary/{name}": value for name, value in figures.items()}, step=0)
-
 
 class SwanLab(Tracker):
     """An experiment of SwanLab; SWANLAB_MODE=offline keeps it in RUN/trackers/swanlab, for `swanlab sync`."""
@@ -290,9 +279,6 @@ class SwanLab(Tracker):
         # Offline every process begins a new directory, which gets all rows. Online the client knows the last step that
         # the server has of each metric, and leaves out what comes before.
         return 0
-
-    def write(self, row: Row) -> None:
-        self._client.log(dict(row.values), step=row.step)
 
     def summarise(self, figures: Mapping[str, float]) -> None:
         self._client.config.update({"summary": dict(figures)})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from math import comb
+from pathlib import Path
 
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.tools.answers.blind import Blind, Verdict, read_blind, table
-from sftmix.tools.answers.formats import Answered
+from sftmix.tools.answers.blind import read_blind, sign_test, write_blind
 from sftmix.tools.answers.questions import Question
 
 N = 40
@@ -34,8 +35,14 @@ def fill(path, better, *, delimiter: str = ",") -> None:
 def written(to, seed: int = 3):
     """Write the sheet of N questions and its key; return the sheet."""
     questions = [Question(f"q{i}", ({"role": "user", "content": f'Ask; {i},\n"why"?'},)) for i in range(N)]
-    models = [Answered(name, name, [[f"{name[0]} says {i}\nÄ"] for i in range(N)]) for name in ("target", "baseline")]
-    return Blind().write(to, questions, models, seed=seed)[0]
+    answers = {name: [f"{name[0]} says {i}\nÄ" for i in range(N)] for name in ("target", "baseline")}
+    write_blind(to, questions, answers, seed)
+    return to / "sheet.csv"
+
+
+def counts(*sheets, key=None) -> list[list[str]]:
+    """Of each line of the table: first model better, tie, second better, not rated, p."""
+    return [line.removesuffix(" |").split(" | ")[1:] for line in read_blind(sheets, key).splitlines()[2:]]
 
 
 @pytest.fixture
@@ -63,20 +70,11 @@ def test_the_sheet_hides_the_models_and_the_key_tells_them(sheet):
 def test_no_cell_is_a_formula(begin, tmp_path):
     """A spreadsheet takes what stands behind an apostrophe for text; other cells stay as they are."""
     question = Question("q", ({"role": "user", "content": begin},))
-    models = [Answered(name, name, [[text]]) for name, text in (("target", begin), ("baseline", "a = 1"))]
-    with open(Blind().write(tmp_path, [question], models, seed=0)[0], encoding="utf-8-sig", newline="") as file:
+    write_blind(tmp_path, [question], {"target": [begin], "baseline": ["a = 1"]}, seed=0)
+    with open(tmp_path / "sheet.csv", encoding="utf-8-sig", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["question"] == f"'{begin}"
     assert {row["A"], row["B"]} == {f"'{begin}", "a = 1"}
-
-
-def test_rows_of_nothing_are_none(sheet):
-    """As spreadsheets leave them at the end, and where a rater cleared a row."""
-    fill(sheet, lambda row: "tie")
-    empty = "," * (len(rows_of(sheet)[0]) - 1)
-    sheet.write_text(sheet.read_text(encoding="utf-8") + f"{empty}\n , ,{empty[2:]}\n", encoding="utf-8")
-    (verdict,) = read_blind([sheet])[1]
-    assert (verdict.ties, verdict.unrated) == (N, 0)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -89,49 +87,42 @@ def test_a_filled_sheet_gives_the_counts(sheet, delimiter):
         return "" if i >= 37 else "Tie " if i >= 30 else "a" if row["A"][0] == like else "B"
 
     fill(sheet, better, delimiter=delimiter)
-    models, (verdict,) = read_blind([sheet])
-    assert models == ["target", "baseline"]
-    assert (verdict.wins, verdict.ties, verdict.losses, verdict.unrated) == (25, 7, 5, 3)
+    with sheet.open("a", encoding="utf-8") as file:
+        file.write(f"{delimiter * 5}\n")  # as spreadsheets leave them at the end
     exact = 2 * sum(comb(30, k) for k in range(6)) / 2**30
-    assert verdict.p_value == pytest.approx(exact, rel=1e-12)
-    assert f"| 25 | 7 | 5 | 3 | {exact:.4g} |" in table(models, [verdict])
+    assert sign_test(25, 5) == pytest.approx(exact, rel=1e-12)
+    assert read_blind([sheet]).splitlines() == [
+        "| sheet | target better | tie | baseline better | not rated | sign test p |",
+        "|---|---|---|---|---|---|",
+        f"| {sheet} | 25 | 7 | 5 | 3 | {exact:.4g} |",
+    ]
 
 
 def test_raters_together_count_each_question_once(sheet, tmp_path):
-    second, third = tmp_path / "second.csv", tmp_path / "third.csv"
-    for other in (second, third):
-        other.write_bytes(sheet.read_bytes())
-    fill(sheet, lambda row: "A" if row["A"][0] == "t" else "B")
-    fill(second, lambda row: "A" if row["A"][0] == "t" else "B")
-    fill(third, lambda row: "B" if row["A"][0] == "t" else "A")
-    together = read_blind([sheet, second, third])[1][-1]
-    assert (together.wins, together.ties, together.losses) == (N, 0, 0)
-    tied = read_blind([sheet, third])[1][-1]
-    assert (tied.wins, tied.ties, tied.losses, tied.p_value) == (0, N, 0, 1.0)
+    second, third = (Path(shutil.copy(sheet, tmp_path / name)) for name in ("second.csv", "third.csv"))
+    for one, letters in ((sheet, "AB"), (second, "AB"), (third, "BA")):
+        fill(one, lambda row, letters=letters: letters[row["A"][0] != "t"])
+    assert counts(sheet, second, third)[-1][:3] == [str(N), "0", "0"]
+    assert counts(sheet, third)[-1] == ["0", str(N), "0", "0", "1"]
+    assert sign_test(5, 0) == pytest.approx(2 / 2**5)
 
 
-def test_the_sign_test_leaves_ties_out_and_knows_even_counts():
-    assert Verdict("x", 3, 100, 3, 0).p_value == 1.0
-    assert Verdict("x", 5, 0, 0, 0).p_value == pytest.approx(2 / 2**5)
-
-
-@pytest.mark.parametrize(("value", "words"), [("C", "allowed: A, B, tie"), ("yes", "allowed: A, B, tie")])
-def test_a_judgement_that_is_none_is_named(sheet, value, words):
-    fill(sheet, lambda row: value if row["number"] == "7" else "")
-    with pytest.raises(DataError, match=rf"sheet.csv:\d+: better is '{value}'; {words}"):
+def test_a_judgement_that_is_none_is_named(sheet):
+    fill(sheet, lambda row: "C" if row["number"] == "7" else "")
+    with pytest.raises(DataError, match=r"sheet.csv:\d+: number '7', better 'C', .* A, B, tie, or nothing"):
         read_blind([sheet])
 
 
-def test_a_sheet_without_its_key_or_columns_is_refused(sheet, tmp_path):
-    (tmp_path / "other").mkdir()
-    copy = tmp_path / "other" / "sheet.csv"
+def test_a_sheet_needs_its_own_key(sheet, tmp_path):
+    copy = tmp_path / "copy" / "sheet.csv"
+    copy.parent.mkdir()
     copy.write_bytes(sheet.read_bytes())
     with pytest.raises(ConfigError, match="--key"):
         read_blind([copy])
-    assert read_blind([copy], sheet.parent / "key.json")[1][0].unrated == N
-    copy.write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column number and better"):
-        read_blind([copy], sheet.parent / "key.json")
+    assert counts(copy, key=sheet.parent / "key.json") == [["0", "0", "0", str(N), "1"]]
+    other = written(tmp_path / "other", seed=4).parent / "key.json"
+    with pytest.raises(DataError, match=r"sheet.csv:\d+: .* sheet 's\w{8}'.* and s\w{8}, of which --key is the key"):
+        read_blind([sheet], other)
 
 
 def test_a_filled_sheet_is_never_overwritten(sheet):
@@ -144,17 +135,9 @@ def test_a_filled_sheet_is_never_overwritten(sheet):
             written(sheet.parent, seed)
         assert (sheet.read_bytes(), key.read_bytes()) == (filled, known)
     sheet.unlink()  # given to a rater: another key would not be that of the sheet
-    with pytest.raises(ConfigError, match=r"key\.json is there"):
+    with pytest.raises(ConfigError, match="raters may have filled the sheet"):
         written(sheet.parent, 4)
     assert (sheet.exists(), key.read_bytes()) == (False, known)
-
-
-def test_a_sheet_is_read_with_its_own_key_alone(sheet, tmp_path):
-    other = written(tmp_path / "other", seed=4).parent / "key.json"
-    fill(sheet, lambda row: "A")
-    with pytest.raises(DataError, match=r"sheet.csv:\d+: the row is of the sheet s\w{8}, and the key of s\w{8}; --key"):
-        read_blind([sheet], other)
-    assert read_blind([sheet])[1][0].unrated == 0
 
 
 def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):
@@ -165,14 +148,5 @@ def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):
     assert sftmix(*words, "--models", "target,baseline").code == 0
     done = sftmix("generate", "--read_blind", str(tmp_path / "b" / "sheet.csv"))
     assert "| 0 | 0 | 0 | 11 | 1 |" in done.out
-    sheet = str(tmp_path / "b" / "sheet.csv")
-    for more, told in (
-        (["--read_blind", sheet, "--to", "x"], "--read_blind and --to (x) exclude each other"),
-        ([str(finished.path), "--read_blind", sheet], "--read_blind and RUN_OR_MODEL"),
-        (["--read_blind", sheet, "--models", "base"], "--read_blind and --models (base) exclude each other"),
-        (["--read_blind", sheet, "--format", "blind"], "--read_blind and --format (blind) exclude each other"),
-        (["--read_blind", sheet, "--temperature", "0.5"], "--read_blind and --temperature (0.5) exclude each other"),
-        ([str(finished.path), "--to", "x", "--key", "k.json"], "--key is k.json, but it belongs to --read_blind"),
-    ):
-        wrong = sftmix("generate", *more)
-        assert (wrong.code, told in wrong.err) == (2, True), wrong.err
+    wrong = sftmix("generate", "--read_blind", str(tmp_path / "b" / "sheet.csv"), "--temperature", "0.5")
+    assert (wrong.code, "--read_blind and --temperature (0.5) exclude each other" in wrong.err) == (2, True)

@@ -7,30 +7,32 @@ import re
 
 import pytest
 
-from sftmix.config.read import read_config
-from sftmix.data.encoders import encoder_for
-from sftmix.data.masks import encode_examples
-from sftmix.model.load import load_tokenizer
-from sftmix.tools.answers.batches import answered
-from sftmix.tools.answers.chat import Talk, chat
+from sftmix.tools.answers.answering import answered
+from sftmix.tools.answers.chat import chat
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
-from sftmix.types import Example, Message
 
 OPTIONS = AnswerOptions(max_new_tokens=8)
 
 
 @pytest.fixture
-def prompts(lively, monkeypatch):
-    """All prompts that the model was given, as it was given them."""
-    seen, generate = [], lively.model.generate
+def spied(lively, monkeypatch):
+    """All prompts that the model was given, as it was given them, and the ids of its answers."""
+    prompts, answers, generate = [], [], lively.model.generate
 
     def spy(**options):
-        seen.append(options["input_ids"][0].tolist())
-        return generate(**options)
+        prompts.append(options["input_ids"][0].tolist())
+        ids = generate(**options)
+        answers.append(ids[0, len(prompts[-1]) :].tolist())
+        return ids
 
     monkeypatch.setattr(lively.model, "generate", spy)
-    return seen
+    return prompts, answers
+
+
+@pytest.fixture
+def prompts(spied):
+    return spied[0]
 
 
 def said(models, *lines: str, options: AnswerOptions = OPTIONS) -> str:
@@ -39,45 +41,29 @@ def said(models, *lines: str, options: AnswerOptions = OPTIONS) -> str:
     return out.getvalue()
 
 
-def test_each_prompt_is_the_training_render_of_the_conversation(lively, prompts, finished):
-    talk, out = Talk(lively, AnswerOptions(max_new_tokens=8, system="Be brief.")), io.StringIO()
-    for text in ("Add 2 and 3.", "And 4?", "Why?"):
-        talk.answer(text, out)
-    config = read_config(finished.path / "config.yaml")
-    encoder = encoder_for(load_tokenizer(config.model.path), config.data)
-    turns = [Message(m["role"], m["content"], m["role"] == "assistant") for m in talk.messages]
-    (outcome,) = encode_examples(encoder, [Example("x", tuple(turns))], 1000)
-    assert [m.role for m in turns] == ["system", *["user", "assistant"] * 3]
-    assert prompts == [outcome.ids[:start] for start, _ in outcome.spans]
-    assert all(turn.content.strip() for turn in turns)
+def test_each_prompt_is_the_conversation_so_far(lively, spied):
+    prompts, answers = spied
+    asked, messages = ("Add 2 and 3.", "And 4?", "Why?"), [{"role": "system", "content": "Be brief."}]
+    said([lively], *asked, options=AnswerOptions(max_new_tokens=8, system="Be brief."))
+    for text, prompt, ids in zip(asked, prompts, answers, strict=True):
+        messages.append({"role": "user", "content": text})
+        assert prompt == lively.render(messages)
+        messages.append({"role": "assistant", "content": lively.text_of(ids)})
 
 
-def test_answers_are_those_of_generate_written_piece_by_piece(lively):
-    out = Pieces()
+def test_answers_are_those_of_generate_written_piece_by_piece(lively, monkeypatch):
+    out, pieces = io.StringIO(), []
+    monkeypatch.setattr(out, "write", pieces.append)
     chat([lively], OPTIONS, ["Add 2 and 3."], out)
-    question = Question("q", ({"role": "user", "content": "Add 2 and 3."},))
-    ((line,),) = answered(lively, [question], (), OPTIONS)
-    text = line["turns"][0]["text"]
+    text = answered_once(lively, "Add 2 and 3.")
     assert re.search("[\x0b-\x1f]", text)  # it would move the cursor
-    assert "".join(out.written) == re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", escaped, text) + "\n"
-    assert len([piece for piece in out.written if piece]) > 4
+    assert "".join(pieces) == re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", escaped, text) + "\n"
+    assert len([piece for piece in pieces if piece]) > 4
 
 
 def escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return "\\r" if code == 13 else f"\\x{code:02x}"
-
-
-class Pieces(io.StringIO):
-    """Keeps what is written, call by call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = list[str]()
-
-    def write(self, text: str) -> int:
-        self.written.append(text)
-        return len(text)
 
 
 def test_reset_and_system_begin_anew(lively, prompts):
@@ -94,61 +80,31 @@ def test_quit_ends_help_helps_and_unknown_commands_are_named(lively, prompts):
     assert prompts == []
 
 
-def test_sampling_is_the_seeds(lively):
-    options = AnswerOptions(max_new_tokens=8, temperature=1.0)
-    first = said([lively], "Hello", options=options)
-    assert said([lively], "Hello", options=options) == first
-    assert said([lively], "Hello", options=AnswerOptions(max_new_tokens=8, temperature=1.0, seed=1)) != first
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(lively, monkeypatch):
-    """It comes in the middle of an answer: what was written is kept as the answer, and the next line is answered."""
-    forward, calls = lively.model.forward, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return forward(*args, **kwargs)
-
-    whole = Talk(lively, OPTIONS)
-    whole.answer("Hello", io.StringIO())
-    monkeypatch.setattr(lively.model, "forward", interrupted)
-    talk, out = Talk(lively, OPTIONS), io.StringIO()
-    assert not talk.answer("Hello", out)
-    kept = talk.messages[-1]
-    assert kept["role"] == "assistant"
-    assert kept["content"]
-    assert whole.messages[-1]["content"].startswith(kept["content"])
-    assert out.getvalue() == kept["content"] + "\n"
-    assert talk.answer("And now?", out)
-
-
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_ctrl_c_takes_the_turn_back_in_both_conversations(lively, monkeypatch, stopped):
+def test_ctrl_c_takes_the_turn_back_in_all_conversations(lively, prompts, monkeypatch, stopped):
     """Each model answers the same questions, whichever of the two answers Ctrl-C stops."""
-    asked, generate, forward = [], lively.model.generate, lively.model.forward
-
-    def spy(**options):
-        asked.append(options["input_ids"][0].tolist())
-        return generate(**options)
+    forward = lively.model.forward
 
     def interrupted(*args, **kwargs):
-        if len(asked) == 3 + stopped and kwargs["input_ids"].shape[1] == 1:  # in the middle of an answer to "Two"
+        if len(prompts) == 3 + stopped and kwargs["input_ids"].shape[1] == 1:  # in the middle of an answer to "Two"
             raise KeyboardInterrupt
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(lively.model, "generate", spy)
     monkeypatch.setattr(lively.model, "forward", interrupted)
     text = said([lively, lively], "One", "Two", "Three")
     assert text.count("the turn is taken back") == 1
-    *_, first, second = asked
-    assert len(asked) == 2 + 1 + stopped + 2
+    *_, first, second = prompts
+    assert len(prompts) == 2 + 1 + stopped + 2
     monkeypatch.undo()
-    talk = Talk(lively, OPTIONS)
-    talk.answer("One", io.StringIO())
-    expected = lively.render([*talk.messages, {"role": "user", "content": "Three"}])
+    asked = [{"role": "user", "content": "One"}, {"role": "assistant", "content": answered_once(lively, "One")}]
+    expected = lively.render([*asked, {"role": "user", "content": "Three"}])
     assert [first, second] == [expected, expected]
+
+
+def answered_once(loaded, text: str) -> str:
+    question = Question("q", ({"role": "user", "content": text},))
+    ((answer,),) = answered(loaded, [question], {}, OPTIONS)
+    return answer["answers"]
 
 
 def test_a_conversation_as_long_as_the_context_says_so(lively):

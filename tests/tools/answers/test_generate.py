@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.tools.answers.batches import answered
-from sftmix.tools.answers.generate import Made, generate, told
+from sftmix.tools.answers.answering import Drawn, answered, generated
+from sftmix.tools.answers.generate import generate
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question, read_questions
-from sftmix.tools.answers.sampling import Drawn, processors, uniforms
-from sftmix.tools.answers.store import AnswerFile
+from sftmix.tools.answers.questions import Question, of_rows, read_questions
+from sftmix.tools.answers.store import COLUMNS, AnswerFile
 
 SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
 
@@ -28,8 +27,10 @@ def questions_of(n: int) -> list[Question]:
 
 
 def all_answers(loaded, questions, **options) -> dict[str, list]:
-    made = answered(loaded, questions, (), AnswerOptions(max_new_tokens=12, **options))
-    return {line["id"]: line["turns"] for batch in made for line in batch}
+    answers = {}
+    for batch in answered(loaded, questions, answers, AnswerOptions(**{"max_new_tokens": 12, **options})):
+        assert all(answers[loaded.name, answer["id"], answer["turn"]] is answer for answer in batch)
+    return {q.id: [answers[loaded.name, q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -39,7 +40,7 @@ def all_answers(loaded, questions, **options) -> dict[str, list]:
 def test_the_batch_changes_no_token(lively, options):
     questions = questions_of(9)
     alone = all_answers(lively, questions, batch_size=1, **options)
-    assert len({turns[0]["text"] for turns in alone.values()}) > 6  # else any batch would give the same
+    assert len({turns[0]["answers"] for turns in alone.values()}) > 6  # else any batch would give the same
     assert all_answers(lively, questions, batch_size=8, **options) == alone
     assert all_answers(lively, questions[::-1], batch_size=4, **options) == alone
 
@@ -53,19 +54,22 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
             with torch.no_grad():
                 ids = [*ids, int(lively.model(torch.tensor([ids])).logits[0, -1].argmax())]
         (turn,) = all_answers(lively, [question])[question.id]
-        assert turn["text"] == lively.text_of(ids[prompt:])
+        assert turn["answers"] == lively.text_of(ids[prompt:])
         assert (turn["prompt_tokens"], turn["answer_tokens"]) == (prompt, len(ids) - prompt)
         assert turn["finish"] == ("stop" if ids[-1] in lively.stop_ids else "length")
 
 
-def test_other_seeds_and_ids_draw_other_tokens(lively):
-    questions = questions_of(4)
-    first = all_answers(lively, questions, temperature=1.0)
-    assert all_answers(lively, questions, temperature=1.0) == first
-    assert all_answers(lively, questions, temperature=1.0, seed=7) != first
-    assert not np.array_equal(*uniforms(1, [("a", 0), ("b", 0)], 8))
-    assert not np.array_equal(*uniforms(1, [("a", 0), ("a", 1)], 8))
-    assert np.array_equal(uniforms(1, [("a", 0)], 4), uniforms(1, [("a", 0)], 8)[:, :4])  # the position counts alone
+def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively):
+    prompt = lively.render(questions_of(1)[0].messages)
+
+    def drawn(*keys, n=12, seed=42):
+        prompts = {("", *key): prompt for key in keys}
+        return [tuple(ids) for ids in generated(lively, prompts, n, 1.0, AnswerOptions(seed=seed))]
+
+    first, *others = drawn(("a", 0), ("b", 0), ("a", 1))
+    assert len({first, *others, *drawn(("a", 0), seed=7)}) == 4
+    assert drawn(("a", 0)) == [first]
+    assert drawn(("a", 0), n=6) == [first[:6]]
 
 
 def test_tokens_are_drawn_as_often_as_their_probability():
@@ -78,14 +82,19 @@ def test_tokens_are_drawn_as_often_as_their_probability():
     assert (counts - share).abs().max() < 0.03  # five standard errors of a share of one half, sqrt(0.25 / 4000)
 
 
-def test_temperature_and_top_p_act_before_the_draw():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(500, 4)
-    draws = np.linspace(0, 1, 500, endpoint=False)[:, None]
-    chosen = processors(0.5, 0.9, draws, 0)(torch.zeros(500, 0, dtype=torch.long), logits).argmax(dim=1)  # type: ignore[misc]
-    share = np.exp([4.0, 2.0])
-    share /= share.sum()  # softmax([4, 2, 0, -2]) is .866, .117, ...: the first two hold .9
-    assert Counter(chosen.tolist()).keys() == {0, 1}
-    assert abs((chosen == 0).float().mean().item() - share[0]) < 1 / 500 + 1e-6
+def test_temperature_and_top_p_act_before_the_draw(lively):
+    """The first token over many keys, against the softmax of the model's own logits."""
+    prompt = lively.render(questions_of(1)[0].messages)
+    with torch.no_grad():
+        share = (lively.model(torch.tensor([prompt])).logits[0, -1].double() / 2).softmax(-1).sort(descending=True)
+    kept = int((share.values.cumsum(0) < 0.5).sum()) + 1
+    shares = share.values[:kept] / share.values[:kept].sum()
+    expected = dict(zip(share.indices[:kept].tolist(), shares.tolist(), strict=True))
+    prompts = {("", f"q{n}", 0): prompt for n in range(1000)}
+    counts = Counter(ids[0] for ids in generated(lively, prompts, 1, 2.0, AnswerOptions(top_p=0.5)))
+    assert 1 < len(expected) >= len(counts)
+    assert all(abs(counts[token] / 1000 - p) < 0.08 for token, p in expected.items())  # five standard errors of a half
+    assert counts.keys() <= expected.keys()
 
 
 def test_a_prompt_may_fill_the_context_and_not_more(lively):
@@ -96,22 +105,20 @@ def test_a_prompt_may_fill_the_context_and_not_more(lively):
     fits = Question("fits", ({"role": "user", "content": lively.encoder.decode(ids[: lively.context - 30])},))
     left = lively.context - len(lively.render(fits.messages))
     assert 0 < left < 60
-    made = answered(lively, [long, fits, *questions_of(2)], (), AnswerOptions(max_new_tokens=64, batch_size=4))
-    turns = {line["id"]: line["turns"][0] for batch in made for line in batch}
-    assert turns["long"]["text"] is None
-    assert turns["long"]["finish"] == "prompt_too_long"
-    assert turns["fits"]["answer_tokens"] <= left
-    alone = AnswerOptions(max_new_tokens=64, batch_size=1)
-    again = {line["id"]: line["turns"][0] for batch in answered(lively, questions_of(2), (), alone) for line in batch}
-    assert {name: turns[name] for name in again} == again
+    turns = all_answers(lively, [long, fits, *questions_of(2)], max_new_tokens=64, batch_size=4)
+    assert (turns["long"][0]["answers"], turns["long"][0]["finish"]) == (None, "prompt_too_long")
+    assert turns["fits"][0]["answer_tokens"] <= left
+    alone = all_answers(lively, questions_of(2), max_new_tokens=64, batch_size=1)
+    assert {name: turns[name] for name in alone} == alone
 
 
 def test_follow_ups_come_after_the_models_own_answer(lively):
     question = Question("two", ({"role": "user", "content": "Add 2 and 3."},), follow_ups=("And 4?",))
     first, second = all_answers(lively, [question, *questions_of(2)])["two"]
-    said = {"role": "assistant", "content": first["text"]}
+    said = {"role": "assistant", "content": first["answers"]}
     after = Question("x", (*question.messages, said, {"role": "user", "content": "And 4?"}))
-    assert all_answers(lively, [after])["x"] == [second]
+    (answer,) = all_answers(lively, [after])["x"]
+    assert answer == {**second, "id": "x", "turn": 0}
 
 
 # ----------------------------------------------------------------------------------------- files, resuming
@@ -138,17 +145,15 @@ def test_a_line_has_all_models_beside_one_another(made, finished):
 
 @pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
 def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, cut):
-    """A kill leaves the parts of models cut at any byte; the last one may not have begun."""
+    """A kill leaves the parts cut at any byte; the last model may not have begun."""
     to = tmp_path / "answers.jsonl"
     shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
     parts = AnswerFile(to)
     for line in made.read_text().splitlines():
         row = json.loads(line)
-        fields = {"text": "answers", "finish": "finish"}
-        fields |= {name: name for name in ("prompt_tokens", "answer_tokens")}
-        turns = [{name: row[column]["target"] for name, column in fields.items()}]
-        parts.append("target", [{"id": row["id"], "turns": turns}])
-    part = tmp_path / "answers.jsonl.parts" / "target.jsonl"
+        columns = {name: row[name]["target"] for name in COLUMNS}
+        parts.append([{"model": "target", "id": row["id"], "turn": 0, **columns}])
+    part = tmp_path / "answers.jsonl.parts"
     part.write_bytes(part.read_bytes()[:cut])
     names = ["target", "base"]
     generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
@@ -157,14 +162,13 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, c
 
 def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, monkeypatch):
     names, before = ["target", "base"], made.read_bytes()
-    again = generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
-    assert (again.tokens, made.read_bytes()) == (0, before)
-    for options, words in (({"max_new_tokens": 13}, "max_new_tokens: 12 -> 13"), ({"seed": 1}, "seed: 42 -> 1")):
-        with pytest.raises(ConfigError, match=words):
-            generate(str(finished.path), made, models=names, options=AnswerOptions(**{"max_new_tokens": 12, **options}))
+    generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
+    assert made.read_bytes() == before
+    with pytest.raises(ConfigError, match="max_new_tokens: 12 -> 13"):
+        generate(str(finished.path), made, models=names, options=AnswerOptions(max_new_tokens=13))
     with pytest.raises(ConfigError, match=r"models\.base"):
         generate(str(finished.path), made, models=names[:1], options=SHORT_ANSWERS)
-    with pytest.raises(ConfigError, match="generate did not write it"):
+    with pytest.raises(ConfigError, match="was made with other inputs"):
         generate(str(finished.path), finished.tiny.eval, models=["target"], options=SHORT_ANSWERS)
 
 
@@ -172,13 +176,10 @@ def test_texts_with_any_line_separator_are_read_back(tmp_path):
     text = "one\u2028two\u2029three\x85four\x0bfive\nsix"
     question = Question("q\u2028", ({"role": "user", "content": text},))
     file = AnswerFile(tmp_path / "answers.jsonl")
-    file.append("m", [{"id": question.id, "turns": [{"text": text, "finish": "stop", **NO_TOKENS}]}])
+    file.append([{"model": "m", "id": question.id, "turn": 0, **dict.fromkeys(COLUMNS, 0), "answers": text}])
     file.finish([question], ["m"])
     (line,) = file.lines()
     assert (line["answers"]["m"], line["messages"][0]["content"]) == (text, text)
-
-
-NO_TOKENS = {"prompt_tokens": 0, "answer_tokens": 0}
 
 
 # ------------------------------------------------------------------------------------------- reading prompts
@@ -201,7 +202,7 @@ NO_TOKENS = {"prompt_tokens": 0, "answer_tokens": 0}
 def test_prompts_are_rows_of_any_format_with_or_without_answer(tmp_path, row):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    first, second = read_questions([str(file)])
+    first, second = read_questions([str(file)], of_rows())
     assert first.messages == ({"role": "user", "content": "Q"},)
     assert first.reference == ("A" if '"A"' in json.dumps(row) else None)
     assert second.id == f"{first.id}#2"
@@ -221,7 +222,7 @@ def test_a_bad_row_is_named(tmp_path, line, words):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "Q", "id": "a"}\n' + line + "\n")
     with pytest.raises(DataError, match=words):
-        read_questions([str(file)])
+        read_questions([str(file)], of_rows())
 
 
 def test_the_command_says_what_happened(sftmix, finished, tmp_path):
@@ -230,9 +231,7 @@ def test_the_command_says_what_happened(sftmix, finished, tmp_path):
     done = sftmix(*words)
     assert done.code == 0, done.err
     assert done.out.split() == [str(to)]
-    assert "11 prompts, answered by target" in done.err
-    assert "tokens/s" in done.err
-    assert told(Made([to], 1, ["target"], 0, 0.0, {}, [])) == ["1 prompt, answered by target"]
+    assert done.err.endswith("\nanswers of target: 11 stop\n")
     assert json.loads(to.read_text().splitlines()[0])["messages"][0] == {"role": "system", "content": "Be brief."}
     assert sftmix(*words[:-4], "--max_new_tokens", "0").code == 2
     assert sftmix("generate", str(finished.path)).code == 2

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-import time
 from dataclasses import replace
 
 import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline import loaded
+from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import finished_models
-from sftmix.tools.answers.generate import generate
-from sftmix.tools.answers.identity import inputs_of
+from sftmix.tools.answers.generate import generate, inputs_of
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
 
@@ -40,66 +39,43 @@ def change(run, part: str, **options) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.parametrize(
-    ("options", "key"),
-    [
-        ({"template": "chatml"}, "template"),
-        ({"special_tokens": "tokens"}, "special_tokens"),
-        ({"format": "text"}, "format"),
-    ],
-    ids=str,
-)
-def test_another_encoder_of_the_run_makes_other_inputs(run, options, key):
-    models = finished_models(run)
-    before = inputs_of("rows", [ASKED], models, SHORT)
-    assert inputs_of("rows", [ASKED], models, SHORT) == before
-    change(run, "data", **options)
-    (found,) = differences(before, inputs_of("rows", [ASKED], models, SHORT))
-    assert found.startswith(f"models.target.{key}: ")
+def inputs(models, question=ASKED, options=SHORT):
+    return inputs_of("rows", [question], models, options)
 
 
-def test_the_text_of_a_template_and_the_tokenizer_are_inputs(run, tmp_path):
+def test_another_encoder_of_the_run_makes_other_inputs(run, tmp_path):
+    """Another template, its text alone, special tokens as tokens, and another tokenizer."""
     models, template = finished_models(run), tmp_path / "mine.jinja"
-    template.write_text("one")
-    change(run, "data", template=str(template))
-    before = inputs_of("rows", [ASKED], models, SHORT)
-    template.write_text("two")
-    other = inputs_of("rows", [ASKED], models, SHORT)
-    assert [line.partition(":")[0] for line in differences(before, other)] == ["models.target.template"]
-    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
-    again = inputs_of("rows", [ASKED], models, SHORT)
-    assert [line.partition(":")[0] for line in differences(other, again)] == ["models.target.tokenizer"]
+    seen = [inputs(models)]
+    assert inputs(models) == seen[0]
+    for options in ({"template": "chatml"}, {"special_tokens": "tokens"}):
+        change(run, "data", **options)
+        seen.append(inputs(models))
+    for head in ("### Q:", "### Question:"):
+        template.write_text(ALPACA.replace("### Instruction:", head))
+        change(run, "data", template=str(template))
+        seen.append(inputs(models))
+    tokenizer = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    tokenizer["bos_token"] = tokenizer["eos_token"]
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    seen.append(inputs(models))
+    for one, other in itertools.combinations(seen, 2):
+        (found,) = differences(one, other)
+        assert found.startswith("models.target.encoder: ")
 
 
 def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
     models = finished_models(tmp_path / "model")
-    before = inputs_of("rows", [ASKED], models, SHORT)
+    before = inputs(models)
     with (tmp_path / "model" / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    assert inputs_of("rows", [ASKED], models, SHORT)["models"] != before["models"]
+    assert inputs(models)["models"] != before["models"]
 
 
 def test_a_questions_temperature_is_an_input_unless_the_option_overrules_it(run):
     models, warm = finished_models(run), replace(ASKED, temperature=0.7)
     for options, same in ((SHORT, False), (replace(SHORT, temperature=0.5), True)):
-        cold = inputs_of("rows", [ASKED], models, options)
-        assert (inputs_of("rows", [warm], models, options)["prompts"] == cold["prompts"]) is same
-
-
-def test_a_hub_id_without_its_commit_is_refused(run):
-    (model,) = finished_models(run)
-    with pytest.raises(ConfigError, match="model sftmix/nothing: its commit on the hub cannot be found"):
-        inputs_of("rows", [ASKED], [replace(model, path="sftmix/nothing", run=None)], SHORT)
-
-
-@pytest.mark.parametrize("command", ["generate", "chat"])
-@pytest.mark.parametrize("heat", [[], ["--temperature", "0"]], ids=str)
-def test_top_p_without_a_temperature_is_refused(sftmix, run, tmp_path, command, heat):
-    to = ["--to", str(tmp_path / "answers.jsonl")] if command == "generate" else []
-    done = sftmix(command, str(run), *to, "--top_p", "0.9", *heat)
-    assert done.code == 2
-    assert "--top_p is 0.9" in done.err
-    assert "--temperature above 0" in done.err
+        assert (inputs(models, warm, options) == inputs(models, ASKED, options)) is same
 
 
 def test_held_out_text_asks_for_prompts(run, tmp_path):
@@ -108,37 +84,21 @@ def test_held_out_text_asks_for_prompts(run, tmp_path):
         file.write_text(json.dumps({"text": f"Long ago, in {file.name}."}))
     for form in ("text", "auto"):
         change(run, "data", train=str(train), eval=str(held_out), format=form)
-        with pytest.raises(ConfigError, match=r"--prompts is not given, and .* plain text"):
+        with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
             generate(str(run), tmp_path / "answers.jsonl", models=["target"])
 
 
 def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, tmp_path):
-    """A file of other answers is refused before anything is answered; temperatures of categories make top_p count."""
     prompts, to = tmp_path / "question.jsonl", tmp_path / "mt_bench"
     prompts.write_text(json.dumps({**MT_BENCH, "category": "writing"}))
 
-    def answer(place, *models: str):
-        options = replace(SHORT, top_p=0.9)
-        return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)
+    def answer(place, *models: str, options=SHORT):
+        return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)[0]
 
     first, second = answer(run, "target"), answer(finished.path, "target")
-    assert [path.name for path in first.files] == ["answers-first-target.jsonl", "first-target.jsonl"]
-    assert [path.name for path in second.files] == ["answers-run-target.jsonl", "run-target.jsonl"]
-    before = first.files[1].read_bytes()
-    with pytest.raises(ConfigError, match=r"first-target\.jsonl would be overwritten"):
-        answer(run, "target", "base")
-    assert first.files[1].read_bytes() == before
-    assert not list(to.glob("*+*"))
-
-
-def test_loading_counts_not_as_answering(run, tmp_path, monkeypatch):
-    load, wait = loaded.load_finished, 0.5
-
-    def slowly(*given, **options):
-        time.sleep(wait)
-        return load(*given, **options)
-
-    monkeypatch.setattr(loaded, "load_finished", slowly)
-    began = time.monotonic()
-    made = generate(str(run), tmp_path / "answers.jsonl", models=["target", "base"], options=SHORT)
-    assert 0 < made.seconds <= time.monotonic() - began - 2 * wait
+    assert [path.name for path in first] == ["answers-first-target.jsonl", "first-target.jsonl"]
+    assert [path.name for path in second] == ["answers-run-target.jsonl", "run-target.jsonl"]
+    before = first[1].read_bytes()
+    with pytest.raises(ConfigError, match=r"answers-first-target\.jsonl was made with other inputs: seed: 42 -> 1"):
+        answer(run, "target", "base", options=replace(SHORT, seed=1))
+    assert first[1].read_bytes() == before

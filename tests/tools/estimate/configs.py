@@ -25,10 +25,6 @@ def machine(gpu: str = "H100", gpus: int | None = 4, **options) -> Machine:
     return make_machine(gpu, gpus, **(defaults | options))
 
 
-def gpus(count: int = 4, **options) -> Machine:
-    return machine("H100", count, **options)
-
-
 CPU = machine("cpu", 1, mfu=0.5, tflops=0.1)
 
 

@@ -74,8 +74,7 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     twice = {**json.loads(raw.read_text()), "9": {**PUBMED, "QUESTION": "which 4?"}}  # the question of 4 again
     raw.write_text(json.dumps(twice))
     convert("pubmedqa", raw, tmp_path / "rows", test=ids)
-    measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
-    assert ([row["id"] for row in measured], len(shots)) == (["1", "9"], 4)
+    assert [row["id"] for row in lines(files_of("pubmedqa", tmp_path / "rows")[0])] == ["1", "9"]
     ids.write_text('["1", "99"]')
     with pytest.raises(DataError, match=r"1 of 2 ids are of no question, first '99'"):
         convert("pubmedqa", raw, tmp_path / "rows", test=ids)

@@ -99,38 +99,15 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     before = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     again = evaluate(*ASKED, "--models", "base", place=copied)
     assert again.err.count("there already") == 2
-    more = evaluate(*ASKED, "--models", "base", "--limit", "5", place=copied)
+    more = evaluate(*ASKED[:2], "--models", "base", "--limit", "5", "--apply_chat_template", place=copied)
     assert "there already" not in more.err
+    assert "pubmedqa: prompts longer than the context, which lost their beginning: base 5" in more.out
     after = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
     lines = [row[:2] for row in json.loads((folder / "table.json").read_text())["table"][1:]]
-    assert ["pubmedqa", "0-shot, first 5, seed 1234"] in lines
+    assert ["pubmedqa", "3-shot, first 5, seed 1234, chat template"] in lines
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
-
-
-@pytest.mark.slow
-def test_prompts_that_do_not_fit_are_counted(evaluate, place, tmp_path):
-    """The tiny model reads 128 tokens; three solved questions are more."""
-    copied = tmp_path / "copied"
-    shutil.copytree(place, copied)
-    done = evaluate("--tasks", "pubmedqa", "--models", "base", "--limit", "4", place=copied)
-    assert "pubmedqa: prompts longer than the context, which lost their beginning: base 4" in done.out
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_with_the_chat_template_it_is_another_line(evaluate, place, tmp_path):
-    copied = tmp_path / "copied"
-    shutil.copytree(place, copied)
-    asked = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--models", "target", "--limit", "6")
-    assert evaluate(*asked, place=copied).code == 0
-    done = evaluate(*asked, "--apply_chat_template", place=copied)
-    assert done.code == 0, done.err
-    assert "there already" not in done.err
-    table = json.loads((copied / "run" / "evaluation" / "table.json").read_text())["table"]
-    settings = [line[1] for line in table[1:] if "first 6" in line[1]]
-    assert settings == ["0-shot, first 6, seed 1234", "0-shot, first 6, seed 1234, chat template"]
 
 
 @pytest.mark.slow
@@ -155,15 +132,12 @@ def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path
         ([], "--tasks is missing"),
         (["--tasks", "medqa_4options"], "--data_dir DIR"),
         (["--tasks", "arc_easy", "--limit", "0"], "--limit is 0"),
-        (["--tasks", "arc_easy", "--num_fewshot", "-1"], "--num_fewshot is -1"),
-        (["--tasks", "arc_easy", "--models", "best"], "kept no best weights"),
         (["--tasks", "medqa_4options", "--to", "x", "--data_dir", "x"], "medqa_4options.jsonl"),
         (["--tasks", "arc_easy", "--shots", "x"], "belong to --convert"),
         (["--convert", "medqa", "--to", "x"], "invalid choice: 'medqa'"),
         (["--convert", "pubmedqa", "--to", "x", "--shots", "x", "--test", "x"], "not allowed with"),
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--convert", "pubmedqa", "--to", "x", "--limit", "3"], "--convert and --limit (3) exclude each other"),
-        (["--convert", "pubmedqa", "--to", "x", "--apply_chat_template"], "--convert and --apply_chat_template (True)"),
     ],
 )
 def test_wrong_options_are_refused(finished, sftmix, words, told):

@@ -41,12 +41,6 @@ def test_prompts_and_right_answers(tasks, name):
     assert [ask.args for ask in asks] == [(bare, letter) for letter in "ABCDE"[: OPTIONS[name]]]
 
 
-def test_the_shots_are_a_split_of_their_own(tasks):
-    for task in tasks.values():
-        measured = [row["question"] for row in task.test_docs()]
-        assert not {row["question"] for row in task.fewshot_docs()} & set(measured)
-
-
 def test_rows_that_are_not_there_are_named(tmp_path):
     for directory in (None, tmp_path):
         with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl .*--data_dir DIR.*--convert medqa_4options"):

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 
@@ -94,13 +93,6 @@ def test_no_text_of_the_rows_is_shared(shared_run, finished):
     files = shared_run.hub.files("dataset", "me/scores")
     assert set(files) == {"README.md", "confidence.parquet", "dynamics.parquet", "rows.parquet"}
     assert not shared_run.hub.private[("datasets", "me/scores")]
-    columns = {}
-    for name in files.keys() - {"README.md"}:
-        (shared_run.home / name).write_bytes(files[name])
-        columns[name] = pq.read_table(shared_run.home / name).column_names
-    assert columns["rows.parquet"] == ["id", "hash"]
-    assert "token_nll" in table(finished.path / "confidence" / "dynamics.parquet")
-    assert "token_nll" not in columns["dynamics.parquet"]
     texts = [json.loads(line)["output"] for line in finished.tiny.train.read_text().splitlines()]
     long = [text.encode() for text in texts if len(text) > 12]
     assert long
@@ -131,7 +123,7 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     [
         ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
         ("missing", 3, ["hub:me/none cannot be fetched"]),
-        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet and no rows.parquet", "confidence --push_to_hub"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet, rows.parquet", "confidence --push_to_hub"]),
     ],
 )
 def test_wrong_scores_are_refused(shared_run, case, code, words):
@@ -162,14 +154,11 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
     [
         (["export", "RUN"], "--to is missing"),
         (["export", "RUN", "--push_to_hub", "me/model"], "needs --license"),
-        (["export", "RUN", "--to", "x", "--private"], "--private is for an upload"),
         (["export", "RUN", "--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
-        (["confidence", "--config", "CONFIG", "--license", "mit"], "--license mit is for an upload"),
     ],
 )
-def test_wrong_uploads_are_refused(finished, sftmix, tmp_path, words, told):
-    known = {"RUN": str(finished.path), "CONFIG": str(finished.path / "config.yaml"), "x": str(tmp_path / "x")}
-    done = sftmix(*(known.get(word, word) for word in words))
+def test_wrong_uploads_are_refused(finished, sftmix, words, told):
+    done = sftmix(*(str(finished.path) if word == "RUN" else word for word in words))
     assert (done.code, told in done.err) == (2, True), done.err
 
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,8 @@ import pytest
 import yaml
 
 from sftmix.common.errors import InUseError
-from sftmix.pipeline.hold import Hold
 from sftmix.testing import check_callback
 from sftmix.tools.trackers import STAGES, TRACKERS, Tracker
-from tests.forked import done as on_ranks
 from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
 
@@ -53,7 +52,7 @@ def of_tensorboard(run: Path) -> list[Written]:
     events = [event for file in files for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
     (config,) = [event.summary.value[0] for event in events if event.summary.value[0].tag == "config/text_summary"]
     text = config.tensor.string_val[0].decode()
-    found = Written([], yaml.safe_load("\n".join(line[4:] for line in text.splitlines())), {})
+    found = Written([], yaml.safe_load(text.strip("`")), {})
     for event in events:
         values = {value.tag: value.simple_value for value in event.summary.value}
         if any(tag.startswith("summary/") for tag in values):
@@ -248,15 +247,6 @@ def without_rates(rows: list[tuple[int, dict[str, float]]]) -> list[tuple[int, d
     return [(step, {k: v for k, v in values.items() if "per_second" not in k}) for step, values in rows]
 
 
-@pytest.mark.slow
-def test_one_rank_of_two_writes(tiny, tmp_path):
-    needs("tensorboard")
-    run, words = tmp_path / "run", ["--training.max_steps", "2", "--callbacks+", "sftmix.tools.trackers.TensorBoard"]
-    on_ranks(["run", *tiny.options, *words, "--out", "run"], cwd=tmp_path, ranks=2)
-    assert len(list((run / "trackers" / "tensorboard").glob("events*"))) == 1
-    assert_same("tensorboard", of_tensorboard(run)[0].rows, expected(run))
-
-
 # ------------------------------------------------------------------------------------------------ without a client
 
 
@@ -319,11 +309,15 @@ def test_what_cannot_be_tracked_is_told(tmp_path, sftmix, monkeypatch):
     assert "needs the package wandb: pip install wandb" in sftmix("track", run, "--to", "wandb").err
 
 
-def test_two_processes_do_not_send_the_same_run(tmp_path):
-    needs("tensorboard")
-    run = lay(tmp_path / "run", train=1)
-    with Hold(run / "trackers" / "tensorboard"), pytest.raises(InUseError):
-        TRACKERS["tensorboard"]().begin(run)
+def test_one_process_and_one_rank_send_a_run(tmp_path):
+    run, tracker = lay(tmp_path / "run", train=1), Memory()
+    tracker.on_step_end(SimpleNamespace(is_main=False, directory=run / "train"))
+    assert not (run / "trackers").exists()
+    tracker.on_step_end(SimpleNamespace(is_main=True, directory=run / "train"))
+    assert (tracker.sent, tracker.rows) == ([], 1)
+    with pytest.raises(InUseError):
+        Memory().begin(run)
+    tracker.end()
 
 
 @pytest.mark.parametrize("client", TRACKERS)

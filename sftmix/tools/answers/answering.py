@@ -1,0 +1,150 @@
+"""Answers of one loaded model to questions, in batches; a token is drawn for a prompt and a position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sftmix.common.errors import DataError
+from sftmix.common.rng import generator
+from sftmix.data.templates import TemplateRefusal
+from sftmix.pipeline.finished import FinishedModel
+from sftmix.pipeline.loaded import LoadedModel, load_finished
+from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.answers.questions import Question
+from sftmix.tools.answers.store import Answer, Key
+
+
+def load(model: FinishedModel, options: AnswerOptions) -> LoadedModel:
+    """Load a finished model, on a GPU if there is one."""
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    return load_finished(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def answered(
+    loaded: LoadedModel, questions: Sequence[Question], answers: dict[Key, Answer], options: AnswerOptions
+) -> Iterator[list[Answer]]:
+    """Answer what is not among `answers`, add it there, and yield a batch at a time: first turns, then follow-ups.
+
+    The batches are made of all questions, so that those that remain are answered in the batches that they had before.
+    Prompts with equal room go through the model together: none sees how long others may be.
+    """
+    for turn in range(1 + max(len(question.follow_ups) for question in questions)):
+        prompts, kinds = dict[Key, list[int]](), dict[Key, tuple[float, int]]()
+        for question in questions:
+            if turn <= len(question.follow_ups):
+                key = loaded.name, question.id, turn
+                prompts[key] = _prompt(loaded, question, turn, answers)
+                kinds[key] = options.at(question.temperature), room_of(loaded, prompts[key], options)
+        order = sorted(prompts, key=lambda key: (kinds[key], -len(prompts[key])))
+        for (temperature, room), group in groupby(order, key=kinds.__getitem__):
+            same = list(group)
+            for start in range(0, len(same), options.batch_size):
+                batch = {key: prompts[key] for key in same[start : start + options.batch_size] if key not in answers}
+                if batch:
+                    rows = generated(loaded, batch, room, temperature, options)
+                    made = {key: _answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)}
+                    answers |= made
+                    yield list(made.values())
+
+
+def _prompt(loaded: LoadedModel, question: Question, turn: int, answers: Mapping[Key, Answer]) -> list[int]:
+    """Return the ids of a turn's prompt, with the model's own answers before it."""
+    messages = list(question.messages)
+    for past, follow_up in enumerate(question.follow_ups[:turn]):
+        said = answers[loaded.name, question.id, past]["answers"] or ""
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
+    try:
+        return loaded.render(messages)
+    except TemplateRefusal as error:
+        raise DataError(f"prompt {question.id}: the chat template of {loaded.name} refuses it: {error}") from error
+
+
+def _answer(loaded: LoadedModel, key: Key, prompt: list[int], ids: list[int]) -> Answer:
+    finish = "prompt_too_long"
+    if ids:
+        finish = "stop" if ids[-1] in loaded.stop_ids else "length"
+    return {
+        **dict(zip(("model", "id", "turn"), key, strict=True)),
+        "answers": loaded.text_of(ids) if ids else None,
+        "finish": finish,
+        "prompt_tokens": len(prompt),
+        "answer_tokens": len(ids),
+    }
+
+
+def room_of(loaded: LoadedModel, prompt: Sequence[int], options: AnswerOptions) -> int:
+    """Return how many tokens an answer may have: the context ends, too."""
+    left = options.max_new_tokens if loaded.context is None else loaded.context - len(prompt)
+    return max(min(options.max_new_tokens, left), 0)
+
+
+@torch.inference_mode()
+def generated(
+    loaded: LoadedModel,
+    prompts: Mapping[Key, list[int]],
+    n: int,
+    temperature: float,
+    options: AnswerOptions,
+    streamer: Any = None,
+) -> list[list[int]]:
+    """Return at most n ids after each prompt, through the first stop id.
+
+    prompts   key, by whose id and turn tokens are drawn -> ids
+    streamer  as transformers' generate takes it
+    Shorter prompts are padded on the left; from the mask, transformers counts their positions from 0.
+    """
+    if not n:
+        return [[] for _ in prompts]
+    model: Any = loaded.model  # its type has no generate
+    pad, rows = loaded.encoder.pad_id, [torch.tensor(prompt) for prompt in prompts.values()]
+    ids = pad_sequence(rows, True, pad, "left").to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left").to(model.device)
+    longest, chain = ids.shape[1], LogitsProcessorList()
+    if temperature:
+        chain.append(TemperatureLogitsWarper(temperature))
+        if options.top_p < 1:
+            chain.append(TopPLogitsWarper(options.top_p))
+        draws = np.stack([generator(options.seed, "answer", name, turn).random(n) for _, name, turn in prompts])
+        chain.append(Drawn(draws, longest))
+    stop = list(loaded.stop_ids)
+    settings = GenerationConfig(max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad)
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=chain, streamer=streamer
+    )
+    answers = out[:, longest:].tolist()
+    ends = [next((k for k, token in enumerate(row) if token in stop), n) for row in answers]
+    return [row[: end + 1] for row, end in zip(answers, ends, strict=True)]
+
+
+class Drawn(LogitsProcessor):
+    """Leave one token of each row: the one in whose share of [0, 1) the row's random number falls.
+
+    The shares stand in the order of the vocabulary. Greedy decoding then takes this token.
+    """
+
+    def __init__(self, draws: np.ndarray, prompt_length: int) -> None:
+        """draws: f64[B, positions] in [0, 1), one for each position after the prompt."""
+        self._draws = torch.from_numpy(draws)
+        self._start = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Return scores [B, V] in which only the drawn token is finite; input_ids [B, length so far]."""
+        place = input_ids.shape[1] - self._start
+        shares = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
+        draws = self._draws[:, place : place + 1].to(shares.device) * shares[:, -1:]
+        # A number equal to a border belongs to the next token: a token with share 0 is never drawn.
+        chosen = torch.searchsorted(shares, draws, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)

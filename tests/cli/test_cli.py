@@ -1,0 +1,312 @@
+"""The command line through `main`: every option, their order, what is said about wrong ones, and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftmix import __version__
+from sftmix.cli import main
+from sftmix.cli.commands import COMMANDS, Command
+from sftmix.cli.parsing import parse, read_arguments
+from sftmix.common import errors
+from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
+from sftmix.config.read import from_plain, read_config
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def configured() -> Callable[..., RunConfig]:
+    """The configuration that `run` would use."""
+    return lambda *argv: parse(read_arguments(argv)).config
+
+
+def at(config: RunConfig, key: str) -> Any:
+    """The value at a dotted key of the plain form; options of components lie directly below them."""
+    value: Any = config.plain()
+    for name in key.split("."):
+        value = value["init_args"] if isinstance(value, dict) and "init_args" in value else value
+        value = value[name]
+    return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else value
+
+
+OPTIONS = [
+    ("out", "runs/x", "runs/x"),
+    ("seed", "7", 7),
+    ("with_baseline", None, True),
+    ("model.path", "org/name", "org/name"),
+    ("data.train", "a.json", ["a.json"]),
+    ("data.train", "[a.json, b.json]", ["a.json", "b.json"]),
+    ("data.take", "[1000, 0.5, null]", [1000, 0.5, None]),
+    ("data.columns", "{prompt: question}", {"prompt": "question"}),
+    ("data.max_length", "512", 512),
+    ("data.max_length", "null", None),
+    ("data.labels", "high", ["high"]),
+    ("data.skip_bad", None, True),
+    ("data.skip_bad", "false", False),
+    ("reference", "TrainedReference", "TrainedReference"),
+    ("reference.model.path", "weak", "weak"),
+    ("reference.checkpoints", "3", 3),
+    ("reference.checkpoints", "[0, 0.5, 1]", [0.0, 0.5, 1.0]),
+    ("reference.checkpoints", "online", "online"),
+    ("reference.token_nll", None, True),
+    ("reference.training.learning_rate", "1e-4", 1e-4),
+    ("confidence", "LogPerplexity", "LogPerplexity"),
+    ("pairing", "LengthMatchedPairs", "LengthMatchedPairs"),
+    ("pairing", "auto", "auto"),
+    ("pairing", "null", None),
+    ("objective", "sftmix.components.objectives.NTP", "NTP"),
+    ("objective.mu", "0", 0.0),
+    ("objective.lambda_per", "token", "token"),
+    ("training.betas", "[0.8, 0.9]", [0.8, 0.9]),
+    ("training.padding_free", "true", True),
+    ("training.padding_free", "auto", "auto"),
+    ("training.epochs", "0.5", 0.5),
+    ("training.precision", "bf16", "bf16"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), OPTIONS)
+def test_an_option_arrives_and_changes_nothing_else(
+    configured: Callable[..., RunConfig], key: str, text: str | None, value: Any
+) -> None:
+    config = configured(f"--{key}", *([] if text is None else [text]))
+    assert at(config, key) == value
+    field = key.partition(".")[0]
+    default = RunConfig()
+    assert {k: v for k, v in config.plain().items() if k != field} == {
+        k: v for k, v in default.plain().items() if k != field
+    }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_option_of_a_component_may_be_a_component(configured: Callable[..., RunConfig], turned: bool) -> None:
+    words = ["--objective.mu=Linear", "--objective.mu.start=0", "--objective.mu.end=0.4", "--objective.alpha=0.3"]
+    config = configured(*(words[::-1] if turned else words))
+    assert at(config, "objective.mu") == "Linear"
+    assert (at(config, "objective.mu.start"), at(config, "objective.mu.end")) == (0.0, 0.4)
+    assert at(config, "objective.alpha") == 0.3
+    assert from_plain(config.plain()) == config
+
+
+def test_options_of_a_number_need_a_schedule_first(configured: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"objective\.mu is no Schedule.*--objective\.mu CLASS: Constant, Linear"):
+        configured("--objective.mu.start", "0")
+
+
+def test_several_files_are_added_in_order(configured: Callable[..., RunConfig]) -> None:
+    assert configured("--data.train", "a", "--data.train+", "b", "--data.train+=c").data.train == ["a", "b", "c"]
+
+
+def test_callbacks_are_replaced_added_and_removed(configured: Callable[..., RunConfig]) -> None:
+    added = configured("--callbacks+", "Evaluate", "--callbacks.every", "5").plain()["callbacks"]
+    assert [c["init_args"]["every"] for c in added] == [None, 5]
+    assert configured("--callbacks", "[]").callbacks == []
+
+
+FILE = """
+objective:
+  class_path: sftmix.components.objectives.SFTMix
+  init_args: {mu: 0.3, alpha: 1.0}
+callbacks:
+- class_path: sftmix.components.callbacks.Evaluate
+  init_args: {every: 7}
+training: {epochs: 9}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "given.yaml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_the_command_line_wins_wherever_the_file_stands(configured: Callable[..., RunConfig], file: str) -> None:
+    options = ["--objective.mu", "0.4", "--training.epochs", "2"]
+    for argv in (["--config", file, *options], [*options, "--config", file], [*options, f"--config={file}"]):
+        config = configured(*argv)
+        assert (at(config, "objective.mu"), at(config, "objective.alpha")) == (0.4, 1.0)
+        assert config.training.epochs == 2
+
+
+def test_a_later_file_wins_over_an_earlier_one(configured: Callable[..., RunConfig], file: str, tmp_path: Path) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("objective: {class_path: SFTMix, init_args: {mu: 0.9}}")
+    config = configured("--config", file, "--config", str(second))
+    assert (at(config, "objective.mu"), config.training.epochs) == (0.9, 9)
+
+
+def test_a_change_of_class_says_what_it_drops(run: Run, file: str) -> None:
+    code, out, err = run("run", "--objective", "NTP", "--callbacks", "[]", "--config", file, "--print_config")
+    assert code == 0
+    assert "class_path: sftmix.components.objectives.NTP" in out
+    assert err.splitlines() == [
+        "note: objective: the command line drops SFTMix(mu=0.3, alpha=1.0)",
+        "note: callbacks: the command line drops Evaluate(every=7)",
+    ]
+
+
+def test_options_that_the_new_class_has_are_kept_without_a_note(run: Run, file: str) -> None:
+    code, out, err = run("run", "--config", file, "--objective", "DecomposedMixup", "--print_config")
+    assert (code, "mu: 0.3" in out, err) == (0, True, "")
+
+
+def test_nothing_is_said_where_nothing_is_lost(run: Run, file: str) -> None:
+    assert run("run", "--config", file, "--objective", "SFTMix", "--splitter", "RandomSplit", "--print_config")[2] == ""
+
+
+def test_an_option_of_the_old_class_is_refused_and_not_dropped(run: Run) -> None:
+    code, _, err = run("run", "--objective.mu", "0.1", "--objective", "NTP")
+    assert code == 2
+    assert "objective.mu: NTP has no option 'mu'" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--objective.mu", "0", "--pairing", "LengthMatchedPairs", "--data.train", "a", "--reference.checkpoints", "3"],
+        ["--objective", "NTP", "--pairing", "null", "--callbacks", "[]", "--with_baseline", "--data.eval", "[a, b]"],
+    ],
+)
+def test_what_print_config_prints_is_that_configuration(
+    run: Run, configured: Callable[..., RunConfig], tmp_path: Path, argv: list[str]
+) -> None:
+    code, printed, _ = run("run", *argv, "--print_config")
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    assert code == 0
+    assert read_config(path) == configured(*argv) == configured("--config", str(path))
+    assert run("run", "--config", str(path), "--print_config")[1] == printed
+    path.write_text(configured(*argv).yaml())
+    assert configured("--config", str(path)) == configured(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["runn"], ["no command 'runn'", "quickstart", "Did you mean run?"]),
+        (["run"], ["3 problems", "out is missing", "model.path is missing", "data.train is missing"]),
+        (["run", "--trainng.epochs", "1"], ["trainng.epochs", "Did you mean training.epochs?"]),
+        (["run", "--training.epoch", "1"], ["option training.epoch. Did you mean training.epochs? --help training l"]),
+        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel fsdp?"]),
+        (["run", "--training.lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--model.template", "alpaca"], ["Did you mean data.template?"]),
+        (["run", "--model.lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--checkpoint.xyz", "1"], ["option checkpoint.xyz; there are checkpoint.every, checkpoint.keep, "]),
+        (["run", "--training.xyz", "1"], ["unknown option training.xyz; --help training lists them."]),
+        (["run", "--xyz", "1"], ["unknown option xyz; --help all lists them."]),
+        (["run", "--epochs", "1"], ["epochs", "Did you mean training.epochs?"]),
+        (["run", "--data", "a.json"], ["--data is a group", "--data.train"]),
+        (["run", "--data.train", "a", "b"], ["'b'", "--data.train+ b"]),
+        (["run", "--data.train", "a", "--data.train", "b"], ["--data.train+"]),
+        (["run", "stray"], ["unexpected argument 'stray'"]),
+        (["run", "--out"], ["--out needs a value"]),
+        (["run", "--out", "--seed", "1"], ["--out needs a value"]),
+        (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
+        (["run", "--seed", "x"], ["seed", "'x'", "a whole number"]),
+        (["run", "--training.precision", "fp16"], ["training.precision", "'fp16'", "auto, fp32, bf16"]),
+        (["run", "--splitter", "Medin"], ["splitter", "RandomSplit", "Did you mean Median?"]),
+        (["run", "--objective.mo", "1"], ["objective.mo", "lambda_per", "Did you mean mu?"]),
+        (["run", "--config", "nowhere.yaml"], ["nowhere.yaml", "recipe:"]),
+        (["run", "--data.eval", "e", "--data.eval_fraction", "0.1"], ["data.eval (e)", "data.eval_fraction (0.1)"]),
+        (["preview", "--rows", "0", "--data.train", "a"], ["rows is 0"]),
+        (["export"], ["RUN", "export --help"]),
+        (["export", "r", "--to", "d", "--dtype", "int4"], ["int4", "bfloat16"]),
+        (["status"], ["RUN"]),
+        (["status", "nowhere"], ["nowhere is not a run directory"]),
+        (["components", "Medin"], ["Medin", "Did you mean Median?"]),
+        (["quickstart", "--sed", "1"], ["--sed"]),
+    ],
+)
+def test_a_usage_error_is_one_message_and_exit_2(run: Run, argv: list[str], words: list[str]) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_quickstart_leaves_foreign_directories_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, _, err = run("quickstart", "--out", str(tmp_path))
+    assert (code, "did not write" in err) == (2, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / ".quickstart").write_text("42\n")
+    code, _, err = run("quickstart", "--out", str(earlier), "--seed", "7")
+    assert (code, "seed 42, not 7" in err) == (2, True)
+
+
+def raising(error: BaseException) -> Command:
+    def body(argv: object) -> None:
+        raise error
+
+    return Command("", body)
+
+
+ERRORS = {
+    errors.ConfigError: 2,
+    errors.DataError: 3,
+    errors.CheckpointError: 4,
+    errors.InUseError: 5,
+    errors.NonFiniteError: 6,
+    errors.LossLeapError: 6,
+    errors.NoSpaceError: 7,
+    errors.Stopped: 143,
+}
+
+
+@pytest.mark.parametrize(("kind", "code"), ERRORS.items())
+def test_each_error_has_its_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], code: int
+) -> None:
+    monkeypatch.setitem(COMMANDS, "status", raising(kind("what happened")))
+    start = "stopped" if kind is errors.Stopped else "error"
+    assert run("status") == (code, "", f"{start}: what happened\n")
+
+
+def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "status", raising(KeyboardInterrupt()))
+    assert run("status")[0] == 130
+    monkeypatch.setitem(COMMANDS, "status", raising(ZeroDivisionError("a surprise")))
+    with pytest.raises(ZeroDivisionError, match="a surprise"):
+        run("status")
+
+
+def test_only_rank_0_repeats_what_all_ranks_find(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run("run", "--epochs", "1") == (2, "", "")
+    monkeypatch.setitem(COMMANDS, "status", raising(errors.DataError("here")))
+    assert run("status") == (3, "", "[rank 1] error: here\n")
+
+
+def test_version_and_overview(run: Run) -> None:
+    assert run("--version") == (0, f"sftmix {__version__}\n", "")
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert run()[0] == 2

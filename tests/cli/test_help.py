@@ -1,0 +1,99 @@
+"""The help: what matters on one screen, the rest on demand, and only what a command reads."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sftmix.cli.commands import COMMANDS
+from sftmix.cli.help import SHORT
+from sftmix.config.schema import component_bases, option_groups, option_hints
+
+OF_A_RUN = ("run", "reference", "confidence", "split", "train", "compare", "estimate", "preview")
+
+
+def options(text: str) -> set[str]:
+    """The options that have a line of their own, without dashes."""
+    return set(re.findall(r"^  --([\w.]+)", text, re.M))
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_of_80_columns(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+JARGON = ("class_path", "init_args", "subclass", "SUPPRESS", "<class", "Literal", "Union", "==", "MISSING", "NoneType")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_help_has_an_example_and_no_jargon(sftmix, name) -> None:
+    for words in ([], ["all"]) if name in OF_A_RUN else ([],):
+        done = sftmix(name, "--help", *words)
+        assert (done.code, done.err) == (0, "")
+        assert f"sftmix {name}" in done.out.partition("usage:")[2].partition("\n\n")[2]
+        assert [word for word in JARGON if word in done.out] == []
+
+
+def test_the_help_of_run_fits_a_screen(sftmix) -> None:
+    text = sftmix("run", "--help").out
+    assert len(text.splitlines()) <= 50
+    shown = [key for texts in SHORT.values() for key in texts]
+    assert 20 <= len(shown) <= 25
+    assert options(text) == set(shown)
+    for line in text[text.index("\nRun:\n") :].splitlines():
+        assert len(line) <= 80, line
+        assert not line.startswith("   "), f"an option on two lines: {line}"
+
+
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_the_short_help_is_short_and_ends_with_the_way_to_the_rest(sftmix, name) -> None:
+    short, full = sftmix(name, "--help").out, sftmix(name, "--help", "all").out
+    assert len(short.splitlines()) <= 60
+    assert {"model.path", "data.train"} <= options(short) <= options(full)
+    assert "All options: --help all. One group in full: --help GROUP, of run," in short
+
+
+def test_the_whole_help_of_run_names_every_option(sftmix) -> None:
+    text = sftmix("run", "--help", "all").out
+    assert option_hints().keys() <= options(text)
+    assert {"objective.mu", "reference.training.epochs", "callbacks.every"} <= options(text)
+    assert "[2e-06]" in text
+
+
+@pytest.mark.parametrize("topic", [*option_groups(), *component_bases(), "model.lora", "reference.training"])
+def test_a_topic_shows_its_options_and_no_others(sftmix, topic) -> None:
+    every = options(sftmix("run", "--help", "all").out)
+    done = sftmix("run", "--help", topic)
+    assert done.code == 0
+    assert options(done.out) == {key for key in every if f"{key}.".startswith(f"{topic}.")}
+    assert done.out == sftmix("run", f"--help={topic}").out
+
+
+def test_a_single_option_is_explained_in_full(sftmix) -> None:
+    assert (
+        "  --training.epochs X  Passes over the training rows. [3.0]\n"
+        in sftmix("run", "--help", "training.epochs").out
+    )
+
+
+def test_an_unknown_topic_names_the_nearest(sftmix) -> None:
+    done = sftmix("run", "--help", "trainng")
+    assert (done.code, done.out) == (2, "")
+    assert "no option or group 'trainng' to help with. Did you mean training?" in done.err
+
+
+@pytest.mark.parametrize("name", ["reference", "confidence", "split", "preview"])
+def test_what_a_command_does_not_use_is_not_in_its_short_help(sftmix, name) -> None:
+    assert options(sftmix(name, "--help").out).isdisjoint({"objective", "objective.mu", "with_baseline"})
+
+
+def test_components_lists_all_and_shows_one(sftmix) -> None:
+    out = sftmix("components").out
+    for name in ("--objective", "SFTMix", "NTP", "Median", "RandomSplit", "Perplexity", "TrainedReference", "Evaluate"):
+        assert name in out
+    shown = sftmix("components", "SFTMix").out
+    assert "chosen by --objective SFTMix\n" in shown
+    assert re.search(r"--objective\.mu X\|CLASS .*\n.*\[0\.2\]", shown)
+    assert sftmix("components", "sftmix.components.objectives.SFTMix").out == shown
+    assert sftmix("components", "FromFile").out.count("chosen by --") == 2

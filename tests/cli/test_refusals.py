@@ -1,0 +1,396 @@
+"""Refused commands as processes of their own: what they leave untouched, and what they never import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sftmix.common.world import World
+from sftmix.pipeline.directory import RunDirectory
+from tests.conftest import Finished
+from tests.tiny import ROOT, SHORT, Tiny, contents, status
+
+Call = Callable[..., SimpleNamespace]
+
+NO_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refuse())
+from sftmix.cli import main
+"""
+ONE_COMMAND = NO_TORCH + "sys.exit(main())"
+COMMANDS = (
+    NO_TORCH
+    + """
+import contextlib, io, json
+
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=sys.__stdout__, flush=True)
+"""
+)
+"""A process that cannot import torch: a command in each line of its input, the result in each of its output."""
+
+
+@pytest.fixture(scope="module")
+def without_torch() -> Iterator[Call]:
+    """Run a command where torch cannot be imported."""
+    words = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def call(*words: str) -> SimpleNamespace:
+            print(json.dumps(words), file=asked, flush=True)
+            code, out, err = json.loads(answers.readline())
+            assert "was imported" not in err
+            return SimpleNamespace(code=code, out=out, err=err)
+
+        yield call
+        asked.close()
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.path, tmp_path / "run")
+
+
+def missing(path: Path) -> str:
+    return str(path.with_name("is-not-there" + path.suffix))
+
+
+def with_rows(words: list[str], option: str, rows: str) -> list[str]:
+    """The words with other rows: an option that takes several values is not given twice."""
+    place = words.index(option) + 1
+    return [*words[:place], rows, *words[place + 1 :]]
+
+
+# ---------------------------------------------------------------------- a finished run stays as it was
+
+REFUSED = {
+    "seed": (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7"),
+    "objective": (("--objective.mu", "0.7"), "train: was made with other inputs"),
+    "template, which is known with the rows": (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
+    "selection, which is a new stage": (
+        ("--selector", "Longest", "--selector.k", "9"),
+        "other inputs: the training rows are others, as the model sees them (data.train, selector, ",
+    ),
+    "model": (("--model.path", "./is-not-there"), "model.path: ./is-not-there is not a directory"),
+    "reference": (("--reference.model.path", "./is-not-there"), "reference.model.path: ./is-not-there is not"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_command_leaves_a_finished_run_as_it_was(
+    finished: Finished, copied: Path, sftmix: Call, kind: str
+) -> None:
+    words, message = REFUSED[kind]
+    before = contents(copied)
+    done = sftmix(*finished.words, *words, "--out", str(copied))
+    assert (done.code, message in done.err) == (2, True), done.err
+    assert contents(copied) == before
+
+
+def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
+    finished: Finished, copied: Path, tiny: Tiny, sftmix: Call
+) -> None:
+    tiny.train.write_text('{"instruction": "no response"}\n' * 9)
+    before = contents(copied)
+    for rows, message in (
+        (str(tiny.train), "train.jsonl:1: format not recognised"),
+        (missing(tiny.train), "no such file"),
+    ):
+        done = sftmix(*with_rows(finished.words, "--data.train", rows), "--out", str(copied))
+        assert (done.code, message in done.err) == (3, True), done.err
+        assert contents(copied) == before
+
+
+def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path, without_torch: Call) -> None:
+    before = contents(copied)
+    with RunDirectory(copied, World()) as directory:
+        done = without_torch(*finished.words, "--out", str(copied))
+        assert (done.code, contents(copied)) == (5, before)
+        directory.starts_work()
+        directory.status(stage="train")
+        during = contents(copied)
+        assert during != before
+        assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 5
+        assert contents(copied) == during
+
+
+def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
+    finished: Finished, copied: Path, without_torch: Call
+) -> None:
+    (copied / "train" / "MANIFEST.json").unlink()
+    interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
+    (copied / "STATUS.json").write_text(json.dumps(interrupted))
+    before = contents(copied)
+    assert without_torch(*finished.words, "--seed", "7", "--out", str(copied)).code == 2
+    assert contents(copied) == before
+    told = without_torch("status", str(copied)).out
+    assert told.startswith(f"{copied}: exit code 143 in train; the same command continues it")
+
+
+def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    """A run without pairs has no reference: none is trained for a target that is refused."""
+    run = tmp_path / "run"
+    words = ["run", *tiny.options, *SHORT, "--out", str(run)]
+    assert sftmix(*words, "--objective", "NTP").code == 0
+    before = contents(run)
+    done = sftmix(*words)
+    assert (done.code, f"{run / 'train'}: was made with other inputs" in done.err) == (2, True), done.err
+    assert contents(run) == before
+
+
+def test_a_run_that_is_read_back_is_finished(finished: Finished, copied: Path, sftmix: Call) -> None:
+    """On shards, too, and without torchrun: nothing is left to be trained."""
+    first = status(copied)
+    done = sftmix(*finished.words, "--training.parallel", "fsdp", "--out", str(copied))
+    assert (done.code, "held-out NLL per response token" in done.out) == (0, True), done.err
+    assert (status(copied), first["exit_code"]) == (first, 0)
+
+
+def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Path, sftmix: Call) -> None:
+    for stage in ("train", "baseline"):
+        shutil.rmtree(copied / stage)
+    (copied / "base" / "figures.json").write_text("{}")
+    assert sftmix(*finished.words, "--out", str(copied)).code == 4
+    told = status(copied)
+    assert (told["stage"], told["exit_code"], "figures.json is not the file" in told["message"]) == (
+        "baseline",
+        4,
+        True,
+    )
+
+
+# ------------------------------------------------------------------------------- how a run ended
+
+
+def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+    run = tmp_path / "run"
+    words = with_rows(["run", *tiny.options, "--out", str(run)], "--data.train", missing(tiny.train))
+    assert without_torch(*words).code == 3
+    assert (status(run)["exit_code"], status(run)["message"][:10]) == (3, "DataError:")
+    told = without_torch("status", str(run)).out
+    assert "exit code 3 in start: DataError: data.train: " in told
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+    run = tmp_path / "run"
+    words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom sftmix.cli import main"
+    )
+    command = [sys.executable, "-c", f"{listening}; sys.exit(main())", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, end = run / "train" / "metrics.jsonl", time.time() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.time() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False), errors
+    assert status(run)["exit_code"] == 130
+    told = without_torch("status", str(run)).out
+    assert f"{run}: interrupted in stage train (exit code 130); the same command continues it" in told
+
+
+def test_fewer_rows_than_groups_are_met_before_the_reference(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    ended = sftmix("run", *tiny.options, "--data.limit", "1", "--out", str(tmp_path / "run"))
+    assert (ended.code, "error: a split into 2 groups needs at least 2 scored examples" in ended.err) == (3, True)
+    assert not (tmp_path / "run" / "reference").exists()
+
+
+def test_sizes_that_no_batch_can_have_are_told(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+    sizes = ("--training.global_batch_size", "64", "--training.micro_batch_size", "128", "--training.epochs", "1")
+    done = sftmix("run", *tiny.options, *sizes, "--out", str(tmp_path / "run"))
+    assert done.code == 0, done.err
+    for stage in ("reference", "train"):
+        for option, size, most in (("global", 64, len(tiny.train.read_text().splitlines())), ("micro", 128, 64)):
+            told = (
+                f"{stage}: training.{option}_batch_size is {size}, but no step has more than {most} different examples"
+            )
+            assert told in done.out + done.err
+
+
+# -------------------------------------------------------------------- refusals that load no torch
+
+
+@pytest.mark.parametrize("command", ["run", "train", "reference", "preview", "estimate"])
+def test_rows_and_models_that_are_not_there_are_refused_at_once(
+    tiny: Tiny, tmp_path: Path, command: str, without_torch: Call
+) -> None:
+    out = [] if command in ("preview", "estimate") else ["--out", str(tmp_path / "run")]
+    words = [command, *tiny.options, *out]
+    for option, path in (("--data.train", tiny.train), ("--data.eval", tiny.eval)):
+        rows = without_torch(*with_rows(words, option, missing(path)))
+        assert (rows.code, f"{option[2:]}: {missing(path)}: no such file" in rows.err) == (3, True), rows.err
+    model = without_torch(*words, "--model.path", missing(tiny.model))
+    assert (model.code, "model.path: " in model.err) == (2, True)
+    hub = without_torch(*words, "--model.path", "no/such")
+    assert (hub.code, "model.path: cannot load no/such (no directory here; as a hub id: " in hub.err) == (2, True)
+    template = without_torch(*words, "--data.template", "chatlm")
+    assert (template.code, "data.template: 'chatlm' is neither one of alpaca, chatml" in template.err) == (2, True)
+
+
+def test_a_run_that_is_not_there_is_refused_at_once(tmp_path: Path, without_torch: Call) -> None:
+    for words, message in (
+        (["report"], "runs/nothere is not a run directory"),
+        (["evaluate", "--tasks", "arc_easy", "--to", str(tmp_path)], "model runs/nothere: cannot load runs/nothere"),
+    ):
+        done = without_torch(*words, "runs/nothere")
+        assert (done.code, f"error: {message}" in done.err) == (2, True), done.err
+
+
+def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+    (tmp_path / "file").touch()
+    done = without_torch("run", *tiny.options, "--out", str(tmp_path / "file" / "run"))
+    assert (done.code, "cannot be a run directory" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+@pytest.mark.parametrize("option", ["training.parallel", "reference.training.parallel"])
+def test_shards_without_torchrun_are_refused_at_once(
+    tiny: Tiny, tmp_path: Path, option: str, parallel: str, without_torch: Call
+) -> None:
+    words = ["run", *tiny.options, f"--{option}", parallel, "--out", str(tmp_path / "run")]
+    done = without_torch(*words)
+    assert (done.code, f"{parallel} needs torchrun" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7."),
+        (("--training.learning_rate", "0.5"), "training.learning_rate: 0.01 -> 0.5"),
+        (
+            ("--objective.mu", "0.7"),
+            "objective.mu: 0.2 -> 0.7. Use another --out, or the old settings. In another --out, ",
+        ),
+        (("--splitter", "RandomSplit"), "splitter: sftmix.components.splitters.Median -> "),
+        (("--data.limit", "20"), "data.limit: None -> 20"),
+        (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
+    ],
+)
+def test_a_directory_of_other_options_is_refused_at_once(
+    finished: Finished, copied: Path, words: tuple[str, ...], named: str, without_torch: Call
+) -> None:
+    before = contents(copied)
+    done = without_torch(*finished.words, *words, "--out", str(copied))
+    assert (done.code, named in done.err) == (2, True), done.err
+    assert contents(copied) == before
+
+
+@pytest.mark.slow
+def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call, without_torch: Call) -> None:
+    """Also for its last variant: no run before it is read back or started."""
+    out, table = tmp_path / "table", tmp_path / "table.yaml"
+    words = ["compare", "--config", str(table), *tiny.options, *SHORT, "--objective", "NTP", "--seeds", "[1]"]
+    words += ["--out", str(out)]
+    table.write_text(json.dumps({"variants": {"a": {}, "b": {}}}))
+    assert sftmix(*words).code == 0
+    before = contents(out)
+    table.write_text(json.dumps({"variants": {"a": {}, "b": {"training.weight_decay": 0.5}}}))
+    done = without_torch(*words)
+    assert (done.code, "variant b, seed 1: " in done.err) == (2, True), done.err
+    assert "training.weight_decay: 0.1 -> 0.5" in done.err
+    assert contents(out) == before
+
+
+def test_an_export_that_cannot_be_is_refused_at_once(
+    finished: Finished, copied: Path, tmp_path: Path, without_torch: Call
+) -> None:
+    to = ("--to", str(tmp_path / "model"))
+    shutil.rmtree(copied / "train" / "checkpoints", ignore_errors=True)
+    for words, message in (
+        ((str(tmp_path / "nothing"), *to), "is not a run directory"),
+        ((str(copied), "--to", str(copied)), f"{copied} exists; name a directory that does not"),
+        ((str(copied), *to), f"has no checkpoint; {copied / 'train' / 'model'} holds the model after the last step"),
+        ((str(copied), *to, "--best"), "--best: "),
+        ((str(copied), *to, "--merge"), "trained all weights"),
+    ):
+        done = without_torch("export", *words)
+        assert (done.code, message in done.err) == (2, True), done.err
+    shutil.rmtree(copied / "train" / "model")
+    done = without_torch("export", str(copied), *to)
+    assert (done.code, "has no checkpoint; a run writes some with --checkpoint.every N" in done.err) == (2, True)
+    (copied / "train" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    done = without_torch("export", str(copied), *to, "--step", "3")
+    assert (done.code, "has no checkpoint 3; it has 4" in done.err) == (2, True)
+
+
+def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:
+    """An import of torch fails here, as the rest is in order."""
+    command = [sys.executable, "-c", ONE_COMMAND, "run", *tiny.options, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "was imported" in done.stderr
+    assert done.stderr.startswith(f"run: {tiny.model} on {tiny.train}, in {tmp_path / 'run'}\n")
+
+
+# --------------------------------------------------------------------------------- closed outputs
+
+
+@pytest.mark.parametrize("words", ["components", "run --help", "--help", "run --print_config", "status RUN"])
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
+def test_nobody_reads_the_output(words: str, both: bool, finished: Finished) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = writer if both else subprocess.PIPE
+    command = [sys.executable, str(ROOT / "cli.py"), *words.replace("RUN", str(finished.path)).split()]
+    done = subprocess.run(command, stdout=writer, stderr=errors, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr or "") == (141, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("outputs", "code"), [("2>&1 | true", 141), (">/dev/full", 7), (">&- 2>&-", 0)])
+def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny: Tiny, tmp_path: Path, outputs: str, code: int) -> None:
+    words = [sys.executable, ROOT / "cli.py", "run", *tiny.options, *SHORT, "--out", tmp_path / "run"]
+    line = f"{shlex.join(map(str, words))} {outputs}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert ("no space left for what this command prints" in done.stderr) == (code == 7)
+    assert status(tmp_path / "run")["exit_code"] == 0
+    assert (tmp_path / "run" / "train" / "model" / "README.md").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--model.path"])
+def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny: Tiny, tmp_path: Path, option: str) -> None:
+    """The tokenizer's files could not be written, after all training."""
+    words = ["run", *tiny.options, "--out", tmp_path / "run", option, os.fsencode(tmp_path) + b"/caf\xe9"]
+    done = subprocess.run([sys.executable, "-c", ONE_COMMAND, *words], cwd=ROOT, capture_output=True, timeout=120)
+    assert (done.returncode, b"which is not UTF-8" in done.stderr, b"PYTHONUTF8=1" in done.stderr) == (2, True, True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lora", [(), ("--model.lora.r", "4")])
+@pytest.mark.parametrize("option", ["model.path", "reference.model.path"])
+def test_quantised_weights_are_refused_before_anything_is_trained(tiny, sftmix, tmp_path, option, lora):
+    quantised = shutil.copytree(tiny.model, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (quantised / "config.json").write_text(json.dumps(config))
+    done = sftmix("run", *tiny.options, *SHORT, *lora, f"--{option}", str(quantised), "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert f"error: {option}: the weights of {quantised} are quantised (fp8), and such weights cannot" in done.err
+    assert not (tmp_path / "run" / "train").exists()

@@ -1,0 +1,182 @@
+"""What the command line says of components in a user's own file, and that every name it offers works."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from sftmix.config.classes import known_components
+from sftmix.config.schema import component_bases, options_of
+from sftmix.types import Plan
+from tests.tiny import ROOT
+from tests.tiny import sftmix as process
+
+PARTS = '''
+from typing import Any
+
+import numpy as np
+
+from sftmix.components import Schedule, Splitter
+from sftmix.types import Split
+
+
+class Base(Splitter):
+    def split(self, scores, *, seed):
+        raise AssertionError
+
+
+class Tails(Base):
+    """The ends of the ranking."""
+
+    def __init__(self, *, share: float = 0.3, untyped=3, what: Any = None):
+        self.share, self.untyped, self.what = share, untyped, what
+
+
+class Needs(Base):
+    def __init__(self, *, untyped):
+        self.untyped = untyped
+
+
+class NeedsAny(Base):
+    def __init__(self, *, what: Any):
+        self.what = what
+
+
+class Array(Base):
+    def __init__(self, *, a: np.ndarray):
+        self.a = a
+
+
+class Unknown(Base):
+    def __init__(self, *, a: "Nowhere" = 3):
+        self.a = a
+
+
+class Steps(Schedule):
+    def __init__(self, *, untyped):
+        self.untyped = untyped
+
+    def value(self, step, total_steps):
+        return 0.1
+
+
+class Half(Splitter):
+    """It has no method."""
+
+
+class NotOne:
+    """It is no component."""
+'''
+TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails? There are "
+NO_TYPE = "needs untyped, to which its __init__ gives no type; write `untyped: int`, or what it is"
+SUBCLASS = "error: splitter: my_parts.NotOne is no subclass of sftmix.components.Splitter\n"
+KIND = (
+    "sftmix.components.NTP is no subclass of sftmix.components.Splitter; it is of the kind Objective, for --objective"
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a user's file."""
+    made = tmp_path_factory.mktemp("mine")
+    (made / "my_parts.py").write_text(PARTS)
+    (made / "my_draft.py").write_text("import os\nclass Half(:\n")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("components my_parts.Tail", f"no Component {TAIL}"),
+        ("components no_such.Thing", "no Component 'no_such.Thing': No module named 'no_such'."),
+        ("components my_parts.NotOne", "my_parts.NotOne is no subclass of sftmix.components.Component"),
+        ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
+        ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
+        ("run --objective my_parts.Tail", "module 'my_parts' has no attribute 'Tail'; there are NTP, SFTMix, "),
+        ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
+        ("run --splitter my_parts.NotOne", SUBCLASS),
+        ("run --splitter sftmix.components.NTP", KIND),
+        ("run --splitter my_draft.Half", "no Splitter 'my_draft.Half': invalid syntax (my_draft.py, line 2)"),
+        ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
+        ("run --splitter my_parts.Needs --splitter.untyped 3", f"splitter: my_parts.Needs {NO_TYPE}"),
+        ("run --objective.mu my_parts.Steps", f"objective.mu: my_parts.Steps {NO_TYPE}"),
+        ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: its type is ndarray, which no option can have"),
+        ("run --splitter my_parts.Unknown", "name 'Nowhere' is not defined"),
+        ("run --callbacks null", "callbacks is null; it takes a list, [] for none, of Evaluate, EarlyStopping, "),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said) -> None:
+    done = process(*shlex.split(words), cwd=directory)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    for leaked in ("Traceback", "fail_untyped", "Parser key", "of another kind", "dot import path"):
+        assert leaked not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_recommended_command_finds_the_users_class(directory) -> None:
+    shown = process("components", "my_parts.Tails", cwd=directory).stdout
+    first, *rest = shown.splitlines()
+    assert first == "Tails  (my_parts.Tails), chosen by --splitter my_parts.Tails"
+    assert "  --splitter.untyped VALUE  It has no type: any value. [3]" in rest
+    recommended = first.partition("chosen by ")[2].split()
+    done = process("run", *recommended, "--splitter.untyped", "x", "--print_config", cwd=directory)
+    assert done.returncode == 0, done.stderr
+    assert "class_path: my_parts.Tails" in done.stdout
+    assert "untyped: x" in done.stdout
+
+
+def test_a_class_is_offered_by_a_name_that_works(directory) -> None:
+    """One of the user's by its import path: its short name means nothing to a process that has not imported it."""
+    (directory / "tails.yaml").write_text("splitter: my_parts.Tails")
+    wrong = process("run", "--config", "tails.yaml", "--splitter", "Medin", cwd=directory).stderr
+    offered = wrong.partition("There are ")[2].partition(", or the import path")[0].split(", ")
+    assert {"Median", "FromFile", "my_parts.Tails", "my_parts.Needs"} <= set(offered)
+    assert "Tails" not in offered
+    again = process("run", "--splitter", "my_parts.Tails", "--splitter.share", "x", cwd=directory).stderr
+    assert "splitter.share: 'x' is not allowed; allowed: a number." in again
+    done = process("run", "--splitter", "my_parts.NeedsAny", "--splitter.what", "x", "--print_config", cwd=directory)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
+    page = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    table = page.partition("The fields of a `Plan`")[2].partition("\nloss = ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.M)) == sorted(f.name for f in fields(Plan))
+    assert "Break ties by id: where rows are ranked (splitters, selectors, samplers)" in page
+
+
+REQUIRED = {"path": "file", "paths": "[dir]", "field": "score", "high": "High", "low": "Low", "labels": "[High]"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", component_bases())
+def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
+    for name, cls in known_components(component_bases()[field]).items():
+        if not cls.__module__.startswith("sftmix.components."):
+            continue  # of another test in this process
+        needed = [k for k, p in options_of(cls).items() if p.default is inspect.Parameter.empty]
+        options = [word for k in needed for word in (f"--{field}.{k}", REQUIRED.get(k, "3"))]
+        done = sftmix("run", f"--{field}", name, *options, "--print_config")
+        assert done.code == 0, done.err
+        assert f"{cls.__name__}\n" in done.out
+
+
+def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path) -> None:
+    (tmp_path / "one.yaml").write_text("callbacks: Evaluate")
+    (tmp_path / "more.yaml").write_text("callbacks: {class_path: Evaluate, init_args: {every: 5}}")
+    forms = [["--callbacks", "Evaluate"], ["--callbacks", "[Evaluate]"], ["--config", str(tmp_path / "one.yaml")]]
+    printed = {sftmix("run", *words, "--print_config").out for words in forms}
+    assert len(printed) == 1
+    assert printed.pop().endswith(
+        "callbacks:\n- class_path: sftmix.components.callbacks.Evaluate\n  init_args:\n    every: null\n"
+    )
+    for words in (["--callbacks", "Evaluate", "--callbacks.every", "5"], ["--config", str(tmp_path / "more.yaml")]):
+        assert sftmix("run", *words, "--print_config").out.endswith("Evaluate\n  init_args:\n    every: 5\n")
+    added = sftmix("run", "--callbacks", "Evaluate", "--callbacks+", "Evaluate", "--print_config").out
+    assert added.count("callbacks.Evaluate") == 2

@@ -1,0 +1,205 @@
+"""Values of a notebook in a configuration: numbers of numpy and paths are plain ones, what cannot be is refused."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix import RunConfig
+from sftmix.common.errors import ConfigError
+from sftmix.components import FromCheckpoints, Linear, LossSpikeGuard, NEFTune, SFTMix, Splitter, TrainedReference
+from sftmix.components.base import files_of
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain, read_config
+from sftmix.options import DataOptions, LoraOptions, ModelOptions, ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.pipeline.recipe import run
+from sftmix.tools.compare import TableOptions
+from tests.tiny import contents
+
+RATE, MU = np.float64(0.01), np.linspace(0, 0.4, 5)[1]
+
+
+def kept(value: object) -> tuple[type, object]:
+    """A value with its type, and those inside it with theirs."""
+    if isinstance(value, list):
+        return list, [kept(inner) for inner in value]
+    return type(value), {k: kept(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class Folder(Splitter):
+    """A class of a user, which works with a path."""
+
+    def __init__(self, *, path: Path, share: float = np.float64(0.5)):
+        self.path, self.share = path, share
+
+    def files(self):
+        return [self.path / "split.csv"]
+
+    def split(self, scores, *, seed):
+        raise AssertionError
+
+
+@dataclass(kw_only=True)
+class Tails(Splitter):
+    """A class of a user whose constructor is made by a decorator."""
+
+    share: float = 0.3
+
+    def split(self, scores, *, seed):
+        raise AssertionError
+
+
+@dataclass(slots=True)
+class Options:
+    """Options of a user's class."""
+
+    share: float
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.float64(0.1), 0.1),
+        (np.int64(20), 20),
+        (np.bool_(True), True),
+        (np.array(0.1), 0.1),
+        (Path("rows") / "a.json", os.path.join("rows", "a.json")),
+        ([np.int64(1), None, 0.5], [1, None, 0.5]),
+        ({"prompt": np.str_("q")}, {"prompt": "q"}),
+    ],
+)
+def test_an_option_keeps_a_plain_value_however_it_is_set(value, plain):
+    made, changed = DataOptions(cache_dir=value), DataOptions()
+    changed.cache_dir = value
+    for found in (made.cache_dir, changed.cache_dir, replace(changed).cache_dir):
+        assert kept(found) == kept(plain)
+
+
+def test_every_group_of_options_keeps_plain_values():
+    for group, name, value, plain in (
+        (RunConfig, "seed", np.int64(3), 3),
+        (DataOptions, "train", [Path("a.json"), "b.json"], ["a.json", "b.json"]),
+        (ModelOptions, "path", Path("models/m"), "models/m"),  # relative, as it was given
+        (LoraOptions, "r", np.int64(8), 8),
+        (TrainingOptions, "learning_rate", RATE, 0.01),
+        (ReferenceTraining, "max_steps", np.int32(7), 7),
+        (ReferenceModel, "path", Path("weak"), "weak"),
+        (TableOptions, "seeds", [*np.arange(1, 3)], [1, 2]),
+    ):
+        assert kept(getattr(group(**{name: value}), name)) == kept(plain)
+
+
+def test_what_is_plain_stays_the_same_object():
+    names, lora = ["a.json"], LoraOptions()
+    assert DataOptions(train=names).train is names
+    assert ModelOptions(lora=lora).lora is lora
+    assert FromCheckpoints(paths=names)._init_args["paths"] is names
+
+
+def test_a_component_is_made_with_plain_numbers():
+    """Whatever type a check in it asks for, and however its constructor was made."""
+    assert kept(SFTMix(mu=MU).mu) == (float, 0.1)
+    assert kept(Linear(start=np.float32(0), end=np.int64(1)).start) == (float, 0.0)
+    assert kept(NEFTune(alpha=np.float64(5)).alpha) == (float, 5.0)
+    assert kept(Tails(share=np.float64(0.1)).share) == (float, 0.1)
+    places = TrainedReference(checkpoints=list(np.linspace(0, 1, 3))).checkpoints
+    assert [*map(kept, places)] == [(float, 0.0), (float, 0.5), (float, 1.0)]
+    assert SFTMix(mu=MU).spec() == SFTMix(mu=0.1).spec()
+    assert kept(Tails(share=np.float64(0.1)).spec()["init_args"]["share"]) == (float, 0.1)
+
+
+def test_a_component_gets_its_paths_as_they_are_given():
+    """A class may ask for a Path; what is stored is text, of default values, too."""
+    made = Folder(path=Path("rows"))
+    assert kept(made.path) == kept(Path("rows"))
+    assert made.spec()["init_args"] == {"path": "rows", "share": 0.5}
+    assert type(made.spec()["init_args"]["share"]) is float
+    assert files_of(made) == [os.path.join("rows", "split.csv")]
+    several = FromCheckpoints(paths=[Path("a"), "b"], template=Path("t.jinja"))
+    assert (several.paths, several.template) == (["a", "b"], "t.jinja")
+
+
+def configuration(tiny, out, *, numpy: bool) -> RunConfig:
+    """A configuration as a notebook makes it, or the same of plain values."""
+    integer, number, path = (np.int64, np.float64, Path) if numpy else (int, float, str)
+    return RunConfig(
+        out=path(out),
+        seed=integer(3),
+        model=ModelOptions(path=path(tiny.model)),
+        data=DataOptions(train=[path(tiny.train)], eval=path(tiny.eval), limit=integer(20)),
+        training=TrainingOptions(
+            learning_rate=number(0.01),
+            global_batch_size=integer(8),
+            max_steps=integer(2),
+            precision="fp32",
+            betas=(number(0.9), number(0.99)),
+        ),
+        reference=TrainedReference(checkpoints=[number(0.5), number(1.0)]),
+        objective=SFTMix(mu=number(0.1), alpha=Linear(start=number(0.5), end=number(1.0))),
+        callbacks=[LossSpikeGuard(factor=number(100.0))],
+    )
+
+
+def test_a_run_of_such_values_is_that_of_the_plain_ones(tiny, tmp_path):
+    given, plain = (configuration(tiny, tmp_path / "run", numpy=numpy) for numpy in (True, False))
+    summary = run(given)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (summary["model"], summary["seed"]) == (str(tiny.model), 3)
+    assert (tmp_path / "run" / "config.yaml").read_text() == plain.yaml()
+    assert read_config(tmp_path / "run" / "config.yaml") == given
+    before = contents(tmp_path / "run", but=("STATUS.json", "summary.json"))
+    run(plain)  # all stages are read back
+    assert contents(tmp_path / "run", but=("STATUS.json", "summary.json")) == before
+
+
+STORED = (
+    "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these. Give float(), int(), "
+    "str() or list() of it"
+)
+
+
+def changed(**options: object) -> RunConfig:
+    config = RunConfig(out="runs/a", model=ModelOptions(path="m"), data=DataOptions(train="a.json"))
+    for name, value in options.items():
+        group, _, name = name.rpartition("__")
+        setattr(getattr(config, group) if group else config, name, value)
+    return config
+
+
+REFUSED = [
+    (
+        {"objective": SFTMix(alpha=Linear(start=0.1, end=torch.tensor(0.5)))},
+        "objective.alpha.end",
+        "tensor(0.5000)",
+        "torch.Tensor",
+    ),
+    ({"callbacks": [LossSpikeGuard(factor=torch.tensor(5.0))]}, "callbacks.factor", "tensor(5.)", "torch.Tensor"),
+    ({"training__betas": np.array([0.5, 0.9])}, "training.betas", "array([0.5, 0.9])", "numpy.ndarray"),
+    ({"splitter": Tails(share={0.5})}, "splitter.share", "{0.5}", "builtins.set"),
+    ({"training__epochs": np.longdouble(2)}, "training.epochs", "np.longdouble('2.0')", "numpy.longdouble"),
+]
+
+
+@pytest.mark.parametrize(("options", "key", "shown", "kind"), REFUSED, ids=[case[1] for case in REFUSED])
+def test_what_cannot_be_plain_is_refused_before_anything_is_written(options, key, shown, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = changed(**options)
+    with pytest.raises(ConfigError) as told:
+        run(config)
+    assert str(told.value) == f"{key} is {shown}, of the type {kind}; {STORED}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_json_can_hold_is_plain():
+    columns = OrderedDict(prompt="question", response="answer")
+    validate(changed(data__columns=columns, training__betas=(0.9, 0.99)))
+    validate(changed(splitter=Folder(path=Path("rows"))))
+    validate(changed(splitter=Tails(share=MappingProxyType({"a": Options(share=0.5)}))))
+    assert from_plain(changed(data__columns=columns).plain()).data.columns == dict(columns)

@@ -1,0 +1,381 @@
+"""RunConfig: the paper's defaults, the checks that name both options, and the way to YAML and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import Reference
+from sftmix.components.callbacks import Evaluate
+from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
+from sftmix.components.objectives import NTP, MixupOnly, SFTMix
+from sftmix.components.pairing import LengthMatchedPairs, LevelPairs, RandomPairs
+from sftmix.components.perturbations import NEFTune
+from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
+from sftmix.components.reweighting import IRDRO
+from sftmix.components.schedules import AfterFraction, Linear
+from sftmix.components.selection import ScoreAtLeast
+from sftmix.components.splitters import FromFile as SplitFromFile
+from sftmix.components.splitters import Median, QualityLabel, Quantile, RandomSplit
+from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain, read_config
+from sftmix.options import (
+    CheckpointOptions,
+    DataOptions,
+    ModelOptions,
+    ReferenceModel,
+    ReferenceTraining,
+    TrainingOptions,
+)
+
+
+def complete(**changes: object) -> RunConfig:
+    """A configuration without a problem, but for the changes."""
+    given = {"out": "o", "model": ModelOptions(path="m"), "data": DataOptions(train=["a.json"]), **changes}
+    return RunConfig(**given)  # type: ignore[arg-type]
+
+
+VARIED = [
+    RunConfig(),
+    complete(objective=NTP(), pairing=None, callbacks=[], with_baseline=True, seed=7),
+    complete(
+        data=DataOptions(train=["a.json", "b.jsonl"], eval="held.json", template="chatml", max_length=64, limit=9),
+        training=TrainingOptions(betas=(0.8, 0.95), epochs=0.5, max_steps=3, precision="bf16"),
+        checkpoint=CheckpointOptions(every=0, keep=1),
+        reference=TrainedReference(
+            model=ReferenceModel(path="weak", max_length=32),
+            checkpoints=[0, 0.5, 1],
+            token_nll=True,
+            training=ReferenceTraining(learning_rate=1e-3, seed=3),
+        ),
+        confidence=LogPerplexity(),
+        splitter=RandomSplit(),
+        pairing=LengthMatchedPairs(window=4),
+        objective=SFTMix(mu=0, alpha=2.0, lambda_per="token"),
+        callbacks=[Evaluate(every=5), Evaluate()],
+    ),
+    complete(reference=FromFile(path="dynamics.parquet"), pairing=RandomPairs()),
+    complete(
+        objective=SFTMix(mu=AfterFraction(fraction=0.5, value=0.4), alpha=Linear(start=1, end=0.2), mean="sequence"),
+        splitter=QualityLabel(high=["good", "fair"], low="bad"),
+        data=DataOptions(train=["a.json", "b.json"], labels=["good", "bad"]),
+        selector=ScoreAtLeast(field="judge", threshold=4.5),
+        perturbation=NEFTune(alpha=10.0),
+        confidence=IFD(checkpoint="mean"),
+    ),
+    complete(splitter=SplitFromFile(path="split.parquet"), pairing=LevelPairs(rule="extremes"), objective=IRDRO()),
+]
+
+
+def test_the_defaults_are_the_papers() -> None:
+    config = RunConfig()
+    classes = [config.reference, config.confidence, config.splitter, config.objective, *config.callbacks]
+    assert [type(c) for c in classes] == [TrainedReference, Perplexity, Median, SFTMix, Evaluate]
+    objective, training = config.plain()["objective"]["init_args"], config.training
+    assert (objective["mu"], objective["alpha"]) == (0.2, 0.5)
+    assert config.plain()["reference"]["init_args"]["checkpoints"] == 5
+    assert (training.learning_rate, training.weight_decay, training.global_batch_size) == (2e-6, 0.1, 32)
+    assert (training.schedule, training.warmup_ratio) == ("cosine", 0.1)
+
+
+def test_two_configurations_share_no_component() -> None:
+    assert RunConfig().objective is not RunConfig().objective
+    assert RunConfig().callbacks is not RunConfig().callbacks
+
+
+def test_auto_pairing_follows_the_objective() -> None:
+    assert isinstance(complete().resolved_pairing(), RandomPairs)
+    assert complete(objective=NTP()).resolved_pairing() is None
+    assert isinstance(complete(objective=NTP(), pairing=RandomPairs()).resolved_pairing(), RandomPairs)
+    assert complete(pairing=None).resolved_pairing() is None
+
+
+def test_equality_is_that_of_the_plain_forms() -> None:
+    assert complete() == complete()
+    assert complete(objective=SFTMix(mu=0.2)) == complete()
+    assert complete(objective=SFTMix(mu=0.3)) != complete()
+    assert complete() != "something else"
+
+
+@pytest.mark.parametrize("config", VARIED)
+def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(config.yaml(), encoding="utf-8")
+    again = read_config(path)
+    assert again == config
+    assert type(again.objective) is type(config.objective)
+    assert json.loads(json.dumps(config.plain())) == config.plain()
+    assert yaml.safe_load(config.yaml()) == config.plain()
+
+
+def test_a_null_pairing_is_not_read_as_auto() -> None:
+    assert from_plain({"pairing": None, "objective": "NTP"}).pairing is None
+
+
+def test_one_file_needs_no_list() -> None:
+    assert DataOptions(train="a.json", eval="b.json") == DataOptions(train=["a.json"], eval=["b.json"])
+    assert from_plain({"data": {"train": "a.json"}}).data.train == ["a.json"]
+
+
+def test_a_complete_configuration_is_valid() -> None:
+    validate(complete())
+    validate(complete(out=None), needs_out=False)
+    validate(complete(training=TrainingOptions(global_batch_size=4, micro_batch_size=8)))
+    validate(complete(training=TrainingOptions(micro_batch_tokens=4096, padding_free=True)))
+    validate(complete(objective=NTP(), training=TrainingOptions(global_batch_size=3, micro_batch_size=1)))
+
+
+def data(**options: object) -> dict[str, object]:
+    return {"data": DataOptions(train=["a.json"], **options)}  # type: ignore[arg-type]
+
+
+def training(**options: object) -> dict[str, object]:
+    return {"training": TrainingOptions(**options)}  # type: ignore[arg-type]
+
+
+PROBLEMS = [
+    ({"out": None}, ["out is missing", "--out"]),
+    ({"model": ModelOptions()}, ["model.path is missing", "--model.path"]),
+    ({"data": DataOptions()}, ["data.train is missing", "--data.train"]),
+    ({"data": DataOptions(train="")}, ["data.train has an empty name ([''])", "hub id"]),
+    ({"data": DataOptions(train=["a.json", " "])}, ["data.train has an empty name (['a.json', ' '])"]),
+    (data(eval=""), ["data.eval has an empty name ([''])"]),
+    (data(eval=["e"], eval_fraction=0.1), ["data.eval (e)", "data.eval_fraction (0.1)"]),
+    (data(eval=["a.json"]), ["data.train and data.eval", "a.json"]),
+    (data(eval_fraction=0.0), ["data.eval_fraction is 0.0", "(0, 1)"]),
+    (data(eval_fraction=1.0), ["data.eval_fraction is 1.0", "(0, 1)"]),
+    (data(max_length=1), ["data.max_length is 1", "at least 2"]),
+    (data(eval=[]), ["data.eval is an empty list", "null for none"]),
+    (data(limit=0), ["data.limit is 0", "at least 1"]),
+    (data(labels=["a"], label_field="q"), ["data.labels (a)", "data.label_field (q)"]),
+    (data(labels=["a", "b"]), ["data.labels", "2 labels (a, b)", "1 entries of data.train (a.json)"]),
+    (training(global_batch_size=31), ["training.global_batch_size is 31", "pairing", "even"]),
+    (training(micro_batch_size=1), ["training.micro_batch_size is 1", "pairing", "even"]),
+    (training(global_batch_size=0), ["training.global_batch_size is 0", "at least 1"]),
+    (training(micro_batch_tokens=0), ["training.micro_batch_tokens is 0", "at least 1"]),
+    (
+        training(micro_batch_size=4, micro_batch_tokens=512),
+        ["training.micro_batch_size (4)", "training.micro_batch_tokens (512)", "--training.micro_batch_size null"],
+    ),
+    (
+        training(length_groups=2, padding_free=True),
+        ["training.length_groups (2)", "training.padding_free true", "null"],
+    ),
+    (
+        {"reference": TrainedReference(training=ReferenceTraining(micro_batch_size=4, micro_batch_tokens=512))},
+        ["reference.training.micro_batch_size (4)", "reference.training.micro_batch_tokens (512)"],
+    ),
+    (training(learning_rate=0.0), ["training.learning_rate is 0.0", "above 0"]),
+    (training(learning_rate=float("nan")), ["training.learning_rate is nan", "above 0"]),
+    (training(epochs=0), ["training.epochs is 0", "above 0"]),
+    (training(max_steps=0), ["training.max_steps is 0", "at least 1"]),
+    (training(warmup_ratio=1.5), ["training.warmup_ratio is 1.5", "[0, 1]"]),
+    (training(betas=(0.9, 1.0)), ["training.betas is (0.9, 1.0)", "[0, 1)"]),
+    (training(weight_decay=-0.1), ["training.weight_decay is -0.1", "0 or more"]),
+    (training(max_grad_norm=-1.0), ["training.max_grad_norm is -1.0", "no clipping"]),
+    (training(eps=0.0), ["training.eps is 0.0", "above 0"]),
+    (training(chunk_size=0), ["training.chunk_size is 0", "at least 1"]),
+    ({"checkpoint": CheckpointOptions(keep=0)}, ["checkpoint.keep is 0", "at least 1"]),
+    ({"checkpoint": CheckpointOptions(every=-1)}, ["checkpoint.every is -1", "0 (none)"]),
+    ({"pairing": None}, ["objective SFTMix", "pairing is null", "--pairing auto"]),
+    ({"callbacks": [Evaluate(every=5)]}, ["Evaluate(every=5)", "data.eval"]),
+    (
+        {"reference": TrainedReference(training=ReferenceTraining(learning_rate=-1.0))},
+        ["reference.training.learning_rate is -1.0", "above 0"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), PROBLEMS)
+def test_a_problem_is_named_with_its_options(changes: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(complete(**changes))
+    assert "problems" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+class OwnReference(Reference):
+    """Says nothing of what its dynamics hold."""
+
+    def collect(self, context):
+        raise AssertionError
+
+
+ALONE = "needs the NLL of each response without its instruction"
+BEFORE = "needs the perplexity before training"
+CORRECT = "needs the number of correct tokens"
+ESTIMATORS = (Perplexity, LogPerplexity, Correctness, LowVariability, IFD, LearningPercentage)
+
+
+def refused_confidences(reference: Reference, **options: object) -> dict[str, str]:
+    """The estimators that cannot go with a reference, by name, with the message of each."""
+    given = {"reference": reference, **training(**options)}
+    found = {kind.__name__: refusal(confidence=kind(), **given) for kind in ESTIMATORS}
+    return {name: message for name, message in found.items() if message}
+
+
+def refusal(**changes: object) -> str:
+    try:
+        validate(complete(**changes))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "refused"),
+    [
+        (TrainedReference(), {"IFD": ALONE, "LearningPercentage": BEFORE}),
+        (
+            TrainedReference(checkpoints=[0], response_alone=True),
+            {"LearningPercentage": "3 checkpoints, but", "LowVariability": "needs 2"},
+        ),
+        (TrainedReference(checkpoints=[0, 0.3, 1], response_alone=True), {}),
+        (TrainedReference(checkpoints=1), {"IFD": ALONE, "LearningPercentage": BEFORE, "LowVariability": "needs 2"}),
+        (
+            TrainedReference(checkpoints="online"),
+            {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT},
+        ),
+        (
+            FromCheckpoints(paths=["a"]),
+            {"IFD": ALONE, "LearningPercentage": BEFORE, "LowVariability": "has 1"},
+        ),
+        (FromCheckpoints(paths=["a", "b", "c"]), {"IFD": ALONE, "LearningPercentage": BEFORE}),
+        (FromFile(path="dynamics.parquet"), {}),
+        (OwnReference(), {}),
+        *(
+            (
+                Online(window=window),
+                {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT, "LowVariability": "has 1"},
+            )
+            for window in (1, None)
+        ),
+    ],
+)
+def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference, refused) -> None:
+    """Before any work: each would be found out only when the dynamics are there."""
+    found = refused_confidences(reference)
+    assert set(found) == set(refused)
+    for name, words in refused.items():
+        assert words in found[name]
+        assert f"confidence {name} " in found[name]
+        assert f"reference {type(reference).__name__}" in found[name]
+        assert "another --confidence" in found[name]
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "refused"),
+    [
+        (None, {"epochs": 1.9}, True),
+        (None, {"epochs": 2}, False),
+        (ReferenceTraining(epochs=1), {"epochs": 3}, True),
+        (ReferenceTraining(epochs=2), {"epochs": 1}, False),
+        (ReferenceTraining(max_steps=9), {"epochs": 1}, False),
+        (None, {"epochs": 1, "max_steps": 9}, False),
+    ],
+)
+def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused) -> None:
+    reference = TrainedReference(checkpoints="online", training=own)
+    assert ("LowVariability" in refused_confidences(reference, **options)) == refused
+
+
+def test_a_confidence_that_is_not_used_is_not_checked() -> None:
+    validate(complete(confidence=IFD(), splitter=RandomSplit()))
+    validate(complete(confidence=IFD(), objective=NTP(), pairing=None))
+
+
+def test_what_a_run_has_no_use_for_is_told() -> None:
+    assert complete().unused() == complete(objective=NTP(), pairing=None).unused() == []
+    assert complete(confidence=IFD(), splitter=Quantile(levels=7)).unused() == []  # both are used
+    (told,) = complete(confidence=IFD(), splitter=Quantile(levels=7), objective=NTP(), pairing=None).unused()
+    assert told.startswith("not used by this run: confidence IFD, splitter Quantile; no examples are paired")
+    (told,) = complete(reference=Online(), splitter=RandomSplit()).unused()
+    assert told == "not used by this run: reference Online; splitter RandomSplit needs no confidence"
+
+
+def test_a_single_run_needs_an_objective_that_trains_without_pairs() -> None:
+    with pytest.raises(ConfigError, match="MixupOnly needs pairs or groups in the first epoch, which reference Online"):
+        validate(complete(reference=Online(), objective=MixupOnly()))
+    validate(complete(reference=Online()))
+    validate(complete(objective=MixupOnly()))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="4 problems") as caught:
+        validate(RunConfig(checkpoint=CheckpointOptions(keep=0)))
+    assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
+        "out",
+        "model.path",
+        "data.train",
+        "checkpoint.keep",
+    ]
+
+
+def mu(value: object) -> dict[str, object]:
+    return {"objective": {"class_path": "SFTMix", "init_args": {"mu": value}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"trainning": {"epochs": 1}}, ["trainning.epochs", "Did you mean training.epochs?"]),
+        ({"objective": None}, ["objective is null", "SFTMix"]),
+        ({"training": {"epoch": 1}}, ["training.epoch", "training.epochs", "Did you mean training.epochs?"]),
+        ({"training": {"epochs": "many"}}, ["training.epochs", "'many'", "a number"]),
+        ({"data": {"format": "alpacca"}}, ["data.format", "'alpacca'", "sharegpt", "Did you mean alpaca?"]),
+        ({"data": 3}, ["data: 3", "group"]),
+        ({"objective": "SFTMx"}, ["objective", "'SFTMx'", "NTP", "SFTMix", "Did you mean SFTMix?"]),
+        ({"pairing": "Random"}, ["pairing", "'Random'", "auto", "null", "Did you mean RandomPairs?"]),
+        ({"splitter": "NTP"}, ["splitter", "no Splitter 'NTP'", "Median"]),
+        ({"splitter": "json.JSONDecoder"}, ["splitter", "json.JSONDecoder is no subclass of sftmix.comp"]),
+        ({"splitter": "no_such_module.Mine"}, ["splitter", "No module named 'no_such_module'"]),
+        ({"splitter": "sftmix.components.base.Splitter"}, ["splitter", "abstract"]),
+        ({"objective": {"class_path": "SFTMix", "init_args": {"mo": 1}}}, ["objective.mo", "lambda_per", "mean mu?"]),
+        ({"objective": {"class_path": "NTP", "init_args": {"mu": 1}}}, ["objective.mu", "NTP", "takes none"]),
+        ({"objective": {"class_path": "SFTMix", "init_args": {"mu": -1}}}, ["objective.mu is -1"]),
+        ({"objective": {"class_path": "SFTMix", "init_args": {"ntp_on": "some"}}}, ["objective.ntp_on", "confident"]),
+        ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
+        (mu("Linea"), ["objective.mu: no Schedule 'Linea'. Did you mean Linear?", "Cosine", "a number"]),
+        (mu("Median"), ["objective.mu: no Schedule 'Median'", "a number", "AfterFraction"]),
+        (mu({"class_path": "Linear", "init_args": {"start": 0}}), ["Linear needs objective.mu.end"]),
+        (mu({"class_path": "Linear", "init_args": {"begin": 0}}), ["objective.mu.begin", "start, end"]),
+        (mu({"class_path": "AfterFraction", "init_args": {"fraction": 2, "value": 1}}), ["fraction", "2.0", "0 to 1"]),
+        (
+            {"reference": {"class_path": "TrainedReference", "init_args": {"training": {"lr": 1}}}},
+            ["reference.training.lr", "learning_rate"],
+        ),
+        ({"callbacks": [{"class_path": "Evaluate", "init_args": {"evry": 1}}]}, ["callbacks.evry", "mean every?"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_plain(values)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "objective: [NTP\n", "just words\n"])
+def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        read_config(path)
+    with pytest.raises(ConfigError, match="missing"):
+        read_config(tmp_path / "missing.yaml")
+
+
+def test_the_reference_inherits_every_training_option() -> None:
+    from dataclasses import fields
+
+    from sftmix.options import ReferenceTraining, TrainingOptions
+
+    own = {f.name for f in fields(ReferenceTraining)}
+    of_all_ranks = {"timeout"}  # they are joined once, for all stages
+    assert own == {f.name for f in fields(TrainingOptions)} - of_all_ranks | {"seed"}
+    assert all(getattr(ReferenceTraining(), name) is None for name in own)

@@ -1,0 +1,244 @@
+"""`base:` in configuration files: what is applied over what, on the command line and in Python, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from sftmix.cli.parsing import parse, read_arguments
+from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
+from sftmix.config.layers import config_file, read_layers, recipes
+from sftmix.config.read import from_plain, read_config
+from sftmix.data.rows import prepare
+from sftmix.options import DataOptions
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def on_the_command_line(*argv: str) -> tuple[RunConfig, list[str]]:
+    parsed = parse(read_arguments(argv))
+    return parsed.config, parsed.notes
+
+
+def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
+    write("first.yaml", "seed: 1\ntraining: {epochs: 1, learning_rate: 1e-4, eps: 1.0e-6}\n")
+    write("deep/second.yaml", "base: ../first.yaml\nseed: 2\ntraining: {epochs: 2}\n")
+    last = write("last.yaml", "base: [deep/second.yaml]\ntraining: {epochs: 3}\n")
+    expected = RunConfig(seed=2)
+    expected.training.epochs, expected.training.learning_rate, expected.training.eps = 3.0, 1e-4, 1e-6
+    assert read_config(last) == expected
+    assert on_the_command_line("--config", str(last)) == (expected, [])
+    assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
+
+
+def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write: Write) -> None:
+    write("dc.yaml", "training: {learning_rate: 1e-5, epochs: 1}\n")
+    da = write("da.yaml", "base: dc.yaml\ntraining: {learning_rate: 5e-4}\n")
+    db = write("db.yaml", "base: dc.yaml\ntraining: {eps: 1e-6}\n")
+    both = write("both.yaml", "base: [da.yaml, db.yaml]\n")
+    assert [Path(layer.name).name for layer in read_layers(both)] == ["dc.yaml", "da.yaml", "db.yaml", "both.yaml"]
+    for words in (["--config", str(both)], ["--config", str(da), "--config", str(db)]):
+        training = on_the_command_line(*words)[0].training
+        assert (training.learning_rate, training.eps, training.epochs) == (5e-4, 1e-6, 1.0)
+    named = on_the_command_line("--config", str(da), "--config", str(da.parent / "dc.yaml"))[0]
+    assert named.training.learning_rate == 1e-5  # no base here: it was asked for, and last
+
+
+def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped_with_a_note(write: Write) -> None:
+    write("a.yaml", "objective: {class_path: SFTMix, init_args: {mu: 0.4, alpha: 2}}\n")
+    same = write("same.yaml", "base: a.yaml\nobjective: {class_path: SFTMix, init_args: {mu: 0.1}}\n")
+    config, notes = on_the_command_line("--config", str(same))
+    assert config.objective.spec()["init_args"]["mu"] == 0.1
+    assert config.objective.spec()["init_args"]["alpha"] == 2.0
+    assert read_config(same) == config
+    assert notes == []
+    other = write("other.yaml", "base: a.yaml\nobjective: NTP\n")
+    config, notes = on_the_command_line("--config", str(other))
+    assert read_config(other) == config
+    assert len(notes) == 1
+    assert "other.yaml drops SFTMix(mu=0.4, alpha=2.0)" in notes[0]
+
+
+def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write) -> None:
+    file = write("a.yaml", "reference.training: {learning_rate: 1e-3}\nreference.model: {path: a, lora: {r: 3}}\n")
+    words = ("learning_rate", "1e-6"), ("epochs", "2")
+    config, _ = on_the_command_line(
+        *("--config", str(file), "--reference.model.path", "b", "--reference.model.lora.lora_alpha", "4"),
+        *(word for name, value in words for word in (f"--reference.training.{name}", value)),
+    )
+    options = config.reference.spec()["init_args"]
+    assert (options["training"]["learning_rate"], options["training"]["epochs"]) == (1e-6, 2.0)
+    model = options["model"]
+    assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
+
+
+def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
+    mine = write("mine.yaml", "base: recipe:quickstart\ntraining: {epochs: 1}\n")
+    whole = read_config(config_file("recipe:quickstart"))
+    whole.training.epochs = 1.0
+    assert read_config(mine) == whole
+    assert read_layers(mine)[0].name == "recipe:quickstart"
+
+
+@pytest.mark.parametrize(("name", "near"), [("table5-rols", "table5-role"), ("quickstar", "quickstart"), ("xyz", None)])
+def test_an_unknown_recipe_lists_those_there_and_the_nearest(name: str, near: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"no recipe '{name}'") as error:
+        config_file(f"recipe:{name}")
+    assert all(recipe in str(error.value) for recipe in recipes())
+    assert (f"Did you mean {near}?" in str(error.value)) == (near is not None)
+
+
+def test_a_written_configuration_has_no_base(write: Write) -> None:
+    write("a.yaml", "seed: 3\n")
+    text = read_config(write("b.yaml", "base: a.yaml\n")).yaml()
+    assert "\nbase:" not in f"\n{text}"
+    assert read_config(write("c.yaml", text)).seed == 3
+
+
+def test_recipes_in_folders_have_the_folder_in_their_name() -> None:
+    assert "quickstart" in recipes()
+    assert "small/table5-role" in recipes()
+    assert Path(config_file("recipe:small/table5-role")).parts[-2:] == ("small", "table5-role.yaml")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.yaml": "base: a.yaml"}, ["a.yaml -> ", "made from each other"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "base: [c.yaml]", "c.yaml": "base: b.yaml"}, ["b.yaml -> ", "c.yaml"]),
+        ({"a.yaml": "base: missing.yaml"}, ["a.yaml: base: no file", "missing.yaml"]),
+        ({"a.yaml": "base: recipe:table5-rol"}, ["a.yaml: base: no recipe", "Did you mean table5-role?"]),
+        ({"a.yaml": "base: {b: 1}"}, ["base is {'b': 1}", "allowed"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "training: {epoch: 1}"}, ["b.yaml: unknown option", "training.epochs?"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "- 1"}, ["b.yaml is not a configuration"]),
+        ({"a.yaml": "base: b.yaml", "b.yaml": "{"}, ["cannot read the configuration", "b.yaml"]),
+        ({"a.yaml": "variants: {x: {}}"}, ["a.yaml", "`variants`", "compare --config"]),
+        ({"a.yaml": "base: recipe:table5-role"}, ["recipe:table5-role", "`variants`", "compare --config"]),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(write: Write, files: dict[str, str], words: Sequence[str]) -> None:
+    paths = [write(name, text) for name, text in files.items()]
+    for read in (read_config, lambda path: on_the_command_line("--config", str(path))):
+        with pytest.raises(ConfigError) as error:
+            read(paths[0])
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write) -> None:
+    rows = write("rows.jsonl", "".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(40)))
+
+    def held_out(seed: int, data_seed: int | None) -> str:
+        options = DataOptions(train=[str(rows)], eval_fraction=0.25, seed=data_seed)
+        selection = prepare(options, seed, progress=False).eval
+        assert selection is not None
+        return selection.fingerprint
+
+    assert held_out(1, None) != held_out(2, None)
+    assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
+
+
+def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write: Write) -> None:
+    text = "seed: 3\ntraining: &a {epochs: 2, eps: 1.0e-6}\nreference: {training: {<<: *a, epochs: 1}}\n"
+    config = read_config(write("merged.yaml", text))
+    assert (config.training.epochs, config.reference.training.epochs, config.reference.training.eps) == (2, 1, 1e-6)
+    itself = "base: &a [*a]\n"
+    with pytest.raises(ConfigError, match="over 100 levels"):
+        read_config(write("itself.yaml", itself))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("training: {learning_rate: 1.0e-4}\nseed: 1\ntraining: {epochs: 1}\n", "training stands in lines 1 and 3;"),
+        ("objective:\n  class_path: SFTMix\n  init_args:\n    mu: 0.1\n    mu: 0.2\n", "mu stands in lines 4 and 5;"),
+        ("callbacks:\n- class_path: Evaluate\n  class_path: Stop\n", "class_path stands in lines 2 and 3;"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(write: Write, text: str, told: str) -> None:
+    """YAML takes the last one: the options of the first block would be gone without a word."""
+    with pytest.raises(ConfigError, match=told):
+        read_config(write("twice.yaml", text))
+
+
+QUANTILE = {"splitter": {"class_path": "Quantile", "init_args": {"levels": 6}}}
+RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
+
+
+@pytest.mark.parametrize(
+    ("dotted", "nested"),
+    [
+        (
+            {"objective": "DecomposedMixup", "objective.mu": 0.4},
+            {"objective": {"class_path": "DecomposedMixup", "init_args": {"mu": 0.4}}},
+        ),
+        ({"training.max_steps": 3, "training": {"eps": 0.5}}, {"training": {"max_steps": 3, "eps": 0.5}}),
+        ({"splitter": "Quantile", "splitter.levels": 6}, QUANTILE),
+        ({"splitter.init_args.levels": 6, "splitter.class_path": "Quantile"}, QUANTILE),
+        ({"splitter": {"class_path": "Quantile"}, "splitter.levels": 6}, QUANTILE),
+        (
+            {"pairing": "LengthMatchedPairs", "pairing.window": 3},
+            {"pairing": {"class_path": "LengthMatchedPairs", "init_args": {"window": 3}}},
+        ),
+        (
+            {"objective.mu.start": 0, "objective.mu": "Linear", "objective": {"mu": {"init_args": {"end": 1}}}},
+            {"objective": {"init_args": {"mu": RAMP}}},
+        ),
+        ({"model": {"lora.r": 4}, "model.lora": {"bias": "all"}}, {"model": {"lora": {"r": 4, "bias": "all"}}}),
+        ({"data.train+": "b", "data": {"train": "a"}}, {"data": {"train": ["a", "b"]}}),
+        (
+            {"callbacks.every": 3, "callbacks+": "MeasureMixing"},
+            {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
+        ),
+        ({"callbacks.every": 3}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
+        ({"callbacks": {"every": 3}}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
+    ],
+)
+def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, object], nested: dict[str, object]) -> None:
+    for keys in (dotted, dict(reversed(dotted.items()))):
+        assert from_plain(keys) == from_plain(nested) != RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "training.max_steps: 3\ntraining: {max_steps: 5}\n",
+            "twice.yaml: training.max_steps has two values, 3 and 5; write it once",
+        ),
+        (
+            "objective: {class_path: SFTMix, init_args: {mu: 0.1}}\nobjective.mu: 0.2\n",
+            "objective.mu has two values, 0.2 and 0.1; write it once",
+        ),
+        ("pairing: null\npairing.window: 3\n", "pairing: null has no options; choose a class that has some: Random"),
+        ("pairing: auto\npairing.window: 3\n", "pairing: auto has no options; choose a class that has some: Random"),
+        ("pairing.window: 3\n", "pairing is no PairSampler that has options; choose one first"),
+        ("callbacks: []\ncallbacks.every: 3\n", "callbacks is an empty list, so callbacks.every has no owner"),
+        ("callbacks: {Evaluate: {every: 3}}\n", "write {class_path: Evaluate, init_args: {option: value}}"),
+        (
+            "callbacks: [{every: 3}]\n",
+            "callbacks is no Callback that has options; choose one first, --callb",
+        ),
+        ("objective: {NTP: {}}\n", "NTP is no option; if it is the class, write {class_path: NTP, init_args:"),
+        ("objective.mu.start: 0\n", "objective.mu is no Schedule that has options; choose one first"),
+        ("data.train.a: b\n", "data.train: {'a': 'b'} is not allowed; allowed: a list [a, b], text"),
+    ],
+)
+def test_an_option_has_one_value_and_an_owner(write: Write, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_config(write("twice.yaml", text))
+    assert told in str(error.value)

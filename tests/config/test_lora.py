@@ -1,0 +1,160 @@
+"""The options of adapters: what is refused, how they reach the reference, and that they survive YAML."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.components.reference import FromFile, TrainedReference
+from sftmix.config import RunConfig
+from sftmix.config.checks import validate
+from sftmix.config.read import from_plain, read_config
+from sftmix.options import (
+    DataOptions,
+    LoraOptions,
+    ModelOptions,
+    ReferenceModel,
+    ReferenceTraining,
+    TrainingOptions,
+    reference_lora,
+)
+from sftmix.pipeline.models import load_for_run
+
+
+def config(lora: LoraOptions, **more) -> RunConfig:
+    return RunConfig(out="o", model=ModelOptions(path="m", lora=lora), data=DataOptions(train="t"), **more)
+
+
+@pytest.mark.parametrize("r", [None, 0])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lora_alpha": 8},
+        {"lora_dropout": 0.1},
+        {"target_modules": ["q_proj"]},
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"bias": "all"},
+        {"init_lora_weights": "gaussian"},
+        {"quantize": "4bit"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_an_option_without_a_rank_is_refused(option, r):
+    name = next(iter(option))
+    with pytest.raises(ConfigError, match=rf"model\.lora\.{name} is .*, but model\.lora\.r is (null|0): .*--model\.lo"):
+        validate(config(LoraOptions(r=r, **option)))
+    own = TrainedReference(model=ReferenceModel(lora=LoraOptions(r=r, **option)))
+    with pytest.raises(ConfigError, match=rf"reference\.model\.lora\.{name} is .*, but reference\.model\.lora\.r is"):
+        validate(config(LoraOptions(r=8), reference=own))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"r": -1}, "r is -1"),
+        ({"r": 8, "lora_alpha": 0}, "lora_alpha is 0"),
+        ({"r": 8, "lora_dropout": 1.0}, "lora_dropout is 1.0"),
+        ({"r": 8, "target_modules": []}, r"target_modules is \[\]"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(options, named):
+    with pytest.raises(ConfigError, match=rf"model\.lora\.{named}; allowed: "):
+        validate(config(LoraOptions(**options)))
+
+
+@pytest.mark.parametrize("r", [None, 0, 16])
+def test_ranks_that_are_fine(r):
+    validate(config(LoraOptions(r=r)))
+
+
+def test_quantising_needs_its_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"model\.lora\.quantize is 4bit, which needs the package bitsandbytes"):
+        validate(config(LoraOptions(r=8, quantize="4bit")))
+
+
+def test_quantised_shards_are_refused(monkeypatch):
+    """T22: also where only the reference would be."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    quantised = LoraOptions(r=8, quantize="4bit")
+    fsdp = TrainingOptions(parallel="fsdp")
+    validate(config(quantised, training=TrainingOptions(parallel="ddp")))
+    with pytest.raises(ConfigError, match=r"model\.lora\.quantize 4bit and training\.parallel fsdp exclude each other"):
+        validate(config(quantised, training=fsdp))
+    for training in (None, ReferenceTraining(parallel="fsdp")):
+        own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
+        with pytest.raises(ConfigError, match=r"reference\.model\.lora\.quantize 4bit and training\.parallel fsdp"):
+            validate(config(LoraOptions(), reference=own, training=fsdp))
+
+
+def test_quantised_shards_that_auto_resolves_to_are_refused():
+    """Several ranks on GPUs: only there is auto fsdp, so it is known no earlier than when the model is loaded."""
+    gpus = World(size=2, device=torch.device("cuda", 0))
+    lora = LoraOptions(r=8, quantize="4bit")
+    with pytest.raises(
+        ConfigError, match=r"quantize 4bit and training\.parallel auto \(here fsdp\) exclude each other"
+    ):
+        load_for_run(RunConfig(), gpus, "m", None, TrainingOptions(), lora)
+
+
+def test_the_reference_inherits_from_the_same_base_model_only():
+    target, own = ModelOptions(path="m", lora=LoraOptions(r=8)), LoraOptions(r=2)
+    assert reference_lora(target, None).r == 8
+    assert reference_lora(target, ReferenceModel()).r == 8
+    assert reference_lora(target, ReferenceModel(path="other")).r is None
+    assert reference_lora(target, ReferenceModel(path="other", lora=own)).r == 2
+    assert reference_lora(target, ReferenceModel(lora=LoraOptions(r=0))).r == 0
+    assert reference_lora(target, getattr(FromFile(path="f"), "model", None)).r == 8
+
+
+def test_yaml_holds_every_option(tmp_path):
+    lora = LoraOptions(r=8, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"], bias="all")
+    own = TrainedReference(model=ReferenceModel(path="weak", lora=LoraOptions(r=2, use_dora=True)))
+    written = config(lora, reference=own)
+    (tmp_path / "config.yaml").write_text(written.yaml())
+    read = read_config(tmp_path / "config.yaml")
+    assert read == written
+    assert read.model.lora == lora
+    assert read.reference.model.lora == LoraOptions(r=2, use_dora=True)
+
+
+def test_configurations_from_before_adapters_are_read():
+    assert from_plain({"model": {"path": "m"}}).model.lora == LoraOptions()
+
+
+def test_the_command_line(sftmix, tmp_path):
+    import yaml
+
+    words = ["run", "--model.path", "m", "--data.train", "t", "--out", "o", "--model.lora.r", "8"]
+    words += ["--model.lora.target_modules", "[q_proj, lm_head]", "--model.lora.use_rslora"]
+    words += ["--reference.model.lora.r", "0", "--print_config"]
+    printed = sftmix(*words)
+    assert printed.code == 0, printed.err
+    values = yaml.safe_load(printed.out)
+    assert values["model"]["lora"]["r"] == 8
+    assert values["model"]["lora"]["target_modules"] == ["q_proj", "lm_head"]
+    assert values["model"]["lora"]["use_rslora"] is True
+    assert values["reference"]["init_args"]["model"]["lora"]["r"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model.lora", "8"), ["--model.lora is a group of options", "--model.lora.r"]),
+        (("--model.lora.rank", "8"), ["unknown option model.lora.rank. Did you mean model.lora.r?"]),
+        (("--config", "f.yaml"), ["f.yaml: model.lora: 8 is not allowed; allowed: a group of options {r, "]),
+    ],
+)
+def test_wrong_words(sftmix, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.yaml").write_text("model: {lora: 8}")
+    done = sftmix("run", *words)
+    assert done.code == 2
+    for word in said:
+        assert word in done.err

@@ -1,0 +1,287 @@
+"""The tokenised dataset, its cache and its report, through prepare and encode."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftmix.common.errors import ConfigError, DataError, NoSpaceError
+from sftmix.data import encode, load_data, make_encoder, prepare
+from sftmix.data.store import BATCH_ROWS, RowWriter, get_or_build
+from tests.data.small_tokenizers import THINKING, chatml_tokenizer
+
+ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
+
+
+@pytest.fixture
+def encoder(small):
+    return make_encoder(small["chatml"])
+
+
+def load(options, encoder, **more):
+    return load_data(options, encoder, max_length=more.pop("max_length", 64), seed=0, progress=False, **more)
+
+
+def test_rows_as_documented(write, options, encoder):
+    rows = [{**row, "quality": "high" if i % 2 else "low"} for i, row in enumerate(ROWS)]
+    data = load(options(write("rows.jsonl", rows), label_field="quality"), encoder)
+    assert len(data.train) == len(data.train.ids) == 50
+    assert data.eval is None
+    for row, encoded in enumerate(data.train):
+        assert (encoded.row, encoded.id) == (row, data.train.ids[row])
+        assert encoded.input_ids.dtype == np.int64
+        assert encoded.target.dtype == np.bool_
+        assert data.train.lengths[row] == len(encoded.input_ids)
+        assert data.train.n_targets[row] == encoded.target.sum()
+        said = encoder.tokenizer.decode(encoded.input_ids[encoded.target])
+        assert said == data.train.example(row).messages[-1].content + "<|im_end|>"
+    assert data.train.labels == ["low", "high"] * 25
+    assert data.train.columns == {"score": [i / 2 for i in range(50)]}
+    assert data.train[-1].row == 49
+    assert [e.row for e in data.train[3:6]] == [3, 4, 5]
+    with pytest.raises(IndexError):
+        data.train[50]
+
+
+def test_more_rows_than_one_record_batch(write, options, encoder):
+    rows = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(2 * BATCH_ROWS + 5)]
+    data = load(options(write("rows.jsonl", rows)), encoder)
+    assert len(data.train) == len(data.train.lengths) == len(rows)
+    for row in (0, BATCH_ROWS - 1, BATCH_ROWS, 2 * BATCH_ROWS + 4):
+        assert data.train.example(row).messages[1].content == str(row)
+        assert encoder.tokenizer.decode(data.train[row].input_ids[data.train[row].target]) == f"{row}<|im_end|>"
+
+
+def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
+    path = write("rows.jsonl", ROWS)
+    first = load(options(path, eval_fraction=0.2), encoder)
+    monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
+    monkeypatch.setattr("sftmix.data.rows.convert", None)
+    second = load(options(path, eval_fraction=0.2), encoder)
+    assert second.report.lines() == first.report.lines()
+    assert second.train.fingerprint == first.train.fingerprint
+    assert second.eval.ids == first.eval.ids
+    for a, b in zip(first.train, second.train, strict=True):
+        np.testing.assert_array_equal(a.input_ids, b.input_ids)
+        np.testing.assert_array_equal(a.target, b.target)
+
+
+def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, options, encoder, small):
+    """One byte of a file, the template, the tokenizer, the length, the side; not the file's name."""
+    path = write("rows.jsonl", ROWS)
+    base = load(options(path), encoder).train.fingerprint
+    assert load(options(write("renamed.jsonl", ROWS)), encoder).train.fingerprint == base
+    others = [
+        load(options(path), encoder, max_length=63),
+        load(options(path), make_encoder(small["chatml"], "alpaca")),
+        load(options(path), make_encoder(small["bos"], "chatml")),
+        load(options(path, multi_turn="whole"), encoder),
+        load(options(path, limit=49), encoder),
+        load(options(path, eval_fraction=0.1), encoder),
+    ]
+    before = os.stat(path)
+    write("rows.jsonl", [*ROWS[:-1], {**ROWS[-1], "output": "50"[::-1] + " " * 12}])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = load(options(path), encoder)
+    assert changed.train.example(49).messages[1].content.startswith("05")
+    found = [other.train.fingerprint for other in (*others, changed)]
+    assert len({base, *found}) == 1 + len(found)
+
+
+def one_bit_of(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path, capsys):
+    path = write("rows.jsonl", ROWS)
+    first = load(options(path), encoder)
+    for file in sorted((tmp_path / "cache").glob("*/*")):
+        content = file.read_bytes()
+        for damage in (content[: len(content) // 2], b"", None, bytes(len(content)), one_bit_of(content)):
+            file.unlink()
+            if damage is not None:
+                file.write_bytes(damage)
+            again = load(options(path), encoder)
+            assert [e.input_ids.tolist() for e in again.train] == [e.input_ids.tolist() for e in first.train]
+            assert f"{file.parent} is not as it was written, and is made again" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob(".*"))  # nothing half-built is left
+
+
+BUILD_TOGETHER = """
+import sys, time
+from pathlib import Path
+from sftmix.data.store import get_or_build
+
+root, me, other = Path(sys.argv[1]), *sys.argv[2:]
+
+def build(directory):
+    (directory / "x").write_text("same")
+    (root / f"{me} builds").touch()
+    until = time.monotonic() + 30
+    while not (root / f"{other} came").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the other one waits now
+    return {"n": 1}
+
+(root / f"{me} came").touch()
+directory, summary = get_or_build(root / "cache", "key", build)
+print((directory / "x").read_text(), summary["n"])
+"""
+
+
+def test_of_two_processes_that_need_the_same_one_builds_it(tmp_path):
+    commands = [[sys.executable, "-c", BUILD_TOGETHER, str(tmp_path), *names] for names in ("ab", "ba")]
+    root = Path(__file__).parents[2]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for command in commands]
+    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["same 1\n"] * 2
+    assert len(list(tmp_path.glob("? builds"))) == 1
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, ConfigError)])
+def test_a_cache_that_cannot_be_written(number, kind, tmp_path):
+    def build(directory):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(kind, match=r"--data\.cache_dir or \$SFTMIX_CACHE"):
+        get_or_build(tmp_path, "key", build)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "novel.txt"])
+def test_a_full_disk_is_not_taken_for_a_file_that_cannot_be_read(name, write, options, monkeypatch):
+    path = write(name, json.dumps(ROWS[0]) + "\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RowWriter, "add", full)
+    with pytest.raises(NoSpaceError, match=r"cannot write the tokenisation cache"):
+        prepare(options(path), 0, progress=False)
+
+
+# ------------------------------------------------------------------------------ dropped, kept and split
+
+
+def test_rows_without_response_tokens_are_dropped_counted_and_named(write, options, encoder):
+    rows = [
+        *ROWS[:3],
+        {"id": "long", "instruction": "word " * 60, "output": "x"},
+        {"instruction": "a", "output": "y" * 99},
+    ]
+    path = write("rows.jsonl", rows)
+    data = load(options(path), encoder)
+    assert data.report.counts == {"no_response_token": 1, "truncated": 1}
+    assert len(data.train) == 4
+    assert data.train.truncated.tolist() == [False, False, False, True]
+    assert data.train.n_targets.min() > 0
+    named = f"1 example dropped: no response token left within data.max_length = 64: long ({path}:4)"
+    assert named in data.report.lines()
+    with pytest.raises(
+        DataError, match=r"(?s)data\.train: no example is left with data\.max_length = 4:.*5 examples dropped"
+    ):
+        load(options(path), encoder, max_length=4)
+    with pytest.raises(ConfigError, match=r"data\.max_length must be at least 2"):
+        load(options(path), encoder, max_length=1)
+
+
+def test_another_tokenizer_gives_the_same_ids_in_the_same_order(write, options, encoder, small):
+    """A weaker reference with a shorter length: what it cannot score is missing, all else joins by id."""
+    prepared = prepare(options(write("rows.jsonl", ROWS)), 0, progress=False)
+    target = encode(prepared, encoder, max_length=64, progress=False).train
+    other = make_encoder(small["metaspace"])
+    full = encode(prepared, other, max_length=200, progress=False).train
+    assert full.ids == target.ids
+    median = int(np.median(full.lengths))
+    short = encode(prepared, other, max_length=median - 12, progress=False).train
+    assert set(short.ids) < set(target.ids)
+    assert [i for i in target.ids if i in set(short.ids)] == short.ids
+    kept = encode(prepared, other, max_length=200, keep=target.ids[10:20], progress=False).train
+    assert kept.ids == target.ids[10:20]
+    assert kept.fingerprint != full.fingerprint
+
+
+def test_what_is_not_kept_is_not_tokenised_unless_its_turns_may_be_kept(write, options, tmp_path, monkeypatch):
+    path = tmp_path / "thinking.jinja"
+    path.write_text(THINKING)
+    encoder = make_encoder(chatml_tokenizer(), str(path))
+    rows = []
+    for name, turns in ((f"{turns}-{k}", turns) for turns in (1, 3) for k in range(4)):
+        chat = [{"role": r, "content": f"{r} {name} {t}"} for t in range(turns) for r in ("user", "assistant")]
+        rows.append({"id": name, "messages": chat})
+    prepared = prepare(options(write("rows.jsonl", rows), multi_turn="whole"), 0, progress=False)
+    whole = encode(prepared, encoder, max_length=200, progress=False).train
+    texts: list[str] = []
+    tokenize = type(encoder).tokenize
+    monkeypatch.setattr(type(encoder), "tokenize", lambda self, given: texts.extend(given) or tokenize(self, given))
+    kept = ["1-2", "3-0@turn1", "3-3@turn2"]
+    found = encode(prepared, encoder, max_length=200, keep=kept, progress=False).train
+    assert found.ids == kept
+    for row, example in enumerate(found.ids):
+        assert found[row].input_ids.tolist() == whole[whole.ids.index(example)].input_ids.tolist()
+    assert not any(f"user 1-{k} " in text for text in texts for k in (0, 1, 3))
+    assert any("user 1-2 " in text for text in texts)
+
+
+def test_turns_of_one_conversation_are_on_one_side(write, options, encoder):
+    chat = [{"role": r, "content": f"{r}{t}"} for t in range(3) for r in ("user", "assistant")]
+    rows = [{"id": f"c{i}", "messages": [{**m, "content": f"{m['content']} {i}"} for m in chat]} for i in range(20)]
+    data = load(options(write("rows.jsonl", rows), eval_fraction=0.25), encoder, max_length=200)
+    sides = [{i.split("@")[0] for i in side.ids} for side in (data.train, data.eval)]
+    assert (len(data.train), len(data.eval)) == (45, 15)
+    assert not sides[0] & sides[1]
+    assert (data.report.train, data.report.eval) == (45, 15)
+
+
+@pytest.mark.parametrize("name", ["models/base-7m", "tokenizers/mistral-7b-v0.3"])
+@pytest.mark.parametrize("file", ["sgd_messages_2k.jsonl", "lima_history_220.json"])
+@pytest.mark.parametrize("multi_turn", ["per_turn", "whole"])
+def test_real_conversations(name, file, multi_turn, shared, options):
+    """Every trained span of real dialogues is the text of an assistant turn and the end of the turn."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / name)
+    encoder = make_encoder(tokenizer)
+    path = str(shared / "data/multiturn" / file)
+    data = load(options(path, multi_turn=multi_turn, limit=60), encoder, max_length=100_000)
+    assert set(data.report.counts) <= {"duplicate"}
+    for row, encoded in enumerate(data.train):
+        said = [m.content for m in data.train.example(row).messages if m.trained]
+        edges = np.flatnonzero(np.diff(np.r_[0, encoded.target.astype(int), 0])).reshape(-1, 2)
+        spans = [tokenizer.decode(encoded.input_ids[a : b - 1]) for a, b in edges]
+        assert [s.strip() for s in spans] == [s.strip() for s in said]
+        assert {int(encoded.input_ids[b - 1]) for _, b in edges} == {encoder.end_of_turn_id}
+        if tokenizer.bos_token_id is not None:
+            assert (encoded.input_ids == tokenizer.bos_token_id).sum() <= 1
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("refused", "stops"), [(2, False), (3, True)])
+def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(
+    refused, stops, write, options, small, tmp_path
+):
+    (tmp_path / "strict.jinja").write_text(STRICT)
+    encoder = make_encoder(small["chatml"], str(tmp_path / "strict.jinja"))
+    path = write("rows.jsonl", [{**row, "system": "S" if i < refused else None} for i, row in enumerate(ROWS)])
+    if stops:
+        with pytest.raises(
+            DataError, match=r"strict.jinja cannot encode 3 of 50 training examples(.|\n)*no system turns"
+        ):
+            load(options(path), encoder)
+    data = load(options(path, skip_bad=stops), encoder)
+    assert len(data.train) == 50 - refused
+    assert data.report.counts["template_refused"] == refused

@@ -1,0 +1,231 @@
+"""Every kind of broken input is refused with file, line and reason, or dropped and counted; ids and options of rows."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.data.jsonrows import MAX_ROW_BYTES
+from sftmix.data.report import DataReport
+
+GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
+
+
+def turns(*pairs: tuple[object, object]) -> bytes:
+    return json.dumps({"messages": [{"role": r, "content": c} for r, c in pairs]}).encode()
+
+
+def reply(content: object) -> bytes:
+    return turns(("user", "Hi"), ("assistant", content))
+
+
+BAD_LINES = {
+    "truncated": (GOOD[:40], "not valid JSON"),
+    "invalid UTF-8": (GOOD.replace(b"Yo", b"\xff\xfe").strip(), "not valid UTF-8: byte 0xff"),
+    "lone surrogate": (
+        rb'{"messages":[{"role":"user","content":"\ud800"},{"role":"assistant","content":"a"}]}',
+        "lone",
+    ),
+    "NUL escape": (reply("a\0b"), "NUL"),
+    "raw NUL": (GOOD.replace(b"Yo", b"Y\0").strip(), "not valid JSON"),
+    "duplicate keys": (b'{"messages": [], ' + GOOD[1:].strip(), "'messages' occurs twice"),
+    "content int": (reply(3), "must be a string, found a number"),
+    "content null": (reply(None), "found null"),
+    "content list": (reply(["a"]), "found a list"),
+    "content empty list": (reply([]), "found a list"),
+    "part without type": (reply([{"text": "a"}]), "messages[1].content[0] is a part of type None"),
+    "part without text": (reply([{"type": "text"}]), "only parts of type 'text', with 'text', are read"),
+    "image": (
+        reply([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+        "messages[1].content[1] is a part of type 'image_url'",
+    ),
+    "missing messages": (b'{"message": 1}', "'messages' is missing"),
+    "empty messages": (b'{"messages": []}', "messages is empty"),
+    "messages is text": (b'{"messages": "Hi"}', "must be a list of turns"),
+    "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
+    "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
+    "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
+    "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
+    "no assistant": (turns(("user", "Hi")), "no assistant turn"),
+    "assistant first": (turns(("assistant", "Hi"), ("user", "a"), ("assistant", "b")), "expected user's"),
+    "same role twice": (turns(("user", "Hi"), ("user", "a"), ("assistant", "b")), "expected assistant's"),
+    "system not first": (turns(("user", "Hi"), ("system", "a"), ("assistant", "b")), "turn 2 is system's"),
+    "two objects": (GOOD.strip() + GOOD.strip(), "Extra data"),
+    "scalar line": (b"42", "expected an object"),
+    "NaN": (GOOD.strip()[:-1] + b', "score": NaN}', "NaN is not JSON"),
+    "depth 2000": (b'{"messages": ' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deeply"),
+    "deeper": (b'{"messages": ' + b"[" * 200000, "nested too deeply"),
+    "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    "20 MB line": (reply("a" * (MAX_ROW_BYTES + 4_000_000)), "a line of more bytes than the limit"),
+    "tool calls": (GOOD.strip().replace(b'"Yo"', b'"Yo", "tool_calls": [{"x": 1}]'), "tool_calls"),
+    "function call": (GOOD.strip().replace(b'"Yo"', b'"Yo", "function_call": {"name": "x"}'), "has function_call"),
+    "tools": (b'{"tools": [{"type": "function"}], ' + GOOD[1:].strip(), "field 'tools' lists tools"),
+    "half a weight": (GOOD.strip().replace(b'"Yo"', b'"Yo", "weight": 0.5'), "messages[1].weight is 0.5; known are 0"),
+    "no turn with a weight": (GOOD.strip().replace(b'"Yo"', b'"Yo", "weight": 0'), "no assistant turn to train on"),
+    "surrogate elsewhere": (rb'{"note": "\ud800", ' + GOOD[1:].strip(), "field 'note' contains a lone surrogate"),
+    "surrogate in a name": (rb'{"\ud800": 1, ' + GOOD[1:].strip(), r"the name of the field '\ud800' contains a lone"),
+    "id null": (b'{"id": null, ' + GOOD[1:].strip(), "id must be a string, found null"),
+    "id of a terminal": (rb'{"id": "x\u001b]0;t\u0007", ' + GOOD[1:].strip(), r"the control character '\x1b'"),
+    "id of two lines": (rb'{"id": "x\n0 bad rows", ' + GOOD[1:].strip(), r"the control character '\n'"),
+    "id reserved": (b'{"id": "a@turn0", ' + GOOD[1:].strip(), "@turn"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_bad_line_is_named_or_skipped_and_counted(kind, write, read, refused):
+    line, reason = BAD_LINES[kind]
+    path = write("rows.jsonl", GOOD + b"\n" + line + b"\r\n" + GOOD)
+    head, problem = refused(path)
+    assert head.startswith("1 bad row ")
+    assert problem.startswith(f"{path}:3: ")
+    assert reason in problem
+    prepared = read(path, skip_bad=True)
+    assert prepared.report.counts["bad_row"] == 1
+    assert len(prepared.train.records) == 2
+
+
+def test_quoted_values_are_cut(write, refused):
+    """A message is for people; a row may have 16 MiB."""
+    long = "a\x1b" * 100_000
+    rows = [
+        turns(("user", "Hi"), (long, "Yo")),
+        reply([{"type": long}]),
+        b'{"id": "' + b"a" * 99_999 + b'@turn1", ' + GOOD[1:].strip(),
+        json.dumps({long: 1}).encode(),
+        b'{"%b": 1, "%b": 2}' % (b"k" * 99_999, b"k" * 99_999),
+    ]
+    message = "\n".join(refused(write("rows.jsonl", b"\n".join([GOOD.strip(), *rows]))))
+    assert "5 bad rows" in message
+    assert len(message) < 2000
+    assert "\x1b" not in message
+
+
+def test_a_label_has_no_control_character(write, refused):
+    path = write("rows.jsonl", [{"instruction": "a", "output": "b", "good": "x\n0 bad rows"}])
+    assert "rows.jsonl:1: good contains the control character" in refused(path, label_field="good")[1]
+
+
+def test_the_first_twenty_and_the_count(write, read, refused):
+    path = write("rows.jsonl", GOOD + b"{}\n[]\n" * 16 + b"{}\n")
+    lines = refused(path)
+    assert lines[0].startswith("33 bad rows")
+    assert [line.split(": ")[0] for line in lines[1:21]] == [f"{path}:{n}" for n in range(2, 22)]
+    assert lines[21] == "... and 13 more"
+    report = read(path, skip_bad=True).report
+    assert (report.counts["bad_row"], len(report.first["bad_row"])) == (33, 5)
+
+
+def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refused):
+    rows = [
+        {"id": 7, "instruction": "a", "output": "b"},
+        {"instruction": "a", "output": "c"},
+        {"id": "7", "instruction": "x", "output": "y"},
+        {"instruction": "a", "output": "c"},
+        {"instruction": "a", "output": "c"},
+    ]
+    path = write("rows.jsonl", rows)
+    assert refused(path)[1] == f"{path}:3: the id '7' is taken by an earlier row"
+    prepared = read(path, skip_bad=True)
+    ids = prepared.train.values("id")
+    assert ids[0] == "7"
+    assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
+    assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
+
+
+def test_empty_responses_are_dropped_and_counted(write, read, refused):
+    rows = [{"instruction": "a", "output": out} for out in ("b", "", " \n", "c")]
+    report = read(write("rows.jsonl", rows)).report
+    assert (report.counts, report.rows) == ({"empty_response": 2}, 4)
+    lines = refused(write("none.jsonl", rows[1:3]))
+    assert "no usable row is left" in lines[0]
+    assert "2 empty responses" in lines[-1]
+
+
+def test_no_name_in_the_report_adds_a_line_or_a_colour():
+    """The names of files and the words of a template come from others, too."""
+    report = DataReport(notes=["The template writes '\x1b[31m' \t."])
+    report.add("template_refused", "a (x\n0 bad rows.jsonl:1)")
+    lines = report.lines()
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines))
+    assert len(lines) == 3
+    assert lines[-1].endswith(r": a (x\n0 bad rows.jsonl:1)")
+
+
+# ------------------------------------------------------------------------------------------- files and options
+
+
+def dialogues(n: int) -> list[dict]:
+    """Conversations of one, two and three turns in turn."""
+    return [
+        {
+            "id": f"c{i}",
+            "messages": [{"role": r, "content": f"{r}{i}{t}"} for t in range(1 + i % 3) for r in ("user", "assistant")],
+        }
+        for i in range(n)
+    ]
+
+
+def test_each_file_has_its_label(write, read, tmp_path):
+    rows = dialogues(6)
+    (tmp_path / "many").mkdir()
+    write("many/a.jsonl", rows[:2])
+    write("many/b.jsonl", rows[2:3])
+    high, many = write("high.jsonl", rows[3:]), str(tmp_path / "many")
+    prepared = read(many, high, eval=[write("held.jsonl", dialogues(9)[7:])], labels=["low", "high"])
+    assert prepared.train.values("label") == ["low"] * 3 + ["high"] * 3
+    assert prepared.eval.values("label") == [None] * 2
+    others = [read(many, high, **more).train for more in ({"labels": ["low", "low"]}, {})]
+    sides = [prepared.train, *others]
+    assert len({side.fingerprint for side in sides}) == len({side.cache_key for side in sides}) == 3
+    assert [side.values("label")[-1] for side in sides] == ["high", "low", None]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"eval": ["x.jsonl"], "eval_fraction": 0.1}, r"data\.eval \(x\.jsonl\) and data\.eval_fraction .* exclude"),
+        ({"eval_fraction": 1.0}, r"data\.eval_fraction is 1\.0; allowed: in \(0, 1\)"),
+        ({"eval_fraction": 0.99}, r"data\.eval_fraction = 0\.99 of 4 rows leaves no training row"),
+        ({"eval": []}, r"data\.eval is an empty list"),
+        ({"limit": 0}, r"data\.limit is 0; allowed: at least 1"),
+        ({"labels": ["a", "b"], "label_field": "q"}, r"data\.labels \(a, b\) and data\.label_field \(q\) exclude"),
+        ({"labels": "high"}, r"names 1 labels \(high\) for 2 entries of data\.train \(.*a\.jsonl, .*b\.jsonl\)"),
+        ({"packing": True}, r"data\.packing"),
+        ({"num_proc": 0}, r"data\.num_proc is 0; allowed: at least 1"),
+    ],
+)
+def test_options_that_cannot_be(more, message, write, read):
+    rows = dialogues(4)
+    with pytest.raises(ConfigError, match=message):
+        read(write("a.jsonl", rows[:2]), write("b.jsonl", rows[2:]), **more)
+    with pytest.raises(ConfigError, match=r"data\.train is missing"):
+        read()
+
+
+@pytest.mark.parametrize("option", ["template", "num_proc", "multi_turn", "label_field", "labels"])
+def test_options_without_meaning_for_text_are_refused(option, write, read):
+    values = {"template": "alpaca", "num_proc": 2, "multi_turn": "whole", "label_field": "q", "labels": ["high"]}
+    path = write("rows.jsonl", [{"text": "a tale", "q": "high"}])
+    with pytest.raises(ConfigError, match=rf"data\.{option} \(.*\) and data\.format text exclude"):
+        read(path, **{option: values[option]})
+
+
+def test_text_and_conversations_do_not_mix(write, read):
+    text, chat = write("a.txt", "Text.\n"), write("b.jsonl", [{"instruction": "a", "output": "b"}])
+    for names, more, message in (
+        ([text, chat], {}, r"a\.txt holds plain text and .*b\.jsonl conversations"),
+        ([text], {"eval": [chat]}, r"data.train holds plain text and data.eval conversations"),
+        ([text], {"format": "alpaca"}, r"a\.txt is a text file, but data.format is alpaca"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(*names, **more)
+
+
+@pytest.mark.parametrize("name", ["alpaca/alpaca_8k.json", "alpaca/alpaca_17k.jsonl", "medical/medquad_4k.jsonl"])
+def test_real_files_hold_no_bad_row(name, shared, read):
+    report = read(str(shared / "data" / name)).report
+    assert report.rows > 3000
+    assert "bad_row" not in report.counts

@@ -1,0 +1,185 @@
+"""Packed documents do not see each other: hidden states and gradients are those of every document alone (T12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import eager_attention_forward as eager
+
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.model.head import check_head
+from sftmix.model.packing import is_skipping, packing_problem
+from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module
+from sftmix.types import Encoded
+from tests.model.test_models import TINY
+from tests.toy import ToyRows
+
+SLIDING = {"sliding_window": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "llama": ("Llama", TINY, ("sdpa", "eager")),
+    "qwen2": ("Qwen2", TINY, ("sdpa", "eager")),
+    "qwen3": ("Qwen3", TINY, ("sdpa", "eager")),
+    "mistral, sliding": ("Mistral", TINY | SLIDING, ("sdpa", "eager")),
+    "gemma2, sliding": ("Gemma2", TINY | SLIDING, ("eager",)),
+    "gemma3, sliding": (
+        "Gemma3Text",
+        TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]},
+        ("sdpa", "eager"),
+    ),
+}
+LEAKY = {
+    "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
+"""Lengths of the documents of each window: full ones, and the short last of a data set."""
+
+
+def build(config: Any, attention: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def rows() -> ToyRows:
+    rng = np.random.default_rng(3)
+    encoded = []
+    for row, lengths in enumerate(WINDOWS):
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        target = np.ones(sum(lengths), dtype=bool)
+        target[starts] = False
+        encoded.append(Encoded(row, f"w{row}", rng.integers(3, 61, sum(lengths)), target, starts=starts))
+    return ToyRows(encoded)
+
+
+def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
+    """Hidden states that predict the targets, from one forward pass for each document."""
+    parts = []
+    for window, lengths in zip(data.rows, WINDOWS, strict=True):
+        for document in np.split(window.input_ids, np.cumsum(lengths)[:-1]):
+            ids = torch.from_numpy(document)[None]
+            parts.append(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
+    return torch.cat(parts)
+
+
+def gradients(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weights = torch.sin(torch.arange(hidden.numel(), dtype=torch.float32)).view_as(hidden)
+    (hidden * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def packed(model) -> nn.Module:
+    """The module that a stage of packed documents trains."""
+    return training_module(model, TrainingOptions(), precision="fp32", world=World(), packed=True, trains=True)
+
+
+@pytest.mark.parametrize("n_segments", [1, 3])
+@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, n_segments):
+    name, options, _ = FAMILIES[family]
+    model, data = build(getattr(transformers, f"{name}Config")(**options), attention), rows()
+    batch = collate([(Slot(row),) for row in range(len(data))], data, n_segments=n_segments)
+    ours, expected = TrainingModule(model).hidden_states(batch), alone(model, data)
+    assert ours.shape == expected.shape == (sum(sum(w) - len(w) for w in WINDOWS), 32)
+    assert (ours - expected).abs().max() < 1e-5
+    got, right = gradients(model, ours), gradients(model, expected)
+    assert got.keys() == right.keys()
+    assert max(float((got[k] - right[k]).abs().max() / (1 + right[k].abs().max())) for k in got) < 1e-5
+    packed(model)
+
+
+def test_a_mask_would_let_them_leak():
+    """Without the position ids the same batch gives other states: the test above can fail."""
+    model, data = build(transformers.LlamaConfig(**TINY), "sdpa"), rows()
+    (segment,) = collate([(Slot(row),) for row in range(len(data))], data).segments
+    masked = model.get_decoder()(input_ids=segment.input_ids, attention_mask=segment.attention_mask)
+    states = masked.last_hidden_state.flatten(0, 1)[segment.index]
+    assert (states - alone(model, data)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", LEAKY)
+def test_models_that_let_documents_leak_are_refused(family):
+    config = transformers.AutoConfig.for_model(family, **LEAKY[family])
+    with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
+        packed(build(config, "eager"))
+
+
+def test_attention_without_masks_of_its_own_is_refused():
+    """An attention that transformers builds no mask for sees no positions either."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("unmasked", sdpa_attention_forward)
+    with pytest.raises(ConfigError, match="attention unmasked"):
+        packed(build(transformers.LlamaConfig(**TINY), "unmasked"))
+
+
+def flash_of_a_test(module, query, key, value, attention_mask, **more):
+    """As flash attention, it has no float32."""
+    if query.dtype == torch.float32:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return eager(module, query, key, value, None, **more)
+
+
+def test_the_head_is_checked_without_flash_attention():
+    """A model comes to the check on the CPU and in float32, where flash attention has no kernel."""
+    AttentionInterface.register("flash_of_a_test", flash_of_a_test)
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**TINY)).eval()
+    expected = check_head(model)
+    model.config._attn_implementation = "flash_of_a_test"
+    with pytest.raises(RuntimeError, match="only support"):
+        model(input_ids=torch.arange(5)[None])
+    assert check_head(model) == expected
+    assert model.config._attn_implementation == "flash_of_a_test"
+
+
+@pytest.mark.parametrize("check", [check_head, packing_problem])
+def test_a_full_memory_says_nothing_of_the_model(check, monkeypatch):
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**TINY)).eval()
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.get_decoder(), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "skips"),
+    [
+        ("flash_attention_2", True),
+        ("kernels-community/flash-attn2", True),
+        ("flex_attention", True),
+        ("sdpa", False),
+        (None, False),
+    ],
+)
+def test_attention_that_skips_work_between_documents(name, skips):
+    """transformers takes kernels of the hub where flash_attn is not installed, under their own name."""
+    assert is_skipping(name, torch.device("cuda")) == skips
+    assert not is_skipping(name, torch.device("cpu"))

@@ -1,0 +1,125 @@
+"""What a run will do: its stages, steps, readings and largest micro-batch, against the run's own components."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sftmix.batches.collate import token_slots
+from sftmix.batches.deal import deal
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.world import World
+from sftmix.components.callbacks import Evaluate
+from sftmix.components.objectives import NTP
+from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
+from sftmix.components.reweighting import IRDRO
+from sftmix.components.splitters import RandomSplit
+from sftmix.config import RunConfig
+from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
+from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.tools.estimate.machine import Machine
+from sftmix.tools.estimate.work import Work, plan
+from tests.tools.estimate.configs import CPU, TRAINING, config, machine
+
+ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
+
+
+def rows_of(tiny, **changes) -> tuple[RunConfig, RunRows]:
+    given, prepared = read_rows(config(tiny, **changes), World())
+    return given, tokenised_rows(given, prepared, World())
+
+
+def planned(tiny, machine: Machine = CPU, **changes) -> dict[str, Work]:
+    return {work.name: work for work in plan(*rows_of(tiny, **changes), machine)}
+
+
+def tokens_of(tiny) -> float:
+    """Of all rows: those that a base model reads where no sample is smaller."""
+    return float(rows_of(tiny)[1].data.train.lengths.sum())
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "share", "passes"),
+    [([0.5], 0.5, 1), ([0, 0.25], 0.25, 2), (2, 1.0, 2), ("online", 1.0, 0), ([0], 0.0, 1)],
+)
+def test_the_reference_stops_at_its_last_checkpoint(tiny, checkpoints, share, passes):
+    """29 rows of 8 a step, three epochs: 12 steps."""
+    stages = planned(tiny, reference=TrainedReference(checkpoints=checkpoints))
+    reference, tokens = stages["reference"], tokens_of(tiny)
+    assert list(stages) == ["reference", "train", "base"]
+    assert (reference.steps, stages["train"].steps) == (12 * share, 12)
+    assert reference.trained[0] == pytest.approx(3 * share * tokens)
+    assert reference.read[0] == passes * tokens
+    assert (reference.largest is None) == (share == 0)
+
+
+def test_references_that_train_nothing_and_those_of_other_models(finished):
+    tiny = finished.tiny
+    read = planned(tiny, reference=FromCheckpoints(paths=[str(tiny.model)] * 2))["reference"]
+    assert (read.read[0], read.steps) == (2 * tokens_of(tiny), 0)
+    ready = finished.path / "confidence" / "dynamics.parquet"
+    for reference in (Online(), FromFile(path=str(ready))):
+        assert list(planned(tiny, reference=reference)) == ["train", "base"]
+    model = ReferenceModel(path=str(tiny.model), lora=LoraOptions(r=4))
+    assert planned(tiny, reference=TrainedReference(model=model))["reference"].lora.r == 4
+
+
+def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
+    plain = planned(tiny, **ALONE)["train"]
+    stages = planned(tiny, **ALONE | {"objective": IRDRO()}, with_baseline=True)
+    train, baseline = stages["train"], stages["baseline"]
+    assert (train.read - plain.read).tolist() == pytest.approx(train.trained.tolist())
+    assert baseline.read.tolist() == plain.read.tolist()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "evaluations"),
+    [([Evaluate()], 3), ([], 0), ([Evaluate(every=5)], 2), ([Evaluate(), Evaluate(every=1)], 15)],
+)
+def test_evaluations_are_those_of_the_callbacks(tiny, callbacks, evaluations):
+    """12 steps in three epochs; one evaluation after them, and one of the base model."""
+    sample = planned(tiny, **ALONE, data={"eval": None}, callbacks=[])["train"].read[0]
+    stages = planned(tiny, **ALONE, callbacks=callbacks)
+    held_out = stages["base"].read[0] - sample
+    assert min(sample, held_out) > 0
+    assert stages["train"].read[0] - sample == pytest.approx(held_out * (1 + evaluations))
+
+
+def test_steps_are_of_the_run_s_micro_batches(tiny):
+    """29 rows, 8 a step: 3 steps of full batches and one of five rows in each epoch; on one rank, 4 at a time."""
+    for count, groups, micro_batches, passes in ((1, None, 2, 2), (2, None, 1, 1), (1, 2, 2, 4)):
+        options = replace(TRAINING, length_groups=groups)
+        train = planned(tiny, machine(gpus=count), **ALONE, training=options)["train"]
+        assert (train.micro_batches, train.passes) == (micro_batches, passes)
+
+
+@pytest.mark.parametrize("groups", [1, 2, None])
+def test_the_largest_micro_batch_is_the_one_with_the_most_slots(tiny, groups):
+    changes = ALONE | {"training": replace(TRAINING, length_groups=groups)}
+    work, (given, rows) = planned(tiny, **changes)["train"], rows_of(tiny, **changes)
+    data, slots = rows.data.train, []
+    order = TrainingOrder(len(data), lambda epoch: None, options=given.training, seed=given.seed)
+    for step in range(order.total_steps):
+        dealing = {"ranks": 1, "device": CPU.device, "padding_free": False}
+        for micro in deal(order.batch(step), data.lengths, given.training, **dealing):
+            lengths = [int(data.lengths[slot.row]) for unit in micro.ranks[0] for slot in unit]
+            slots.append(token_slots(lengths, micro.n_segments))
+    assert work.largest is not None
+    assert sum(one.input_ids.numel() for one in work.largest.segments) == max(slots) > min(slots)
+    assert sum(len(one.input_ids) for one in work.largest.segments) == 4
+
+
+def test_micro_batches_are_without_padding_where_a_run_s_are(tiny):
+    def is_one_row(device: Machine = CPU, attention: str | None = None, **options) -> bool:
+        model = ModelOptions(path=str(tiny.model), attention=attention)
+        largest = planned(tiny, device, **ALONE, model=model, training=replace(TRAINING, **options))["train"].largest
+        assert largest is not None
+        return largest.segments[0].lengths is not None
+
+    assert is_one_row(machine(), "flash_attention_2")
+    assert not is_one_row(machine(), "sdpa")
+    assert is_one_row(padding_free=True)
+    assert not is_one_row(CPU, "flex_attention")
+    assert not is_one_row(machine(), "flash_attention_2", length_groups=2)
