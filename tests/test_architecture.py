@@ -59,7 +59,7 @@ LID = {
     "tools/estimate": 5382,
     "tools/evaluate": 4838,
     "tools/quickstart": 2327,
-    "tools/report": 14126,
+    "tools/report": 8163,
     "tools/sharing": 2634,
     "tools/status": 1171,
     "tools/trackers": 1954,

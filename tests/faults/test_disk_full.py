@@ -117,7 +117,7 @@ def test_answers_without_room_name_their_file(disk: Disk) -> None:
 def summarises(world: World, place: str) -> None:
     data: Any = SimpleNamespace(report=DataReport())
     with pytest.raises(NoSpaceError, match=r"summary\.json") as told:
-        summarise(Path(place), world, data, None, None, model="m", seed=0, learning_rate=0.1)  # type: ignore[arg-type]
+        summarise(Path(place), world, data, None, None, model="m", seed=0)  # type: ignore[arg-type]
     assert told.value.everywhere
 
 

@@ -8,44 +8,14 @@ import subprocess
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sftmix
-from sftmix.data import load_data, make_encoder
-from sftmix.options import DataOptions
 from tests.tiny import ROOT, metrics
 
 
 @pytest.fixture(scope="module")
 def summary(finished) -> dict:
     return json.loads((finished.path / "summary.json").read_text())
-
-
-def held_out_nll(finished, model_path) -> float:
-    """Sum of NLL over all response tokens of the held-out rows / their number, one row at a time, in float64."""
-    encoder = make_encoder(AutoTokenizer.from_pretrained(finished.tiny.model), None)
-    options = DataOptions(train=[str(finished.tiny.train)], eval=[str(finished.tiny.eval)])
-    data = load_data(options, encoder, max_length=128, seed=0, progress=False).eval
-    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
-    total, count = 0.0, 0
-    for e in data:
-        with torch.no_grad():
-            logp = torch.log_softmax(model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double(), -1)
-        at = np.flatnonzero(e.target)
-        assert at[-1] == len(e.input_ids) - 1  # the end-of-turn token is scored
-        total -= float(logp[at - 1, e.input_ids[at]].sum())
-        count += len(at)
-    return total / count
-
-
-def test_held_out_nll_before_and_after_is_that_of_the_models(finished, summary):
-    assert summary["eval_nll_before"] == pytest.approx(held_out_nll(finished, finished.tiny.model), rel=1e-6)
-    exported = held_out_nll(finished, finished.path / "train" / "model")
-    assert summary["eval_nll_after"] == pytest.approx(exported, rel=1e-6)
-    baseline = held_out_nll(finished, finished.path / "baseline" / "model")
-    assert summary["baseline"]["eval_nll_after"] == pytest.approx(baseline, rel=1e-6)
-    assert len({summary["eval_nll_before"], exported, baseline}) == 3
 
 
 def test_token_counts_and_mu_are_those_of_the_steps(finished, summary):

@@ -9,7 +9,6 @@ from pathlib import Path
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 Of one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
@@ -20,16 +19,14 @@ Of one run it also writes report/examples.parquet: every example with its text, 
   sftmix report runs/table5                 a directory of `sftmix compare`: differences with their intervals
 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
-ON_THE_MAP = 400
-"""Examples on the map of hidden states where `--map` is not given."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="finished run directories, or one of `sftmix compare`")
     where = "the page [RUN/report/report.html; of several runs report.html]"
     parser.add_argument("--to", metavar="FILE", help=where)
-    size = f"examples on the map of hidden states, half from each end; 0 loads no model [{ON_THE_MAP}]"
-    parser.add_argument("--map", type=int, metavar="N", dest="map_size", help=size)
+    size = "examples on the map of hidden states of one run, half from each end; 0 loads no model [400]"
+    parser.add_argument("--map", type=int, metavar="N", dest="map_size", default=400, help=size)
     score = "pass all training examples through the base model and the trained ones, for the table"
     parser.add_argument("--score", action="store_true", help=score)
 
@@ -38,27 +35,14 @@ def main(argv: Sequence[str]) -> None:
     """Write the page and say where it is."""
     given = read_words("report", ABOUT, add_options, argv)
     runs, to = [Path(run) for run in given.runs], None if given.to is None else Path(given.to)
-    map_size = ON_THE_MAP if given.map_size is None else given.map_size
-    if map_size < 0:
-        raise ConfigError(f"--map is {map_size}; allowed: 0 (no model is loaded) and above")
-    if given.map_size is not None and (len(runs) > 1 or (runs[0] / "table.json").exists()):
-        raise ConfigError(f"--map is {map_size}, but only the report of one run has a map; leave it out")
+    if given.map_size < 0:
+        raise ConfigError(f"--map is {given.map_size}; allowed: 0 (no model is loaded) and above")
     if to is not None and to.is_dir():
         raise ConfigError(f"--to {to} is a directory; name a file")
     say(f"report: {', '.join(map(str, runs))}")
-    for run in runs:
-        if not (run / "table.json").exists():
-            refuse_no_run(run)
-    for needed, package in (("plotly", "plotly"), ("sklearn", "scikit-learn")):
-        _require(needed, package)
-    from sftmix.tools.report.write import write_report
-
-    for path in write_report(runs, to, map_size=map_size, score_all=given.score):
+    try:
+        from sftmix.tools.report.write import write_report
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
+    for path in write_report(runs, to, map_size=given.map_size, score_all=given.score):
         print(path)
-
-
-def _require(module: str, package: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise ConfigError(f"report needs {package}, which is not installed: pip install 'sftmix[report]'")

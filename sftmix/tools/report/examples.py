@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +41,22 @@ def examples_table(
 
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = [_training(view, known, places)]
-    own = {*train.columns, *(() if held_out is None else held_out.columns)}
-    shown = {name: _free(name, {*blocks[0], "label"}, own) for name in own}
-    blocks[0] |= _own_columns(train, shown)
+    taken = {*blocks[0], "label"}
     if held_out is not None:
-        blocks.append({**_held_out(view, held_out), **_own_columns(held_out, shown)})
-    names = list(dict.fromkeys(name for block in blocks for name in block))
-    sizes = [len(train), 0 if held_out is None else len(held_out)]
-    columns = {}
-    for name in names:
-        values = [block.get(name, [None] * size) for block, size in zip(blocks, sizes, strict=False)]
-        columns[name] = _column([value for part in values for value in part])
+        blocks.append(_texts(held_out, list(held_out.examples())) | {"held_out": [True] * len(held_out)})
+        for name, stage in LOSSES.items():
+            losses = _losses(view.path / stage / "eval.parquet")
+            blocks[1][name] = [losses.get(i) for i in held_out.ids]
+    sides = [side for side in (train, held_out) if side is not None]
+    names = dict.fromkeys(name for side in sides for name in side.columns)
+    for block, side in zip(blocks, sides, strict=True):
+        if side.labels is not None:
+            block["label"] = list(side.labels)
+        block |= {_free(name, taken, names): list(values) for name, values in side.columns.items()}
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(name for block in blocks for name in block):
+        parts = [block.get(name, [None] * len(side)) for block, side in zip(blocks, sides, strict=True)]
+        columns[name] = _column([value for part in parts for value in part])
     return pa.table(columns, metadata={_MODELS: json.dumps(_models(view.path))})
 
 
@@ -67,9 +72,12 @@ def scored_before(run: Path) -> dict[str, dict[str, float]]:
     with open(run / FILE, "rb") as file:
         rows = pq.read_table(file, columns=["id", *LOSSES], filters=[("held_out", "==", False)])
     then, now = json.loads((rows.schema.metadata or {}).get(_MODELS, "{}")), _models(run)
-    ids = rows["id"].to_pylist()
-    kept = {name: zip(ids, rows[name].to_pylist(), strict=True) for name in LOSSES if then.get(name) == now.get(name)}
-    return {name: {i: loss for i, loss in pairs if loss is not None} for name, pairs in kept.items()}
+    kept: dict[str, dict[str, float]] = {}
+    for name in LOSSES:
+        if then.get(name) == now.get(name):
+            losses = zip(rows["id"].to_pylist(), rows[name].to_pylist(), strict=True)
+            kept[name] = {i: loss for i, loss in losses if loss is not None}
+    return kept
 
 
 def _models(run: Path) -> dict[str, str]:
@@ -99,29 +107,16 @@ def _training(
         "variability": _numbers(scores.variability),
     }
     if view.groups:
-        columns["group"] = list(view.groups)
+        columns["group"] = view.groups
     if dynamics is not None:
         columns["correctness"] = _numbers(correctness(view))
         for step, values in zip(dynamics.steps, perplexity(dynamics).T, strict=True):
             columns[f"perplexity_step_{step}"] = _numbers(values)
     for name, stage in LOSSES.items():
-        sample = view.path / stage / SAMPLE
-        losses = {**(_sample(sample) if sample.exists() else {}), **known.get(name, {})}
+        losses = {**_losses(view.path / stage / SAMPLE), **known.get(name, {})}
         columns[name] = [losses.get(i) for i in data.ids]
     for axis, name in enumerate(("x", "y")):
         columns[name] = [float(places[row][axis]) if row in places else None for row in range(len(data))]
-    return columns
-
-
-def _held_out(view: RunView, data: EncodedDataset) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {**_texts(data, list(data.examples())), "held_out": [True] * len(data)}
-    for name, stage in LOSSES.items():
-        path = view.path / stage / "eval.parquet"
-        losses = {}
-        if path.exists():
-            ids, scores, _ = read_eval(path)
-            losses = dict(zip(ids, (scores.nll_sum / scores.n_tokens).tolist(), strict=True))
-        columns[name] = [losses.get(i) for i in data.ids]
     return columns
 
 
@@ -136,18 +131,25 @@ def _texts(data: EncodedDataset, examples: Sequence[Example]) -> dict[str, list[
     }
 
 
-def _free(name: str, taken: Container[str], own: Container[str]) -> str:
+def _free(name: str, taken: set[str], names: Mapping[str, None]) -> str:
     """Return a name for a column of the user's; one whose name is taken gets `row_` before it, until it is free."""
-    shown = name
-    while shown in taken or (shown != name and shown in own):
-        shown = f"row_{shown}"
-    return shown
+    free = name
+    while free in taken or (free != name and free in names):
+        free = f"row_{free}"
+    return free
 
 
-def _own_columns(data: EncodedDataset, shown: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Return the label and the user's columns, under the names that are shown."""
-    found = {} if data.labels is None else {"label": list(data.labels)}
-    return found | {shown[name]: list(values) for name, values in data.columns.items()}
+def _losses(path: Path) -> dict[str, float]:
+    """Return id -> mean NLL per response token of a table of scores, eval.parquet or the sample; {} without it."""
+    if not path.exists():
+        return {}
+    if path.name == SAMPLE:
+        sample = read_dynamics(path)
+        ids, nll = sample.ids, sample.nll_sum[:, -1] / sample.n_tokens
+    else:
+        ids, scores, _ = read_eval(path)
+        nll = scores.nll_sum / scores.n_tokens
+    return dict(zip(ids, nll.tolist(), strict=True))
 
 
 def correctness(view: RunView) -> Float64:
@@ -157,11 +159,6 @@ def correctness(view: RunView) -> Float64:
     counted = dynamics.scored & (dynamics.n_correct != NOT_COUNTED).all(axis=1)
     share = dynamics.n_correct.mean(axis=1) / np.maximum(dynamics.n_tokens, 1)
     return np.where(counted, share, np.nan)
-
-
-def _sample(path: Path) -> dict[str, float]:
-    found = read_dynamics(path)
-    return dict(zip(found.ids, (found.nll_sum[:, -1] / found.n_tokens).tolist(), strict=True))
 
 
 def _numbers(values: Float64) -> list[float | None]:

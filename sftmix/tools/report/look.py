@@ -1,99 +1,116 @@
-"""Forward passes over some examples: the hidden state of the last response token, and the NLL of every token."""
+"""What models show of some examples: the NLL of every response token, and the hidden state of the last one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from sftmix.batches.rows import RowSubset
-from sftmix.common.world import World, start_world
-from sftmix.functional import sft_loss
+from sftmix.common.world import start_world
 from sftmix.model.adapters import read_adapters
-from sftmix.model.head import Head
-from sftmix.options import TrainingOptions
 from sftmix.pipeline.models import load_for_run, scorer
 from sftmix.pipeline.rows import any_packed
 from sftmix.tools.report.run import RunView
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_precision, training_module
-from sftmix.training.scoring import Column, split_by_row
-from sftmix.types import Batch, Float64, Rows
+from sftmix.training.scoring import Column
+from sftmix.types import UNPAIRED_NAME, Batch, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS = 160
+"""Most tokens of a response that are shown."""
+
+
+def look(
+    view: RunView, model: Path, rows: Rows, *, name: str, hidden: bool = False
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Pass K training examples through a model of the run, the base model or an exported one, in this process alone.
+
+    name  for the progress bar
+    Returns K arrays f32[n_tokens], the NLL of each response token in nats, and f32[K, D], the input of
+    the LM head at the last response token before the end of the turn; f32[0] unless `hidden` asks for it.
+    """
+    config, encoder = view.config, view.rows.encoder
+    options = replace(config.training, parallel="ddp")  # of one rank: the model as it is
+    data = RowSubset(view.rows.data.train, rows)
+    path, lora, has_adapters = str(model), config.model.lora, (model / "adapter_config.json").exists()
+    if has_adapters:
+        path = config.model.path
+    else:
+        lora = lora.without_adapters()
+    with start_world() as world:
+        loaded, _ = load_for_run(config, world, path, encoder, options, lora)
+        if has_adapters:
+            read_adapters(loaded, model)
+        precision, packed = resolve_precision(options.precision, world.device), any_packed(view.rows.data.train)
+        module = training_module(loaded, options, precision=precision, world=world, packed=packed)
+        score = scorer(options, world, encoder, name=f"report: {name}", token_nll=True)
+        token_nll = score(module, data).token_nll
+        last = score.columns(module, data, _last)[0] if hidden else np.zeros(0, dtype=np.float32)
+    assert token_nll is not None
+    return token_nll, last
+
+
+def _last(module: TrainingModule, batch: Batch) -> list[Column]:
+    """Return the hidden state at the last response token of each row."""
+    hidden = module.read(batch, lambda hidden, head, labels: hidden)
+    ends = torch.cumsum(torch.bincount(batch.slot, minlength=len(batch.rows)), dim=0) - 1
+    return [hidden[ends].float().cpu().numpy()]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model shows of K examples.
+class Token:
+    """A response token: its text, and its NLL in nats before and after training."""
 
-    rows       i64[K], rows of the training set
-    last       f32[K, D], hidden state at the last response token before the end of the turn: the input of the LM head
-               that predicts the end
-    token_nll  K arrays f32[n_tokens], -log p of each response token, nats
+    text: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response, its first TOKENS tokens; `left` tokens are not shown."""
+
+    id: str
+    group: str
+    confidence: float
+    instruction: str
+    tokens: Sequence[Token]
+    left: int
+
+
+def response_of(view: RunView, row: int, before: np.ndarray, after: np.ndarray) -> Response:
+    """Return the response of a row.
+
+    before, after  f32[n_tokens], the NLL of its response tokens under the base model and the trained one
     """
-
-    rows: Rows
-    last: np.ndarray
-    token_nll: Sequence[np.ndarray]
-
-    @property
-    def nll(self) -> Float64:
-        """f64[K], mean NLL per response token."""
-        return np.array([tokens.mean(dtype=np.float64) for tokens in self.token_nll])
+    example = view.rows.data.train[row]
+    ids = example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist()
+    texts = pieces(view.rows.encoder.tokenizer, ids[:TOKENS])
+    tokens = [Token(*token) for token in zip(texts, before.tolist(), after.tolist(), strict=False)]
+    group = view.groups[row] if view.groups else UNPAIRED_NAME
+    confidence = float(view.scores.confidence[row])
+    return Response(example.id, group, confidence, view.texts[row][0], tokens, len(ids) - len(texts))
 
 
-def look(view: RunView, model: str | Path, rows: Rows, *, name: str) -> Look:
-    """Pass some training examples through a model of the run, the base model or an exported one, in this process alone.
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds to those before it; joined, they are the decoded whole.
 
-    name  for the progress bar
+    A token alone would lose the space before its word; one that ends within a character adds nothing yet.
     """
-    options, data = replace(view.config.training, parallel="ddp"), view.rows.data.train  # of one rank: as it is
-    with start_world() as world:
-        module = training_module(
-            _loaded(view, Path(model), world, options),
-            options,
-            precision=resolve_precision(options.precision, world.device),
-            world=world,
-            packed=any_packed(data),
-        )
-        scores = scorer(options, world, view.rows.encoder, name=f"report: {name}")
-        last, token_nll = scores.columns(module, RowSubset(data, rows), _read)
-    return Look(rows, np.asarray(last), token_nll)
-
-
-def _loaded(view: RunView, model: Path, world: World, options: TrainingOptions) -> PreTrainedModel:
-    """Load a model as a run does; an export that holds adapters alone is loaded onto the run's base model."""
-    config, lora = view.config, view.config.model.lora
-    adapted = (model / "adapter_config.json").exists()
-    path, lora = (config.model.path, lora) if adapted else (str(model), lora.without_adapters())
-    loaded, _ = load_for_run(config, world, path, view.rows.encoder, options, lora)
-    if adapted:
-        read_adapters(loaded, model)
-    return loaded
-
-
-def _read(module: TrainingModule, batch: Batch) -> list[Column]:
-    hidden, nll = module.read(batch, _nll)
-    ends = torch.cumsum(torch.bincount(batch.slot, minlength=len(batch.rows)), dim=0) - 1
-    return [hidden[ends].float().cpu().numpy(), split_by_row(nll.float(), batch)]
-
-
-def _nll(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return hidden [T, D] and the NLL [T] of the labels."""
-    nothing, pairs = hidden.new_zeros(0), labels.new_zeros(0, 2)
-    out = sft_loss(
-        hidden,
-        head.weight,
-        labels,
-        pairs,
-        nothing,
-        row_weight=hidden.new_zeros(len(labels)),
-        pair_weight=nothing,
-        bias=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-    )
-    return hidden, out.nll
+    texts, done = [], 0
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[done:])
+        done = len(text)
+    return texts

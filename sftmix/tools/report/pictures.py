@@ -1,88 +1,135 @@
-"""Figures of the examples of a run. Each is None where the run has nothing to show there."""
+"""Figures of a run, each a plotly figure; None where the run has nothing to show there. The page sets the colours."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from sftmix.common.figures import short
 from sftmix.common.files import read_json
-from sftmix.common.tables import read_dynamics
-from sftmix.components.confidence import LEAST
-from sftmix.measure.model import SAMPLE
-from sftmix.tools.report.ends import Topic
 from sftmix.tools.report.examples import correctness
-from sftmix.tools.report.figures import COLOURS, GROUPS, figure
 from sftmix.tools.report.run import ARMS, RunView
 from sftmix.types import Float64, Rows
 
-CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, "#3f8fd2"]]
+GREY = "#8a8f98"
+COLOURS = {"train": "#1b9e77", "baseline": "#e6930f", "reference": GREY}
+"""Stage -> colour."""
+GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
+"""Colours of groups, labels and variants, the most confident group first; after the last, they start again."""
+CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, GROUPS[0]]]
 """Colours of correctness from the least to the most, seen on light and dark paper alike."""
 
 POINTS = 4000
-"""Most points of a scatter plot."""
+"""Most points of the data map."""
 ENDS = 400
-"""Points of each end, and of the largest variability, that thinning keeps."""
+"""Points of each end of the confidence that thinning keeps."""
+CURVE = 800
+"""Most points of a curve; longer ones are averaged in bins of equal length."""
+
+Lines = Sequence[Mapping[str, Any]]
+"""Lines of metrics.jsonl."""
 
 
-def thinned(view: RunView) -> Rows:
-    """Return at most POINTS rows with a confidence, in file order: both ends, the most variable, and evenly between."""
-    ordered = view.by_confidence
-    if len(ordered) <= POINTS:
-        return np.sort(ordered)
-    spread = np.nan_to_num(view.scores.variability[ordered], posinf=np.finfo(np.float64).max)
-    most = ordered[np.argsort(-spread, kind="stable")[:ENDS]]
-    kept = np.unique(np.concatenate([ordered[:ENDS], ordered[-ENDS:], most]))
-    others = ordered[~np.isin(ordered, kept)]
-    evenly = others[np.linspace(0, len(others) - 1, POINTS - len(kept)).round().astype(np.int64)]
-    return np.sort(np.concatenate([kept, evenly]))
+def figure(*traces: Any, x: str, y: str, **layout: Any) -> go.Figure:
+    """Return a figure with titled axes and without plotly's template."""
+    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    for name in axes:
+        axes[name] |= layout.pop(name, {})
+    return go.Figure(data=traces, layout={"template": go.layout.Template(), **axes, **layout})
+
+
+# --------------------------------------------------------------------------------------------- curves
+
+
+def losses(runs: Iterable[tuple[str, str, Lines]], *keys: str) -> go.Figure | None:
+    """Losses of metrics.jsonl over the optimizer steps.
+
+    runs  (name, colour, lines); runs of one name stand once in the legend
+    keys  ntp and mixup, of every step, and eval_nll, of the held-out rows
+    """
+    traces: dict[tuple[str, int], go.Scatter] = {}
+    for number, (name, colour, lines) in enumerate(runs):
+        for key in keys:
+            x, y = curve(lines, key)
+            if not x:
+                continue
+            held_out, label = key == "eval_nll", f"{name}, {'held out' if key == 'eval_nll' else key}"
+            traces[label, number] = go.Scatter(
+                x=x,
+                y=y,
+                name=escape(label),
+                legendgroup=label,
+                showlegend=label not in {before for before, _ in traces},
+                mode="lines+markers" if held_out else "lines",
+                line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
+            )
+    if not traces:
+        return None
+    return figure(*traces.values(), x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
+
+
+def curve(lines: Lines, key: str) -> tuple[list[int], list[float]]:
+    """Return the steps that have this figure and its values, averaged in bins if there are more than CURVE.
+
+    A loss over no tokens is written as 0, and left out.
+    """
+    count = f"{key}_tokens"
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None and line.get(count, 1)]
+    size = math.ceil(len(points) / CURVE) or 1
+    bins = [points[start : start + size] for start in range(0, len(points), size)]
+    return [b[-1][0] for b in bins], [sum(value for _, value in b) / len(b) for b in bins]
+
+
+# ------------------------------------------------------------------------------------------- confidence
+
+
+def both_ends(by_confidence: Rows, size: int) -> tuple[Rows, Rows]:
+    """Return the `size` least and the `size` most confident rows; at most half of all, so that no row is in both.
+
+    by_confidence  rows, least confident first
+    """
+    size = min(size, len(by_confidence) // 2)
+    return by_confidence[:size], by_confidence[len(by_confidence) - size :]
+
+
+def thinned(ordered: Rows) -> Rows:
+    """Return at most POINTS of the rows, in file order: both ends, and evenly between; `ordered` by confidence."""
+    evenly = np.linspace(ENDS, len(ordered) - ENDS - 1, POINTS - 2 * ENDS).round().astype(np.int64)
+    if len(ordered) > POINTS:
+        ordered = np.concatenate([ordered[:ENDS], ordered[evenly], ordered[-ENDS:]])
+    return np.sort(ordered)
 
 
 def hovers(view: RunView, rows: Rows) -> list[str]:
     """Return what hovering over an example shows, escaped, in short lines."""
-    found = []
+    texts = []
     for row in rows.tolist():
         instruction, response = view.texts[row]
-        parts = (("id", view.scores.id[row], 60), ("", instruction, 240), ("answer", response, 240))
-        found.append("<br>".join(_wrapped(f"{name}: {text}" if name else text, most) for name, text, most in parts))
-    return found
-
-
-def _wrapped(text: str, most: int) -> str:
-    flat = " ".join(text.split())
-    short = flat if len(flat) <= most else f"{flat[: most - 4]} ..."
-    return "<br>".join(escape(line) for line in textwrap.wrap(short, 70))
+        parts = view.scores.id[row], instruction, f"answer: {response}"
+        lines = [line for part in parts for line in textwrap.wrap(textwrap.shorten(part, 240, placeholder=" ..."), 70)]
+        scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
+        texts.append("<br>".join(escape(line) for line in [scores, *lines]))
+    return texts
 
 
 def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
-    """Return heights for confidences, and the axis that labels them with the confidences.
+    """Return where confidences stand on an axis, and the axis.
 
     Perplexities have a long tail: if all confidences are negative and the largest is ten times the smallest in size,
-    the axis is logarithmic in minus the confidence, downwards.
+    the axis is logarithmic in minus the confidence, and reversed.
     """
-    values = np.maximum(values, LEAST / 1e8)
-    if not len(values) or not (values.max() < 0 and values.min() < 10 * values.max()):
+    if not len(values) or values.max() >= 0 or values.min() >= 10 * values.max():
         return values, {}
-    return log_axis(values)
-
-
-def log_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
-    """Return the heights of negative values on an axis logarithmic in their size, downwards, and its ticks."""
-    sizes = -values
-    low, high = math.floor(math.log10(sizes.min())), math.ceil(math.log10(sizes.max()))
-    stride = max(1, (high - low) // 8)
-    powers = range(low, high + 1, stride)
-    marks = [f * 10.0**p for p in powers for f in ((1, 2, 5) if high - low <= 3 else (1,))]
-    marks = [m for m in marks if sizes.min() * 0.9 <= m <= sizes.max() * 1.1]
-    ticks = {"tickvals": [-math.log10(m) for m in marks], "ticktext": [short(-m) for m in marks]}
-    return -np.log10(sizes), ticks
+    axis = {"type": "log", "autorange": "reversed", "tickprefix": "−", "exponentformat": "power"}
+    return np.minimum(-values, 1e300), axis
 
 
 def data_map(view: RunView, rows: Rows) -> go.Figure | None:
@@ -93,151 +140,106 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
-    median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
-    at = -math.log10(-median) if axis else median
-    dashed = {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": at,
-        "y1": at,
-        "line": {"dash": "dash", "width": 1},
-    }
-    correct = correctness(view)[rows] if view.dynamics is not None else np.full(len(rows), np.nan)
+    correct = None if view.dynamics is None else correctness(view)[rows]
     points = go.Scatter(
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
         y=heights,
         mode="markers",
         text=hovers(view, rows),
-        customdata=[
-            f"confidence {short(c)}, variability {v:,.3g}" + ("" if np.isnan(k) else f", correct {k:.0%}")
-            for c, v, k in zip(view.scores.confidence[rows], spread, correct, strict=True)
-        ],
-        hovertemplate="%{customdata}<br>%{text}<extra></extra>",
+        hovertemplate="%{text}<extra></extra>",
         marker={
-            "color": None if np.isnan(correct).all() else correct,
+            "color": None if correct is None or np.isnan(correct).all() else correct,
             "colorscale": CORRECT,
             "size": 5,
             "opacity": 0.75,
             "colorbar": {"title": {"text": "correct", "side": "right"}, "tickformat": ".0%", "thickness": 12},
         },
     )
-    return figure(
+    made = figure(
         points,
         x=f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
         y="confidence" + (" (log)" if axis else ""),
         xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
-        shapes=[dashed] if view.split is not None else [],
         hovermode="closest",
+        height=520,
     )
+    if view.split is not None:
+        median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
+        made.add_hline(abs(median) if axis else median, line={"dash": "dash", "width": 1})
+    return made
 
 
 def histogram(view: RunView, panel: str) -> go.Figure | None:
     """Confidence by group (`groups`) or by label (`labels`, Figure 3), from confidence/histogram.json."""
-    if not view.has("confidence", "histogram.json"):
-        return None
-    counted = read_json(view.path / "confidence" / "histogram.json")
+    file = view.path / "confidence" / "histogram.json"
+    counted = read_json(file) if file.exists() else {"panels": {}}
     if panel not in counted["panels"]:
         return None
-    edges = np.asarray(counted["edges"])
-    middles, logarithmic = (edges[1:] + edges[:-1]) / 2, counted["scale"] == "log"
-    if logarithmic:
-        middles = -np.sqrt(edges[1:] * edges[:-1])
-    x, axis = log_axis(middles) if logarithmic else (middles, {})
+    edges, axis = confidence_axis(np.asarray(counted["edges"]))
     bars = [
         go.Bar(
-            x=x,
+            x=(edges[1:] + edges[:-1]) / 2,
+            width=np.abs(np.diff(edges)),
             y=counts,
             name=escape(name) or "(empty)",
             marker={"color": GROUPS[number % len(GROUPS)], "line": {"width": 0}},
             opacity=0.65,
-            customdata=[f"{short(a)} to {short(b)}" for a, b in itertools.pairwise(edges)],
-            hovertemplate="%{customdata}: %{y} examples<extra>%{fullData.name}</extra>",
         )
         for number, (name, counts) in enumerate(counted["panels"][panel].items())
     ]
-    scale = "confidence (log)" if logarithmic else "confidence"
-    return figure(*bars, x=scale, y="examples", xaxis=axis, barmode="overlay", bargap=0)
+    scale = "confidence (log)" if axis else "confidence"
+    return figure(*bars, x=scale, y="examples", xaxis=axis, barmode="overlay")
 
 
-def hidden_map(view: RunView, rows: Rows, places: Float64, ends: int) -> go.Figure:
+def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     """The map of hidden states, both ends coloured (Figure 1).
 
-    rows    i64[K], the `ends` least confident ones first
+    rows    i64[K], the less confident half first
     places  f64[K, 2]
     """
-    names = (f"{ends} least confident", f"{len(rows) - ends} most confident")
-    traces = []
-    for name, colour, part in zip(names, (GROUPS[1], GROUPS[0]), (slice(ends), slice(ends, None)), strict=True):
-        points = places[part]
+    traces, half = [], len(rows) // 2
+    for name, colour, part in (("least", GROUPS[1], slice(half)), ("most", GROUPS[0], slice(half, None))):
         traces.append(
             go.Scatter(
-                x=points[:, 0],
-                y=points[:, 1],
-                name=name,
+                x=places[part, 0],
+                y=places[part, 1],
+                name=f"{half} {name} confident",
                 mode="markers",
                 marker={"color": colour, "size": 6, "opacity": 0.75},
                 text=hovers(view, rows[part]),
-                customdata=[short(c) for c in view.scores.confidence[rows[part]]],
-                hovertemplate="confidence %{customdata}<br>%{text}<extra></extra>",
+                hovertemplate="%{text}<extra></extra>",
             )
         )
     bare = {"showticklabels": False, "zeroline": False}
-    return figure(*traces, x="t-SNE 1", y="t-SNE 2", xaxis=bare, yaxis=bare, hovermode="closest")
+    return figure(*traces, x="t-SNE 1", y="t-SNE 2", xaxis=bare, yaxis=bare, hovermode="closest", height=440)
 
 
-def topics(found: Sequence[Topic]) -> go.Figure | None:
-    """Share of each topic at both ends."""
-    if not found:
+def tsne(hidden: np.ndarray) -> Float64 | None:
+    """Return f64[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D]; None for fewer than ten points.
+
+    It starts from the first two principal components and has a fixed seed, so that a page can be made again.
+    """
+    if len(hidden) < 10:
         return None
-    words = [escape(topic.words) for topic in found]
-    bars = [
-        go.Bar(x=[getattr(t, end) for t in found], y=words, name=name, orientation="h", marker={"color": colour})
-        for end, name, colour in (
-            ("unconfident", "least confident", GROUPS[1]),
-            ("confident", "most confident", GROUPS[0]),
-        )
-    ]
-    return figure(
-        *bars,
-        x="share of the instructions",
-        y="",
-        xaxis={"tickformat": ".0%"},
-        yaxis={"automargin": True},
-        legend={"traceorder": "reversed"},
-    )
+    if min(hidden.shape) > 50:
+        hidden = PCA(50, random_state=0).fit_transform(hidden)
+    model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
+    return model.fit_transform(hidden.astype(np.float32)).astype(np.float64)
 
 
 def reliability(view: RunView) -> go.Figure | None:
     """Share of correct tokens against the probability of the most likely token, on the held-out rows."""
     traces = []
     for stage, name in ARMS.items():
-        if view.has(stage, "calibration.json"):
-            bins = read_json(view.path / stage / "calibration.json")["reliability"]
+        file = view.path / stage / "calibration.json"
+        if file.exists():
+            bins = read_json(file)["reliability"]
             x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-            line = {"color": COLOURS[stage], "width": 2}
-            traces.append(go.Scatter(x=x, y=y, name=name, mode="lines+markers", line=line))
+            traces.append(go.Scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": COLOURS[stage]}))
     if not traces:
         return None
-    ideal = {"color": COLOURS["base"], "dash": "dash", "width": 1}
+    ideal = {"color": GREY, "dash": "dash", "width": 1}
     traces.append(go.Scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", line=ideal, hoverinfo="skip"))
     unit = {"range": [0, 1]}
     return figure(*traces, x="probability of the most likely token", y="share correct", xaxis=unit, yaxis=unit)
-
-
-def before_and_after(view: RunView) -> go.Figure | None:
-    """NLL per token of the sample of training rows under the base model and the trained ones."""
-    values = {}
-    for stage, name in {"base": "base model", **ARMS}.items():
-        if view.has(stage, SAMPLE):
-            found = read_dynamics(view.path / stage / SAMPLE)
-            values[stage, name] = found.nll_sum[:, -1] / found.n_tokens
-    if len(values) < 2:
-        return None
-    boxes = [
-        go.Box(y=nll, name=name, marker={"color": COLOURS[stage], "size": 3}, boxpoints="outliers")
-        for (stage, name), nll in values.items()
-    ]
-    return figure(*boxes, x="", y="NLL per token of each example (nats)", showlegend=False)

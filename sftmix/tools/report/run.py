@@ -11,7 +11,6 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
-from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, read_split
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
@@ -42,15 +41,6 @@ class RunView:
     split: Split | None
     dynamics: TrainingDynamics | None
 
-    def has(self, *names: str) -> bool:
-        """Return True if the run has this file or directory."""
-        return self.path.joinpath(*names).exists()
-
-    @cached_property
-    def metrics(self) -> dict[str, list[dict[str, Any]]]:
-        """Lines of metrics.jsonl of each stage; none of one that did not train."""
-        return {stage: read_steps(self.path / stage) for stage in ("reference", *ARMS)}
-
     @cached_property
     def by_confidence(self) -> Rows:
         """Rows with a confidence, least confident first; ties by place."""
@@ -72,23 +62,14 @@ class RunView:
         """Name of the group of every training example; none for a run without a split."""
         return [] if self.split is None else self.split.labels
 
-    @property
-    def objective(self) -> str:
-        """Name of the target's objective."""
-        return type(self.config.objective).__name__
-
 
 def read_summary(path: Path) -> dict[str, Any]:
     """Return summary.json of a run; raise ConfigError where there is none, DifferenceError for a changed stage."""
     refuse_no_run(path)
-    if not (path / "summary.json").exists():
-        raise ConfigError(
-            f"{path} has no summary.json: the run is not finished; `sftmix status {path}` says how far it is"
-        )
     check_finished(path)
-    summary = read_json(path / "summary.json", stages=dict)
+    summary = read_json(path / "summary.json", stages=dict) if (path / "summary.json").exists() else {"stages": {}}
     if "train" not in summary["stages"]:
-        raise ConfigError(f"{path} has not trained its target yet: sftmix run --config {path / 'config.yaml'}")
+        raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
     return summary
 
 
@@ -99,15 +80,17 @@ def read_run(path: Path) -> RunView:
     """
     summary = read_summary(path)
     config, rows = rows_of_run(path, progress=True)
-    ids = rows.data.train.ids
-    confidence, split_file = path / "confidence" / "confidence.parquet", path / "split" / "split.parquet"
-    split = None
-    if split_file.exists():
-        split = read_split(split_file)[1]
-    dynamics_file = path / "confidence" / "dynamics.parquet"
-    dynamics = read_dynamics(dynamics_file).of(ids) if dynamics_file.exists() else None
-    scores = rows.table(confidence if confidence.exists() else None)
-    return RunView(path, config, summary, rows, scores, split, dynamics)
+    split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
+    confidence = path / "confidence" / "confidence.parquet"
+    return RunView(
+        path,
+        config,
+        summary,
+        rows,
+        rows.table(confidence if confidence.exists() else None),
+        read_split(split)[1] if split.exists() else None,
+        read_dynamics(dynamics).of(rows.data.train.ids) if dynamics.exists() else None,
+    )
 
 
 def text_of(example: Example) -> tuple[str, str]:

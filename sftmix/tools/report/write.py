@@ -3,112 +3,210 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import plotly.graph_objects as go
+
 from sftmix.common.errors import ConfigError
+from sftmix.common.figures import unit_of
 from sftmix.common.files import read_json
-from sftmix.tools.report.one import report_run
-from sftmix.tools.report.page import Page, Plot, Section, write_page
-from sftmix.tools.report.run import read_summary
-from sftmix.tools.report.several import SideBySide, contrast_lines, curves_over_one_another, forest
+from sftmix.common.steps import read_steps
+from sftmix.pipeline.directory import is_finished
+from sftmix.tools.report import pictures
+from sftmix.tools.report.examples import FILE, LOSSES, examples_table, scored_before, write_examples
+from sftmix.tools.report.look import look, response_of
+from sftmix.tools.report.page import Plot, Section, write_page
+from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
+from sftmix.tools.report.text import arms_of, arms_table, contrasts_table, groups_table, sentences
 
 PAGE = Path("report") / "report.html"
+TABLE_ROWS = 150
+"""Examples of each end in the table of the page."""
+SHOWN = 4
+"""Responses from each end that are shown token by token."""
+DOTS = "Lines: each step's batch. Dots: all held-out rows. Compare arms by NTP, which Mixup does not enter."
 
 
 def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
-    """Write the page; return the files that were written.
+    """Write the page, and of one run report/examples.parquet; return the files that were written.
 
     runs       finished runs, or one directory of `sftmix compare`
     to         the page; None: report/report.html in the only directory, or report.html
-    map_size   examples on the map of hidden states of a single run; 0: no model is loaded
-    score_all  measure the loss of every training example of a single run
+    map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
+    score_all  pass all training examples of a single run through its models, for the table
     Raises ConfigError where a directory is neither, and where `to` is a file that no report is.
     """
     alone = len(runs) == 1
     is_table = alone and (runs[0] / "table.json").exists()
     to = to or (runs[0] / PAGE if alone else Path("report.html"))
-    _refuse_other_file(to)
+    if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
+        raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if alone and not is_table:
-        return report_run(runs[0], to, map_size=map_size, score_all=score_all)
+        return _report_run(read_run(runs[0]), to, map_size, score_all=score_all)
     if score_all:
         raise ConfigError("--score is for the report of one run; give each run a report of its own first")
-    write_page(to, _page_of_table(runs[0]) if is_table else _page_of_runs(runs))
+    if is_table:
+        _report_table(runs[0], to)
+    else:
+        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
+        title = ", ".join(run.resolve().name for run in runs)
+        write_page(to, title, about, [_beside([(str(run), str(run), run) for run in runs])])
     return [to]
 
 
-def _refuse_other_file(path: Path) -> None:
-    """Raise ConfigError where the file exists and no report is."""
-    if path.exists() and b'name="generator" content="sftmix' not in path.read_bytes()[:1000]:
-        raise ConfigError(f"{path} exists and is no report of sftmix; name another file with --to")
+# ---------------------------------------------------------------------------------------------- one run
 
 
-def _page_of_table(out: Path) -> Page:
-    table = read_json(out / "table.json")
-    runs = []
-    for variant, found in table["variants"].items():
-        for run in found["runs"]:
-            path = out / run["run"]
-            if run["metrics"]:  # a run that diverged has none, and no summary
-                runs.append(SideBySide(path, f"{variant}, seed {run['seed']}", variant, read_summary(path)))
-    plot = forest(table)
-    differences = Section(
-        "differences",
-        "Differences",
-        "Runs of one seed are paired; the interval is over seeds, and over held-out examples where both were measured "
-        f"on the same ones.{'' if table['complete'] else ' A verdict waits for the last run.'}",
-        plots=[]
-        if plot is None
-        else [
-            Plot(
-                "forest",
-                "Paired differences",
-                f"In {table['metric']}; small dots are seeds.",
-                plot,
-                wide=True,
-                height=int(plot.layout.height),
-            )
-        ],
+def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> list[Path]:
+    summary, config, data = view.summary, view.config, view.rows.data
+    objective = type(config.objective).__name__
+    seen, places = _seen(view, map_size) if map_size and len(view.by_confidence) else ([], {})
+    table = examples_table(view, known=_score(view) if score_all else scored_before(view.path), places=places)
+    write_examples(view.path / FILE, table)
+    ends = np.concatenate(pictures.both_ends(view.by_confidence, TABLE_ROWS))
+    about = (
+        f"{objective} on {summary['model']}, seed {summary['seed']}, learning rate {config.training.learning_rate:g}; "
+        f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
     )
-    done = f"{table['runs_done']} of {table['runs']} runs; {len(table['variants'])} variants, metric {table['metric']}"
-    return Page(out.resolve().name, done, [differences, *_side_by_side(runs)], contrast_lines(table))
+    tables = [arms_table(arms_of(summary, objective))]
+    if "confidence" in summary:
+        tables.append(groups_table(summary["confidence"]))
+    sections = [
+        Section("what-happened", "What happened", sentences=list(sentences(view.path, summary)), tables=tables),
+        Section("training", "Training", plots=_training(view)),
+        Section("confidence", "Confidence", plots=_confidence(view)),
+        Section(
+            "examples",
+            "Examples of both ends",
+            f"The least and the most confident examples; all are in {FILE.as_posix()}. Click a heading to sort.",
+            rows=table.take(ends).to_pylist(),
+        ),
+        *seen,
+        *benchmarks(view.path),
+        Section("rows", "Rows", pre="\n".join(data.report.lines())),
+        Section("configuration", "Configuration", pre=config.yaml()),
+    ]
+    write_page(to, view.path.resolve().name, about, sections)
+    return [to, view.path / FILE]
 
 
-def _page_of_runs(paths: Sequence[Path]) -> Page:
-    runs = [SideBySide(path, str(path), str(path), read_summary(path)) for path in paths]
-    about = "Runs side by side. What is due to their seeds cannot be told from single runs; `sftmix compare` can."
-    return Page(", ".join(run.path.resolve().name for run in runs), about, _side_by_side(runs))
+def _model_of(view: RunView, stage: str) -> Path | None:
+    """Return the model of a stage, base, train or baseline; None if the run did not export it."""
+    if stage == "base":
+        return Path(view.config.model.path)
+    path = view.path / stage / "model"
+    return path if path.is_dir() and is_finished(view.path / stage) else None
 
 
-def _side_by_side(runs: Sequence[SideBySide]) -> list[Section]:
-    plots = []
-    for key, title, caption in (
-        ("eval_nll", "Held-out NLL", "Nats per response token."),
-        ("ntp", "NTP loss", "Each step's batch, averaged in bins where the run is long."),
-        ("mixup", "Mixup loss", "Of the steps that mixed."),
-        ("grad_norm", "Gradient norm", "Before clipping."),
-    ):
-        made = curves_over_one_another(runs, key, title)
-        if made is not None:
-            plots.append(Plot(f"curves-{key}", title, caption, made))
+def _score(view: RunView) -> dict[str, dict[str, float]]:
+    """Return column of LOSSES -> id -> mean NLL per response token, of all training examples."""
+    rows, losses = np.arange(len(view.scores), dtype=np.int64), {}
+    for column, stage in LOSSES.items():
+        model = _model_of(view, stage)
+        if model is not None:
+            token_nll, _ = look(view, model, rows, name=f"{stage}, all examples")
+            means = [float(nll.mean(dtype=np.float64)) for nll in token_nll]
+            losses[column] = dict(zip(view.scores.id, means, strict=True))
+    return losses
+
+
+def _seen(view: RunView, map_size: int) -> tuple[list[Section], dict[int, Sequence[float]]]:
+    """Return what the models show of both ends, the map and responses token by token, and the place of each row."""
+    trained, base = _model_of(view, "train"), _model_of(view, "base")
+    if trained is None or base is None:
+        raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
+    ends = np.concatenate(pictures.both_ends(view.by_confidence, map_size // 2))
+    low, high = pictures.both_ends(view.by_confidence, SHOWN)
+    shown = np.sort(np.concatenate([low, high]))
+    rows = np.union1d(ends, shown)
+    token_nll, hidden = look(view, trained, rows, name="trained model", hidden=True)
+    after = dict(zip(rows.tolist(), token_nll, strict=True))
+    before = dict(zip(shown.tolist(), look(view, base, shown, name="base model")[0], strict=True))
+    responses = {
+        f"{name} confident": [response_of(view, row, before[row], after[row]) for row in of_end.tolist()]
+        for name, of_end in (("least", low), ("most", high[::-1]))
+    }
+    places = pictures.tsne(hidden[np.searchsorted(rows, ends)])
+    drawn = None if places is None else pictures.hidden_map(view, ends, places)
+    caption = "t-SNE of the trained model's hidden state at the last response token (the paper's Figure 1)."
+    text = "Responses token by token. A dark token is one that the model did not expect."
+    sections = [
+        Section("ends", "Hidden states", plots=_plots(("hidden-map", "Both ends", caption, drawn))),
+        Section("tokens", "Where a response is unsure", text, responses=responses),
+    ]
+    return sections, {} if places is None else dict(zip(ends.tolist(), places.tolist(), strict=True))
+
+
+def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
+    """Return the plots that have a figure; one that is higher than others is as wide as the page."""
     return [
-        Section("curves", "Curves over one another", plots=plots),
-        Section("figures", "Figures of every run", table=_table(runs)),
+        Plot(name, title, caption, drawn, wide=drawn.layout.height is not None)
+        for name, title, caption, drawn in plots
+        if drawn is not None
     ]
 
 
-def _table(runs: Sequence[SideBySide]) -> list[list[str]]:
-    columns = {
-        "before": "eval_nll_before",
-        "after": "eval_nll_after",
-        "best": "eval_nll_best",
-        "accuracy": "eval_accuracy",
-        "mu_effective": "mu_effective",
-    }
-    lines = [["run", "seed", *columns]]
-    figures = {run.name: [_cell(run.summary.get(key)) for key in columns.values()] for run in runs}
-    return [*lines, *([run.name, str(run.summary["seed"]), *figures[run.name]] for run in runs)]
+def _training(view: RunView) -> list[Plot]:
+    names = {"reference": "reference", **ARMS}
+    runs = [(name, pictures.COLOURS[stage], read_steps(view.path / stage)) for stage, name in names.items()]
+    surer = "Held-out tokens in 15 bins of equal size; below the diagonal the model is surer than it is right."
+    return _plots(
+        ("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(runs, "ntp", "eval_nll")),
+        ("mixup", "Mixup loss", "Of each step that mixed, per token pair.", pictures.losses(runs, "mixup")),
+        ("reliability", "Calibration", surer, pictures.reliability(view)),
+    )
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _confidence(view: RunView) -> list[Plot]:
+    points = pictures.thinned(view.by_confidence)
+    caption = (
+        f"{len(points):,} of {len(view.scores):,} examples as the reference saw them; the dashed line is the median "
+        "confidence. Hover shows instruction and response."
+    )
+    labels = "If the labels stand for quality, a confidence that knew of it keeps them apart (the paper's Figure 3)."
+    return _plots(
+        ("data-map", "Data map", caption, pictures.data_map(view, points)),
+        ("histogram-groups", "Confidence by group", "Where the split cuts.", pictures.histogram(view, "groups")),
+        ("histogram-labels", "Confidence by label", labels, pictures.histogram(view, "labels")),
+    )
+
+
+def benchmarks(run: Path) -> list[Section]:
+    """Return the section of the table that `sftmix evaluate` left in the run; none where nothing was evaluated."""
+    file = run / "evaluation" / "table.json"
+    if not file.exists():
+        return []
+    evaluated = read_json(file)
+    return [Section("benchmarks", "Benchmarks", tables=[evaluated["table"]], sentences=evaluated["sentences"])]
+
+
+# ----------------------------------------------------------------------------------------- several runs
+
+
+def _report_table(out: Path, to: Path) -> None:
+    table: dict[str, Any] = read_json(out / "table.json")
+    runs = [
+        (variant, f"{variant}, seed {run['seed']}", out / run["run"])
+        for variant, of_variant in table["variants"].items()
+        for run in of_variant["runs"]
+        if run["metrics"]  # a run that diverged has none, and no summary
+    ]
+    about = f"{table['runs_done']} of {table['runs']} runs; {len(table['variants'])} variants"
+    text = (
+        f"In {table['metric']} {unit_of(table['metric'])}. Runs of one seed are paired; the interval is over seeds, "
+        "and over held-out examples where both were measured on the same ones."
+    )
+    differences = Section("differences", "Differences", text, tables=[contrasts_table(table["contrasts"])])
+    write_page(to, out.resolve().name, about, [differences, _beside(runs)])
+
+
+def _beside(runs: Sequence[tuple[str, str, Path]]) -> Section:
+    """Return one table and one picture of runs: (variant, which has a colour, name, directory)."""
+    summaries = {name: read_summary(path) for _, name, path in runs}
+    colours = dict(zip(dict.fromkeys(variant for variant, _, _ in runs), cycle(pictures.GROUPS), strict=False))
+    steps = [(variant, colours[variant], read_steps(path / "train")) for variant, _, path in runs]
+    plots = _plots(("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(steps, "ntp", "eval_nll")))
+    return Section("runs", "Runs", tables=[arms_table(summaries)], plots=plots)

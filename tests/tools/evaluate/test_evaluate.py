@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.common.files import write_json
 from sftmix.tools.evaluate.harness import scores_of
 from sftmix.tools.evaluate.table import difference, entry_file, read_entries, tables_of, write_tables
-from sftmix.tools.report.benchmarks import benchmarks
+from sftmix.tools.report.write import benchmarks
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, write_rows
 
 QUESTIONS = 12
@@ -86,7 +86,8 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
     assert done.out == (folder / "table.md").read_text()
     assert "| medqa_4options | 0-shot, seed 1234 | acc    | 12        |" in done.out
     (section,) = benchmarks(place / "run")
-    assert (section.table, len(section.table)) == (found["table"], 3)
+    (table,) = section.tables
+    assert (table, len(table)) == (found["table"], 3)
 
 
 @pytest.mark.slow

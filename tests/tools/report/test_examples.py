@@ -1,0 +1,183 @@
+"""The table of all examples against the run's own files and transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.tables import read_dynamics
+from sftmix.tools.report.examples import correctness
+from sftmix.tools.report.run import text_of
+from sftmix.types import NOT_COUNTED, Example, Message, TrainingDynamics
+from tests.tiny import groups, sftmix, table
+from tests.tools.report.conftest import Text
+
+pytestmark = pytest.mark.long
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("sklearn")
+write_report = pytest.importorskip("sftmix.tools.report.write").write_report
+
+
+def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
+    rows = [json.loads(line) for line in (run.parent / "train.jsonl").read_text().splitlines()]
+    held_out = [json.loads(line) for line in (run.parent / "eval.jsonl").read_text().splitlines()]
+    assert examples.held_out.tolist() == [False] * len(rows) + [True] * len(held_out)
+    train = examples[~examples.held_out]
+    assert train.response.tolist() == [row["output"] for row in rows]
+    assert train.label.tolist() == [row["quality"] for row in rows]
+    assert train.score.tolist() == [row["score"] for row in rows]
+    assert train.row_group.tolist() == [row["group"] for row in rows]  # the split has a column of that name
+    assert train.group.to_dict() == groups(run)
+    assert train.row_x.tolist() == [row["row_x"] for row in rows]
+    assert train.row_row_x.tolist() == [row["x"] for row in rows]
+    held = examples[examples.held_out]
+    assert held.response.tolist() == [row["output"] for row in held_out]
+    assert (held.row_group == "own").all()
+    assert (held.row_confidence == "high").all()
+    assert held.group.isna().all()
+
+
+def test_the_table_has_what_the_reference_saw(run, examples):
+    found = pd.DataFrame(table(run / "confidence" / "dynamics.parquet"))
+    assert sorted(found.step.unique()) == [6, 12]
+    for step, part in found.groupby("step"):
+        expected = np.exp(part.nll_sum / part.n_tokens).to_numpy()
+        assert examples.loc[part.id, f"perplexity_step_{step}"].to_numpy() == pytest.approx(expected, rel=1e-12)
+    share = found.groupby("id", sort=False).apply(lambda part: (part.n_correct / part.n_tokens).mean())
+    assert examples.loc[share.index, "correctness"].to_numpy() == pytest.approx(share.to_numpy(), rel=1e-12)
+    confidence = pd.DataFrame(table(run / "confidence" / "confidence.parquet")).set_index("id")
+    for name in ("confidence", "variability"):
+        assert examples.loc[confidence.index, name].tolist() == confidence[name].tolist()
+    assert examples[examples.held_out].confidence.isna().all()
+
+
+def loss_of(model, tokenizer, instruction: str, response: str) -> float:
+    """Mean NLL of the response tokens, by transformers' own loss."""
+    turns = [{"role": "user", "content": instruction}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
+    ids = tokenizer(whole.rstrip("\n"), add_special_tokens=False, return_tensors="pt").input_ids
+    labels = ids.clone()
+    labels[:, : len(tokenizer(prompt, add_special_tokens=False).input_ids)] = -100
+    return float(model(input_ids=ids, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    ("column", "model"),
+    [("loss_before", "../model"), ("loss_after", "train/model"), ("loss_after_baseline", "baseline/model")],
+)
+@torch.no_grad()
+def test_losses_are_those_of_transformers(run, examples, column, model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(run / model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "train" / "model")
+    assert examples[~examples.held_out][column].notna().all()
+    some = [*examples[~examples.held_out].index[[0, 3, 17]], *examples[examples.held_out].index[:2]]
+    for name in some:
+        row = examples.loc[name]
+        assert row[column] == pytest.approx(loss_of(loaded, tokenizer, row.instruction, row.response), rel=2e-5)
+
+
+def test_both_ends_have_a_place_on_the_map(examples):
+    placed = examples[examples.x.notna()]
+    ordered = examples[~examples.held_out].confidence.sort_values(kind="stable").index
+    assert set(placed.index) == {*ordered[:10], *ordered[-10:]}
+    assert placed.y.notna().all()
+    assert len(placed[["x", "y"]].drop_duplicates()) == 20
+
+
+def test_a_later_report_without_scores_keeps_them(run, examples, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    monkeypatch.chdir(run.parent)
+    write_report([tmp_path / "run"], map_size=0)
+    again = pd.read_parquet(tmp_path / "run" / "report" / "examples.parquet").set_index("id")
+    assert again.loss_after.tolist() == examples.loss_after.tolist()
+    assert again.x.isna().all()
+
+
+def test_losses_of_a_model_that_was_trained_anew_are_not_kept(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    file, manifest = tmp_path / "run" / "report" / "examples.parquet", tmp_path / "run" / "train" / "MANIFEST.json"
+    made = pq.read_table(file)
+    for name in ("loss_before", "loss_after"):
+        made = made.set_column(made.column_names.index(name), name, pc.add(made[name], 100.0))
+    pq.write_table(made, file)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "other": "training"}))
+    monkeypatch.chdir(run.parent)
+    write_report([tmp_path / "run"], map_size=0)
+    again = pd.read_parquet(file).set_index("id")
+    again = again[~again.held_out]
+    sample = read_dynamics(run / "train" / "sample.parquet")
+    assert again.loss_after.to_dict() == dict(zip(sample.ids, sample.nll_sum[:, -1] / sample.n_tokens, strict=True))
+    assert (again.loss_before > 100).all()  # of the model before training, which is the same
+
+
+@pytest.mark.parametrize(("name", "side"), [("train.jsonl", "training"), ("eval.jsonl", "held-out")])
+def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch, name, side):
+    for file in ("train.jsonl", "eval.jsonl"):
+        shutil.copy(run.parent / file, tmp_path)
+    shutil.copytree(run.parent / "model", tmp_path / "model")
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    config = (tmp_path / "run" / "config.yaml").read_text().replace(str(run.parent), str(tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    inputs = tmp_path / "run" / "reference" / "inputs.json"  # of an earlier try, which the target does not use
+    inputs.write_text(inputs.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
+    monkeypatch.chdir(tmp_path)
+    write_report([Path("run")], map_size=0)
+    first, *others = (tmp_path / name).read_text().splitlines()
+    row = json.loads(first)
+    (tmp_path / name).write_text("\n".join([json.dumps({**row, "output": row["output"] + " more"}), *others]) + "\n")
+    with pytest.raises(ConfigError, match=f"run was made from other rows: the {side} rows are others"):
+        write_report([Path("run")], map_size=0)
+
+
+@pytest.mark.slow
+def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
+    """The loss after training is that of the merged model; without variability, the data map has a plain axis."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ["--config", str(run / "config.yaml"), "--model.lora.r", "2", "--reference.checkpoints", "1"]
+    done = sftmix(
+        "run", *words, "--with_baseline", "false", "--training.max_steps", "3", "--out", "lora", cwd=run.parent
+    )
+    assert done.returncode == 0, done.stderr
+    done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(run.parent)
+    write_report([Path("lora")], map_size=20, score_all=True)
+    examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
+    model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained("merged")
+    for name in examples[~examples.held_out].index[[0, 3]]:
+        row = examples.loc[name]
+        with torch.no_grad():
+            expected = loss_of(model, tokenizer, row.instruction, row.response)
+        assert row.loss_after == pytest.approx(expected, rel=2e-5)
+        assert row.loss_after != pytest.approx(row.loss_before, rel=1e-4)
+    page = Text(Path("lora/report/report.html"))
+    assert page.plots["data-map"]["layout"]["xaxis"].get("type") != "log"
+
+
+def test_correctness_is_of_rows_that_every_checkpoint_counted():
+    correct, n_tokens = np.array([[1, 4], [NOT_COUNTED, 2], [0, 0]]), np.array([5, 4, 0])
+    dynamics = TrainingDynamics(["a", "b", "c"], np.arange(2), np.ones((3, 2)), n_tokens, correct)
+    assert correctness(SimpleNamespace(dynamics=dynamics)).tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+
+
+def test_the_text_of_an_example_names_roles_where_there_are_several():
+    user, answer = Message("user", "Hi"), Message("assistant", "Hello", trained=True)
+    assert text_of(Example("a", (user, answer))) == ("Hi", "Hello")
+    system = Message("system", "Be kind")
+    assert text_of(Example("a", (system, user, answer))) == ("system: Be kind\n\nuser: Hi", "Hello")
+    assert text_of(Example("a", (Message("text", "A window", trained=True),))) == ("", "A window")

@@ -1,0 +1,86 @@
+"""Pictures and figures as text, on values made for them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("plotly")
+pytest.importorskip("sklearn")
+
+from sftmix.common.tables import write_eval
+from sftmix.tools.report import pictures
+from sftmix.tools.report.pictures import CURVE, both_ends, confidence_axis, curve, losses, tsne
+from sftmix.tools.report.text import paired_difference
+from sftmix.types import RowScores
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(2, [5, 1], [4, 0]), (9, [5, 1], [4, 0])])
+def test_no_row_is_at_both_ends(size, low, high):
+    found = both_ends(np.array([5, 1, 3, 4, 0]), size)
+    assert [rows.tolist() for rows in found] == [low, high]
+
+
+def test_the_map_keeps_clusters_apart_and_repeats():
+    rng = np.random.default_rng(0)
+    hidden = np.concatenate([rng.normal(0, 1, (30, 60)), rng.normal(9, 1, (30, 60))]).astype(np.float32)
+    places = tsne(hidden)
+    within = max(np.ptp(part, axis=0).max() for part in (places[:30], places[30:]))
+    assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > within
+    assert np.array_equal(places, tsne(hidden))
+    assert tsne(hidden[:9]) is None
+
+
+def test_thinning_keeps_both_ends_and_leaves_no_gap():
+    ordered = np.random.default_rng(1).permutation(20_000)
+    rows = pictures.thinned(ordered)
+    assert len(rows) == pictures.POINTS
+    assert np.all(np.diff(rows) > 0)
+    place = np.sort(np.argsort(ordered)[rows])
+    ends = np.arange(pictures.ENDS)
+    assert np.array_equal(place[: pictures.ENDS], ends)
+    assert np.array_equal(place[-pictures.ENDS :], 20_000 - pictures.ENDS + ends)
+    assert np.diff(place).max() < 8
+    assert pictures.thinned(ordered[:50]).tolist() == sorted(ordered[:50].tolist())
+
+
+def test_a_curve_skips_what_is_missing_and_averages_long_ones():
+    few = [{"step": 1, "ntp": 0.5, "ntp_tokens": 3}, {"step": 2, "ntp": None}, {"step": 3, "ntp": 0.0, "ntp_tokens": 0}]
+    assert curve(few, "ntp") == ([1], [0.5])
+    values = np.arange(4 * CURVE, dtype=float)
+    x, y = curve([{"step": step, "eval_nll": value} for step, value in enumerate(values.tolist())], "eval_nll")
+    assert x == list(range(3, len(values), 4))
+    assert y == values.reshape(-1, 4).mean(axis=1).tolist()
+    assert losses([("target", "red", few[1:])], "ntp", "eval_nll") is None
+
+
+def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
+    sizes, axis = confidence_axis(np.array([-1000.0, -10.0, -1.0]))
+    assert (sizes.tolist(), axis["type"], axis["autorange"]) == ([1000.0, 10.0, 1.0], "log", "reversed")
+    same, none = confidence_axis(np.array([-3.0, -2.0]))
+    assert (same.tolist(), none) == ([-3.0, -2.0], {})
+
+
+def test_the_paired_difference_is_that_of_the_examples(tmp_path):
+    """Where all responses have as many tokens, it is the mean of the differences, with the error of a mean."""
+    rng = np.random.default_rng(2)
+    ids, tokens = [f"e{k}" for k in range(40)], np.full(40, 8)
+    nll = {name: rng.uniform(8, 16, 40) for name in ("train", "baseline")}
+    for name, values in nll.items():
+        (tmp_path / name).mkdir()
+        write_eval(tmp_path / name / "eval.parquet", ids, RowScores(values, tokens, tokens), np.zeros(40))
+    each = (nll["train"] - nll["baseline"]) / 8
+    mean, error = paired_difference(tmp_path)
+    assert mean == pytest.approx(each.mean(), rel=1e-12)
+    assert error == pytest.approx(each.std(ddof=1) / np.sqrt(40), rel=1e-12)
+
+
+def test_hovers_are_escaped_and_short():
+    text = "<b>bold</b> & </script><script>x</script> " * 40
+    scores = SimpleNamespace(id=["<i>"], confidence=np.array([-1.0]), variability=np.array([0.5]))
+    (hover,) = pictures.hovers(SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0]))
+    assert len(hover) < 1200
+    assert "<" not in hover.replace("<br>", "")
+    assert "&lt;/script&gt;" in hover

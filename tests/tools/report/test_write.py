@@ -1,0 +1,165 @@
+"""The pages of `sftmix report`: of one run, in a browser, of several, and of a table of `compare`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from sftmix.common.errors import ConfigError
+from tests.tiny import in_this_process, metrics, sftmix
+from tests.tools.report.conftest import NASTY, Text
+
+pytestmark = pytest.mark.long
+
+pytest.importorskip("sklearn")
+write_report = pytest.importorskip("sftmix.tools.report.write").write_report
+
+PLOTS = {"losses", "mixup", "reliability", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Text:
+    return Text(run / "report" / "report.html")
+
+
+def test_plots_and_rows_are_those_of_the_run(run, page, examples):
+    assert set(page.plots) == PLOTS
+    curves = {trace["name"]: trace["y"] for trace in page.plots["losses"]["data"]}
+    lines = metrics(run)
+    assert curves["target, ntp"] == [line["ntp"] for line in lines]
+    assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(run, "baseline")]
+    assert curves["target, held out"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
+    counts = page.plots["histogram-labels"]["data"]
+    assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
+    html = (run / "report" / "report.html").read_text(encoding="utf-8")
+    ranked = examples[~examples.held_out].sort_values("confidence", kind="stable").source
+    shown = re.findall(r'<td class="id">(.*?)</td>.*<td title="(.*?)">', html)
+    assert shown == list(ranked.drop(ranked.index[14]).items())  # of 29: the one in the middle is at no end
+
+
+def test_a_hostile_response_is_shown_and_not_part_of_the_page_which_needs_no_network(page):
+    assert sum(tag == "script" for tag, _ in page.tags) == len(PLOTS) + 2
+    assert NASTY in page.text
+    for tag, attributes in page.tags:
+        assert tag != "img"
+        assert not {"src", "href"} & set(attributes) or attributes.get("href", "").startswith("#"), (tag, attributes)
+
+
+def test_the_page_has_the_figures_of_the_summary(run, page):
+    summary = json.loads((run / "summary.json").read_text())
+    baseline = summary["baseline"]
+    for value in (summary["eval_nll_before"], summary["eval_nll_after"], baseline["eval_nll_after"]):
+        assert f"{value:.4f}" in page.text
+    assert f"{baseline['calibration']['ece']:.4f}" in page.text
+    assert f"{summary['eval_nll_after'] - baseline['eval_nll_after']:+.4f} nats per response token" in page.text
+    assert "29 training examples, 11 held out" in page.text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser(run, browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get((run / "report" / "report.html").as_uri())
+    everywhere = {plot.get_attribute("id"): plot for plot in browser.find_elements(By.CSS_SELECTOR, ".plot")}
+    assert set(everywhere) == PLOTS
+    assert browser.find_elements(By.CSS_SELECTOR, "#hidden-map .main-svg") == []  # far below: not drawn yet
+    for name, plot in everywhere.items():
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+        drawn = (By.CSS_SELECTOR, f"#{name} .main-svg")
+        WebDriverWait(browser, 60).until(lambda b, drawn=drawn: b.find_elements(*drawn))
+    assert browser.execute_script("return window.broken") is None
+    # a hover shows the example of a point
+    point = browser.find_element(By.CSS_SELECTOR, "#data-map .point")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+    ActionChains(browser).move_to_element(point).perform()
+    hover = WebDriverWait(browser, 20).until(
+        lambda b: b.find_element(By.CSS_SELECTOR, "#data-map .hoverlayer .hovertext")
+    )
+    assert "confidence" in hover.text
+    assert "answer:" in hover.text
+    # search filters, and a heading sorts
+    rows = "#example-table tbody tr:not([hidden])"
+    everything = len(browser.find_elements(By.CSS_SELECTOR, rows))
+    browser.find_element(By.ID, "search").send_keys("onerror")
+    (only,) = browser.find_elements(By.CSS_SELECTOR, rows)
+    assert "window.broken=2" in only.text
+    browser.find_element(By.ID, "search").clear()
+    browser.find_element(By.ID, "search").send_keys(" ")
+    assert len(browser.find_elements(By.CSS_SELECTOR, rows)) == everything == 28
+    browser.find_element(By.XPATH, "//th/button[text()='confidence']").click()
+    cells = browser.find_elements(By.CSS_SELECTOR, f"{rows} td:nth-child(3)")
+    values = [float(cell.get_attribute("data-value")) for cell in cells]
+    assert values == sorted(values)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_what_cannot_be_reported_is_refused(run, tmp_path):
+    done = in_this_process("report", ".", cwd=tmp_path)
+    assert (done.returncode, "is not a run directory" in done.stderr) == (2, True)
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "config.yaml", tmp_path / "begun")
+    with pytest.raises(ConfigError, match="is not finished"):
+        write_report([tmp_path / "begun"], map_size=0)
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(ConfigError, match="is no report of sftmix"):
+        write_report([run], tmp_path / "mine.html", map_size=0)
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_several_runs_stand_side_by_side(run, tmp_path):
+    assert write_report([run, run], tmp_path / "both.html", map_size=0) == [tmp_path / "both.html"]
+    page = Text(tmp_path / "both.html")
+    assert page.plots["losses"]["data"][0]["y"] == [line["ntp"] for line in metrics(run)]
+
+
+@pytest.mark.slow
+def test_a_table_shows_its_paired_differences(finished, tmp_path):
+    variants = "{NTP: {objective: NTP}, SFTMix: {}, mu-1: {objective.mu: 1}}"
+    words = ["--config", str(finished.path / "config.yaml"), "--with_baseline", "false", "--variants", variants]
+    short = ["--seeds", "[1,2]", "--training.max_steps", "2", "--out", str(tmp_path / "table")]
+    done = sftmix("compare", *words, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "table" / "table.json").read_text())
+    assert write_report([tmp_path / "table"], map_size=0) == [tmp_path / "table" / "report" / "report.html"]
+    page = Text(tmp_path / "table" / "report" / "report.html")
+    losses = [line["ntp"] for line in metrics(tmp_path / "table" / "NTP" / "seed-1")]
+    traces = page.plots["losses"]["data"]
+    assert losses in [trace["y"] for trace in traces]
+    assert len({trace["name"] for trace in traces if trace["showlegend"]}) == sum(t["showlegend"] for t in traces)
+    for contrast in made["contrasts"]:
+        assert f"{contrast['ours']} - {contrast['theirs']}" in page.text
+        assert f"{contrast['mean']:+.4f}" in page.text
+        assert "{:+.4f} to {:+.4f}".format(*contrast["interval"]) in page.text
+
+
+def test_a_run_of_a_table_that_diverged_has_no_curves(tmp_path):
+    contrast = {"ours": "SFTMix", "theirs": "NTP", "mean": -0.0133, "interval": None, "seeds": [1], "verdict": "one"}
+    variants = {"SFTMix": {"runs": [{"seed": 1, "run": "SFTMix/seed-1", "metrics": {}}]}}
+    table = {"metric": "eval_nll_after", "variants": variants, "contrasts": [contrast], "runs": 4, "runs_done": 3}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    (file,) = write_report([tmp_path], map_size=0)
+    page = Text(file)
+    assert page.plots == {}
+    assert "-0.0133" in page.text
+    assert "lower is better" in page.text
