@@ -283,7 +283,7 @@ def test_shards_without_torchrun_are_refused_at_once(
         (("--training.learning_rate", "0.5"), "training.learning_rate: 0.01 -> 0.5"),
         (
             ("--objective.mu", "0.7"),
-            "objective.mu: 0.2 -> 0.7. Use another --out, or the old settings. In another --out, ",
+            "objective.mu: 0.2 -> 0.7. Use another --out, or the old settings",
         ),
         (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
     ],

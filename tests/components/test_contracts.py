@@ -323,7 +323,7 @@ def test_what_is_refused_of_made_up_losses_is_told_and_the_real_ones_decide(tiny
 def test_a_wrong_call_is_met_before_the_reference(tiny, tmp_path, monkeypatch, sftmix):
     Path(tmp_path / "broken_parts.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(AttributeError, match=r"confidense.* \(in Typo, .*broken_parts\.py:\d+\)$"):
+    with pytest.raises(AttributeError, match="confidense"):
         sftmix("split", *tiny.options, *SHORT, "--splitter=broken_parts.Typo", "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run" / "reference").exists()
 
