@@ -19,10 +19,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
 from sftmix.common.rng import generator
-from sftmix.components.base import PairSampler
-from sftmix.components.contracts import check_pairs
 from sftmix.options import TrainingOptions
-from sftmix.types import Rows, Scores, Split
+from sftmix.types import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +37,6 @@ Unit = tuple[Slot, ...]
 def digest(units: Sequence[Unit]) -> str:
     """Return a short hash of the rows of some units: of their numbers, their order, and which are a pair."""
     return sha256_json([[slot.row for slot in unit] for unit in units])[:16]
-
-
-@dataclass(frozen=True)
-class EpochPairs:
-    """The groups and pairs of each epoch of a stage; epochs count from 0.
-
-    split_of  epoch -> the groups, or None
-    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
-    known     False if the pairs of an epoch are made only when it begins
-    """
-
-    split_of: Callable[[int], Split | None]
-    pairs_of: Callable[[int], Rows | None]
-    known: bool = True
-
-
-def no_pairs() -> EpochPairs:
-    """Shuffled singles in every epoch."""
-    return EpochPairs(lambda epoch: None, lambda epoch: None)
-
-
-def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
-    """One split for all epochs (the paper's)."""
-
-    def pairs_of(epoch: int) -> Rows:
-        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
-
-    return EpochPairs(lambda epoch: split, pairs_of)
 
 
 class TrainingOrder:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sftmix.batches.order import EpochPairs, TrainingOrder, no_pairs, one_split
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import write_dynamics
+from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
@@ -17,6 +19,34 @@ from sftmix.pipeline.stages import is_single_run
 from sftmix.training.dynamics import merge
 from sftmix.training.online import OnlineLosses
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
+
+
+@dataclass(frozen=True)
+class EpochPairs:
+    """The groups and pairs of each epoch of a stage; epochs count from 0.
+
+    split_of  epoch -> the groups, or None
+    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
+    known     False if the pairs of an epoch are made only when it begins
+    """
+
+    split_of: Callable[[int], Split | None]
+    pairs_of: Callable[[int], Rows | None]
+    known: bool = True
+
+
+def no_pairs() -> EpochPairs:
+    """Shuffled singles in every epoch."""
+    return EpochPairs(lambda epoch: None, lambda epoch: None)
+
+
+def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
+    """One split for all epochs (the paper's)."""
+
+    def pairs_of(epoch: int) -> Rows:
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
+
+    return EpochPairs(lambda epoch: split, pairs_of)
 
 
 def pairs_of_arm(

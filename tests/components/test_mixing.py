@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.batches.order import TrainingOrder, one_split
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.components.mixing import _figures
 from sftmix.config.read import read_config
+from sftmix.pipeline.pairs import one_split
 from sftmix.pipeline.rows import read_rows, tokenised_rows
 from tests.forked import done
 from tests.tiny import in_this_process, make_tiny, metrics

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.batches.order import one_split
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components import (
@@ -23,6 +22,7 @@ from sftmix.components import (
 )
 from sftmix.components.contracts import check_pairs
 from sftmix.components.pairing import _far_matching
+from sftmix.pipeline.pairs import one_split
 from sftmix.types import Scores, Split
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]

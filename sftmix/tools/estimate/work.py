@@ -10,7 +10,7 @@ import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import deal, token_slots
-from sftmix.batches.order import TrainingOrder, one_split
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.base import Need
@@ -21,6 +21,7 @@ from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
+from sftmix.pipeline.pairs import one_split
 from sftmix.pipeline.reference_rows import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine
