@@ -98,7 +98,8 @@ def check_room(path: Path, needed: int, purpose: str) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
     if free_bytes(path) < needed:
         free = free_bytes(path)
-        raise NoSpaceError(f"too little room for {purpose} in {path}: {needed:,} bytes are needed, {free:,} are free")
+        words = f"{needed:,} bytes are needed, {free:,} are free; free some and run again"
+        raise NoSpaceError(f"too little room for {purpose} in {path}: {words}")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
