@@ -44,7 +44,17 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "compare": (1, ["compare", "--seeds", "[1,2]"]),
 }
 VARIANTS = "variants: {NTP: {objective: NTP}, SFTMix: {}, decomposed: {objective: DecomposedMixup}}\n"
-CLOCKS = ["time", "tokens_per_second", "elapsed", "version", "git_revision", "versions", "trained_by", "notes"]
+CLOCKS = [
+    "time",
+    "tokens_per_second",
+    "elapsed",
+    "version",
+    "git_revision",
+    "versions",
+    "trained_by",
+    "notes",
+    "remarks",
+]
 CLOCKS += ["configuration"]
 """Keys whose values may differ: of clocks, of machines, remarks in words, and the hash of all options, new ones too."""
 

@@ -138,17 +138,17 @@ class TrainingDynamics:
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
-        found = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
+        rows = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
         tokens, alone = self.token_nll, self.alone_nll_sum
         return TrainingDynamics(
             ids=list(ids),
             steps=self.steps,
-            nll_sum=self.nll_sum[found],
-            n_tokens=self.n_tokens[found],
-            n_correct=self.n_correct[found],
-            token_nll=None if tokens is None else [tokens[at] for at in found.tolist()],
-            alone_nll_sum=None if alone is None else alone[found],
-        ).scoring_only(found >= 0)
+            nll_sum=self.nll_sum[rows],
+            n_tokens=self.n_tokens[rows],
+            n_correct=self.n_correct[rows],
+            token_nll=None if tokens is None else [tokens[at] for at in rows.tolist()],
+            alone_nll_sum=None if alone is None else alone[rows],
+        ).scoring_only(rows >= 0)
 
     def scoring_only(self, kept: npt.NDArray[np.bool_]) -> TrainingDynamics:
         """Return the dynamics with n_tokens 0, and no numbers, for the examples that are not `kept`, bool[N]."""

@@ -58,10 +58,10 @@ def held_out(summary: Mapping[str, Any]) -> list[str]:
         "NTP baseline": "baseline.eval_nll_after",
         "best": "eval_nll_best",
     }
-    found = {name: at(summary, key) for name, key in figures.items()}
-    if found["after"] is None:
+    values = {name: at(summary, key) for name, key in figures.items()}
+    if values["after"] is None:
         return []
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
     return [f"held-out NLL per response token (lower is better): {shown}"]
 
 

@@ -20,5 +20,5 @@ def step_path(directory: Path, step: int) -> Path:
 
 def steps_in(directory: Path) -> list[int]:
     """Return the steps that have a checkpoint directory, newest first, valid or not."""
-    found = (_NAME.fullmatch(p.name) for p in directory.glob("step-*") if p.is_dir())
-    return sorted((int(m[1]) for m in found if m), reverse=True)
+    names = (_NAME.fullmatch(p.name) for p in directory.glob("step-*") if p.is_dir())
+    return sorted((int(m[1]) for m in names if m), reverse=True)

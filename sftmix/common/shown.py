@@ -24,9 +24,9 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Make control characters visible, newlines and tabs, too; no other character changes."""
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def as_lines(text: str) -> str:
     """Make control characters visible, all but newlines and tabs; what some scripts need, such as joiners, stays."""
-    return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else repr(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else repr(match[0])[1:-1], text)

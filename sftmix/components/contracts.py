@@ -89,15 +89,15 @@ def _possible(columns: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray, 
     """Return (name, which values are possible [N, C] or [N, 1], in words) of the columns of dynamics."""
     n_tokens, n_correct = columns["n_tokens"][:, None], columns["n_correct"]
     counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
-    found = [
+    possible = [
         ("n_tokens", n_tokens >= 0, "0 (not scored) and above"),
         ("n_correct", counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"),
     ]
     for name in ("nll_sum", "alone_nll_sum"):
         if name in columns:
             good = np.isfinite(columns[name]) & (columns[name] >= 0)
-            found.append((name, good | (n_tokens <= 0), "finite numbers from 0 where n_tokens is above 0"))
-    return found
+            possible.append((name, good | (n_tokens <= 0), "finite numbers from 0 where n_tokens is above 0"))
+    return possible
 
 
 def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
@@ -143,19 +143,19 @@ def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores)
 
     A row may be in several pairs, and both rows of a pair may be of one group.
     """
-    found = _numbers(pairs, "pairing", sampler, "i64[P, 2], rows")
-    if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
-        raise broken("pairing", sampler, f"{found.dtype}{list(found.shape)}", "i64[P, 2], rows")
-    _in_range("pairing", sampler, found, len(scores))
-    alone, unpaired_P2 = found[:, 0] == found[:, 1], split.group[found] == UNPAIRED
+    rows = _numbers(pairs, "pairing", sampler, "i64[P, 2], rows")
+    if rows.ndim != 2 or rows.shape[1] != 2 or not np.issubdtype(rows.dtype, np.integer):
+        raise broken("pairing", sampler, f"{rows.dtype}{list(rows.shape)}", "i64[P, 2], rows")
+    _in_range("pairing", sampler, rows, len(scores))
+    alone, unpaired_P2 = rows[:, 0] == rows[:, 1], split.group[rows] == UNPAIRED
     if alone.any():
-        first = f"of {scores.id[found[alone][0, 0]]} with itself"
-        raise _wrong_pair(sampler, found, alone, first, "two different rows; leave out a row without a partner")
+        first = f"of {scores.id[rows[alone][0, 0]]} with itself"
+        raise _wrong_pair(sampler, rows, alone, first, "two different rows; leave out a row without a partner")
     if unpaired_P2.any():
-        first = f"with {scores.id[found[unpaired_P2][0]]}, which is unpaired"
+        first = f"with {scores.id[rows[unpaired_P2][0]]}, which is unpaired"
         allowed = f"rows of a group (split.group 0 to {len(split.names) - 1}); leave out a row of group {UNPAIRED}"
-        raise _wrong_pair(sampler, found, unpaired_P2.any(axis=1), first, allowed)
-    return found.astype(np.int64)
+        raise _wrong_pair(sampler, rows, unpaired_P2.any(axis=1), first, allowed)
+    return rows.astype(np.int64)
 
 
 def _wrong_pair(sampler: PairSampler, pairs: Rows, wrong: np.ndarray, first: str, allowed: str) -> ContractError:
@@ -168,17 +168,17 @@ def _wrong_pair(sampler: PairSampler, pairs: Rows, wrong: np.ndarray, first: str
 
 def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
-    found = _numbers(rows, "selector", selector, "i64[K], distinct rows")
-    if found.shape == (0,):
+    selected = _numbers(rows, "selector", selector, "i64[K], distinct rows")
+    if selected.shape == (0,):
         raise ConfigError(
             f"selector {type(selector).__name__}: none of the {n_rows} examples is selected, so nothing would be "
             "trained on"
         )
-    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise broken("selector", selector, f"{found.dtype}{list(found.shape)}", "i64[K], distinct rows")
-    _in_range("selector", selector, found, n_rows)
-    rows_once, times = np.unique(found, return_counts=True)
-    if len(rows_once) != len(found):
+    if selected.ndim != 1 or not np.issubdtype(selected.dtype, np.integer):
+        raise broken("selector", selector, f"{selected.dtype}{list(selected.shape)}", "i64[K], distinct rows")
+    _in_range("selector", selector, selected, n_rows)
+    rows_once, times = np.unique(selected, return_counts=True)
+    if len(rows_once) != len(selected):
         raise broken("selector", selector, f"row {rows_once[times > 1][0]} twice", "each row once")
     return rows_once.astype(np.int64)
 
@@ -296,12 +296,12 @@ def _home(kind: type) -> str:
 def _numbers(values: Any, option: str, component: Component, allowed: str) -> np.ndarray:
     """Return the answer as an array of numbers; else raise ConfigError."""
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor that no array can be made of
-        found = np.empty(0, dtype=object)
-    if found.dtype.kind not in "iuf":
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "iuf":
         raise broken(option, component, _described(values), allowed)
-    return found
+    return array
 
 
 def _in_range(option: str, component: Component, rows: np.ndarray, n_rows: int) -> None:

@@ -64,7 +64,7 @@ def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, floa
     once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere
     reached = torch.zeros_like(once)
     reached[batch.pairs.flatten()] = True
-    found = {
+    sums = {
         "ntp": float((ntp * ntp).sum()),
         "mix": float((mix * mix).sum()),
         "both": float((ntp * mix).sum()),
@@ -76,8 +76,8 @@ def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, floa
     larger = torch.maximum(plan.lam, 1 - plan.lam)
     for low, high in zip(SHARES, (*SHARES[1:], math.inf), strict=True):
         inside = (larger >= low) & (larger < high)
-        found |= {f"pairs {low}": float(inside.sum()), f"losses {low}": float(losses[inside].double().sum())}
-    return found
+        sums |= {f"pairs {low}": float(inside.sum()), f"losses {low}": float(losses[inside].double().sum())}
+    return sums
 
 
 def _gradient(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -112,10 +112,10 @@ def _figures(sums: dict[str, float]) -> dict[str, float]:
         math.sqrt(sums[name]) / sums[f"{name}_count"] if sums[f"{name}_count"] else 0.0 for name in ("ntp", "mix")
     )
     product = math.sqrt(sums["ntp"] * sums["mix"])
-    found = {
+    figures = {
         "mixing_cosine": sums["both"] / product if product else 0.0,
         "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
         "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,  # repeats alone
     }
     means = {low: sums[f"losses {low}"] / sums[f"pairs {low}"] for low in SHARES if sums[f"pairs {low}"]}
-    return found | {f"mixing_loss_{low:.0%}".rstrip("%"): mean for low, mean in means.items()}
+    return figures | {f"mixing_loss_{low:.0%}".rstrip("%"): mean for low, mean in means.items()}

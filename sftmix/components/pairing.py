@@ -76,11 +76,11 @@ class LevelPairs(PairSampler):
             "neighbours": [(k, min(k + 1, last)) for k in range(0, last + 1, 2)],
             "extremes": [(0, last)],
         }[self.rule]
-        found = [
+        matched = [
             _between(split, upper, lower, rng) if upper != lower else _within(split.rows(upper), scores, rng)
             for upper, lower in levels
         ]
-        return _some(rng.permutation(np.concatenate(found)))
+        return _some(rng.permutation(np.concatenate(matched)))
 
 
 class SameGroupPairs(PairSampler):
@@ -91,8 +91,8 @@ class SameGroupPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        found = [_within(split.rows(group), scores, rng) for group in range(len(split.names))]
-        return _some(rng.permutation(np.concatenate(found)))
+        matched = [_within(split.rows(group), scores, rng) for group in range(len(split.names))]
+        return _some(rng.permutation(np.concatenate(matched)))
 
 
 class AnyPairs(PairSampler):

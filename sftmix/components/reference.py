@@ -207,17 +207,17 @@ def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
             f"run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on the rows "
             "that its card names, held out in the same way, or score yours with --reference TrainedReference"
         )
-    found = read_dynamics(dynamics_file).of([theirs[key] for key in wanted])
-    return replace(found, ids=list(context.ids))
+    dynamics = read_dynamics(dynamics_file).of([theirs[key] for key in wanted])
+    return replace(dynamics, ids=list(context.ids))
 
 
 def _numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
     """Return each hash with the number of those before it that are equal."""
-    seen, found = Counter[str](), []
+    seen, numbered = Counter[str](), []
     for value in hashes:
-        found.append((value, seen[value]))
+        numbered.append((value, seen[value]))
         seen[value] += 1
-    return found
+    return numbered
 
 
 def _are_places(places: Sequence[float]) -> bool:

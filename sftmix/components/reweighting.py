@@ -50,15 +50,15 @@ class IRDRO(Objective):
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
 
-        found = batch.batch_nll
-        if found is None:
+        batch_nll = batch.batch_nll
+        if batch_nll is None:
             raise ConfigError("objective IRDRO needs the losses of the whole global batch, and batch.batch_nll is None")
-        if not len(found.rows):  # nothing but repeats, which are trained no second time
+        if not len(batch_nll.rows):  # nothing but repeats, which are trained no second time
             return sequence_plan(batch, batch.ntp_weight * 0)
-        weight_G = torch.softmax(found.nll_sum.double() / found.n_tokens / self.tau, dim=0)
+        weight_G = torch.softmax(batch_nll.nll_sum.double() / batch_nll.n_tokens / self.tau, dim=0)
         trained = batch.ntp_weight > 0
-        place = torch.searchsorted(found.rows, batch.rows).clamp(max=len(found.rows) - 1)
-        if not torch.equal(found.rows[place][trained], batch.rows[trained]):
+        place = torch.searchsorted(batch_nll.rows, batch.rows).clamp(max=len(batch_nll.rows) - 1)
+        if not torch.equal(batch_nll.rows[place][trained], batch.rows[trained]):
             raise ConfigError("objective IRDRO: batch.batch_nll does not hold all examples of this batch")
         return sequence_plan(batch, torch.where(trained, weight_G[place], 0.0))
 

@@ -99,14 +99,14 @@ class WithLabel(Selector):
         self.labels = [labels] if isinstance(labels, str) else labels
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        found = [] if scores.label is None else list(scores.label)
-        unknown = [label for label in self.labels if label not in found]
+        values = [] if scores.label is None else list(scores.label)
+        unknown = [label for label in self.labels if label not in values]
         if unknown or not self.labels:
             raise ConfigError(
                 f"selector.labels names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
-                f"{_listed(label for label in found if label is not None)} (from data.label_field or data.labels)"
+                f"{_listed(label for label in values if label is not None)} (from data.label_field or data.labels)"
             )
-        return np.flatnonzero([label in self.labels for label in found]).astype(np.int64)
+        return np.flatnonzero([label in self.labels for label in values]).astype(np.int64)
 
 
 def _first(k: int, keys: Sequence[Any]) -> Rows:

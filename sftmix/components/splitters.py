@@ -76,10 +76,10 @@ class QualityLabel(Splitter):
         for side, wanted in (("high", self.high), ("low", self.low)):
             unknown = [label for label in wanted if label not in labels]
             if unknown or not wanted:
-                found = sorted({label for label in labels if label is not None})
+                present = sorted({label for label in labels if label is not None})
                 raise ConfigError(
                     f"splitter.{side} names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
-                    f"{', '.join(map(repr, found)) or 'none'} (from data.label_field or data.labels)"
+                    f"{', '.join(map(repr, present)) or 'none'} (from data.label_field or data.labels)"
                 )
         of_label: dict[Any, int] = dict.fromkeys(self.high, 0) | dict.fromkeys(self.low, 1)
         group = np.asarray([of_label.get(label, UNPAIRED) for label in labels], dtype=np.int8)

@@ -100,5 +100,5 @@ def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, to
             sizes.append(alone.abs().max())
             start += length
     cast = torch.is_autocast_enabled(device.type)
-    difference, size = (float(torch.stack(found).max()) for found in (differences, sizes))  # NaN stays NaN
+    difference, size = (float(torch.stack(answer).max()) for answer in (differences, sizes))  # NaN stays NaN
     return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

@@ -61,9 +61,9 @@ def refuse_pickles(path: str | Path) -> None:
     names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
-        found = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
+        pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
         raise ConfigError(
-            f"model.path: {path}: there is no safetensors file; found {found}, a pickle, which can run a program when "
+            f"model.path: {path}: there is no safetensors file; found {pickle}, a pickle, which can run a program when "
             "it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name the "
             "new one: "
             'python -c "import sys, transformers as t; m, t = t.AutoModelForCausalLM, t.AutoTokenizer; '

@@ -229,16 +229,29 @@ def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
+UNKNOWN: Any = object()
+"""An input that is not known yet, and so differs from no other."""
+
+
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """List the differences of two JSON-able values as `key: old -> new`."""
+    """List the differences of two JSON-able values as `key: old -> new`; `new` may hold UNKNOWN."""
+    if new is UNKNOWN:
+        return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         if old.get("class_path") != new.get("class_path"):  # another class: its options say nothing about the old one
             return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]
-        found = []
+        changes = []
         for name in dict.fromkeys([*old, *new]):
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
-            found += differences(old.get(name), new.get(name), inner)
-        return found
+            changes += differences(old.get(name), new.get(name), inner)
+        return changes
     if isinstance(new, tuple):
         new = list(new)
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and isinstance(next(iter(new), 0), dict)
+    ):
+        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]  # components
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

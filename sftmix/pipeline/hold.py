@@ -22,9 +22,8 @@ BEFORE_STAGES = ("start", "data")
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    The STATUS.json of a run that has come as far as a stage outlasts a command that ends with an error before it begins
-    to make one itself (`begin`): what that command says on its way is taken back. The STATUS.json of a finished run
-    stays as it is even meanwhile, and also where a command only reads back.
+    A command that ends with an error before it begins a stage puts back the STATUS.json of the run that was there. One
+    that only reads a finished run back never writes it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from sftmix.components.base import Callback, Component, Need, Objective, Perturb
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import LAYOUT, LoraOptions, TrainingOptions, reference_lora
+from sftmix.pipeline.directory import UNKNOWN
 from sftmix.pipeline.stages import is_single_run, training_of_reference
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 
 LAYOUT_OPTIONS = (*LAYOUT, "timeout")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
-
-
-class _Unknown:
-    """A value that is not known yet, and so differs from no other."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-
-UNKNOWN: Any = _Unknown()
 
 
 @dataclass(frozen=True)
@@ -95,14 +86,14 @@ def _data(known: Known) -> dict[str, Any]:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels", "special_tokens")
-    found = {name: getattr(data, name) for name in names}
-    found |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
+    inputs = {name: getattr(data, name) for name in names}
+    inputs |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
     if rows is None:  # which may turn out to be plain text
         read = {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
-        return {**found, "format": UNKNOWN if data.format == "auto" else data.format, **read}
+        return {**inputs, "format": UNKNOWN if data.format == "auto" else data.format, **read}
     about = rows.data
     return {
-        **found,
+        **inputs,
         "max_length": about.report.max_length,
         "template": rows.encoder.name,
         "fingerprint": about.train.fingerprint,

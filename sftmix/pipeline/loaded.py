@@ -60,17 +60,17 @@ class LoadedModel:
 
 
 def load_finished(
-    found: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    finished: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LoadedModel:
     """Load a model with its tokenizer; adapters are loaded onto their base model.
 
     dtype  of the weights; None: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
     """
-    config = None if found.run is None else read_finished(found.run)
-    encoder = encoder_of(found)
-    with named(found.option):
-        model = _weights(found, config, dtype)
+    config = None if finished.run is None else read_finished(finished.run)
+    encoder = encoder_of(finished)
+    with named(finished.option):
+        model = _weights(finished, config, dtype)
         check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
@@ -79,43 +79,43 @@ def load_finished(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
-    _refuse_if_not_finite(found, model.eval())
-    return LoadedModel(found.name, model, encoder, ids, context)
+    _refuse_if_not_finite(finished, model.eval())
+    return LoadedModel(finished.name, model, encoder, ids, context)
 
 
 @torch.no_grad()
-def _refuse_if_not_finite(found: FinishedModel, model: PreTrainedModel) -> None:
+def _refuse_if_not_finite(finished: FinishedModel, model: PreTrainedModel) -> None:
     """Raise NonFiniteError for a model without a greatest logit: it would still answer, with token 0 for ever."""
     ids = torch.arange(8, device=model.device) * 7919 % n_embeddings(model)
     if bool((model(input_ids=ids[None]).logits < torch.inf).all()):  # NaN is not, and some models have -inf
         return
     wider = "" if model.dtype == torch.float32 else ", or they are too large for this dtype: try --dtype float32"
     raise NonFiniteError(
-        f"{found.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its "
+        f"{finished.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its "
         f"answers would mean nothing. Its weights are broken{wider}"
     )
 
 
-def encoder_of(found: FinishedModel) -> Encoder:
+def encoder_of(finished: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    if found.run is None:
-        with named(found.option):
-            return encoder_for(load_tokenizer(found.path), DataOptions())
-    config = read_finished(found.run)
+    if finished.run is None:
+        with named(finished.option):
+            return encoder_for(load_tokenizer(finished.path), DataOptions())
+    config = read_finished(finished.run)
     tokenizer = load_tokenizer(config.model.path)
     return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)
 
 
-def _weights(found: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
+def _weights(finished: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
     lora = LoraOptions() if config is None else config.model.lora
     attention = None if config is None else config.model.attention
-    if not (Path(found.path) / "adapter_config.json").exists():
-        quantization = quantization_config(lora, compute=dtype or torch.float32) if found.name == "base" else None
-        kind = dtype or stored_dtype(found.path)
-        return load_model(found.path, dtype=kind, attention=attention, quantization=quantization)
-    base = base_of_adapters(Path(found.path))
+    if not (Path(finished.path) / "adapter_config.json").exists():
+        quantization = quantization_config(lora, compute=dtype or torch.float32) if finished.name == "base" else None
+        kind = dtype or stored_dtype(finished.path)
+        return load_model(finished.path, dtype=kind, attention=attention, quantization=quantization)
+    base = base_of_adapters(Path(finished.path))
     kind = dtype or stored_dtype(base)
     quantization = quantization_config(lora, compute=kind)
     whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
-    load_adapters(whole, Path(found.path))
+    load_adapters(whole, Path(finished.path))
     return whole

@@ -63,7 +63,7 @@ def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
     """
     (first, expected), *others = world.of_nodes(dict(fingerprints)).items()
     different = [
-        f"{option} of {node}" for node, found in others for option in found if found[option] != expected[option]
+        f"{option} of {node}" for node, hashes in others for option in hashes if hashes[option] != expected[option]
     ]
     if different:
         raise _everywhere(

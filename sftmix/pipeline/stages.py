@@ -55,14 +55,14 @@ def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list
 
     directory  the run directory; a split that an earlier command made there is read back for the summary
     """
-    found, again = stages_needed(config, until), set[str]()
+    stages, again = stages_needed(config, until), set[str]()
     if not isinstance(config.selector, All):
-        found.add("selection")
+        stages.add("selection")
     if until == "train":
-        found |= {"base", "baseline"} if config.with_baseline else {"base"}
-    if "split" not in found and not is_single_run(config) and (directory / "split" / "figures.json").exists():
+        stages |= {"base", "baseline"} if config.with_baseline else {"base"}
+    if "split" not in stages and not is_single_run(config) and (directory / "split" / "figures.json").exists():
         again = {"reference", "confidence", "split"} if Need.CONFIDENCE in config.splitter.needs else {"split"}
-    return [*(stage for stage in ALL if stage in found), *(stage for stage in ALL if stage in again - found)]
+    return [*(stage for stage in ALL if stage in stages), *(stage for stage in ALL if stage in again - stages)]
 
 
 def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:

@@ -79,7 +79,7 @@ def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None
 
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
-    share = known.world.share if known.world else lambda found: found
+    share = known.world.share if known.world else lambda value: value
     for stage in share(stages_entered(known.config, until, directory)):
         inputs = STAGE_INPUTS[stage](known)
         problem = share(other_inputs(directory / stage, inputs))

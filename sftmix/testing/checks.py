@@ -140,12 +140,14 @@ def check_confidence_estimator(
 
     def holds(given: TrainingDynamics) -> None:
         with untouched(given):
-            found = valid(contracts.check_confidence, estimator, estimator.estimate(given), given)
+            confidence = valid(contracts.check_confidence, estimator, estimator.estimate(given), given)
         again = copy_of(estimator).estimate(given)
-        np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
+        np.testing.assert_array_equal(confidence, again, err_msg="a second call gives something else")
         order = _another_order(len(given.ids))
         other = estimator.estimate(permuted(given, order))
-        np.testing.assert_allclose(other, found[order], rtol=1e-12, err_msg="it depends on the order of the examples")
+        np.testing.assert_allclose(
+            other, confidence[order], rtol=1e-12, err_msg="it depends on the order of the examples"
+        )
 
     on_examples(training_dynamics() if dynamics is None else dynamics, holds, examples=examples)
 
@@ -159,11 +161,11 @@ def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | No
 
     def holds(table: Scores) -> None:
         with untouched(table):
-            found = valid(contracts.check_split, splitter, splitter.split(table, seed=SEED), table)
-        _same_split(found, copy_of(splitter).split(table, seed=SEED), "a second call gives something else")
+            split = valid(contracts.check_split, splitter, splitter.split(table, seed=SEED), table)
+        _same_split(split, copy_of(splitter).split(table, seed=SEED), "a second call gives something else")
         order = _another_order(len(table))
         other = splitter.split(permuted(table, order), seed=SEED)
-        expected = replace(found, group=found.group[order])
+        expected = replace(split, group=split.group[order])
         _same_split(expected, other, "it depends on the order of the examples; break ties by id")
 
     on_examples(
@@ -198,12 +200,12 @@ def check_pair_sampler(
                 valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), split, table)
                 for e in range(3)
             ]
-        for epoch, found in enumerate(epochs):
-            first, second = table.confidence[found].T
+        for epoch, drawn_pairs in enumerate(epochs):
+            first, second = table.confidence[drawn_pairs].T
             assert (first >= second).all(), f"epoch {epoch}: column 0 of a pair must be the more confident row"
             again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
-            np.testing.assert_array_equal(found, again, err_msg=f"epoch {epoch} asked alone gives something else")
-            pairs += len(found)
+            np.testing.assert_array_equal(drawn_pairs, again, err_msg=f"epoch {epoch} asked alone gives something else")
+            pairs += len(drawn_pairs)
 
     on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples=examples)
     assert pairs, "no input gave a pair, so nothing would be mixed; if it needs other tables, give them as `scores`"
@@ -218,12 +220,12 @@ def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | No
             chosen = selector.select(table, seed=SEED)
         if len(chosen) == 0:
             raise DataError("nothing is selected")  # the pipeline refuses this, but other data may give rows
-        found = valid(contracts.check_selection, selector, chosen, len(table))
+        selected = valid(contracts.check_selection, selector, chosen, len(table))
         again = valid(contracts.check_selection, selector, copy_of(selector).select(table, seed=SEED), len(table))
-        np.testing.assert_array_equal(found, again, err_msg="a second call gives something else")
+        np.testing.assert_array_equal(selected, again, err_msg="a second call gives something else")
         order = _another_order(len(table))
         other = selector.select(permuted(table, order), seed=SEED)
-        assert {table.id[row] for row in found} == {table.id[order[row]] for row in other}, (
+        assert {table.id[row] for row in selected} == {table.id[order[row]] for row in other}, (
             "it depends on the order of the examples; break ties by id"
         )
 
@@ -266,8 +268,8 @@ def check_reference(reference: Reference, *, examples: int = 20) -> None:
     def holds(stored: TrainingDynamics) -> None:
         context = _Lent(stored)
         with untouched(stored):
-            found = valid(contracts.check_dynamics, reference, reference.collect(context))
-        assert list(found.ids) == list(context.ids), "it must return exactly context.ids, in that order"
+            dynamics = valid(contracts.check_dynamics, reference, reference.collect(context))
+        assert list(dynamics.ids) == list(context.ids), "it must return exactly context.ids, in that order"
 
     on_examples(training_dynamics(), holds, examples=examples)
 

@@ -43,7 +43,7 @@ def _plans(objective: Objective, batches: Sequence[Batch], step: int, total: int
 def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, float]:
     """Return the weight of each token row and each aligned pair in the global batch's loss, by example and place."""
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
-    found: dict[tuple, float] = {}
+    weights: dict[tuple, float] = {}
     for batch, plan in zip(batches, plans, strict=True):
         scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=1)
         place = np.concatenate([np.arange(n) for n in np.bincount(batch.slot, minlength=len(batch.ids))])
@@ -55,16 +55,16 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
             assert scaled.row_scale is not None
             row = scaled.row_scale * scaled.row_weight(like, like)
         for key, weight, trained in zip(token, row.tolist(), batch.ntp_weight[batch.slot].tolist(), strict=True):
-            found["row", key] = found.get(("row", key), 0.0) + weight
+            weights["row", key] = weights.get(("row", key), 0.0) + weight
             assert trained or plan.mixup_row_weight is not None or weight == 0, (
                 f"{key[0]} is a repeated slot, which carries no NTP loss, but it weighs {weight}"
             )
         for (i, j), weight, lam in zip(
             scaled.pairs.tolist(), scaled.pair_weight.tolist(), scaled.lam.tolist(), strict=True
         ):
-            found["pair", token[i], token[j]] = weight
-            found["lambda", token[i], token[j]] = lam
-    return found
+            weights["pair", token[i], token[j]] = weight
+            weights["lambda", token[i], token[j]] = lam
+    return weights
 
 
 def check_objective(objective: Objective, *, steps: int = 3) -> None:
@@ -86,11 +86,11 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
         )
         for cut in cuts:
             batches = _batches(cut, _DATA)
-            found = _weights(batches, _plans(objective, batches, step, steps))
-            assert found.keys() == expected.keys(), "other pairs are mixed when the batch is cut into micro-batches"
+            weights = _weights(batches, _plans(objective, batches, step, steps))
+            assert weights.keys() == expected.keys(), "other pairs are mixed when the batch is cut into micro-batches"
             for key, weight in expected.items():
-                assert abs(found[key] - weight) <= 1e-6 * max(1.0, abs(weight)), (
-                    f"{key} weighs {weight} in the whole batch and {found[key]} when it is cut into micro-batches"
+                assert abs(weights[key] - weight) <= 1e-6 * max(1.0, abs(weight)), (
+                    f"{key} weighs {weight} in the whole batch and {weights[key]} when it is cut into micro-batches"
                 )
     if Need.PAIRS in objective.needs:
         assert any(len(p.pairs) or p.mixup_row_weight is not None for p in plans) or plans[0].mu == 0, (
@@ -110,15 +110,15 @@ def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) ->
         return perturbation.embeddings(e[rows, :length], mask[rows, :length], ids=names, step=step, seed=seed)
 
     with untouched():
-        found = valid(check_embeddings, perturbation, e, run([0, 1, 2], 7))
-    (gradient,) = torch.autograd.grad(found.sum(), e)
+        changed = valid(check_embeddings, perturbation, e, run([0, 1, 2], 7))
+    (gradient,) = torch.autograd.grad(changed.sum(), e)
     assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
     torch.testing.assert_close(
-        copy_of(perturbation).embeddings(e, mask, ids=ids, step=2, seed=SEED), found, rtol=0, atol=0
+        copy_of(perturbation).embeddings(e, mask, ids=ids, step=2, seed=SEED), changed, rtol=0, atol=0
     )
     for row, length in enumerate(lengths):
         alone = run([row], length)[0]
-        torch.testing.assert_close(alone, found[row, :length], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(alone, changed[row, :length], rtol=tolerance, atol=tolerance)
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -99,10 +99,10 @@ class TrainingModule(nn.Module):
 
     def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
         """Return `function(model)` inside a forward, as `read` does; if it returns a Head, keep this head."""
-        found = function(self.model)
-        if isinstance(found, Head):
-            self.head = found
-        return found
+        answer = function(self.model)
+        if isinstance(answer, Head):
+            self.head = answer
+        return answer
 
 
 def _changed(

@@ -228,8 +228,8 @@ def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
 def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
     """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
     with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
-        found = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
-    whole = gather_nll(found, world)
+        parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
+    whole = gather_nll(parts, world)
     assert whole is not None
     whole = replace(whole, nll_sum=whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0))
     shared = BatchNLL(*(getattr(whole, name).to(world.device) for name in BatchNLL.__slots__))

@@ -102,13 +102,13 @@ def generate(
     from sftmix.tools.answers.formats import TOOLS, write_answers
 
     options, tool = options or AnswerOptions(), TOOLS.get(form)
-    found = finished_models(place, models)
-    if form == "blind" and len(found) != 2:
-        raise ConfigError(f"--models names {len(found)}; --format blind compares 2: --models target,baseline")
-    questions = _questions(found, list(prompts), tool, options)
-    parts = {to / "answers.jsonl" if form == "blind" else to: found}
+    finished = finished_models(place, models)
+    if form == "blind" and len(finished) != 2:
+        raise ConfigError(f"--models names {len(finished)}; --format blind compares 2: --models target,baseline")
+    questions = _questions(finished, list(prompts), tool, options)
+    parts = {to / "answers.jsonl" if form == "blind" else to: finished}
     if tool:  # other runs lie in the same directory, so each model has a file of its own
-        parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in found}
+        parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in finished}
     files, ends = [], []
     for path, group in parts.items():
         lines = _lines(path, group, questions, form, options)
@@ -140,13 +140,13 @@ def _label(model: FinishedModel) -> str:
 
 
 def _questions(
-    found: Sequence[FinishedModel], prompts: list[str], tool: Tool | None, options: AnswerOptions
+    finished: Sequence[FinishedModel], prompts: list[str], tool: Tool | None, options: AnswerOptions
 ) -> list[Question]:
     """Return the questions of files, or those of the run's held-out rows."""
     from sftmix.data import prepare
     from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
-    run = next((model.run for model in found if model.run is not None), None)
+    run = next((model.run for model in finished if model.run is not None), None)
     config = None if run is None else read_finished(run)
     if prompts:
         columns = config.data.columns if config else None
@@ -155,7 +155,7 @@ def _questions(
         prepared = prepare(config.data, config.seed) if config and not tool else None
         rows = None if prepared is None or prepared.text else prepared.eval
         if rows is None:  # plain text asks nothing
-            raise ConfigError(f"--prompts is not given, and {found[0].name} has no held-out conversations to ask")
+            raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is None:
         return questions

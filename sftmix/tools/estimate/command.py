@@ -49,5 +49,5 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.tools.estimate.text import described
 
     machine = make_machine(**{option.name: getattr(parsed, option.name) for option in _OWN if option.name != "json"})
-    found = estimate(config, machine)
-    print(json.dumps(found, indent=1) if parsed.json else described(found))
+    needs = estimate(config, machine)
+    print(json.dumps(needs, indent=1) if parsed.json else described(needs))

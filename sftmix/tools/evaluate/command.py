@@ -234,7 +234,7 @@ def _measure(
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
     for task, file, entry in missing:
         harness.cut = 0
-        found = simple_evaluate(
+        results = simple_evaluate(
             model=harness,
             tasks=[task.spec],
             task_manager=known,
@@ -243,7 +243,7 @@ def _measure(
             apply_chat_template=given.apply_chat_template,
             **seeds,
         )
-        entry |= {"scores": scores_of(task.name, found), "cut": harness.cut, "finished": time.time()}
-        write_json(file, entry | {"all": json.loads(json.dumps(found["results"], default=str))})
+        entry |= {"scores": scores_of(task.name, results), "cut": harness.cut, "finished": time.time()}
+        write_json(file, entry | {"all": json.loads(json.dumps(results["results"], default=str))})
         say(f"{task.name}, {model.name}: done")
     return identity

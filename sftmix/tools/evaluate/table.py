@@ -85,8 +85,8 @@ def tables_of(entries: Sequence[Entry]) -> tuple[list[list[str]], list[dict[str,
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
         for left, right in CONTRASTS:
-            if left in scores and right in scores and (found := difference(scores[left], scores[right])):
-                differences.append({"task": task, "left": left, "right": right, **found})
+            if left in scores and right in scores and (tables := difference(scores[left], scores[right])):
+                differences.append({"task": task, "left": left, "right": right, **tables})
         if cut := [f"{model} {by_model[model]['cut']:,}" for model in scores if by_model[model]["cut"]]:
             cuts.append(f"{task}: prompts longer than the context, which lost their beginning: {', '.join(cut)}")
     return table, differences, cuts

@@ -153,8 +153,8 @@ def is_edited(file: Path) -> bool:
     if not file.exists():
         return False
     text = file.read_text(encoding="utf-8")
-    above, found, _ = text.rpartition(_SEAL.partition("{}")[0])
-    return not found or text != above + _seal_of(above)
+    above, match, _ = text.rpartition(_SEAL.partition("{}")[0])
+    return not match or text != above + _seal_of(above)
 
 
 def without_directories(value: Any) -> Any:

@@ -43,7 +43,7 @@ def compare(
     kind: str,
     where: str,
     expected: Mapping[str, Any],
-    found: Mapping[str, Any],
+    replayed: Mapping[str, Any],
     *,
     within: Bound = exactly,
     labels: Sequence[str] = (),
@@ -53,8 +53,8 @@ def compare(
     labels  of the values of each column, for the note on the one that is farthest off
     """
     findings, largest = list[Finding](), 0.0
-    for name in dict.fromkeys([*expected, *found]):
-        then, now = _array(expected.get(name)), _array(found.get(name))
+    for name in dict.fromkeys([*expected, *replayed]):
+        then, now = _array(expected.get(name)), _array(replayed.get(name))
         if (then.shape, then.dtype) != (now.shape, now.dtype):
             shapes = [f"{values.dtype} {list(values.shape)}" for values in (then, now)]
             findings.append(Finding(kind, False, f"{where}, {name}", False, *shapes))
@@ -121,14 +121,14 @@ class Rule:
         of_callback = name not in LOSSES  # which may be a cosine or a share, near 0 and exact by its distance from 1
         return relative * np.maximum(np.abs(values), 1.0 if of_callback else 0.0)
 
-    def of_weights(self, found: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Bound:
+    def of_weights(self, replayed: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Bound:
         """Return the bound of weights by what their tensor moved, and the last digit of its dtype.
 
         The moves are those of the replay: a forged value would be among those of the run.
         """
 
         def within(name: str, values: np.ndarray) -> Any:
-            dtype = found[name].dtype
+            dtype = replayed[name].dtype
             if self.exact or not dtype.is_floating_point:
                 return 0.0
             moved = np.abs(values - _array(before[name])).max()
@@ -165,10 +165,10 @@ def compare_logs(
         else:
             for column, log in zip(columns[kind], (run, replay), strict=True):
                 column[name] = [log[step].get(name) for step in both]
-    for kind, (expected, found) in columns.items():
+    for kind, (expected, replayed) in columns.items():
         if expected:
             labels = [f"step {step}" for step in both]
-            findings += compare(kind, "metrics.jsonl", expected, found, within=rule.of_log, labels=labels)
+            findings += compare(kind, "metrics.jsonl", expected, replayed, within=rule.of_log, labels=labels)
     return findings
 
 

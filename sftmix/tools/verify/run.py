@@ -96,9 +96,9 @@ def check_files(window: Window) -> list[Finding]:
     for manifest in (window.run / stage / MANIFEST for stage in ALL if (window.run / stage / MANIFEST).exists()):
         for name, expected in read_json(manifest, files=dict)["files"].items():
             file, outputs = manifest.parent / name, outputs + 1
-            found = sha256_file(file) if file.is_file() else "no file"
-            if found != expected:
-                findings.append(Finding("files", False, str(file.resolve()), False, expected, found))
+            digest = sha256_file(file) if file.is_file() else "no file"
+            if digest != expected:
+                findings.append(Finding("files", False, str(file.resolve()), False, expected, digest))
     problems = ((step, verify_directory(window.checkpoint(step))) for step in window.kept)
     findings += [
         Finding("files", False, f"checkpoint {step}: {problem}", False) for step, problem in problems if problem
@@ -320,13 +320,13 @@ class Replay(RunContext):
         if not (self.exact and self.machine.items() <= recorded["machines"][-1].items()):
             return [Finding("figures", None, "they were measured on another machine")]
         names = made.figures.keys() - self.trained.keys() - {*NOT_MEASURED}
-        expected, found = ({name: given.get(name) for name in sorted(names)} for given in (recorded, made.figures))
+        expected, figures = ({name: given.get(name) for name in sorted(names)} for given in (recorded, made.figures))
         files = [f"{window.stage}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if self._has_summary:
             files.append("summary.json")
         for name in files:
-            expected[name], found[name] = _content(window.run / name), _content(self.place / name)
-        return compare("figures", "measured again", expected, found)
+            expected[name], figures[name] = _content(window.run / name), _content(self.place / name)
+        return compare("figures", "measured again", expected, figures)
 
 
 def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
