@@ -29,7 +29,7 @@ T10  no label left after truncation
 T11  an empty batch on one rank
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_ranks_without_work_get_a_filler_without_weight
-       test_functional.py::test_empty_and_tiny_inputs_keep_the_graph
+       functional/test_functional.py::test_empty_and_tiny_inputs_keep_the_graph
 T12  leaks between packed sequences
        model/test_packing.py::test_packed_documents_have_the_states_and_gradients_they_have_alone
        model/test_packing.py::test_models_that_let_documents_leak_are_refused
@@ -80,7 +80,7 @@ T28  Mixup alignment
        batches/test_collate.py::test_collate_aligns_nth_response_token_with_nth_response_token
 T29  gradients under no_grad
        training/test_scoring.py::test_scoring_does_no_gradient_work
-       test_functional.py::test_nothing_large_is_ever_allocated
+       functional/test_functional.py::test_nothing_large_is_ever_allocated
 T30  an adapter on the head
        model/test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings
        model/test_adapters.py::test_what_the_loss_cannot_follow_on_the_head_is_refused
@@ -90,7 +90,7 @@ T31  scales of the head
 T32  a split that flips on rounding
        distributed/test_equivalence.py::test_same_run_computed_in_another_way
 T33  weight gradient in bfloat16
-       test_functional.py::test_weight_gradient_is_summed_in_float32
+       functional/test_functional.py::test_weight_gradient_is_summed_in_float32
 
 """
 

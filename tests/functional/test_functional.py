@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sftmix.functional import default_chunk_size, fused, reference_sft_loss, sft_loss
-from tests.loss_checks import Case, close, dft, make_case, same
+from tests.functional.loss_checks import Case, close, dft, make_case, same
 
 
 def call(case: Case, hidden: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from sftmix.functional import reference_sft_loss, sft_loss
-from tests.loss_checks import CHECKS, Case, appendix_a, cases, close, make_case, one_pair
+from tests.functional.loss_checks import CHECKS, Case, appendix_a, cases, close, make_case, one_pair
 
 
 @pytest.mark.parametrize("name", CHECKS)

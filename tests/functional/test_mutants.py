@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sftmix.functional import SFTLoss, fused, sft_loss
-from tests.loss_checks import CHECKS, Case, Loss, make_case
+from tests.functional.loss_checks import CHECKS, Case, Loss, make_case
 
 CHUNK = 4
 CASE = make_case(11, rows=10, pairs=6, chunk_size=CHUNK)
