@@ -18,6 +18,7 @@ from sftmix.pipeline.directory import is_finished
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table, scored_before, write_examples
 from sftmix.tools.report.look import look, response_of
+from sftmix.tools.report.mixed import mixed_pairs
 from sftmix.tools.report.page import Plot, Section, write_page
 from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
 from sftmix.tools.report.text import arms_of, arms_table, contrasts_table, groups_table, sentences
@@ -85,6 +86,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
             rows=table.take(ends).to_pylist(),
         ),
         *seen,
+        mixed_pairs(view),
         *benchmarks(view.path),
         Section("rows", "Rows", pre="\n".join(data.report.lines())),
         Section("configuration", "Configuration", pre=config.yaml()),
