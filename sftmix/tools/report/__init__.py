@@ -3,7 +3,7 @@
     run       the files of a run, read back
     look      forward passes over a few examples: hidden states, and the NLL of each token
     examples  one table of examples: report/examples.parquet
-    tokens    responses token by token, alone and in pairs
+    mixed     the first pairs that the training mixed, token beside token
     pictures  plotly figures of runs
     text      figures as tables and sentences
     page      all of it in one HTML file
