@@ -9,6 +9,7 @@ Component modules import torch inside methods: the command line imports these mo
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import os
@@ -97,6 +98,14 @@ class Component:
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
 
 
+def missing_package(component: Component) -> str:
+    """Return `needs the package NAME: pip install NAME` if the package of a component is not installed, else ""."""
+    package = component.package
+    if package is None or importlib.util.find_spec(package) is not None:
+        return ""
+    return f"needs the package {package}: pip install {package}"
+
+
 def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
     inner = [value for value in getattr(component, "_init_args", {}).values() if isinstance(value, Component)]
@@ -166,7 +175,7 @@ class Reference(Component, ABC):
     token_nll: bool = False
     """True if the dynamics hold the NLL of every response token."""
     window: int | None = 1
-    """Of TARGET_LOSSES: past epochs that count as checkpoints; None: all."""
+    """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         """Return the largest possible number of checkpoints of the dynamics; None if it is not known beforehand.

@@ -10,7 +10,7 @@ from dataclasses import fields
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
-from sftmix.components.base import Component, Need, Optimizer
+from sftmix.components.base import Component, Need, Optimizer, missing_package
 from sftmix.components.callbacks import Evaluate
 from sftmix.config.run_config import RunConfig
 from sftmix.options import SHARDED, Check, LoraOptions, TrainingOptions, at_least_1, inherit, out_of_range
@@ -161,6 +161,7 @@ _REMEDIES = {
     Need.HELD_OUT: "set data.eval or data.eval_fraction, or remove the callback",
     Need.EVALUATIONS: "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping",
 }
+_NO_SUCH = "a component of this kind can have no such need, so take it out of `needs`"
 
 
 def _needs(config: RunConfig) -> Iterator[str]:
@@ -221,13 +222,12 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
 def _missing(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in given:
-            yield f"{_named(name, component)} needs {need}, which {by} does not give; {_REMEDIES[need]}"
+            yield f"{_named(name, component)} needs {need}, which {by} does not give; {_REMEDIES.get(need, _NO_SUCH)}"
 
 
 def _package(name: str, component: Component, other: str) -> Iterator[str]:
-    package = component.package
-    if package is not None and importlib.util.find_spec(package) is None:
-        yield f"{name} {type(component).__name__} needs the package {package}: pip install {package}, or {other}"
+    if problem := missing_package(component):
+        yield f"{name} {type(component).__name__} {problem}, or {other}"
 
 
 def _named(kind: str, component: Component) -> str:

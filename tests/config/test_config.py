@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Reference
+from sftmix.components.base import Need, Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
@@ -305,3 +305,11 @@ def test_the_reference_inherits_every_training_option() -> None:
     of_all_ranks = {"timeout"}  # they are joined once, for all stages
     assert own == {f.name for f in fields(TrainingOptions)} - of_all_ranks | {"seed"}
     assert all(getattr(ReferenceTraining(), name) is None for name in own)
+
+
+class Greedy(NTP):
+    needs = frozenset({Need.STOP})
+
+
+def test_a_need_that_nothing_can_give_is_refused_by_name() -> None:
+    assert "objective Greedy needs an end of the training" in refusal(objective=Greedy())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.figures import flatten
 from sftmix.common.files import read_json
+from sftmix.components.base import missing_package
 from sftmix.pipeline.finished import refuse_no_run
 from sftmix.tools.trackers import TRACKERS, Tracker
 
@@ -43,8 +43,8 @@ def replay(run: Path, tracker: Tracker) -> str:
     a package that is missing, InUseError if another process sends this run to the same client.
     """
     refuse_no_run(run)
-    if tracker.package is not None and importlib.util.find_spec(tracker.package) is None:
-        raise ConfigError(f"--to {tracker.client} needs the package {tracker.package}: pip install {tracker.package}")
+    if problem := missing_package(tracker):
+        raise ConfigError(f"--to {tracker.client} {problem}")
     tracker.begin(run)
     try:
         sent = tracker.send()
