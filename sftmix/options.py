@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from sftmix.common.fields import column_problems
-from sftmix.common.plain import PlainFields
-
-T = TypeVar("T")
+from sftmix.common.plain import PlainFields, as_list
 
 SpecialTokens = Literal["text", "tokens"]
 
@@ -201,11 +199,6 @@ def _take_problems(sizes: list[Any], train: list[str]) -> Iterator[str]:
 def _plain(value: object) -> str:
     """Return a value as YAML writes it."""
     return "null" if value is None else str(value)
-
-
-def as_list(value: list[T] | T) -> list[T]:
-    """Return a list of names or numbers; a single one becomes a list of one."""
-    return value if isinstance(value, list) else [value]
 
 
 DEFAULT_MICRO_BATCH = 8

@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.cli.help import OwnOption, help_text
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.classes import import_class
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
@@ -89,9 +90,8 @@ def parse(given: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
 def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
     """Yield a note for each component that is gone in `after`, with the options that it had and no other one has."""
     for name in (name for name in component_bases() if name in before):
-        specs = [value if isinstance(value, list) else [value] for value in (before[name], after[name])]
-        components = [spec for spec in specs[1] if isinstance(spec, Mapping)]
-        for old in specs[0]:
+        components = [spec for spec in as_list(after[name]) if isinstance(spec, Mapping)]
+        for old in as_list(before[name]):
             if not isinstance(old, Mapping) or old[CLASS] in [spec[CLASS] for spec in components]:
                 continue
             kept = [item for spec in components for item in spec[ARGS].items()]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sftmix.common.shown import quoted
+
+T = TypeVar("T")
 
 PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 """The types of a single plain value. YAML writes no class made from one of them, such as numpy's float64."""
@@ -59,3 +61,8 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
         shown, kind = " ".join(quoted(value).split()), f"{type(value).__module__}.{type(value).__qualname__}"
         allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
         yield f"{key} is {shown}, of the type {kind}; {allowed}. Give float(), int(), str() or list() of it"
+
+
+def as_list(value: list[T] | T) -> list[T]:
+    """Return a list of names or numbers; a single one becomes a list of one."""
+    return value if isinstance(value, list) else [value]

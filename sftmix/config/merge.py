@@ -16,13 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_list
 from sftmix.components.base import Component
 from sftmix.config.classes import find_component, import_class, listed, own_modules
 from sftmix.config.layers import Layer
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import alternatives, component_in, group_in, is_list, options_of
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
-from sftmix.options import as_list
 
 CLASS, ARGS = "class_path", "init_args"
 NO_OWN: Mapping[str, Parameter] = MappingProxyType({})

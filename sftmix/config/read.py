@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftmix.common.plain import as_list
 from sftmix.components.base import Component
 from sftmix.config.classes import own_modules
 from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.merge import CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases
-from sftmix.options import as_list
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.data.columns import Columns
 from sftmix.data.conversations import SCHEMA, Conversations, content_hash, record_of
@@ -19,7 +20,7 @@ from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text, left_out
 from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
-from sftmix.options import DataOptions, as_list
+from sftmix.options import DataOptions
 from sftmix.types import Example
 
 DOCUMENTS_AT_ONCE = 16

@@ -11,11 +11,11 @@ import yaml
 
 from sftmix.common.files import write_text
 from sftmix.common.names import is_there
+from sftmix.common.plain import as_list
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.config.layers import read_yaml
 from sftmix.data.sources import may_be_of_the_hub
-from sftmix.options import as_list
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows

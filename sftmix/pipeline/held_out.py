@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from sftmix.common.plain import as_list
 from sftmix.data import EncodedDataset
-from sftmix.options import as_list
 
 MOST = 20
 """Most groups that are told: more of them are no groups, but scores, and would fill every log."""

@@ -59,6 +59,15 @@ class LoadedModel:
         return text.removeprefix(self.encoder.lead).removesuffix(before_end)
 
 
+def load_for_use(finished: FinishedModel, dtype: str) -> LoadedModel:
+    """Load a model as `load_finished` does, on a GPU if there is one.
+
+    dtype  a name of torch; auto: as the weights are stored
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_finished(finished, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
+
+
 def load_finished(
     finished: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LoadedModel:

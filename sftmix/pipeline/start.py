@@ -10,13 +10,14 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
+from sftmix.common.plain import as_list
 from sftmix.components.base import Need
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
-from sftmix.options import SHARDED, as_list
+from sftmix.options import SHARDED
 from sftmix.pipeline.directory import other_inputs
 from sftmix.pipeline.hold import Hold
 from sftmix.pipeline.identity import STAGE_INPUTS, Known

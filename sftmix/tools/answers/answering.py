@@ -20,17 +20,10 @@ from transformers import (
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
 from sftmix.data.templates import TemplateRefusal
-from sftmix.pipeline.finished import FinishedModel
-from sftmix.pipeline.loaded import LoadedModel, load_finished
+from sftmix.pipeline.loaded import LoadedModel
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
 from sftmix.tools.answers.store import Answer, Key
-
-
-def load(model: FinishedModel, options: AnswerOptions) -> LoadedModel:
-    """Load a finished model, on a GPU if there is one."""
-    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_finished(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def answered(

@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> None:
     options = sampling(given)
     models = finished_models(given.place, ["target", *([given.beside] if given.beside else [])], option="--beside")
     say(f"chat: {', '.join(model.name for model in models)}; /help lists the commands, Ctrl-D ends")
-    from sftmix.tools.answers.answering import load
+    from sftmix.pipeline.loaded import load_for_use
 
-    chat([load(model, options) for model in models], options, _lines(), sys.stdout)
+    chat([load_for_use(model, options.dtype) for model in models], options, _lines(), sys.stdout)
 
 
 def _lines() -> Iterator[str]:

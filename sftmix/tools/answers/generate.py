@@ -190,7 +190,8 @@ def _lines(
     file.begin(inputs_of(form, questions, models, options))
     if path.exists():
         return file.lines()
-    from sftmix.tools.answers.answering import answered, load
+    from sftmix.pipeline.loaded import load_for_use
+    from sftmix.tools.answers.answering import answered
 
     keys = [(question.id, turn) for question in questions for turn in range(1 + len(question.follow_ups))]
     answers = file.read()
@@ -198,7 +199,7 @@ def _lines(
         done = sum((model.name, *key) in answers for key in keys)
         if done == len(keys):
             continue
-        loaded = load(model, options)
+        loaded = load_for_use(model, options.dtype)
         with progress_bar(f"{model.name}: answering", total=len(keys), unit="answer", done=done) as bar:
             for batch in answered(loaded, questions, answers, options):
                 file.append(batch)

@@ -11,11 +11,11 @@ from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.values import EXAMPLES
-from sftmix.options import as_list
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.cells import is_over
 from sftmix.tools.compare.markdown import markdown, shown_options

@@ -191,7 +191,7 @@ def _measure(
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
     from sftmix.model.load import fingerprint
-    from sftmix.pipeline.loaded import encoder_of, load_finished
+    from sftmix.pipeline.loaded import encoder_of, load_for_use
 
     with named(model.option):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
@@ -223,13 +223,11 @@ def _measure(
             f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
             "--include_path or --data_dir names"
         ) from error
-    import torch
     from lm_eval import simple_evaluate
 
     from sftmix.tools.evaluate.harness import Harness, scores_of
 
-    dtype = None if given.dtype == "auto" else getattr(torch, given.dtype)
-    loaded = load_finished(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_for_use(model, given.dtype)
     harness = Harness(loaded, given.batch_size, chat=given.apply_chat_template)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
     for task, file, entry in missing:

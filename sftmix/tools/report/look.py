@@ -19,7 +19,7 @@ from sftmix.tools.report.run import RunView
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Column
-from sftmix.types import UNPAIRED_NAME, Batch, Rows
+from sftmix.types import UNPAIRED_NAME, Batch, Encoded, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,12 +92,17 @@ def response_of(view: RunView, row: int, before: np.ndarray, after: np.ndarray) 
     before, after  f32[n_tokens], the NLL of its response tokens under the base model and the trained one
     """
     example = view.rows.data.train[row]
-    ids = example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist()
+    ids = response_ids(example)
     texts = pieces(view.rows.encoder.tokenizer, ids[:TOKENS])
     tokens = [Token(*token) for token in zip(texts, before.tolist(), after.tolist(), strict=False)]
     group = view.groups[row] if view.groups else UNPAIRED_NAME
     confidence = float(view.scores.confidence[row])
     return Response(example.id, group, confidence, view.texts[row][0], tokens, len(ids) - len(texts))
+
+
+def response_ids(example: Encoded) -> list[int]:
+    """Return the token ids of a response that are predicted."""
+    return list(example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist())
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

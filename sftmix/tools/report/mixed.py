@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
-
-import numpy as np
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import Need
 from sftmix.pipeline.pairs import one_split
-from sftmix.tools.report.look import pieces
+from sftmix.tools.report.look import pieces, response_ids
 from sftmix.tools.report.page import Section
 from sftmix.tools.report.run import RunView
 
@@ -30,24 +29,25 @@ def mixed_pairs(view: RunView) -> Section:
     a user's own classes, which are not imported.
     """
     config, pairing, data = view.config, view.config.resolved_pairing(), view.rows.data.train
-    parts, section = (pairing, config.objective, config.reference), Section("mixed", "What was mixed with what", TEXT)
+    parts, tables = (pairing, config.objective, config.reference), list[list[list[str]]]()
     unknown = {Need.TARGET_LOSSES, Need.BATCH_NLL} & {*config.reference.needs, *config.objective.needs}
     shipped = all(type(part).__module__.startswith("sftmix.") for part in parts)
-    if pairing is None or view.split is None or unknown or not shipped:
-        return section
-    pairs_of = one_split(view.split, view.scores, pairing, config.seed).pairs_of
-    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
-    tables = []
-    for unit in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
-        batch = collate([unit], data, split=view.split, pad_id=view.rows.encoder.pad_id)
-        plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
-        examples = [data[slot.row] for slot in unit]
-        ids = [example.input_ids[np.flatnonzero(example.target[1:]) + 1].tolist() for example in examples]
-        tokens = [pieces(view.rows.encoder.tokenizer, response[:TOKENS]) for response in ids]
-        lambdas = [f"{lam:.2f}" for lam in plan.lam.tolist()[:TOKENS]]
-        rows = zip_longest(*tokens, lambdas, fillvalue="")
-        groups = [view.groups[slot.row] if view.groups else "" for slot in unit]
-        head = [f"{group} {example.id}" for group, example in zip(groups, examples, strict=True)]
-        if lambdas:
-            tables.append([[*head, "lambda"], *(list(row) for row in rows)])
-    return Section(section.id, section.title, section.text, tables=tables)
+    if pairing is not None and view.split is not None and shipped and not unknown:
+        pairs_of = one_split(view.split, view.scores, pairing, config.seed).pairs_of
+        order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
+        for unit in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
+            batch = collate([unit], data, split=view.split, pad_id=view.rows.encoder.pad_id)
+            plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
+            if len(plan.lam):
+                tables.append(_table(view, [slot.row for slot in unit], plan.lam.tolist()))
+    return Section("mixed", "What was mixed with what", TEXT, tables=tables)
+
+
+def _table(view: RunView, pair: Sequence[int], lam: Sequence[float]) -> list[list[str]]:
+    """Return the tokens of two responses beside each other, with lambda where they are mixed; the head first."""
+    examples = [view.rows.data.train[row] for row in pair]
+    tokens = [pieces(view.rows.encoder.tokenizer, response_ids(example)[:TOKENS]) for example in examples]
+    rows = zip_longest(*tokens, [f"{share:.2f}" for share in lam[:TOKENS]], fillvalue="")
+    groups = [view.groups[row] if view.groups else "" for row in pair]
+    head = [f"{group} {example.id}" for group, example in zip(groups, examples, strict=True)]
+    return [[*head, "lambda"], *map(list, rows)]

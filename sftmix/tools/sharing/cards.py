@@ -25,11 +25,11 @@ from markupsafe import Markup
 import sftmix
 from sftmix.common.files import read_json, write_text
 from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.plain import as_list
 from sftmix.common.steps import read_steps
 from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_place
-from sftmix.options import as_list
 
 CARD = "README.md"
 METRICS = {
