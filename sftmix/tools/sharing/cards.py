@@ -57,7 +57,8 @@ def model_card(
 
     stage   train or baseline
     config  of the run, where it is known; None reads it from the run
-    step    of the checkpoint that the weights are; None: those after the last step, which the run has measured
+    step    of the checkpoint that the weights are; None, or the last step of a stage that has ended: the model that
+            the run has measured
     merged  of a run with adapters: these are in the model's weights
     """
     config = config or read_finished(run)
@@ -65,8 +66,11 @@ def model_card(
     arms = {"train": summary, "baseline": summary.get("baseline") or {}}
     figures = {name: {**arm, "eval_nll": arm.get("eval_nll_after")} for name, arm in arms.items()}
     measured = figures[stage]
+    steps = read_steps(run / stage)
+    if stage in summary.get("stages", {}) and steps and steps[-1]["step"] == step:
+        step = None
     if step is not None:
-        measured = next((line for line in read_steps(run / stage) if line["step"] == step), {})
+        measured = next((line for line in steps if line["step"] == step), {})
     results = [
         EvalResult(
             task_type="text-generation",

@@ -113,6 +113,16 @@ def test_the_card_of_a_checkpoint_has_the_figures_of_its_step(run, measured):
     assert f"the weights at step {first['step']}" in card.text
 
 
+def test_the_checkpoint_of_the_last_step_is_the_model_once_the_stage_has_ended(run):
+    last = json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    benchmarked(run)
+    assert model_card(run, "train", step=last) == model_card(run, "train")
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["stages"]["train"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert f"the weights at step {last}" in model_card(run, "train", step=last)
+
+
 def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     there = f"train:\n  - {finished.tiny.train}\n"
     text = (run / "config.yaml").read_text()
