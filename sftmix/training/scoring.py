@@ -113,7 +113,7 @@ def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) ->
         cuts.append(order[start : start + size])
         start += size
     rounds = math.ceil(len(cuts) / world.size)
-    with progress_bar(progress, total=rounds, unit="batch", enabled=world.is_main, leave=False) as bar:
+    with progress_bar(progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar:
         for k in range(rounds):
             place = k * world.size + world.rank
             yield (cuts[place], True) if place < len(cuts) else (cuts[-1], False)

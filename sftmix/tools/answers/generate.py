@@ -200,7 +200,7 @@ def _lines(
         if done == len(keys):
             continue
         loaded = load_for_use(model, options.dtype)
-        with progress_bar(f"{model.name}: answering", total=len(keys), unit="answer", done=done) as bar:
+        with progress_bar(f"{model.name}: answering", total=len(keys), unit=" answers", done=done) as bar:
             for batch in answered(loaded, questions, answers, options):
                 file.append(batch)
                 bar.update(len(batch))

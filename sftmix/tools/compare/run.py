@@ -38,7 +38,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     with (
         start_world(timeout) as world,
         RunDirectory(out, world) as directory,
-        progress_bar("table", total=len(cells), unit="run", enabled=world.is_main) as bar,
+        progress_bar("table", total=len(cells), unit=" runs", enabled=world.is_main) as bar,
     ):
         world.on_main(lambda: None if (out / TABLE).exists() else _write_plan(comparison, out))
         for done, cell in enumerate(cells):
