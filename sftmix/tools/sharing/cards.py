@@ -48,7 +48,6 @@ def model_card(
     run: Path,
     stage: str,
     *,
-    config: RunConfig | None = None,
     license: str | None = None,
     step: int | None = None,
     merged: bool = False,
@@ -56,21 +55,18 @@ def model_card(
     """Return the card of a model of a run.
 
     stage   train or baseline
-    config  of the run, where it is known; None reads it from the run
     step    of the checkpoint that the weights are; None, or the last step of a stage that has ended: the model that
             the run has measured
     merged  of a run with adapters: these are in the model's weights
     """
-    config = config or read_finished(run)
+    config = read_finished(run)
     summary = _json(run / "summary.json")
     arms = {"train": summary, "baseline": summary.get("baseline") or {}}
     figures = {name: {**arm, "eval_nll": arm.get("eval_nll_after")} for name, arm in arms.items()}
-    measured = figures[stage]
-    steps = read_steps(run / stage)
-    if stage in summary.get("stages", {}) and steps and steps[-1]["step"] == step:
+    steps = {line["step"]: line for line in read_steps(run / stage)}
+    if step == max(steps, default=None) and stage in summary.get("stages", {}):
         step = None
-    if step is not None:
-        measured = next((line for line in steps if line["step"] == step), {})
+    measured = figures[stage] if step is None else steps.get(step, {})
     results = [
         EvalResult(
             task_type="text-generation",
@@ -131,7 +127,7 @@ def scores_card(run: Path, *, rows: int, alone: bool, name: str, license: str | 
     )
 
 
-def write_cards(run: Path, config: RunConfig | None = None) -> None:
+def write_cards(run: Path) -> None:
     """Write the cards of train/model and baseline/model as the run's files are now.
 
     A stage without a model gets none, and a card that was edited stays.
@@ -139,7 +135,7 @@ def write_cards(run: Path, config: RunConfig | None = None) -> None:
     for stage in ("train", "baseline"):
         file = run / stage / "model" / CARD
         if file.parent.is_dir() and not is_edited(file):
-            write_card(file, model_card(run, stage, config=config))
+            write_card(file, model_card(run, stage))
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
@@ -157,8 +153,8 @@ def is_edited(file: Path) -> bool:
     if not file.exists():
         return False
     text = file.read_text(encoding="utf-8")
-    above, match, _ = text.rpartition(_SEAL.partition("{}")[0])
-    return not match or text != above + _seal_of(above)
+    above = text.rpartition(_SEAL.partition("{}")[0])[0]
+    return text != above + _seal_of(above)
 
 
 def without_directories(value: Any) -> Any:

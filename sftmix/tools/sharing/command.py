@@ -112,24 +112,21 @@ def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], priva
     return str(done.commit_url)
 
 
-def write_run_cards(*runs: Path, config: RunConfig | None = None) -> None:
-    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does.
-
-    config  of the one run, where it is known
-    """
+def write_run_cards(*runs: Path) -> None:
+    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does."""
     if os.environ.get("RANK", "0") != "0":
         return
     from sftmix.tools.sharing.cards import write_cards
 
     for run in runs:
-        write_cards(run, config)
+        write_cards(run)
 
 
 def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
     """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
     run = Path(config.out or "")
     if until == "train":
-        write_run_cards(run, config=config)
+        write_run_cards(run)
     if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
         return
     from sftmix.tools.sharing.scores import write_scores

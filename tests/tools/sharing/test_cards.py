@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import textwrap
@@ -12,6 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sftmix import __version__
+from sftmix.common.files import read_json, write_json
+from sftmix.common.steps import read_steps
 from sftmix.tools.sharing.cards import (
     _escaped,
     is_edited,
@@ -39,20 +40,19 @@ def scores_of(run):
 
 
 def benchmarked(run, *, sentences=()):
-    (run / "evaluation").mkdir()
     table = {"table": [["task", "target"], ["a|b", "0.5"]], "sentences": list(sentences)}
-    (run / "evaluation" / "table.json").write_text(json.dumps(table))
+    write_json(run / "evaluation" / "table.json", table)
 
 
 def test_the_card_of_a_model(run, finished):
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     summary["data"]["counts"] = {"empty_response": 4}
-    (run / "summary.json").write_text(json.dumps(summary))
+    write_json(run / "summary.json", summary)
     card = model_card(run, "train")
     left, right = summary["eval_nll_after"], summary["baseline"]["eval_nll_after"]
     assert f"| NLL, nats per response token | {left:.4f} | {right:.4f} |" in card
     assert {r.metric_type: r.metric_value for r in ModelCard(card).data.eval_results}["eval_nll"] == left
-    fingerprint = json.loads((run / "train" / "inputs.json").read_text())["data"]["fingerprint"]
+    fingerprint = read_json(run / "train" / "inputs.json")["data"]["fingerprint"]
     rows = [("files", "train.jsonl"), ("train", 29), (r"empty\_response", 4)]
     for name, value in [*rows, ("fingerprint of the training examples", fingerprint)]:
         assert f"| {name} | {value} |" in card
@@ -65,11 +65,11 @@ def test_the_card_of_a_model(run, finished):
 def test_a_card_needs_no_installed_sftmix(run, monkeypatch):
     """A checkout on PYTHONPATH has no metadata."""
 
-    def distribution(name):
-        raise importlib.metadata.PackageNotFoundError(name)
+    def version(name):
+        assert name != "sftmix"
+        return "1"
 
-    of_others = importlib.metadata.distribution
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda n: (distribution if n == "sftmix" else of_others)(n))
+    monkeypatch.setattr("sftmix.tools.sharing.cards.version", version)
     assert f"| sftmix | {__version__} |" in model_card(run, "train")
 
 
@@ -99,14 +99,14 @@ def test_benchmarks_are_told_of_the_models_that_they_measured(run):
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_the_card_of_a_checkpoint_has_the_figures_of_its_step(run, measured):
-    first, *others = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    first, *others = read_steps(run / "train")
     first = {key: value for key, value in first.items() if not key.startswith("eval")}
     first |= {"eval_nll": 7.125} if measured else {}
-    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (first, *others)))
+    (run / "train" / "metrics.jsonl").write_text("\n".join(map(json.dumps, (first, *others))))
     benchmarked(run)
     card = ModelCard(model_card(run, "train", step=first["step"]))
     assert [r.metric_value for r in card.data.eval_results or []] == ([7.125] if measured else [])
-    last = json.loads((run / "summary.json").read_text())["eval_nll_after"]
+    last = read_json(run / "summary.json")["eval_nll_after"]
     assert f"{last:.4f}" not in card.text
     assert "a\\|b" not in card.text
     assert ("7.1250" in card.text, "Nothing was measured for these weights" in card.text) == (measured, not measured)
@@ -114,12 +114,12 @@ def test_the_card_of_a_checkpoint_has_the_figures_of_its_step(run, measured):
 
 
 def test_the_checkpoint_of_the_last_step_is_the_model_once_the_stage_has_ended(run):
-    last = json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    last = read_steps(run / "train")[-1]["step"]
     benchmarked(run)
     assert model_card(run, "train", step=last) == model_card(run, "train")
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     del summary["stages"]["train"]
-    (run / "summary.json").write_text(json.dumps(summary))
+    write_json(run / "summary.json", summary)
     assert f"the weights at step {last}" in model_card(run, "train", step=last)
 
 
@@ -128,7 +128,7 @@ def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     text = (run / "config.yaml").read_text()
     assert there in text
     gone = ["/scratch/secret/a.jsonl", "~/secret/b.json", "secret/c.JSONL", "some/secret/place", "owner/name@train"]
-    (run / "config.yaml").write_text(text.replace(there, "train:\n" + "".join(f"  - {name}\n" for name in gone)))
+    (run / "config.yaml").write_text(text.replace(there, f"train: {gone}\n"))
     for card in (model_card(run, "train"), scores_of(run)):
         assert "secret" not in card
         assert "a.jsonl, b.json, c.JSONL, place, owner/name@train" in card
