@@ -188,7 +188,7 @@ def test_texts_with_any_line_separator_are_read_back(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {"instruction": "Q", "output": "A"},
+        {"instruction": "Q", "output": "A", "id": "own"},
         {"instruction": "Q"},
         {"prompt": "Q", "completion": "A"},
         {"prompt": "Q"},
@@ -215,7 +215,6 @@ def test_prompts_are_rows_of_any_format_with_or_without_answer(tmp_path, row):
         ("[1]", "rows.jsonl:2: expected an object"),
         ("{", "rows.jsonl:2: "),
         ('{"text": "long ago"}', "rows.jsonl:2: a text"),
-        ('{"instruction": "R", "id": "a"}', "rows.jsonl:2: the id 'a' is taken"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, line, words):
@@ -223,6 +222,12 @@ def test_a_bad_row_is_named(tmp_path, line, words):
     file.write_text('{"instruction": "Q", "id": "a"}\n' + line + "\n")
     with pytest.raises(DataError, match=words):
         read_questions([str(file)], of_rows())
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    with pytest.raises(DataError, match=r"none.json.* no row"):
+        read_questions([str(tmp_path / "none.json")], of_rows())
 
 
 def test_the_command_says_what_happened(sftmix, finished, tmp_path):

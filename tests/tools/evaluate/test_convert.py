@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.tools.evaluate.convert import SHOTS, convert, files_of
 
 LETTERED = {"question": "Which?", "options": {"B": "two", "A": "one", "C": "three", "D": "four"}, "answer_idx": "C"}
@@ -35,7 +35,6 @@ def write(path, rows):
     [
         ("medqa_4options", LETTERED, [], "", ["one", "two", "three", "four"], 2),
         ("medqa_5options", FIVE, [], "", ["one", "two", "three", "four", "five"], 4),
-        ("medmcqa", LETTERED, [], "", ["one", "two", "three", "four"], 2),
         ("medmcqa", HUB, [{**HUB, "cop": 0, "question": "Zero?"}], "", ["one", "two", "three", "four"], 2),
         ("medmcqa", AUTHORS, [{**HUB, "cop": 4, "question": "Four?"}], "", ["one", "two", "three", "four"], 2),
         ("pubmedqa", PUBMED, [], "First part. Second.", ["yes", "no", "maybe"], 2),
@@ -56,11 +55,10 @@ def test_rows_of_each_raw_format(tmp_path, name, raw, also, context, options, an
 def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
     test = write(tmp_path / "test.jsonl", [*numbered(LETTERED, 3), *numbered(LETTERED, 1)])
     train = write(tmp_path / "train.jsonl", numbered({**LETTERED, "answer_idx": "A"}, 6))
-    told = convert("medqa_4options", test, tmp_path / "rows", shots=train)
+    convert("medqa_4options", test, tmp_path / "rows", shots=train)
     measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
     assert [row["question"] for row in measured] == ["Which 0?", "Which 1?", "Which 2?"]
     assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
-    assert told == f"3 questions and 3 solved examples of medqa_4options in {tmp_path / 'rows'}; 4 repeated"
 
 
 def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
@@ -83,16 +81,14 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
 @pytest.mark.parametrize(
     ("name", "rows", "words"),
     [
-        ("medqa_4options", [FIVE], "row 0 is not one of medqa_4options: it needs a question and 4 options"),
+        ("medqa_4options", [FIVE], "row 0 is not one of medqa_4options: each row needs a question and 4 options"),
         ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], "row 0"),
-        ("medqa_4options", [{"prompt": "x"}], "row 0"),
         ("medqa_4options", [{**LETTERED, "question": " "}], "row 0"),
         ("medqa_4options", [LETTERED], "0 questions are left"),
-        ("medmcqa", [{**HUB, "cop": -1}], "without answers .*validation"),
-        ("medmcqa", [HUB], "cannot be told whether cop counts from 0 or 1"),
+        ("medmcqa", [{**HUB, "cop": -1}], r"cop is \[-1\]"),
+        ("medmcqa", [HUB], r"cop is \[2\]"),
         ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], "row 0"),
         ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], "row 0"),
-        ("pubmedqa", ["maybe"], "row 0"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, name, rows, words):
@@ -108,7 +104,7 @@ def test_a_file_that_is_no_json(tmp_path):
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
             convert("medqa_4options", file, tmp_path / "rows")
-    with pytest.raises(ConfigError, match=r"missing\.json"):
+    with pytest.raises(DataError, match=r"missing\.json"):
         convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
 
 
