@@ -16,7 +16,6 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.values import EXAMPLES
-from sftmix.tools.compare.statistics import seeds_needed
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
@@ -114,16 +113,6 @@ class Comparison:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
         return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": own}
-
-    def warnings(self) -> list[str]:
-        """Return a note if the table will have too few seeds to call a contrast significant, whatever the figures."""
-        contrasts, seeds = len(self.contrasts), len(self.options.seeds)
-        if not contrasts or seeds >= seeds_needed(contrasts):
-            return []
-        return [
-            f"note: {seeds_needed(contrasts)} seeds are needed before one of {contrasts} contrasts can be called "
-            f"significant (sign-flip test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
-        ]
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""

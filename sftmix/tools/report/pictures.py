@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 from sftmix.common.figures import short
 from sftmix.common.files import read_json
 from sftmix.tools.report.examples import correctness
-from sftmix.tools.report.run import ARMS, RunView
+from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 
 GREY = "#8a8f98"
@@ -226,20 +226,3 @@ def tsne(hidden: np.ndarray) -> Float64 | None:
         hidden = PCA(50, random_state=0).fit_transform(hidden)
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
     return model.fit_transform(hidden.astype(np.float32)).astype(np.float64)
-
-
-def reliability(view: RunView) -> go.Figure | None:
-    """Share of correct tokens against the probability of the most likely token, on the held-out rows."""
-    traces = []
-    for stage, name in ARMS.items():
-        file = view.path / stage / "calibration.json"
-        if file.exists():
-            bins = read_json(file)["reliability"]
-            x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-            traces.append(go.Scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": COLOURS[stage]}))
-    if not traces:
-        return None
-    ideal = {"color": GREY, "dash": "dash", "width": 1}
-    traces.append(go.Scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", line=ideal, hoverinfo="skip"))
-    unit = {"range": [0, 1]}
-    return figure(*traces, x="probability of the most likely token", y="share correct", xaxis=unit, yaxis=unit)

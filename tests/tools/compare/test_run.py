@@ -106,15 +106,10 @@ def test_a_refused_change_leaves_the_table_and_its_configuration(
 ) -> None:
     """Also one of a later variant, before which the unchanged runs are read back."""
     shutil.copytree(ran.out, tmp_path / "table")
-    changed = {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}
-    for given, expected in (
-        ([changed], "variant SFTMix, seed 1"),
-        ([VARIANTS, "--metric", "calibration.eec"], "Did you mean calibration.ece?"),
-    ):
-        refused = sftmix(*words(finished, tmp_path, *given))
-        assert (refused.code, expected in refused.err) == (2, True), refused.err
-        for name in ("compare.yaml", "table.md", "table.json", "cells.csv"):
-            assert (tmp_path / "table" / name).read_text() == (ran.out / name).read_text(), name
+    refused = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
+    assert (refused.code, "variant SFTMix, seed 1" in refused.err) == (2, True), refused.err
+    for name in ("compare.yaml", "table.md", "table.json", "cells.csv"):
+        assert (tmp_path / "table" / name).read_text() == (ran.out / name).read_text(), name
 
 
 @pytest.mark.slow
@@ -202,7 +197,7 @@ def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Ca
     table = read_json(tmp_path / "table" / "table.json")
     assert (table["complete"], table["variants"]["wild"]["no_value"]) == (True, [1])
     assert table["variants"]["NTP"]["metrics"]["eval_nll_after"]["seeds"] == 1
-    assert table["contrasts"][0]["verdict"] == "not measured"
+    assert table["contrasts"][0]["seeds"] == []
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from sftmix.tools.compare.statistics import (
     interval_two_level,
     seeds_needed,
     sign_flip,
-    smallest_effect,
     smallest_p,
 )
 
@@ -55,43 +54,6 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
-
-
-@pytest.mark.parametrize(("n", "contrasts"), [(6, 1), (7, 3), (8, 5), (10, 1), (10, 5)])
-def test_the_smallest_effect_is_found_with_the_power_it_promises(n, contrasts):
-    """Every assignment of signs, and Holm by hand, on 20,000 experiments in which one contrast has that effect.
-
-    The share found is off by sqrt(0.16 / 20,000) = 0.0028, and the effect, a quantile of as many simulations, by as
-    much: 0.004 together, of which four are allowed.
-    """
-    effect = smallest_effect(0.7, n, contrasts=contrasts)
-    assert effect is not None
-    signs = np.array(list(itertools.product((1, -1), repeat=n)))
-    found = []
-    for part in np.split(0.7 * normal(20_000, n, seed=n + contrasts) + effect, 100):
-        p = (np.abs(part @ signs.T) >= np.abs(part.sum(1, keepdims=True)) - 1e-9).mean(1)
-        found.append(p * contrasts <= 0.05)
-    assert np.mean(found) == pytest.approx(0.8, abs=0.016)
-
-
-@pytest.mark.parametrize("n", [6, 7, 8])
-def test_the_smallest_effect_in_closed_form(n):
-    """The smallest p alone is small enough: all differences must have one sign, Phi(effect / sd)^n = 0.8."""
-    contrasts = int(0.05 / smallest_p(n))
-    assert smallest_effect(1.0, n, contrasts=contrasts) == pytest.approx(stats.norm.ppf(0.8 ** (1 / n)), rel=0.01)
-    assert smallest_effect(1.0, n, contrasts=contrasts + 1) is None
-    assert smallest_effect(2.0, n) == 2 * smallest_effect(1.0, n)
-
-
-def test_no_effect_can_be_found_with_too_few_seeds():
-    assert [smallest_effect(1.0, n) is None for n in range(1, 8)] == [True] * 5 + [False] * 2
-
-
-def test_the_smallest_effect_with_many_seeds_is_almost_that_of_the_t_test():
-    """Both tests agree as n grows. The subsets are a sample here; 8,192 simulations leave the power off by 0.004."""
-    effect = smallest_effect(1.0, 16)
-    power = stats.nct.sf(stats.t.ppf(0.975, 15), 15, effect * math.sqrt(16))
-    assert power == pytest.approx(0.8, abs=4 * 0.004)
 
 
 @pytest.mark.parametrize("contrasts", [1, 2, 3, 7, 20])
