@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.figures import markdown_table
@@ -13,7 +14,9 @@ from sftmix.common.rng import generator
 from sftmix.tools.answers.questions import Question
 
 SHEET, KEY = "sheet.csv", "key.json"
-COLUMNS = ("number", "question", "A", "B", "better", "sheet")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Beginnings of a cell that a spreadsheet runs as a formula or takes for a number."""
 
 
 def write_blind(to: Path, questions: Sequence[Question], answers: Mapping[str, Sequence[str]], seed: int) -> None:
@@ -28,33 +31,28 @@ def write_blind(to: Path, questions: Sequence[Question], answers: Mapping[str, S
     order = generator(seed, "blind order").permutation(len(questions)).tolist()
     swapped = (generator(seed, "blind letters").random(len(questions)) < 0.5).tolist()
     names, rows, key = list(answers), [], []
-    for number, place in enumerate(order, start=1):
-        question = questions[place]
+    for place in order:
         a, b = names[::-1] if swapped[place] else names
-        shown = question.messages[0]["content"]
-        if len(question.messages) > 1:
-            shown = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in question.messages)
+        shown = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in questions[place].messages)
         cells = (shown, answers[a][place], answers[b][place])
-        # A spreadsheet takes `'=1+1` for text, and runs `=1+1`.
-        rows.append([number, *(f"'{cell}" if cell.startswith(tuple("=+-@\t\r\n")) else cell for cell in cells), ""])
-        key.append({"id": question.id, "A": a, "B": b})
+        rows.append([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])  # then it is text
+        key.append({"id": questions[place].id, "A": a, "B": b})
     name = f"s{sha256_json([names, rows, key])[:8]}"  # with a letter first, no spreadsheet makes a number of it
     whole = {"sheet": name, "seed": seed, "models": names, "rows": key}
     if (to / KEY).exists() and read_json(to / KEY) != whole:
         raise ConfigError(f"{to / KEY} is of another sheet; move it and its sheet away, or use another --to")
     write_json(to / KEY, whole)  # first: no sheet is ever without it
     if not (to / SHEET).exists():
+        frame = pd.DataFrame(rows, columns=["question", "A", "B"], index=pd.RangeIndex(1, len(rows) + 1, name="number"))
         with replacing(to / SHEET) as file:  # the mark of utf-8-sig tells spreadsheets that it is UTF-8
-            frame = pd.DataFrame([[*row, name] for row in rows], columns=COLUMNS)
-            frame.to_csv(file, index=False, encoding="utf-8-sig", lineterminator="\r\n")
+            frame.assign(better="", sheet=name).to_csv(file, encoding="utf-8-sig", lineterminator="\r\n")
 
 
 def read_blind(sheets: Sequence[Path], key: Path | None = None) -> str:
     """Read filled sheets and return their judgements as a Markdown table, a line for each.
 
     key  the key file; None: key.json beside the first sheet
-    Raises DataError naming the row of a sheet that cannot be read, or that is not of this key; ConfigError if a file
-    is not there.
+    Raises DataError for a sheet that is not of this key, or has other judgements; ConfigError if a file is not there.
     """
     where = sheets[0].parent / KEY if key is None else key
     for path in (where, *sheets):
@@ -64,7 +62,7 @@ def read_blind(sheets: Sequence[Path], key: Path | None = None) -> str:
     first, second = known["models"]
     table = [["sheet", f"{first} better", "tie", f"{second} better", "not rated", "sign test p"]]
     for sheet in sheets:
-        better = _judgements(sheet, known["sheet"], known["rows"])
+        better = _judgements(sheet, known)
         counts = [better[name] for name in (first, "tie", second, "")]
         table.append([str(sheet), *map(str, counts), f"{sign_test(better[first], better[second]):.4g}"])
     return markdown_table(table)
@@ -77,7 +75,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def _judgements(sheet: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Counter[str]:
+def _judgements(sheet: Path, key: Mapping[str, Any]) -> Counter[str]:
     """Count how often each model of a sheet was better, "tie", and "" for what was not rated."""
     import pandas as pd
 
@@ -85,17 +83,16 @@ def _judgements(sheet: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Co
         delimiter = max(",;\t", key=file.readline().count)  # spreadsheets may have written ; or tabs
         file.seek(0)
         frame = pd.read_csv(file, sep=delimiter, dtype=str, keep_default_na=False)
-    numbers = {str(number): row for number, row in enumerate(rows, start=1)}
-    better = Counter[str]()
-    for row in frame.to_dict("records"):
-        number, answer, of_sheet = (str(row.get(column, "")).strip() for column in ("number", "better", "sheet"))
-        if not (number or answer or of_sheet):  # spreadsheets end with rows of nothing
-            continue
-        if of_sheet != name or number not in numbers or answer.lower() not in ("", "a", "b", "tie"):
-            raise DataError(
-                f"{sheet}: number {number!r}, better {answer!r}, sheet {of_sheet!r}: allowed are 1 to {len(rows)}, "
-                f"each once; A, B, tie, or nothing; and {name}, of which --key is the key"
-            )
-        better[numbers.pop(number).get(answer.upper(), answer.lower())] += 1
-    better[""] += len(numbers)
+    frame = frame.reindex(columns=["number", "better", "sheet"], fill_value="")
+    frame = frame[frame.number != ""]  # spreadsheets end with rows of nothing
+    rows = {str(number): {**row, "TIE": "tie", "": ""} for number, row in enumerate(key["rows"], start=1)}
+    words, better = frame.better.str.strip().str.upper(), Counter[str]()
+    unique = frame.number.is_unique and set(frame.number) <= rows.keys() and set(frame.sheet) <= {key["sheet"]}
+    if not unique or not set(words) <= {"A", "B", "TIE", ""}:
+        raise DataError(
+            f"{sheet}: allowed are number 1 to {len(rows)}, each once; better A, B, tie or nothing; and sheet "
+            f"{key['sheet']}, of which --key is the key"
+        )
+    better.update(rows[number][word] for number, word in zip(frame.number, words, strict=True))
+    better[""] += len(rows) - len(frame)
     return better

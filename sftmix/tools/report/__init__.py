@@ -6,7 +6,7 @@
     mixed     the first pairs that the training mixed, token beside token
     pictures  plotly figures of runs
     page      all of it in one HTML file
-    write     the pages of one run, of several runs, and of a table, with their figures as tables and sentences
+    write     the pages of one run and of several runs, with their figures as tables and sentences
 
 Nothing else in the package imports this room. It needs the extra `report` (plotly and scikit-learn).
 """

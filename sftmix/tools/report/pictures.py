@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -31,9 +30,6 @@ POINTS = 4000
 """Most points of the data map."""
 ENDS = 400
 """Points of each end of the confidence that thinning keeps."""
-CURVE = 800
-"""Most points of a curve; longer ones are averaged in bins of equal length."""
-
 Lines = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl."""
 
@@ -52,40 +48,27 @@ def figure(*traces: Any, x: str, y: str, **layout: Any) -> go.Figure:
 def losses(runs: Iterable[tuple[str, str, Lines]], *keys: str) -> go.Figure | None:
     """Losses of metrics.jsonl over the optimizer steps.
 
-    runs  (name, colour, lines); runs of one name stand once in the legend
+    runs  (name, colour, lines)
     keys  ntp and mixup, of every step, and eval_nll, of the held-out rows
     """
-    traces: dict[tuple[str, int], go.Scatter] = {}
-    for number, (name, colour, lines) in enumerate(runs):
+    traces = []
+    for name, colour, lines in runs:
         for key in keys:
-            x, y = curve(lines, key)
-            if not x:
-                continue
-            held_out, label = key == "eval_nll", f"{name}, {'held out' if key == 'eval_nll' else key}"
-            traces[label, number] = go.Scatter(
-                x=x,
-                y=y,
-                name=escape(label),
-                legendgroup=label,
-                showlegend=label not in {before for before, _ in traces},
-                mode="lines+markers" if held_out else "lines",
-                line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
-            )
+            # A loss over no tokens is written as 0, and left out.
+            points = [line for line in lines if line.get(key) is not None and line.get(f"{key}_tokens", 1)]
+            held_out = key == "eval_nll"
+            if points:
+                trace = go.Scatter(
+                    x=[line["step"] for line in points],
+                    y=[line[key] for line in points],
+                    name=escape(f"{name}, {'held out' if held_out else key}"),
+                    mode="lines+markers" if held_out else "lines",
+                    line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
+                )
+                traces.append(trace)
     if not traces:
         return None
-    return figure(*traces.values(), x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
-
-
-def curve(lines: Lines, key: str) -> tuple[list[int], list[float]]:
-    """Return the steps that have this figure and its values, averaged in bins if there are more than CURVE.
-
-    A loss over no tokens is written as 0, and left out.
-    """
-    count = f"{key}_tokens"
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None and line.get(count, 1)]
-    size = math.ceil(len(points) / CURVE) or 1
-    bins = [points[start : start + size] for start in range(0, len(points), size)]
-    return [b[-1][0] for b in bins], [sum(value for _, value in b) / len(b) for b in bins]
+    return figure(*traces, x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
 
 
 # ------------------------------------------------------------------------------------------- confidence

@@ -1,4 +1,4 @@
-"""`write_report`: the page of one run, of several, or of a table that `sftmix compare` made."""
+"""`write_report`: the page of one run, or of several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.figures import flatten, short, unit_of
+from sftmix.common.figures import flatten, short
 from sftmix.common.files import read_json
 from sftmix.common.steps import read_steps
 from sftmix.pipeline.directory import is_finished
@@ -38,33 +38,36 @@ FIGURES = {
 }
 """Columns of the table of arms -> figure of summary.json."""
 
+GROUP = {"examples": "examples", "median confidence": "confidence_median", "response tokens": "response_tokens_mean"}
+"""Columns of the table of groups -> figure of a group."""
+
 Table = list[list[str]]
 
 
 def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
-    runs       finished runs, or one directory of `sftmix compare`
+    runs       finished runs
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a single run through its models, for the table
-    Raises ConfigError where a directory is neither, and where `to` is a file that no report is.
+    Raises ConfigError where a directory is no finished run, and where `to` is a file that no report is.
     """
-    alone = len(runs) == 1
-    is_table = alone and (runs[0] / "table.json").exists()
-    to = to or (runs[0] / PAGE if alone else Path("report.html"))
+    to = to or (runs[0] / PAGE if len(runs) == 1 else Path("report.html"))
     if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
-    if alone and not is_table:
+    if len(runs) == 1:
         return _report_run(read_run(runs[0]), to, map_size, score_all=score_all)
     if score_all:
         raise ConfigError("--score is for the report of one run; give each run a report of its own first")
-    if is_table:
-        _report_table(runs[0], to)
-    else:
-        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
-        title = ", ".join(run.resolve().name for run in runs)
-        write_page(to, title, about, [_beside([(str(run), str(run), run) for run in runs])])
+    summaries = {str(run): read_summary(run) for run in runs}
+    steps = [
+        (str(run), colour, read_steps(run / "train")) for run, colour in zip(runs, cycle(pictures.GROUPS), strict=False)
+    ]
+    plots = _plots(("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(steps, "ntp", "eval_nll")))
+    about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
+    section = Section("runs", "Runs", tables=[_arms_table(summaries)], plots=plots)
+    write_page(to, ", ".join(run.resolve().name for run in runs), about, [section])
     return [to]
 
 
@@ -128,11 +131,9 @@ def _tables(summary: Mapping[str, Any], objective: str) -> list[Table]:
     spread = (summary.get("confidence_std") or {}).get("log_before")
     base = {"eval_nll_after": summary.get("eval_nll_before"), "confidence_std": {"log_after": spread}}
     baseline = {"NTP baseline": summary["baseline"]} if "baseline" in summary else {}
-    groups = [["group", "examples", "median confidence", "response tokens"]]
+    groups = [["group", *GROUP]]
     for name, group in summary.get("confidence", {}).items():
-        median, tokens = group.get("confidence_median"), group.get("response_tokens_mean")
-        cells = ["" if median is None else short(median), "" if tokens is None else f"{tokens:.0f}"]
-        groups.append([name, f"{group['examples']:,}", *cells])
+        groups.append([name, *("" if group.get(key) is None else short(group[key]) for key in GROUP.values())])
     tables = [_arms_table({"base model": base, objective: summary, **baseline})]
     return [*tables, groups] if groups[1:] else tables
 
@@ -217,37 +218,3 @@ def benchmarks(run: Path) -> list[Section]:
         return []
     evaluated = read_json(file)
     return [Section("benchmarks", "Benchmarks", tables=[evaluated["table"]], sentences=evaluated["sentences"])]
-
-
-# ----------------------------------------------------------------------------------------- several runs
-
-
-def _report_table(out: Path, to: Path) -> None:
-    table: dict[str, Any] = read_json(out / "table.json")
-    runs = [
-        (variant, f"{variant}, seed {run['seed']}", out / run["run"])
-        for variant, of_variant in table["variants"].items()
-        for run in of_variant["runs"]
-        if run["metrics"]  # a run that diverged has none, and no summary
-    ]
-    contrasts = [["difference", "mean", "95% interval", "seeds", "verdict"]]
-    for c in table["contrasts"]:
-        mean = "" if c["mean"] is None else f"{c['mean']:+.4f}"
-        interval = "{:+.4f} to {:+.4f}".format(*c["interval"]) if c["interval"] else ""
-        contrasts.append([f"{c['ours']} - {c['theirs']}", mean, interval, str(len(c["seeds"])), c["verdict"]])
-    about = f"{table['runs_done']} of {table['runs']} runs; {len(table['variants'])} variants"
-    text = (
-        f"In {table['metric']} {unit_of(table['metric'])}. Runs of one seed are paired; the interval is over seeds, "
-        "and over held-out examples where both were measured on the same ones."
-    )
-    differences = Section("differences", "Differences", text, tables=[contrasts])
-    write_page(to, out.resolve().name, about, [differences, _beside(runs)])
-
-
-def _beside(runs: Sequence[tuple[str, str, Path]]) -> Section:
-    """Return one table and one picture of runs: (variant, which has a colour, name, directory)."""
-    summaries = {name: read_summary(path) for _, name, path in runs}
-    colours = dict(zip(dict.fromkeys(variant for variant, _, _ in runs), cycle(pictures.GROUPS), strict=False))
-    steps = [(variant, colours[variant], read_steps(path / "train")) for variant, _, path in runs]
-    plots = _plots(("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(steps, "ntp", "eval_nll")))
-    return Section("runs", "Runs", tables=[_arms_table(summaries)], plots=plots)

@@ -57,7 +57,7 @@ def test_the_sheet_hides_the_models_and_the_key_tells_them(sheet):
     letters = []
     for row, known in zip(rows_of(sheet), key["rows"], strict=True):
         i = known["id"].removeprefix("q")
-        assert row["question"] == f'Ask; {i},\n"why"?'
+        assert row["question"] == f'user: Ask; {i},\n"why"?'
         assert [row["A"][0], row["B"][0]] == [known["A"][0], known["B"][0]]
         assert row["A"].endswith(f"says {i}\nÄ")
         letters.append(known["A"])
@@ -72,7 +72,7 @@ def test_no_cell_is_a_formula(begin, tmp_path):
     write_blind(tmp_path, [question], {"target": [begin], "baseline": ["a = 1"]}, seed=0)
     with open(tmp_path / "sheet.csv", encoding="utf-8-sig", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["question"] == f"'{begin}"
+    assert row["question"] == f"user: {begin}"
     assert {row["A"], row["B"]} == {f"'{begin}", "a = 1"}
 
 
@@ -95,7 +95,7 @@ def test_a_filled_sheet_gives_the_counts(sheet, delimiter):
 
 def test_a_judgement_that_is_none_is_named(sheet):
     fill(sheet, lambda row: "C" if row["number"] == "7" else "")
-    with pytest.raises(DataError, match=r"sheet.csv: number '7', better 'C', .* A, B, tie, or nothing"):
+    with pytest.raises(DataError, match=r"sheet.csv: .* better A, B, tie or nothing"):
         read_blind([sheet])
 
 
@@ -107,7 +107,7 @@ def test_a_sheet_needs_its_own_key(sheet, tmp_path):
         read_blind([copy])
     assert counts(copy, key=sheet.parent / "key.json") == [["0", "0", "0", str(N), "1"]]
     other = written(tmp_path / "other", seed=4).parent / "key.json"
-    with pytest.raises(DataError, match=r"sheet.csv: .* sheet 's\w{8}'.* and s\w{8}, of which --key is the key"):
+    with pytest.raises(DataError, match=r"sheet.csv: .* sheet s\w{8}, of which --key is the key"):
         read_blind([sheet], other)
 
 

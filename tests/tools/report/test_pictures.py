@@ -11,7 +11,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("sklearn")
 
 from sftmix.tools.report import pictures
-from sftmix.tools.report.pictures import CURVE, both_ends, confidence_axis, curve, losses, tsne
+from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(2, [5, 1], [4, 0]), (9, [5, 1], [4, 0])])
@@ -43,13 +43,10 @@ def test_thinning_keeps_both_ends_and_leaves_no_gap():
     assert pictures.thinned(ordered[:50]).tolist() == sorted(ordered[:50].tolist())
 
 
-def test_a_curve_skips_what_is_missing_and_averages_long_ones():
+def test_a_curve_skips_what_is_missing():
     few = [{"step": 1, "ntp": 0.5, "ntp_tokens": 3}, {"step": 2, "ntp": None}, {"step": 3, "ntp": 0.0, "ntp_tokens": 0}]
-    assert curve(few, "ntp") == ([1], [0.5])
-    values = np.arange(4 * CURVE, dtype=float)
-    x, y = curve([{"step": step, "eval_nll": value} for step, value in enumerate(values.tolist())], "eval_nll")
-    assert x == list(range(3, len(values), 4))
-    assert y == values.reshape(-1, 4).mean(axis=1).tolist()
+    (trace,) = losses([("target", "red", few)], "ntp", "eval_nll").data
+    assert (trace.x, trace.y) == ((1,), (0.5,))
     assert losses([("target", "red", few[1:])], "ntp", "eval_nll") is None
 
 
