@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sftmix.components.base import Component
 from sftmix.config import RunConfig
 from sftmix.config.classes import listed
 from sftmix.config.schema import alternatives, component_in, group_in, is_list, options_of
@@ -130,10 +129,10 @@ def option_rows(owner: type, prefix: str) -> Iterator[Row]:
             yield from option_rows(group, f"{key}.")
         elif (base := component_in(hint)) and owner is RunConfig:
             chosen = option.default[0] if is_list(hint) else option.default
-            default = type(chosen).__name__ if isinstance(chosen, Component) else chosen
+            default = type(chosen).__name__ if isinstance(chosen, base) else chosen
             names = f"One of {listed(base, choices(hint))}."
             yield Row(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
-            yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, Component) else ()
+            yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
             untyped = " It has no type: any value." if hint is option.empty else ""
