@@ -16,6 +16,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.values import EXAMPLES
+from sftmix.tools.compare.statistics import MAX_SEEDS
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
@@ -136,8 +137,8 @@ class Comparison:
                     f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
                     "name of a file of the table"
                 )
-        if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-            yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"
+        if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
+            yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
         if names and self.baseline not in names:
             yield f"baseline is {self.baseline!r}; there are the variants {', '.join(names)}"
         for pair in options.contrasts or ():

@@ -2,10 +2,9 @@
 
 Every difference is taken within a seed, so an effect of the seed on both sides cancels: the held-out rows always,
 training rows and their order if both sides share them (each contrast says whether they do). Sources: the sign-flip test
-is Fisher's randomisation test (The Design of Experiments, 1935), with the correction of Phipson and Smyth (2010) if
-assignments are sampled; the correction for several contrasts is Holm's (1979); the intervals are Student's, and those
-over seeds and examples follow Banerjee (Approximate confidence interval for linear functions of means of k populations
-when the population variances are not equal, 1960).
+is Fisher's randomisation test (The Design of Experiments, 1935); the correction for several contrasts is Holm's (1979);
+the intervals are Student's, and those over seeds and examples follow Banerjee (Approximate confidence interval for
+linear functions of means of k populations when the population variances are not equal, 1960).
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from sftmix.common.rng import generator
 from sftmix.types import Float64
 
 MIN_SEEDS = 6
 """Fewest seeds with which a result may be called significant: with 5, the smallest possible p is 2/32 = 0.0625."""
 ALPHA = 0.05
 LEVEL = 0.95
-EXACT_UP_TO = 20
-"""Largest number of seeds for which all 2^n sign assignments are used."""
-SAMPLES = 200_000
+MAX_SEEDS = 20
+"""Most seeds of a table: all 2^n sign assignments are gone through."""
 
 
 def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
@@ -45,17 +42,13 @@ def seeds_needed(contrasts: int) -> int:
     return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / ALPHA)))
 
 
-def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples: int = SAMPLES) -> float:
-    """Return the two-sided p-value of the mean of n paired differences if their signs are exchangeable.
+def sign_flip(differences: Sequence[float] | Float64) -> float:
+    """Return the exact two-sided p-value of the mean of n <= MAX_SEEDS paired differences with exchangeable signs.
 
-    It is the share of the 2^n sign assignments whose |mean| is at least the observed one. It is exact up to 20
-    differences; above, it comes from `samples` assignments drawn with `seed` (the observed one counted among them).
+    It is the share of the 2^n sign assignments whose |mean| is at least the observed one.
     """
     d = np.asarray(differences, dtype=np.float64)
     bound = abs(float(np.sum(d))) - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
-    if len(d) > EXACT_UP_TO:
-        sums = (1 - 2 * generator(seed, "sign flip").integers(0, 2, size=(samples, len(d)))) @ d
-        return (int((np.abs(sums) >= bound).sum()) + 1) / (samples + 1)
     sums = np.zeros(1)
     for difference in d:
         sums = np.concatenate([sums + difference, sums - difference])

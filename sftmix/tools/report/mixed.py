@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
@@ -12,9 +11,6 @@ from sftmix.components.base import Need
 from sftmix.pipeline.pairs import one_split
 from sftmix.tools.report.page import Section
 from sftmix.tools.report.run import RunView
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PAIRS = 3
 TOKENS = 24
@@ -48,27 +44,11 @@ def mixed_pairs(view: RunView) -> Section:
 
 def _table(view: RunView, pair: Sequence[int], lam: Sequence[float]) -> list[list[str]]:
     """Return the tokens of two responses beside each other, with lambda where they are mixed; the head first."""
-    head, tokens = [], []
+    head, columns = [], []
     for row in pair:
         example = view.rows.data.train[row]
         head.append(f"{view.groups[row] if view.groups else ''} {example.id}")
         predicted = example.input_ids[1:][example.target[1:]].tolist()
-        tokens.append(pieces(view.rows.encoder.tokenizer, predicted[:TOKENS]))
-    rows = zip_longest(*tokens, [f"{share:.2f}" for share in lam[:TOKENS]], fillvalue="")
-    return [[*head, "lambda"], *map(list, rows)]
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds to those before it; joined, they are the decoded whole.
-
-    A token alone would lose the space before its word; one that ends within a character adds nothing yet.
-    """
-    texts, done = [], 0
-    for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[done:])
-        done = len(text)
-    return texts
+        columns.append([str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]])
+    columns.append([f"{share:.2f}" for share in lam[:TOKENS]])
+    return [[*head, "lambda"], *map(list, zip_longest(*columns, fillvalue=""))]

@@ -73,8 +73,6 @@ def test_a_part_of_the_seeds_gives_no_contrast(tmp_path: Path) -> None:
         ({}, []),
         ({"objective": {"class_path": "SFTMix", "init_args": {"mu": 2}}}, ["objective.mu"]),
         ({"pairing": {"class_path": "AnyPairs"}, "split": "another"}, ["pairing", "split"]),
-        ({"training": {"epochs": 2.0, "learning_rate": 1}}, ["training.epochs"]),
-        ({"online": [{}]}, ["online"]),
     ],
 )
 def test_the_inputs_in_which_trainings_differ_are_named(tmp_path: Path, changed: dict, named: list[str]) -> None:
@@ -91,7 +89,7 @@ def test_the_inputs_in_which_trainings_differ_are_named(tmp_path: Path, changed:
     assert re.search(rf"^\| B − A .* \| {', '.join(named) or 'none'} *\|$", markdown(table), re.M)
 
 
-@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [None, float("inf")])
 def test_a_run_that_diverged_is_counted_and_named(tmp_path: Path, value: float | None) -> None:
     comparison = table_of(tmp_path, "AB", 3, metrics=["y"])
     figures: dict[str, Any] = {c.name: {"x": float(c.seed), "y": {"z": 2.0}} for c in comparison.cells}
@@ -107,30 +105,23 @@ def test_a_run_that_diverged_is_counted_and_named(tmp_path: Path, value: float |
 
 def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path: Path) -> None:
     """Of the seeds that have the metric on both sides; files need not agree in their order."""
-    rng, sums = np.random.default_rng(0), {}
+    rng, sums, tokens = np.random.default_rng(0), {}, np.arange(3, 14)
     comparison = table_of(tmp_path, "AB", 3, metric="eval_nll_after")
-    tokens = np.arange(3, 14)
     for cell in comparison.cells:
-        sums[cell.name] = nll, brier = rng.gamma(2, 5, (2, 11))
-        order = rng.permutation(11)
-        scores = RowScores(nll[order], tokens[order], np.ones(11, dtype=np.int64))
+        sums[cell.name], order = rng.gamma(2, 5, 11), rng.permutation(11)
+        scores = RowScores(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
         (cell.path / "train").mkdir(parents=True)
-        write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, brier[order])
-    for column, metric in enumerate(("eval_nll_after", "calibration.brier")):
-        comparison.options.metric = metric
-        figures = {name: {metric: own[column].sum() / tokens.sum()} for name, own in sums.items()}
-        for seeds in ([1, 2, 3], [1, 3], [2]):
-            own = {name: values for name, values in figures.items() if name[-6:] != "seed-1" or 1 in seeds}
-            for seed in {1, 2, 3} - {*seeds}:
-                own[f"B/seed-{seed}"] = {}
-            own = {cell.name: own.get(cell.name, {}) for cell in comparison.cells}
-            contrast = build_table(comparison, results_on(comparison, own))["contrasts"][0]
-            count = np.tile(tokens.astype(float), (len(seeds), 1))
-            sides = [Counts(np.array([sums[f"{v}/seed-{s}"][column] for s in seeds]), count) for v in "BA"]
-            assert contrast["interval"] == pytest.approx(interval_two_level(*sides), rel=1e-12)
-            assert contrast["interval_over"] == ("seeds and examples" if len(seeds) > 1 else "examples")
+        write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, np.zeros(11))
+    figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
+    for seeds, over in (([1, 2, 3], "seeds and examples"), ([1, 3], "seeds and examples"), ([2], "examples")):
+        known = {name: own if int(name[-1]) in seeds else {} for name, own in figures.items()}
+        (contrast,) = build_table(comparison, results_on(comparison, known))["contrasts"]
+        count = np.tile(tokens.astype(float), (len(seeds), 1))
+        sides = [Counts(np.array([sums[f"{v}/seed-{s}"] for s in seeds]), count) for v in "BA"]
+        assert contrast["interval"] == pytest.approx(interval_two_level(*sides), rel=1e-12)
+        assert contrast["interval_over"] == over
     (comparison.cells[0].path / "train" / "eval.parquet").unlink()
-    contrast = build_table(comparison, results_on(comparison, figures))["contrasts"][0]
+    (contrast,) = build_table(comparison, results_on(comparison, figures))["contrasts"]
     assert contrast["interval_over"] == "seeds"
 
 

@@ -80,13 +80,9 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         each = [a - b for a, b in zip(left, other, strict=True)]
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
-    contrasts = [("target", "base"), ("target", "baseline")]
-    assert [(told["left"], told["right"]) for told in found["differences"]] == contrasts * 2
     assert done.out == (folder / "table.md").read_text()
-    assert "| medqa_4options | 0-shot, seed 1234 | acc    | 12        |" in done.out
     (section,) = benchmarks(place / "run")
-    (table,) = section.tables
-    assert (table, len(table)) == (found["table"], 3)
+    assert list(section.tables) == [found["table"]]
 
 
 @pytest.mark.slow
@@ -130,7 +126,6 @@ def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path
         ([], "--tasks is missing"),
         (["--tasks", "medqa_4options"], "--data_dir DIR"),
         (["--tasks", "arc_easy", "--limit", "0"], "--limit is 0"),
-        (["--tasks", "medqa_4options", "--to", "x", "--data_dir", "x"], "medqa_4options.jsonl"),
         (["--tasks", "arc_easy", "--shots", "x"], "belong to --convert"),
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--convert", "pubmedqa", "--to", "x", "--limit", "3"], "--convert and --limit (3) exclude each other"),

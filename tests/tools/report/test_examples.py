@@ -94,22 +94,17 @@ def test_both_ends_have_a_place_on_the_map(examples):
     assert len(placed[["x", "y"]].drop_duplicates()) == 20
 
 
-@pytest.mark.parametrize(("name", "side"), [("train.jsonl", "training"), ("eval.jsonl", "held-out")])
-def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch, name, side):
+def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch):
     for file in ("train.jsonl", "eval.jsonl"):
         shutil.copy(run.parent / file, tmp_path)
     shutil.copytree(run.parent / "model", tmp_path / "model")
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "model"))
     config = (tmp_path / "run" / "config.yaml").read_text().replace(str(run.parent), str(tmp_path))
     (tmp_path / "run" / "config.yaml").write_text(config)
-    inputs = tmp_path / "run" / "reference" / "inputs.json"  # of an earlier try, which the target does not use
-    inputs.write_text(inputs.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
     monkeypatch.chdir(tmp_path)
     write_report([Path("run")], map_size=0)
-    first, *others = (tmp_path / name).read_text().splitlines()
-    row = json.loads(first)
-    (tmp_path / name).write_text("\n".join([json.dumps({**row, "output": row["output"] + " more"}), *others]) + "\n")
-    with pytest.raises(ConfigError, match=f"run was made from other rows: the {side} rows are others"):
+    Path("eval.jsonl").write_text(Path("eval.jsonl").read_text().replace('"output": "', '"output": "more ', 1))
+    with pytest.raises(ConfigError, match="run was made from other rows: the held-out rows are others"):
         write_report([Path("run")], map_size=0)
 
 

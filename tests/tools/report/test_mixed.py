@@ -8,7 +8,7 @@ pytest.importorskip("plotly")
 
 from sftmix.common.rng import generator
 from sftmix.common.tables import read_split
-from sftmix.tools.report.mixed import PAIRS, mixed_pairs, pieces
+from sftmix.tools.report.mixed import PAIRS, mixed_pairs
 from sftmix.tools.report.run import read_run
 
 
@@ -28,7 +28,8 @@ def test_the_first_pairs_are_shown_token_by_token(finished):
         n_mixed = min(len(responses[id_c]), len(responses[id_u]), 24)
         assert [row[2] for row in rows] == [f"{lam:.2f}"] * n_mixed + [""] * (len(rows) - n_mixed)
         for column, name in enumerate((id_c, id_u)):
-            assert "".join(row[column] for row in rows) == tokenizer.decode(responses[name][:24])
+            shown = [tokenizer.decode([token]) for token in responses[name][:24]]
+            assert [row[column] for row in rows] == shown + [""] * (len(rows) - len(shown))
 
 
 @pytest.mark.parametrize("given", [{"pairing": None}, {"split": None}])
@@ -37,17 +38,3 @@ def test_nothing_is_shown_where_nothing_was_mixed(finished, given):
     for name, value in given.items():
         object.__setattr__(view.config if name == "pairing" else view, name, value)
     assert not mixed_pairs(view).tables
-
-
-class Bytes:
-    """A tokenizer of single bytes."""
-
-    def decode(self, ids, clean_up_tokenization_spaces):
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-def test_pieces_of_a_character_are_shown_with_its_last_token():
-    ids = list("a é€b".encode())
-    found = pieces(Bytes(), ids)
-    assert found == ["a", " ", "", "é", "", "", "€", "b"]
-    assert "".join(pieces(Bytes(), ids[:-2])) == "a é\N{REPLACEMENT CHARACTER}"  # cut in the middle
