@@ -32,13 +32,11 @@ def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
     return float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
 
 
-def smallest_p(n: int) -> float:
-    """Return the smallest two-sided p-value that the sign-flip test of n differences can give: 2 of 2^n assignments."""
-    return min(1.0, 2.0 ** (1 - n))
-
-
 def seeds_needed(contrasts: int) -> int:
-    """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one."""
+    """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one.
+
+    The smallest two-sided p of n differences is that of 2 of 2^n assignments.
+    """
     return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / ALPHA)))
 
 

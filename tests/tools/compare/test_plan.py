@@ -69,9 +69,7 @@ def test_an_option_that_every_variant_overrides_is_named(table: Table, tmp_path:
 def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> None:
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
     configs = [cell.config() for cell in made.cells]
-    assert [(c.variant, c.seed) for c in made.cells] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert [c.seed for c in configs] == [1, 1, 2, 2]
-    assert [c.out for c in configs] == ["o/a/seed-1", "o/b/seed-1", "o/a/seed-2", "o/b/seed-2"]
+    assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
     assert {c.data.seed for c in configs} == {42}
     assert {c.reference.training.seed for c in configs if isinstance(c.reference, TrainedReference)} == {42}
     assert configs[0].callbacks[0] is not made.cells[0].config().callbacks[0]  # no component is shared

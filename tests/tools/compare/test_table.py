@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -37,10 +36,10 @@ def results_on(comparison: Comparison, figures: dict[str, dict[str, float]]) -> 
 
 
 def test_numbers_of_a_summary_get_dotted_names(tmp_path: Path) -> None:
-    summary = {"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "text", "g": True, "h": None, "i": float("inf"), "j": [1]}
-    settings = {"seed": 1, "world_size": 2, "data": {"max_length": 9}, "version": "0.1", "git_revision": "abc"}
-    found = result_of(table_of(tmp_path, "A", 1).cells[0], {**summary, **settings})
-    assert (found.metrics, found.revision) == ({"a": 1.0, "b.c": 2.5, "b.d.e": 3.0}, "0.1 abc")
+    summary = {"a": 1, "b": {"c": {"e": 3}}, "f": "text", "h": None, "i": float("inf"), "seed": 1}
+    summary |= {"data": {"max_length": 9}, "version": "0.1", "git_revision": "abc"}
+    result = result_of(table_of(tmp_path, "A", 1).cells[0], summary)
+    assert (result.metrics, result.revision) == ({"a": 1.0, "b.c.e": 3.0}, "0.1 abc")
 
 
 def test_holm_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
@@ -127,14 +126,10 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path: Path) ->
 
 def test_the_files_say_the_same(tmp_path: Path) -> None:
     comparison = table_of(tmp_path, "AB", 2)
-    figures = {cell.name: {"x": cell.seed / 3, "only": {"B": 7}} for cell in comparison.cells}
+    figures = {cell.name: {"x": cell.seed / 3, "only": 7.0} for cell in comparison.cells}
     del figures["A/seed-2"]["only"]
-    table = build_table(comparison, results_on(comparison, figures))
-    write_table(tmp_path, table)
+    table = write_table(tmp_path, build_table(comparison, results_on(comparison, figures)))
     assert read_json(tmp_path / "table.json") == json.loads(json.dumps(table))
     assert (tmp_path / "table.md").read_text() == markdown(table)
-    with (tmp_path / "cells.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["A/seed-1", "A/seed-2", "B/seed-1", "B/seed-2"]
-    assert [float(row["x"]) for row in rows] == [1 / 3, 2 / 3] * 2
-    assert [row["only.B"] for row in rows] == ["7.0", "", "7.0", "7.0"]
+    rows = (tmp_path / "cells.csv").read_text().splitlines()
+    assert rows[::2] == ["variant,seed,run,x,only", f"A,2,A/seed-2,{2 / 3},", f"B,2,B/seed-2,{2 / 3},7.0"]
