@@ -48,20 +48,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Yield what the user writes; from a pipe without a prompt sign. Ctrl-C while writing drops the line."""
+    """Yield what the user writes; from a pipe without a prompt sign."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
     import readline  # noqa: F401  # arrow keys and a history for input()
 
-    while True:
-        try:
+    try:
+        while True:
             yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D ends)")
+    except (EOFError, KeyboardInterrupt):
+        print()
 
 
 def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftmix.common.tables import read_dynamics, read_eval
 from sftmix.components.confidence import perplexity
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import SAMPLE
@@ -94,13 +93,12 @@ def _texts(data: EncodedDataset, examples: Sequence[Example]) -> dict[str, Seque
 
 def _losses(path: Path, data: EncodedDataset) -> list[float | None]:
     """Return the mean NLL per response token of each row, from eval.parquet or the sample; null where it has none."""
+    import pandas as pd
+
     losses: dict[str, float] = {}
-    if path.exists() and path.name == SAMPLE:
-        sample = read_dynamics(path)
-        losses = dict(zip(sample.ids, sample.nll_sum[:, -1] / sample.n_tokens, strict=True))
-    elif path.exists():
-        ids, scores, _ = read_eval(path)
-        losses = dict(zip(ids, scores.nll_sum / scores.n_tokens, strict=True))
+    if path.exists():
+        scores = pd.read_parquet(path, columns=["id", "nll_sum", "n_tokens"])
+        losses = dict(zip(scores.id, scores.nll_sum / scores.n_tokens, strict=True))
     return [losses.get(i) for i in data.ids]
 
 
