@@ -17,6 +17,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parser, publish  # noqa: E402
-from sftmix.functional import reference_sft_loss, sft_loss  # noqa: E402
+from sftmix.functional import chunked_loss, reference_sft_loss, sft_loss  # noqa: E402
 from sftmix.functional.fused import default_chunk_size  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 
@@ -40,7 +41,8 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
     "llama-3.2-1b": (2048, 128_256),
     "llama-3.1-8b": (4096, 128_256),
 }
-VARIANTS = ("gemm", "naive_sftmix", "torch_ntp", "trl_ntp", "liger_ntp", "fused_ntp", "fused_sftmix")
+VARIANTS = ("gemm", "naive_sftmix", "torch_ntp", "trl_ntp", "liger_ntp", "chunked_ntp", "fused_ntp", "fused_sftmix")
+CE = partial(F.cross_entropy, reduction="none")
 TRL_TILE = 32_768
 """Vocabulary columns of a tile, as in the trainers of TRL 1.16."""
 
@@ -114,6 +116,7 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
         "torch_ntp": lambda: torch_ntp(given),
         "trl_ntp": lambda: trl_ntp(given),
         "liger_ntp": lambda: liger_ntp(given),
+        "chunked_ntp": lambda: chunked_loss(given.hidden, CE, given.labels, weight=given.weight).loss / rows,
         "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
         "fused_sftmix": lambda: ours(sft_loss, given, args.chunk_size, mixed=True),
     }

@@ -13,7 +13,7 @@ A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -310,34 +310,28 @@ class Segment:
     lengths: tuple[int, ...] | None = None
 
 
-RowRule = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The weights that an objective gives one micro-batch, unnormalised.
 
         loss = (sum_t row_weight_t nll_t) / ntp_count
-             + (sum_m pair_weight_m mixup_m + sum_t mixup_row_weight_t nll_t) / mixup_count
+             + (sum_m pair_weight_m mixup_m) / mixup_count
 
     where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
 
     Weights are float32 or, if they are fractions, float64; the loss takes them in its own precision.
-    row_weight       [T], or a rule (nll, entropy) -> weight; the loss evaluates the rule, detached, and
-                     multiplies its result with the NTP weight of the row's slot
+    row_weight       [T]
     pairs            i64[M, 2], token-row pairs to mix; empty when nothing is mixed (mu = 0)
     pair_weight      [M], mu included
     lam              f32[M], lambda of column 0
-    mixup_row_weight  None, or [T], mu included: NTP losses that count as Mixup (the decomposed control)
     ntp_count        this micro-batch's part of the NTP denominator (usually: trained response tokens)
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
-    label_smoothing  epsilon in [0, 1), NTP only
-    row_scale        f64[T], factors of a rule's weights; the step sets it, objectives leave it alone
+    An objective whose `loss` needs more may return a subclass with more fields.
     """
 
-    row_weight: torch.Tensor | RowRule
+    row_weight: torch.Tensor
     pairs: torch.Tensor
     pair_weight: torch.Tensor
     lam: torch.Tensor
@@ -345,6 +339,8 @@ class Plan:
     mixup_count: float
     mu: float = 0.0
     mixup_mean: str = "own"
-    label_smoothing: float = 0.0
-    row_scale: torch.Tensor | None = None
-    mixup_row_weight: torch.Tensor | None = None
+
+    def without_pairs(self, row_weight: torch.Tensor | None = None) -> Plan:
+        """Return the plan of NTP alone, with its own row weights [T] or these."""
+        weight = self.row_weight if row_weight is None else row_weight
+        return replace(self, row_weight=weight, pairs=self.pairs[:0], pair_weight=self.lam[:0], lam=self.lam[:0])

@@ -41,6 +41,10 @@ from sftmix.components.pairing import LevelPairs as LevelPairs
 from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.pairing import SameGroupPairs as SameGroupPairs
 from sftmix.components.perturbations import NEFTune as NEFTune
+from sftmix.components.places import CutMix as CutMix
+from sftmix.components.places import EmbeddingMixup as EmbeddingMixup
+from sftmix.components.places import ManifoldMixup as ManifoldMixup
+from sftmix.components.places import MixtureDivergence as MixtureDivergence
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints
 from sftmix.components.reference import Online as Online
 from sftmix.components.reference import TrainedReference as TrainedReference
@@ -61,3 +65,4 @@ from sftmix.components.splitters import Median as Median
 from sftmix.components.splitters import QualityLabel as QualityLabel
 from sftmix.components.splitters import Quantile as Quantile
 from sftmix.components.splitters import RandomSplit as RandomSplit
+from sftmix.components.view import LossView as LossView

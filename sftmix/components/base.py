@@ -16,13 +16,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
+from sftmix.components.view import LossView
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import (
     Batch,
@@ -36,6 +37,9 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
 
 C = TypeVar("C", bound="Component")
 
@@ -266,7 +270,7 @@ class Perturbation(Component, ABC):
 
 
 class Objective(Component, ABC):
-    """The loss of an optimizer step, as weights on the rows and pairs of `sftmix.functional.sft_loss`."""
+    """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it."""
 
     needs: AbstractSet[Need] = frozenset()
     """PAIRS: `--pairing auto` then becomes RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
@@ -280,31 +284,13 @@ class Objective(Component, ABC):
         `step` counts from 0 and is the step being computed.
         """
 
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        """Return the loss of one micro-batch, by default the fused loss of `sftmix.functional.sft_loss`.
 
-def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """Return a plan of NTP alone: each response token has the weight of its slot, f32[B], and nothing is mixed."""
-    import torch
-
-    row_weight_T = slot_weight[batch.slot]
-    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
-    return Plan(
-        row_weight=row_weight_T,
-        pairs=batch.pairs[:0],
-        pair_weight=nothing,
-        lam=nothing,
-        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),
-        mixup_count=0.0,
-    )
-
-
-def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """Return a plan of NTP on the mean NLL of each response, times `slot_weight` [B]; its count is their sum."""
-    import torch
-
-    size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
-    weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
-    plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
-    return replace(plan, ntp_count=float(weight_B.sum()))
+        It is called inside the wrapped forward. The plan's weights are divided by the counts of the global batch, so
+        the terms are sums of weighted losses. `nll` [T] and `mixup` [M] are returned detached, for the log.
+        """
+        return view.sft_loss(batch, plan)
 
 
 class Optimizer(Component, ABC):
@@ -340,13 +326,14 @@ class StageState:
 
     stage        "reference", "train" or "baseline"
     step         optimizer steps done, of total_steps in this stage
-    epoch        epochs completed; the last one of a run counts even where `epochs` or `max_steps` cuts it short
+    epoch        epochs completed; the last of a run counts even where it is cut short
     metrics      the metrics of the last step, as in metrics.jsonl, with those of the callbacks before this one
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions
     evaluate     function: the metrics of the held-out rows; None without held-out rows
     read         function: call `f(hidden[T, D], head, batch, plan)` for each micro-batch of the last step, hidden being
                  the input of the LM head, and return the results of all ranks; None before the first step
+    objective    of the stage
     evaluations  (step, held-out NLL) of every evaluation of this stage so far, before a resume, too
     directory    of the stage, in the run directory; None outside a run
     is_main      True on the one rank that writes files
@@ -361,6 +348,7 @@ class StageState:
     score: Callable[..., RowScores] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
     read: Callable[[Callable[..., Any]], list[Any]] | None = None
+    objective: Objective | None = None
     evaluations: Sequence[tuple[int, float]] = ()
     directory: Path | None = None
     is_main: bool = True

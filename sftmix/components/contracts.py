@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from sftmix.types import (
     Tensor,
     TrainingDynamics,
 )
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
 
 _OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
 _SUMS = frozenset({"tokens_total", "examples_total", "tokens_per_second"})
@@ -191,24 +194,18 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
         if not isinstance(value := getattr(plan, name), Real) or not 0 <= float(value) < float("inf"):
             answer = value if isinstance(value, Real) else _described(value)
             raise broken("objective", objective, f"{name} {answer}", "a finite number (float or int), 0 or more")
-    if not 0 <= plan.label_smoothing < 1:
-        raise broken("objective", objective, f"label_smoothing {plan.label_smoothing}", "from 0 to below 1")
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    _check_counts(objective, plan, batch)
+    _check_counts(objective, plan)
     return plan
 
 
-def _check_counts(objective: Objective, plan: Plan, batch: Batch) -> None:
+def _check_counts(objective: Objective, plan: Plan) -> None:
     """Check that what weighs is counted: the step leaves out a term whose count is 0. Looks at values only then."""
-    if not plan.ntp_count:
-        weights = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
-        if weights.count_nonzero():
-            raise broken("objective", objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
-    if not plan.mixup_count and plan.mixup_mean == "own":
-        mixed = [w for w in (plan.pair_weight, plan.mixup_row_weight) if w is not None]
-        if any(weights.count_nonzero() for weights in mixed):
-            raise broken("objective", objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
+    if not plan.ntp_count and plan.row_weight.count_nonzero():
+        raise broken("objective", objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
+    if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.count_nonzero():
+        raise broken("objective", objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
 
 
 def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
@@ -219,22 +216,7 @@ def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
     if not isinstance(pairs, torch.Tensor) or pairs.dtype != torch.int64 or pairs.shape[1:] != (2,):
         raise broken("objective", objective, f"pairs {_described(pairs)}", "i64[M, 2], token rows")
     _check_device(objective, "pairs", pairs, labels)
-    weights = {"pair_weight": len(pairs), "lam": len(pairs)}
-    if not callable(plan.row_weight):
-        weights["row_weight"] = len(labels)
-    elif plan.mixup_row_weight is not None:
-        raise broken("objective", objective, "a rule as row_weight, and a mixup_row_weight", "one of the two")
-    else:
-        nll = torch.ones(len(labels), device=labels.device)
-        given = plan.row_weight(nll, nll.clone())
-        if not isinstance(given, torch.Tensor) or given.shape != nll.shape:
-            answer = f"a rule as row_weight that gives {_described(given)} for {len(nll)} tokens"
-            raise broken("objective", objective, answer, "a rule that gives one weight for each")
-    if plan.mixup_row_weight is not None:
-        weights["mixup_row_weight"] = len(labels)
-        if plan.label_smoothing:  # both kinds of weights are added up, and the smoothing would be of both
-            answer = f"label_smoothing {plan.label_smoothing}, and a mixup_row_weight"
-            raise broken("objective", objective, answer, "one of the two")
+    weights = {"pair_weight": len(pairs), "lam": len(pairs), "row_weight": len(labels)}
     for name, size in weights.items():
         value = getattr(plan, name)
         of = f"[{size}], one for each {'response token' if 'row' in name else 'pair'} of the micro-batch"
@@ -256,6 +238,21 @@ def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
 def _check_device(objective: Objective, name: str, value: Tensor, labels: Tensor) -> None:
     if value.device != labels.device:
         raise broken("objective", objective, f"{name} on {value.device}", f"tensors on {labels.device}, as the batch's")
+
+
+def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
+    """Raise ConfigError for a loss that is no scalar with a graph, or figures that are not detached, one for each."""
+    from sftmix.functional import SFTLoss
+
+    _is(out, SFTLoss, "objective", objective, "loss()")
+    shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
+    for name, shape in shapes.items():
+        value, has_graph = getattr(out, name), name == "loss"
+        allowed = f"a tensor of floats {list(shape)}, {'with a graph' if has_graph else 'detached'}"
+        if not hasattr(value, "requires_grad") or tuple(value.shape) != shape or not value.is_floating_point():
+            raise broken("objective", objective, f"{name} {_described(value)}", allowed)
+        if value.requires_grad is not has_graph:
+            raise broken("objective", objective, f"{name} {'without' if has_graph else 'with'} a graph", allowed)
 
 
 def check_embeddings(perturbation: Perturbation, given: Tensor, changed: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.base import Callback, CallbackResult, Objective, StageState
+from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -39,28 +42,27 @@ class MeasureMixing(Callback):
         self.every = every
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        if state.step % self.every or state.read is None or not state.metrics.get("mixup_tokens"):
+        if state.step % self.every or not state.metrics.get("mixup_tokens"):
+            return None
+        if state.read is None or state.objective is None:
             return None
         started = time.perf_counter()
         sums: dict[str, float] = {}
-        for part in state.read(_sums):  # of all micro-batches of all ranks
+        for part in state.read(partial(_sums, state.objective)):  # of all micro-batches of all ranks
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         return CallbackResult({**_figures(sums), "mixing_seconds": time.perf_counter() - started})
 
 
-def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, float]:
+def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, float]:
     """Return sums over one micro-batch: products of both gradients, counts, and Mixup losses by bin.
 
     hidden [T, D], the input of the LM head. The gradients are those of sums over tokens: not divided by a count yet.
     """
     import torch
 
-    nothing = plan.lam[:0]
-    ntp, _ = _gradient(hidden, head, batch, replace(plan, pairs=plan.pairs[:0], lam=nothing, pair_weight=nothing))
-    decomposed = plan.mixup_row_weight  # NTP losses in the place of Mixup's
-    rest = torch.zeros_like(batch.labels, dtype=torch.float32) if decomposed is None else decomposed
-    mix, losses = _gradient(hidden, head, batch, replace(plan, row_weight=rest, label_smoothing=0.0))
+    ntp, _ = _gradient(objective, hidden, head, batch, plan.without_pairs())
+    mix, losses = _gradient(objective, hidden, head, batch, replace(plan, row_weight=torch.zeros_like(plan.row_weight)))
     once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere
     reached = torch.zeros_like(once)
     reached[batch.pairs.flatten()] = True
@@ -80,28 +82,15 @@ def _sums(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, floa
     return sums
 
 
-def _gradient(hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> tuple[Tensor, Tensor]:
+def _gradient(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> tuple[Tensor, Tensor]:
     """Return f64[T, D], the gradient of the plan's loss by the hidden states, and the Mixup losses [M] of its pairs."""
     import torch
 
-    from sftmix.functional import sft_loss
-
+    bias = None if head.bias is None else head.bias.detach()
+    frozen = SimpleNamespace(weight=head.weight.detach(), bias=bias, softcap=head.softcap, scale=head.scale)
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        out = sft_loss(
-            leaf,
-            head.weight.detach(),
-            batch.labels,
-            plan.pairs,
-            plan.lam,
-            row_weight=plan.row_weight,
-            pair_weight=plan.pair_weight,
-            bias=head.bias,
-            softcap=head.softcap,
-            scale=head.scale,
-            label_smoothing=plan.label_smoothing,
-            row_scale=batch.ntp_weight[batch.slot].double() if callable(plan.row_weight) else None,
-        )
+        out = objective.loss(LossView(frozen, lambda: leaf), batch, plan)
         (gradient,) = torch.autograd.grad(out.loss, leaf)
     return gradient.double(), out.mixup
 

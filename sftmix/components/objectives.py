@@ -1,22 +1,52 @@
-"""Objectives: the weights and lambdas of one optimizer step."""
+"""Objectives of the paper: the weights and lambdas of one optimizer step."""
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, check_choice, check_number, ntp_plan, sequence_plan
+from sftmix.components.base import Need, Objective, Schedule, check_choice, check_number
+from sftmix.components.view import LossView
 from sftmix.types import Batch, Float64, Plan, Tensor
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
 
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]
 LambdaPer = Literal["pair", "batch", "token"]
 Mean = Literal["token", "sequence"]
+
+
+def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
+    """Return a plan of NTP alone: each response token has the weight of its slot, f32[B], and nothing is mixed."""
+    import torch
+
+    row_weight_T = slot_weight[batch.slot]
+    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
+    return Plan(
+        row_weight=row_weight_T,
+        pairs=batch.pairs[:0],
+        pair_weight=nothing,
+        lam=nothing,
+        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),
+        mixup_count=0.0,
+    )
+
+
+def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
+    """Return a plan of NTP on the mean NLL of each response, times `slot_weight` [B]; its count is their sum."""
+    import torch
+
+    size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
+    weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
+    plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
+    return replace(plan, ntp_count=float(weight_B.sum()))
 
 
 class NTP(Objective):
@@ -153,18 +183,12 @@ class DecomposedMixup(SFTMix):
     Mixup has another gradient, because softmax is not linear).
     """
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        import torch
-
-        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
-        if plan.mu == 0:
-            return plan
-        lam_M, weight_M = plan.lam.double(), plan.pair_weight.double()
-        weight_T = torch.zeros(len(batch.labels), dtype=torch.float64, device=lam_M.device)
-        weight_T.index_add_(0, plan.pairs[:, 0], weight_M * lam_M)  # a row may stand in several pairs
-        weight_T.index_add_(0, plan.pairs[:, 1], weight_M * (1 - lam_M))
-        nothing = plan.lam[:0]
-        return replace(plan, pairs=plan.pairs[:0], pair_weight=nothing, lam=nothing, mixup_row_weight=weight_T)
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        (i, j), lam_M, weight_M = plan.pairs.unbind(1), plan.lam.double(), plan.pair_weight.double()
+        weight_T = plan.row_weight.double()  # a row may stand in several pairs
+        weight_T = weight_T.index_add(0, i, weight_M * lam_M).index_add(0, j, weight_M * (1 - lam_M))
+        out = view.sft_loss(batch, plan.without_pairs(weight_T))
+        return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])
 
 
 def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Need, Objective, check_number, ntp_plan, sequence_plan
-from sftmix.types import Batch, Plan, Tensor
+from sftmix.components.base import Need, Objective, check_number
+from sftmix.components.objectives import ntp_plan, sequence_plan
+from sftmix.components.view import LossView
+from sftmix.types import Batch, Plan
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
 
 
 class LabelSmoothing(Objective):
@@ -19,7 +24,10 @@ class LabelSmoothing(Objective):
         self.epsilon = epsilon
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return replace(ntp_plan(batch, batch.ntp_weight), label_smoothing=self.epsilon)
+        return ntp_plan(batch, batch.ntp_weight)
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        return view.sft_loss(batch, plan, label_smoothing=self.epsilon)
 
 
 class DFT(Objective):
@@ -30,7 +38,10 @@ class DFT(Objective):
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return replace(ntp_plan(batch, batch.ntp_weight), row_weight=_probability)
+        return ntp_plan(batch, batch.ntp_weight)
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        return view.sft_loss(batch, plan, rule=lambda nll, entropy: (-nll).exp())
 
 
 class IRDRO(Objective):
@@ -61,7 +72,3 @@ class IRDRO(Objective):
         if not torch.equal(batch_nll.rows[place][trained], batch.rows[trained]):
             raise ConfigError("objective IRDRO: batch.batch_nll does not hold all examples of this batch")
         return sequence_plan(batch, torch.where(trained, weight_G[place], 0.0))
-
-
-def _probability(nll: Tensor, entropy: Tensor) -> Tensor:
-    return (-nll).exp()

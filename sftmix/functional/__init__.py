@@ -7,8 +7,8 @@
     loss     sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m
 
 (arXiv 2410.05248, section 3). The head is linear, so mixing the logits is the same as mixing the hidden states: Mixup
-needs no head matmul of its own. Legend as in sftmix.types: T token rows, M pairs of them, D hidden, V vocabulary; the
-fused kernel is in sftmix.functional.fused.
+needs no head matmul of its own. Other losses of the logits: `chunked_loss`. Legend as in sftmix.types: T token
+rows, M pairs of them, D hidden, V vocabulary; the fused kernel is in sftmix.functional.fused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sftmix.functional.chunked import ChunkedLoss, chunked_loss
 from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, statistics_dtype
+from sftmix.functional.gradients import GradientsInForward
+
+__all__ = ["ChunkedLoss", "RowWeight", "SFTLoss", "chunked_loss", "reference_sft_loss", "sft_loss"]
 
 RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -103,7 +107,7 @@ def sft_loss(
         rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, spec)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):
-        loss = _GradientsInForward.apply(loss, gradients, *inputs)
+        loss = GradientsInForward.apply(loss, gradients, *inputs)
     return SFTLoss(loss, rows.nll, mixup, rows.correct if stats else None, rows.entropy if stats else None)
 
 
@@ -215,47 +219,3 @@ def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> T
     if row_scale.shape != labels.shape:
         raise ValueError(f"row_scale has shape {tuple(row_scale.shape)}; it must be {tuple(labels.shape)}.")
     return row_scale
-
-
-# ------------------------------------------------------------------------------------------------- autograd
-
-
-class _GradientsInForward(torch.autograd.Function):
-    """A node of the graph that gives a loss the gradients computed together with it."""
-
-    @staticmethod
-    def forward(ctx, loss, gradients, *inputs):
-        ctx.gradients = gradients
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
-        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        if ctx.gradients is None:
-            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
-        if keep := _graph_is_kept():
-            scaled = [None if g is None else g * upstream for g in ctx.gradients]
-        else:  # in place: a second [V, D] would be the peak of the memory
-            scaled = [None if g is None else g.mul_(upstream) for g in ctx.gradients]
-            ctx.gradients = None
-        if keep and torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
-            inputs = [x for x in ctx.saved_tensors if x is not None]
-            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
-        return None, None, *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gradient, *inputs):
-        return gradient.detach()
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
-
-
-def _graph_is_kept() -> bool:
-    """Return True if the running backward keeps its graph, or if this torch cannot tell."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else ask()

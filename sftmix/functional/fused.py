@@ -81,7 +81,7 @@ def fused_loss(
     spec: Spec,
 ) -> tuple[Figures, Tensor, list[Tensor | None]]:
     """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast."""
-    head = _Head(*inputs, spec)
+    head = LinearHead(*inputs, spec)
     kind, vocabulary = head.kind, len(head.weight)
     lam, pair_weight = lam.to(kind), pair_weight.to(kind)
     chunks = list(_chunks(pairs, len(labels), spec.chunk_size))
@@ -147,7 +147,7 @@ def _uses(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtyp
 # ------------------------------------------------------------------------------------------------ matmuls
 
 
-class _Head:
+class LinearHead:
     """The LM head: logits of some rows, and the gradients that come back from them."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> None:

@@ -9,16 +9,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.components.base import Need, Objective, Optimizer, Perturbation
-from sftmix.components.contracts import check_embeddings, check_plan
+from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing.checks import SEED, assert_is, copy_of, untouched, valid
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
+from sftmix.training.module import TrainingModule
 from sftmix.training.step import normalise
-from sftmix.types import Batch, BatchNLL, Plan, Split
+from sftmix.types import Batch, BatchNLL, Float64, Plan, Split
 
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
 _UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
@@ -45,18 +47,14 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     weights: dict[tuple, float] = {}
     for batch, plan in zip(batches, plans, strict=True):
-        scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=1)
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
         place = np.concatenate([np.arange(n) for n in np.bincount(batch.slot, minlength=len(batch.ids))])
         token = [(batch.ids[s], int(n)) for s, n in zip(batch.slot.tolist(), place, strict=True)]
-        if isinstance(scaled.row_weight, torch.Tensor):
-            row = scaled.row_weight
-        else:
-            like = 0.1 + 0.3 * torch.from_numpy(place).double()  # an NLL of each token, whatever its batch
-            assert scaled.row_scale is not None
-            row = scaled.row_scale * scaled.row_weight(like, like)
-        for key, weight, trained in zip(token, row.tolist(), batch.ntp_weight[batch.slot].tolist(), strict=True):
+        for key, weight, trained in zip(
+            token, scaled.row_weight.tolist(), batch.ntp_weight[batch.slot].tolist(), strict=True
+        ):
             weights["row", key] = weights.get(("row", key), 0.0) + weight
-            assert trained or plan.mixup_row_weight is not None or weight == 0, (
+            assert trained or weight == 0, (
                 f"{key[0]} is a repeated slot, which carries no NTP loss, but it weighs {weight}"
             )
         for (i, j), weight, lam in zip(
@@ -67,11 +65,36 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
     return weights
 
 
-def check_objective(objective: Objective, *, steps: int = 3) -> None:
-    """Check that plans are well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
+def _loss(
+    objective: Objective, batches: Sequence[Batch], plans: Sequence[Plan], move: Float64 | float = 0.0
+) -> Float64:
+    """Return the loss of the global batch on a small GPT-2 in float64, and its gradient; `move` is added to weights."""
+    config = GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = TrainingModule(GPT2LMHeadModel(config).double().eval())
+    weights = list(module.parameters())
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(weights) + torch.as_tensor(move), weights)
+    ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
+    total = torch.zeros((), dtype=torch.float64)
+    for batch, plan in zip(batches, plans, strict=True):
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
+        out = module(batch, scaled, loss=objective.loss)
+        valid(check_loss, objective, out, scaled)
+        total = total + out.loss
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
+    return torch.cat([total.detach()[None], gradient]).numpy()
+
+
+def check_objective(objective: Objective, *, steps: int = 3, finite_differences: bool = True) -> None:
+    """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
 
     The last point makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss,
-    divided by the counts of the whole global batch, must not depend on its micro-batch.
+    divided by the counts of the whole global batch, must not depend on its micro-batch. The loss and its gradient, on a
+    small model, must not either, and the gradient is held against finite differences.
+
+    finite_differences  False for a loss with detached parts, which have none
     """
     assert_is(objective, Objective)
     whole = _batches([_UNITS], _DATA)
@@ -92,10 +115,17 @@ def check_objective(objective: Objective, *, steps: int = 3) -> None:
                 assert abs(weights[key] - weight) <= 1e-6 * max(1.0, abs(weight)), (
                     f"{key} weighs {weight} in the whole batch and {weights[key]} when it is cut into micro-batches"
                 )
+        value = _loss(objective, whole, plans)
+        for cut in cuts:
+            batches = _batches(cut, _DATA)
+            other = _loss(objective, batches, _plans(objective, batches, step, steps))
+            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg="the loss depends on the cut")
+    if finite_differences:
+        norm = float(np.linalg.norm(value[1:]))
+        ahead, behind = (_loss(objective, whole, plans, way * value[1:] / max(norm, 1e-30))[0] for way in (1e-5, -1e-5))
+        assert math.isclose((ahead - behind) / 2e-5, norm, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
     if Need.PAIRS in objective.needs:
-        assert any(len(p.pairs) or p.mixup_row_weight is not None for p in plans) or plans[0].mu == 0, (
-            "it says that it mixes, but no plan has a pair"
-        )
+        assert any(len(p.pairs) for p in plans) or plans[0].mu == 0, "it says that it mixes, but no plan has a pair"
 
 
 def check_perturbation(perturbation: Perturbation, *, tolerance: float = 0.0) -> None:

@@ -324,6 +324,7 @@ class TrainingLoop:
             score=self._score,
             evaluate=self._evaluate if self.stage.eval_data is not None else None,
             read=None if self.done is None else partial(self._read, self.done),
+            objective=self.stage.objective,
             evaluations=tuple(self.evaluations),
             directory=self.stage.directory,
             is_main=self.world.is_main,

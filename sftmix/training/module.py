@@ -17,8 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.functional import SFTLoss, sft_loss
+from sftmix.components.view import LossView
+from sftmix.functional import SFTLoss
 from sftmix.model.head import Head, head_of
+from sftmix.training.view import ModelView
 from sftmix.types import Batch, Plan, Segment
 
 
@@ -70,28 +72,23 @@ class TrainingModule(nn.Module):
         finally:
             hook.remove()
 
-    def forward(self, batch: Batch, plan: Plan, *, stats: bool = False, perturb: Perturb | None = None) -> SFTLoss:
+    def forward(
+        self,
+        batch: Batch,
+        plan: Plan,
+        *,
+        stats: bool = False,
+        perturb: Perturb | None = None,
+        loss: Callable[[LossView, Batch, Plan], SFTLoss] | None = None,
+    ) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
 
         stats    also count correct tokens and compute the entropy
         perturb  a training step's change of the input embeddings; None in scoring
+        loss     `Objective.loss`; None: the fused loss, as in scoring
         """
-        return sft_loss(
-            self.hidden_states(batch, perturb),
-            self.head.weight,
-            batch.labels,
-            plan.pairs,
-            plan.lam,
-            row_weight=plan.row_weight,
-            pair_weight=plan.pair_weight,
-            bias=self.head.bias,
-            softcap=self.head.softcap,
-            scale=self.head.scale,
-            label_smoothing=plan.label_smoothing,
-            chunk_size=self.chunk_size,
-            stats=stats,
-            row_scale=plan.row_scale,
-        )
+        view = ModelView(self.model, self.head, lambda: self.hidden_states(batch, perturb), chunk_size=self.chunk_size)
+        return view.sft_loss(batch, plan, stats=stats) if loss is None else loss(view, batch, plan)
 
     def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
         """Return `function(hidden[T, D], head, labels i64[T])`; `wrap` makes this call a forward for FSDP, too."""

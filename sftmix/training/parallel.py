@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
+from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
 from sftmix.model.unused import unused_modules
@@ -189,27 +190,6 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the repeated blocks of the decoder, which transformers itself never splits; none lies in another."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [m for m in model.get_decoder().modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
-    if not layers:
-        raise ConfigError(
-            f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
-            "--training.compile"
-        )
-    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
-    return [layer for layer in layers if id(layer) not in inner]
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Checkpoint each decoder layer, by the name that this version of transformers has for it."""
-    name = "activation_checkpointing_enable"
-    if not hasattr(model, name):
-        name = "gradient_checkpointing_enable"
-    getattr(model, name)({"use_reentrant": False})
 
 
 def check_compiler(device: torch.device) -> None:

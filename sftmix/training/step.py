@@ -38,7 +38,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.components.base import Need, Objective, Perturbation
-from sftmix.components.contracts import check_embeddings, check_plan
+from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
@@ -140,7 +140,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     # 4. forward and backward
     perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
-        scaled = normalise(plan, batch, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
+        scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         own_sums, own_nll = _forward_backward(setup, batch, plan, scaled, perturb, last=number == len(batches))
         sums += own_sums
         nll.append(own_nll)
@@ -217,21 +217,12 @@ def refuse(problem: str | None, world: World) -> None:
 # --------------------------------------------------------------------------------- 4. forward and backward
 
 
-def normalise(plan: Plan, batch: Batch, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
-    """Divide the plan's weights by the counts of the whole global batch, times the world size (see above).
-
-    A rule does not know about repeated slots, so its weights are multiplied with the slots' NTP weights.
-    """
+def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
+    """Divide the plan's weights by the counts of the whole global batch, times the world size (see above)."""
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
-    scaled = replace(plan, pair_weight=plan.pair_weight * pair_factor, mixup_row_weight=None)
-    if isinstance(plan.row_weight, torch.Tensor):
-        row_weight = plan.row_weight * row_factor
-        if plan.mixup_row_weight is not None:
-            row_weight = row_weight + plan.mixup_row_weight * pair_factor
-        return replace(scaled, row_weight=row_weight)
-    return replace(scaled, row_scale=batch.ntp_weight[batch.slot].double() * row_factor)
+    return replace(plan, row_weight=plan.row_weight.double() * row_factor, pair_weight=plan.pair_weight * pair_factor)
 
 
 def _forward_backward(
@@ -243,18 +234,16 @@ def _forward_backward(
     """
     with gradient_sync(setup.module, last):
         with autocast(setup.module, setup.precision, setup.world.device):
-            out = setup.module(batch, scaled, perturb=perturb)
+            out = setup.module(batch, scaled, perturb=perturb, loss=setup.objective.loss)
+        check_loss(setup.objective, out, plan)
         out.loss.backward()
-    return step_sums(batch, plan, out), out.nll.detach()
+    return step_sums(plan, out), out.nll
 
 
-def step_sums(batch: Batch, plan: Plan, out: SFTLoss) -> torch.Tensor:
+def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
     """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
-    weight = batch.ntp_weight[batch.slot] if callable(plan.row_weight) else plan.row_weight
-    mixed, aligned = (plan.pair_weight * out.mixup).sum(), out.mixup.new_tensor(len(plan.pairs))
-    if plan.mixup_row_weight is not None:  # NTP losses in place of Mixup's
-        mixed = mixed + (plan.mixup_row_weight * out.nll).sum()
-        aligned = aligned.new_tensor(len(batch.pairs))
+    weight, aligned = plan.row_weight, out.mixup.new_tensor(len(plan.pairs))
+    mixed = (plan.pair_weight * out.mixup).sum()
     if plan.mu:
         mixed = mixed / plan.mu
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)

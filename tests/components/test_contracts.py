@@ -87,22 +87,10 @@ class Typo(Median):
     def split(self, scores, *, seed):
         return super().split(scores.confidense, seed=seed)
 
-class Beyond(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, lam=plan.lam + 1)
-
-class NoNumber(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, lam=plan.lam * float("nan"))
-
-class Infinite(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, row_weight=plan.row_weight / 0)
-
-class Short(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, lam=plan.lam[:-1])
-
+class Beyond(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam + 1)
+class NoNumber(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam * float("nan"))
+class Infinite(Planned): changed = lambda self, plan: dataclasses.replace(plan, row_weight=plan.row_weight / 0)
+class Short(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam[:-1])
 class NoPlan(Planned):
     def changed(self, plan):
         return {"lam": plan.lam}
@@ -115,37 +103,27 @@ class ShortOnOneRank(Planned):
     def changed(self, plan):
         return Short.changed(self, plan) if os.environ.get("RANK") == "1" else plan
 
-class FarPairs(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, pairs=plan.pairs + 1000)
+class FarPairs(Planned): changed = lambda self, plan: dataclasses.replace(plan, pairs=plan.pairs + 1000)
+class Counted(Planned): changed = lambda self, plan: dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
+class Uncounted(Planned): changed = lambda self, plan: dataclasses.replace(plan, mixup_count=0.0)
+class UncountedNTP(Planned): changed = lambda self, plan: dataclasses.replace(plan, ntp_count=0)
+class Narrow(Planned): changed = lambda self, plan: dataclasses.replace(plan, pairs=plan.pairs.int())
+class Elsewhere(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam.to("meta"))
+class Lost(NTP):
+    changes = {}
 
-class Counted(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
+    def loss(self, view, batch, plan):
+        out = super().loss(view, batch, plan)
+        return out._replace(**{name: change(getattr(out, name)) for name, change in self.changes.items()})
 
-class Uncounted(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, mixup_count=0.0)
+class Vector(Lost): changes = {"loss": lambda loss: loss[None]}
+class Graphless(Lost): changes = {"loss": lambda loss: loss.detach()}
+class Keeper(Lost): changes = {"nll": lambda nll: nll.clone().requires_grad_()}
+class Stunted(Lost): changes = {"nll": lambda nll: nll[1:]}
 
-class UncountedNTP(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, ntp_count=0)
-
-class Narrow(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, pairs=plan.pairs.int())
-
-class Elsewhere(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, lam=plan.lam.to("meta"))
-
-class Twofold(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, row_weight=lambda nll, entropy: nll, mixup_row_weight=plan.row_weight)
-
-class Smooth(Planned):
-    def changed(self, plan):
-        return dataclasses.replace(plan, label_smoothing=float("nan"))
+class Bare(NTP):
+    def loss(self, view, batch, plan):
+        return super().loss(view, batch, plan).loss
 
 class Wide(Perturbation):
     def embeddings(self, e, mask, *, ids, step, seed):
@@ -238,8 +216,11 @@ BROKEN = [
     ),
     ("--objective.mu=broken_parts.Wordy", r"objective\.mu Wordy returned 'x'; allowed: a number"),
     ("--objective=broken_parts.Elsewhere", r"objective Elsewhere returned lam on meta; allowed: tensors on cpu, as"),
-    ("--objective=broken_parts.Twofold", r"objective Twofold returned a rule as row_weight, and a mixup_row_weight"),
-    ("--objective=broken_parts.Smooth", r"objective Smooth returned label_smoothing nan; allowed: from 0"),
+    ("--objective=broken_parts.Vector", r"objective Vector returned loss float32\[1\]; allowed: a tensor of floats"),
+    ("--objective=broken_parts.Graphless", r"objective Graphless returned loss without a graph; allowed: a tensor"),
+    ("--objective=broken_parts.Keeper", r"objective Keeper returned nll with a graph; allowed: .*, detached"),
+    ("--objective=broken_parts.Stunted", r"objective Stunted returned nll float32\[\d+\]; allowed: a tensor"),
+    ("--objective=broken_parts.Bare", r"objective Bare returned float32\[\]; allowed: loss\(\) returns"),
     ("--perturbation=broken_parts.Wide", r"perturbation Wide returned float32\[.*\]; allowed: embeddings float32\["),
     (
         "--callbacks+=broken_parts.Says",

@@ -35,7 +35,11 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
             "AnyPairs",
             "ConfidenceGapPairs",
         ],
-        "Objective": ["NTP", "SFTMix", "MixupOnly", "DecomposedMixup", "LabelSmoothing", "DFT", "IRDRO"],
+        "Objective": [
+            *("NTP", "SFTMix", "MixupOnly", "DecomposedMixup"),
+            *("ManifoldMixup", "EmbeddingMixup", "CutMix", "MixtureDivergence"),
+            *("LabelSmoothing", "DFT", "IRDRO"),
+        ],
         "Callback": ["Evaluate", "EarlyStopping", "LossSpikeGuard", "MeasureMixing"],
         "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
         "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],

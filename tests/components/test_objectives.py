@@ -267,33 +267,14 @@ def test_mixup_only_is_the_mixup_of_sftmix_with_weight_one(batch, lambda_per, me
 
 
 @given(batches(), st.floats(0.01, 5), st.sampled_from(["token", "sequence"]), st.sampled_from(["own", "ntp"]))
-def test_decomposed_mixup_weighs_the_rows_of_sftmix_by_the_same_lambdas(batch, mu, mean, mixup_mean):
+def test_decomposed_mixup_has_the_plan_of_sftmix(batch, mu, mean, mixup_mean):
     options = {"mu": mu, "mean": mean, "mixup_mean": mixup_mean, "lambda_per": "token"}
-    plan, whole = DecomposedMixup(**options).plan(batch, **AT), SFTMix(**options).plan(batch, **AT)
-    expected = [0.0] * len(batch.labels)
-    for (i, j), lam, weight in zip(whole.pairs.tolist(), whole.lam.tolist(), whole.pair_weight.tolist(), strict=True):
-        expected[i] += weight * lam
-        expected[j] += weight * (1 - lam)
-    np.testing.assert_allclose(plan.mixup_row_weight, expected, rtol=1e-12)
-    assert plan.pairs.shape == (0, 2)
-    assert plan.lam.shape == plan.pair_weight.shape == (0,)
-    assert torch.equal(plan.row_weight, whole.row_weight)
-    for same in ("ntp_count", "mixup_count", "mu", "mixup_mean"):
-        assert getattr(plan, same) == getattr(whole, same)
+    assert_same_plan(DecomposedMixup(**options).plan(batch, **AT), SFTMix(**options).plan(batch, **AT))
 
 
 def test_decomposed_mixup_without_mu_is_ntp():
     batch = make_batch([2, 3], [(0, 1)])
     assert_same_plan(DecomposedMixup(mu=0).plan(batch, **AT), NTP().plan(batch, **AT))
-
-
-def test_smoothing_beside_the_weights_of_the_decomposed_control_is_refused():
-    """Both kinds of weights are added up, so that the smoothing would be of both."""
-    batch = make_batch([3, 2], [(0, 1)])
-    plan = DecomposedMixup().plan(batch, **AT)
-    assert check_plan(DecomposedMixup(), plan, batch) is plan
-    with pytest.raises(ConfigError, match=r"DecomposedMixup returned label_smoothing 0\.1, and a mixup_row_weight"):
-        check_plan(DecomposedMixup(), dataclasses.replace(plan, label_smoothing=0.1), batch)
 
 
 @pytest.mark.parametrize(("row", "said"), [(-1, "-1 to 4"), (5, "1 to 5")])

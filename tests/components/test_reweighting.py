@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
-from sftmix.components import DFT, IRDRO, NTP, LabelSmoothing, Need
+from sftmix.components import DFT, IRDRO, LabelSmoothing, Need
 from sftmix.types import Batch, BatchNLL
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}
@@ -35,22 +35,10 @@ def make_batch(rows, lengths, weights, batch_nll=None):
     )
 
 
-def test_label_smoothing_is_ntp_with_an_epsilon():
-    batch = make_batch([4, 2, 4], [2, 3, 2], [1.0, 1.0, 0.0])
-    found, ntp = (objective.plan(batch, **AT) for objective in (LabelSmoothing(epsilon=0.25), NTP()))
-    assert torch.equal(found.row_weight, ntp.row_weight)
-    assert (found.ntp_count, found.label_smoothing, ntp.label_smoothing) == (5, 0.25, 0)
+def test_an_epsilon_that_is_no_share_is_refused():
     for epsilon in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match=rf"objective\.epsilon is {epsilon}; allowed: from 0 to below 1"):
             LabelSmoothing(epsilon=epsilon)
-
-
-def test_dft_weighs_a_token_by_its_probability():
-    batch = make_batch([4, 2], [2, 3], [1.0, 0.0])
-    plan = DFT().plan(batch, **AT)
-    p = torch.tensor([0.5, 0.01, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(plan.row_weight(-p.log(), torch.zeros(3)), p)
-    assert plan.ntp_count == 2
 
 
 @given(st.data())

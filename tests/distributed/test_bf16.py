@@ -131,7 +131,7 @@ def by_hand(way: str, *, compute: str) -> dict[str, torch.Tensor]:
     for batch, plan in zip(batches, plans, strict=True):
         module.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute == "autocast"):
-            scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=1)
+            scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
             loss = module(batch, scaled, perturb=perturb).loss
         loss.backward()
         parts = {name: p.grad.float() for name, p in module.model.named_parameters()} | {"loss": loss.detach().double()}

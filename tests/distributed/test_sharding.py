@@ -65,7 +65,7 @@ def accumulate(world: World, parallel: str, tied: bool):
     ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
     counts = []
     for k, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
-        scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
         with Collectives() as collectives, gradient_sync(module, k == len(batches) - 1):
             module(batch, scaled).loss.backward()
         counts.append(dict(collectives.count))

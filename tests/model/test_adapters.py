@@ -18,11 +18,11 @@ from sftmix.components import NTP
 from sftmix.model.adapters import add_adapters, merge_adapters, read_adapters, trained_numbers, unties
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, effective_weight, head_of
+from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.optimizer import build_optimizer
-from sftmix.training.parallel import recompute_activations
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, tokenizer
 from tests.toy import toy_rows
 

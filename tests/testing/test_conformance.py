@@ -43,6 +43,7 @@ OPTIONS = {
     "sftmix.components.schedules.AfterFraction": {"fraction": 0.5, "value": 0.2},
 }
 MORE = {
+    "sftmix.components.reweighting.DFT": {"finite_differences": False},
     "sftmix.components.splitters.QualityLabel": {
         "scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)
     },
@@ -70,6 +71,28 @@ def test_every_base_class_has_a_check():
 
 
 # ------------------------------------------------------------------------------------------ what is caught
+
+
+class Mean(NTP):
+    """The mean over the micro-batch in place of sums over the global one."""
+
+    def loss(self, view, batch, plan):
+        out = super().loss(view, batch, plan)
+        return out._replace(loss=out.nll.numel() * out.loss)
+
+
+class Halved(NTP):
+    """A loss whose gradient is another one's."""
+
+    def loss(self, view, batch, plan):
+        out = super().loss(view, batch, plan)
+        return out._replace(loss=0.5 * out.loss + 0.5 * out.loss.detach())
+
+
+@pytest.mark.parametrize(("objective", "words"), [(Mean(), "depends on the cut"), (Halved(), "is not the loss's")])
+def test_a_loss_that_is_no_sum_or_no_primitive_is_caught(objective, words):
+    with pytest.raises(AssertionError, match=words):
+        testing.check_objective(objective)
 
 
 class ByFileOrder(Median):

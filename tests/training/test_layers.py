@@ -15,8 +15,9 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
+from sftmix.model.layers import decoder_layers
 from sftmix.options import TrainingOptions
-from sftmix.training.parallel import decoder_layers, training_module
+from sftmix.training.parallel import training_module
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
 from tests.tiny import sftmix
@@ -36,7 +37,7 @@ def gradients(world: World, **options: Any) -> dict[str, torch.Tensor]:
     for units in UNITS:
         batch = collate(units, DATA, n_segments=1)
         plan = SFTMix(mu=0.75).plan(batch, step=3, total_steps=9, seed=5)
-        scaled = normalise(plan, batch, ntp_count=plan.ntp_count, mixup_count=plan.mixup_count, world_size=1)
+        scaled = normalise(plan, ntp_count=plan.ntp_count, mixup_count=plan.mixup_count, world_size=1)
         module(batch, scaled).loss.backward()
     whole = {name: getattr(p.grad, "full_tensor", lambda g=p.grad: g)() for name, p in module.named_parameters()}
     return {name.removeprefix("module."): gradient for name, gradient in whole.items()}

@@ -83,7 +83,7 @@ def loss_of(model, units, segments: int, perturbation: Perturbation | None) -> t
     plan = NTP().plan(batch, step=3, total_steps=9, seed=0)
     plan = replace(plan, row_weight=plan.row_weight.double())
     perturb = None if perturbation is None else partial(perturbation.embeddings, step=3, seed=0)
-    scaled = normalise(plan, batch, ntp_count=plan.ntp_count, mixup_count=0, world_size=1)
+    scaled = normalise(plan, ntp_count=plan.ntp_count, mixup_count=0, world_size=1)
     return TrainingModule(model)(batch, scaled, perturb=perturb).loss
 
 
@@ -116,7 +116,7 @@ def check_gradients(world: World, parallel: str, options: TrainingOptions) -> No
     plans = [objective.plan(b, step=3, total_steps=9, seed=5) for b in batches]
     ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
     for k, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
-        scaled = normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
         with gradient_sync(module, k == len(batches) - 1):
             module(batch, scaled).loss.backward()
     for others in world.gather(lambdas):

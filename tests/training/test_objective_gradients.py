@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit
 from sftmix.components import DFT, IRDRO, DecomposedMixup, LabelSmoothing, MixupOnly, Need, SFTMix
 from sftmix.components.base import Objective
-from sftmix.functional import sft_loss
+from sftmix.components.contracts import check_loss
+from sftmix.components.view import LossView
 from sftmix.training.step import normalise
 from sftmix.types import Batch, BatchNLL, Plan
 from tests.toy import VOCABULARY, toy_rows
@@ -67,8 +69,9 @@ class Head:
 
 def exact(plan: Plan) -> Plan:
     """The plan in float64, before it is divided. What objectives leave in float32 here is exact in it."""
-    row = plan.row_weight.double() if isinstance(plan.row_weight, torch.Tensor) else plan.row_weight
-    return replace(plan, row_weight=row, pair_weight=plan.pair_weight.double(), lam=plan.lam.double())
+    return replace(
+        plan, row_weight=plan.row_weight.double(), pair_weight=plan.pair_weight.double(), lam=plan.lam.double()
+    )
 
 
 def global_nll(head: Head) -> BatchNLL:
@@ -87,23 +90,13 @@ def ours(head: Head, objective: Objective, world: int, micro: int) -> tuple[torc
     counts = {name: sum(getattr(plan, name) for plan in plans) for name in ("ntp_count", "mixup_count")}
     total = torch.zeros((), dtype=torch.float64)
     for batch, plan in zip(batches, plans, strict=True):
-        scaled = normalise(exact(plan), batch, **counts, world_size=world)
+        scaled = normalise(exact(plan), **counts, world_size=world)
         hidden = torch.cat([head.Z[row] for row in batch.rows.tolist()])
-        total = (
-            total
-            + sft_loss(
-                hidden,
-                head.W,
-                batch.labels,
-                scaled.pairs,
-                scaled.lam,
-                row_weight=scaled.row_weight,
-                pair_weight=scaled.pair_weight,
-                label_smoothing=scaled.label_smoothing,
-                row_scale=scaled.row_scale,
-                chunk_size=3,
-            ).loss
-        )
+        lm_head = SimpleNamespace(weight=head.W, bias=None, softcap=None, scale=1.0)
+        view = LossView(lm_head, lambda hidden=hidden: hidden, chunk_size=3)
+        out = objective.loss(view, batch, scaled)
+        check_loss(objective, out, scaled)
+        total = total + out.loss
     return total / world, lambdas(batches)
 
 

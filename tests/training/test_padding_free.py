@@ -44,7 +44,7 @@ def losses(model, **layout):
     batch = collate(UNITS, DATA, **layout)
     plan = SFTMix(mu=0.75).plan(batch, step=3, total_steps=9, seed=5)
     model.zero_grad()
-    scaled = normalise(plan, batch, ntp_count=plan.ntp_count, mixup_count=plan.mixup_count, world_size=1)
+    scaled = normalise(plan, ntp_count=plan.ntp_count, mixup_count=plan.mixup_count, world_size=1)
     out = TrainingModule(model)(batch, scaled)
     out.loss.backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -14,9 +14,8 @@ import torch
 from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
-from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components import IRDRO, NTP, SFTMix
+from sftmix.components import DFT, IRDRO, NTP, SFTMix
 from sftmix.components.base import Objective
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
@@ -86,7 +85,7 @@ def ours(
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     total = 0.0
     for batch, plan in zip(batches, plans, strict=True):
-        loss = module(batch, normalise(plan, batch, ntp_count=ntp, mixup_count=mixup, world_size=world)).loss / world
+        loss = module(batch, normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world)).loss / world
         loss.backward()
         total += float(loss.detach())
     return total, gradients(model)
@@ -202,15 +201,15 @@ def test_without_ntp_tokens_only_mixup_is_left(model):
 
 
 def test_a_row_rule_is_divided_by_the_same_count(model):
-    """A rule (here DFT's) is scaled as a tensor of weights is, and leaves out the slots that carry no NTP loss."""
+    """The rule of DFT multiplies the weights, and leaves out the slots that carry no NTP loss."""
     units = [*UNITS[:2], (Slot(UNITS[0][0].row, 0.0),)]
     batch = collate(units, DATA)
     module = TrainingModule(model)
     plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
     with torch.no_grad():
         nll = module(batch, plan).nll
-    rule = Plan(lambda nll, entropy: torch.exp(-nll), plan.pairs, plan.pair_weight, plan.lam, plan.ntp_count, 0.0)
-    found = module(batch, normalise(rule, batch, ntp_count=17.0, mixup_count=0.0, world_size=3)).loss.detach()
+    scaled = normalise(plan, ntp_count=17.0, mixup_count=0.0, world_size=3)
+    found = module(batch, scaled, loss=DFT().loss).loss.detach()
     counted = batch.ntp_weight[batch.slot]
     assert counted.min() == 0
     assert float(found) == pytest.approx(3 / 17 * float((counted * torch.exp(-nll) * nll).sum()), abs=1e-12)
@@ -299,17 +298,6 @@ def test_a_step_in_which_no_token_counts_moves_nothing(model, objective, mixed):
     done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
     assert (done.ntp_count, done.mixup_count, done.loss, done.skipped) == (0, mixed, 0, False)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-
-
-class OneForAll(NTP):
-    def plan(self, batch, **given):
-        return replace(super().plan(batch, **given), row_weight=lambda nll, entropy: nll.mean())
-
-
-def test_a_rule_must_give_each_token_a_weight(model):
-    told = r"objective OneForAll returned a rule as row_weight that gives float32\[\] for \d+ tokens; allowed: "
-    with pytest.raises(ConfigError, match=told):
-        one_step(model, OneForAll(), rate=0.125)
 
 
 def test_the_norm_of_a_million_gradients_is_exact_in_float32():

@@ -12,7 +12,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import Stopped
 from sftmix.common.world import World
 from sftmix.components import MixupOnly, Objective, SFTMix
-from sftmix.components.base import ntp_plan
+from sftmix.components.objectives import ntp_plan
 from sftmix.options import CheckpointOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train

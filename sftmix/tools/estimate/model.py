@@ -18,12 +18,12 @@ from transformers import AttentionInterface
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import add_adapters
+from sftmix.model.layers import decoder_layers
 from sftmix.model.meta import empty_model
 from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
 from sftmix.tools.estimate.machine import FLOAT, HALF, Compute
 from sftmix.training.module import attention_inputs
-from sftmix.training.parallel import decoder_layers
 from sftmix.types import Segment
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -24,6 +24,7 @@ from sftmix.common.world import World
 from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.functional.fused import default_chunk_size
 from sftmix.model.adapters import add_adapters
+from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.machine import layout_of
@@ -31,7 +32,7 @@ from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.needs import forward_flops, memory_of, traffic, training_flops
 from sftmix.tools.estimate.work import Work
 from sftmix.training.module import TrainingModule, gradient_sync
-from sftmix.training.parallel import recompute_activations, wrap
+from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.forked import on_ranks

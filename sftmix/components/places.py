@@ -1,0 +1,230 @@
+"""Mixup at other places than the input of the LM head. Each costs a second pass of the backbone, over the pairs alone.
+
+The examples of a pair are laid out so that their responses begin at one place. Each has a line of its own, so a pair is
+mixed both ways, lambda being the share of the line's own example, and the loss of a token pair is the mean of the two
+mixtures. NTP, pairs, lambdas and weights are those of SFTMix. In conversations trained as a whole, token pairs that do
+not stand at one place (behind first responses of other lengths) are left out, and not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_list
+from sftmix.common.rng import generator
+from sftmix.components.base import Schedule, check_choice
+from sftmix.components.objectives import SFTMix
+from sftmix.components.view import LossView
+from sftmix.types import Batch, Plan, Tensor
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinesPlan(Plan):
+    """A plan with the lines [R, L] of P pairs, R = 2 P: first examples, then second ones. Without pairs R = 2.
+
+    input_ids  i64[R, L]
+    mask       bool[R, L], the real tokens
+    share      f32[R], lambda of the line's own example
+    line, column  i64[2 M], the line of each token row, and the place in it whose state predicts the token; those of
+               column 0 of `pairs` before those of column 1
+    own, other  i64[2 M], the labels of these rows and of their partners
+    layer      the decoder layer after which states are mixed; 0: the embeddings
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    share: Tensor
+    line: Tensor
+    column: Tensor
+    own: Tensor
+    other: Tensor
+    layer: int = 0
+
+
+def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input_ids i64[B, L] and mask bool[B, L] with the first responses at one place, and column i64[T].
+
+    Raises ConfigError for examples of several documents, which a line cannot keep apart.
+    """
+    import torch
+
+    size = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.labels.device)
+    origin, column, before = size.clone(), torch.zeros_like(batch.labels), 0
+    for segment in batch.segments:
+        slots, ids = segment.slots, segment.input_ids
+        if segment.lengths is None:
+            length = segment.attention_mask.sum(1)[: len(slots)]
+            start = torch.arange(len(slots), device=size.device) * ids.shape[1]
+        else:
+            length = torch.tensor(segment.lengths, device=size.device)
+            start = length.cumsum(0) - length
+        packed = segment.position_ids is not None and int((segment.position_ids == 0).sum()) > len(slots)
+        if packed:
+            raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
+        size[slots], origin[slots] = length, start + before
+        column[segment.order] = segment.index + before - origin[batch.slot[segment.order]]
+        before += ids.numel()
+    first = torch.full_like(size, before).scatter_reduce(0, batch.slot, column, "amin")
+    shift = first.max() - first
+    place = torch.arange(int((size + shift).max()), device=size.device) - shift[:, None]
+    mask = (place >= 0) & (place < size[:, None])
+    tokens = torch.cat([segment.input_ids.flatten() for segment in batch.segments])
+    return tokens[torch.where(mask, origin[:, None] + place, 0)], mask, column + shift[batch.slot]
+
+
+def mixed(states: Tensor, mask: Tensor, share: Tensor) -> Tensor:
+    """Return the states [R, L, D] of each line mixed with its partner's where both have a token; else its own."""
+    import torch
+
+    half, share = len(states) // 2, share.to(torch.promote_types(share.dtype, states.dtype))[:, None, None]
+    mixture = share * states + (1 - share) * states.roll(half, 0)
+    return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
+
+
+def _two_labels(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
+    """Return weight (lambda CE(own) + (1 - lambda) CE(other)) for each row of logits [r, V]."""
+    import torch.nn.functional as F
+
+    one, two = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
+    return weight * (lam * one + (1 - lam) * two)
+
+
+class ManifoldMixup(SFTMix):
+    """Mixup of the states after a decoder layer (arXiv 1806.05236), with the labels mixed as in SFTMix."""
+
+    def __init__(
+        self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0
+    ) -> None:
+        """
+        mu: weight of the Mixup term (0: NTP alone), or a Schedule.
+        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
+        layers: a decoder layer, from 1, or a list of them, of which each step draws one; 0 is the embeddings.
+        """
+        super().__init__(mu=mu, alpha=alpha)
+        self.layers = as_list(layers)
+        if not self.layers or min(self.layers) < 0:
+            raise ConfigError(f"objective.layers is {layers}; allowed: a number from 0, or several, such as [0, 4, 8]")
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        if plan.mu == 0:
+            return plan
+        ids, mask, column = aligned(batch)
+        kept = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
+        pairs, lam, pair = plan.pairs[kept], plan.lam[kept], batch.pair_index[kept]
+        # Without pairs a pass is made all the same: under FSDP every rank makes as many.
+        slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
+        share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
+        given = {f.name: getattr(plan, f.name) for f in fields(Plan)}
+        given |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept], "mixup_count": float(len(lam))}
+        return LinesPlan(
+            **given,
+            input_ids=ids[slots.T.flatten()],
+            mask=mask[slots.T.flatten()],
+            share=share.repeat(2),
+            line=torch.cat([pair, pair + len(slots)]),
+            column=column[rows],
+            own=batch.labels[rows],
+            other=batch.labels[rows.roll(len(lam))],
+            layer=int(generator(seed, "layer", step).choice(self.layers)),
+        )
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        import torch
+
+        ntp = view.sft_loss(batch, plan.without_pairs())
+        if not isinstance(plan, LinesPlan):  # mu is 0
+            return ntp
+        mask, share, weight = plan.mask, plan.share, plan.pair_weight.repeat(2) / 2
+        states = view.states(
+            view.embed(plan.input_ids), mask, layer=plan.layer, change=lambda states: mixed(states, mask, share)
+        )
+        rows = plan.own, plan.other, plan.lam.repeat(2), weight
+        loss, each = view.chunked_loss(states[plan.line, plan.column], _two_labels, *rows)
+        mixup = torch.where(weight > 0, each / weight, 0.0).view(2, -1).mean(0)
+        return ntp._replace(loss=ntp.loss + loss, mixup=mixup)
+
+
+class EmbeddingMixup(ManifoldMixup):
+    """Mixup of the input embeddings (arXiv 1905.08941), with the labels mixed as in SFTMix."""
+
+    def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5) -> None:
+        """
+        mu: weight of the Mixup term (0: NTP alone), or a Schedule.
+        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
+        """
+        super().__init__(mu=mu, alpha=alpha)
+
+
+class CutMix(EmbeddingMixup):
+    """Control: a stretch of the response is the partner's (after arXiv 1905.04899); nothing is interpolated.
+
+    Of N aligned response tokens, round((1 - lambda) N) that stand together change places, and each place is trained by
+    NTP on the token that stands there.
+    """
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        if not isinstance(plan, LinesPlan):
+            return plan
+        counts = np.bincount(plan.line[: len(plan.lam)].tolist(), minlength=len(batch.slot_pairs)).tolist()
+        taken = [np.zeros(0, dtype=bool)]
+        for (first, second), n, share in zip(batch.slot_pairs.tolist(), counts, plan.share.tolist(), strict=False):
+            length = round((1 - share) * n)
+            start = generator(seed, "cut", step, batch.ids[first], batch.ids[second]).integers(n - length + 1)
+            taken.append((np.arange(n) >= start) & (np.arange(n) < start + length))
+        swapped = torch.from_numpy(np.concatenate(taken)).to(plan.lam.device).repeat(2)
+        labels = torch.where(swapped, plan.other, plan.own)
+        ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # what the states predict
+        return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)
+
+
+Divergence = Literal["js", "kl"]
+
+
+class MixtureDivergence(SFTMix):
+    """NTP plus mu times the divergence between the mixture of predictions and the prediction of the mixture.
+
+    With q = lambda p_i + (1 - lambda) p_j and p~ = softmax of the mixed logits: KL(q || p~), or the Jensen-Shannon
+    divergence of both, as in AugMix (arXiv 1912.02781). Labels are not mixed.
+    """
+
+    def __init__(
+        self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, divergence: Divergence = "js"
+    ) -> None:
+        """
+        mu: weight of the divergence (0: NTP alone), or a Schedule.
+        alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
+        divergence: js (symmetric, at most log 2) or kl.
+        """
+        super().__init__(mu=mu, alpha=alpha)
+        check_choice("objective.divergence", divergence, ("js", "kl"))
+        self.divergence = divergence
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        import torch
+
+        ntp = view.sft_loss(batch, plan.without_pairs())
+        h_i, h_j = view.hidden[plan.pairs].unbind(1)
+        mixture = (plan.lam[:, None] * h_i + (1 - plan.lam[:, None]) * h_j).to(h_i.dtype)
+        loss, each = view.chunked_loss((h_i, h_j, mixture), self._divergence, plan.lam, plan.pair_weight)
+        return ntp._replace(loss=ntp.loss + loss, mixup=torch.where(plan.pair_weight > 0, each / plan.pair_weight, 0.0))
+
+    def _divergence(self, z_i: Tensor, z_j: Tensor, z: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
+        """Return the weighted divergence of each pair from the logits [r, V] of both rows and of their mixture."""
+        q, log_p = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1), z.log_softmax(-1)
+        if self.divergence == "kl":
+            return weight * (q * (q.log() - log_p)).sum(-1)
+        middle = (0.5 * (q + log_p.exp())).log()
+        return 0.5 * weight * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)

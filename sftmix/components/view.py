@@ -1,0 +1,86 @@
+"""What the loss of an objective may ask of the model, inside its wrapped forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.types import Batch, Plan, Tensor
+
+if TYPE_CHECKING:
+    from sftmix.functional import ChunkedLoss, SFTLoss
+
+
+class LossView:
+    """The head's inputs and the head, as `Objective.loss` sees them; in training with `embed` and `states`, too.
+
+    head  has weight [V, D], bias [V] or None, softcap and scale (`sftmix.model.head.Head`)
+    """
+
+    def __init__(self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None) -> None:
+        self.head = head
+        self._hidden, self._chunk_size = hidden, chunk_size
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[T, D], the inputs of the head that predict the response tokens: one pass of the backbone, made once."""
+        return self._hidden()
+
+    @cached_property
+    def _formula(self) -> dict[str, Any]:
+        names = ("weight", "bias", "softcap", "scale")  # an adapted head computes its weight at each use
+        return {name: getattr(self.head, name) for name in names} | {"chunk_size": self._chunk_size}
+
+    def sft_loss(
+        self,
+        batch: Batch,
+        plan: Plan,
+        *,
+        rule: Callable[[Tensor, Tensor], Tensor] | None = None,
+        label_smoothing: float = 0.0,
+        stats: bool = False,
+    ) -> SFTLoss:
+        """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`).
+
+        rule  (nll, entropy) -> factor of each row's weight, elementwise, detached
+        """
+        from sftmix.functional import sft_loss
+
+        return sft_loss(
+            self.hidden,
+            labels=batch.labels,
+            pairs=plan.pairs,
+            lam=plan.lam,
+            row_weight=plan.row_weight if rule is None else rule,
+            pair_weight=plan.pair_weight,
+            label_smoothing=label_smoothing,
+            stats=stats,
+            row_scale=None if rule is None else plan.row_weight,
+            **self._formula,
+        )
+
+    def chunked_loss(
+        self, hidden: Tensor | Sequence[Tensor], f: Callable[..., Tensor], *columns: Tensor
+    ) -> ChunkedLoss:
+        """Return the sum of `f` over rows of logits, without holding all of them (`sftmix.functional.chunked_loss`)."""
+        from sftmix.functional import chunked_loss
+
+        return chunked_loss(hidden, f, *columns, **self._formula)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the input embeddings of ids [R, L] as [R, L, D]; a perturbation changes `hidden` alone."""
+        raise ConfigError("the embeddings are there in training steps alone, and not for MeasureMixing")
+
+    def states(
+        self, embeddings: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the inputs of the head, [R, L, D], at every place of R lines: one more pass of the backbone.
+
+        embeddings  [R, L, D]
+        mask        bool[R, L], the real tokens; positions count them
+        change      replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the embeddings themselves)
+        Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
+        """
+        raise ConfigError("the states are there in training steps alone, and not for MeasureMixing")

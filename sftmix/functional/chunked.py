@@ -1,0 +1,81 @@
+"""Losses of the logits that are sums over rows, one chunk at a time: [R, V] logits never exist."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sftmix.functional.fused import LinearHead, Spec, default_chunk_size
+from sftmix.functional.gradients import GradientsInForward
+
+
+class ChunkedLoss(NamedTuple):
+    """The sum of the losses, a scalar with a graph; and each of them, [R], detached, float32 or float64."""
+
+    loss: Tensor
+    each: Tensor
+
+
+def chunked_loss(
+    hidden: Tensor | Sequence[Tensor],
+    f: Callable[..., Tensor],
+    *columns: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk_size: int | None = None,
+) -> ChunkedLoss:
+    """Compute sum_r f(logits_r, columns_r) through the LM head, with its gradients by hidden, weight and bias.
+
+        logits = cap(scale (W h + b)),   cap(z) = softcap tanh(z / softcap)
+
+    `f` runs under plain autograd on some rows at a time, and its first derivative by the logits is exact. Its gradients
+    are computed together with the loss, so memory is bounded by the chunk, and backward only scales them.
+
+    hidden      [R, D], or several of them: `f` gets the logits of the same rows of each
+    weight, bias  [V, D], [V], as in `sft_loss`; under autocast the matmuls have its dtype
+    f           (logits [r, V] of each hidden, the columns' rows [r, ...]) -> losses [r]; logits are float32 or float64
+    columns     tensors of R rows, constants: labels, lambdas, weights
+    chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
+
+    Raises ValueError for columns or losses of another length; RuntimeError on a second derivative.
+    """
+    parts = [hidden] if isinstance(hidden, Tensor) else list(hidden)
+    rows, stacked = len(parts[0]), parts[0] if len(parts) == 1 else torch.cat(parts)
+    if {rows} != (sizes := {len(x) for x in (*parts, *columns)}):
+        raise ValueError(f"hidden and columns must have the same number of rows, not {sorted(sizes)}.")
+    inputs, device = (stacked, weight, bias), stacked.device.type
+    need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    size = chunk_size or default_chunk_size(len(weight), weight.device)
+    spec = Spec(cast, softcap, float(scale), 0.0, size, None, False, False, (need[0], need[1], need[2]))
+    recording = torch.enable_grad if any(need) else contextlib.nullcontext
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        head = LinearHead(*inputs, spec)
+        each = stacked.new_zeros(rows, dtype=head.kind)
+        step = max(1, size // len(parts))
+        for start in range(0, rows, step):
+            part = slice(start, min(start + step, rows))
+            place = torch.arange(rows, device=stacked.device)[part]
+            place = torch.cat([place + rows * k for k in range(len(parts))])
+            leaf = head.logits(place, head.weight.new_empty(len(place), len(weight)))
+            with recording():
+                leaf = leaf.requires_grad_(any(need))
+                x = leaf.to(head.kind)
+                x = x if softcap is None else softcap * torch.tanh(x / softcap)
+                losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
+                if losses.shape != each[part].shape:
+                    raise ValueError(f"f must return one loss per row, {len(each[part])}, not {tuple(losses.shape)}.")
+                gradient = torch.autograd.grad(losses.sum(), leaf)[0] if any(need) else leaf
+            each[part] = losses.detach()
+            if any(need):
+                head.backward(place, gradient)
+    loss = each.sum()
+    if any(need):
+        loss = GradientsInForward.apply(loss, head.gradients, *inputs)
+    return ChunkedLoss(loss, each)

@@ -1,0 +1,108 @@
+"""`chunked_loss` against plain autograd on all logits at once, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftmix.functional import chunked_loss
+from tests.functional.loss_checks import cases, close, make_case
+
+
+def focal(logits, labels):
+    """A weight that is differentiated, too."""
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    return (1 - torch.exp(-nll)) ** 2 * nll
+
+
+def divergence(z_i, z_j, z, lam):
+    q = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1)
+    return F.kl_div(z.log_softmax(-1), q, reduction="none").sum(-1)
+
+
+def inputs_of(case, frozen):
+    pairs, lam = case.pairs, case.lam[:, None]
+    leaves = [case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_(not frozen)]
+    leaves += [] if case.bias is None else [case.bias.clone().requires_grad_(not frozen)]
+    hidden = leaves[0]
+    i, j = hidden[pairs[:, 0]], hidden[pairs[:, 1]]
+    return leaves, {"rows": hidden, "pairs": (i, j, lam * i + (1 - lam) * j)}
+
+
+@given(cases(rules=False, smoothing=False), st.booleans(), st.sampled_from([1.0, -0.5]))
+def test_values_and_gradients_are_those_of_all_logits_at_once(case, frozen, upstream):
+    options = {name: case.options[name] for name in ("softcap", "scale")}
+
+    def logits(h, weight, bias):
+        z = options["scale"] * F.linear(h, weight, bias)
+        return z if options["softcap"] is None else options["softcap"] * torch.tanh(z / options["softcap"])
+
+    outcomes = []
+    for chunked in (True, False):
+        leaves, given = inputs_of(case, frozen)
+        weight, bias = leaves[1], leaves[2] if len(leaves) > 2 else None
+        if chunked:
+            more = {**options, "bias": bias, "chunk_size": case.options["chunk_size"]}
+            rows = chunked_loss(given["rows"], focal, case.labels, weight=weight, **more)
+            pairs = chunked_loss(given["pairs"], divergence, case.lam, weight=weight, **more)
+            each, loss = (rows.each, pairs.each), rows.loss + pairs.loss
+            assert not any(x.requires_grad for x in each)
+        else:
+            rows = focal(logits(given["rows"], weight, bias), case.labels)
+            pairs = divergence(*(logits(h, weight, bias) for h in given["pairs"]), case.lam)
+            each, loss = (rows.detach(), pairs.detach()), rows.sum() + pairs.sum()
+        (upstream * loss).backward()
+        outcomes.append((loss.detach(), *each, *(leaf.grad for leaf in leaves)))
+    for found, expected in zip(*outcomes, strict=True):
+        if found is not None and expected is None:
+            assert not found.any()  # no row asks for it
+        else:
+            close(found, expected)
+
+
+def test_without_gradients_and_without_rows():
+    case = make_case(3)
+    with torch.no_grad():
+        found = chunked_loss(case.hidden, focal, case.labels, weight=case.weight)
+    assert not found.loss.requires_grad
+    close(found.each, focal(case.hidden @ case.weight.T, case.labels))
+    hidden = case.hidden[:0].clone().requires_grad_()
+    chunked_loss(hidden, focal, case.labels[:0], weight=case.weight).loss.backward()
+    assert hidden.grad.shape == (0, 4)
+
+
+def test_under_autocast_the_matmuls_alone_are_bf16():
+    case = make_case(5, rows=40, width=16, vocabulary=50, bias=False)
+    hidden, weight = case.hidden.float().requires_grad_(), case.weight.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = chunked_loss(hidden, focal, case.labels, weight=weight, chunk_size=7)
+    found.loss.backward()
+    assert (found.each.dtype, hidden.grad.dtype) == (torch.float32, torch.float32)
+    expected = focal((hidden.bfloat16() @ weight.bfloat16().T).float(), case.labels)
+    torch.testing.assert_close(found.each, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("f", "columns", "words"),
+    [
+        (focal, (torch.zeros(3, dtype=torch.int64),), r"the same number of rows, not \[3, 9\]"),
+        (lambda z: z, (), r"f must return one loss per row, 9, not \(9, 7\)"),
+        (lambda z: z.sum(), (), r"f must return one loss per row"),
+    ],
+)
+def test_what_does_not_fit_is_refused(f, columns, words):
+    case = make_case(1)
+    with pytest.raises(ValueError, match=words):
+        chunked_loss(case.hidden, f, *columns, weight=case.weight)
+
+
+def test_it_has_no_second_derivative():
+    case = make_case(2)
+    hidden = case.hidden.clone().requires_grad_()
+    loss = chunked_loss(hidden, focal, case.labels, weight=case.weight).loss
+    (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        gradient.sum().backward()
