@@ -7,15 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from sftmix.common.files import write_text
-from sftmix.common.names import is_there
-from sftmix.common.plain import as_list
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.config.layers import read_yaml
-from sftmix.data.sources import may_be_of_the_hub
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import Known
 from sftmix.pipeline.rows import RunRows
@@ -76,7 +70,7 @@ class RunContext:
         self._stop.check(self.world)
         done = self.directory.begin(stage.name, stage.inputs())
         self.memory, self._began = PeakMemory(self.world.device), time.time()
-        self.world.on_main(lambda: self._write_config(read_back=done))
+        self.world.on_main(lambda: self._write_config(keep=done))
         if done:
             return stage.read()
         made = stage.make()
@@ -100,20 +94,7 @@ class RunContext:
         """Train to the end, from the newest valid checkpoint on."""
         return train(stage, self.world)
 
-    def _write_config(self, *, read_back: bool) -> None:
-        """Write config.yaml for a stage that is to be made; else tell it where model and rows are now.
-
-        Paths that are gone are replaced: by content both are the same. What may be an id of the hub stays.
-        """
+    def _write_config(self, *, keep: bool) -> None:
         file = self.directory.path / "config.yaml"
-        if not (read_back and file.exists()):
+        if not (keep and file.exists()):
             write_text(file, self.config.yaml())
-            return
-        written, now, moved = read_yaml(file), self.config.plain(), False
-        for group, key in (("model", "path"), ("data", "train"), ("data", "eval")):
-            before = written.get(group, {}).get(key, now[group][key])
-            gone = [name for name in as_list(before or []) if not is_there(name) and not may_be_of_the_hub(name)]
-            if gone and before != now[group][key]:
-                written[group][key], moved = now[group][key], True
-        if moved:
-            write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))

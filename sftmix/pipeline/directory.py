@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, not_as_written, placing, read_json, remove_leftovers, sha256_file, write_json
+from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
 from sftmix.pipeline.hold import Hold
 from sftmix.pipeline.shared import check_same_directory
 
@@ -59,7 +59,7 @@ class RunDirectory:
         if not self.world.is_main:
             return
         if error is None:
-            self.status(exit_code=0, message="")
+            self._hold.done()
         self._hold.release(error)
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
@@ -163,12 +163,10 @@ def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
     """Return what refuses `inputs` for a stage that was made, or begun, from others; None if nothing does."""
     if not (directory / "inputs.json").exists() or _untouched(directory):
         return None
-    different = {line.partition(": ")[0]: line for line in differences(read_json(directory / "inputs.json"), inputs)}
+    different = differences_in_words(read_json(directory / "inputs.json"), inputs)
     if not different:
         return None
-    contents = [words for name, words in CONTENTS.items() if name in different]
-    told = [*contents, *(line for name, line in different.items() if name not in CONTENTS)]
-    return f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
+    return f"was made with other inputs: {'; '.join(different[:8])}. Use another --out, or the old settings"
 
 
 CONTENTS = {
@@ -177,19 +175,21 @@ CONTENTS = {
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
-"""Inputs that are hashes, in words that name the options behind them; they come first."""
+"""Inputs that are hashes, in words that name the options behind them."""
+
+
+def differences_in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the differences of two inputs of a stage."""
+    return [CONTENTS.get(line.partition(": ")[0], line) for line in differences(old, new)]
 
 
 def _untouched(directory: Path) -> bool:
-    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt."""
-    theirs = {  # what another stage has put here, as the reference its dynamics
-        os.path.normpath(manifest.parent / name)
-        for manifest in directory.parent.glob(f"*/{MANIFEST}")
-        if manifest.parent != directory
-        for name in read_json(manifest, files=dict)["files"]
-    }
-    own = [p for p in directory.iterdir() if p.name != "inputs.json" and os.path.normpath(p) not in theirs]
-    return all(p.is_file() and not p.stat().st_size for p in own)
+    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt.
+
+    The reference's dynamics lie in the directory of the confidence.
+    """
+    work = [path for path in directory.iterdir() if path.name not in ("inputs.json", "dynamics.parquet")]
+    return all(path.is_file() and not path.stat().st_size for path in work)
 
 
 def origin(directory: Path) -> Path:
@@ -199,9 +199,10 @@ def origin(directory: Path) -> Path:
     """
     seen = [directory]
     while (file := seen[-1] / ADOPTED).exists():
-        seen.append(Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"])))
-        if seen[-1] in seen[:-1]:
-            raise not_as_written(file, ValueError("it leads back to itself"))
+        source = Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"]))
+        if source in seen:
+            raise DifferenceError(f"{file}: it leads back to itself")
+        seen.append(source)
     return seen[-1]
 
 
@@ -245,13 +246,8 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
             changes += differences(old.get(name), new.get(name), inner)
         return changes
-    if isinstance(new, tuple):
+    if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        if any(isinstance(value, Mapping) for value in new):  # components
+            return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
         new = list(new)
-    if (
-        isinstance(old, list)
-        and isinstance(new, list)
-        and len(old) == len(new)
-        and isinstance(next(iter(new), 0), dict)
-    ):
-        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]  # components
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

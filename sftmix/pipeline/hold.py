@@ -22,16 +22,16 @@ BEFORE_STAGES = ("start", "data")
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    A command that ends with an error before it begins a stage puts back the STATUS.json of the run that was there. One
-    that only reads a finished run back never writes it.
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
+    back an unfinished run to its end.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
-        self._status: dict[str, Any] = {}
-        self._keeps = False
-        self._before: dict[str, Any] | None = None
+        self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
+        self._earlier: dict[str, Any] = {}
+        """The STATUS.json of another process, while it stays."""
         self._written = 0.0
 
     def take(self) -> None:
@@ -48,17 +48,10 @@ class Hold:
         except BlockingIOError:
             lock.close()
             raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
-        self._lock = lock
-        told = _told(self.path / "STATUS.json")
-        self._keeps = told.get("exit_code") == 0
-        self._before = told if told.get("stage") not in (None, *BEFORE_STAGES) else None
-        self._status = {
-            "stage": BEFORE_STAGES[0],
-            "step": 0,
-            "total_steps": 0,
-            "exit_code": None,
-            "started": time.time(),
-        }
+        self._lock, self._status["started"] = lock, time.time()
+        with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
+            earlier = read_json(self.path / "STATUS.json")
+            self._earlier = earlier if earlier.get("stage") not in (None, *BEFORE_STAGES) else {}
 
     def __enter__(self) -> Hold:
         self.take()
@@ -70,28 +63,24 @@ class Hold:
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        if not self._keeps and time.monotonic() - self._written >= throttle:
+        if not self._earlier and time.monotonic() - self._written >= throttle:
             write_json(self.path / "STATUS.json", self._status)
             self._written = time.monotonic()
 
     def begin(self) -> None:
         """Note that a stage begins to be made: from now on STATUS.json tells of this process."""
-        self._keeps, self._before = False, None
+        self._earlier = {}
+
+    def done(self) -> None:
+        """Note that the command did all it should."""
+        if self._earlier.get("exit_code") != 0:
+            self.begin()
+        self.status(exit_code=0, message="")
 
     def release(self, error: BaseException | None = None) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
-        with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
-            if error is not None and self._before is None:
+        if error is not None:
+            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
                 self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
-            elif error is not None and self._written:
-                write_json(self.path / "STATUS.json", self._before)
         if self._lock is not None:
             self._lock.close()
-
-
-def _told(status: Path) -> dict[str, Any]:
-    """Return what STATUS.json says; {} if there is none that can be read."""
-    try:
-        return read_json(status)
-    except DifferenceError:
-        return {}

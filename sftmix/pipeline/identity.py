@@ -43,43 +43,50 @@ class Known:
     rows: RunRows | None = None
     directory: Path | None = None
 
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
+        return UNKNOWN if self.world is None else self.world.share(self.world.on_main(question))
+
 
 # ------------------------------------------------------------------------------------------ parts of inputs
 
 
-def _model(path: str | None, world: World | None) -> str:
-    """Return the fingerprint of a model's files, or the commit of a hub model."""
-    if world is None:
-        return UNKNOWN
-    from sftmix.model.load import fingerprint
+def _model(known: Known) -> str:
+    """Return the fingerprint of the model's files, or the commit of a hub model."""
 
-    return world.share(fingerprint(path or "") if world.is_main else None)
+    def identity() -> str:
+        from sftmix.model.load import fingerprint
+
+        return fingerprint(known.config.model.path or "")
+
+    return known.ask(identity)
 
 
-def _files(world: World | None, *components: Component | None) -> dict[str, str | None]:
+def _files(known: Known, *components: Component | None) -> dict[str, str | None]:
     """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain.
 
     Raises what `files()` raises, on every rank, and before torch is imported, too.
     """
     names = [name for component in components if component is not None for name in files_of(component)]
-    if world is None:
-        return UNKNOWN
-    from sftmix.model.load import fingerprint
 
-    def known(name: str) -> str | None:
-        try:
-            return fingerprint(name)
-        except ConfigError:
-            return None
+    def identities() -> dict[str, str | None]:
+        from sftmix.model.load import fingerprint
 
-    return world.share({name: known(name) for name in names} if world.is_main else None)
+        files: dict[str, str | None] = {}
+        for name in names:
+            try:
+                files[name] = fingerprint(name)
+            except ConfigError:
+                files[name] = None
+        return files
+
+    return known.ask(identities)
 
 
 def _made(known: Known, name: str) -> str:
     """Return the hash of a file that an earlier stage of the run made."""
-    if known.directory is None or known.world is None:
-        return UNKNOWN
-    return known.world.share(sha256_file(known.directory / name) if known.world.is_main else None)
+    directory = known.directory
+    return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
 
 
 def _data(known: Known) -> dict[str, Any]:
@@ -88,16 +95,12 @@ def _data(known: Known) -> dict[str, Any]:
     names = ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels", "special_tokens")
     inputs = {name: getattr(data, name) for name in names}
     inputs |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
-    if rows is None:  # which may turn out to be plain text
-        read = {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
-        return {**inputs, "format": UNKNOWN if data.format == "auto" else data.format, **read}
-    about = rows.data
-    return {
-        **inputs,
-        "max_length": about.report.max_length,
-        "template": rows.encoder.name,
-        "fingerprint": about.train.fingerprint,
-    }
+    if rows is not None:
+        inputs |= {"max_length": rows.data.report.max_length, "template": rows.encoder.name}
+        return {**inputs, "fingerprint": rows.data.train.fingerprint}
+    if data.format == "auto":  # which may turn out to be plain text
+        inputs["format"] = UNKNOWN
+    return {**inputs, "max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
 
 
 def _held_out(rows: RunRows | None) -> str | None:
@@ -143,16 +146,13 @@ def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
 # ------------------------------------------------------------------------------------------- the stages
 
 
-def selection_inputs(known: Known, fingerprint: str = UNKNOWN) -> dict[str, Any]:
-    """Return the inputs of the selection.
-
-    fingerprint  of all training rows
-    """
+def selection_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the selection."""
     selector = known.config.selector
     return {
-        "data": fingerprint,
+        "data": UNKNOWN if known.rows is None else known.rows.whole.fingerprint,
         "selector": selector.spec(),
-        "selector_files": _files(known.world, selector),
+        "selector_files": _files(known, selector),
         "seed": known.config.seed,
     }
 
@@ -164,9 +164,9 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
     inputs = {
         "data": _data(known),
-        "model": _model(config.model.path, world),
+        "model": _model(known),
         "reference": _without_layout(reference.spec()),
-        "reference_files": _files(world, reference, *with_training),
+        "reference_files": _files(known, reference, *with_training),
         "computed": _computed(known),
     }
     if Need.TRAINING not in reference.needs:
@@ -197,7 +197,7 @@ def confidence_inputs(known: Known) -> dict[str, Any]:
     return {
         "dynamics": _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
-        "confidence_files": _files(known.world, estimator),
+        "confidence_files": _files(known, estimator),
     }
 
 
@@ -208,7 +208,7 @@ def split_inputs(known: Known) -> dict[str, Any]:
         "data": _data(known),
         "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
         "splitter": splitter.spec(),
-        "splitter_files": _files(known.world, splitter),
+        "splitter_files": _files(known, splitter),
         "seed": known.config.seed,
     }
 
@@ -229,7 +229,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     inputs = {
         "data": _data(known),
         "eval": _held_out(known.rows),
-        "model": _model(config.model.path, world),
+        "model": _model(known),
         "dtype": config.model.dtype,
         "lora": _lora(config.model.lora),
         "split": _made(known, "split/split.parquet") if paired else None,
@@ -238,7 +238,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
         "objective": objective.spec(),
         "optimizer": config.optimizer.spec(),
         "perturbation": plain(perturbation),
-        "files": _files(world, pairing, objective, config.optimizer, perturbation, *deciding),
+        "files": _files(known, pairing, objective, config.optimizer, perturbation, *deciding),
         "computed": _computed(known),
         "training": _training(config.training, world),
         "callbacks": [callback.spec() for callback in deciding],
@@ -246,7 +246,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": _files(world, component)} for component in chosen]
+        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
     return inputs
 
 
@@ -256,7 +256,7 @@ def base_inputs(known: Known) -> dict[str, Any]:
     return {
         "data": _data(known),
         "eval": _held_out(known.rows),
-        "model": _model(config.model.path, known.world),
+        "model": _model(known),
         "quantize": config.model.lora.without_adapters().quantize,
         "computed": _computed(known),
     }

@@ -24,7 +24,7 @@ from sftmix.pipeline.identity import reference_inputs
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.reference_rows import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import training_with
+from sftmix.pipeline.stages import training_of_reference
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -104,7 +104,7 @@ class ReferenceRun:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
         path, encoder, data = self._rows_of(model)
-        options, seed = training_with(config, training)
+        options, seed = training_of_reference(config, training)
         seed = stable_hash(seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
             stage = training_stage(

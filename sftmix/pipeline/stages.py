@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from sftmix.common.errors import ConfigError
@@ -23,54 +22,42 @@ def is_single_run(config: RunConfig) -> bool:
     return uses_confidence and Need.TARGET_LOSSES in config.reference.needs
 
 
-def stages_needed(config: RunConfig, until: StageName) -> set[str]:
-    """Return the stages that `until` needs: NTP without pairs needs no split, a split by label no reference.
+def stages_entered(config: RunConfig, until: StageName) -> list[str]:
+    """Return the stages that a command makes or reads back, in order; none that it may turn out not to enter.
 
-    Raises ConfigError for a stage that this configuration does not have.
+    NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
+    configuration does not have.
     """
-    if is_single_run(config):
-        if until == "train":
-            return {"train"}
+    single, scored = is_single_run(config), Need.CONFIDENCE in config.splitter.needs
+    if single and until != "train":
         raise ConfigError(
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    if until == "confidence" and Need.CONFIDENCE not in config.splitter.needs:
+    if until == "confidence" and not scored:
         raise ConfigError(
             f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
             "here, or use `split`"
         )
-    needed: set[str] = {until}
-    if until == "train" and config.resolved_pairing() is not None:
-        needed.add("split")
-    if "split" in needed and Need.CONFIDENCE in config.splitter.needs:
-        needed.add("confidence")
-    if "confidence" in needed:
-        needed.add("reference")
-    return needed
-
-
-def stages_entered(config: RunConfig, until: StageName, directory: Path) -> list[str]:
-    """Return every stage that a command makes or reads back, in order; none that it may turn out not to enter.
-
-    directory  the run directory; a split that an earlier command made there is read back for the summary
-    """
-    stages, again = stages_needed(config, until), set[str]()
+    stages: set[str] = {until}
     if not isinstance(config.selector, All):
         stages.add("selection")
     if until == "train":
         stages |= {"base", "baseline"} if config.with_baseline else {"base"}
-    if "split" not in stages and not is_single_run(config) and (directory / "split" / "figures.json").exists():
-        again = {"reference", "confidence", "split"} if Need.CONFIDENCE in config.splitter.needs else {"split"}
-    return [*(stage for stage in ALL if stage in stages), *(stage for stage in ALL if stage in again - stages)]
+        if config.resolved_pairing() is not None and not single:
+            stages.add("split")
+    if "split" in stages and scored:
+        stages.add("confidence")
+    if "confidence" in stages:
+        stages.add("reference")
+    return [stage for stage in ALL if stage in stages]
 
 
-def training_of_reference(config: RunConfig) -> tuple[TrainingOptions, int]:
-    """Return options and seed of the reference's training: `reference.training`, and the run's where it sets none."""
-    return training_with(config, config.reference.training)
+def training_of_reference(config: RunConfig, own: ReferenceTraining | None = None) -> tuple[TrainingOptions, int]:
+    """Return options and seed of the reference's training: its own, and the run's where it sets none.
 
-
-def training_with(config: RunConfig, own: ReferenceTraining | None) -> tuple[TrainingOptions, int]:
-    """Return the run's training options and seed, replaced by those that the reference sets itself."""
+    own  None: `reference.training`
+    """
+    own = own or config.reference.training
     seed = config.seed if own is None or own.seed is None else own.seed
     return inherit(config.training, own), seed

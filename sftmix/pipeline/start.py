@@ -53,14 +53,19 @@ def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ())
     """
     directory = Path(config.out or "")
     check_names_given(config)
-    entered = stages_entered(config, until, directory)
-    if "reference" in entered:
-        _check_reference(config)
-    refuse_other_inputs(Known(config), until, directory)
-    if "RANK" not in os.environ:
-        for parallel in _parallel(config, entered, [directory, *pool]):
-            if parallel in SHARDED:
-                raise ConfigError(needs_torchrun(parallel))
+    stages, reference = stages_entered(config, until), config.reference
+    if "reference" in stages:
+        with named("reference.model.path"):
+            for path in [reference.model.path] if reference.model and reference.model.path else []:
+                model_at_hand(path)
+        with named("reference.paths"):
+            for path in reference.paths if isinstance(reference, FromCheckpoints) else []:
+                model_at_hand(path)
+    refuse_other_inputs(Known(config), stages, directory)
+    for stage in stages if "RANK" not in os.environ else []:
+        made = any((run / stage / MANIFEST).exists() for run in (directory, *pool))
+        if not made and (parallel := _parallel(config, stage)) in SHARDED:
+            raise ConfigError(needs_torchrun(parallel))
 
 
 def check_names_given(config: RunConfig) -> None:
@@ -75,36 +80,23 @@ def check_names_given(config: RunConfig) -> None:
     refuse_pickles(path)
 
 
-def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None:
-    """Raise ConfigError if a stage that the command enters was made, or begun, from other inputs.
+def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:
+    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
 
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
-    share = known.world.share if known.world else lambda value: value
-    for stage in share(stages_entered(known.config, until, directory)):
+    for stage in stages:
         inputs = STAGE_INPUTS[stage](known)
-        problem = share(other_inputs(directory / stage, inputs))
+        problem = other_inputs(directory / stage, inputs)
+        if known.world is not None:
+            problem = known.world.share(problem)
         if problem is not None:
             raise ConfigError(f"{directory / stage}: {problem}")
 
 
-def _check_reference(config: RunConfig) -> None:
-    reference = config.reference
-    if reference.model is not None and reference.model.path:
-        with named("reference.model.path"):
-            model_at_hand(reference.model.path)
-    for path in reference.paths if isinstance(reference, FromCheckpoints) else ():
-        with named("reference.paths"):
-            model_at_hand(path)
-
-
-def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[Path]) -> Iterator[str]:
-    """Yield training.parallel of the stages with a model that neither this run nor one of the pool has finished."""
-    own = {"reference": training_of_reference(config)[0].parallel} if Need.TRAINING in config.reference.needs else {}
-    for stage in entered:
-        made = any((directory / stage / MANIFEST).exists() for directory in directories)
-        needs_model = (
-            Need.SCORING in config.reference.needs if stage == "reference" else stage in ("train", "baseline", "base")
-        )
-        if needs_model and not made:
-            yield own.get(stage, config.training.parallel)
+def _parallel(config: RunConfig, stage: str) -> str:
+    """Return how the model of a stage is shared by ranks; "" of a stage without one."""
+    if stage == "reference" and Need.TRAINING in config.reference.needs:
+        return training_of_reference(config)[0].parallel
+    scoring = stage == "reference" and Need.SCORING in config.reference.needs
+    return config.training.parallel if scoring or stage in ("train", "baseline", "base") else ""

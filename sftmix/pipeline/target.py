@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.checkpoints import BEST
 from sftmix.common.figures import counted
-from sftmix.common.files import read_json
 from sftmix.components.base import Objective
 from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset, Encoder
@@ -63,18 +61,11 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         run.directory.tell(doing="writing the model")
         weights = full_weights(result.module)
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
-        kept = {"made_by": made_by(world.size), "best_kept": (directory / BEST).is_dir()}
-        figures = {**result.figures, **measured.figures, **kept}
+        figures = {**result.figures, **measured.figures, "made_by": made_by(world.size)}
         files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
         return Made(files, figures, [_told(name, figures, run.seconds())])
 
-    def read() -> None:
-        figures = directory / "figures.json"
-        late = name == "train" and config.checkpoint.keep_best and figures.exists()
-        if late and not read_json(figures).get("best_kept"):
-            run.say("note: checkpoint.keep_best comes too late for this run, whose training is done; use another --out")
-
-    return Stage(name, lambda: arm_inputs(run.known(rows), name), make, read)
+    return Stage(name, lambda: arm_inputs(run.known(rows), name), make, lambda: None)
 
 
 def _told(name: str, figures: Mapping[str, Any], seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -56,33 +55,6 @@ def test_an_evaluation_that_decides_nothing_is_none(tiny, tmp_path, sftmix):
     words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--out", str(tmp_path / "run")]
     assert sftmix(*words, "--callbacks", "Evaluate", "--callbacks.every", "1").code == 0
     assert sftmix(*words, "--callbacks", "Evaluate", "--callbacks.every", "2").code == 0
-
-
-def test_the_configuration_follows_model_and_rows_that_have_moved(tiny, tmp_path, sftmix):
-    out = tmp_path / "run"
-    assert sftmix("run", *tiny.options, *SHORT, "--out", str(out)).code == 0
-    before = (out / "config.yaml").read_text()
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    words = [*tiny.options]
-    for file in (tiny.model, tiny.train, tiny.eval):
-        words[words.index(str(file))] = str(shutil.move(file, moved / file.name))
-    again = sftmix("run", *words, *SHORT, "--seed", "42", "--checkpoint.every", "7", "--out", str(out))
-    assert again.code == 0, again.err
-    after = (out / "config.yaml").read_text()
-    assert after == before.replace(str(tmp_path / "model"), str(moved / "model")).replace(
-        str(tmp_path / "train.jsonl"), str(moved / "train.jsonl")
-    ).replace(str(tmp_path / "eval.jsonl"), str(moved / "eval.jsonl"))
-    done = sftmix("generate", str(out), "--models", "base", "--to", str(tmp_path / "answers"), "--max_new_tokens", "2")
-    assert done.code == 0, done.err
-
-
-@pytest.mark.parametrize("text", ["", "model: {path: gone}\n"])
-def test_a_configuration_that_was_emptied_by_hand_stops_no_run(tiny, tmp_path, sftmix, text):
-    words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--out", str(tmp_path / "run")]
-    assert sftmix(*words).code == 0
-    (tmp_path / "run" / "config.yaml").write_text(text)
-    assert sftmix(*words).code == 0
 
 
 def test_the_layout_of_the_reference_may_change_as_that_of_the_target(tiny, tmp_path, sftmix):
