@@ -15,7 +15,7 @@ from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sftmix.pipeline.stages import StageName
+    from sftmix.pipeline.identity import StageName
 
 
 @dataclass(frozen=True)

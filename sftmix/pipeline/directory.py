@@ -1,4 +1,4 @@
-"""The run directory: stages that are valid for their inputs, or refused.
+"""The run directory: one process at a time, STATUS.json, and stages that are valid for their inputs, or refused.
 
 A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
@@ -8,16 +8,20 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
-from sftmix.pipeline.hold import Hold
+from sftmix.common.names import path_problem
 from sftmix.pipeline.shared import check_same_directory
 
 if TYPE_CHECKING:
@@ -25,56 +29,114 @@ if TYPE_CHECKING:
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
+BEFORE_STAGES = ("start", "data")
+"""Values of `stage` in STATUS.json before a command begins to make its first one."""
 
 
-class RunDirectory:
+class Hold:
+    """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
+
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
+    back an unfinished run to its end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
+        self._earlier: dict[str, Any] = {}
+        """The STATUS.json of another process, while it stays."""
+        self._written = 0.0
+
+    def take(self) -> None:
+        """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if problem := path_problem(self.path):
+            raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
+        self._lock, self._status["started"] = lock, time.time()
+        with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
+            earlier = read_json(self.path / "STATUS.json")
+            self._earlier = earlier if earlier.get("stage") not in (None, *BEFORE_STAGES) else {}
+
+    def __enter__(self) -> Hold:
+        self.take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.release(error)
+
+    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
+        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
+        self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        if not self._earlier and time.monotonic() - self._written >= throttle:
+            write_json(self.path / "STATUS.json", self._status)
+            self._written = time.monotonic()
+
+    def starts_work(self) -> None:
+        """Note that something is about to be made here: from now on STATUS.json tells of this process."""
+        self._earlier = {}
+
+    def done(self) -> None:
+        """Note that the command did all it should."""
+        if self._earlier.get("exit_code") != 0:
+            self.starts_work()
+        self.status(exit_code=0, message="")
+
+    def release(self, error: BaseException | None = None) -> None:
+        """Note the error that ended the command, if any, and give the lock back."""
+        if error is not None:
+            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
+                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+        if self._lock is not None:
+            self._lock.close()
+
+
+class RunDirectory(Hold):
     """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes).
 
     pool  sibling run directories whose finished stages are adopted where their inputs are the same
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
-        self.path = Path(path)
-        self.world = world
-        self.pool = [Path(sibling) for sibling in pool]
-        self._hold = Hold(path)
+        super().__init__(path)
+        self.world, self.pool = world, [Path(sibling) for sibling in pool]
 
     def __enter__(self) -> RunDirectory:
         self.world.on_main(self._enter)
         try:
             check_same_directory(self.path, self.world)
         except BaseException as error:
-            if self.world.is_main:
-                self._hold.release(error)
+            self.release(error)
             raise
         return self
 
     def _enter(self) -> None:
-        self._hold.take()
+        self.take()
         for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         self.status()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self.world.is_main:
-            return
         if error is None:
-            self._hold.done()
-        self._hold.release(error)
+            self.done()
+        self.release(error)
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
-        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         if self.world.is_main:
-            self._hold.status(throttle=throttle, **fields)
+            super().status(throttle=throttle, **fields)
 
     def tell(self, **fields: Any) -> None:
         """Update STATUS.json from every rank: a full disk ends them all."""
         self.world.on_main(lambda: self.status(**fields))
-
-    def starts_work(self) -> None:
-        """Note that something is about to be made here: STATUS.json of an earlier command no longer holds."""
-        if self.world.is_main:
-            self._hold.begin()
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
@@ -101,10 +163,6 @@ class RunDirectory:
             return is_finished(directory)
 
         return self.world.share(self.world.on_main(check))
-
-    def has(self, stage: str) -> bool:
-        """Return True if a stage was finished here, by this command or an earlier one."""
-        return self.world.share((self.path / stage / "figures.json").exists() if self.world.is_main else None)
 
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
@@ -247,7 +305,5 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             changes += differences(old.get(name), new.get(name), inner)
         return changes
     if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
-        if any(isinstance(value, Mapping) for value in new):  # components
-            return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
-        new = list(new)
+        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

@@ -14,8 +14,8 @@ from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.identity import is_single_run
 from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import is_single_run
 from sftmix.training.dynamics import merge
 from sftmix.training.online import OnlineLosses
 from sftmix.types import Rows, Scores, Split, TrainingDynamics

@@ -24,11 +24,19 @@ from sftmix.measure.split import ties_at_the_cut, write_confounds
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
+from sftmix.pipeline.identity import (
+    Known,
+    StageName,
+    confidence_inputs,
+    is_single_run,
+    selection_inputs,
+    split_inputs,
+    stages_entered,
+    training_of_reference,
+)
 from sftmix.pipeline.pairs import dynamics_of_single_run
-from sftmix.pipeline.reference import reference_stage, refuse_responses_of_text
+from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
-from sftmix.pipeline.stages import StageName, is_single_run, stages_entered, training_of_reference
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
@@ -81,8 +89,6 @@ def recipe(
     if world.is_main:
         say_rows("\n".join(rows.data.report.lines()))
         sys.stdout.flush()
-    if "reference" in stages and not directory.has("reference"):
-        refuse_responses_of_text(config, rows)
     make_stages(run, rows, stages)
     summary = write_summary(run, rows)
     last = summary["stages"].get(until, {})  # what was asked for, whatever came last

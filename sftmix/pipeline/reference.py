@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
-from sftmix.components.reference import TrainedReference
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder
+from sftmix.data import EncodedDataset, Encoder, encoder_for
+from sftmix.data.templates import same_tokenizer
 from sftmix.measure.remarks import ends_of_loss
+from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import reference_inputs
+from sftmix.pipeline.identity import reference_inputs, training_of_reference
 from sftmix.pipeline.models import scoring_model
-from sftmix.pipeline.reference_rows import rows_of_reference
-from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import training_of_reference
+from sftmix.pipeline.rows import RunRows, encode_rows, resolve_max_length
+from sftmix.pipeline.shared import check_same_rows
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -61,15 +63,6 @@ def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
     return Stage("reference", lambda: reference_inputs(run.known(rows)), make, lambda: read_dynamics(path).of(ids))
 
 
-def refuse_responses_of_text(config: RunConfig, rows: RunRows) -> None:
-    """Raise ConfigError for a reference that is to score responses without instructions where there are neither."""
-    if rows.prepared.text and isinstance(config.reference, TrainedReference) and config.reference.response_alone:
-        raise ConfigError(
-            "reference.response_alone scores each response without its instruction, and data.format text has no "
-            "instructions; leave it out"
-        )
-
-
 def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
     missing = [i for i, ok in zip(dynamics.ids, dynamics.scored, strict=True) if not ok]
     if len(missing) > MAX_UNSCORED * len(dynamics.ids):
@@ -79,6 +72,48 @@ def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
         )
     if missing:
         run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
+
+
+def rows_of_reference(
+    config: RunConfig, rows: RunRows, model: ReferenceModel, world: World, *, option: str = "reference.model"
+) -> tuple[str, Encoder, EncodedDataset, list[str]]:
+    """Return model path, encoder and rows of a reference, and lines about how it reads rows of its own.
+
+    What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
+    the target sees. Of another tokenizer template and length have another meaning, so they are the model's. Windows of
+    plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+    """
+    if not (model.path or model.template or model.max_length):
+        return config.model.path, rows.encoder, rows.data.train, []
+    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
+    assert length is not None, "tokenised rows have a length"
+    of_model = "reference.paths" if option == "reference" else "reference.model.path"
+    with named(of_model if model.path else "model.path"):
+        tokenizer = world.node_first(lambda: load_tokenizer(path))
+        same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
+        if model.template is not None or not same:
+            data = replace(config.data, template=model.template)
+            encoder = world.node_first(lambda: encoder_for(tokenizer, data))
+        if rows.prepared.text:
+            asked = model.template is not None or model.max_length not in (None, length)
+            if asked or encoder.fingerprint != rows.encoder.fingerprint:
+                raise ConfigError(
+                    "with data.format text a reference reads the windows of the target: leave reference.model.template "
+                    "and reference.model.max_length out, and use a reference with the target's tokenizer"
+                )
+        elif model.max_length is None and same:
+            length = min(length, context_length(path) or length)
+        else:
+            length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
+    whose = "the target's tokenizer" if same else "another tokenizer than the target's"
+    lines = [f"reference ({path}): {whose}, template {encoder.name}, max_length {length}"]
+    if encoder is rows.encoder and length == rows.data.report.max_length:
+        return path, encoder, rows.data.train, lines
+    ids = rows.data.train.ids  # what the target dropped is not the reference's, either
+    key = f"{option}.max_length"
+    encoded = encode_rows(rows.prepared, encoder, length, world, key=key, keep=ids, progress=world.is_main)
+    check_same_rows({option: encoded.train.fingerprint}, world)
+    return path, encoder, encoded.train, [*lines, *(f"reference ({path}): {line}" for line in encoded.report.lines())]
 
 
 class ReferenceRun:
@@ -102,6 +137,11 @@ class ReferenceRun:
         response_alone: bool = False,
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
+        if response_alone and self._rows.prepared.text:
+            raise ConfigError(
+                "reference.response_alone scores each response without its instruction, and data.format text has no "
+                "instructions; leave it out"
+            )
         model = model or ReferenceModel()
         path, encoder, data = self._rows_of(model)
         options, seed = training_of_reference(config, training)

@@ -84,10 +84,10 @@ def tokenised_rows(
     """
     encoder = world.node_first(lambda: encoder_for(load_tokenizer(config.model.path), config.data))
     refuse_quantized(config.model.path)  # before rows are tokenised and a reference is trained
-    path, longest = config.model.path, config.data.max_length
+    length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
-        return encode_rows(prepared, encoder, path, longest, world, key="data.max_length", keep=keep, progress=progress)
+        return encode_rows(prepared, encoder, length, world, key="data.max_length", keep=keep, progress=progress)
 
     data = encoded()
     whole = data.train
@@ -152,29 +152,24 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
 def encode_rows(
     prepared: Prepared,
     encoder: Encoder,
-    model_path: str,
-    max_length: int | None,
+    max_length: int,
     world: World,
     *,
     key: str,
     keep: Sequence[str] | None = None,
     progress: bool = False,
 ) -> LoadedData:
-    """Tokenise the rows, or those with the ids `keep`, with an encoder.
-
-    max_length  most tokens of an example; None: as many as the model allows
-    key         the option behind max_length, for messages
-    """
-    length = resolve_max_length(max_length, model_path, key=key)
+    """Tokenise the rows, or those with the ids `keep`, with an encoder; `key` is the option behind max_length."""
     return world.node_first(
-        lambda: encode(prepared, encoder, max_length=length, keep=keep, length_option=key, progress=progress)
+        lambda: encode(prepared, encoder, max_length=max_length, keep=keep, length_option=key, progress=progress)
     )
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
     """Return the rows as a table of scores; without a file of confidence, that column is NaN."""
-    nothing = np.full(len(rows), np.nan)
-    values, spread = (nothing, nothing) if confidence is None else read_confidence(confidence)[1:]
+    values = spread = np.full(len(rows), np.nan)
+    if confidence is not None:
+        _, values, spread = read_confidence(confidence)
     return Scores(
         id=rows.ids,
         row=np.arange(len(rows), dtype=np.int64),

@@ -18,10 +18,8 @@ from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED
-from sftmix.pipeline.directory import other_inputs
-from sftmix.pipeline.hold import Hold
-from sftmix.pipeline.identity import STAGE_INPUTS, Known
-from sftmix.pipeline.stages import StageName, stages_entered, training_of_reference
+from sftmix.pipeline.directory import Hold, other_inputs
+from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
 
 
 def check_start(config: RunConfig, until: StageName) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.figures import counted
 from sftmix.components.base import Objective
-from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.model.unused import described_unused
-from sftmix.options import SHARDED, LoraOptions, TrainingOptions
+from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
@@ -24,7 +23,6 @@ from sftmix.pipeline.pairs import order_of_training, pairs_of_arm
 from sftmix.pipeline.rows import RunRows, any_packed
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage as TrainingStage
-from sftmix.training.parallel import resolve_parallel
 from sftmix.types import Scores, Split
 
 
@@ -91,18 +89,12 @@ def training_stage(
 ) -> TrainingStage:
     """Return a training stage of this run, with its model loaded and checked."""
     config, world = run.config, run.world
-    optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
-    if parallel in SHARDED:
-        refuse_sharded(optimizer, lora, f"training.parallel {options.parallel} (here {parallel})")
     refuse_quantized(model_path)
     model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
     elif left := described_unused(model):
         run.say(f"{name}: {left}")
-    for option, most in (("global_batch_size", len(data)), ("micro_batch_size", options.global_batch_size)):
-        if (size := getattr(options, option) or 0) > most:
-            run.say(f"{name}: training.{option} is {size}, but no step has more than {most} different examples")
     return TrainingStage(
         name=name,
         model=model,
@@ -111,7 +103,7 @@ def training_stage(
         eval_data=eval_data,
         order=order,
         objective=objective,
-        optimizer=optimizer,
+        optimizer=config.optimizer,
         options=options,
         checkpoint=config.checkpoint if name == "train" else replace(config.checkpoint, keep_best=False),
         directory=run.directory.path / name,

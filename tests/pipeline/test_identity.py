@@ -31,7 +31,7 @@ from sftmix.config.read import read_config
 from sftmix.model.load import fingerprint
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.directory import differences
-from sftmix.pipeline.export import export_run
+from sftmix.pipeline.finished import export_run
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table

@@ -22,7 +22,7 @@ from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.pairs import one_split
-from sftmix.pipeline.reference_rows import rows_of_reference
+from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine
 from sftmix.training.dynamics import checkpoint_steps

@@ -25,11 +25,10 @@ from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory, differences
-from sftmix.pipeline.identity import STAGE_INPUTS, Known
+from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import confidence_stage, split_stage, write_summary
 from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.stages import ALL, stages_entered
 from sftmix.pipeline.target import arm_stage
 from sftmix.tools.verify.certificate import Certificate, Finding
 from sftmix.tools.verify.compare import Rule, compare, compare_logs, of_confidence, tensors_in
