@@ -44,7 +44,7 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 - A list takes one value at a time: `--data.train a.json --data.train+ b.json`.
 - A component is chosen by its short name or by an import path, and then takes its own options:
   `--pairing LengthMatchedPairs --pairing.window 8`. In YAML it is `class_path` and `init_args`. Where another class
-  takes its place, the options of the old one are dropped, and a note says which.
+  takes its place, the options of the old one are dropped, but for those that the new one has.
 - `--callbacks Evaluate` is a list of one, in YAML too (`callbacks: Evaluate`); `--callbacks+ CLASS` adds one.
 - `null` is written as `null`. An unknown option, class or value is exit code 2 and names the nearest one that exists.
 """

@@ -95,8 +95,7 @@ class DataOptions(PlainFields):
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
-    fewer than 2 / eval_fraction documents: the last part of each document."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval."""
     seed: int | None = None
     """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
@@ -170,35 +169,26 @@ class DataOptions(PlainFields):
                 f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
                 "a label comes from the row's file or from a field of the row; set one to null"
             )
-        elif labels is not None and len(labels) != len(train):
-            yield (
-                f"data.labels names {len(labels)} labels ({', '.join(labels)}) for {len(train)} entries "
-                f"of data.train ({', '.join(train)}); give one label for each, in their order"
-            )
-        yield from _take_problems(as_list(self.take), train) if self.take is not None else ()
+        sizes: list[Any] | None = None if self.take is None else as_list(self.take)
+        for key, values in (("labels", labels), ("take", sizes)):
+            if values is not None and len(values) != len(train):
+                yield (
+                    f"data.{key} names {len(values)} values ({_shown(values)}) for {len(train)} entries of data.train "
+                    f"({_shown(train)}); give one for each, in their order"
+                )
+        for size in sizes or ():
+            share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+            if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
+                yield (
+                    f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
+                    "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
+                )
         yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
 
 
-def _take_problems(sizes: list[Any], train: list[str]) -> Iterator[str]:
-    """Yield a sentence if data.take does not fit the entries of data.train, or is no number or share of rows."""
-    if len(sizes) != len(train):
-        yield (
-            f"data.take names {len(sizes)} numbers ({', '.join(map(_plain, sizes))}) for {len(train)} entries of "
-            f"data.train ({', '.join(train)}); give one for each, in their order, null for all rows of an entry"
-        )
-    for size in sizes:
-        share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
-        if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
-            yield (
-                f"data.take has {_plain(size)}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or "
-                "null. No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
-            )
-
-
-def _plain(value: object) -> str:
-    """Return a value as YAML writes it."""
-    return "null" if value is None else str(value)
+def _shown(values: list[Any]) -> str:
+    return ", ".join("null" if value is None else str(value) for value in values)
 
 
 DEFAULT_MICRO_BATCH = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -74,8 +73,6 @@ def _run(argv: Sequence[str] | None) -> int:
             )
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return _report(ConfigError(str(error)))
         record_error(f"{type(error).__name__}: {error}")
         raise
 

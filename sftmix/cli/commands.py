@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from sftmix.cli.words import read_words
-from sftmix.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftmix.pipeline.identity import StageName
@@ -65,10 +60,6 @@ Stages that are done are read back, so the same command continues an interrupted
   sftmix train {_EXAMPLE} --training.epochs 3""",
     ),
 }
-_PREVIEW = """Show rows as the model will see them: text, token ids, labels, the mask in colour, and dropped rows.
-Nothing is trained or written; no --out is needed.
-
-  sftmix preview --model.path NAME --data.train rows.json --rows 5"""
 
 
 def _stage(name: str, argv: Sequence[str]) -> None:
@@ -93,43 +84,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     sharing.after_stage(config, until, parsed)
 
 
-def _preview(argv: Sequence[str]) -> None:
-    from sftmix.cli.parsing import OwnOption, configuration
-    from sftmix.config.checks import validate
-
-    own = (
-        OwnOption("rows", int, 3, "N", "How many rows to show."),
-        OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
-    )
-    config, parsed = configuration("preview", _PREVIEW, argv, own)
-    if parsed.rows < 1:
-        raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
-    validate(config, needs_out=False)
-    from sftmix.pipeline.start import check_names_given
-
-    check_names_given(config)
-    from sftmix.pipeline.rows import preview
-
-    color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
-    print(preview(config, parsed.rows, color=color))
-
-
-def _components(argv: Sequence[str]) -> None:
-    about = """List the components that can be swapped, one line each by the option that chooses them.
-With a name, show one with its options.
-
-  sftmix components
-  sftmix components SFTMix"""
-
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
-
-    given = read_words("components", about, add_options, argv)
-    from sftmix.cli.help import details, overview
-
-    print(details(given.name) if given.name else overview(), end="")
-
-
 def _tool(room: str) -> Callable[[Sequence[str]], None]:
     """Return the function of a command of sftmix.tools, whose module is imported when it is called."""
 
@@ -152,7 +106,7 @@ COMMANDS = {
         "run a table: variants x seeds, with the statistics of their differences", _tool("compare.command")
     ),
     "estimate": Command("say what a run will need: memory and hours, before it is started", _tool("estimate.command")),
-    "preview": Command("show rows as the model will see them", _preview),
+    "preview": Command("show rows as the model will see them", _tool("preview.command")),
     "export": Command("write a checkpoint as a Hugging Face model", _tool("sharing.command")),
     "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat")),
     "generate": Command("let finished models answer a file of prompts", _tool("answers.generate")),
@@ -161,5 +115,5 @@ COMMANDS = {
     "verify": Command("check a result: make some steps of a run again and compare them", _tool("verify.command")),
     "status": Command("show how far runs are", _tool("status.command")),
     "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", _tool("trackers.command")),
-    "components": Command("list what can be swapped", _components),
+    "components": Command("list what can be swapped", _tool("listing.command")),
 }

@@ -15,11 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sftmix.components.base import Component
-from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.classes import chosen_by, find_component, import_class, listed, nested_bases
-from sftmix.config.schema import alternatives, component_bases, component_in, group_in, is_list, options_of
+from sftmix.config.classes import listed
+from sftmix.config.schema import alternatives, component_in, group_in, is_list, options_of
 from sftmix.config.values import choices, unknown_option
 
 SHORT = {
@@ -98,17 +96,17 @@ def help_text(name: str, about: str, topic: str, own: Sequence[OwnOption] = ()) 
     usage = f"sftmix {name} [--config FILE] [options]"
     if topic == "all":
         parts = {title: [row for row in rows if _title(row) == title] for title in titles}
-        return _formatted(parts, usage=usage, description=about, epilog=_COMPONENTS)
+        return formatted(parts, usage=usage, description=about, epilog=_COMPONENTS)
     if topic:
         chosen = [row for row in rows if _within(row, topic) or _title(row) == topic]
         if not chosen:
             raise unknown_option(topic)
-        return _formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
+        return formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
     by_key = {row.key: row for row in rows if not any(_within(row, key) for key in _NOT_READ.get(name, "").split())}
     short = [_on_a_line(by_key[key], text) for key, text in SHORT.items() if key in by_key]
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(titles)}."
     parts = {name: [by_key[key] for key in mine], "options": short}
-    return _formatted(parts, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
+    return formatted(parts, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
 
 
 def _title(row: Row) -> str:
@@ -131,10 +129,10 @@ def option_rows(owner: type, prefix: str) -> Iterator[Row]:
             yield from option_rows(group, f"{key}.")
         elif (base := component_in(hint)) and owner is RunConfig:
             chosen = option.default[0] if is_list(hint) else option.default
-            default = type(chosen).__name__ if isinstance(chosen, Component) else chosen
+            default = type(chosen).__name__ if isinstance(chosen, base) else chosen
             names = f"One of {listed(base, choices(hint))}."
             yield Row(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
-            yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, Component) else ()
+            yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
             untyped = " It has no type: any value." if hint is option.empty else ""
@@ -170,7 +168,7 @@ def _on_a_line(row: Row, text: str) -> Row:
     return Row(row.key, row.form.partition("|")[0], text + (default[0] if default else ""))
 
 
-def _formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
+def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
     form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34)
     parser = argparse.ArgumentParser(formatter_class=form, add_help=False, **texts)
     for title, rows in parts.items():
@@ -205,32 +203,3 @@ def option_docs(owner: Any) -> dict[str, str]:
     text = inspect.getdoc(owner.__init__) or ""
     parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []
     return {name: " ".join(doc.split()) for name, doc in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-# ---------------------------------------------------------------------------------------------- components
-
-
-def overview() -> str:
-    """List every component under the option that chooses it, one line each."""
-    lines, shipped = [], dict(catalogue())
-    for option, base in (component_bases() | nested_bases()).items():
-        lines.append(f"--{option}  ({base.__name__}: {(inspect.getdoc(base) or '').partition(chr(10))[0]})")
-        lines += [f"  {component.name:<20} {component.doc}" for component in shipped[base.__name__]]
-        lines.append("")
-    more = "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
-    return "\n".join([*lines, more]) + "\n"
-
-
-def details(name: str) -> str:
-    """Describe a component: its docstring, its import path and its options; all shipped components of a short name."""
-    paths = [component.path for _, components in catalogue() for component in components if component.name == name]
-    classes = [import_class(path) for path in paths] or [find_component(Component, name)]
-    texts = []
-    for cls in classes:
-        for option, base in (component_bases() | nested_bases()).items():
-            if issubclass(cls, base):
-                title = f"{cls.__name__}  ({cls.__module__}.{cls.__qualname__}), chosen by --{option} {chosen_by(cls)}"
-                about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
-                rows = {"options": option_rows(cls, f"{option}.")}
-                texts.append(_formatted(rows, usage=argparse.SUPPRESS, description=about))
-    return "\n".join(texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter
 from pathlib import Path
@@ -11,14 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from sftmix.cli.help import OwnOption, help_text
-from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
-from sftmix.config.classes import import_class
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
-from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
-from sftmix.config.schema import component_bases, is_list, option_hints, options_of
+from sftmix.config.merge import Tree, build, merge
+from sftmix.config.schema import component_bases, is_list, option_hints
 
 
 @dataclass
@@ -42,11 +39,10 @@ class Arguments:
 
 @dataclass
 class Parsed:
-    """A configuration with what it was made from: the tree of its options, remarks, and the command's own options."""
+    """A configuration with what it was made from: the tree of its options, and the command's own options."""
 
     config: RunConfig
     tree: Tree
-    notes: list[str]
     own: SimpleNamespace
 
 
@@ -59,8 +55,6 @@ def configuration(
         print(help_text(name, about, given.help, own), end="")
         raise SystemExit(0)
     parsed = parse(given, own)
-    for note in parsed.notes:
-        say(f"note: {note}")
     if given.print_config:
         print_config(parsed.config.plain())
     return parsed.config, parsed.own
@@ -70,36 +64,17 @@ def parse(given: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
     known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in own}
     tree: Tree = {}
-    notes: list[str] = []
     applied = set[Path]()
     for file in given.configs:
         layers = read_layers(file, applied)
         if OF_COMPARE not in known:
             refuse_table(layers)
         for layer in layers:
-            before, tree = tree, merge(tree, layer, known)
-            notes += changes(before, tree, f"--config {layer.name}")
-    before = tree
+            tree = merge(tree, layer, known)
     for options in (given.options, *given.callbacks):
         tree = merge(tree, Layer("", options), known)
-    notes += changes(before, tree, "the command line")
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in own})
-    return Parsed(build(tree), tree, notes, values)
-
-
-def changes(before: Tree, after: Tree, by: str) -> Iterator[str]:
-    """Yield a note for each component that is gone in `after`, with the options that it had and no other one has."""
-    for name in (name for name in component_bases() if name in before):
-        components = [spec for spec in as_list(after[name]) if isinstance(spec, Mapping)]
-        for old in as_list(before[name]):
-            if not isinstance(old, Mapping) or old[CLASS] in [spec[CLASS] for spec in components]:
-                continue
-            kept = [item for spec in components for item in spec[ARGS].items()]
-            known = options_of(import_class(old[CLASS]))
-            chosen = [(option, value) for option, value in old[ARGS].items() if value != known[option].default]
-            lost = ", ".join(f"{option}={value}" for option, value in chosen if (option, value) not in kept)
-            if lost or isinstance(before[name], list):
-                yield f"{name}: {by} drops {old[CLASS].rpartition('.')[2]}({lost})"
+    return Parsed(build(tree), tree, values)
 
 
 def print_config(plain: Mapping[str, Any]) -> None:

@@ -7,13 +7,22 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import fields
 
-from sftmix.common.errors import ConfigError, refuse
+from sftmix.common.errors import refuse
 from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
 from sftmix.components.base import Component, Need, Optimizer, missing_package
 from sftmix.components.callbacks import Evaluate
 from sftmix.config.run_config import RunConfig
-from sftmix.options import SHARDED, Check, LoraOptions, TrainingOptions, at_least_1, inherit, out_of_range
+from sftmix.options import (
+    SHARDED,
+    Check,
+    LoraOptions,
+    TrainingOptions,
+    at_least_1,
+    inherit,
+    out_of_range,
+    reference_lora,
+)
 
 
 def validate(config: RunConfig, *, needs_out: bool = True) -> None:
@@ -32,14 +41,17 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    yield from _training("training", config.training, config.optimizer)
-    yield from _lora("model.lora", config.model.lora, config.training)
-    of_reference = inherit(config.training, config.reference.training)
-    inherited = set(_training("reference.training", config.training, config.optimizer))
-    own = _training("reference.training", of_reference, config.optimizer)
-    yield from (problem for problem in own if problem not in inherited)
-    if config.reference.model is not None and config.reference.model.lora is not None:
-        yield from _lora("reference.model.lora", config.reference.model.lora, of_reference)
+    training, optimizer, lora = config.training, config.optimizer, config.model.lora
+    yield from _training("", training, optimizer, lora)
+    yield from _lora("model.lora", lora)
+    of_reference = inherit(training, config.reference.training)
+    adapters = reference_lora(config.model, config.reference.model)
+    if of_reference != training or adapters != lora:
+        inherited = set(_training("reference.", training, optimizer, lora))
+        problems = _training("reference.", of_reference, optimizer, adapters)
+        yield from (problem for problem in problems if problem not in inherited)
+    if adapters is not lora:
+        yield from _lora("reference.model.lora", adapters)
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
 
@@ -83,31 +95,35 @@ _CHECKPOINT: tuple[Check, ...] = (
 )
 
 
-def _training(prefix: str, options: TrainingOptions, optimizer: Optimizer) -> Iterator[str]:
-    """Yield the problems of one group of training options, by themselves and with the optimizer."""
-    yield from out_of_range(prefix, options, _TRAINING)
+def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: LoraOptions) -> Iterator[str]:
+    """Yield the problems of one group of training options, by themselves, with the optimizer and with adapters.
+
+    of  "reference." for those of the reference
+    """
+    yield from out_of_range(f"{of}training", options, _TRAINING)
     if options.micro_batch_size is not None and options.micro_batch_tokens is not None:
         yield (
-            f"{prefix}.micro_batch_size ({options.micro_batch_size}) and {prefix}.micro_batch_tokens "
+            f"{of}training.micro_batch_size ({options.micro_batch_size}) and {of}training.micro_batch_tokens "
             f"({options.micro_batch_tokens}) exclude each other: a micro-batch is limited by its examples or by its "
-            f"tokens; set --{prefix}.micro_batch_size null, or leave micro_batch_tokens out"
+            f"tokens; set --{of}training.micro_batch_size null, or leave micro_batch_tokens out"
         )
     if options.length_groups is not None and options.padding_free is True:
         yield (
-            f"{prefix}.length_groups ({options.length_groups}) and {prefix}.padding_free true exclude each other: "
-            f"without padding there are no groups; set --{prefix}.length_groups null, or leave padding_free out"
+            f"{of}training.length_groups ({options.length_groups}) and {of}training.padding_free true exclude each "
+            f"other: without padding there are no groups; set --{of}training.length_groups null, or leave padding_free "
+            "out"
         )
     if options.shard_group_size is not None and options.parallel != "hsdp":
         yield (
-            f"{prefix}.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-            f"stage has parallel {options.parallel}; use --{prefix}.parallel hsdp, or set shard_group_size to null"
+            f"{of}training.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
+            f"stage has parallel {options.parallel}; use --{of}training.parallel hsdp, or set shard_group_size to null"
         )
     if options.parallel in SHARDED:
-        yield from _unshared(optimizer, None, f"{prefix}.parallel {options.parallel}")
+        yield from _sharded(optimizer, lora, f"{of}training.parallel {options.parallel}", of)
 
 
-def _lora(prefix: str, lora: LoraOptions, training: TrainingOptions) -> Iterator[str]:
-    """Yield the problems of one group of adapter options; `training` is that of their stage."""
+def _lora(prefix: str, lora: LoraOptions) -> Iterator[str]:
+    """Yield the problems of one group of adapter options."""
     yield from out_of_range(prefix, lora, _LORA)
     idle = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != f.default and not lora.r]
     for name in idle:
@@ -115,36 +131,29 @@ def _lora(prefix: str, lora: LoraOptions, training: TrainingOptions) -> Iterator
             f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
             f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
         )
-    if lora.r and lora.quantize is not None:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            yield (
-                f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
-                "pip install bitsandbytes, or set it to null"
-            )
-        if training.parallel in SHARDED:
-            yield from _unshared(None, lora, f"training.parallel {training.parallel}", prefix)
-
-
-def _unshared(
-    optimizer: Optimizer | None, lora: LoraOptions | None, parallel: str, prefix: str = "model.lora"
-) -> Iterator[str]:
-    """Yield a sentence for an optimizer and for adapters that ranks cannot share; `parallel` is the option's value."""
-    if optimizer is not None and Need.WHOLE_WEIGHTS in optimizer.needs:
+    if lora.r and lora.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         yield (
-            f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that "
-            "ranks share. Use parallel ddp, or --optimizer AdamW"
-        )
-    if lora is not None and lora.quantize:
-        yield (
-            f"{prefix}.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not sharded. "
-            "Use --training.parallel ddp, or set quantize to null"
+            f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
+            "pip install bitsandbytes, or set it to null"
         )
 
 
 def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> None:
     """Raise ConfigError for an optimizer or adapters that ranks cannot share; `parallel` names the option."""
-    for problem in _unshared(optimizer, lora, parallel):
-        raise ConfigError(problem)
+    refuse(list(_sharded(optimizer, lora, parallel)), "the configuration")
+
+
+def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "") -> Iterator[str]:
+    if Need.WHOLE_WEIGHTS in optimizer.needs:
+        yield (
+            f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that "
+            "ranks share. Use parallel ddp, or --optimizer AdamW"
+        )
+    if lora.r and lora.quantize:
+        yield (
+            f"{of}model.lora.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not "
+            "sharded. Use --training.parallel ddp, or set quantize to null"
+        )
 
 
 # -------------------------------------------------------------------------------------- what components need
@@ -179,7 +188,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
         if Need.CONFIDENCE in config.splitter.needs:
             online = Need.TARGET_LOSSES in config.reference.needs
             yield from _dynamics(config)
-    by = _named("reference", config.reference) if online else "this run"
+    by = f"reference {type(config.reference).__name__}" if online else "this run"
     if online and training.max_steps is None and training.epochs <= 1:
         yield (
             f"{by} splits each epoch by the losses of the one before, but training.epochs is {training.epochs:g}; "
@@ -194,7 +203,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
 def _dynamics(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
     reference, least = config.reference, config.confidence.least_checkpoints
-    by = _named("reference", reference)
+    by = f"reference {type(reference).__name__}"
     yield from _missing("confidence", config.confidence, reference.gives, by)
     options = inherit(config.training, reference.training)
     most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
@@ -222,17 +231,10 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
 def _missing(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in given:
-            yield f"{_named(name, component)} needs {need}, which {by} does not give; {_REMEDIES.get(need, _NO_SUCH)}"
+            remedy = _REMEDIES.get(need, _NO_SUCH)
+            yield f"{name} {type(component).__name__} needs {need}, which {by} does not give; {remedy}"
 
 
 def _package(name: str, component: Component, other: str) -> Iterator[str]:
     if problem := missing_package(component):
         yield f"{name} {type(component).__name__} {problem}, or {other}"
-
-
-def _named(kind: str, component: Component) -> str:
-    """Name a component, with those of its options that decide what it needs or gives."""
-    options = component.spec()["init_args"]
-    deciding = [name for name in ("response_alone", "checkpoints", "ntp_on") if name in options]
-    shown = [f"{kind}.{name} {options[name]}" for name in deciding]
-    return f"{kind} {type(component).__name__}" + (f" ({', '.join(shown)})" if shown else "")

@@ -77,7 +77,6 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
-    path = path.replace("sftmix.trackers.", "sftmix.tools.trackers.")  # as older configurations say
     module, _, name = path.rpartition(".")
     try:
         with own_modules():

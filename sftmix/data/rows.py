@@ -18,7 +18,7 @@ from sftmix.data.formats import TEXT, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, report_overlap, take
-from sftmix.data.sources import Source, expand, holds_text, left_out
+from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
 from sftmix.types import Example
@@ -70,7 +70,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        train, held_out = divide(train, options.eval_fraction, seed, report)
+        train, held_out = divide(train, options.eval_fraction, seed)
     limit = options.limit
     # For text, data.limit counts windows; these are cut later, from the tokens.
     if limit is not None and not train.is_text and len(train.records) > limit:
@@ -141,7 +141,6 @@ def _read(
 
     directory, summary = get_or_build(cache_root(options.cache_dir), f"conversations-{key}", build)
     report = DataReport(**summary["report"])
-    report.notes += left_out(names, options.format)  # not in the cache: the rows are the same without them
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 

@@ -132,18 +132,6 @@ def _read_of(directory: Path, form: str) -> list[Path]:
     return rows if form != TEXT and (rows or form != "auto") else files
 
 
-def left_out(names: Sequence[str], form: str) -> list[str]:
-    """Return a note for each directory among the names with entries that are not read; hidden ones do not count."""
-    notes = []
-    for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            entries = [child for child in path.iterdir() if not child.name.startswith(".")]
-            if count := len(set(entries) - set(_read_of(path, form))):
-                notes.append(f"{name}: {count:,} left out of this directory")
-    return notes
-
-
 def may_be_of_the_hub(name: str) -> bool:
     """Return True for a name that is no file here and could be an id of the hub: not `rows.jsonl`."""
     return hub_parts(name) is not None and Path(name).suffix.lower() not in READERS

@@ -1,4 +1,4 @@
-"""Reading of tables: CSV, Parquet and hub data sets. A row that cannot be read is a bad row; those behind it are read.
+"""Reading of tables: CSV, Parquet and hub data sets. A row of CSV that cannot be read is a bad row.
 
 The names of columns must differ, as the keys of a JSON object must: else one column would hide another.
 """
@@ -9,14 +9,11 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import quoted
 from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _BATCH_ROWS = 1024
 
@@ -24,13 +21,13 @@ _BATCH_ROWS = 1024
 def iter_csv(path: Path, name: str) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines.
 
-    Raises DataError if two columns have the same name, and for a line of more than MAX_ROW_BYTES characters.
+    Raises DataError if two columns have the same name.
     """
     limit = csv.field_size_limit(MAX_ROW_BYTES)
     try:
         # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(_lines(file, name), strict=True)
+            reader = csv.reader(file, strict=True)
             header: list[str] | None = None
             while True:
                 place = f"{name}:{reader.line_num + 1}"
@@ -52,15 +49,6 @@ def iter_csv(path: Path, name: str) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def _lines(file: TextIO, name: str) -> Iterator[str]:
-    number = 1
-    while line := file.readline(MAX_ROW_BYTES + 1):
-        if len(line) > MAX_ROW_BYTES:
-            raise DataError(f"{name}:{number}: a line of more than {MAX_ROW_BYTES:,} characters")
-        yield line
-        number += 1
-
-
 def iter_parquet(path: Path, name: str) -> Iterator[Row]:
     """Rows of a Parquet file, decoded 1,024 at a time.
 
@@ -69,26 +57,16 @@ def iter_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    index = 0
     try:
         file = pq.ParquetFile(pa.OSFile(str(path)))
         _check_columns(file.schema_arrow.names, name)
-        index = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            for row in _rows_of(batch):
+            for row in batch.to_pylist():
                 yield f"{name}[{index}]", row
                 index += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{name}: not a readable Parquet file: {error}") from error
-
-
-def _rows_of(batch: pa.RecordBatch) -> list[Any]:
-    """Return the rows of a batch; a BadRow for one with a cell that Python has no value for, as the year 9,999,999."""
-    try:
-        return list(batch.to_pylist())
-    except Exception as error:  # cells raise errors of many kinds; find the rows that do
-        if batch.num_rows == 1:
-            return [_unreadable(error)]
-        return [row for index in range(batch.num_rows) for row in _rows_of(batch.slice(index, 1))]
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # a text that is not UTF-8, the year 9,999,999
+        raise DataError(f"{name}: not a readable Parquet file, behind row {index:,}: {error}") from error
 
 
 def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
@@ -97,12 +75,8 @@ def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
         try:
             row = dataset[index]
         except Exception as error:  # decoders of images and audio raise errors of many libraries
-            row = _unreadable(error)
+            raise DataError(f"{name}[{index}]: the row cannot be read: {error}") from error
         yield f"{name}[{index}]", row
-
-
-def _unreadable(error: Exception) -> BadRow:
-    return BadRow(f"the row cannot be read: {quoted(str(error))}")
 
 
 def _check_columns(names: Sequence[str], place: str) -> None:

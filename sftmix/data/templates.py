@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.data.bounded import TookTooLong, bounded, seconds_for
 from sftmix.data.special import NUL, SpecialSpellings
 from sftmix.types import Int64
 
@@ -104,18 +102,9 @@ class Encoder:
         """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal.
 
         The contents are those of `content`. A template that writes their NULs as text (`tojson`) is refused, too.
-        Raises ConfigError after the processor time of `sftmix.data.bounded`.
         """
         assert self.chat_template is not None, "plain text has no turns to render"
-        turns = sum(map(len, conversations))
-        try:
-            with bounded(turns):
-                texts = render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
-        except TookTooLong:
-            raise ConfigError(
-                f"data.template: {self.name}: it did not render {len(conversations)} conversations of {turns} turns "
-                f"within {seconds_for(turns):.0f} s of processor time. Choose another, such as chatml"
-            ) from None
+        texts = render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
         for chat, text in zip(conversations, texts, strict=True):
             contents = "".join(turn["content"] for turn in chat)
             if NUL in contents and text.count(_NUL_IN_JSON) > contents.count(_NUL_IN_JSON):

@@ -10,7 +10,6 @@ import pytest
 
 Call = Callable[..., SimpleNamespace]
 IN_A_DIRECTORY = "name a place in a directory"
-LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
@@ -32,10 +31,3 @@ def test_a_place_below_a_file_cannot_be_written(
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file is a file; {IN_A_DIRECTORY}\n"
     assert Path("a_file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("argv", [["chat", LONG], ["generate", LONG, "--to", "a"], ["report", LONG], ["verify", LONG]])
-def test_a_name_that_no_file_can_have_is_refused(sftmix: Call, argv: list[str]) -> None:
-    ended = sftmix(*argv)
-    assert (ended.code, ended.out) == (2, "")
-    assert "File name too long" in ended.err

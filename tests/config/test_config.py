@@ -138,7 +138,7 @@ PROBLEMS = [
     ({"data.eval": []}, "data.eval is an empty list: name files of held-out rows, or null for none"),
     ({"data.limit": 0}, "data.limit is 0; allowed: at least 1"),
     ({"data.labels": "a", "data.label_field": "q"}, "data.labels (a) and data.label_field (q) exclude each other"),
-    ({"data.labels": ["a", "b"]}, "data.labels names 2 labels (a, b) for 1 entries of data.train (a.json)"),
+    ({"data.labels": ["a", "b"]}, "data.labels names 2 values (a, b) for 1 entries of data.train (a.json)"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),
     ({"training.micro_batch_size": 1}, "training.micro_batch_size is 1, and pairing needs an even number"),
     ({"training.global_batch_size": 0}, "training.global_batch_size is 0; allowed: at least 1"),
@@ -167,7 +167,7 @@ PROBLEMS = [
     ({"training.eps": 0.0}, "training.eps is 0.0; allowed: above 0"),
     ({"checkpoint.keep": 0}, "checkpoint.keep is 0; allowed: at least 1"),
     ({"checkpoint.every": -1}, "checkpoint.every is -1; allowed: a number of steps, 0 (none)"),
-    ({"pairing": None}, "objective SFTMix (objective.ntp_on all) needs pairs of examples"),
+    ({"pairing": None}, "objective SFTMix needs pairs of examples"),
     ({"callbacks.every": 5}, "Evaluate(every=5) has nothing to evaluate; set data.eval"),
     ({"reference.training.learning_rate": -1.0}, "reference.training.learning_rate is -1.0; allowed: above 0"),
 ]

@@ -70,7 +70,9 @@ def test_quantised_shards_are_refused(monkeypatch):
         validate(config(quantised, training=fsdp))
     for training in (None, ReferenceTraining(parallel="fsdp")):
         own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
-        with pytest.raises(ConfigError, match=r"reference\.model\.lora\.quantize 4bit and training\.parallel fsdp"):
+        with pytest.raises(
+            ConfigError, match=r"reference\.model\.lora\.quantize 4bit and reference\.training\.parallel fsdp"
+        ):
             validate(config(LoraOptions(), reference=own, training=fsdp))
 
 

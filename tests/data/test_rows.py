@@ -187,7 +187,7 @@ def test_each_file_has_its_label(write, read, tmp_path):
         ({"eval": []}, r"data\.eval is an empty list"),
         ({"limit": 0}, r"data\.limit is 0; allowed: at least 1"),
         ({"labels": ["a", "b"], "label_field": "q"}, r"data\.labels \(a, b\) and data\.label_field \(q\) exclude"),
-        ({"labels": "high"}, r"names 1 labels \(high\) for 2 entries of data\.train \(.*a\.jsonl, .*b\.jsonl\)"),
+        ({"labels": "high"}, r"names 1 values \(high\) for 2 entries of data\.train \(.*a\.jsonl, .*b\.jsonl\)"),
         ({"packing": True}, r"data\.packing"),
         ({"num_proc": 0}, r"data\.num_proc is 0; allowed: at least 1"),
     ],

@@ -91,8 +91,8 @@ def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write,
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([1, 2], r"data\.take names 2 numbers \(1, 2\) for 3 entries of data\.train \(.*\); give one for each"),
-        (5, r"names 1 numbers \(5\) for 3 entries"),
+        ([1, 2], r"data\.take names 2 values \(1, 2\) for 3 entries of data\.train \(.*\); give one for each"),
+        (5, r"names 1 values \(5\) for 3 entries"),
         ([1, 1.5, None], r"data\.take has 1\.5; .*a share below 1\.0, or null\. No row is used twice"),
         ([1, 1.0, None], r"data\.take has 1\.0"),
         ([0, None, None], r"data\.take has 0;"),

@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data import bounded
-from sftmix.data.encoders import PROBE, encoder_for, make_encoder
+from sftmix.data.encoders import PROBE, encoder_for
 from sftmix.data.trial import CONVERSATIONS, trouble_with
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
@@ -102,40 +98,6 @@ def test_a_hostile_template_ends_in_one_line(kind, tmp_path, record_property):
     assert max(kilobytes) < 1 << 20
     assert max(kilobytes) > 1 << 12 or kind == "10 MB"  # which is refused before a program is started
     record_property("F15", f"{kind}: one line, {used:.1f} s of processor time, {max(kilobytes) >> 10} MB at most")
-
-
-LATE = (
-    "{% if messages[0].content == 'a row' %}" + LOOPS + "{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
-)
-
-
-@pytest.mark.slow
-def test_a_template_that_passes_the_trial_and_hangs_on_a_row(monkeypatch, record_property):
-    """It is the last of several rows; the next call has all its time again."""
-    assert trouble_with(LATE, {}) is None
-    monkeypatch.setattr(bounded, "SECONDS", 0.2)
-    encoder = make_encoder(chatml_tokenizer(), None)
-    encoder = replace(encoder, name="evil.jinja", chat_template=LATE)
-    quick, slow = [{"role": "user", "content": "another"}], [{"role": "user", "content": "a row"}]
-    started = time.process_time()
-    with pytest.raises(
-        ConfigError, match=r"^data\.template: evil\.jinja: it did not render .* within \d+ s of processor"
-    ):
-        encoder.render([*[quick] * 9, slow], prompt=False)
-    used = time.process_time() - started
-    assert 0.2 < used < 3  # the timer counts ticks of the scheduler, and may see more of 0.3 s than the process had
-    assert encoder.render([quick] * 2, prompt=False) == ["another"] * 2
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
-    record_property(
-        "F15", f"nested ranges on a row alone: one line, {used:.1f} s of processor time (bound set to 0.3 s)"
-    )
-
-
-def test_a_template_is_rendered_in_any_thread():
-    encoder = make_encoder(chatml_tokenizer(), None)
-    with ThreadPoolExecutor(1) as other:
-        turns = [{"role": "user", "content": "a row"}]
-        assert "a row" in other.submit(encoder.render, [turns], prompt=False).result()[0]
 
 
 def test_a_good_template_is_tried_out_once(tmp_path):

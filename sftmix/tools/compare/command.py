@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from sftmix.cli.help import help_text, option_docs
-from sftmix.cli.parsing import Arguments, OwnOption, changes, parse, print_config, read_arguments
+from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
@@ -88,24 +88,21 @@ def comparison_of(given: Arguments) -> Comparison:
             "variants is missing: `compare` runs named variants of a configuration, for example "
             f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
         )
-    notes, variants, replaced = list(parsed.notes), dict[str, RunConfig](), set(given.options)
+    variants, replaced = dict[str, RunConfig](), set(given.options)
     for name, options in own["variants"].items():
-        variants[str(name)], tree = _variant(name, options or {}, parsed.tree)
-        notes += [f"variant {name}: {note}" for note in changes(parsed.tree, tree, "the variant")]
+        variants[str(name)] = _variant(name, options or {}, parsed.tree)
         changed = {key for key, _ in differing(base, variants[str(name)].plain())}
         replaced = {option for option in replaced if option.rstrip("+") in changed}
     for option in replaced:
         values = " ".join(as_list(given.options[option]))
-        notes.append(f"--{option} {values} changes nothing here: every variant sets it to something else")
-    for note in notes:
-        say(f"note: {note}")
+        say(f"note: --{option} {values} changes nothing here: every variant sets it to something else")
     if given.print_config:
         print_config({**base, **own})
     del own["variants"]
     return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**own))
 
 
-def _variant(name: str, options: Any, base: Tree) -> tuple[RunConfig, Tree]:
+def _variant(name: str, options: Any, base: Tree) -> RunConfig:
     """Return the configuration of one variant: its options over those of the files and the command line."""
     try:
         if not isinstance(options, Mapping):
@@ -113,7 +110,6 @@ def _variant(name: str, options: Any, base: Tree) -> tuple[RunConfig, Tree]:
         for key in OF_THE_TABLE:
             if key in options:
                 raise ConfigError(f"{key} is not an option of a variant: it is the table's")
-        tree = merge(base, Layer("", dict(options)))
-        return build(tree), tree
+        return build(merge(base, Layer("", dict(options))))
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error

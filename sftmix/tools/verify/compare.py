@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,10 @@ OF_GRADIENT = 10
 """Multiple of RELATIVE for the norm of the gradient, in which the rounding of earlier steps grows fastest."""
 OF_CONFIDENCE = 1e-9
 """Largest relative difference of a confidence: another processor may round an exponential in another way."""
-MOVES = 2
-"""Largest distance of two weights that rounding may explain, in the largest moves of their tensor: one may have moved
-as far to one side as the other to the other side. After one step of AdamW in bf16 it is 2.0 indeed."""
 EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
 LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
 """The other entries that the loop writes of every step; more of them come from callbacks."""
-DISCRETE = ("eval_accuracy", "eval_exact_match")
-"""Shares of tokens and rows, in which rounding may count one of them in or out: not judged on another machine."""
 CLOCKS = ("step", "time", "tokens_per_second", "mixing_seconds")
 """Entries of a step that are no result of it."""
 
@@ -101,40 +95,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) and value == value else str(value)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What counts as the same.
+def rounded(precision: str) -> Bound:
+    """Return the bound of the entries of metrics.jsonl on another machine; `precision` is fp32 or bf16."""
 
-    exact      True: bit for bit, as on the machine of the run; False: within what rounding explains
-    precision  fp32 or bf16
-    """
-
-    exact: bool
-    precision: str = "fp32"
-
-    def of_log(self, name: str, values: np.ndarray) -> Any:
-        """Return the bound of an entry of metrics.jsonl."""
-        if self.exact or name in EXAMPLES:
+    def within(name: str, values: np.ndarray) -> Any:
+        if name in EXAMPLES:
             return 0.0
-        relative = RELATIVE["fp32" if name == "learning_rate" else self.precision]  # the rate is computed in float64
-        relative *= OF_GRADIENT if name == "grad_norm" else 1
-        of_callback = name not in LOSSES  # which may be a cosine or a share, near 0 and exact by its distance from 1
-        return relative * np.maximum(np.abs(values), 1.0 if of_callback else 0.0)
+        relative = RELATIVE["fp32" if name == "learning_rate" else precision]  # the rate is computed in float64
+        return relative * (OF_GRADIENT if name == "grad_norm" else 1) * np.abs(values)
 
-    def of_weights(self, replayed: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Bound:
-        """Return the bound of weights by what their tensor moved, and the last digit of its dtype.
-
-        The moves are those of the replay: a forged value would be among those of the run.
-        """
-
-        def within(name: str, values: np.ndarray) -> Any:
-            dtype = replayed[name].dtype
-            if self.exact or not dtype.is_floating_point:
-                return 0.0
-            moved = np.abs(values - _array(before[name])).max()
-            return MOVES * moved + torch.finfo(dtype).eps * np.abs(values)
-
-        return within
+    return within
 
 
 def of_confidence(name: str, values: np.ndarray) -> Any:
@@ -142,11 +112,15 @@ def of_confidence(name: str, values: np.ndarray) -> Any:
 
 
 def compare_logs(
-    run: Mapping[int, Mapping[str, Any]], replay: Mapping[int, Mapping[str, Any]], steps: Sequence[int], rule: Rule
+    run: Mapping[int, Mapping[str, Any]],
+    replay: Mapping[int, Mapping[str, Any]],
+    steps: Sequence[int],
+    *,
+    within: Bound = exactly,
 ) -> list[Finding]:
     """Compare the lines of metrics.jsonl of these steps: what tells of the examples, then all other numbers.
 
-    An entry that only the run or only the replay has is not compared, unless the loop writes it of every step.
+    Entries of callbacks are compared only bit for bit, and only where run and replay have them in the same steps.
     """
     findings = []
     both = [step for step in steps if step in run and step in replay]
@@ -156,19 +130,16 @@ def compare_logs(
             findings.append(Finding("losses", False, f"metrics.jsonl, step {step}", False, *lines))
     columns: dict[str, tuple[dict[str, list[Any]], dict[str, list[Any]]]] = {"examples": ({}, {}), "losses": ({}, {})}
     for name in dict.fromkeys(name for step in both for name in (*replay[step], *run[step]) if name not in CLOCKS):
-        kind = "examples" if name in EXAMPLES else "losses"
         lacking = any((name in run[step]) != (name in replay[step]) for step in both)
-        if name in DISCRETE and not rule.exact:
-            findings.append(Finding(kind, None, f"{name}: rounding may turn a token"))
-        elif lacking and name not in (*EXAMPLES, *LOSSES):
-            findings.append(Finding(kind, None, f"{name}: some steps have it in the run alone, or in the replay alone"))
-        else:
-            for column, log in zip(columns[kind], (run, replay), strict=True):
-                column[name] = [log[step].get(name) for step in both]
+        if name not in (*EXAMPLES, *LOSSES) and (lacking or within is not exactly):
+            findings.append(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines"))
+            continue
+        for column, log in zip(columns["examples" if name in EXAMPLES else "losses"], (run, replay), strict=True):
+            column[name] = [log[step].get(name) for step in both]
     for kind, (expected, replayed) in columns.items():
         if expected:
             labels = [f"step {step}" for step in both]
-            findings += compare(kind, "metrics.jsonl", expected, replayed, within=rule.of_log, labels=labels)
+            findings += compare(kind, "metrics.jsonl", expected, replayed, within=within, labels=labels)
     return findings
 
 

@@ -97,24 +97,9 @@ def test_another_layout_is_certified_but_for_rounding(copy_of_ntp, sftmix):
     assert (found.code, found.same, found.exact, differing(found)) == (0, True, False, set())
     assert found.machine["different"] == ["micro_batch_size is 4 in the run and 2 here"]
     how = "but for rounding (micro_batch_size is 4 in the run and 2 here)"
-    assert f"examples, losses, weights are the same, {how}; not compared, at least in part: losses" in found.sentence
-    losses, weights = (
-        next(f for f in found.findings if f["kind"] == kind and f["same"]) for kind in ("losses", "weights")
-    )
-    assert [(f["same"], f["exact"]) for f in (losses, weights)] == [(True, False)] * 2
-    assert 0 < float(weights["note"].split("at most ")[1].split()[0]) < 1e-3
-
-
-@pytest.mark.parametrize("start", [pytest.param("0", marks=pytest.mark.slow), "2"])
-def test_a_changed_weight_is_found_with_another_layout(copy_of_ntp, sftmix, start):
-    """Which anybody can choose in config.yaml."""
-    LAYOUT(copy_of_ntp.run / "config.yaml")
-    raise_a_weight(copy_of_ntp.run / "train" / "checkpoints" / "step-00000004", by=3.0)
-    found = certified(sftmix, str(copy_of_ntp.run), "--from", start, "--steps", str(4 - int(start)))
-    assert (found.code, differing(found)) == (4, {"weights"})
-    finding, *tied = (f for f in found.findings if f["same"] is False)
-    assert len(tied) <= 1  # the LM head is the embedding
-    assert finding["expected"] - finding["found"] == pytest.approx(3.0, abs=0.1)
+    assert f"examples, losses are the same, {how}; not compared, at least in part: losses, weights" in found.sentence
+    (losses,) = (f for f in found.findings if f["kind"] == "losses" and f["same"])
+    assert (losses["same"], losses["exact"]) == (True, False)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""`components`: what can be swapped, by the option that chooses it."""

@@ -1,0 +1,56 @@
+"""`components`: what can be swapped, and the options of one component."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+
+from sftmix.cli.help import formatted, option_rows
+from sftmix.cli.words import read_words
+from sftmix.components.base import Component
+from sftmix.components.listing import catalogue
+from sftmix.config.classes import chosen_by, find_component, import_class, nested_bases
+from sftmix.config.schema import component_bases
+
+_ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
+With a name, show one with its options.
+
+  sftmix components
+  sftmix components SFTMix"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the list or the one component; `argv` are the words after `components`."""
+    given = read_words("components", _ABOUT, add_options, argv)
+    print(details(given.name) if given.name else overview(), end="")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
+
+
+def overview() -> str:
+    """List every component under the option that chooses it, one line each."""
+    lines, shipped = [], dict(catalogue())
+    for option, base in (component_bases() | nested_bases()).items():
+        lines.append(f"--{option}  ({base.__name__}: {(inspect.getdoc(base) or '').partition(chr(10))[0]})")
+        lines += [f"  {component.name:<20} {component.doc}" for component in shipped[base.__name__]]
+        lines.append("")
+    more = "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
+    return "\n".join([*lines, more]) + "\n"
+
+
+def details(name: str) -> str:
+    """Describe a component: its docstring, its import path and its options; all shipped components of a short name."""
+    paths = [component.path for _, components in catalogue() for component in components if component.name == name]
+    classes = [import_class(path) for path in paths] or [find_component(Component, name)]
+    texts = []
+    for cls in classes:
+        for option, base in (component_bases() | nested_bases()).items():
+            if issubclass(cls, base):
+                title = f"{cls.__name__}  ({cls.__module__}.{cls.__qualname__}), chosen by --{option} {chosen_by(cls)}"
+                about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
+                rows = {"options": option_rows(cls, f"{option}.")}
+                texts.append(formatted(rows, usage=argparse.SUPPRESS, description=about))
+    return "\n".join(texts)

@@ -1,0 +1,1 @@
+"""`preview`: rows as the model will see them."""
