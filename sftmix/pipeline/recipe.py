@@ -68,24 +68,17 @@ def run(
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(config, until, ranks, directory, stop, say_rows)
+        return recipe(RunContext(config, ranks, directory, stop), until, say_rows)
 
 
-def recipe(
-    config: RunConfig,
-    until: StageName,
-    world: World,
-    directory: RunDirectory,
-    stop: StopAtOnce,
-    say_rows: Callable[[str], object],
-) -> dict[str, Any]:
+def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object]) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
+    world, directory = run.world, run.directory
     directory.tell(stage="data")
-    config, prepared = read_rows(config, world, progress=world.is_main)
-    run = RunContext(config, world, directory, stop)
-    rows = tokenised_rows(config, prepared, world, run=directory.path, progress=world.is_main)
-    stages = stages_entered(config, until)
-    refuse_other_inputs(Known(config, world, rows), stages, directory.path)  # before anything is made
+    run.config, prepared = read_rows(run.config, world, progress=world.is_main)
+    rows = tokenised_rows(run.config, prepared, world, run=directory.path, progress=world.is_main)
+    stages = stages_entered(run.config, until)
+    refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
     if world.is_main:
         say_rows("\n".join(rows.data.report.lines()))
         sys.stdout.flush()

@@ -137,11 +137,6 @@ class ReferenceRun:
         response_alone: bool = False,
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
-        if response_alone and self._rows.prepared.text:
-            raise ConfigError(
-                "reference.response_alone scores each response without its instruction, and data.format text has no "
-                "instructions; leave it out"
-            )
         model = model or ReferenceModel()
         path, encoder, data = self._rows_of(model)
         options, seed = training_of_reference(config, training)
@@ -150,18 +145,18 @@ class ReferenceRun:
             stage = training_stage(
                 run,
                 "reference",
+                path,
                 encoder,
                 data,
-                model_path=path,
-                lora=reference_lora(config.model, model),
-                options=options,
+                options,
+                reference_lora(config.model, model),
                 seed=seed,
                 objective=NTP(),
                 order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 token_nll=token_nll,
+                # Those that look at held-out rows have nothing to do here.
+                callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
             )
-        # Callbacks that look at held-out rows have nothing to do here.
-        stage.callbacks = [callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs]
         if checkpoints == "online":
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
             self._train(stage)

@@ -17,7 +17,6 @@ from sftmix.components.base import Need
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.checks import validate
 from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
@@ -63,14 +62,14 @@ def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tup
 def resolve_text(config: RunConfig, prepared: Prepared) -> RunConfig:
     """Return the configuration, with data.format text if `auto` recognised plain text.
 
-    Raises ConfigError for a confidence that needs instructions and responses.
+    Raises ConfigError for a confidence or a reference that needs instructions and responses.
     """
     if not prepared.text:
         return config
-    if Need.RESPONSE_ALONE in config.confidence.needs:
+    if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
         raise ConfigError(
-            f"confidence {type(config.confidence).__name__} compares a response with and without its instruction, and "
-            "data.format text has no instructions; use --confidence Perplexity"
+            "data.format text has no instructions, and a response is to be scored without its instruction: use "
+            "--confidence Perplexity, without reference.response_alone"
         )
     return replace(config, data=replace(config.data, format="text"))
 
@@ -196,7 +195,6 @@ def any_packed(*data: EncodedDataset | None) -> bool:
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
-    validate(config, needs_out=False)
     config, prepared = read_rows(config, World())
     shown = tokenised_rows(config, prepared, World())
     return render_preview(shown.data, shown.encoder, range(min(rows, len(shown.data.train))), color=color)

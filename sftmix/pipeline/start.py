@@ -11,8 +11,6 @@ from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need
-from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
@@ -44,26 +42,19 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
             raise
 
 
-def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ()) -> None:
-    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
-
-    pool  as for `run`
-    """
+def check_run(config: RunConfig, until: StageName) -> None:
+    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
     directory = Path(config.out or "")
     check_names_given(config)
-    stages, reference = stages_entered(config, until), config.reference
-    if "reference" in stages:
+    stages, of_reference = stages_entered(config, until), config.reference.model
+    if "reference" in stages and of_reference is not None and of_reference.path:
         with named("reference.model.path"):
-            for path in [reference.model.path] if reference.model and reference.model.path else []:
-                model_at_hand(path)
-        with named("reference.paths"):
-            for path in reference.paths if isinstance(reference, FromCheckpoints) else []:
-                model_at_hand(path)
+            model_at_hand(of_reference.path)
     refuse_other_inputs(Known(config), stages, directory)
-    for stage in stages if "RANK" not in os.environ else []:
-        made = any((run / stage / MANIFEST).exists() for run in (directory, *pool))
-        if not made and (parallel := _parallel(config, stage)) in SHARDED:
-            raise ConfigError(needs_torchrun(parallel))
+    if "RANK" not in os.environ and not all((directory / stage / MANIFEST).exists() for stage in stages):
+        for options in (config.training, training_of_reference(config)[0]):
+            if options.parallel in SHARDED:
+                raise ConfigError(needs_torchrun(options.parallel))
 
 
 def check_names_given(config: RunConfig) -> None:
@@ -90,11 +81,3 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
             problem = known.world.share(problem)
         if problem is not None:
             raise ConfigError(f"{directory / stage}: {problem}")
-
-
-def _parallel(config: RunConfig, stage: str) -> str:
-    """Return how the model of a stage is shared by ranks; "" of a stage without one."""
-    if stage == "reference" and Need.TRAINING in config.reference.needs:
-        return training_of_reference(config)[0].parallel
-    scoring = stage == "reference" and Need.SCORING in config.reference.needs
-    return config.training.parallel if scoring or stage in ("train", "baseline", "base") else ""

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.batches.order import TrainingOrder
 from sftmix.common.figures import counted
-from sftmix.components.base import Objective
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
@@ -40,18 +38,21 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         stage = training_stage(
             run,
             name,
+            config.model.path,
             rows.encoder,
             rows.data.train,
-            rows.data.eval,
-            model_path=config.model.path,
-            lora=config.model.lora,
-            options=config.training,
+            config.training,
+            config.model.lora,
+            eval_data=rows.data.eval,
+            eval_groups=rows.eval_groups,
             seed=config.seed,
             objective=objective,
+            perturbation=perturbation,
+            callbacks=config.callbacks,
             order=order_of_training(run, rows, pairs),
+            split_of=pairs.split_of,
+            online=online,
         )
-        stage.perturbation, stage.callbacks = perturbation, config.callbacks
-        stage.split_of, stage.online, stage.eval_groups = pairs.split_of, online, rows.eval_groups
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         measurement = Measurement(directory, world, rows.data, rows.eval_groups)
@@ -61,58 +62,60 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         figures = {**result.figures, **measured.figures, "made_by": made_by(world.size)}
         files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
-        return Made(files, figures, [_told(name, figures, run.seconds())])
+        early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
+        steps = f"{counted(figures['steps'], 'step')}{early}"
+        return Made(files, figures, [f"{name}: {steps}{_held_out(figures)} ({run.seconds():.0f} s)"])
 
     return Stage(name, lambda: arm_inputs(run.known(rows), name), make, lambda: None)
 
 
-def _told(name: str, figures: Mapping[str, Any], seconds: float) -> str:
-    held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
-    early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-    return f"{name}: {counted(figures['steps'], 'step')}{early}{held_out} ({seconds:.0f} s)"
+def _held_out(figures: Mapping[str, Any]) -> str:
+    return f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
 
 
 def training_stage(
     run: RunContext,
     name: str,
+    path: str,
     encoder: Encoder,
     data: EncodedDataset,
-    eval_data: EncodedDataset | None = None,
-    *,
-    model_path: str,
-    lora: LoraOptions,
     options: TrainingOptions,
+    lora: LoraOptions,
+    *,
     seed: int,
-    objective: Objective,
-    order: TrainingOrder,
+    eval_data: EncodedDataset | None = None,
     token_nll: bool = False,
+    **more: Any,
 ) -> TrainingStage:
-    """Return a training stage of this run, with its model loaded and checked."""
-    config, world = run.config, run.world
-    refuse_quantized(model_path)
-    model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
+    """Return a training stage of this run, with its model loaded and checked.
+
+    path  of the model
+    more  other fields of `sftmix.training.loop.Stage`
+    """
+    refuse_quantized(path)
+    model, values = load_for_run(run.config, run.world, path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
     elif left := described_unused(model):
         run.say(f"{name}: {left}")
+    checkpoint = run.config.checkpoint
     return TrainingStage(
         name=name,
         model=model,
         values=values,
         data=data,
         eval_data=eval_data,
-        order=order,
-        objective=objective,
-        optimizer=config.optimizer,
+        optimizer=run.config.optimizer,
         options=options,
-        checkpoint=config.checkpoint if name == "train" else replace(config.checkpoint, keep_best=False),
+        checkpoint=checkpoint if name == "train" else replace(checkpoint, keep_best=False),
         directory=run.directory.path / name,
         identity=run.directory.identity(name),
         seed=seed,
         pad_id=encoder.pad_id,
         packed=any_packed(data, eval_data),
-        scorer=scorer(options, world, encoder, name=name, token_nll=token_nll),
+        scorer=scorer(options, run.world, encoder, name=name, token_nll=token_nll),
         on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
+        **more,
     )
 
 
@@ -124,8 +127,7 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
         score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
         measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-        nll = measured.figures.get("eval_nll")
-        held_out = "a sample scored" if nll is None else f"held-out NLL {nll:.4f} per token"
-        return Made(measured.files, measured.figures, [f"base: {held_out} ({run.seconds():.0f} s)"])
+        line = f"base: measured{_held_out(measured.figures)} ({run.seconds():.0f} s)"
+        return Made(measured.files, measured.figures, [line])
 
     return Stage("base", lambda: base_inputs(run.known(rows)), make, lambda: None)

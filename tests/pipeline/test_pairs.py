@@ -164,7 +164,7 @@ def test_two_ranks_keep_the_same_losses(tmp_path, sftmix):
     [
         ("run", ("--training.epochs", "1"), "training.epochs is 1"),
         ("run", ("--training.max_steps", "3"), "needs a second epoch"),
-        ("run", ("--objective.ntp_on", "confident"), "objective.ntp_on confident"),
+        ("run", ("--objective.ntp_on", "confident"), "objective.ntp_on all"),
         ("split", (), "there is no split before it"),
     ],
 )

@@ -32,19 +32,6 @@ def test_dynamics_from_a_file_give_the_same_split_and_the_same_model(finished, t
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
-def test_dynamics_from_a_file_need_no_ranks_as_no_model_is_there_to_share(finished, tiny, tmp_path, sftmix):
-    dynamics = finished.path / "confidence" / "dynamics.parquet"
-    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
-    words += ["--reference", "FromFile", "--reference.path", str(dynamics), "--training.parallel", "fsdp"]
-    done = sftmix("split", *words, "--out", str(tmp_path / "run"))
-    assert done.code == 0, done.err
-    assert groups(tmp_path / "run") == groups(finished.path)
-    scored = ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}]", *words[-2:]]
-    for command, more in (("train", words[-6:]), ("split", scored)):
-        refused = sftmix(command, *tiny.options[:-8], *more, "--out", str(tmp_path / command))
-        assert (refused.code, "fsdp needs torchrun" in refused.err) == (2, True)
-
-
 def test_the_reference_has_random_streams_of_its_own(finished, tmp_path, sftmix):
     """Its order is that of shuffled singles under a seed made of the run's, not the one that NTP has in the target; or
     of the seed that it is given."""
