@@ -141,18 +141,3 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, sftmix, tmp_path):
     left, right = (load_file(r / "train" / "model" / "adapter_model.safetensors") for r in (whole, cut))
     assert all(torch.equal(left[k], right[k]) for k in left)
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
-
-
-@pytest.mark.slow
-def test_real_model(shared, sftmix, tmp_path):
-    """base-7m and Alpaca: the adapter directory and the merged model speak the same words."""
-    out = tmp_path / "run"
-    words = ["--model.path", str(shared / "models" / "base-7m"), "--out", str(out), "--model.lora.r", "8"]
-    words += ["--data.train", str(shared / "data" / "alpaca" / "alpaca_8k.json"), "--data.limit", "24"]
-    words += ["--data.max_length", "128", "--objective", "NTP", "--training.max_steps", "2"]
-    words += ["--training.global_batch_size", "8", "--training.learning_rate", "1e-3", "--data.eval_fraction", "0.001"]
-    done = sftmix("run", *words)
-    assert done.code == 0, done.err
-    assert sftmix("export", str(out), "--to", str(tmp_path / "merged"), "--merge").code == 0
-    expected, merged = logits(out / "train" / "model"), logits(tmp_path / "merged")
-    assert float((merged - expected).abs().max()) < 5e-6 * float(expected.abs().max())
