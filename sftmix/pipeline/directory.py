@@ -144,25 +144,19 @@ class RunDirectory(Hold):
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
         DifferenceError where an output was changed since.
         """
-        return self.is_done(stage, inputs) or self.world.share(self.world.on_main(lambda: self._begin(stage, inputs)))
-
-    def _begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        self.starts_work()
-        remove_leftovers(self.path / stage)
-        write_json(self.path / stage / "inputs.json", inputs)
-        self.status(stage=stage, step=0, total_steps=0, doing="")
-        return self._adopt(stage, inputs)
-
-    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
         directory = self.path / stage
 
-        def check() -> bool:
-            if problem := other_inputs(directory, inputs):
-                raise ConfigError(f"{directory}: {problem}")
-            return is_finished(directory)
+        def enter() -> bool:
+            refuse_others(directory, inputs)
+            if is_finished(directory):
+                return True
+            self.starts_work()
+            remove_leftovers(directory)
+            write_json(directory / "inputs.json", inputs)
+            self.status(stage=stage, step=0, total_steps=0, doing="")
+            return self._adopt(stage, inputs)
 
-        return self.world.share(self.world.on_main(check))
+        return self.world.share(self.world.on_main(enter))
 
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
@@ -186,14 +180,16 @@ class RunDirectory(Hold):
                 return True
         return False
 
-    def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
+    def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
         directory = self.path / stage
 
         def record() -> None:
             write_json(directory / "figures.json", figures)
-            files = [f for name in [*outputs, "figures.json"] for f in _files(directory / name)]
-            hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
+            hashes: dict[str, str] = {}
+            for output in (directory / name for name in [*outputs, "figures.json"]):
+                files = sorted(output.rglob("*")) if output.is_dir() else [output]
+                hashes |= {os.path.relpath(file, directory): sha256_file(file) for file in files if not file.is_dir()}
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
@@ -217,14 +213,13 @@ def check_finished(run: Path) -> None:
         is_finished(stage, weights=False)
 
 
-def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
-    """Return what refuses `inputs` for a stage that was made, or begun, from others; None if nothing does."""
+def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a stage that was made, or begun, from other inputs."""
     if not (directory / "inputs.json").exists() or _untouched(directory):
-        return None
-    different = differences_in_words(read_json(directory / "inputs.json"), inputs)
-    if not different:
-        return None
-    return f"was made with other inputs: {'; '.join(different[:8])}. Use another --out, or the old settings"
+        return
+    if different := differences_in_words(read_json(directory / "inputs.json"), inputs):
+        words = "; ".join(different[:8])
+        raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
 
 CONTENTS = {
@@ -282,10 +277,6 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, staging)
         except OSError:  # another file system, or one without links
             shutil.copy2(source, staging)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 UNKNOWN: Any = object()

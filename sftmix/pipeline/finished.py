@@ -134,8 +134,8 @@ def export_run(
     if merge and not steps and not best and checkpoint is None and is_finished(model.parent):
         stored = model
     elif not steps:
-        remedy = "a run writes some with --checkpoint.every N, and its best weights with --checkpoint.keep_best true"
-        if model.exists():
+        remedy = f"a run writes {'it with --checkpoint.keep_best true' if best else 'some with --checkpoint.every N'}"
+        if model.exists() and not best:
             remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
         raise ConfigError(f"{'--best: ' if best else ''}{stored} has no checkpoint; {remedy}")
     elif checkpoint not in (None, *steps):

@@ -215,10 +215,13 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     config, world, reference = known.config, known.world, known.config.reference
     deciding = _deciding([callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs])
     with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
+    spec = reference.spec()
+    if Need.TRAINING in reference.needs and "training" in spec["init_args"]:  # "training" below has what decides
+        spec = {**spec, "init_args": {**spec["init_args"], "training": None}}
     inputs = {
         "data": _data(known),
         "model": _model(known),
-        "reference": _without_layout(reference.spec()),
+        "reference": spec,
         "reference_files": _files(known, reference, *with_training),
         "computed": _computed(known),
     }
@@ -233,15 +236,6 @@ def reference_inputs(known: Known) -> dict[str, Any]:
         "callbacks": [callback.spec() for callback in deciding],
         "seed": seed,
     }
-
-
-def _without_layout(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of a reference, with null for the options of its training that decide no number."""
-    training = spec["init_args"].get("training")
-    if not isinstance(training, Mapping):
-        return spec
-    kept = {k: None if k in LAYOUT_OPTIONS else v for k, v in training.items()}
-    return {**spec, "init_args": {**spec["init_args"], "training": kept}}
 
 
 def confidence_inputs(known: Known) -> dict[str, Any]:

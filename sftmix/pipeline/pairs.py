@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,28 +26,31 @@ from sftmix.types import Rows, Scores, Split, TrainingDynamics
 class EpochPairs:
     """The groups and pairs of each epoch of a stage; epochs count from 0.
 
-    split_of  epoch -> the groups, or None
-    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
-    known     False if the pairs of an epoch are made only when it begins
+    divided  epoch -> the groups, and the scores behind them; None: shuffled singles
+    known    False if the pairs of an epoch are made only when it begins
     """
 
-    split_of: Callable[[int], Split | None]
-    pairs_of: Callable[[int], Rows | None]
+    divided: Callable[[int], tuple[Split, Scores] | None]
+    pairing: PairSampler | None = None
+    seed: int = 0
     known: bool = True
 
+    def split_of(self, epoch: int) -> Split | None:
+        divided = self.divided(epoch)
+        return None if divided is None else divided[0]
 
-def no_pairs() -> EpochPairs:
-    """Shuffled singles in every epoch."""
-    return EpochPairs(lambda epoch: None, lambda epoch: None)
+    def pairs_of(self, epoch: int) -> Rows | None:
+        """Return i64[P, 2], or None for shuffled singles."""
+        divided, pairing = self.divided(epoch), self.pairing
+        if divided is None or pairing is None:
+            return None
+        split, scores = divided
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=self.seed), split, scores)
 
 
 def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
     """One split for all epochs (the paper's)."""
-
-    def pairs_of(epoch: int) -> Rows:
-        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
-
-    return EpochPairs(lambda epoch: split, pairs_of)
+    return EpochPairs(lambda epoch: (split, scores), pairing, seed)
 
 
 def pairs_of_arm(
@@ -59,7 +63,7 @@ def pairs_of_arm(
             return single.pairs(), single.losses
         return single.pairs(begun=single.epochs_begun()), None
     if run.pairing is None or split is None:
-        return no_pairs(), None
+        return EpochPairs(lambda epoch: None), None
     return one_split(split, scores, run.pairing, run.config.seed), None
 
 
@@ -103,19 +107,13 @@ class SingleRun:
         begun  number of epochs that the target's training began, after which a baseline that trains longer gets
                shuffled singles; None: every epoch is paired
         """
-        pairing, seed = self._run.pairing, self._run.config.seed
-        assert pairing is not None
-
-        def alone(epoch: int) -> bool:
-            return epoch == 0 or (begun is not None and epoch >= begun)
-
-        def pairs_of(epoch: int) -> Rows | None:
-            if alone(epoch):
-                return None
-            split, scores = self._split(epoch)
-            return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
-
-        return EpochPairs(lambda epoch: None if alone(epoch) else self._split(epoch)[0], pairs_of, known=False)
+        end = begun or math.inf
+        return EpochPairs(
+            lambda epoch: self._split(epoch) if 0 < epoch < end else None,
+            self._run.pairing,
+            self._run.config.seed,
+            known=False,
+        )
 
     def epochs_begun(self) -> int:
         """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""

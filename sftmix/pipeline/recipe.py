@@ -20,17 +20,14 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.measure.split import ties_at_the_cut, write_confounds
+from sftmix.measure.split import write_confounds
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import (
     Known,
     StageName,
-    confidence_inputs,
     is_single_run,
-    selection_inputs,
-    split_inputs,
     stages_entered,
     training_of_reference,
 )
@@ -145,7 +142,7 @@ def selection_stage(run: RunContext, rows: RunRows) -> Stage[None]:
         run.world.on_main(lambda: write_ids(path, rows.data.train.ids))
         return Made([path.name])
 
-    return Stage("selection", lambda: selection_inputs(run.known(rows)), make, lambda: None)
+    return Stage("selection", rows, make, lambda: None)
 
 
 def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics) -> Stage[Scores]:
@@ -160,7 +157,7 @@ def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics)
         run.world.on_main(write)
         return Made([path.name])
 
-    return Stage("confidence", lambda: confidence_inputs(run.known(rows)), make, lambda: rows.table(path))
+    return Stage("confidence", rows, make, lambda: rows.table(path))
 
 
 def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
@@ -174,10 +171,6 @@ def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
         return write_confounds(root, scores, split, rows.data.train)
 
     def make() -> Made:
-        files = run.world.on_main(write) or []
-        split = read_split(path)[1]
-        groups = ", ".join(f"{name} {len(split.rows(g)):,}" for g, name in enumerate(split.names))
-        notes = [f"note: {remark}" for remark in ties_at_the_cut(scores, split)]
-        return Made([path.name, *files], lines=[f"split: {groups}", *notes])
+        return Made([path.name, *(run.world.on_main(write) or [])])
 
-    return Stage("split", lambda: split_inputs(run.known(rows)), make, lambda: read_split(path)[1])
+    return Stage("split", rows, make, lambda: read_split(path)[1])

@@ -86,7 +86,7 @@ def tokenised_rows(
     length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
-        return encode_rows(prepared, encoder, length, world, key="data.max_length", keep=keep, progress=progress)
+        return world.node_first(lambda: encode(prepared, encoder, max_length=length, keep=keep, progress=progress))
 
     data = encoded()
     whole = data.train
@@ -146,22 +146,6 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
                 "the version of sftmix has changed; bring it back to what it was"
             )
     return config, rows
-
-
-def encode_rows(
-    prepared: Prepared,
-    encoder: Encoder,
-    max_length: int,
-    world: World,
-    *,
-    key: str,
-    keep: Sequence[str] | None = None,
-    progress: bool = False,
-) -> LoadedData:
-    """Tokenise the rows, or those with the ids `keep`, with an encoder; `key` is the option behind max_length."""
-    return world.node_first(
-        lambda: encode(prepared, encoder, max_length=max_length, keep=keep, length_option=key, progress=progress)
-    )
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError, SFTMixError
@@ -16,7 +17,7 @@ from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED
-from sftmix.pipeline.directory import Hold, other_inputs
+from sftmix.pipeline.directory import Hold, refuse_others
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
 
 
@@ -75,9 +76,8 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        inputs = STAGE_INPUTS[stage](known)
-        problem = other_inputs(directory / stage, inputs)
-        if known.world is not None:
-            problem = known.world.share(problem)
-        if problem is not None:
-            raise ConfigError(f"{directory / stage}: {problem}")
+        refuse = partial(refuse_others, directory / stage, STAGE_INPUTS[stage](known))
+        if known.world is None:
+            refuse()
+        else:
+            known.world.on_main(refuse)

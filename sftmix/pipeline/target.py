@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from sftmix.model.load import refuse_quantized
 from sftmix.model.unused import described_unused
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
+from sftmix.pipeline.identity import arm_of
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
 from sftmix.pipeline.pairs import order_of_training, pairs_of_arm
 from sftmix.pipeline.rows import RunRows, any_packed
@@ -64,13 +63,10 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
         early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
         steps = f"{counted(figures['steps'], 'step')}{early}"
-        return Made(files, figures, [f"{name}: {steps}{_held_out(figures)} ({run.seconds():.0f} s)"])
+        nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
+        return Made(files, figures, f"{name}: {steps}{nll}")
 
-    return Stage(name, lambda: arm_inputs(run.known(rows), name), make, lambda: None)
-
-
-def _held_out(figures: Mapping[str, Any]) -> str:
-    return f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
+    return Stage(name, rows, make, lambda: None)
 
 
 def training_stage(
@@ -127,7 +123,6 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
         score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
         measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-        line = f"base: measured{_held_out(measured.figures)} ({run.seconds():.0f} s)"
-        return Made(measured.files, measured.figures, [line])
+        return Made(measured.files, measured.figures)
 
-    return Stage("base", lambda: base_inputs(run.known(rows)), make, lambda: None)
+    return Stage("base", rows, make, lambda: None)

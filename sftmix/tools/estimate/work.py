@@ -89,7 +89,7 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]
     if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
         return []
     model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
-    path, _, data, _ = rows_of_reference(config, rows, model, World())
+    path, _, data = rows_of_reference(config, rows, model, World())
     options = inherit(config.training, reference.training)
     order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
     checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)
