@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
@@ -53,23 +54,18 @@ def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> 
     return EpochPairs(lambda epoch: (split, scores), pairing, seed)
 
 
-def pairs_of_arm(
-    run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None
-) -> tuple[EpochPairs, OnlineLosses | None]:
-    """Return the pairs of every epoch of `train` or `baseline`; the keeper of the losses of a single run, else None."""
-    if is_single_run(run.config):
+def order_of_arm(run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
+    """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
+
+    These are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    """
+    config, online, pairs = run.config, None, EpochPairs(lambda epoch: None)
+    if is_single_run(config):
         single = SingleRun(run, rows)
-        if name == "train":
-            return single.pairs(), single.losses
-        return single.pairs(begun=single.epochs_begun()), None
-    if run.pairing is None or split is None:
-        return EpochPairs(lambda epoch: None), None
-    return one_split(split, scores, run.pairing, run.config.seed), None
-
-
-def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
-    """Return the global batches of the target's training, which its baseline shares."""
-    config = run.config
+        online = single.losses if name == "train" else None
+        pairs = single.pairs(begun=None if name == "train" else single.epochs_begun())
+    elif run.pairing is not None and split is not None:
+        pairs = one_split(split, scores, run.pairing, config.seed)
     order = TrainingOrder(
         len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
     )
@@ -78,7 +74,7 @@ def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> Trai
             f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
             f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
         )
-    return order
+    return {"order": order, "split_of": pairs.split_of, "online": online}
 
 
 class SingleRun:
@@ -117,8 +113,8 @@ class SingleRun:
 
     def epochs_begun(self) -> int:
         """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
-        steps = read_json(self._run.directory.path / "train" / "figures.json", steps=int)["steps"]
-        return order_of_training(self._run, self._rows, self.pairs()).epoch_of(steps - 1) + 1
+        *_, last = read_steps(self._run.directory.path / "train")
+        return int(last["epoch"]) + 1
 
 
 def dynamics_of_single_run(run: RunContext, rows: RunRows) -> TrainingDynamics | None:

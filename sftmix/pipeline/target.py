@@ -16,7 +16,7 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_of
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
-from sftmix.pipeline.pairs import order_of_training, pairs_of_arm
+from sftmix.pipeline.pairs import order_of_arm
 from sftmix.pipeline.rows import RunRows, any_packed
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage as TrainingStage
@@ -32,7 +32,6 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
     config, world, directory = run.config, run.world, run.directory.path / name
 
     def make() -> Made:
-        pairs, online = pairs_of_arm(run, rows, name, scores, split)
         objective, perturbation = arm_of(config, name)
         stage = training_stage(
             run,
@@ -48,9 +47,7 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
             objective=objective,
             perturbation=perturbation,
             callbacks=config.callbacks,
-            order=order_of_training(run, rows, pairs),
-            split_of=pairs.split_of,
-            online=online,
+            **order_of_arm(run, rows, name, scores, split),
         )
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")

@@ -140,16 +140,6 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
     assert (ended["exit_code"], ended["message"], ended["step"]) == (0, "", 4)
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(ConfigError("no such option"), 2), (DataError("bad"), 3), (ValueError("a bug"), 1)]
-)
-def test_status_holds_the_exit_code_of_an_error(tmp_path, error, code):
-    with pytest.raises(type(error)), RunDirectory(tmp_path, ALONE):
-        raise error
-    assert status(tmp_path)["exit_code"] == code
-    assert status(tmp_path)["message"] == f"{type(error).__name__}: {error}"
-
-
 def ends_with(path: Path, error: Exception, *, begins: str | None = None, reads: str = "start") -> None:
     """A command that fails where it reads, or in a stage that it begins."""
     with RunDirectory(path, ALONE) as directory:

@@ -72,11 +72,6 @@ def test_it_decides_on_the_evaluations_alone():
     ("words", "told"),
     [
         (["--callbacks", "EarlyStopping"], "EarlyStopping needs the evaluations of a callback before it"),
-        (["--callbacks", "[EarlyStopping, Evaluate]"], "put Evaluate first"),
-        (
-            ["--callbacks", "[LossSpikeGuard, MeasureMixing, sftmix.tools.trackers.TensorBoard, EarlyStopping]"],
-            "put Evaluate first",
-        ),
         (
             ["--callbacks+", "EarlyStopping"],
             "EarlyStopping needs held-out rows, which",

@@ -47,10 +47,6 @@ def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **
     )
 
 
-def losses(run_directory: Path) -> list[float]:
-    return [m["loss"] for m in metrics(run_directory)]
-
-
 class FromAFile(PairSampler):
     """Pairs that depend on a file."""
 
@@ -174,13 +170,6 @@ def test_callbacks_are_inputs_up_to_the_last_that_may_stop_a_training(tiny, tmp_
     assert deciding(evaluate, stops, Evaluate(every=3)) == [evaluate.spec(), stops.spec()]
 
 
-def test_the_status_of_a_run_that_a_callback_stopped_is_that_of_its_training(finished, tmp_path):
-    made = config(finished.tiny, tmp_path / "run", objective=NTP(), pairing=None, callbacks=[StopsAfter(step=3)])
-    assert run(made)["stages"]["train"]["total_steps"] == 4
-    told = status(tmp_path / "run")
-    assert [told[key] for key in ("stage", "step", "total_steps", "exit_code")] == ["train", 3, 4, 0]
-
-
 STOPS = """
 import os, signal
 from pathlib import Path
@@ -256,34 +245,6 @@ def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(sftmix
     assert "train: was made with other inputs" in refused.err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == there
     assert (tmp_path / "run" / "config.yaml").read_bytes() == written
-
-
-STOPPING = (
-    "--objective",
-    "NTP",
-    "--training.max_steps",
-    "8",
-    "--training.warmup_ratio",
-    "0",
-    "--checkpoint.every",
-    "0",
-)
-STOPPING += ("--training.learning_rate", "0.3", "--callbacks+", "EarlyStopping", "--callbacks.patience", "1")
-
-
-def test_an_evaluation_that_decides_when_to_stop_is_an_input(tiny, tmp_path, sftmix):
-    """Evaluate changes no training by itself, but EarlyStopping behind it sees what it measures."""
-    words = {
-        every: ["run", *tiny.options, "--callbacks", "Evaluate", "--callbacks.every", every, *STOPPING]
-        for every in ("1", "4")
-    }
-    assert sftmix(*words["1"], "--out", str(tmp_path / "run")).code == 0
-    stopped = metrics(tmp_path / "run")[-1]["step"]
-    assert stopped < 8
-    refused = sftmix(*words["4"], "--out", str(tmp_path / "run"))
-    assert (refused.code, "callbacks" in refused.err) == (2, True), refused.err
-    assert sftmix(*words["4"], "--out", str(tmp_path / "other")).code == 0
-    assert metrics(tmp_path / "other")[-1]["step"] != stopped
 
 
 def test_a_template_in_the_home_directory_is_an_input(tiny, tmp_path, sftmix, monkeypatch):

@@ -184,14 +184,6 @@ def test_a_weaker_reference_trains_on_the_targets_examples_only(tiny, weak, tmp_
     assert len(scored) == kept
 
 
-def test_fewer_steps_than_checkpoints_are_one_each_and_said(tiny, tmp_path, sftmix):
-    run = tmp_path / "run"
-    done = sftmix("reference", *tiny.options, *SHORT, "--reference.checkpoints", "5", "--out", str(run))
-    assert done.code == 0
-    assert "5 checkpoints fall on steps [1, 2] of 2" in done.out
-    assert sorted(set(table(run / "confidence" / "dynamics.parquet")["step"])) == [1, 2]
-
-
 def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sftmix):
     """FromCheckpoints: the base model and the trained one. Their NLL by hand is in test_reference_rows.py."""
     trained, run = finished.path / "train" / "model", tmp_path / "run"
@@ -201,10 +193,8 @@ def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sf
     assert not (run / "reference" / "metrics.jsonl").exists()
     found = table(run / "confidence" / "dynamics.parquet")
     assert sorted(set(found["step"])) == [1, 2]
-    sums = {c: sum(n for n, k in zip(found["nll_sum"], found["checkpoint"], strict=True) if k == c) for c in (0, 1)}
-    base, after = (json.loads((finished.path / s / "figures.json").read_text()) for s in ("base", "train"))
+    sums = [sum(n for n, k in zip(found["nll_sum"], found["checkpoint"], strict=True) if k == c) for c in (0, 1)]
     assert sums[1] < sums[0]  # its own training rows
-    assert after["eval_nll"] < base["eval_nll"]
     last = table(finished.path / "confidence" / "dynamics.parquet")
     counts = [dict(zip(t["id"], t["n_tokens"], strict=True)) for t in (found, last)]
     assert counts[0] == counts[1]
