@@ -56,7 +56,7 @@ def finished_models(
 
 def is_run(place: str | Path) -> bool:
     """Return True for a run directory, finished or not."""
-    return (Path(place).expanduser() / "config.yaml").exists()
+    return is_there(Path(place).expanduser() / "config.yaml")
 
 
 def refuse_no_run(place: Path) -> None:
