@@ -68,10 +68,6 @@ def test_an_adopted_stage_has_its_model(finished, tmp_path):
     shutil.rmtree(first)
     (found,) = finished_models(tmp_path / "second")
     assert found.path == str(tmp_path / "second" / "train" / "model")
-    weights = [
-        directory / "train" / "model" / "model.safetensors" for directory in (tmp_path / "second", finished.path)
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_finding_needs_no_torch(finished):
