@@ -235,7 +235,7 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
-import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
+import sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
 import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
 import sftmix.tools.evaluate.command
@@ -248,7 +248,7 @@ from sftmix.cli import main
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
 pipeline.recipe.run = lambda config, until: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
-pipeline.export.export_run = tools.quickstart.command.quickstart = lambda *args, **options: None
+pipeline.finished.export_run = tools.quickstart.command.quickstart = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sftmix.pipeline.stages import StageName
+    from sftmix.pipeline.identity import StageName
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from sftmix.common.files import write_text
-from sftmix.common.names import is_there
-from sftmix.common.plain import as_list
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.config.layers import read_yaml
-from sftmix.data.sources import may_be_of_the_hub
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import Known
+from sftmix.pipeline.identity import STAGE_INPUTS, Known
 from sftmix.pipeline.rows import RunRows
 from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage as TrainingStage
@@ -28,24 +22,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage has made: its files, relative to its directory, its figures, and lines for people."""
+    """What a stage has made: its files, relative to its directory, its figures, and a line for people."""
 
     files: Sequence[str]
     figures: Mapping[str, Any] = field(default_factory=dict)
-    lines: Sequence[str] = ()
+    line: str = ""
 
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
     """A stage of a run. All ranks call each of its functions.
 
-    inputs  returns what it is made from; a finished stage is read back only if all of it is equal
-    make    makes its files
-    read    returns what the files hold
+    rows  of which it is made, with what `STAGE_INPUTS` has of it: a finished stage is read back only if all is equal
+    make  makes its files
+    read  returns what the files hold
     """
 
     name: str
-    inputs: Callable[[], Mapping[str, Any]]
+    rows: RunRows
     make: Callable[[], Made]
     read: Callable[[], T]
 
@@ -64,56 +58,36 @@ class RunContext:
         if self.world.is_main:
             print(text, flush=True)
 
-    def known(self, rows: RunRows | None) -> Known:
-        """Return what the inputs of a stage are made of, once the stages before it are done."""
-        return Known(self.config, self.world, rows, self.directory.path)
-
     def enter(self, stage: Stage[T]) -> T:
         """Make a stage unless it is done, and return what its files hold.
 
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self._stop.check(self.world)
-        done = self.directory.begin(stage.name, stage.inputs())
+        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, stage.rows, self.directory.path))
+        done = self.directory.begin(stage.name, inputs)
         self.memory, self._began = PeakMemory(self.world.device), time.time()
-        self.world.on_main(lambda: self._write_config(read_back=done))
+        self.world.on_main(lambda: self._write_config(keep=done))
         if done:
             return stage.read()
         made = stage.make()
         value = stage.read()  # before the stage is done: what cannot be read must not count as done
         self.finish(stage.name, made)
-        for line in made.lines:
-            self.say(line)
+        if made.line:
+            self.say(f"{made.line} ({time.time() - self._began:.0f} s)")
         return value
 
     def finish(self, stage: str, made: Made) -> None:
         """Record the files of a stage and its figures, with its seconds and the peak memory of all ranks."""
         peak = self.world.max(self.memory.bytes())
-        figures = {"wall_seconds": self.seconds(), **made.figures, "peak_memory_bytes": peak}
-        self.directory.finish(stage, list(made.files), figures)
-
-    def seconds(self) -> float:
-        """Return the seconds since the stage began."""
-        return time.time() - self._began
+        figures = {"wall_seconds": time.time() - self._began, **made.figures, "peak_memory_bytes": peak}
+        self.directory.finish(stage, made.files, figures)
 
     def train(self, stage: TrainingStage) -> StageResult:
         """Train to the end, from the newest valid checkpoint on."""
         return train(stage, self.world)
 
-    def _write_config(self, *, read_back: bool) -> None:
-        """Write config.yaml for a stage that is to be made; else tell it where model and rows are now.
-
-        Paths that are gone are replaced: by content both are the same. What may be an id of the hub stays.
-        """
+    def _write_config(self, *, keep: bool) -> None:
         file = self.directory.path / "config.yaml"
-        if not (read_back and file.exists()):
+        if not (keep and file.exists()):
             write_text(file, self.config.yaml())
-            return
-        written, now, moved = read_yaml(file), self.config.plain(), False
-        for group, key in (("model", "path"), ("data", "train"), ("data", "eval")):
-            before = written.get(group, {}).get(key, now[group][key])
-            gone = [name for name in as_list(before or []) if not is_there(name) and not may_be_of_the_hub(name)]
-            if gone and before != now[group][key]:
-                written[group][key], moved = now[group][key], True
-        if moved:
-            write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""The run directory: stages that are valid for their inputs, or refused.
+"""The run directory: one process at a time, STATUS.json, and stages that are valid for their inputs, or refused.
 
 A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
@@ -8,16 +8,20 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, not_as_written, placing, read_json, remove_leftovers, sha256_file, write_json
-from sftmix.pipeline.hold import Hold
+from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
+from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
+from sftmix.common.names import path_problem
 from sftmix.pipeline.shared import check_same_directory
 
 if TYPE_CHECKING:
@@ -25,56 +29,114 @@ if TYPE_CHECKING:
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
+BEFORE_STAGES = ("start", "data")
+"""Values of `stage` in STATUS.json before a command begins to make its first one."""
 
 
-class RunDirectory:
+class Hold:
+    """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
+
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
+    back an unfinished run to its end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
+        self._earlier: dict[str, Any] = {}
+        """The STATUS.json of another process, while it stays."""
+        self._written = 0.0
+
+    def take(self) -> None:
+        """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if problem := path_problem(self.path):
+            raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
+        self._lock, self._status["started"] = lock, time.time()
+        with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
+            earlier = read_json(self.path / "STATUS.json")
+            self._earlier = earlier if earlier.get("stage") not in (None, *BEFORE_STAGES) else {}
+
+    def __enter__(self) -> Hold:
+        self.take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.release(error)
+
+    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
+        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
+        self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        if not self._earlier and time.monotonic() - self._written >= throttle:
+            write_json(self.path / "STATUS.json", self._status)
+            self._written = time.monotonic()
+
+    def starts_work(self) -> None:
+        """Note that something is about to be made here: from now on STATUS.json tells of this process."""
+        self._earlier = {}
+
+    def done(self) -> None:
+        """Note that the command did all it should."""
+        if self._earlier.get("exit_code") != 0:
+            self.starts_work()
+        self.status(exit_code=0, message="")
+
+    def release(self, error: BaseException | None = None) -> None:
+        """Note the error that ended the command, if any, and give the lock back."""
+        if error is not None:
+            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
+                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+        if self._lock is not None:
+            self._lock.close()
+
+
+class RunDirectory(Hold):
     """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes).
 
     pool  sibling run directories whose finished stages are adopted where their inputs are the same
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
-        self.path = Path(path)
-        self.world = world
-        self.pool = [Path(sibling) for sibling in pool]
-        self._hold = Hold(path)
+        super().__init__(path)
+        self.world, self.pool = world, [Path(sibling) for sibling in pool]
 
     def __enter__(self) -> RunDirectory:
         self.world.on_main(self._enter)
         try:
             check_same_directory(self.path, self.world)
         except BaseException as error:
-            if self.world.is_main:
-                self._hold.release(error)
+            self.release(error)
             raise
         return self
 
     def _enter(self) -> None:
-        self._hold.take()
+        self.take()
         for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         self.status()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self.world.is_main:
-            return
         if error is None:
-            self.status(exit_code=0, message="")
-        self._hold.release(error)
+            self.done()
+        self.release(error)
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
-        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         if self.world.is_main:
-            self._hold.status(throttle=throttle, **fields)
+            super().status(throttle=throttle, **fields)
 
     def tell(self, **fields: Any) -> None:
         """Update STATUS.json from every rank: a full disk ends them all."""
         self.world.on_main(lambda: self.status(**fields))
-
-    def starts_work(self) -> None:
-        """Note that something is about to be made here: STATUS.json of an earlier command no longer holds."""
-        if self.world.is_main:
-            self._hold.begin()
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
@@ -82,29 +144,19 @@ class RunDirectory:
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
         DifferenceError where an output was changed since.
         """
-        return self.is_done(stage, inputs) or self.world.share(self.world.on_main(lambda: self._begin(stage, inputs)))
-
-    def _begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        self.starts_work()
-        remove_leftovers(self.path / stage)
-        write_json(self.path / stage / "inputs.json", inputs)
-        self.status(stage=stage, step=0, total_steps=0, doing="")
-        return self._adopt(stage, inputs)
-
-    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Return True if a stage is done and valid here; raise the errors of `begin`, and write nothing."""
         directory = self.path / stage
 
-        def check() -> bool:
-            if problem := other_inputs(directory, inputs):
-                raise ConfigError(f"{directory}: {problem}")
-            return is_finished(directory)
+        def enter() -> bool:
+            refuse_others(directory, inputs)
+            if is_finished(directory):
+                return True
+            self.starts_work()
+            remove_leftovers(directory)
+            write_json(directory / "inputs.json", inputs)
+            self.status(stage=stage, step=0, total_steps=0, doing="")
+            return self._adopt(stage, inputs)
 
-        return self.world.share(self.world.on_main(check))
-
-    def has(self, stage: str) -> bool:
-        """Return True if a stage was finished here, by this command or an earlier one."""
-        return self.world.share((self.path / stage / "figures.json").exists() if self.world.is_main else None)
+        return self.world.share(self.world.on_main(enter))
 
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
@@ -128,14 +180,16 @@ class RunDirectory:
                 return True
         return False
 
-    def finish(self, stage: str, outputs: list[str], figures: Mapping[str, Any]) -> None:
+    def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""
         directory = self.path / stage
 
         def record() -> None:
             write_json(directory / "figures.json", figures)
-            files = [f for name in [*outputs, "figures.json"] for f in _files(directory / name)]
-            hashes = {os.path.relpath(f, directory): sha256_file(f) for f in files}
+            hashes: dict[str, str] = {}
+            for output in (directory / name for name in [*outputs, "figures.json"]):
+                files = sorted(output.rglob("*")) if output.is_dir() else [output]
+                hashes |= {os.path.relpath(file, directory): sha256_file(file) for file in files if not file.is_dir()}
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
@@ -159,16 +213,13 @@ def check_finished(run: Path) -> None:
         is_finished(stage, weights=False)
 
 
-def other_inputs(directory: Path, inputs: Mapping[str, Any]) -> str | None:
-    """Return what refuses `inputs` for a stage that was made, or begun, from others; None if nothing does."""
+def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a stage that was made, or begun, from other inputs."""
     if not (directory / "inputs.json").exists() or _untouched(directory):
-        return None
-    different = {line.partition(": ")[0]: line for line in differences(read_json(directory / "inputs.json"), inputs)}
-    if not different:
-        return None
-    contents = [words for name, words in CONTENTS.items() if name in different]
-    told = [*contents, *(line for name, line in different.items() if name not in CONTENTS)]
-    return f"was made with other inputs: {'; '.join(told[:8])}. Use another --out, or the old settings"
+        return
+    if different := differences_in_words(read_json(directory / "inputs.json"), inputs):
+        words = "; ".join(different[:8])
+        raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
 
 CONTENTS = {
@@ -177,19 +228,21 @@ CONTENTS = {
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
-"""Inputs that are hashes, in words that name the options behind them; they come first."""
+"""Inputs that are hashes, in words that name the options behind them."""
+
+
+def differences_in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the differences of two inputs of a stage."""
+    return [CONTENTS.get(line.partition(": ")[0], line) for line in differences(old, new)]
 
 
 def _untouched(directory: Path) -> bool:
-    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt."""
-    theirs = {  # what another stage has put here, as the reference its dynamics
-        os.path.normpath(manifest.parent / name)
-        for manifest in directory.parent.glob(f"*/{MANIFEST}")
-        if manifest.parent != directory
-        for name in read_json(manifest, files=dict)["files"]
-    }
-    own = [p for p in directory.iterdir() if p.name != "inputs.json" and os.path.normpath(p) not in theirs]
-    return all(p.is_file() and not p.stat().st_size for p in own)
+    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt.
+
+    The reference's dynamics lie in the directory of the confidence.
+    """
+    work = [path for path in directory.iterdir() if path.name not in ("inputs.json", "dynamics.parquet")]
+    return all(path.is_file() and not path.stat().st_size for path in work)
 
 
 def origin(directory: Path) -> Path:
@@ -199,9 +252,10 @@ def origin(directory: Path) -> Path:
     """
     seen = [directory]
     while (file := seen[-1] / ADOPTED).exists():
-        seen.append(Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"])))
-        if seen[-1] in seen[:-1]:
-            raise not_as_written(file, ValueError("it leads back to itself"))
+        source = Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"]))
+        if source in seen:
+            raise DifferenceError(f"{file}: it leads back to itself")
+        seen.append(source)
     return seen[-1]
 
 
@@ -225,10 +279,6 @@ def _link(source: Path, target: Path) -> None:
             shutil.copy2(source, staging)
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
 UNKNOWN: Any = object()
 """An input that is not known yet, and so differs from no other."""
 
@@ -245,13 +295,6 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
             changes += differences(old.get(name), new.get(name), inner)
         return changes
-    if isinstance(new, tuple):
-        new = list(new)
-    if (
-        isinstance(old, list)
-        and isinstance(new, list)
-        and len(old) == len(new)
-        and isinstance(next(iter(new), 0), dict)
-    ):
-        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]  # components
+    if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

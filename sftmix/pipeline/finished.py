@@ -1,19 +1,24 @@
-"""The models that a run has made, and models from elsewhere: found and refused before torch is imported."""
+"""The models that a run has made, and models from elsewhere: found, refused and exported.
+
+What is refused is refused before torch is imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import MANIFEST
+from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
+from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
-from sftmix.pipeline.directory import is_finished
+from sftmix.pipeline.directory import is_finished, origin
 
 TARGET = "target"
+OF_A_RUN = (TARGET, "baseline", "base")
+"""The models that a run can have."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,18 @@ def finished_models(
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
     names   of a run target, baseline and base; and any other place, of which the target is taken
     option  name of the option that holds the names, for messages
-    Raises ConfigError for a model that is not there, with what is, for a name given twice, and for no name at all;
-    DifferenceError for a model of a run whose files, or those beside it in its stage, were changed since.
+    Raises ConfigError for a model that is not there, for a name given twice, and for no name at all; DifferenceError
+    for a model of a run whose files, or those beside it in its stage, were changed since.
     """
-    if not names:
-        raise ConfigError(f"{option} names no model; of a run there are {', '.join(OF_A_RUN)}")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"model {', '.join(twice)} is named more than once; name each model once")
-    return [_found(str(place), name, option) for name in names]
+    if not names or len(set(names)) < len(names):
+        there = f"name each model once; of a run there are {', '.join(OF_A_RUN)}"
+        raise ConfigError(f"{option} names {', '.join(names) or 'no model'}: {there}")
+    return [_model(str(place), name, option) for name in names]
 
 
 def is_run(place: str | Path) -> bool:
     """Return True for a run directory, finished or not."""
-    return (Path(place).expanduser() / "config.yaml").exists()
+    return is_there(Path(place).expanduser() / "config.yaml")
 
 
 def refuse_no_run(place: Path) -> None:
@@ -61,21 +65,17 @@ def refuse_no_run(place: Path) -> None:
         raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
 
 
-def _found(place: str, name: str, option: str) -> FinishedModel:
+def _model(place: str, name: str, option: str) -> FinishedModel:
+    if name in OF_A_RUN[1:] and not is_run(place):
+        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
     if is_run(place) and name in OF_A_RUN:
         run = Path(place).expanduser()
-        return FinishedModel(name, OF_A_RUN[name](run), run)
-    if not is_run(place) and name in OF_A_RUN and name != TARGET:
-        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
-    elsewhere, chosen_by = (place, f"model {place}") if name == TARGET else (name, option)
+        return FinishedModel(name, _model_of(run, name), run)
+    elsewhere, option = (place, f"model {place}") if name == TARGET else (name, option)
     if is_run(elsewhere):
         run = Path(elsewhere).expanduser()
-        return FinishedModel(elsewhere, OF_A_RUN[TARGET](run), run)
-    misspelt = is_run(place) and "/" not in name and not is_there(name)
-    if misspelt and (guess := nearest(name, OF_A_RUN, cutoff=0.75)):  # gpt2-large is a name of the hub, 0.63 of target
-        there = f"of {place} there are {', '.join(_there(Path(place).expanduser()))}"
-        raise ConfigError(told(f"{option}: the run has no model {name!r}", guess, there))
-    return FinishedModel(elsewhere, _model_directory(elsewhere, chosen_by), None, chosen_by)
+        return FinishedModel(elsewhere, _model_of(run, TARGET), run)
+    return FinishedModel(elsewhere, _model_directory(elsewhere, option), None, option)
 
 
 def _model_directory(place: str, option: str) -> str:
@@ -89,41 +89,57 @@ def _model_directory(place: str, option: str) -> str:
     return path
 
 
-# ----------------------------------------------------------------------------------------- models of a run
+def _model_of(run: Path, name: str) -> str:
+    """Return the hub id or directory of a model of a run; that of an adopted stage lies in the run, too."""
+    if name == "base":
+        return model_place(read_finished(run).model.path)[0]
+    stage = "train" if name == TARGET else name
+    if not is_finished(run / stage) or not (run / stage / "model").is_dir():
+        more = "" if name == TARGET else " --with_baseline true"
+        again = f"sftmix run --config {run / 'config.yaml'} --out {run}{more}"
+        raise ConfigError(f"{run}: {stage} is not trained yet ({again})")
+    return str(run / stage / "model")
 
 
-def _trained(stage: str) -> Callable[[Path], str]:
-    def place(run: Path) -> str:
-        model = run / stage / "model"  # of an adopted stage, too
-        if not is_finished(run / stage) or not model.is_dir():
-            again = f"sftmix run --config {run / 'config.yaml'} --out {run}"
-            again += "" if stage == "train" else " --with_baseline true"
-            raise ConfigError(f"{run}: {stage} is not trained yet ({again}); there are {', '.join(_there(run))}")
-        return str(model)
+def export_run(
+    run: str | Path,
+    to: str | Path,
+    *,
+    checkpoint: int | None = None,
+    best: bool = False,
+    dtype: str = "auto",
+    merge: bool = False,
+) -> Path:
+    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
 
-    return place
+    checkpoint  its step; None: the newest one
+    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
+    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
+                finished run without checkpoints those of train/model
+    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
+    where it is damaged, DifferenceError where train/model is.
+    """
+    run, to = Path(run), Path(to)
+    refuse_no_run(run)
+    if is_there(to):
+        raise ConfigError(f"{to} exists; name a directory that does not")
+    config = read_finished(run)
+    if merge and not config.model.lora.r:
+        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
+    model_place(config.model.path)
+    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
+    steps = steps_in(stored)
+    if merge and not steps and not best and checkpoint is None and is_finished(model.parent):
+        stored = model
+    elif not steps:
+        remedy = f"a run writes {'it with --checkpoint.keep_best true' if best else 'some with --checkpoint.every N'}"
+        if model.exists() and not best:
+            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
+        raise ConfigError(f"{'--best: ' if best else ''}{stored} has no checkpoint; {remedy}")
+    elif checkpoint not in (None, *steps):
+        raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
+    from sftmix.pipeline.models import export_stored
 
-
-def _base(run: Path) -> str:
-    return model_place(read_finished(run).model.path)[0]
-
-
-def _best(run: Path) -> str:
-    raise ConfigError(
-        f"{run}: the best weights are a checkpoint, of a run with --checkpoint.keep_best true and held-out rows; "
-        f"sftmix export {run} --best --to DIR makes a model of it, then name DIR"
-    )
-
-
-def _there(run: Path) -> list[str]:
-    stages = {TARGET: "train", "baseline": "baseline"}
-    return [*(name for name, stage in stages.items() if (run / stage / MANIFEST).exists()), "base"]
-
-
-OF_A_RUN: dict[str, Callable[[Path], str]] = {
-    TARGET: _trained("train"),
-    "baseline": _trained("baseline"),
-    "base": _base,
-    "best": _best,
-}
-"""The models that a run can have -> what finds the hub id or directory of each."""
+    return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

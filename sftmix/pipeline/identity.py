@@ -1,4 +1,4 @@
-"""The inputs of each stage as values and hashes: a stage is read back only if all of them are equal.
+"""The stages that a command enters, and the inputs of each: a stage is read back only if all of them are equal.
 
 Importing this module imports no torch, so that a command can be refused before it is loaded: what the configuration
 alone decides is known at once, and the rest is UNKNOWN until ranks and rows are there.
@@ -10,20 +10,73 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
 from sftmix.components.base import Callback, Component, Need, Objective, Perturbation, files_of, plain
 from sftmix.components.objectives import NTP
+from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.options import LAYOUT, LoraOptions, TrainingOptions, reference_lora
+from sftmix.options import LAYOUT, LoraOptions, ReferenceTraining, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.directory import UNKNOWN
-from sftmix.pipeline.stages import is_single_run, training_of_reference
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
     from sftmix.pipeline.rows import RunRows
+
+StageName = Literal["reference", "confidence", "split", "train"]
+
+ALL = ("selection", "reference", "confidence", "split", "train", "baseline", "base")
+"""The stages in the order in which they are entered."""
+
+
+def is_single_run(config: RunConfig) -> bool:
+    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
+    uses_confidence = config.resolved_pairing() is not None and Need.CONFIDENCE in config.splitter.needs
+    return uses_confidence and Need.TARGET_LOSSES in config.reference.needs
+
+
+def stages_entered(config: RunConfig, until: StageName) -> list[str]:
+    """Return the stages that a command makes or reads back, in order; none that it may turn out not to enter.
+
+    NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
+    configuration does not have.
+    """
+    single, scored = is_single_run(config), Need.CONFIDENCE in config.splitter.needs
+    if single and until != "train":
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
+            f"there is no {until} before it: use `run`, or another --reference"
+        )
+    if until == "confidence" and not scored:
+        raise ConfigError(
+            f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
+            "here, or use `split`"
+        )
+    stages: set[str] = {until}
+    if not isinstance(config.selector, All):
+        stages.add("selection")
+    if until == "train":
+        stages |= {"base", "baseline"} if config.with_baseline else {"base"}
+        if config.resolved_pairing() is not None and not single:
+            stages.add("split")
+    if "split" in stages and scored:
+        stages.add("confidence")
+    if "confidence" in stages:
+        stages.add("reference")
+    return [stage for stage in ALL if stage in stages]
+
+
+def training_of_reference(config: RunConfig, own: ReferenceTraining | None = None) -> tuple[TrainingOptions, int]:
+    """Return options and seed of the reference's training: its own, and the run's where it sets none.
+
+    own  None: `reference.training`
+    """
+    own = own or config.reference.training
+    seed = config.seed if own is None or own.seed is None else own.seed
+    return inherit(config.training, own), seed
+
 
 LAYOUT_OPTIONS = (*LAYOUT, "timeout")
 """Training options that say how a step is computed, not what; a resumed run may change them."""
@@ -43,43 +96,50 @@ class Known:
     rows: RunRows | None = None
     directory: Path | None = None
 
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
+        return UNKNOWN if self.world is None else self.world.share(self.world.on_main(question))
+
 
 # ------------------------------------------------------------------------------------------ parts of inputs
 
 
-def _model(path: str | None, world: World | None) -> str:
-    """Return the fingerprint of a model's files, or the commit of a hub model."""
-    if world is None:
-        return UNKNOWN
-    from sftmix.model.load import fingerprint
+def _model(known: Known) -> str:
+    """Return the fingerprint of the model's files, or the commit of a hub model."""
 
-    return world.share(fingerprint(path or "") if world.is_main else None)
+    def identity() -> str:
+        from sftmix.model.load import fingerprint
+
+        return fingerprint(known.config.model.path or "")
+
+    return known.ask(identity)
 
 
-def _files(world: World | None, *components: Component | None) -> dict[str, str | None]:
+def _files(known: Known, *components: Component | None) -> dict[str, str | None]:
     """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain.
 
     Raises what `files()` raises, on every rank, and before torch is imported, too.
     """
     names = [name for component in components if component is not None for name in files_of(component)]
-    if world is None:
-        return UNKNOWN
-    from sftmix.model.load import fingerprint
 
-    def known(name: str) -> str | None:
-        try:
-            return fingerprint(name)
-        except ConfigError:
-            return None
+    def identities() -> dict[str, str | None]:
+        from sftmix.model.load import fingerprint
 
-    return world.share({name: known(name) for name in names} if world.is_main else None)
+        files: dict[str, str | None] = {}
+        for name in names:
+            try:
+                files[name] = fingerprint(name)
+            except ConfigError:
+                files[name] = None
+        return files
+
+    return known.ask(identities)
 
 
 def _made(known: Known, name: str) -> str:
     """Return the hash of a file that an earlier stage of the run made."""
-    if known.directory is None or known.world is None:
-        return UNKNOWN
-    return known.world.share(sha256_file(known.directory / name) if known.world.is_main else None)
+    directory = known.directory
+    return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
 
 
 def _data(known: Known) -> dict[str, Any]:
@@ -88,16 +148,12 @@ def _data(known: Known) -> dict[str, Any]:
     names = ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels", "special_tokens")
     inputs = {name: getattr(data, name) for name in names}
     inputs |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
-    if rows is None:  # which may turn out to be plain text
-        read = {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
-        return {**inputs, "format": UNKNOWN if data.format == "auto" else data.format, **read}
-    about = rows.data
-    return {
-        **inputs,
-        "max_length": about.report.max_length,
-        "template": rows.encoder.name,
-        "fingerprint": about.train.fingerprint,
-    }
+    if rows is not None:
+        inputs |= {"max_length": rows.data.report.max_length, "template": rows.encoder.name}
+        return {**inputs, "fingerprint": rows.data.train.fingerprint}
+    if data.format == "auto":  # which may turn out to be plain text
+        inputs["format"] = UNKNOWN
+    return {**inputs, "max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
 
 
 def _held_out(rows: RunRows | None) -> str | None:
@@ -143,16 +199,13 @@ def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
 # ------------------------------------------------------------------------------------------- the stages
 
 
-def selection_inputs(known: Known, fingerprint: str = UNKNOWN) -> dict[str, Any]:
-    """Return the inputs of the selection.
-
-    fingerprint  of all training rows
-    """
+def selection_inputs(known: Known) -> dict[str, Any]:
+    """Return the inputs of the selection."""
     selector = known.config.selector
     return {
-        "data": fingerprint,
+        "data": UNKNOWN if known.rows is None else known.rows.whole.fingerprint,
         "selector": selector.spec(),
-        "selector_files": _files(known.world, selector),
+        "selector_files": _files(known, selector),
         "seed": known.config.seed,
     }
 
@@ -162,11 +215,14 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     config, world, reference = known.config, known.world, known.config.reference
     deciding = _deciding([callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs])
     with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
+    spec = reference.spec()
+    if Need.TRAINING in reference.needs and "training" in spec["init_args"]:  # "training" below has what decides
+        spec = {**spec, "init_args": {**spec["init_args"], "training": None}}
     inputs = {
         "data": _data(known),
-        "model": _model(config.model.path, world),
-        "reference": _without_layout(reference.spec()),
-        "reference_files": _files(world, reference, *with_training),
+        "model": _model(known),
+        "reference": spec,
+        "reference_files": _files(known, reference, *with_training),
         "computed": _computed(known),
     }
     if Need.TRAINING not in reference.needs:
@@ -182,22 +238,13 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     }
 
 
-def _without_layout(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of a reference, with null for the options of its training that decide no number."""
-    training = spec["init_args"].get("training")
-    if not isinstance(training, Mapping):
-        return spec
-    kept = {k: None if k in LAYOUT_OPTIONS else v for k, v in training.items()}
-    return {**spec, "init_args": {**spec["init_args"], "training": kept}}
-
-
 def confidence_inputs(known: Known) -> dict[str, Any]:
     """Return the inputs of the confidence."""
     estimator = known.config.confidence
     return {
         "dynamics": _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
-        "confidence_files": _files(known.world, estimator),
+        "confidence_files": _files(known, estimator),
     }
 
 
@@ -208,7 +255,7 @@ def split_inputs(known: Known) -> dict[str, Any]:
         "data": _data(known),
         "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
         "splitter": splitter.spec(),
-        "splitter_files": _files(known.world, splitter),
+        "splitter_files": _files(known, splitter),
         "seed": known.config.seed,
     }
 
@@ -229,7 +276,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     inputs = {
         "data": _data(known),
         "eval": _held_out(known.rows),
-        "model": _model(config.model.path, world),
+        "model": _model(known),
         "dtype": config.model.dtype,
         "lora": _lora(config.model.lora),
         "split": _made(known, "split/split.parquet") if paired else None,
@@ -238,7 +285,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
         "objective": objective.spec(),
         "optimizer": config.optimizer.spec(),
         "perturbation": plain(perturbation),
-        "files": _files(world, pairing, objective, config.optimizer, perturbation, *deciding),
+        "files": _files(known, pairing, objective, config.optimizer, perturbation, *deciding),
         "computed": _computed(known),
         "training": _training(config.training, world),
         "callbacks": [callback.spec() for callback in deciding],
@@ -246,7 +293,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": _files(world, component)} for component in chosen]
+        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
     return inputs
 
 
@@ -256,7 +303,7 @@ def base_inputs(known: Known) -> dict[str, Any]:
     return {
         "data": _data(known),
         "eval": _held_out(known.rows),
-        "model": _model(config.model.path, known.world),
+        "model": _model(known),
         "quantize": config.model.lora.without_adapters().quantize,
         "computed": _computed(known),
     }

@@ -10,7 +10,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import NonFiniteError
-from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
@@ -18,7 +17,7 @@ from sftmix.data.templates import Encoder
 from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, n_embeddings, stored_dtype
 from sftmix.model.paths import named
-from sftmix.options import DataOptions, LoraOptions
+from sftmix.options import DataOptions, ModelOptions
 from sftmix.pipeline.finished import FinishedModel
 
 
@@ -60,26 +59,19 @@ class LoadedModel:
 
 
 def load_for_use(finished: FinishedModel, dtype: str) -> LoadedModel:
-    """Load a model as `load_finished` does, on a GPU if there is one.
-
-    dtype  a name of torch; auto: as the weights are stored
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_finished(finished, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
+    """Load a model as `load_finished` does, on a GPU if there is one."""
+    return load_finished(finished, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_finished(
-    finished: FinishedModel, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> LoadedModel:
+def load_finished(finished: FinishedModel, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
     """Load a model with its tokenizer; adapters are loaded onto their base model.
 
-    dtype  of the weights; None: as they are stored
+    dtype  of the weights, by its name in torch; auto: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
     """
-    config = None if finished.run is None else read_finished(finished.run)
     encoder = encoder_of(finished)
     with named(finished.option):
-        model = _weights(finished, config, dtype)
+        model = _weights(finished, None if dtype == "auto" else getattr(torch, dtype))
         check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
@@ -107,24 +99,23 @@ def _refuse_if_not_finite(finished: FinishedModel, model: PreTrainedModel) -> No
 
 def encoder_of(finished: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    if finished.run is None:
-        with named(finished.option):
-            return encoder_for(load_tokenizer(finished.path), DataOptions())
-    config = read_finished(finished.run)
-    tokenizer = load_tokenizer(config.model.path)
-    return encoder_for(tokenizer, DataOptions() if config.data.format == TEXT else config.data)
+    path, options = finished.path, DataOptions()
+    if finished.run is not None:
+        config = read_finished(finished.run)
+        path, options = config.model.path, options if config.data.format == TEXT else config.data
+    with named(finished.option):
+        return encoder_for(load_tokenizer(path), options)
 
 
-def _weights(finished: FinishedModel, config: RunConfig | None, dtype: torch.dtype | None) -> PreTrainedModel:
-    lora = LoraOptions() if config is None else config.model.lora
-    attention = None if config is None else config.model.attention
-    if not (Path(finished.path) / "adapter_config.json").exists():
-        quantization = quantization_config(lora, compute=dtype or torch.float32) if finished.name == "base" else None
-        kind = dtype or stored_dtype(finished.path)
-        return load_model(finished.path, dtype=kind, attention=attention, quantization=quantization)
-    base = base_of_adapters(Path(finished.path))
-    kind = dtype or stored_dtype(base)
-    quantization = quantization_config(lora, compute=kind)
-    whole = load_model(base, dtype=kind, attention=attention, quantization=quantization)
-    load_adapters(whole, Path(finished.path))
-    return whole
+def _weights(finished: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Load the weights of a model; dtype None: as they are stored."""
+    options = ModelOptions() if finished.run is None else read_finished(finished.run).model
+    adapters = (Path(finished.path) / "adapter_config.json").exists()
+    base = base_of_adapters(Path(finished.path)) if adapters else finished.path
+    kind, quantization = dtype or stored_dtype(base), None
+    if adapters or finished.name == "base":
+        quantization = quantization_config(options.lora, compute=kind if adapters else dtype or torch.float32)
+    model = load_model(base, dtype=kind, attention=options.attention, quantization=quantization)
+    if adapters:
+        load_adapters(model, Path(finished.path))
+    return model

@@ -51,32 +51,24 @@ def load_for_run(
     if sharded:
         refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
     attention, adapter_seed = config.model.attention, stable_hash(seed, "adapters") % 2**63
-    if sharded:
-        return _load_shards(attention, world, path, encoder, lora, adapter_seed)
     precision = resolve_precision(options.precision, world.device)
     quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
-    model = load_model(path, attention=attention, quantization=quantization)
-    if lora.r:
-        add_adapters(model, lora, seed=adapter_seed)
-    check_head(model)
-    check_vocabulary(model, encoder.tokenizer)
-    return model, None
-
-
-def _load_shards(
-    attention: str | None, world: World, path: str, encoder: Encoder, lora: LoraOptions, adapter_seed: int
-) -> tuple[PreTrainedModel, Values]:
-    """Load a model for sharding: every rank maps the files, or rank 0 loads them and sends the values."""
-    if not lora.r and (model := mapped_model(path, attention=attention)) is not None:
-        check_vocabulary(model, encoder.tokenizer)
-        return model, Values(model, take_values(model), world, from_main=False, checks=[check_head])
 
     def whole() -> PreTrainedModel:
-        model = load_model(path, attention=attention)
+        model = load_model(path, attention=attention, quantization=quantization)
         if lora.r:
             add_adapters(model, lora, seed=adapter_seed)  # some are made of the model's values
         return model
 
+    if not sharded:
+        model = whole()
+        check_head(model)
+        check_vocabulary(model, encoder.tokenizer)
+        return model, None
+    mapped = None if lora.r else mapped_model(path, attention=attention)
+    if mapped is not None:  # every rank maps the files; else rank 0 loads them and sends the values
+        check_vocabulary(mapped, encoder.tokenizer)
+        return mapped, Values(mapped, take_values(mapped), world, from_main=False, checks=[check_head])
     loaded = world.on_main(whole)
     model = loaded or empty_model(path, attention=attention)
     if lora.r and loaded is None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json
+from sftmix.common.steps import read_steps
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.identity import is_single_run
 from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import is_single_run
 from sftmix.training.dynamics import merge
 from sftmix.training.online import OnlineLosses
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
@@ -25,47 +27,45 @@ from sftmix.types import Rows, Scores, Split, TrainingDynamics
 class EpochPairs:
     """The groups and pairs of each epoch of a stage; epochs count from 0.
 
-    split_of  epoch -> the groups, or None
-    pairs_of  epoch -> i64[P, 2], or None for shuffled singles
-    known     False if the pairs of an epoch are made only when it begins
+    divided  epoch -> the groups, and the scores behind them; None: shuffled singles
+    known    False if the pairs of an epoch are made only when it begins
     """
 
-    split_of: Callable[[int], Split | None]
-    pairs_of: Callable[[int], Rows | None]
+    divided: Callable[[int], tuple[Split, Scores] | None]
+    pairing: PairSampler | None = None
+    seed: int = 0
     known: bool = True
 
+    def split_of(self, epoch: int) -> Split | None:
+        divided = self.divided(epoch)
+        return None if divided is None else divided[0]
 
-def no_pairs() -> EpochPairs:
-    """Shuffled singles in every epoch."""
-    return EpochPairs(lambda epoch: None, lambda epoch: None)
+    def pairs_of(self, epoch: int) -> Rows | None:
+        """Return i64[P, 2], or None for shuffled singles."""
+        divided, pairing = self.divided(epoch), self.pairing
+        if divided is None or pairing is None:
+            return None
+        split, scores = divided
+        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=self.seed), split, scores)
 
 
 def one_split(split: Split, scores: Scores, pairing: PairSampler, seed: int) -> EpochPairs:
     """One split for all epochs (the paper's)."""
-
-    def pairs_of(epoch: int) -> Rows:
-        return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
-
-    return EpochPairs(lambda epoch: split, pairs_of)
+    return EpochPairs(lambda epoch: (split, scores), pairing, seed)
 
 
-def pairs_of_arm(
-    run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None
-) -> tuple[EpochPairs, OnlineLosses | None]:
-    """Return the pairs of every epoch of `train` or `baseline`; the keeper of the losses of a single run, else None."""
-    if is_single_run(run.config):
+def order_of_arm(run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
+    """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
+
+    These are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    """
+    config, online, pairs = run.config, None, EpochPairs(lambda epoch: None)
+    if is_single_run(config):
         single = SingleRun(run, rows)
-        if name == "train":
-            return single.pairs(), single.losses
-        return single.pairs(begun=single.epochs_begun()), None
-    if run.pairing is None or split is None:
-        return no_pairs(), None
-    return one_split(split, scores, run.pairing, run.config.seed), None
-
-
-def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> TrainingOrder:
-    """Return the global batches of the target's training, which its baseline shares."""
-    config = run.config
+        online = single.losses if name == "train" else None
+        pairs = single.pairs(begun=None if name == "train" else single.epochs_begun())
+    elif run.pairing is not None and split is not None:
+        pairs = one_split(split, scores, run.pairing, config.seed)
     order = TrainingOrder(
         len(rows.data.train), pairs.pairs_of, options=config.training, seed=config.seed, known=pairs.known
     )
@@ -74,7 +74,7 @@ def order_of_training(run: RunContext, rows: RunRows, pairs: EpochPairs) -> Trai
             f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
             f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
         )
-    return order
+    return {"order": order, "split_of": pairs.split_of, "online": online}
 
 
 class SingleRun:
@@ -103,24 +103,18 @@ class SingleRun:
         begun  number of epochs that the target's training began, after which a baseline that trains longer gets
                shuffled singles; None: every epoch is paired
         """
-        pairing, seed = self._run.pairing, self._run.config.seed
-        assert pairing is not None
-
-        def alone(epoch: int) -> bool:
-            return epoch == 0 or (begun is not None and epoch >= begun)
-
-        def pairs_of(epoch: int) -> Rows | None:
-            if alone(epoch):
-                return None
-            split, scores = self._split(epoch)
-            return check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
-
-        return EpochPairs(lambda epoch: None if alone(epoch) else self._split(epoch)[0], pairs_of, known=False)
+        end = begun or math.inf
+        return EpochPairs(
+            lambda epoch: self._split(epoch) if 0 < epoch < end else None,
+            self._run.pairing,
+            self._run.config.seed,
+            known=False,
+        )
 
     def epochs_begun(self) -> int:
         """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
-        steps = read_json(self._run.directory.path / "train" / "figures.json", steps=int)["steps"]
-        return order_of_training(self._run, self._rows, self.pairs()).epoch_of(steps - 1) + 1
+        *_, last = read_steps(self._run.directory.path / "train")
+        return int(last["epoch"]) + 1
 
 
 def dynamics_of_single_run(run: RunContext, rows: RunRows) -> TrainingDynamics | None:

@@ -13,24 +13,27 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.tables import read_ids, read_split, write_confidence, write_ids, write_split
+from sftmix.common.tables import read_split, write_confidence, write_ids, write_split
 from sftmix.common.world import World, start_world
 from sftmix.components.base import Need
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.data import EncodedDataset
-from sftmix.measure.split import ties_at_the_cut, write_confounds
+from sftmix.measure.split import write_confounds
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import Known, confidence_inputs, selection_inputs, split_inputs
+from sftmix.pipeline.identity import (
+    Known,
+    StageName,
+    is_single_run,
+    stages_entered,
+    training_of_reference,
+)
 from sftmix.pipeline.pairs import dynamics_of_single_run
-from sftmix.pipeline.reference import reference_stage, refuse_responses_of_text
-from sftmix.pipeline.rehearsal import rehearse
-from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.stages import StageName, is_single_run, stages_needed, training_of_reference
+from sftmix.pipeline.reference import reference_stage
+from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
@@ -62,120 +65,84 @@ def run(
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(config, until, ranks, directory, stop, say_rows)
+        return recipe(RunContext(config, ranks, directory, stop), until, say_rows)
 
 
-def recipe(
-    config: RunConfig,
-    until: StageName,
-    world: World,
-    directory: RunDirectory,
-    stop: StopAtOnce,
-    say_rows: Callable[[str], object],
-) -> dict[str, Any]:
+def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object]) -> dict[str, Any]:
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
+    world, directory = run.world, run.directory
     directory.tell(stage="data")
-    config, prepared = read_rows(config, world, progress=world.is_main)
-    run = RunContext(config, world, directory, stop)
-    stages = stages_needed(config, until)
-
-    selection: list[Stage[list[str]]] = []
-
-    def select(all_rows: EncodedDataset) -> list[str]:
-        selection.append(selection_stage(run, all_rows))
-        return selection[0].read()
-
-    rows = tokenised_rows(config, prepared, world, select=select, progress=world.is_main)
-    refuse_other_inputs(Known(config, world, rows), until, directory.path)  # before anything is made
-    for stage in selection:
-        run.enter(stage)
+    run.config, prepared = read_rows(run.config, world, progress=world.is_main)
+    rows = tokenised_rows(run.config, prepared, world, run=directory.path, progress=world.is_main)
+    stages = stages_entered(run.config, until)
+    refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
     if world.is_main:
         say_rows("\n".join(rows.data.report.lines()))
         sys.stdout.flush()
-    if "reference" in stages and not directory.has("reference"):
-        refuse_responses_of_text(config, rows)
-        if len(stages) > 1 and Need.TRAINING in config.reference.needs:
-            world.on_main(lambda: rehearse(run, rows, stages))
-    dynamics, scores, split = make_stages(run, rows, stages)
-    if "train" in stages:
-        run.enter(base_stage(run, rows))
-    if split is None and directory.has("split"):  # an earlier command made it, and the summary tells of it
-        scores = rows.table()
-        if Need.CONFIDENCE in config.splitter.needs:
-            dynamics = run.enter(reference_stage(run, rows)) if dynamics is None else dynamics
-            scores = run.enter(confidence_stage(run, rows, dynamics))
-        split = run.enter(split_stage(run, rows, scores))
-    summary = write_summary(run, rows, scores, split, root=directory.path)
-    done = summary["stages"].get(until, {})  # what was asked for, whatever came last
-    step, total = (int(done.get(key, 0)) for key in ("steps", "total_steps"))
+    make_stages(run, rows, stages)
+    summary = write_summary(run, rows)
+    last = summary["stages"].get(until, {})  # what was asked for, whatever came last
+    step, total = (int(last.get(key, 0)) for key in ("steps", "total_steps"))
     directory.tell(stage=until, step=step, total_steps=total, doing="")
     return summary
 
 
-def make_stages(
-    run: RunContext, rows: RunRows, stages: Container[str]
-) -> tuple[TrainingDynamics | None, Scores, Split | None]:
-    """Dynamics -> confidence -> split -> training -> baseline: make those of `stages`, and return the first three.
+def make_stages(run: RunContext, rows: RunRows, stages: Container[str]) -> None:
+    """Selection -> dynamics -> confidence -> split -> training -> baseline -> base: those of `stages`.
 
-    Dynamics and split are None, and the confidence of the scores is NaN, where these stages do not need them.
+    The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
     """
-    dynamics = run.enter(reference_stage(run, rows)) if "reference" in stages else None
-    scores, split = rows.table(), None
+    dynamics, scores, split = None, rows.table(), None
+    if "selection" in stages:
+        run.enter(selection_stage(run, rows))
+    if "reference" in stages:
+        dynamics = run.enter(reference_stage(run, rows))
     if dynamics is not None and "confidence" in stages:
         scores = run.enter(confidence_stage(run, rows, dynamics))
     if "split" in stages:
         split = run.enter(split_stage(run, rows, scores))
     if "train" not in stages:
-        return dynamics, scores, split
-
+        return
     run.enter(arm_stage(run, rows, "train", scores, split))
     if is_single_run(run.config):
         dynamics = dynamics_of_single_run(run, rows)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
             scores = run.enter(confidence_stage(run, rows, dynamics))
-            split = run.enter(split_stage(run, rows, scores))
-    if run.config.with_baseline:
+            run.enter(split_stage(run, rows, scores))
+    if "baseline" in stages:
         run.enter(arm_stage(run, rows, "baseline", scores, split))
-    return dynamics, scores, split
+    run.enter(base_stage(run, rows))
 
 
-def write_summary(
-    run: RunContext, rows: RunRows, scores: Scores, split: Split | None, *, root: Path, to: Path | None = None
-) -> dict[str, Any]:
-    """Gather the figures of all stages under `root`, write them into summary.json there, or in `to`; return them."""
-    config = run.config
-    return summarise(
-        root,
-        run.world,
-        rows.data,
-        scores,
-        split,
-        model=config.model.path,
-        seed=config.seed,
-        to=to,
-    )
+def write_summary(run: RunContext, rows: RunRows, *, root: Path | None = None) -> dict[str, Any]:
+    """Gather the figures of all stages into summary.json in the run's directory; return them.
+
+    root  another run directory whose files count; None: the run's own
+    """
+    config, to = run.config, run.directory.path
+    root = root or to
+    scores, split = rows.table(), None
+    if run.world.share((root / "split" / "figures.json").exists()):
+        ids, divided = read_split(root / "split" / "split.parquet")
+        if list(ids) == list(scores.id):  # rows without pairs may have changed since an earlier command divided them
+            confidence = root / "confidence" / "confidence.parquet"
+            scored = Need.CONFIDENCE in config.splitter.needs and confidence.exists()
+            scores, split = rows.table(confidence if scored else None), divided
+    return summarise(root, run.world, rows.data, scores, split, model=config.model.path, seed=config.seed, to=to)
 
 
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection_stage(run: RunContext, rows: EncodedDataset) -> Stage[list[str]]:
-    """The ids that the selector keeps of all training rows, in file order.
-
-    They are known before anything is written, so that other inputs of later stages are refused first.
-    """
+def selection_stage(run: RunContext, rows: RunRows) -> Stage[None]:
+    """The ids that the selector keeps of all training rows, in file order."""
     path = run.directory.path / "selection" / "selected.parquet"
-    inputs = selection_inputs(run.known(None), rows.fingerprint)
-    if run.directory.is_done("selection", inputs):
-        ids = read_ids(path)
-    else:
-        ids = run.world.share(run.world.on_main(lambda: selected_ids(run.config, rows)))
 
     def make() -> Made:
-        run.world.on_main(lambda: write_ids(path, ids))
+        run.world.on_main(lambda: write_ids(path, rows.data.train.ids))
         return Made([path.name])
 
-    return Stage("selection", lambda: inputs, make, lambda: ids)
+    return Stage("selection", rows, make, lambda: None)
 
 
 def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics) -> Stage[Scores]:
@@ -190,7 +157,7 @@ def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics)
         run.world.on_main(write)
         return Made([path.name])
 
-    return Stage("confidence", lambda: confidence_inputs(run.known(rows)), make, lambda: rows.table(path))
+    return Stage("confidence", rows, make, lambda: rows.table(path))
 
 
 def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
@@ -204,10 +171,6 @@ def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
         return write_confounds(root, scores, split, rows.data.train)
 
     def make() -> Made:
-        files = run.world.on_main(write) or []
-        split = read_split(path)[1]
-        groups = ", ".join(f"{name} {len(split.rows(g)):,}" for g, name in enumerate(split.names))
-        notes = [f"note: {remark}" for remark in ties_at_the_cut(scores, split)]
-        return Made([path.name, *files], lines=[f"split: {groups}", *notes])
+        return Made([path.name, *(run.world.on_main(write) or [])])
 
-    return Stage("split", lambda: split_inputs(run.known(rows)), make, lambda: read_split(path)[1])
+    return Stage("split", rows, make, lambda: read_split(path)[1])

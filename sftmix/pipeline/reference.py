@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
+from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.contracts import check_dynamics
 from sftmix.components.objectives import NTP
-from sftmix.components.reference import TrainedReference
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder
+from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
+from sftmix.data.templates import same_tokenizer
 from sftmix.measure.remarks import ends_of_loss
+from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import reference_inputs
+from sftmix.pipeline.identity import training_of_reference
 from sftmix.pipeline.models import scoring_model
-from sftmix.pipeline.reference_rows import rows_of_reference
-from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.stages import training_with
+from sftmix.pipeline.rows import RunRows, resolve_max_length
+from sftmix.pipeline.shared import check_same_rows
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -51,34 +53,78 @@ def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
     def make() -> Made:
         context = ReferenceRun(run, rows)
         dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
-        _refuse_if_unscored(run, dynamics)
+        missing = [i for i, ok in zip(ids, dynamics.scored, strict=True) if not ok]
+        if len(missing) > MAX_UNSCORED * len(ids):
+            raise DataError(
+                f"the reference could not score {len(missing)} of {len(ids)} examples (first: {missing[:5]}): "
+                "raise reference.model.max_length if no response token is left, or give a file that holds them"
+            )
+        if missing:
+            run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
         run.world.on_main(lambda: write_dynamics(path, dynamics))
         by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
-        line = f"reference{by}: {described(dynamics)} ({run.seconds():.0f} s)"
+        line = f"reference{by}: {described(dynamics)}"
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
-        return Made(["../confidence/dynamics.parquet"], figures, [line])
+        return Made(["../confidence/dynamics.parquet"], figures, line)
 
-    return Stage("reference", lambda: reference_inputs(run.known(rows)), make, lambda: read_dynamics(path).of(ids))
+    return Stage("reference", rows, make, lambda: read_dynamics(path).of(ids))
 
 
-def refuse_responses_of_text(config: RunConfig, rows: RunRows) -> None:
-    """Raise ConfigError for a reference that is to score responses without instructions where there are neither."""
-    if rows.prepared.text and isinstance(config.reference, TrainedReference) and config.reference.response_alone:
-        raise ConfigError(
-            "reference.response_alone scores each response without its instruction, and data.format text has no "
-            "instructions; leave it out"
+def rows_of_reference(
+    config: RunConfig,
+    rows: RunRows,
+    model: ReferenceModel,
+    world: World,
+    *,
+    option: str = "reference.model",
+    say: Callable[[str], object] = lambda line: None,
+) -> tuple[str, Encoder, EncodedDataset]:
+    """Return model path, encoder and rows of a reference; lines tell how it reads rows of its own.
+
+    What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
+    the target sees. Of another tokenizer template and length have another meaning, so they are the model's. Windows of
+    plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+    """
+    if not (model.path or model.template or model.max_length):
+        return config.model.path, rows.encoder, rows.data.train
+    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
+    assert length is not None, "tokenised rows have a length"
+    of_model = "reference.paths" if option == "reference" else "reference.model.path"
+    with named(of_model if model.path else "model.path"):
+        tokenizer = world.node_first(lambda: load_tokenizer(path))
+        same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
+        if model.template is not None or not same:
+            data = replace(config.data, template=model.template)
+            encoder = world.node_first(lambda: encoder_for(tokenizer, data))
+        if rows.prepared.text:
+            asked = model.template is not None or model.max_length not in (None, length)
+            if asked or encoder.fingerprint != rows.encoder.fingerprint:
+                raise ConfigError(
+                    "with data.format text a reference reads the windows of the target: leave reference.model.template "
+                    "and reference.model.max_length out, and use a reference with the target's tokenizer"
+                )
+        elif model.max_length is None and same:
+            length = min(length, context_length(path) or length)
+        else:
+            length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
+    whose = "the target's tokenizer" if same else "another tokenizer than the target's"
+    say(f"reference ({path}): {whose}, template {encoder.name}, max_length {length}")
+    if encoder is rows.encoder and length == rows.data.report.max_length:
+        return path, encoder, rows.data.train
+    encoded = world.node_first(
+        lambda: encode(
+            rows.prepared,
+            encoder,
+            max_length=length,
+            keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
+            length_option=f"{option}.max_length",
+            progress=world.is_main,
         )
-
-
-def _refuse_if_unscored(run: RunContext, dynamics: TrainingDynamics) -> None:
-    missing = [i for i, ok in zip(dynamics.ids, dynamics.scored, strict=True) if not ok]
-    if len(missing) > MAX_UNSCORED * len(dynamics.ids):
-        raise DataError(
-            f"the reference could not score {len(missing)} of {len(dynamics.ids)} examples (first: {missing[:5]}): "
-            "raise reference.model.max_length if no response token is left, or give a file that holds them"
-        )
-    if missing:
-        run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
+    )
+    check_same_rows({option: encoded.train.fingerprint}, world)
+    for line in encoded.report.lines():
+        say(f"reference ({path}): {line}")
+    return path, encoder, encoded.train
 
 
 class ReferenceRun:
@@ -103,29 +149,34 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
-        path, encoder, data = self._rows_of(model)
-        options, seed = training_with(config, training)
+        path, encoder, data = rows_of_reference(config, self._rows, model, run.world, say=run.say)
+        options, seed = training_of_reference(config, training)
         seed = stable_hash(seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
             stage = training_stage(
                 run,
                 "reference",
+                path,
                 encoder,
                 data,
-                model_path=path,
-                lora=reference_lora(config.model, model),
-                options=options,
+                options,
+                reference_lora(config.model, model),
                 seed=seed,
                 objective=NTP(),
                 order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 token_nll=token_nll,
+                # Those that look at held-out rows have nothing to do here.
+                callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
             )
-        # Callbacks that look at held-out rows have nothing to do here.
-        stage.callbacks = [callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs]
         if checkpoints == "online":
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
             self._train(stage)
-            return _of_epochs(stage.online)
+            if not (epochs := stage.online.epochs()):
+                raise ConfigError(
+                    "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
+                    "training.max_steps (or those of reference.training), or give a number of checkpoints"
+                )
+            return merge([stage.online.read(epoch) for epoch in epochs])
         total = stage.order.total_steps
         for note in checkpoint_notes(checkpoints, total):
             run.say(f"reference: {note}")
@@ -153,7 +204,9 @@ class ReferenceRun:
         model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
         parts = []
         with named("reference.paths"):
-            _, encoder, data = self._rows_of(model, option="reference")
+            _, encoder, data = rows_of_reference(
+                run.config, self._rows, model, run.world, option="reference", say=run.say
+            )
             for number, name in enumerate(paths, start=1):
                 run.say(f"reference: {name} scores {len(data):,} examples")
                 score = scoring_model(
@@ -166,20 +219,3 @@ class ReferenceRun:
                 del score  # its model, before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
-
-    def _rows_of(self, model: ReferenceModel, option: str = "reference.model") -> tuple[str, Encoder, EncodedDataset]:
-        run = self._run
-        path, encoder, data, notes = rows_of_reference(run.config, self._rows, model, run.world, option=option)
-        for note in notes:
-            run.say(note)
-        return path, encoder, data
-
-
-def _of_epochs(losses: OnlineLosses) -> TrainingDynamics:
-    """Return the dynamics of the examples' own training losses, one checkpoint per whole epoch."""
-    if not losses.epochs():
-        raise ConfigError(
-            "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
-            "training.max_steps (or those of reference.training), or give a number of checkpoints"
-        )
-    return merge([losses.read(epoch) for epoch in losses.epochs()])

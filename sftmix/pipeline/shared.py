@@ -34,14 +34,13 @@ def check_same_directory(path: Path, world: World) -> None:
     nodes = world.of_nodes((seen, str(path.absolute())))
     if world.is_main:
         (path / name).unlink(missing_ok=True)
-    if all(seen for seen, _ in nodes.values()):
-        return
-    (first, (_, place)), *others = nodes.items()
-    blind = "; ".join(f"{node}, where it is {place}" for node, (seen, place) in others if not seen)
-    raise _everywhere(
-        f"out: not every node sees the run directory that {first} writes, {place}. These do not: {blind}. "
-        "Choose an --out on a file system that all nodes share, by its whole path"
-    )
+    blind = [f"{node}, where it is {place}" for node, (seen, place) in nodes.items() if not seen]
+    if blind:
+        first = next(iter(nodes))
+        raise _everywhere(
+            f"out: not every node sees the run directory that {first} writes, {nodes[first][1]}. These do not: "
+            f"{'; '.join(blind)}. Choose an --out on a file system that all nodes share, by its whole path"
+        )
 
 
 def _appears(path: Path) -> bool:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need
-from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED
-from sftmix.pipeline.directory import other_inputs
-from sftmix.pipeline.hold import Hold
-from sftmix.pipeline.identity import STAGE_INPUTS, Known
-from sftmix.pipeline.stages import StageName, stages_entered, training_of_reference
+from sftmix.pipeline.directory import Hold, refuse_others
+from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
 
 
 def check_start(config: RunConfig, until: StageName) -> None:
@@ -46,21 +43,19 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
             raise
 
 
-def check_run(config: RunConfig, until: StageName, *, pool: Sequence[Path] = ()) -> None:
-    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
-
-    pool  as for `run`
-    """
+def check_run(config: RunConfig, until: StageName) -> None:
+    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
     directory = Path(config.out or "")
     check_names_given(config)
-    entered = stages_entered(config, until, directory)
-    if "reference" in entered:
-        _check_reference(config)
-    refuse_other_inputs(Known(config), until, directory)
-    if "RANK" not in os.environ:
-        for parallel in _parallel(config, entered, [directory, *pool]):
-            if parallel in SHARDED:
-                raise ConfigError(needs_torchrun(parallel))
+    stages, of_reference = stages_entered(config, until), config.reference.model
+    if "reference" in stages and of_reference is not None and of_reference.path:
+        with named("reference.model.path"):
+            model_at_hand(of_reference.path)
+    refuse_other_inputs(Known(config), stages, directory)
+    if "RANK" not in os.environ and not all((directory / stage / MANIFEST).exists() for stage in stages):
+        for options in (config.training, training_of_reference(config)[0]):
+            if options.parallel in SHARDED:
+                raise ConfigError(needs_torchrun(options.parallel))
 
 
 def check_names_given(config: RunConfig) -> None:
@@ -75,36 +70,14 @@ def check_names_given(config: RunConfig) -> None:
     refuse_pickles(path)
 
 
-def refuse_other_inputs(known: Known, until: StageName, directory: Path) -> None:
-    """Raise ConfigError if a stage that the command enters was made, or begun, from other inputs.
+def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:
+    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
 
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
-    share = known.world.share if known.world else lambda value: value
-    for stage in share(stages_entered(known.config, until, directory)):
-        inputs = STAGE_INPUTS[stage](known)
-        problem = share(other_inputs(directory / stage, inputs))
-        if problem is not None:
-            raise ConfigError(f"{directory / stage}: {problem}")
-
-
-def _check_reference(config: RunConfig) -> None:
-    reference = config.reference
-    if reference.model is not None and reference.model.path:
-        with named("reference.model.path"):
-            model_at_hand(reference.model.path)
-    for path in reference.paths if isinstance(reference, FromCheckpoints) else ():
-        with named("reference.paths"):
-            model_at_hand(path)
-
-
-def _parallel(config: RunConfig, entered: Sequence[str], directories: Sequence[Path]) -> Iterator[str]:
-    """Yield training.parallel of the stages with a model that neither this run nor one of the pool has finished."""
-    own = {"reference": training_of_reference(config)[0].parallel} if Need.TRAINING in config.reference.needs else {}
-    for stage in entered:
-        made = any((directory / stage / MANIFEST).exists() for directory in directories)
-        needs_model = (
-            Need.SCORING in config.reference.needs if stage == "reference" else stage in ("train", "baseline", "base")
-        )
-        if needs_model and not made:
-            yield own.get(stage, config.training.parallel)
+    for stage in stages:
+        refuse = partial(refuse_others, directory / stage, STAGE_INPUTS[stage](known))
+        if known.world is None:
+            refuse()
+        else:
+            known.world.on_main(refuse)

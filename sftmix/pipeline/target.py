@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.common.checkpoints import BEST
 from sftmix.common.figures import counted
-from sftmix.common.files import read_json
-from sftmix.components.base import Objective
-from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.model.unused import described_unused
-from sftmix.options import SHARDED, LoraOptions, TrainingOptions
+from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import arm_inputs, arm_of, base_inputs
+from sftmix.pipeline.identity import arm_of
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
-from sftmix.pipeline.pairs import order_of_training, pairs_of_arm
+from sftmix.pipeline.pairs import order_of_arm
 from sftmix.pipeline.rows import RunRows, any_packed
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage as TrainingStage
-from sftmix.training.parallel import resolve_parallel
 from sftmix.types import Scores, Split
 
 
@@ -39,23 +32,23 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
     config, world, directory = run.config, run.world, run.directory.path / name
 
     def make() -> Made:
-        pairs, online = pairs_of_arm(run, rows, name, scores, split)
         objective, perturbation = arm_of(config, name)
         stage = training_stage(
             run,
             name,
+            config.model.path,
             rows.encoder,
             rows.data.train,
-            rows.data.eval,
-            model_path=config.model.path,
-            lora=config.model.lora,
-            options=config.training,
+            config.training,
+            config.model.lora,
+            eval_data=rows.data.eval,
+            eval_groups=rows.eval_groups,
             seed=config.seed,
             objective=objective,
-            order=order_of_training(run, rows, pairs),
+            perturbation=perturbation,
+            callbacks=config.callbacks,
+            **order_of_arm(run, rows, name, scores, split),
         )
-        stage.perturbation, stage.callbacks = perturbation, config.callbacks
-        stage.split_of, stage.online, stage.eval_groups = pairs.split_of, online, rows.eval_groups
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         measurement = Measurement(directory, world, rows.data, rows.eval_groups)
@@ -63,73 +56,59 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         run.directory.tell(doing="writing the model")
         weights = full_weights(result.module)
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
-        kept = {"made_by": made_by(world.size), "best_kept": (directory / BEST).is_dir()}
-        figures = {**result.figures, **measured.figures, **kept}
+        figures = {**result.figures, **measured.figures, "made_by": made_by(world.size)}
         files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
-        return Made(files, figures, [_told(name, figures, run.seconds())])
+        early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
+        steps = f"{counted(figures['steps'], 'step')}{early}"
+        nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
+        return Made(files, figures, f"{name}: {steps}{nll}")
 
-    def read() -> None:
-        figures = directory / "figures.json"
-        late = name == "train" and config.checkpoint.keep_best and figures.exists()
-        if late and not read_json(figures).get("best_kept"):
-            run.say("note: checkpoint.keep_best comes too late for this run, whose training is done; use another --out")
-
-    return Stage(name, lambda: arm_inputs(run.known(rows), name), make, read)
-
-
-def _told(name: str, figures: Mapping[str, Any], seconds: float) -> str:
-    held_out = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
-    early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-    return f"{name}: {counted(figures['steps'], 'step')}{early}{held_out} ({seconds:.0f} s)"
+    return Stage(name, rows, make, lambda: None)
 
 
 def training_stage(
     run: RunContext,
     name: str,
+    path: str,
     encoder: Encoder,
     data: EncodedDataset,
-    eval_data: EncodedDataset | None = None,
-    *,
-    model_path: str,
-    lora: LoraOptions,
     options: TrainingOptions,
+    lora: LoraOptions,
+    *,
     seed: int,
-    objective: Objective,
-    order: TrainingOrder,
+    eval_data: EncodedDataset | None = None,
     token_nll: bool = False,
+    **more: Any,
 ) -> TrainingStage:
-    """Return a training stage of this run, with its model loaded and checked."""
-    config, world = run.config, run.world
-    optimizer, parallel = config.optimizer, resolve_parallel(options.parallel, world)
-    if parallel in SHARDED:
-        refuse_sharded(optimizer, lora, f"training.parallel {options.parallel} (here {parallel})")
-    refuse_quantized(model_path)
-    model, values = load_for_run(config, world, model_path, encoder, options, lora, seed=seed)
+    """Return a training stage of this run, with its model loaded and checked.
+
+    path  of the model
+    more  other fields of `sftmix.training.loop.Stage`
+    """
+    refuse_quantized(path)
+    model, values = load_for_run(run.config, run.world, path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
     elif left := described_unused(model):
         run.say(f"{name}: {left}")
-    for option, most in (("global_batch_size", len(data)), ("micro_batch_size", options.global_batch_size)):
-        if (size := getattr(options, option) or 0) > most:
-            run.say(f"{name}: training.{option} is {size}, but no step has more than {most} different examples")
+    checkpoint = run.config.checkpoint
     return TrainingStage(
         name=name,
         model=model,
         values=values,
         data=data,
         eval_data=eval_data,
-        order=order,
-        objective=objective,
-        optimizer=optimizer,
+        optimizer=run.config.optimizer,
         options=options,
-        checkpoint=config.checkpoint if name == "train" else replace(config.checkpoint, keep_best=False),
+        checkpoint=checkpoint if name == "train" else replace(checkpoint, keep_best=False),
         directory=run.directory.path / name,
         identity=run.directory.identity(name),
         seed=seed,
         pad_id=encoder.pad_id,
         packed=any_packed(data, eval_data),
-        scorer=scorer(options, world, encoder, name=name, token_nll=token_nll),
+        scorer=scorer(options, run.world, encoder, name=name, token_nll=token_nll),
         on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
+        **more,
     )
 
 
@@ -141,8 +120,6 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
         score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
         measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-        nll = measured.figures.get("eval_nll")
-        held_out = "a sample scored" if nll is None else f"held-out NLL {nll:.4f} per token"
-        return Made(measured.files, measured.figures, [f"base: {held_out} ({run.seconds():.0f} s)"])
+        return Made(measured.files, measured.figures)
 
-    return Stage("base", lambda: base_inputs(run.known(rows)), make, lambda: None)
+    return Stage("base", rows, make, lambda: None)

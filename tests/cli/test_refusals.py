@@ -212,24 +212,6 @@ def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Pat
     assert f"{run}: exit code 130 in train; the same command continues it" in told
 
 
-def test_fewer_rows_than_groups_are_met_before_the_reference(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
-    ended = sftmix("run", *tiny.options, "--data.limit", "1", "--out", str(tmp_path / "run"))
-    assert (ended.code, "error: a split into 2 groups needs at least 2 scored examples" in ended.err) == (3, True)
-    assert not (tmp_path / "run" / "reference").exists()
-
-
-def test_sizes_that_no_batch_can_have_are_told(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
-    sizes = ("--training.global_batch_size", "64", "--training.micro_batch_size", "128", "--training.epochs", "1")
-    done = sftmix("run", *tiny.options, *sizes, "--out", str(tmp_path / "run"))
-    assert done.code == 0, done.err
-    for stage in ("reference", "train"):
-        for option, size, most in (("global", 64, len(tiny.train.read_text().splitlines())), ("micro", 128, 64)):
-            told = (
-                f"{stage}: training.{option}_batch_size is {size}, but no step has more than {most} different examples"
-            )
-            assert told in done.out + done.err
-
-
 # -------------------------------------------------------------------- refusals that load no torch
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.files import verify_directory
-from sftmix.pipeline.export import export_run
+from sftmix.pipeline.finished import export_run
 from tests.faults.runs import assert_same, words_of
 from tests.forked import Job, start
 from tests.tiny import Tiny

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -161,13 +160,6 @@ def test_an_evaluation_before_the_first_step_is_of_the_base_model(tiny, tmp_path
     first = metrics(out)[0]["eval_nll"]
     assert naive_nll(tmp_path / "best", tiny.eval) == pytest.approx(first, rel=1e-5)
     assert naive_nll(tiny.model, tiny.eval) == pytest.approx(first, rel=1e-5)
-
-
-def test_keep_best_on_a_finished_run_says_that_it_is_late(finished, tmp_path, sftmix):
-    run = shutil.copytree(finished.path, tmp_path / "run")
-    ended = sftmix(*finished.words, "--checkpoint.keep_best", "true", "--out", str(run))
-    assert ended.code == 0
-    assert "note: checkpoint.keep_best comes too late" in ended.out
 
 
 @pytest.mark.parametrize(

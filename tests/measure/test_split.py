@@ -107,12 +107,12 @@ class Coarse(ConfidenceEstimator):
         return np.zeros(len(dynamics.ids))
 
 
-def test_the_split_and_the_summary_tell_of_ties(tiny, tmp_path, sftmix):
+def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
     words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
     done = sftmix("split", *words)
     (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
     assert remark.startswith("29 of 29 examples (100%) have the same confidence")
-    assert done.out.count(f"note: {remark}\n") == 2  # with the split, and at the end
+    assert f"note: {remark}\n" in done.out
 
 
 def test_text_has_no_prompts_to_share():

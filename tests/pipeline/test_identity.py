@@ -7,34 +7,31 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sftmix import RunConfig
 from sftmix.common.errors import ConfigError
-from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.components import (
     NTP,
     Callback,
-    ConfidenceGapPairs,
+    EarlyStopping,
     Evaluate,
-    FromCheckpoints,
     Linear,
+    MeasureMixing,
     PairSampler,
     RandomPairs,
-    RandomSplit,
     SFTMix,
+    TrainedReference,
 )
 from sftmix.components.base import CallbackResult
-from sftmix.components.reference import FromFile
 from sftmix.config.read import read_config
 from sftmix.model.load import fingerprint
-from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, TrainingOptions
+from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.directory import differences
-from sftmix.pipeline.export import export_run
+from sftmix.pipeline.finished import export_run
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
-from tests.tiny import SHORT, Tiny, groups, metrics, sftmix, status, table
+from tests.tiny import SHORT, Tiny, metrics, sftmix, status
 
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
@@ -48,52 +45,6 @@ def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **
         checkpoint=CheckpointOptions(every=every),
         **rest,
     )
-
-
-def losses(run_directory: Path) -> list[float]:
-    return [m["loss"] for m in metrics(run_directory)]
-
-
-@pytest.fixture
-def two_rankings(finished, tmp_path) -> list[Path]:
-    """Two files of dynamics with the same halves and another order inside them."""
-    dynamics = read_dynamics(finished.path / "confidence" / "dynamics.parquet")
-    half = groups(finished.path)
-    rng, nll = np.random.default_rng(0), dynamics.nll_sum.copy()
-    for name in ("confident", "unconfident"):
-        rows = np.array([i for i, example in enumerate(dynamics.ids) if half[example] == name])
-        mean = dynamics.nll_sum[rows] / dynamics.n_tokens[rows, None]
-        nll[rows] = rng.permutation(mean) * dynamics.n_tokens[rows, None]
-    found = [tmp_path / "one.parquet", tmp_path / "other.parquet"]
-    for path, sums in zip(found, (dynamics.nll_sum, nll), strict=True):
-        write_dynamics(path, replace(dynamics, nll_sum=sums, token_nll=None))
-    return found
-
-
-@pytest.mark.slow
-def test_pairs_by_confidence_are_not_those_of_another_confidence(finished, two_rankings, tmp_path):
-    """The halves are the same, the pairs are not: a sibling's training is no stand-in."""
-    made = []
-    for number, dynamics in enumerate(two_rankings):
-        for name, pool in (("alone", []), ("beside", [tmp_path / "beside-0"])):
-            out = tmp_path / f"{name}-{number}"
-            reference = FromFile(path=str(dynamics))
-            run(config(finished.tiny, out, reference=reference, pairing=ConfidenceGapPairs()), pool=pool)
-            made.append(out)
-    assert groups(made[0]) == groups(made[2])
-    assert losses(made[0]) != losses(made[2])
-    assert losses(made[2]) == losses(made[3])
-
-
-def test_models_on_disk_are_scored_again_in_another_precision(finished, tmp_path):
-    scored = []
-    for precision in ("fp32", "bf16"):
-        out = tmp_path / precision
-        reference = FromCheckpoints(paths=[str(finished.tiny.model)])
-        made = config(finished.tiny, out, precision=precision, reference=reference)
-        run(made, until="split", pool=[tmp_path / "fp32"])
-        scored.append(table(out / "confidence" / "dynamics.parquet")["nll_sum"])
-    assert scored[0] != scored[1]
 
 
 class FromAFile(PairSampler):
@@ -164,56 +115,37 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
     assert weights[0] == weights[1]
 
 
-@pytest.mark.slow
-def test_the_base_model_is_measured_anew_where_its_figures_would_be_others(finished, tmp_path):
-    tiny = finished.tiny
-    plain = {"objective": NTP(), "pairing": None}
+def others(old: RunConfig, new: RunConfig) -> set[str]:
+    """The stages whose inputs differ, by the configurations alone."""
+    return {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(Known(old)), inputs(Known(new)))}
 
-    def other(name: str, **changes) -> set[str]:
-        """The stages that are adopted from the first run; a change is one of options, or options of the group."""
-        made = config(tiny, tmp_path / name, **plain)
-        for key, value in changes.items():
-            group = getattr(made, key)
-            setattr(made, key, replace(group, **value) if isinstance(value, dict) else value)
-        run(made, pool=[tmp_path / "first"])
-        return {file.parent.name for file in (tmp_path / name).glob("*/adopted.json")}
 
-    assert other("first") == set()
-    assert other("equal") == {"train", "base"}
-    for number, change in enumerate(
-        [
-            {"seed": 7},
-            {"training": {"learning_rate": 1e-3}},
-            {"model": {"lora": LoraOptions(r=2)}},
-            {"objective": NTP(), "pairing": RandomPairs(), "splitter": RandomSplit()},
-        ]
-    ):
-        assert other(f"same-{number}", **change) == {"base"}, change
-    held_out = tmp_path / "eval.jsonl"
-    held_out.write_text("".join(line + "\n" for line in tiny.eval.read_text().splitlines()[:3]))
-    for number, change in enumerate(
-        [
-            {"training": {"precision": "bf16"}},
-            {"model": {"attention": "eager"}},
-            {"data": {"eval": [str(held_out)]}},
-            {"data": {"max_length": 40}},
-            {"data": {"limit": 20}},
-        ]
-    ):
-        assert other(f"other-{number}", **change) == set(), change
+ARMS = {"train", "baseline"}
+EVERY = {"reference", "split", "base", *ARMS}
 
 
 @pytest.mark.parametrize(
-    ("options", "stages"),
+    ("group", "options", "stages"),
     [
-        ({"dtype": "float16"}, {"train", "baseline"}),
-        ({"lora": LoraOptions(r=2, quantize="4bit")}, {"reference", "train", "baseline", "base"}),
+        ("model", {"dtype": "float16"}, ARMS),
+        ("model", {"lora": LoraOptions(r=2)}, {"reference", *ARMS}),
+        ("model", {"lora": LoraOptions(r=2, quantize="4bit")}, {"reference", "base", *ARMS}),
+        ("model", {"attention": "eager"}, {"reference", "base", *ARMS}),
+        ("training", {"weight_decay": 0.3}, {"reference", *ARMS}),
+        ("training", {"learning_rate": 0.2}, ARMS),  # the reference has its own
+        ("training", {"precision": "bf16"}, {"reference", "base", *ARMS}),
+        ("training", {"micro_batch_size": 2, "chunk_size": 7}, set()),
+        ("reference", ReferenceTraining(learning_rate=0.1, micro_batch_size=2), set()),
+        ("reference", ReferenceTraining(learning_rate=0.5), {"reference"}),
+        ("data", {"max_length": 40}, EVERY),
+        ("data", {"limit": 20}, EVERY),
     ],
 )
-def test_the_stages_that_are_others_with_another_dtype_or_a_base_in_4_bits(options, stages, tiny, tmp_path):
+def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny, tmp_path):
     made = config(tiny, tmp_path)
-    old, new = Known(made), Known(replace(made, model=replace(made.model, **options)))
-    assert {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(old), inputs(new))} == stages
+    made.reference, made.data.max_length = TrainedReference(training=ReferenceTraining(learning_rate=0.1)), 128
+    new = TrainedReference(training=options) if group == "reference" else replace(getattr(made, group), **options)
+    assert others(made, replace(made, **{group: new})) == stages
 
 
 class StopsAfter(Callback):
@@ -224,17 +156,18 @@ class StopsAfter(Callback):
         return CallbackResult(stop=state.step == self.step)
 
 
-def test_callbacks_behind_the_last_that_may_stop_a_training_are_no_inputs(tiny, tmp_path):
-    callbacks = [Evaluate(every=2), StopsAfter(step=3), Evaluate(every=3)]
-    inputs = arm_inputs(Known(config(tiny, tmp_path, callbacks=callbacks)), "train")
-    assert inputs["callbacks"] == [callback.spec() for callback in callbacks[:2]]
+def test_callbacks_are_inputs_up_to_the_last_that_may_stop_a_training(tiny, tmp_path):
+    """With those before it, whose figures it may see; EarlyStopping sees evaluations alone."""
 
+    def deciding(*callbacks: Callback) -> list[dict]:
+        inputs = arm_inputs(Known(config(tiny, tmp_path, callbacks=list(callbacks))), "train")
+        return inputs["callbacks"]
 
-def test_the_status_of_a_run_that_a_callback_stopped_is_that_of_its_training(finished, tmp_path):
-    made = config(finished.tiny, tmp_path / "run", objective=NTP(), pairing=None, callbacks=[StopsAfter(step=3)])
-    assert run(made)["stages"]["train"]["total_steps"] == 4
-    told = status(tmp_path / "run")
-    assert [told[key] for key in ("stage", "step", "total_steps", "exit_code")] == ["train", 3, 4, 0]
+    guard, evaluate, stops = MeasureMixing(every=2), Evaluate(every=2), EarlyStopping(patience=1)
+    assert deciding(evaluate) == []
+    assert deciding(guard, evaluate, stops, guard) == [evaluate.spec(), stops.spec()]
+    stops = StopsAfter(step=3)
+    assert deciding(evaluate, stops, Evaluate(every=3)) == [evaluate.spec(), stops.spec()]
 
 
 STOPS = """
@@ -244,12 +177,6 @@ from sftmix.components import RandomSplit
 
 def at_once():
     os.kill(os.getpid(), signal.SIGTERM)
-
-def caught():
-    try:
-        at_once()
-    except Exception:
-        pass
 
 def swallowed():
     try:
@@ -274,9 +201,9 @@ class Stops(RandomSplit):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["at_once", "caught", "swallowed", "renamed"])
+@pytest.mark.parametrize("how", ["swallowed", "renamed"])
 def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finished, tmp_path, how):
-    """Whatever catches it on its way: every Exception, everything, or to say something else of it."""
+    """Whatever catches it on its way: everything, or to say something else of it."""
     (tmp_path / "stops.py").write_text(STOPS.replace("HOW", how))
     words = ["run", *finished.tiny.options, "--splitter", "stops.Stops", "--training.max_steps", "1", "--out", "run"]
     done = sftmix(*words, cwd=tmp_path)
@@ -320,12 +247,39 @@ def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(sftmix
     assert (tmp_path / "run" / "config.yaml").read_bytes() == written
 
 
-def test_a_split_that_needs_no_confidence_is_told_of_without_any(sftmix, tiny, tmp_path):
-    """`reference` after it makes dynamics, and no confidence."""
-    words = [*tiny.options, *SHORT, "--splitter", "RandomSplit", "--out", str(tmp_path / "run")]
-    assert sftmix("split", *words).code == 0
-    assert sftmix("reference", *words).code == 0
-    assert not (tmp_path / "run" / "confidence" / "confidence.parquet").exists()
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["confidence"]["half_a"]["examples"] == 14
-    assert summary["confidence"]["half_a"]["confidence_mean"] is None
+def test_a_template_in_the_home_directory_is_an_input(tiny, tmp_path, sftmix, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    template = Path(tmp_path / "mine.jinja")
+    text = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}"
+    text += "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    template.write_text(text)
+    words = ["reference", *tiny.options, *SHORT, "--out", str(tmp_path / "run")]
+    words += ["--reference.model.template", "~/mine.jinja"]
+    assert sftmix(*words).code == 0
+    template.write_text(text.replace("[", "<"))
+    refused = sftmix(*words)
+    assert (refused.code, "mine.jinja" in refused.err) == (2, True), refused.err
+
+
+FAILING = """
+from sftmix.components import Perplexity
+
+class Failing(Perplexity):
+    def estimate(self, dynamics):
+        if len(dynamics.steps) == 2:  # the real ones; made-up ones have three checkpoints
+            raise ValueError("not these")
+        return super().estimate(dynamics)
+"""
+
+
+def test_a_confidence_that_failed_leaves_its_place_to_another(tiny, tmp_path, sftmix, monkeypatch):
+    """The reference's dynamics stand in the same directory, and are not the confidence's."""
+    (tmp_path / "failing_parts.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["confidence", *tiny.options, *SHORT, "--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="not these"):
+        sftmix(*words, "--confidence", "failing_parts.Failing")
+    assert sftmix(*words, "--confidence", "LogPerplexity").code == 0
+    assert type(read_config(tmp_path / "run" / "config.yaml").confidence).__name__ == "LogPerplexity"
+    refused = sftmix(*words, "--confidence", "Perplexity")
+    assert refused.code == 2

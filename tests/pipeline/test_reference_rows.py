@@ -50,27 +50,32 @@ def letters(tiny: Tiny) -> Path:
     return path
 
 
-def by_hand(path: Path, tiny: Tiny, length: int, *, alpaca: bool) -> list[tuple[float, int]]:
-    """Score each row by the model's own logits: NLL and number of its response's tokens, of the first `length`."""
+def by_hand(path: Path, tiny: Tiny, length: int, *, alpaca: bool = True) -> list[tuple[float, int]]:
+    """Score each turn of each row by the model's own logits: NLL and number of its tokens, of the first `length`.
+
+    Conversations are written in the alpaca template, or rows of one turn in the chat template of the model.
+    """
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    begin = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
-    found = []
-    for line in tiny.train.read_text().splitlines():
-        row = json.loads(line)
-        asked = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
-        if alpaca:
-            before = f"{begin}### Instruction:\n{asked}\n\n### Response:\n"
-        else:
-            chat = [{"role": "user", "content": asked}]
-            before = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        text = before + row["output"] + tokenizer.eos_token
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = encoded.input_ids[:length], [start for start, _ in encoded.offset_mapping][:length]
-        with torch.no_grad():
-            logp = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
-        nll = [-float(logp[t - 1, ids[t]]) for t in range(1, len(ids)) if starts[t] >= len(before)]
-        found.append((sum(nll), len(nll)))
-    return found
+    turns_scored = []
+    for row in map(json.loads, tiny.train.read_text().splitlines()):
+        asked = row.get("instruction", "") + (f"\n{row['input']}" if row.get("input") else "")
+        contents = [turn["content"] for turn in row.get("messages", [])] or [asked, row["output"]]
+        text = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
+        for asked, said in zip(contents[::2], contents[1::2], strict=True):
+            text += f"### Instruction:\n{asked}\n\n### Response:\n"
+            if not alpaca:
+                chat = [{"role": "user", "content": asked}]
+                text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            before = len(text)
+            text += said + tokenizer.eos_token
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, starts = encoded.input_ids[:length], [start for start, _ in encoded.offset_mapping][:length]
+            with torch.no_grad():
+                logp = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+            nll = [-float(logp[t - 1, ids[t]]) for t in range(1, len(ids)) if starts[t] >= before]
+            turns_scored.append((sum(nll), len(nll)))
+            text += "\n\n"
+    return turns_scored
 
 
 def scored(run: Path) -> list[tuple[float, int]]:
@@ -108,34 +113,24 @@ def test_a_reference_with_the_targets_tokenizer_reads_what_the_target_reads(kind
     own = ("--reference.model.path", str(path))
     done = sftmix(*(on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, *own, *RUN)))
     assert done.code == 0, done.err
-    expected = by_hand(path, tiny, LENGTH, alpaca=True)
-    assert expected != by_hand(path, tiny, 128, alpaca=True)
+    expected = by_hand(path, tiny, LENGTH)
+    assert expected != by_hand(path, tiny, 128)
     assert_same(scored(tiny.model.parent / "run"), expected)
     assert f"reference ({path}): the target's tokenizer, template alpaca, max_length {LENGTH}" in done.out
 
 
-def test_a_template_alone_leaves_the_length_of_the_run(tiny, sftmix):
-    words = trained(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH))
+@pytest.mark.parametrize("alone", ["template", "length", "context"])
+def test_what_is_not_set_is_the_runs_and_a_shorter_context_ends_its_length(alone, tiny, sftmix):
+    path = copied(tiny, "copy", **({"max_position_embeddings": LENGTH} if alone == "context" else {}))
+    words = {
+        "template": trained(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH)),
+        "length": on_disk(tiny, path, "--data.template", "alpaca", "--reference.max_length", str(LENGTH)),
+        "context": on_disk(tiny, path, "--data.template", "alpaca"),
+    }[alone]
     done = sftmix(*words)
     assert done.code == 0, done.err
-    assert_same(scored(tiny.model.parent / "run"), by_hand(tiny.model, tiny, LENGTH, alpaca=True))
-    assert f"reference ({tiny.model}): the target's tokenizer, template alpaca, max_length {LENGTH}" in done.out
-
-
-def test_a_length_alone_leaves_the_template_of_the_run(tiny, sftmix):
-    path = copied(tiny, "copy")
-    done = sftmix(*on_disk(tiny, path, "--data.template", "alpaca", "--reference.max_length", str(LENGTH)))
-    assert done.code == 0, done.err
-    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH, alpaca=True))
-    assert f"reference ({path}): the target's tokenizer, template alpaca, max_length {LENGTH}" in done.out
-
-
-def test_a_shorter_context_ends_the_length_that_is_inherited(tiny, sftmix):
-    path = copied(tiny, "short", max_position_embeddings=LENGTH)
-    done = sftmix(*on_disk(tiny, path, "--data.template", "alpaca"))
-    assert done.code == 0, done.err
-    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH, alpaca=True))
-    assert f"template alpaca, max_length {LENGTH}\n" in done.out
+    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH))
+    assert f"the target's tokenizer, template alpaca, max_length {LENGTH}\n" in done.out
 
 
 # ---------------------------------------------------------------------------------------- another tokenizer
@@ -172,26 +167,6 @@ def two_templates(tiny: Tiny, target: str, reference: str, *, several: int, mult
     return on_disk(tiny, tiny.model, "--data.multi_turn", multi_turn, *own)
 
 
-def turns_by_hand(tiny: Tiny) -> dict[str, tuple[float, int]]:
-    """Score each turn of each conversation under the alpaca template by the model's own logits."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny.model), AutoTokenizer.from_pretrained(tiny.model)
-    found = {}
-    for row in map(json.loads, tiny.train.read_text().splitlines()):
-        text = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ""
-        for turn, (asked, said) in enumerate(zip(row["messages"][::2], row["messages"][1::2], strict=True)):
-            text += f"### Instruction:\n{asked['content']}\n\n### Response:\n"
-            before = len(text)
-            text += said["content"] + tokenizer.eos_token
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            with torch.no_grad():
-                logp = torch.log_softmax(model(torch.tensor([encoded.input_ids])).logits[0].double(), -1)
-            starts = [start for start, _ in encoded.offset_mapping]
-            nll = [-float(logp[t - 1, i]) for t, i in enumerate(encoded.input_ids) if t and starts[t] >= before]
-            found[f"{row['id']}@turn{turn}" if len(row["messages"]) > 2 else row["id"]] = (sum(nll), len(nll))
-            text += "\n\n"
-    return found
-
-
 def dynamics(tiny: Tiny) -> dict[str, tuple[float, int]]:
     found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")
     return dict(zip(found["id"], scored(tiny.model.parent / "run"), strict=True))
@@ -201,10 +176,10 @@ def test_a_reference_reads_as_turns_what_the_target_splits(tiny, sftmix):
     """Its own template would keep the conversation whole, whose one score belongs to no turn."""
     done = sftmix(*two_templates(tiny, "thinking", "alpaca", several=4))
     assert done.code == 0, done.err
-    found, expected = dynamics(tiny), turns_by_hand(tiny)
-    assert len(expected) == 33
-    assert list(found) == list(expected)
-    assert_same(list(found.values()), list(expected.values()))
+    found = dynamics(tiny)
+    assert list(found)[:3] == ["c0@turn0", "c0@turn1", "c1@turn0"]
+    assert len(found) == 33
+    assert_same(list(found.values()), by_hand(tiny.model, tiny, 512))
 
 
 @pytest.mark.parametrize("several", [4, 29])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,12 +49,14 @@ def finished(world: World) -> None:
     """Rank 1 holds more than rank 0 for a while; both write the same, and it is rank 1's."""
     written: list[Any] = []
     directory = SimpleNamespace(finish=lambda stage, outputs, figures: written.append(figures))
-    run: Any = SimpleNamespace(world=world, directory=directory, memory=PeakMemory(world.device), seconds=lambda: 1.0)
+    run: Any = SimpleNamespace(
+        world=world, directory=directory, memory=PeakMemory(world.device), _began=time.time() - 1
+    )
     start = run.memory.bytes()
     hold(20 + 150 * world.rank)
     own = run.memory.bytes()
     RunContext.finish(run, "split", Made([]))
-    assert written[0]["wall_seconds"] == 1.0
+    assert 1.0 <= written[0]["wall_seconds"] < 60
     peak = written[0]["peak_memory_bytes"]
     assert peak - start > 120 * MB
     assert peak == max(world.gather(own))

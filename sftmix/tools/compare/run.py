@@ -106,4 +106,4 @@ def _check(comparison: Comparison, out: Path) -> None:
     with holding(out):
         for cell in comparison.cells:
             with _named(cell):
-                check_run(cell.config(), "train", pool=[other.path for other in comparison.cells])
+                check_run(cell.config(), "train")

@@ -22,7 +22,7 @@ from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.pairs import one_split
-from sftmix.pipeline.reference_rows import rows_of_reference
+from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine
 from sftmix.training.dynamics import checkpoint_steps
@@ -89,7 +89,7 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]
     if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
         return []
     model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
-    path, _, data, _ = rows_of_reference(config, rows, model, World())
+    path, _, data = rows_of_reference(config, rows, model, World())
     options = inherit(config.training, reference.training)
     order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
     checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)

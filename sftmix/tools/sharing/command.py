@@ -69,8 +69,7 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
 
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.pipeline.directory import check_finished, origin
-    from sftmix.pipeline.export import export_run
-    from sftmix.pipeline.finished import finished_models, refuse_no_run
+    from sftmix.pipeline.finished import export_run, finished_models, refuse_no_run
 
     run, step = Path(given.run), given.step
     refuse_no_run(run)

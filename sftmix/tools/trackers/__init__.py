@@ -20,7 +20,7 @@ from typing import Any
 from sftmix.common.files import read_object, write_text
 from sftmix.components.base import Callback, StageState
 from sftmix.config.layers import read_yaml
-from sftmix.pipeline.hold import Hold
+from sftmix.pipeline.directory import Hold
 
 FOLDER = "trackers"
 """In the run directory: a folder for each tracker, with its id and what its client keeps on disk."""

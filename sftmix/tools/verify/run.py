@@ -16,21 +16,19 @@ import torch
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, step_path
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
-from sftmix.common.tables import read_dynamics, read_ids, read_split, read_table, write_ids
+from sftmix.common.tables import read_dynamics, read_table, write_ids
 from sftmix.common.world import World, start_world
 from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
-from sftmix.data import EncodedDataset
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory, differences
-from sftmix.pipeline.identity import STAGE_INPUTS, Known, selection_inputs
+from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import confidence_stage, split_stage, write_summary
 from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
-from sftmix.pipeline.stages import ALL, stages_entered
 from sftmix.pipeline.target import arm_stage
 from sftmix.tools.verify.certificate import Certificate, Finding
 from sftmix.tools.verify.compare import compare, compare_logs, exactly, of_confidence, rounded, tensors_in
@@ -47,7 +45,7 @@ HEAVY = (CHECKPOINTS, BEST, "model")
 OBSERVED = (Evaluate, MeasureMixing)
 """Callbacks that only watch and whose figures are compared. Others that only watch, as trackers, are left out: they
 would tell the world of the steps a second time."""
-NOT_MEASURED = ("made_by", "best_kept", "calibration_seconds", "scoring_seconds")
+NOT_MEASURED = ("made_by", "calibration_seconds", "scoring_seconds")
 """Figures of a stage that do not follow from its weights."""
 
 
@@ -69,21 +67,15 @@ def verify(window: Window) -> Certificate:
         findings = world.share(world.on_main(lambda: check_files(window)))
         with _copy_of(window, world) as place, RunDirectory(place, world) as directory, StopAtOnce() as stop:
             config, prepared = read_rows(replace(config, out=str(place)), world, progress=world.is_main)
-            all_rows: list[EncodedDataset] = []
-
-            def select(rows: EncodedDataset) -> list[str]:
-                all_rows.append(rows)
-                return read_ids(window.run / "selection" / "selected.parquet")
-
-            rows = tokenised_rows(config, prepared, world, select=select, progress=world.is_main)
+            rows = tokenised_rows(config, prepared, world, run=window.run, progress=world.is_main)
             stages = world.share(_stages_up_to(window, config))
             known = Known(config, world, rows, window.run)
-            findings += check_inputs(window, known, stages, all_rows)
+            findings += check_inputs(window, known, stages)
             if any(finding.same is False for finding in findings):
                 findings.append(Finding("losses", None, "what the replay would read differs already"))
                 return Certificate(window, findings)
             replay = Replay(window, config, world, directory, stop)
-            findings += world.share(replay.findings(rows, stages, all_rows))
+            findings += world.share(replay.findings(rows, stages))
             return Certificate(window, findings, replay.recorded, replay.machine)
 
 
@@ -110,16 +102,12 @@ def check_files(window: Window) -> list[Finding]:
     return findings
 
 
-def check_inputs(
-    window: Window, known: Known, stages: Sequence[str], all_rows: Sequence[EncodedDataset]
-) -> list[Finding]:
+def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
     """Compare what these stages recorded when they began with what configuration, rows and models are now."""
     findings = []
     for stage in stages:
         recorded = read_json(window.run / stage / "inputs.json")
         now = STAGE_INPUTS[stage](known)
-        if stage == "selection":
-            now = selection_inputs(known, all_rows[0].fingerprint)
         for line in differences(recorded, now):
             if known.config.training.precision == "auto" and "precision: " in line:
                 raise ConfigError(
@@ -132,7 +120,7 @@ def check_inputs(
 
 def _stages_up_to(window: Window, config: RunConfig) -> list[str]:
     """List the stages that the window's stage is made from, in order, and itself."""
-    entered = {*stages_entered(config, "train", window.run), window.stage}
+    entered = {*stages_entered(config, "train"), window.stage}
     upto = ALL[: ALL.index(window.stage) + 1]
     return [stage for stage in upto if stage in entered and (window.run / stage / "inputs.json").exists()]
 
@@ -213,13 +201,13 @@ class Replay(RunContext):
         self.weights, self.expected = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         """The weights after the window, and those of the run's checkpoint at its end, on rank 0."""
 
-    def findings(self, rows: RunRows, stages: Sequence[str], all_rows: Sequence[EncodedDataset]) -> list[Finding]:
+    def findings(self, rows: RunRows, stages: Sequence[str]) -> list[Finding]:
         """Make the stages again, each from the files of the run, and compare; the findings count on rank 0."""
         findings: list[Finding] = []
         config, scores, split = self.config, rows.table(), None
         if "selection" in stages:
             name = "selection/selected.parquet"
-            self.world.on_main(lambda: write_ids(self.place / name, selected_ids(config, all_rows[0])))
+            self.world.on_main(lambda: write_ids(self.place / name, selected_ids(config, rows.whole)))
             findings += self._table(name)
         if "confidence" in stages:
             dynamics = read_dynamics(self.place / "confidence" / "dynamics.parquet").of(rows.data.train.ids)
@@ -236,21 +224,13 @@ class Replay(RunContext):
         finally:
             torch.set_num_threads(threads)
         if self._has_summary:
-            self._summarise(rows)
+            write_summary(self, rows, root=self.window.run)
         return findings + (self.world.on_main(lambda: [*self._steps_and_weights(), *self._figures(made)]) or [])
 
     @property
     def _has_summary(self) -> bool:
         """True after the last stage, so that the summary tells of all."""
         return self.window.finished and (self.window.run / "base" / "figures.json").exists()
-
-    def _summarise(self, rows: RunRows) -> None:
-        """Gather the summary again from the figures of the run."""
-        divided = self.place / "split" / "split.parquet"
-        split = read_split(divided)[1] if divided.exists() else None
-        scored = split is not None and Need.CONFIDENCE in self.config.splitter.needs
-        scores = rows.table(self.place / "confidence" / "confidence.parquet" if scored else None)
-        write_summary(self, rows, scores, split, root=self.window.run, to=self.place)
 
     def _again(self, stage: Stage[T], findings: list[Finding]) -> T:
         """Make a stage again and compare its table; later stages read that of the run, so that each differs alone."""
