@@ -90,10 +90,9 @@ def test_quoted_values_are_cut(write, refused):
         reply([{"type": long}]),
         b'{"id": "' + b"a" * 99_999 + b'@turn1", ' + GOOD[1:].strip(),
         json.dumps({long: 1}).encode(),
-        b'{"%b": 1, "%b": 2}' % (b"k" * 99_999, b"k" * 99_999),
     ]
     message = "\n".join(refused(write("rows.jsonl", b"\n".join([GOOD.strip(), *rows]))))
-    assert "5 bad rows" in message
+    assert "4 bad rows" in message
     assert len(message) < 2000
     assert "\x1b" not in message
 
