@@ -11,7 +11,6 @@ import numpy as np
 
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_eval
-from sftmix.tools.report.examples import scored_before
 
 Rows = Mapping[str, Mapping[str, str]]
 """Id -> a row, with its family and its truth: clean, corrupted or open."""
@@ -30,7 +29,7 @@ def figures_of_run(run: Path, train: Rows, held_out: Rows) -> dict[str, Any]:
     summary = read_json(run / "summary.json")
     ids, scores, _ = read_eval(run / "train" / "eval.parquet")
     exact = dict(zip(ids, (scores.n_correct == scores.n_tokens).tolist(), strict=True))
-    nll = by_truth(training_losses(run, train), train)
+    nll = by_truth(training_losses(run), train)
     return {
         "eval_nll_after": summary["eval_nll_after"],
         "eval_nll_best": summary["eval_nll_best"],
@@ -49,16 +48,16 @@ def _share(exact: Mapping[str, bool], rows: Rows, key: str, value: str) -> float
     return float(np.mean([exact[i] for i, row in rows.items() if row[key] == value]))
 
 
-def training_losses(run: Path, train: Rows) -> dict[str, tuple[float, int]]:
+def training_losses(run: Path) -> dict[str, tuple[float, int]]:
     """Return id -> (nats per response token, response tokens) of all training rows under the trained model."""
     import pyarrow.parquet as pq
 
     from sftmix.tools.report.write import write_report
 
-    file = run / "report" / "examples.parquet"
-    if not set(train) <= set(scored_before(run).get("loss_after", {})):
+    file, train = run / "report" / "examples.parquet", [("held_out", "==", False)]
+    if not file.exists() or pq.read_table(file, columns=["loss_after"], filters=train)["loss_after"].null_count:
         write_report([run], map_size=0, score_all=True)
-    table = pq.read_table(file, columns=["id", "loss_after", "response_tokens"], filters=[("held_out", "==", False)])
+    table = pq.read_table(file, columns=["id", "loss_after", "response_tokens"], filters=train)
     columns = (table[name].to_pylist() for name in ("id", "loss_after", "response_tokens"))
     return {i: (loss, tokens) for i, loss, tokens in zip(*columns, strict=True)}
 

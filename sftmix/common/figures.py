@@ -1,8 +1,8 @@
-"""Figures: numbers in nested mappings by dotted names, their unit, and counts in words."""
+"""Figures: numbers in nested mappings by dotted names, their unit, counts in words, and Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -31,3 +31,11 @@ def short(value: float, *, digits: int = 4) -> str:
 def counted(n: int, noun: str) -> str:
     """Return `1 step`, `2 steps` or `1,000 steps`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of rows, the head first, its columns aligned for people who read the text."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

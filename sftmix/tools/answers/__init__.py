@@ -1,4 +1,4 @@
-"""Answers of finished models: to a file of prompts, in the formats of official judges, and in a terminal.
+"""Answers of finished models: in a terminal, and in files for people, for official judges and for blind raters.
 
-Nothing but the command line imports this room.
+Nothing else in the package imports this room, but the command line.
 """

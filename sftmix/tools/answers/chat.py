@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
@@ -22,12 +22,7 @@ ABOUT = """Talk to a finished model in the terminal, by the chat template and th
   sftmix chat runs/first --beside baseline       both models answer each question
   echo "Name three colours." | sftmix chat my-model --temperature 0.7
 
-Lines that begin with / are commands: /help lists them. Ctrl-C stops an answer and takes the turn back. Ctrl-D ends."""
-
-HELP = """/reset        forget the conversation
-/system TEXT  begin anew under a system turn; without a text: without one
-/help         these lines
-/quit         end, as Ctrl-D does; Ctrl-C stops an answer and takes the turn back"""
+The line /reset forgets the conversation. Ctrl-C stops an answer and takes the turn back. Ctrl-D ends."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,47 +41,37 @@ def main(argv: Sequence[str]) -> None:
 
     options = sampling(given)
     models = finished_models(given.place, ["target", *([given.beside] if given.beside else [])], option="--beside")
-    say(f"chat: {', '.join(model.name for model in models)}; /help lists the commands, Ctrl-D ends")
+    say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_for_use
 
     chat([load_for_use(model, options.dtype) for model in models], options, _lines(), sys.stdout)
 
 
 def _lines() -> Iterator[str]:
-    """Yield what the user writes; from a pipe without a prompt sign. Ctrl-C while writing drops the line."""
+    """Yield what the user writes; from a pipe without a prompt sign."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
     import readline  # noqa: F401  # arrow keys and a history for input()
 
-    while True:
-        try:
+    try:
+        while True:
             yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit ends)")
+    except (EOFError, KeyboardInterrupt):
+        print()
 
 
 def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:
-    """Answer each line with every model, until the lines end or one of them is /quit.
+    """Answer each line with every model, until the lines end.
 
-    lines  what the user writes, a turn or a command in each
+    lines  what the user writes, a turn in each; /reset forgets all turns before
     """
-    beginning = _system(options.system)
+    beginning = [{"role": "system", "content": options.system}] if options.system else []
     conversations = [beginning for _ in models]
     for line in lines:
         text = line.strip()
-        name, _, rest = text.partition(" ")
-        if name == "/quit":
-            return
-        if name in ("/reset", "/system"):
-            beginning = beginning if name == "/reset" else _system(rest)
+        if text == "/reset":
             conversations = [beginning for _ in models]
-            out.write("the conversation begins anew\n")
-        elif name.startswith("/"):
-            out.write(HELP + "\n" if name == "/help" else f"no command {name}; {HELP}\n")
         elif text:
             turn = {"role": "user", "content": text}
             answered = []
@@ -99,10 +84,6 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
                 out.write("\nthe turn is taken back\n")
 
 
-def _system(text: str | None) -> list[dict[str, str]]:
-    return [{"role": "system", "content": text}] if text else []
-
-
 def _answer(
     loaded: LoadedModel, messages: list[dict[str, str]], options: AnswerOptions, out: TextIO
 ) -> list[dict[str, str]]:
@@ -110,8 +91,14 @@ def _answer(
 
     A turn without an answer is forgotten.
     """
+    from transformers import TextStreamer
+
     from sftmix.data.templates import TemplateRefusal
     from sftmix.tools.answers.answering import generated, room_of
+
+    def show(text: str, stream_end: bool = False) -> None:
+        out.write(as_lines(text) + ("\n" if stream_end else ""))  # no answer can control the terminal
+        out.flush()
 
     try:
         prompt = loaded.render(messages)
@@ -122,38 +109,9 @@ def _answer(
     if not room:
         out.write(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew\n")
         return messages[:-1]
+    streamer = TextStreamer(loaded.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = show  # type: ignore[method-assign]
     turn = sum(message["role"] == "assistant" for message in messages)
-    (ids,) = generated(loaded, {("", "chat", turn): prompt}, room, options.at(0.0), options, Printer(loaded, out))
+    (ids,) = generated(loaded, {("", "chat", turn): prompt}, room, options.at(0.0), options, streamer)
     text = loaded.text_of(ids)
     return [*messages, {"role": "assistant", "content": text}] if text else messages[:-1]
-
-
-class Printer:
-    """A streamer for transformers' generate: it writes an answer as far as its tokens make whole characters.
-
-    No answer can control the terminal.
-    """
-
-    def __init__(self, loaded: LoadedModel, out: TextIO) -> None:
-        self._loaded, self._out = loaded, out
-        self._ids: list[int] | None = None
-        self._written = 0
-
-    def put(self, value: Any) -> None:
-        """Take the prompt ids, which come first, or the next token."""
-        if self._ids is None:
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        text = self._loaded.text_of(self._ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._write(text)
-
-    def end(self) -> None:
-        """Write what is left and end the line."""
-        self._write(self._loaded.text_of(self._ids or []) + "\n")
-
-    def _write(self, text: str) -> None:
-        self._out.write(as_lines(text[self._written :]))
-        self._out.flush()
-        self._written = max(self._written, len(text))

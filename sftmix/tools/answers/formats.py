@@ -47,17 +47,17 @@ def write_answers(path: Path, tool: Tool, questions: Sequence[Question], turns: 
     write_text(path, text)
 
 
-def _asked(value: Any, what: str) -> tuple[dict[str, str], ...]:
-    """Return the messages of a question; BadRow for what is no text, and for one without a word."""
+def _text(value: Any, what: str) -> str:
+    """Return a text of a question; BadRow for what is none, and for one without a word."""
     if not checked_text(value, what).strip():
         raise BadRow(f"{what} is empty")
-    return ({"role": "user", "content": value},)
+    return str(value)
 
 
 def _alpaca_eval(row: Mapping[str, Any]) -> Question:
-    messages = _asked(row["instruction"], "instruction")
-    dataset = str(row.get("dataset", ""))
-    name = f"{stable_hash(row['instruction'], dataset):032x}"
+    asked, dataset = _text(row["instruction"], "instruction"), str(row.get("dataset", ""))
+    messages = ({"role": "user", "content": asked},)
+    name = f"{stable_hash(asked, dataset):032x}"
     return Question(name, messages, row.get("output"), extra={"dataset": dataset})
 
 
@@ -70,11 +70,10 @@ def _mt_bench(row: Mapping[str, Any]) -> Question:
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"turns is {quoted(turns)}; expected a list of texts")
-    messages, *later = (_asked(turn, f"turns[{place}]") for place, turn in enumerate(turns))
-    temperature = FASTCHAT.get(str(row["category"]), 0.7)
-    follow_ups = tuple(turn["content"] for (turn,) in later)
-    name = checked_id(row["question_id"], "question_id")
-    return Question(name, messages, None, follow_ups, temperature, {"question_id": row["question_id"]})
+    first, *later = (_text(turn, f"turns[{place}]") for place, turn in enumerate(turns))
+    messages = ({"role": "user", "content": first},)
+    name, temperature = checked_id(row["question_id"], "question_id"), FASTCHAT.get(str(row["category"]), 0.7)
+    return Question(name, messages, None, tuple(later), temperature, {"question_id": row["question_id"]})
 
 
 def _mt_bench_line(question: Question, texts: Sequence[str], model: str) -> Line:
@@ -87,30 +86,8 @@ def _mt_bench_line(question: Question, texts: Sequence[str], model: str) -> Line
     }
 
 
-def _prompted(key: str) -> Callable[[Mapping[str, Any]], Question]:
-    """Return what makes a question of a row with an id under this key, and a prompt."""
-    return lambda row: Question(checked_id(row[key], key), _asked(row["prompt"], "prompt"))
-
-
-def _ifeval_line(question: Question, texts: Sequence[str], model: str) -> Line:
-    return {"prompt": question.messages[-1]["content"], "response": texts[0]}
-
-
-def _arena_hard_line(question: Question, texts: Sequence[str], model: str) -> Line:
-    return {
-        "uid": question.id,
-        "ans_id": f"{stable_hash(model, question.id, *texts):032x}",
-        "model": model,
-        "messages": [*question.messages, {"role": "assistant", "content": {"answer": texts[0]}}],
-        "tstamp": 0.0,
-        "metadata": {},
-    }
-
-
 TOOLS = {
     "alpaca_eval": Tool("{}.json", _alpaca_eval, _alpaca_eval_line),
     "mt_bench": Tool("model_answer/{}.jsonl", _mt_bench, _mt_bench_line),
-    "ifeval": Tool("{}.jsonl", _prompted("key"), _ifeval_line),
-    "arena_hard": Tool("model_answer/{}.jsonl", _prompted("uid"), _arena_hard_line),
 }
 """The tools by the name that --format takes."""

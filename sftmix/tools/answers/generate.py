@@ -39,8 +39,6 @@ FORMATS = {
     "rows": "one line for each prompt, with the answers of all models; prompts are rows of any format",
     "alpaca_eval": "AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's",
     "mt_bench": "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl",
-    "ifeval": "IFEval: MODEL.jsonl for each model; prompts are its input_data.jsonl",
-    "arena_hard": "Arena-Hard 2: model_answer/MODEL.jsonl; prompts are its question.jsonl",
     "blind": "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind",
 }
 
@@ -97,7 +95,6 @@ def generate(
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
-
     from sftmix.tools.answers.blind import KEY, SHEET, write_blind
     from sftmix.tools.answers.formats import TOOLS, write_answers
 
@@ -105,7 +102,7 @@ def generate(
     finished = finished_models(place, models)
     if form == "blind" and len(finished) != 2:
         raise ConfigError(f"--models names {len(finished)}; --format blind compares 2: --models target,baseline")
-    questions = _questions(finished, list(prompts), tool, options)
+    questions = _questions(finished, prompts, tool, options)
     parts = {to / "answers.jsonl" if form == "blind" else to: finished}
     if tool:  # other runs lie in the same directory, so each model has a file of its own
         parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in finished}
@@ -113,17 +110,17 @@ def generate(
     for path, group in parts.items():
         lines = _lines(path, group, questions, form, options)
         files.append(path)
-        answers = {model.name: [_each(line["answers"][model.name]) for line in lines] for model in group}
+        for model in group:
+            counts = Counter(end for line in lines for end in _each(line["finish"][model.name]))
+            ends.append(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(counts.items()))}")
+        turns = [[_each(line["answers"][model.name]) for line in lines] for model in group]
         if tool:
             files.append(to / tool.file.format(_label(group[0])))
-            write_answers(files[-1], tool, questions, answers[group[0].name])
+            write_answers(files[-1], tool, questions, turns[0])
         elif form == "blind":
-            first = {name: [texts[0] for texts in turns] for name, turns in answers.items()}
-            write_blind(to, questions, first, options.seed)
+            texts = [[first for first, *_ in of_model] for of_model in turns]
+            write_blind(to, questions, dict(zip(models, texts, strict=True)), options.seed)
             files += [to / SHEET, to / KEY]
-        for name in answers:
-            counts = Counter(end for line in lines for end in _each(line["finish"][name]))
-            ends.append(f"answers of {name}: {', '.join(f'{n:,} {end}' for end, n in sorted(counts.items()))}")
     return files, ends
 
 
@@ -140,7 +137,7 @@ def _label(model: FinishedModel) -> str:
 
 
 def _questions(
-    finished: Sequence[FinishedModel], prompts: list[str], tool: Tool | None, options: AnswerOptions
+    finished: Sequence[FinishedModel], prompts: Sequence[str], tool: Tool | None, options: AnswerOptions
 ) -> list[Question]:
     """Return the questions of files, or those of the run's held-out rows."""
     from sftmix.data import prepare
@@ -149,13 +146,12 @@ def _questions(
     run = next((model.run for model in finished if model.run is not None), None)
     config = None if run is None else read_finished(run)
     if prompts:
-        columns = config.data.columns if config else None
-        questions = read_questions(prompts, tool.question if tool else of_rows(columns))
+        questions = read_questions(prompts, tool.question if tool else of_rows(config.data.columns if config else None))
     else:
         prepared = prepare(config.data, config.seed) if config and not tool else None
-        rows = None if prepared is None or prepared.text else prepared.eval
-        if rows is None:  # plain text asks nothing
+        if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
+        rows = prepared.eval
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is None:
         return questions
@@ -184,26 +180,23 @@ def _lines(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Question], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Answer what is not answered in a file yet, and return its lines."""
+    from sftmix.pipeline.loaded import load_for_use
+    from sftmix.tools.answers.answering import answered
     from sftmix.tools.answers.store import AnswerFile
 
     file = AnswerFile(path)
     file.begin(inputs_of(form, questions, models, options))
-    if path.exists():
-        return file.lines()
-    from sftmix.pipeline.loaded import load_for_use
-    from sftmix.tools.answers.answering import answered
-
-    keys = [(question.id, turn) for question in questions for turn in range(1 + len(question.follow_ups))]
-    answers = file.read()
-    for model in models:
-        done = sum((model.name, *key) in answers for key in keys)
-        if done == len(keys):
-            continue
-        loaded = load_for_use(model, options.dtype)
-        with progress_bar(f"{model.name}: answering", total=len(keys), unit=" answers", done=done) as bar:
-            for batch in answered(loaded, questions, answers, options):
-                file.append(batch)
-                bar.update(len(batch))
-        del loaded  # before the next one
-    file.finish(questions, [model.name for model in models])
+    if not path.exists():
+        answers, total = file.read(), sum(1 + len(question.follow_ups) for question in questions)
+        for model in models:
+            done = sum(name == model.name for name, _, _ in answers)
+            if done == total:
+                continue
+            loaded = load_for_use(model, options.dtype)
+            with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
+                for batch in answered(loaded, questions, answers, options):
+                    file.append(batch)
+                    bar.update(len(batch))
+            del loaded  # before the next one
+        file.finish(questions, [model.name for model in models])
     return file.lines()

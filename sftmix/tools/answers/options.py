@@ -44,18 +44,15 @@ class AnswerOptions:
         return own if self.temperature is None else self.temperature
 
 
-_ARGUMENTS = (
-    ("max_new_tokens", int, "N", "most tokens of an answer [%(default)s]"),
-    ("temperature", float, "X", "0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"),
-    ("top_p", float, "X", "draw from the likeliest tokens with this share of the probability [%(default)s]"),
-    ("seed", int, "N", "seed of the draws [%(default)s]"),
-    ("system", str, "TEXT", "system turn before conversations that have none"),
-)
-
-
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the options that every command with answers takes."""
-    for name, kind, metavar, about in _ARGUMENTS:
+    for name, kind, metavar, about in (
+        ("max_new_tokens", int, "N", "most tokens of an answer [%(default)s]"),
+        ("temperature", float, "X", "0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"),
+        ("top_p", float, "X", "draw from the likeliest tokens with this share of the probability [%(default)s]"),
+        ("seed", int, "N", "seed of the draws [%(default)s]"),
+        ("system", str, "TEXT", "system turn before conversations that have none"),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(AnswerOptions, name), metavar=metavar, help=about)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored [%(default)s]")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.shown import quoted
 from sftmix.data.columns import Columns
 from sftmix.data.conversations import content_hash
 from sftmix.data.formats import TEXT, convert, recognise
@@ -24,13 +23,12 @@ _EMPTY = {"role": "assistant", "content": ""}
 class Question:
     """A conversation that a model continues.
 
-    id          the row's own id, or a hash of its content (`#k` for the k-th repetition)
+    id          the row's own id, or a hash of its content (`#k` for the k-th question of this id)
     messages    turns {role: ..., content: ...}, the last one of the user
     reference   the answer that the row has; None if it has none
     follow_ups  turns of the user that come after the model's own answers, one after the other
     temperature  of its answers, where the option does not say; 0 is greedy
     extra       fields of the row that a format writes back
-    numbered    it has no id of its own, so its repetitions are numbered
     """
 
     id: str
@@ -39,7 +37,6 @@ class Question:
     follow_ups: tuple[str, ...] = ()
     temperature: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
-    numbered: bool = False
 
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
@@ -51,15 +48,14 @@ def question_of(example: Example) -> Question:
     """Make the question of a conversation: all turns before the last answer, which is the reference."""
     *before, last = example.messages
     messages = tuple({"role": turn.role, "content": turn.content} for turn in before)
-    name = example.id or content_hash(example.messages)
-    return Question(name, messages, last.content or None, numbered=not example.id)
+    return Question(example.id or content_hash(example.messages), messages, last.content or None)
 
 
 def read_questions(names: Sequence[str], make: Callable[[dict[str, Any]], Question]) -> list[Question]:
     """Read the questions of files, directories and hub ids of rows, in file order.
 
     make  a row -> its question; KeyError or BadRow if it is none
-    Raises DataError that names the first bad row as `file:line: reason`: it is no question, or its id is taken.
+    Raises DataError that names the first bad row as `file:line: reason`.
     """
     questions, times = list[Question](), Counter[str]()
     for source in expand(names, OPTION):
@@ -70,8 +66,6 @@ def read_questions(names: Sequence[str], make: Callable[[dict[str, Any]], Questi
                 question = make(row)
                 times[question.id] += 1
                 if times[question.id] > 1:
-                    if not question.numbered:
-                        raise BadRow(f"the id {quoted(question.id)} is taken by an earlier row")
                     question = replace(question, id=f"{question.id}#{times[question.id]}")
             except KeyError as missing:
                 raise DataError(f"{OPTION}: {place}: not a question of this format: it has no {missing}") from missing

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, nearest
 from sftmix.common.figures import flatten
 from sftmix.common.files import MANIFEST, read_json
-from sftmix.tools.compare.plan import Cell, Comparison
+from sftmix.tools.compare.plan import Cell
 
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
@@ -51,18 +50,3 @@ def is_over(run: Path) -> bool:
 def has_diverged(run: Path) -> bool:
     """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
     return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
-
-
-def refuse_unknown_metrics(comparison: Comparison, results: Sequence[CellResult]) -> None:
-    """Raise ConfigError if `metric` or `metrics` names no figure, once every variant has run at one seed."""
-    names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    if not names or len(results) < len(comparison.variants):
-        return
-    metric, metrics = comparison.options.metric, comparison.options.metrics or ()
-    groups = [name for name in metrics if any(other.startswith(f"{name}.") for other in names)]
-    for name in (metric, *metrics):
-        if name not in names and (name == metric or name not in groups):
-            raise ConfigError(
-                f"metric or metrics names {name!r}, which is no figure of a run's summary.json "
-                f"({results[-1].cell.path}).{nearest(name, names)} Figures there: {', '.join(names)}"
-            )

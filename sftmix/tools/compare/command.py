@@ -20,6 +20,7 @@ from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.cells import is_over
 from sftmix.tools.compare.markdown import markdown, shown_options
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing
+from sftmix.tools.compare.statistics import seeds_needed
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -65,7 +66,13 @@ def listing(comparison: Comparison) -> list[str]:
     variants, seeds = comparison.variants, len(comparison.options.seeds)
     lines = [f"compare: {len(variants)} variants x {seeds} seeds, {done} of them done, in {comparison.out}"]
     lines += [f"  {name}: {shown_options(comparison.options_of(name))}" for name in variants]
-    return lines + comparison.warnings()
+    contrasts = len(comparison.contrasts)
+    if contrasts and seeds < (needed := seeds_needed(contrasts)):
+        lines.append(
+            f"note: {needed} seeds are needed before one of {contrasts} contrasts can be called significant (sign-flip "
+            f"test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
+        )
+    return lines
 
 
 @cache

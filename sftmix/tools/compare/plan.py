@@ -16,7 +16,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.values import EXAMPLES
-from sftmix.tools.compare.statistics import seeds_needed
+from sftmix.tools.compare.statistics import MAX_SEEDS
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
@@ -115,16 +115,6 @@ class Comparison:
         own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
         return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": own}
 
-    def warnings(self) -> list[str]:
-        """Return a note if the table will have too few seeds to call a contrast significant, whatever the figures."""
-        contrasts, seeds = len(self.contrasts), len(self.options.seeds)
-        if not contrasts or seeds >= seeds_needed(contrasts):
-            return []
-        return [
-            f"note: {seeds_needed(contrasts)} seeds are needed before one of {contrasts} contrasts can be called "
-            f"significant (sign-flip test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
-        ]
-
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
         problems = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
@@ -147,8 +137,8 @@ class Comparison:
                     f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
                     "name of a file of the table"
                 )
-        if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-            yield f"seeds is {options.seeds}; allowed: one or more different whole numbers"
+        if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
+            yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
         if names and self.baseline not in names:
             yield f"baseline is {self.baseline!r}; there are the variants {', '.join(names)}"
         for pair in options.contrasts or ():

@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.layers import TABLE
-from sftmix.tools.compare.cells import DIVERGED, CellResult, has_diverged, is_over, refuse_unknown_metrics, result_of
+from sftmix.tools.compare.cells import DIVERGED, CellResult, has_diverged, is_over, result_of
 from sftmix.tools.compare.plan import Cell, Comparison
 from sftmix.tools.compare.table import build_table, write_table
 
@@ -40,7 +42,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         RunDirectory(out, world) as directory,
         progress_bar("table", total=len(cells), unit=" runs", enabled=world.is_main) as bar,
     ):
-        world.on_main(lambda: None if (out / TABLE).exists() else _write_plan(comparison, out))
+        plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
+        world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):
             bar.show(cell.name)
             new = world.share(world.is_main and not is_over(cell.path))
@@ -49,31 +52,19 @@ def compare(comparison: Comparison) -> dict[str, Any]:
             directory.tell(stage=cell.name, step=done, total_steps=len(cells))
             with _named(cell):
                 results.append(result_of(cell, _summary_of(cell, cells, world, say_rows)))
-            world.on_main(lambda: refuse_unknown_metrics(comparison, results))
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new or len(results) == len(cells):
-                table = world.on_main(lambda: _write(comparison, out, results))
+                table = world.on_main(lambda: write_table(out, build_table(comparison, results)))
             bar.update()
         directory.tell(stage="table", step=len(cells))
         return world.share(table)
 
 
-def _write(comparison: Comparison, out: Path, results: list[CellResult]) -> dict[str, Any]:
-    """Write the table's files, and compare.yaml beside them: it describes what was run, never what was refused."""
-    table = build_table(comparison, results)
-    _write_plan(comparison, out)
-    write_table(out, table)
-    return table
-
-
-def _write_plan(comparison: Comparison, out: Path) -> None:
-    import yaml
-
-    write_text(out / TABLE, yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True))
-
-
 def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
-    """Run a cell and return its summary, an empty one if its training diverged: that is a result, too."""
+    """Run a cell and return its summary, an empty one if its target diverged: that is a result, too.
+
+    Nothing can be made from a reference that diverges, and other cells share it: the table ends.
+    """
     from sftmix.pipeline.recipe import run
 
     tell = print if world.is_main else lambda *_, **options: None
@@ -86,22 +77,12 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
-        message = str(error)
-        if not world.share(world.on_main(lambda: _note_divergence(cell, message))):
+        message = {"message": str(error)}
+        if not world.share(world.is_main and read_json(cell.path / "STATUS.json")["stage"] == "train"):
             raise
-        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {message}", flush=True)
+        world.on_main(lambda: write_json(cell.path / DIVERGED, message))
+        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {error}", flush=True)
         return {}
-
-
-def _note_divergence(cell: Cell, message: str) -> bool:
-    """Note that the target of a cell diverged, and return True; False if it was another stage.
-
-    Nothing can be made from a reference that diverges, and other cells share it.
-    """
-    of_target = bool(read_json(cell.path / "STATUS.json")["stage"] == "train")
-    if of_target:
-        write_json(cell.path / DIVERGED, {"message": message})
-    return of_target
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 Every difference is taken within a seed, so an effect of the seed on both sides cancels: the held-out rows always,
 training rows and their order if both sides share them (each contrast says whether they do). Sources: the sign-flip test
-is Fisher's randomisation test (The Design of Experiments, 1935), with the correction of Phipson and Smyth (2010) if
-assignments are sampled; the correction for several contrasts is Holm's (1979); the detectable effect follows from the
-means of subsets (Hartigan, Using subsample values as typical values, 1969); the intervals are Student's, and those over
-seeds and examples follow Banerjee (Approximate confidence interval for linear functions of means of k populations when
-the population variances are not equal, 1960).
+is Fisher's randomisation test (The Design of Experiments, 1935); the correction for several contrasts is Holm's (1979);
+the intervals are Student's, and those over seeds and examples follow Banerjee (Approximate confidence interval for
+linear functions of means of k populations when the population variances are not equal, 1960).
 """
 
 from __future__ import annotations
@@ -14,29 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
 
-from sftmix.common.rng import generator
 from sftmix.types import Float64
 
 MIN_SEEDS = 6
 """Fewest seeds with which a result may be called significant: with 5, the smallest possible p is 2/32 = 0.0625."""
 ALPHA = 0.05
-POWER = 0.8
 LEVEL = 0.95
-EXACT_UP_TO = 20
-"""Largest number of seeds for which all 2^n sign assignments are used."""
-SAMPLES = 200_000
-
-_CHUNK = 1 << 20
-"""Means of subsets in memory at once in a simulation."""
-_SUBSETS = 1 << 14
-"""Largest number of subsets in a simulation: all subsets up to 14 seeds, a sample above."""
-_SIMULATED = 1 << 27
-"""Means of subsets over all simulations of one effect."""
+MAX_SEEDS = 20
+"""Most seeds of a table: all 2^n sign assignments are gone through."""
 
 
 def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
@@ -45,27 +32,21 @@ def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
     return float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
 
 
-def smallest_p(n: int) -> float:
-    """Return the smallest two-sided p-value that the sign-flip test of n differences can give: 2 of 2^n assignments."""
-    return min(1.0, 2.0 ** (1 - n))
-
-
 def seeds_needed(contrasts: int) -> int:
-    """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one."""
+    """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one.
+
+    The smallest two-sided p of n differences is that of 2 of 2^n assignments.
+    """
     return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / ALPHA)))
 
 
-def sign_flip(differences: Sequence[float] | Float64, *, seed: int = 0, samples: int = SAMPLES) -> float:
-    """Return the two-sided p-value of the mean of n paired differences if their signs are exchangeable.
+def sign_flip(differences: Sequence[float] | Float64) -> float:
+    """Return the exact two-sided p-value of the mean of n <= MAX_SEEDS paired differences with exchangeable signs.
 
-    It is the share of the 2^n sign assignments whose |mean| is at least the observed one. It is exact up to 20
-    differences; above, it comes from `samples` assignments drawn with `seed` (the observed one counted among them).
+    It is the share of the 2^n sign assignments whose |mean| is at least the observed one.
     """
     d = np.asarray(differences, dtype=np.float64)
     bound = abs(float(np.sum(d))) - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
-    if len(d) > EXACT_UP_TO:
-        sums = (1 - 2 * generator(seed, "sign flip").integers(0, 2, size=(samples, len(d)))) @ d
-        return (int((np.abs(sums) >= bound).sum()) + 1) / (samples + 1)
     sums = np.zeros(1)
     for difference in d:
         sums = np.concatenate([sums + difference, sums - difference])
@@ -79,45 +60,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted.tolist()
-
-
-def smallest_effect(sd: float, n: int, *, contrasts: int = 1) -> float | None:
-    """Return the true mean difference that the sign-flip test of n seeds, after Holm, finds with probability POWER.
-
-    sd         standard deviation of the paired differences, in the unit of the metric (as is the result)
-    contrasts  number of tested contrasts; the effect is that of one among others without effect, for which Holm asks p
-               <= ALPHA / contrasts (if others have an effect too, he asks less)
-    None if no effect can be found: the smallest p of n seeds is above ALPHA / contrasts.
-
-    The effect is simulated, always with the same draws: the power is right to about half a percent. The differences are
-    taken as normal with exactly this sd. The sd of few seeds is itself a rough estimate, and the result as rough.
-    """
-    if smallest_p(n) * contrasts > ALPHA:
-        return None
-    return sd * _effect_in_sds(n, ALPHA / contrasts)
-
-
-@lru_cache
-def _effect_in_sds(n: int, threshold: float) -> float:
-    """Return the effect in units of sd at which p <= threshold, and the mean is above 0, with probability POWER.
-
-    Turning the signs of a subset leaves the sum at least as far from 0 if the subset's own sum is not above 0. With
-    noise z and effect e, this means e <= -mean(z of the subset). So p is at most 2k / 2^n as soon as e is above the
-    k-th largest of these means; a simulation gives it without a search. The empty subset always counts.
-    """
-    rng, size = generator(0, "smallest effect", n), min(2**n, _SUBSETS)
-    needed = max(1, math.floor(threshold / 2 * size))
-    runs, at_once, effects = min(20_000, _SIMULATED // size), max(1, _CHUNK // size), list[Float64]()
-    for start in range(0, runs, at_once):
-        z = rng.standard_normal((min(at_once, runs - start), n), dtype=np.float32)
-        if size < 2**n:
-            members = rng.integers(0, 2, size=(size, n), dtype=np.int8).astype(np.float32)
-        elif not start:
-            members = ((np.arange(1, size)[:, None] >> np.arange(n)) & 1).astype(np.float32)
-        means = z @ (members / np.maximum(members.sum(axis=1, keepdims=True), 1)).T  # symmetric noise: no minus sign
-        means.partition(-needed, axis=1)
-        effects.append(means[:, -needed].astype(np.float64))
-    return float(np.quantile(np.concatenate(effects), POWER))
 
 
 @dataclass(frozen=True, slots=True)

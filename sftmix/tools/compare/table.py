@@ -22,10 +22,7 @@ from sftmix.tools.compare.statistics import (
     interval_seeds,
     interval_two_level,
     mean_sd,
-    seeds_needed,
     sign_flip,
-    smallest_effect,
-    smallest_p,
 )
 
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
@@ -33,24 +30,28 @@ RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibratio
 
 
 def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[str, Any]:
-    """Return the table of the finished cells; `complete` is True if these are all."""
+    """Return the table of the finished cells; `complete` is True if these are all.
+
+    Only a complete table has contrasts: testing a part of the seeds would be one of many looks.
+    """
     from sftmix.measure.summary import git_revision
 
     complete = len(results) == len(comparison.cells)
     by_variant = {name: [r for r in results if r.cell.variant == name] for name in comparison.variants}
-    contrasts = [_contrast(comparison, by_variant, pair, complete) for pair in comparison.contrasts]
+    contrasts = [_contrast(comparison.options.metric, by_variant, pair) for pair in comparison.contrasts if complete]
     # Count all planned contrasts: one that could not be measured makes the others no more significant.
     adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
     for contrast, p_holm in zip(contrasts, adjusted, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = _verdict(contrast, complete)
+        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
+        if len(contrast["seeds"]) < MIN_SEEDS:
+            contrast["verdict"] = f"not tested: {len(contrast['seeds'])} of at least {MIN_SEEDS} seeds"
     return {
         "complete": complete,
         "runs_done": len(results),
         "runs": len(comparison.cells),
         "metric": comparison.options.metric,
         "baseline": comparison.baseline,
-        "seeds_needed": seeds_needed(max(len(contrasts), 1)),
         "variants": {name: _variant(comparison, name, by_variant[name]) for name in by_variant},
         "contrasts": contrasts,
         "options": asdict(comparison.options),
@@ -60,16 +61,17 @@ def build_table(comparison: Comparison, results: Sequence[CellResult]) -> dict[s
     }
 
 
-def write_table(directory: Path, table: Mapping[str, Any]) -> None:
-    """Write table.json, table.md, and cells.csv with a row for each run."""
+def write_table(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """Write table.json, table.md, and cells.csv with a row for each run; return the table."""
+    import pandas as pd
+
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
     rows = []
     for name, variant in table["variants"].items():
         rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
-    import pandas as pd
-
     write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
+    return table
 
 
 def _variant(comparison: Comparison, name: str, results: Sequence[CellResult]) -> dict[str, Any]:
@@ -83,63 +85,42 @@ def _variant(comparison: Comparison, name: str, results: Sequence[CellResult]) -
     return {"options": comparison.options_of(name), "metrics": figures, "no_value": no_value, "runs": runs}
 
 
-def _contrast(
-    comparison: Comparison, by_variant: Mapping[str, list[CellResult]], pair: tuple[str, str], complete: bool
-) -> dict[str, Any]:
-    """Return the figures of a contrast from the runs so far. Interval and detectable effect wait for the last run."""
-    metric = comparison.options.metric
+def _contrast(metric: str, by_variant: Mapping[str, list[CellResult]], pair: tuple[str, str]) -> dict[str, Any]:
+    """Return the figures of a contrast; None for what too few seeds do not give."""
     ours, theirs = ({r.cell.seed: r for r in by_variant[name]} for name in pair)
-    both = [(r, theirs[seed]) for seed, r in ours.items() if seed in theirs]
-    inputs = [pair for a, b in both for pair in ((a.inputs, b.inputs), (b.inputs, a.inputs))]
-    keys = {key for pair in inputs for key, _ in differing(*pair)}
+    both = [(ours[seed], theirs[seed]) for seed in ours]
+    inputs = [sides for a, b in both for sides in ((a.inputs, b.inputs), (b.inputs, a.inputs))]
     measured = [(a, b) for a, b in both if metric in a.metrics and metric in b.metrics]
-    values, n = [a.metrics[metric] - b.metrics[metric] for a, b in measured], len(measured)
+    values = [a.metrics[metric] - b.metrics[metric] for a, b in measured]
     mean, sd = mean_sd(values) if values else (None, None)
-    interval, over, effect = None, None, None
-    if values and complete:
-        if counts := _counts(measured, metric):
-            interval, over = interval_two_level(*counts), "seeds and examples" if n > 1 else "examples"
-        elif n > 1:
-            interval, over = interval_seeds(values), "seeds"
-        if sd is not None:
-            effect = smallest_effect(sd, n, contrasts=len(comparison.contrasts))
+    interval, over = None, None
+    if values and (counts := _counts(measured, metric)):
+        interval, over = interval_two_level(*counts), "seeds and examples" if len(values) > 1 else "examples"
+    elif len(values) > 1:
+        interval, over = interval_seeds(values), "seeds"
     return {
         "ours": pair[0],
         "theirs": pair[1],
         "seeds": [a.cell.seed for a, _ in measured],
-        "inputs_that_differ": sorted(keys),
+        "inputs_that_differ": sorted({key for sides in inputs for key, _ in differing(*sides)}),
         "differences": values,
         "mean": mean,
         "sd": sd,
         "p": None if sd is None else sign_flip(values),
-        "smallest_p": smallest_p(n) if values else None,
         "interval": interval,
         "interval_over": over,
-        "smallest_effect": effect,
     }
-
-
-def _verdict(contrast: Mapping[str, Any], complete: bool) -> str:
-    """Return the result in words: only at the end, only with enough seeds, and only by p after Holm."""
-    n = len(contrast["seeds"])
-    if not n:
-        return "not measured" if complete else "nothing to compare yet"
-    if n < MIN_SEEDS:
-        return f"not tested: {n} of at least {MIN_SEEDS} seeds"
-    if not complete:
-        return "wait for the end"  # testing a part of the seeds would be one of many looks
-    return "different" if contrast["p_holm"] <= ALPHA else "no difference shown"
 
 
 def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> list[Counts] | None:
     """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows."""
+    import pandas as pd
+
     sides, ids = [], None
     for side in zip(*measured, strict=True):
         paths = [r.cell.path / "train" / "eval.parquet" for r in side]
         if metric not in RATIOS or not all(path.exists() for path in paths):
             return None
-        import pandas as pd
-
         frames = [pd.read_parquet(path).set_index("id").sort_index() for path in paths]
         ids = frames[0].index if ids is None else ids
         if not all(RATIOS[metric] in frame and frame.index.equals(ids) for frame in frames):

@@ -2,7 +2,7 @@
 
     convert   raw files of MedQA, PubMedQA and MedMCQA -> rows that the tasks of this room read
     tasks/    the task files of this room, for lm-eval
-    harness   tasks for lm-eval, and a finished model as it asks it
+    harness   tasks for lm-eval, a finished model as it asks it, and its scores
     table     results, one file for each task, model and settings -> tasks x models, and differences between models
     command   all of it
 

@@ -6,12 +6,11 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words, refuse_others
@@ -19,8 +18,11 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.model.paths import named
 from sftmix.pipeline.finished import FinishedModel, finished_models, is_run
-from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
+from sftmix.tools.evaluate.convert import BENCHMARKS, convert
 from sftmix.tools.evaluate.table import FOLDER, entry_file, read_entries, write_tables
+
+if TYPE_CHECKING:
+    from sftmix.tools.evaluate.harness import Task
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.
@@ -36,8 +38,6 @@ medqa_5options, pubmedqa and medmcqa, as Labrak et al. 2024 ask them. Their rows
   sftmix evaluate ori_pqal.json --convert pubmedqa --test test_ground_truth.json --to benchmarks
 
 It needs lm-eval: pip install 'sftmix[eval]'."""
-
-OWN = Path(__file__).parent / "tasks"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -81,29 +81,31 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--shots and --test belong to --convert TASK")
     if given.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
-    for option, least in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
-        value = getattr(given, option)
-        if value is not None and value < least:
-            raise ConfigError(f"--{option} is {value}; allowed: {least} and above")
+    if given.limit is not None and given.limit < 1:
+        raise ConfigError(f"--limit is {given.limit}; allowed: 1 and above")
     measure(given)
 
 
 def measure(given: argparse.Namespace) -> None:
     """Measure the models of a place on what they were not measured on, and print the table of all results there."""
-
     source = Path(given.place).expanduser()
-    has_baseline = (source / "baseline" / "figures.json").exists()
-    usual = ["base", *(["baseline"] if has_baseline else []), "target"] if is_run(source) else ["target"]
-    models = finished_models(given.place, _words(given.models) if given.models else usual)
-    if given.to is None and not is_run(source):
+    usual = ["target"]
+    if is_run(source):
+        usual = (
+            ["base", "baseline", "target"] if (source / "baseline" / "figures.json").exists() else ["base", "target"]
+        )
+    elif given.to is None:
         raise ConfigError(f"{given.place} is a model; name the directory of the results with --to DIR")
+    models = finished_models(given.place, _words(given.models) if given.models else usual)
     place = source / FOLDER if given.to is None else Path(given.to)
     run = os.path.relpath(source.resolve(), place.resolve()) if is_run(source) else None
     if run and {entry["run"] for entry in read_entries(place)} - {None, run}:  # target would be of two trainings
         raise ConfigError(f"{place} has results of another run; name another directory with --to DIR")
-    tasks = chosen_tasks(dict.fromkeys(_words(given.tasks)), given.data_dir, given.include_path)
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
+    from sftmix.tools.evaluate.harness import chosen_tasks, manager
+
+    tasks = chosen_tasks(dict.fromkeys(_words(given.tasks)), given.data_dir, given.include_path)
     say(f"evaluate: {given.tasks} on {', '.join(model.name for model in models)}")
     known = manager(tasks, given.include_path)
     identities = {model.name: _measure(model, run, tasks, known, place, given) for model in models}
@@ -119,69 +121,6 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task to measure.
-
-    spec   what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
-    files  what else the result depends on: task files, and rows
-    """
-
-    name: str
-    spec: str | dict[str, Any]
-    files: Sequence[Path]
-
-
-def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Path | None) -> list[Task]:
-    """Find tasks by name; raise ConfigError for rows that are not there.
-
-    data_dir  the directory with the converted rows of this room's tasks
-    include   directory of a user's task files, and of rows and code that they may read
-    Names that are neither are those of lm-eval, which `manager` checks.
-    """
-    files = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
-    return [_own_task(name, data_dir) if name in BENCHMARKS else Task(name, name, sorted(files)) for name in names]
-
-
-def _own_task(name: str, data_dir: str | Path | None) -> Task:
-    """Return a task of this room, on rows in data_dir."""
-    import yaml
-
-    rows, shots = files_of(name, Path(data_dir or ""))
-    if data_dir is None or not (rows.exists() and shots.exists()):
-        raise ConfigError(
-            f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
-            f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
-        )
-    files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
-    spec: dict[str, Any] = {}
-    for file in files:
-        spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
-    del spec["include"]
-    spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
-    return Task(name, spec, [*files, rows, shots])
-
-
-def manager(tasks: Sequence[Task], include: Path | None) -> Any:
-    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
-
-    Its own task files, thousands, are read only where one of the names may be among them.
-    """
-    from lm_eval.tasks import TaskManager
-
-    names = {task.name for task in tasks if isinstance(task.spec, str)}
-    include_path = None if include is None else str(include)
-    known = TaskManager(include_path=include_path, include_defaults=False)
-    if names - set(known.all_tasks):
-        known = TaskManager(include_path=include_path)
-    if unknown := sorted(names - set(known.all_tasks)):
-        raise ConfigError(
-            f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
-            "(`lm_eval ls tasks` lists them) and the files of --include_path"
-        )
-    return known
-
-
 def _measure(
     model: FinishedModel, run: str | None, tasks: Sequence[Task], known: Any, place: Path, given: argparse.Namespace
 ) -> str:
@@ -195,7 +134,6 @@ def _measure(
 
     with named(model.option):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
-    about: dict[str, Any] = {"model": model.name, "path": model.path, "identity": identity, "run": run}
     missing = []
     for task in tasks:
         usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
@@ -212,7 +150,7 @@ def _measure(
         if file.exists():
             say(f"{task.name}, {model.name}: there already")
         else:
-            missing.append((task, file, {"task": task.name, **about, "settings": settings}))
+            missing.append((task, file, settings))
     if not missing:
         return identity
     try:  # rows that are not there are told before a model is loaded
@@ -225,13 +163,11 @@ def _measure(
         ) from error
     from lm_eval import simple_evaluate
 
-    from sftmix.tools.evaluate.harness import Harness, scores_of
+    from sftmix.tools.evaluate.harness import harness_of, scores_of
 
-    loaded = load_for_use(model, given.dtype)
-    harness = Harness(loaded, given.batch_size, chat=given.apply_chat_template)
+    harness = harness_of(load_for_use(model, given.dtype), given.batch_size, chat=given.apply_chat_template)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
-    for task, file, entry in missing:
-        harness.cut = 0
+    for task, file, settings in missing:
         results = simple_evaluate(
             model=harness,
             tasks=[task.spec],
@@ -241,7 +177,17 @@ def _measure(
             apply_chat_template=given.apply_chat_template,
             **seeds,
         )
-        entry |= {"scores": scores_of(task.name, results), "cut": harness.cut, "finished": time.time()}
-        write_json(file, entry | {"all": json.loads(json.dumps(results["results"], default=str))})
+        entry = {
+            "task": task.name,
+            "model": model.name,
+            "path": model.path,
+            "identity": identity,
+            "run": run,
+            "settings": settings,
+            "scores": scores_of(task.name, results),
+            "finished": time.time(),
+            "all": json.loads(json.dumps(results["results"], default=str)),
+        }
+        write_json(file, entry)
         say(f"{task.name}, {model.name}: done")
     return identity

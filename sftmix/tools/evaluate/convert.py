@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.common.files import write_text
 
 BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
 """The benchmarks of Table 2 of the paper, by the names of their task files -> options of each question."""
-LETTERS = "ABCDE"
 SHOTS = 20
 """Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
 
@@ -34,23 +33,28 @@ def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: 
     shots  raw file of solved questions, as the training split; those that are measured, too, are left out
     test   JSON file whose keys or entries are the ids of the measured questions; the others are the shots
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
-    are measured once. Raises DataError for rows that are not of this format.
+    are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
     """
     rows = _rows(name, raw)
-    unique = {_key(row): row for row in rows}
+    measured = {_key(row): row for row in rows}
+    solved = list(measured.items())
     if shots is not None:
-        measured, solved = unique, _rows(name, shots)
+        solved = [(_key(row), row) for row in _rows(name, shots)]
     else:
-        apart = set(sorted(unique)[:SHOTS]) if test is None else unique.keys() - _keys_of_ids(rows, test)
-        measured = {key: row for key, row in unique.items() if key not in apart}
-        solved = [row for key, row in unique.items() if key in apart]
-    kept = [row for row in solved if _key(row) not in measured]
+        if test is None:
+            chosen = set(sorted(measured)[SHOTS:])
+        else:
+            ids = set(map(str, _json_of(test)))
+            if unknown := sorted(ids - {row["id"] for row in rows}):
+                raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
+            chosen = {_key(row) for row in rows if row["id"] in ids}
+        measured = {key: row for key, row in measured.items() if key in chosen}
+    kept = [row for key, row in solved if key not in measured]
     if not measured or not kept:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(kept)} for the shots")
     for path, part in zip(files_of(name, to), (measured.values(), kept), strict=True):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
-    repeated = len(rows) - len(unique) + len(solved) - len(kept)
-    return f"{len(measured):,} questions and {len(kept):,} solved examples of {name} in {to}; {repeated:,} repeated"
+    return f"{len(measured):,} questions and {len(kept):,} solved examples of {name} in {to}"
 
 
 def files_of(name: str, directory: Path) -> tuple[Path, Path]:
@@ -64,35 +68,29 @@ def _key(row: Row) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
-def _keys_of_ids(rows: Sequence[Row], test: File) -> set[str]:
-    """Return the keys of the questions whose ids a file has; DataError for ids that no row has."""
-    ids = set(map(str, _json_of(test)))
-    if unknown := sorted(ids - {row["id"] for row in rows}):
-        raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
-    return {_key(row) for row in rows if row["id"] in ids}
-
-
 def _rows(name: str, path: File) -> list[Row]:
     """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row."""
     raw = _json_of(path)
-    pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
-    first = _first_option([row for _, row in pairs], path)
     rows, n = [], BENCHMARKS[name]
-    for key, one in pairs:
-        try:
-            row = _row(name, key, one, first)
+    try:
+        pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
+        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; all rows tell which it is.
+        places = {int(row["cop"]) for _, row in pairs if "cop" in row}
+        if places and (0 in places) == (4 in places):
+            raise DataError(f"{path}: cop is {sorted(places)}: no answers (-1), or no telling where it counts from")
+        for key, one in pairs:
+            row = _row(name, str(key), one, 0 if 0 in places else 1)
             texts = [text.strip() for text in (row["question"], *row["options"])]
-            right = all(texts) and len(row["options"]) == n and 0 <= row["answer"] < n
-        except (KeyError, TypeError, AttributeError, ValueError):
-            right = False
-        if not right:
-            what = f"it needs a question and {n} options, none of them empty, and one of them as the answer"
-            raise DataError(f"{path}: row {key} is not one of {name}: {what}")
-        rows.append(row)
+            if not all(texts) or len(row["options"]) != n or not 0 <= row["answer"] < n:
+                raise ValueError(f"row {key}")
+            rows.append(row)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"each row needs a question and {n} options, none of them empty, and one of them as the answer"
+        raise DataError(f"{path}: row {len(rows)} is not one of {name}: {what}") from error
     return rows
 
 
-def _row(name: str, key: object, raw: Mapping[str, Any], first: int) -> Row:
+def _row(name: str, key: str, raw: Mapping[str, Any], first: int) -> Row:
     """Make a row of a raw one; KeyError and others for one of another format.
 
     key    its id where it has none of its own
@@ -105,29 +103,15 @@ def _row(name: str, key: object, raw: Mapping[str, Any], first: int) -> Row:
     elif "cop" in raw:  # MedMCQA
         options, answer = [raw[f"op{letter}"] for letter in "abcd"], int(raw["cop"]) - first
     else:  # MedQA: options by letter, and the letter of the right one
-        options = [raw["options"][letter] for letter in sorted(raw["options"])]
-        answer = LETTERS.find(raw["answer_idx"].strip().upper()[:1] or "?")
+        letters = sorted(raw["options"])
+        options, answer = [raw["options"][letter] for letter in letters], letters.index(raw["answer_idx"])
     question = raw["question"] if "question" in raw else raw["QUESTION"]
     own = str(raw.get("id", raw.get("realidx", key)))
     return {"id": own, "context": context, "question": question, "options": options, "answer": answer}
 
 
-def _first_option(raw: Sequence[Mapping[str, Any]], path: File) -> int:
-    """Return where MedMCQA's `cop` begins: at 1 in the authors' files, at 0 on the hub. All rows tell which it is."""
-    places = {int(row["cop"]) for row in raw if "cop" in row}
-    if places and (0 in places) == (4 in places):
-        raise DataError(
-            f"{path}: cop is {sorted(places)}: this split is published without answers (-1; take the validation "
-            "split), or it cannot be told whether cop counts from 0 or 1"
-        )
-    return 0 if 0 in places else 1
-
-
 def _json_of(path: File) -> Any:
-    """Return the value of a JSON file, or the list of the values of its lines.
-
-    Raises ConfigError for a file that cannot be opened, DataError for one that is not JSON.
-    """
+    """Return the value of a JSON file, or the list of the values of its lines."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if not str(path).endswith(".jsonl"):  # MedMCQA's authors call a file of lines .json
@@ -135,7 +119,5 @@ def _json_of(path: File) -> Any:
                 return json.loads(text)
         # Only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON.
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; name a raw file") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}; a JSON or JSONL file in UTF-8 is needed") from error

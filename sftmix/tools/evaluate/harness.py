@@ -1,92 +1,126 @@
-"""Tasks for lm-eval, and a finished model as lm-eval asks it."""
+"""Tasks for lm-eval, a finished model as lm-eval asks it, and the scores that lm-eval gives."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig
 
-from sftmix.data.templates import TemplateRefusal
+from sftmix.common.errors import ConfigError
+from sftmix.data.templates import on_the_same_day
 from sftmix.pipeline.loaded import LoadedModel
+from sftmix.tools.evaluate.convert import BENCHMARKS, files_of
+
+OWN = Path(__file__).parent / "tasks"
 
 
-class Harness(HFLM):
-    """A model as lm-eval asks it, with the tokenizer, the chat template and the stop ids of its training.
+@dataclass(frozen=True)
+class Task:
+    """A task to measure.
 
-    chat  prompts are rendered conversations: they become ids as in training, without another token before them
-    cut   prompts that lost their beginning for being longer than the context
+    spec   what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
+    files  what else the result depends on: task files, and rows
     """
 
-    def __init__(self, loaded: LoadedModel, batch_size: int, *, chat: bool = False) -> None:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of each prompt that is cut; `cut` counts them
-        tokenizer = loaded.encoder.tokenizer
-        super().__init__(pretrained=loaded.model, tokenizer=tokenizer, batch_size=batch_size, max_length=loaded.context)
-        # Without these an answer would end at eos alone, which need not be what ends a turn.
-        loaded.model.generation_config = GenerationConfig(
-            eos_token_id=list(loaded.stop_ids), pad_token_id=self.tokenizer.pad_token_id
+    name: str
+    spec: str | dict[str, Any]
+    files: Sequence[Path]
+
+
+def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Path | None) -> list[Task]:
+    """Find tasks by name; raise ConfigError for rows that are not there.
+
+    data_dir  the directory with the converted rows of this room's tasks
+    include   directory of a user's task files, and of rows and code that they may read
+    Names that are neither are those of lm-eval, which `manager` checks.
+    """
+    files = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    return [_own_task(name, data_dir) if name in BENCHMARKS else Task(name, name, sorted(files)) for name in names]
+
+
+def _own_task(name: str, data_dir: str | Path | None) -> Task:
+    rows, shots = files_of(name, Path(data_dir or ""))
+    if data_dir is None or not (rows.exists() and shots.exists()):
+        raise ConfigError(
+            f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
+            f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
         )
-        self.cut = 0
-        self._encoder, self._chat = loaded.encoder, chat
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render a conversation in the template of the training.
-
-        add_generation_prompt  False: the last turn is the beginning of the answer, which the model continues
-        A template that refuses a system turn gets the conversation without it.
-        """
-        turns = [{**turn, "content": self._encoder.content(turn["content"])} for turn in chat_history]
-        begun = "" if add_generation_prompt else self._encoder.lead + turns.pop()["content"]
-        try:
-            return self._encoder.render([turns], prompt=True)[0] + begun
-        except TemplateRefusal:
-            others = [turn for turn in turns if turn["role"] != "system"]
-            return self._encoder.render([others], prompt=True)[0] + begun
-
-    def tok_encode(self, string: str, *args: Any, **more: Any) -> list[int]:
-        return self._encoder.tokenize([string])[0] if self._chat else super().tok_encode(string, *args, **more)
-
-    def tok_batch_encode(
-        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **more: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        prompts = [self.tok_encode(string) for string in strings]
-        if left_truncate_len:
-            self.cut += sum(len(ids) > left_truncate_len for ids in prompts)
-            prompts = [ids[-left_truncate_len:] for ids in prompts]
-        rows = self.tokenizer.pad({"input_ids": prompts}, padding_side=padding_side, return_tensors="pt")
-        return rows["input_ids"], rows["attention_mask"]
-
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **more: Any) -> Any:
-        limit = self.max_length + 1  # the last token is scored, not read
-        self.cut += len({ask[0] for ask, context, answer in requests if len(context) + len(answer) > limit})
-        return super()._loglikelihood_tokens(requests, *args, **more)
+    files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
+    spec: dict[str, Any] = {}
+    for file in files:
+        spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
+    del spec["include"]
+    spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
+    return Task(name, spec, [*files, rows, shots])
 
 
-def scores_of(name: str, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def manager(tasks: Sequence[Task], include: Path | None) -> TaskManager:
+    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
+
+    Its own task files, thousands, are read only where one of the names may be among them.
+    """
+    names = {task.name for task in tasks if isinstance(task.spec, str)}
+    include_path = None if include is None else str(include)
+    known = TaskManager(include_path=include_path, include_defaults=False)
+    if names - set(known.all_tasks):
+        known = TaskManager(include_path=include_path)
+    if unknown := sorted(names - set(known.all_tasks)):
+        raise ConfigError(
+            f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
+            "(`lm_eval ls tasks` lists them) and the files of --include_path"
+        )
+    return known
+
+
+def harness_of(loaded: LoadedModel, batch_size: int, *, chat: bool = False) -> HFLM:
+    """Return a model as lm-eval asks it, with the tokenizer, the chat template and the stop ids of its training.
+
+    chat  prompts are rendered conversations: as in training, no token is put before them
+    """
+    tokenizer = loaded.encoder.tokenizer
+    if loaded.encoder.chat_template is not None:
+        tokenizer.chat_template = on_the_same_day(loaded.encoder.chat_template)
+    harness = HFLM(
+        pretrained=loaded.model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        max_length=loaded.context,
+        add_bos_token=False if chat else None,
+    )
+    # Without these an answer would end at eos alone, which need not be what ends a turn.
+    loaded.model.generation_config = GenerationConfig(
+        eos_token_id=list(loaded.stop_ids), pad_token_id=harness.tokenizer.pad_token_id
+    )
+    return harness
+
+
+def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the scores of what was asked for: of a group where it has a metric of its own, else of each of its tasks.
 
-    found  the results of lm-eval's simple_evaluate
+    evaluated  the results of lm-eval's simple_evaluate
     A score is the first metric of a task, as its file lists them: metric, value, stderr (None where lm-eval gives
     none), n, and `questions` (the hash of each) with `values` (the metric of each), empty for a group.
     """
     scores = {}
-    for task, results in found["results"].items():
-        metrics = [key for key in results if "," in key and "_stderr" not in key]
-        keys = [key for key in metrics if isinstance(results[key], float)]
-        if not keys:
+    for task, results in evaluated["results"].items():
+        metrics = [key for key in results if "," in key and "_stderr" not in key and isinstance(results[key], float)]
+        if not metrics:
             continue
-        metric, kind = keys[0].split(",", 1)
+        metric, kind = metrics[0].split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
-        samples = [one for one in found.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
+        samples = [one for one in evaluated.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
         samples.sort(key=lambda sample: int(sample["doc_id"]))
         values = [sample.get(metric) for sample in samples]
         known = all(isinstance(value, int | float) for value in values)
         scores[task] = {
             "metric": metric if kind == "none" else f"{metric} ({kind})",
-            "value": results[keys[0]],
+            "value": results[metrics[0]],
             "stderr": stderr if isinstance(stderr, float) else None,
             "n": int(results.get("sample_len", 0)) or len(samples),
             "questions": [sample["doc_hash"] for sample in samples] if known else [],

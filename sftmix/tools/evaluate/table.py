@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.common.figures import markdown_table
 from sftmix.common.files import read_json, sha256_json, write_json, write_text
 
 FOLDER = "evaluation"
@@ -28,7 +29,6 @@ run         the run directory, as seen from the directory of the results, so tha
 settings    all that the numbers depend on, but the model: few-shot examples, limit, seed, template, hashes, versions
 scores      as `sftmix.tools.evaluate.harness.scores_of` gives them
 all         every metric that lm-eval gave, by the name of the task
-cut         prompts that were longer than the model's context and lost their beginning
 finished    Unix time, seconds
 """
 
@@ -51,53 +51,42 @@ def write_tables(place: Path, measured: Mapping[str, str]) -> str:
     measured  model -> its identity now; results of other weights under these names are left out
     """
     entries = [entry for entry in read_entries(place) if measured.get(entry["model"]) in (None, entry["identity"])]
-    table, differences, cuts = tables_of(entries)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
-    padded.insert(1, ["-" * width for width in widths])
+    table, differences = tables_of(entries)
     sentences = [
         f"{one['task']}: {one['left']} - {one['right']} = {_figure(one, '+.4f')} (paired, {one['n']:,} questions)"
         for one in differences
     ]
-    sentences += [*cuts, NOTE]
-    text = "\n".join(["| " + " | ".join(row) + " |" for row in padded] + ["", *(f"- {one}" for one in sentences)])
+    sentences.append(NOTE)
+    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
     write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
     write_text(place / "table.md", text + "\n")
     return text
 
 
-def tables_of(entries: Sequence[Entry]) -> tuple[list[list[str]], list[dict[str, Any]], list[str]]:
-    """Return the table as text, its head first; the differences; and sentences about prompts that did not fit.
+def tables_of(entries: Sequence[Entry]) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Return the table as text, its head first, and the differences.
 
     A line is a task with its settings. Of results that differ in the model's files alone, the last one counts.
     """
-    lines: dict[tuple[str, str, str], dict[str, Entry]] = {}
+    lines: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for entry in entries:
         settings = entry["settings"]
-        for task in entry["scores"]:
-            lines.setdefault((task, shown(settings), sha256_json(settings)), {})[entry["model"]] = entry
+        words = ["its own shots" if settings["num_fewshot"] is None else f"{settings['num_fewshot']}-shot"]
+        words += [] if settings["limit"] is None else [f"first {settings['limit']}"]
+        words += [f"seed {settings['seed']}", *(["chat template"] if settings["chat_template"] else [])]
+        for task, score in entry["scores"].items():
+            lines.setdefault((task, ", ".join(words), sha256_json(settings)), {})[entry["model"]] = score
     names = {entry["model"] for entry in entries}
     models = [*(name for name in ORDER if name in names), *sorted(names.difference(ORDER))]
-    table, differences, cuts = [["task", "settings", "metric", "questions", *models]], [], []
-    for (task, words, _), by_model in sorted(lines.items()):
-        scores = {model: by_model[model]["scores"][task] for model in models if model in by_model}
+    table, differences = [["task", "settings", "metric", "questions", *models]], []
+    for (task, shown, _), scores in sorted(lines.items()):
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
-        table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
+        table.append([task, shown, first["metric"], f"{first['n']:,}", *cells])
         for left, right in CONTRASTS:
-            if left in scores and right in scores and (tables := difference(scores[left], scores[right])):
-                differences.append({"task": task, "left": left, "right": right, **tables})
-        if cut := [f"{model} {by_model[model]['cut']:,}" for model in scores if by_model[model]["cut"]]:
-            cuts.append(f"{task}: prompts longer than the context, which lost their beginning: {', '.join(cut)}")
-    return table, differences, cuts
-
-
-def shown(settings: Mapping[str, Any]) -> str:
-    """Return what a reader asks for first."""
-    shots, limit = settings["num_fewshot"], settings["limit"]
-    words = ["its own shots" if shots is None else f"{shots}-shot"]
-    words += [] if limit is None else [f"first {limit}"]
-    return ", ".join([*words, f"seed {settings['seed']}", *(["chat template"] if settings["chat_template"] else [])])
+            if left in scores and right in scores and (figures := difference(scores[left], scores[right])):
+                differences.append({"task": task, "left": left, "right": right, **figures})
+    return table, differences
 
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:

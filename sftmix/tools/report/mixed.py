@@ -9,7 +9,6 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import Need
 from sftmix.pipeline.pairs import one_split
-from sftmix.tools.report.look import pieces, response_ids
 from sftmix.tools.report.page import Section
 from sftmix.tools.report.run import RunView
 
@@ -45,9 +44,11 @@ def mixed_pairs(view: RunView) -> Section:
 
 def _table(view: RunView, pair: Sequence[int], lam: Sequence[float]) -> list[list[str]]:
     """Return the tokens of two responses beside each other, with lambda where they are mixed; the head first."""
-    examples = [view.rows.data.train[row] for row in pair]
-    tokens = [pieces(view.rows.encoder.tokenizer, response_ids(example)[:TOKENS]) for example in examples]
-    rows = zip_longest(*tokens, [f"{share:.2f}" for share in lam[:TOKENS]], fillvalue="")
-    groups = [view.groups[row] if view.groups else "" for row in pair]
-    head = [f"{group} {example.id}" for group, example in zip(groups, examples, strict=True)]
-    return [[*head, "lambda"], *map(list, rows)]
+    head, columns = [], []
+    for row in pair:
+        example = view.rows.data.train[row]
+        head.append(f"{view.groups[row] if view.groups else ''} {example.id}")
+        predicted = example.input_ids[1:][example.target[1:]].tolist()
+        columns.append([str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]])
+    columns.append([f"{share:.2f}" for share in lam[:TOKENS]])
+    return [[*head, "lambda"], *map(list, zip_longest(*columns, fillvalue=""))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from markupsafe import Markup
 import sftmix
 from sftmix.common.figures import short
 from sftmix.common.files import write_text
-from sftmix.tools.report.look import Response
 
 HERE = Path(__file__).parent
 
@@ -44,7 +43,6 @@ class Section:
     sentences  a list
     tables     plain tables, their heads first
     rows       rows of the table of examples, for the searchable one, which stands once on a page
-    responses  name -> responses, token by token
     pre        text that is long, folded
     """
 
@@ -55,12 +53,11 @@ class Section:
     tables: Sequence[Sequence[Sequence[str]]] = ()
     plots: Sequence[Plot] = ()
     rows: Sequence[Mapping[str, Any]] = ()
-    responses: Mapping[str, Sequence[Response]] = field(default_factory=dict)
     pre: str = ""
 
     @property
     def parts(self) -> list[Any]:
-        return [self.sentences, self.tables, self.plots, self.rows, self.responses, self.pre]
+        return [self.sentences, self.tables, self.plots, self.rows, self.pre]
 
 
 def write_page(path: Path, title: str, about: str, sections: Sequence[Section]) -> None:

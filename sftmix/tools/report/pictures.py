@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,7 +15,7 @@ from sklearn.manifold import TSNE
 from sftmix.common.figures import short
 from sftmix.common.files import read_json
 from sftmix.tools.report.examples import correctness
-from sftmix.tools.report.run import ARMS, RunView
+from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 
 GREY = "#8a8f98"
@@ -31,9 +30,6 @@ POINTS = 4000
 """Most points of the data map."""
 ENDS = 400
 """Points of each end of the confidence that thinning keeps."""
-CURVE = 800
-"""Most points of a curve; longer ones are averaged in bins of equal length."""
-
 Lines = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl."""
 
@@ -52,40 +48,27 @@ def figure(*traces: Any, x: str, y: str, **layout: Any) -> go.Figure:
 def losses(runs: Iterable[tuple[str, str, Lines]], *keys: str) -> go.Figure | None:
     """Losses of metrics.jsonl over the optimizer steps.
 
-    runs  (name, colour, lines); runs of one name stand once in the legend
+    runs  (name, colour, lines)
     keys  ntp and mixup, of every step, and eval_nll, of the held-out rows
     """
-    traces: dict[tuple[str, int], go.Scatter] = {}
-    for number, (name, colour, lines) in enumerate(runs):
+    traces = []
+    for name, colour, lines in runs:
         for key in keys:
-            x, y = curve(lines, key)
-            if not x:
-                continue
-            held_out, label = key == "eval_nll", f"{name}, {'held out' if key == 'eval_nll' else key}"
-            traces[label, number] = go.Scatter(
-                x=x,
-                y=y,
-                name=escape(label),
-                legendgroup=label,
-                showlegend=label not in {before for before, _ in traces},
-                mode="lines+markers" if held_out else "lines",
-                line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
-            )
+            # A loss over no tokens is written as 0, and left out.
+            points = [line for line in lines if line.get(key) is not None and line.get(f"{key}_tokens", 1)]
+            held_out = key == "eval_nll"
+            if points:
+                trace = go.Scatter(
+                    x=[line["step"] for line in points],
+                    y=[line[key] for line in points],
+                    name=escape(f"{name}, {'held out' if held_out else key}"),
+                    mode="lines+markers" if held_out else "lines",
+                    line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
+                )
+                traces.append(trace)
     if not traces:
         return None
-    return figure(*traces.values(), x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
-
-
-def curve(lines: Lines, key: str) -> tuple[list[int], list[float]]:
-    """Return the steps that have this figure and its values, averaged in bins if there are more than CURVE.
-
-    A loss over no tokens is written as 0, and left out.
-    """
-    count = f"{key}_tokens"
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None and line.get(count, 1)]
-    size = math.ceil(len(points) / CURVE) or 1
-    bins = [points[start : start + size] for start in range(0, len(points), size)]
-    return [b[-1][0] for b in bins], [sum(value for _, value in b) / len(b) for b in bins]
+    return figure(*traces, x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
 
 
 # ------------------------------------------------------------------------------------------- confidence
@@ -226,20 +209,3 @@ def tsne(hidden: np.ndarray) -> Float64 | None:
         hidden = PCA(50, random_state=0).fit_transform(hidden)
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
     return model.fit_transform(hidden.astype(np.float32)).astype(np.float64)
-
-
-def reliability(view: RunView) -> go.Figure | None:
-    """Share of correct tokens against the probability of the most likely token, on the held-out rows."""
-    traces = []
-    for stage, name in ARMS.items():
-        file = view.path / stage / "calibration.json"
-        if file.exists():
-            bins = read_json(file)["reliability"]
-            x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-            traces.append(go.Scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": COLOURS[stage]}))
-    if not traces:
-        return None
-    ideal = {"color": GREY, "dash": "dash", "width": 1}
-    traces.append(go.Scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", line=ideal, hoverinfo="skip"))
-    unit = {"range": [0, 1]}
-    return figure(*traces, x="probability of the most likely token", y="share correct", xaxis=unit, yaxis=unit)

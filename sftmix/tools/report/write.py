@@ -1,8 +1,8 @@
-"""`write_report`: the page of one run, of several, or of a table that `sftmix compare` made."""
+"""`write_report`: the page of one run, or of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,50 +11,63 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.figures import unit_of
+from sftmix.common.figures import flatten, short
 from sftmix.common.files import read_json
 from sftmix.common.steps import read_steps
 from sftmix.pipeline.directory import is_finished
 from sftmix.tools.report import pictures
-from sftmix.tools.report.examples import FILE, LOSSES, examples_table, scored_before, write_examples
-from sftmix.tools.report.look import look, response_of
+from sftmix.tools.report.examples import FILE, LOSSES, examples_table
+from sftmix.tools.report.look import look
 from sftmix.tools.report.mixed import mixed_pairs
 from sftmix.tools.report.page import Plot, Section, write_page
 from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
-from sftmix.tools.report.text import arms_of, arms_table, contrasts_table, groups_table, sentences
 
 PAGE = Path("report") / "report.html"
 TABLE_ROWS = 150
 """Examples of each end in the table of the page."""
-SHOWN = 4
-"""Responses from each end that are shown token by token."""
 DOTS = "Lines: each step's batch. Dots: all held-out rows. Compare arms by NTP, which Mixup does not enter."
+
+FIGURES = {
+    "held-out NLL": "eval_nll_after",
+    "best": "eval_nll_best",
+    "token accuracy": "eval_accuracy",
+    "exact match": "eval_exact_match",
+    "ECE": "calibration.ece",
+    "std of NLL": "confidence_std.log_after",
+    "mu_effective": "mu_effective",
+}
+"""Columns of the table of arms -> figure of summary.json."""
+
+GROUP = {"examples": "examples", "median confidence": "confidence_median", "response tokens": "response_tokens_mean"}
+"""Columns of the table of groups -> figure of a group."""
+
+Table = list[list[str]]
 
 
 def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
-    runs       finished runs, or one directory of `sftmix compare`
+    runs       finished runs
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a single run through its models, for the table
-    Raises ConfigError where a directory is neither, and where `to` is a file that no report is.
+    Raises ConfigError where a directory is no finished run, and where `to` is a file that no report is.
     """
-    alone = len(runs) == 1
-    is_table = alone and (runs[0] / "table.json").exists()
-    to = to or (runs[0] / PAGE if alone else Path("report.html"))
+    to = to or (runs[0] / PAGE if len(runs) == 1 else Path("report.html"))
     if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
-    if alone and not is_table:
+    if len(runs) == 1:
         return _report_run(read_run(runs[0]), to, map_size, score_all=score_all)
     if score_all:
         raise ConfigError("--score is for the report of one run; give each run a report of its own first")
-    if is_table:
-        _report_table(runs[0], to)
-    else:
-        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
-        title = ", ".join(run.resolve().name for run in runs)
-        write_page(to, title, about, [_beside([(str(run), str(run), run) for run in runs])])
+    summaries = {str(run): read_summary(run) for run in runs}
+    steps = [
+        (str(run), colour, read_steps(run / "train")) for run, colour in zip(runs, cycle(pictures.GROUPS), strict=False)
+    ]
+    plots = _plots(("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(steps, "ntp", "eval_nll")))
+    about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
+    section = Section("runs", "Runs", tables=[_arms_table(summaries)], plots=plots)
+    write_page(to, ", ".join(run.resolve().name for run in runs), about, [section])
     return [to]
 
 
@@ -62,21 +75,23 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
 
 
 def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> list[Path]:
+    import pyarrow.parquet as pq
+
     summary, config, data = view.summary, view.config, view.rows.data
     objective = type(config.objective).__name__
-    seen, places = _seen(view, map_size) if map_size and len(view.by_confidence) else ([], {})
-    table = examples_table(view, known=_score(view) if score_all else scored_before(view.path), places=places)
-    write_examples(view.path / FILE, table)
+    drawn, places = _hidden_states(view, map_size) if map_size and len(view.by_confidence) else (None, {})
+    table = examples_table(view, scored=_score(view) if score_all else {}, places=places)
+    (view.path / FILE).parent.mkdir(exist_ok=True)
+    pq.write_table(table, view.path / FILE)
     ends = np.concatenate(pictures.both_ends(view.by_confidence, TABLE_ROWS))
     about = (
         f"{objective} on {summary['model']}, seed {summary['seed']}, learning rate {config.training.learning_rate:g}; "
         f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
     )
-    tables = [arms_table(arms_of(summary, objective))]
-    if "confidence" in summary:
-        tables.append(groups_table(summary["confidence"]))
+    lines = list(sentences(summary))
+    t_sne = "t-SNE of the trained model's hidden state at the last response token (the paper's Figure 1)."
     sections = [
-        Section("what-happened", "What happened", sentences=list(sentences(view.path, summary)), tables=tables),
+        Section("what-happened", "What happened", sentences=lines, tables=_tables(summary, objective)),
         Section("training", "Training", plots=_training(view)),
         Section("confidence", "Confidence", plots=_confidence(view)),
         Section(
@@ -85,7 +100,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
             f"The least and the most confident examples; all are in {FILE.as_posix()}. Click a heading to sort.",
             rows=table.take(ends).to_pylist(),
         ),
-        *seen,
+        Section("ends", "Hidden states", plots=_plots(("hidden-map", "Both ends", t_sne, drawn))),
         mixed_pairs(view),
         *benchmarks(view.path),
         Section("rows", "Rows", pre="\n".join(data.report.lines())),
@@ -93,6 +108,44 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
     ]
     write_page(to, view.path.resolve().name, about, sections)
     return [to, view.path / FILE]
+
+
+def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the page of a run says first: its remarks, and what length, mixing and one seed say."""
+    yield from summary["remarks"]
+    confounds = summary["confounds"]
+    if confounds.get("auc_length_confident") is not None:
+        yield (
+            f"A confident response is longer than an unconfident one with a probability of "
+            f"{confounds['auc_length_confident']:.0%} (50%: length says nothing). The splitters LengthMatched and "
+            "RandomSplit are the controls."
+        )
+    if summary["mixup_tokens"]:
+        yield f"{confounds['mixed_token_share']:.0%} of the response tokens met a token of another example in Mixup."
+    if "baseline" in summary:
+        yield "Target and baseline are of one seed. Seeds often differ by more: sftmix compare trains several."
+
+
+def _tables(summary: Mapping[str, Any], objective: str) -> list[Table]:
+    """Return the table of base model, target and NTP baseline, and that of the groups of the split."""
+    spread = (summary.get("confidence_std") or {}).get("log_before")
+    base = {"eval_nll_after": summary.get("eval_nll_before"), "confidence_std": {"log_after": spread}}
+    baseline = {"NTP baseline": summary["baseline"]} if "baseline" in summary else {}
+    groups = [["group", *GROUP]]
+    for name, group in summary.get("confidence", {}).items():
+        groups.append([name, *("" if group.get(key) is None else short(group[key]) for key in GROUP.values())])
+    tables = [_arms_table({"base model": base, objective: summary, **baseline})]
+    return [*tables, groups] if groups[1:] else tables
+
+
+def _arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table, its head first, of what was measured of models: name -> its part of summary.json."""
+    rows = [["", *FIGURES]]
+    for name, arm in arms.items():
+        figures = dict(flatten(arm))
+        values = [figures.get(key, np.nan) for key in FIGURES.values()]
+        rows.append([name, *("" if np.isnan(value) else f"{value:.4f}" for value in values)])
+    return rows
 
 
 def _model_of(view: RunView, stage: str) -> Path | None:
@@ -103,43 +156,27 @@ def _model_of(view: RunView, stage: str) -> Path | None:
     return path if path.is_dir() and is_finished(view.path / stage) else None
 
 
-def _score(view: RunView) -> dict[str, dict[str, float]]:
-    """Return column of LOSSES -> id -> mean NLL per response token, of all training examples."""
+def _score(view: RunView) -> dict[str, np.ndarray]:
+    """Return column of LOSSES -> f64[N], the mean NLL per response token of all training examples."""
     rows, losses = np.arange(len(view.scores), dtype=np.int64), {}
     for column, stage in LOSSES.items():
         model = _model_of(view, stage)
         if model is not None:
-            token_nll, _ = look(view, model, rows, name=f"{stage}, all examples")
-            means = [float(nll.mean(dtype=np.float64)) for nll in token_nll]
-            losses[column] = dict(zip(view.scores.id, means, strict=True))
+            losses[column] = look(view, model, rows, name=f"{stage}, all examples")
     return losses
 
 
-def _seen(view: RunView, map_size: int) -> tuple[list[Section], dict[int, Sequence[float]]]:
-    """Return what the models show of both ends, the map and responses token by token, and the place of each row."""
-    trained, base = _model_of(view, "train"), _model_of(view, "base")
-    if trained is None or base is None:
+def _hidden_states(view: RunView, map_size: int) -> tuple[go.Figure | None, dict[int, Sequence[float]]]:
+    """Return the map of both ends, as the trained model sees them, and the place of each row on it."""
+    trained = _model_of(view, "train")
+    if trained is None:
         raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
     ends = np.concatenate(pictures.both_ends(view.by_confidence, map_size // 2))
-    low, high = pictures.both_ends(view.by_confidence, SHOWN)
-    shown = np.sort(np.concatenate([low, high]))
-    rows = np.union1d(ends, shown)
-    token_nll, hidden = look(view, trained, rows, name="trained model", hidden=True)
-    after = dict(zip(rows.tolist(), token_nll, strict=True))
-    before = dict(zip(shown.tolist(), look(view, base, shown, name="base model")[0], strict=True))
-    responses = {
-        f"{name} confident": [response_of(view, row, before[row], after[row]) for row in of_end.tolist()]
-        for name, of_end in (("least", low), ("most", high[::-1]))
-    }
-    places = pictures.tsne(hidden[np.searchsorted(rows, ends)])
-    drawn = None if places is None else pictures.hidden_map(view, ends, places)
-    caption = "t-SNE of the trained model's hidden state at the last response token (the paper's Figure 1)."
-    text = "Responses token by token. A dark token is one that the model did not expect."
-    sections = [
-        Section("ends", "Hidden states", plots=_plots(("hidden-map", "Both ends", caption, drawn))),
-        Section("tokens", "Where a response is unsure", text, responses=responses),
-    ]
-    return sections, {} if places is None else dict(zip(ends.tolist(), places.tolist(), strict=True))
+    rows, back = np.unique(ends, return_inverse=True)
+    places = pictures.tsne(look(view, trained, rows, name="trained model", hidden=True)[back])
+    if places is None:
+        return None, {}
+    return pictures.hidden_map(view, ends, places), dict(zip(ends.tolist(), places.tolist(), strict=True))
 
 
 def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
@@ -154,11 +191,9 @@ def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
 def _training(view: RunView) -> list[Plot]:
     names = {"reference": "reference", **ARMS}
     runs = [(name, pictures.COLOURS[stage], read_steps(view.path / stage)) for stage, name in names.items()]
-    surer = "Held-out tokens in 15 bins of equal size; below the diagonal the model is surer than it is right."
     return _plots(
         ("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(runs, "ntp", "eval_nll")),
         ("mixup", "Mixup loss", "Of each step that mixed, per token pair.", pictures.losses(runs, "mixup")),
-        ("reliability", "Calibration", surer, pictures.reliability(view)),
     )
 
 
@@ -183,32 +218,3 @@ def benchmarks(run: Path) -> list[Section]:
         return []
     evaluated = read_json(file)
     return [Section("benchmarks", "Benchmarks", tables=[evaluated["table"]], sentences=evaluated["sentences"])]
-
-
-# ----------------------------------------------------------------------------------------- several runs
-
-
-def _report_table(out: Path, to: Path) -> None:
-    table: dict[str, Any] = read_json(out / "table.json")
-    runs = [
-        (variant, f"{variant}, seed {run['seed']}", out / run["run"])
-        for variant, of_variant in table["variants"].items()
-        for run in of_variant["runs"]
-        if run["metrics"]  # a run that diverged has none, and no summary
-    ]
-    about = f"{table['runs_done']} of {table['runs']} runs; {len(table['variants'])} variants"
-    text = (
-        f"In {table['metric']} {unit_of(table['metric'])}. Runs of one seed are paired; the interval is over seeds, "
-        "and over held-out examples where both were measured on the same ones."
-    )
-    differences = Section("differences", "Differences", text, tables=[contrasts_table(table["contrasts"])])
-    write_page(to, out.resolve().name, about, [differences, _beside(runs)])
-
-
-def _beside(runs: Sequence[tuple[str, str, Path]]) -> Section:
-    """Return one table and one picture of runs: (variant, which has a colour, name, directory)."""
-    summaries = {name: read_summary(path) for _, name, path in runs}
-    colours = dict(zip(dict.fromkeys(variant for variant, _, _ in runs), cycle(pictures.GROUPS), strict=False))
-    steps = [(variant, colours[variant], read_steps(path / "train")) for variant, _, path in runs]
-    plots = _plots(("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(steps, "ntp", "eval_nll")))
-    return Section("runs", "Runs", tables=[arms_table(summaries)], plots=plots)

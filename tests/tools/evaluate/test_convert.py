@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.tools.evaluate.convert import SHOTS, convert, files_of
 
 LETTERED = {"question": "Which?", "options": {"B": "two", "A": "one", "C": "three", "D": "four"}, "answer_idx": "C"}
@@ -35,7 +35,6 @@ def write(path, rows):
     [
         ("medqa_4options", LETTERED, [], "", ["one", "two", "three", "four"], 2),
         ("medqa_5options", FIVE, [], "", ["one", "two", "three", "four", "five"], 4),
-        ("medmcqa", LETTERED, [], "", ["one", "two", "three", "four"], 2),
         ("medmcqa", HUB, [{**HUB, "cop": 0, "question": "Zero?"}], "", ["one", "two", "three", "four"], 2),
         ("medmcqa", AUTHORS, [{**HUB, "cop": 4, "question": "Four?"}], "", ["one", "two", "three", "four"], 2),
         ("pubmedqa", PUBMED, [], "First part. Second.", ["yes", "no", "maybe"], 2),
@@ -56,11 +55,10 @@ def test_rows_of_each_raw_format(tmp_path, name, raw, also, context, options, an
 def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
     test = write(tmp_path / "test.jsonl", [*numbered(LETTERED, 3), *numbered(LETTERED, 1)])
     train = write(tmp_path / "train.jsonl", numbered({**LETTERED, "answer_idx": "A"}, 6))
-    told = convert("medqa_4options", test, tmp_path / "rows", shots=train)
+    convert("medqa_4options", test, tmp_path / "rows", shots=train)
     measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
     assert [row["question"] for row in measured] == ["Which 0?", "Which 1?", "Which 2?"]
     assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
-    assert told == f"3 questions and 3 solved examples of medqa_4options in {tmp_path / 'rows'}; 4 repeated"
 
 
 def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
@@ -71,10 +69,6 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     convert("pubmedqa", raw, tmp_path / "rows", test=ids)
     measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
     assert ([row["id"] for row in measured], len(shots)) == (["1", "4"], 4)
-    twice = {**json.loads(raw.read_text()), "9": {**PUBMED, "QUESTION": "which 4?"}}  # the question of 4 again
-    raw.write_text(json.dumps(twice))
-    convert("pubmedqa", raw, tmp_path / "rows", test=ids)
-    assert [row["id"] for row in lines(files_of("pubmedqa", tmp_path / "rows")[0])] == ["1", "9"]
     ids.write_text('["1", "99"]')
     with pytest.raises(DataError, match=r"1 of 2 ids are of no question, first '99'"):
         convert("pubmedqa", raw, tmp_path / "rows", test=ids)
@@ -83,16 +77,14 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
 @pytest.mark.parametrize(
     ("name", "rows", "words"),
     [
-        ("medqa_4options", [FIVE], "row 0 is not one of medqa_4options: it needs a question and 4 options"),
+        ("medqa_4options", [FIVE], "row 0 is not one of medqa_4options: each row needs a question and 4 options"),
         ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], "row 0"),
-        ("medqa_4options", [{"prompt": "x"}], "row 0"),
         ("medqa_4options", [{**LETTERED, "question": " "}], "row 0"),
         ("medqa_4options", [LETTERED], "0 questions are left"),
-        ("medmcqa", [{**HUB, "cop": -1}], "without answers .*validation"),
-        ("medmcqa", [HUB], "cannot be told whether cop counts from 0 or 1"),
+        ("medmcqa", [{**HUB, "cop": -1}], r"cop is \[-1\]"),
+        ("medmcqa", [HUB], r"cop is \[2\]"),
         ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], "row 0"),
         ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], "row 0"),
-        ("pubmedqa", ["maybe"], "row 0"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, name, rows, words):
@@ -108,19 +100,18 @@ def test_a_file_that_is_no_json(tmp_path):
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
             convert("medqa_4options", file, tmp_path / "rows")
-    with pytest.raises(ConfigError, match=r"missing\.json"):
+    with pytest.raises(DataError, match=r"missing\.json"):
         convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
 
 
-def test_rows_with_other_ends_of_lines_and_lists_over_many_lines(tmp_path):
-    rows = numbered({**LETTERED, "note": "one\u2028two\x85three"}, SHOTS + 2)
-    jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    over_lines = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]"
-    for name, text in (("raw.jsonl", jsonl), ("lines.json", jsonl), ("list.json", over_lines)):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        convert("medqa_4options", tmp_path / name, tmp_path / "rows" / name)
-        measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows" / name))
-        assert (len(measured), len(shots)) == (2, SHOTS)
+@pytest.mark.parametrize("name", ["raw.jsonl", "lines.json", "list.json"])
+def test_lines_with_other_ends_and_lists_over_many_lines(tmp_path, name):
+    rows = [json.dumps({**row, "note": "one\u2028two"}, ensure_ascii=False) for row in numbered(LETTERED, SHOTS + 2)]
+    text = "[\n" + ",\n".join(rows) + "\n]" if name == "list.json" else "\n".join(rows)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    convert("medqa_4options", tmp_path / name, tmp_path / "rows")
+    measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
+    assert (len(measured), len(shots)) == (2, SHOTS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.files import write_json
-from sftmix.tools.evaluate.harness import scores_of
 from sftmix.tools.evaluate.table import difference, entry_file, read_entries, tables_of, write_tables
 from sftmix.tools.report.write import benchmarks
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, write_rows
@@ -81,13 +80,9 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         each = [a - b for a, b in zip(left, other, strict=True)]
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
-    contrasts = [("target", "base"), ("target", "baseline")]
-    assert [(told["left"], told["right"]) for told in found["differences"]] == contrasts * 2
     assert done.out == (folder / "table.md").read_text()
-    assert "| medqa_4options | 0-shot, seed 1234 | acc    | 12        |" in done.out
     (section,) = benchmarks(place / "run")
-    (table,) = section.tables
-    assert (table, len(table)) == (found["table"], 3)
+    assert list(section.tables) == [found["table"]]
 
 
 @pytest.mark.slow
@@ -101,7 +96,6 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     assert again.err.count("there already") == 2
     more = evaluate(*ASKED[:2], "--models", "base", "--limit", "5", "--apply_chat_template", place=copied)
     assert "there already" not in more.err
-    assert "pubmedqa: prompts longer than the context, which lost their beginning: base 5" in more.out
     after = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
@@ -132,10 +126,7 @@ def test_a_model_directory_and_a_task_file_of_the_user(place, finished, tmp_path
         ([], "--tasks is missing"),
         (["--tasks", "medqa_4options"], "--data_dir DIR"),
         (["--tasks", "arc_easy", "--limit", "0"], "--limit is 0"),
-        (["--tasks", "medqa_4options", "--to", "x", "--data_dir", "x"], "medqa_4options.jsonl"),
         (["--tasks", "arc_easy", "--shots", "x"], "belong to --convert"),
-        (["--convert", "medqa", "--to", "x"], "invalid choice: 'medqa'"),
-        (["--convert", "pubmedqa", "--to", "x", "--shots", "x", "--test", "x"], "not allowed with"),
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--convert", "pubmedqa", "--to", "x", "--limit", "3"], "--convert and --limit (3) exclude each other"),
     ],
@@ -174,9 +165,9 @@ def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
     assert difference(left, right) is None
 
 
-def entry(task, model, identity, finished, run=None, cut=0):
+def entry(task, model, identity, finished, run=None):
     settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
-    found = {"scores": {task: score([0.0, 1.0])}, "cut": cut, "finished": finished, "run": run}
+    found = {"scores": {task: score([0.0, 1.0])}, "finished": finished, "run": run}
     return {"task": task, "model": model, "identity": identity, "settings": settings, **found}
 
 
@@ -187,7 +178,7 @@ def write_entry(place, made):
 def test_results_of_weights_that_are_no_more_are_left_out(tmp_path):
     for task in ("first", "second"):
         for model in ("baseline", "target"):
-            write_entry(tmp_path, entry(task, model, "old", 1.0, cut=1))
+            write_entry(tmp_path, entry(task, model, "old", 1.0))
     write_entry(tmp_path, entry("first", "target", "new", 2.0))
     write_tables(tmp_path, {"target": "new"})
     written = json.loads((tmp_path / "table.json").read_text())
@@ -197,25 +188,13 @@ def test_results_of_weights_that_are_no_more_are_left_out(tmp_path):
         ["second", "0.5000", ""],
     ]
     assert written["sentences"][0] == "first: target - baseline = +0.0000 ± 0.0000 (paired, 2 questions)"
-    lost = "prompts longer than the context, which lost their beginning: baseline 1"
-    assert written["sentences"][1:3] == [f"first: {lost}", f"second: {lost}"]
 
 
 def test_other_versions_and_rows_are_lines_of_their_own():
     one = entry("task", "base", "a", 1.0)
     other = {**entry("task", "target", "b", 2.0), "settings": {**one["settings"], "lm_eval": "0.5"}}
-    table, differences, _ = tables_of([one, other])
+    table, differences = tables_of([one, other])
     assert ([row[4:] for row in table[1:]], differences) == ([["", "0.5000"], ["0.5000", ""]], [])
-
-
-def test_a_metric_under_a_filter_has_its_name():
-    """As gsm8k's exact_match, strict and flexible: the two differ by much."""
-    samples = [{"doc_id": n, "doc_hash": str(n), "filter": "strict", "acc": float(n)} for n in (1, 0)]
-    samples += [{**sample, "filter": "flexible", "acc": 1.0} for sample in samples]
-    results = {"alias": "task", "acc,strict": 0.5, "acc_stderr,strict": 0.1, "acc,flexible": 1.0, "sample_len": 2}
-    (found,) = scores_of("task", {"results": {"task": results}, "samples": {"task": samples}}).values()
-    assert (found["metric"], found["value"], found["stderr"], found["n"]) == ("acc (strict)", 0.5, 0.1, 2)
-    assert (found["questions"], found["values"]) == (["0", "1"], [0.0, 1.0])
 
 
 def test_a_directory_takes_the_results_of_one_run(finished, sftmix, tmp_path):

@@ -1,8 +1,8 @@
-"""A model as lm-eval asks it: the prompts of its training, where its answers end, and the prompts that are cut."""
+"""A model as lm-eval asks it: the prompts of its training, where its answers end, and what its scores say."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import yaml
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.pipeline.loaded import load_finished
-from sftmix.tools.evaluate.harness import Harness
+from sftmix.tools.evaluate.harness import harness_of, scores_of
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,7 @@ def alpaca(finished, tmp_path_factory):
 
 @pytest.fixture
 def harness(alpaca):
-    return Harness(alpaca, batch_size=2, chat=True)
-
-
-def request(prompt, **options):
-    return SimpleNamespace(args=(prompt, options))
+    return harness_of(alpaca, batch_size=2, chat=True)
 
 
 def test_the_prompt_is_that_of_the_training(alpaca, harness):
@@ -45,14 +41,6 @@ def test_the_prompt_is_that_of_the_training(alpaca, harness):
     assert two[1].tolist() == harness.tok_encode(prompt + "red")
 
 
-def test_special_tokens_that_a_question_spells_are_text(alpaca, harness):
-    end = alpaca.encoder.tokenizer.eos_token
-    turns = [{"role": "user", "content": f"Name {end} two."}]
-    ids = harness.tok_encode(harness.apply_chat_template(turns))
-    assert ids == alpaca.render(turns)
-    assert alpaca.encoder.tokenizer.eos_token_id not in ids
-
-
 def test_an_answer_ends_with_the_turn(alpaca, harness):
     """The id that the model says first, of all ids, is made the end of a turn: nothing may follow it."""
     prompt = harness.apply_chat_template([{"role": "user", "content": "Name two."}])
@@ -60,15 +48,15 @@ def test_an_answer_ends_with_the_turn(alpaca, harness):
     with torch.no_grad():
         first = int(alpaca.model(ids).logits[0, -1].argmax())
     options = {"context": ids, "max_length": ids.shape[1] + 8, "stop": [], "attention_mask": torch.ones_like(ids)}
-    ended = Harness(SimpleNamespace(**{**vars(alpaca), "stop_ids": (first,)}), 2, chat=True)
+    ended = harness_of(replace(alpaca, stop_ids=(first,)), 2, chat=True)
     assert ended._model_generate(**options)[0, ids.shape[1] :].tolist() == [first]
 
 
-def test_cut_prompts_of_generated_answers_are_counted(harness):
-    """The tiny model reads 128 tokens; 120 of them are left to the prompt."""
-    short = "two"
-    length = len(harness.tok_encode(short))
-    assert length <= 120
-    long = short * 200
-    harness.generate_until([request(short, max_gen_toks=8), request(long, max_gen_toks=8)], disable_tqdm=True)
-    assert harness.cut == 1
+def test_a_metric_under_a_filter_has_its_name():
+    """As gsm8k's exact_match, strict and flexible: the two differ by much."""
+    samples = [{"doc_id": n, "doc_hash": str(n), "filter": "strict", "acc": float(n)} for n in (1, 0)]
+    samples += [{**sample, "filter": "flexible", "acc": 1.0} for sample in samples]
+    results = {"alias": "task", "acc,strict": 0.5, "acc_stderr,strict": 0.1, "acc,flexible": 1.0, "sample_len": 2}
+    (found,) = scores_of("task", {"results": {"task": results}, "samples": {"task": samples}}).values()
+    assert (found["metric"], found["value"], found["stderr"], found["n"]) == ("acc (strict)", 0.5, 0.1, 2)
+    assert (found["questions"], found["values"]) == (["0", "1"], [0.0, 1.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.tools.evaluate.command import chosen_tasks, manager
+from sftmix.tools.evaluate.harness import chosen_tasks, manager
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, question, write_rows
 
 WRITTEN = {

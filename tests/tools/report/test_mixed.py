@@ -28,7 +28,8 @@ def test_the_first_pairs_are_shown_token_by_token(finished):
         n_mixed = min(len(responses[id_c]), len(responses[id_u]), 24)
         assert [row[2] for row in rows] == [f"{lam:.2f}"] * n_mixed + [""] * (len(rows) - n_mixed)
         for column, name in enumerate((id_c, id_u)):
-            assert "".join(row[column] for row in rows) == tokenizer.decode(responses[name][:24])
+            shown = [tokenizer.decode([token]) for token in responses[name][:24]]
+            assert [row[column] for row in rows] == shown + [""] * (len(rows) - len(shown))
 
 
 @pytest.mark.parametrize("given", [{"pairing": None}, {"split": None}])

@@ -1,4 +1,4 @@
-"""Pictures and figures as text, on values made for them."""
+"""Pictures, on values made for them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import pytest
 pytest.importorskip("plotly")
 pytest.importorskip("sklearn")
 
-from sftmix.common.tables import write_eval
 from sftmix.tools.report import pictures
-from sftmix.tools.report.pictures import CURVE, both_ends, confidence_axis, curve, losses, tsne
-from sftmix.tools.report.text import paired_difference
-from sftmix.types import RowScores
+from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(2, [5, 1], [4, 0]), (9, [5, 1], [4, 0])])
@@ -46,13 +43,10 @@ def test_thinning_keeps_both_ends_and_leaves_no_gap():
     assert pictures.thinned(ordered[:50]).tolist() == sorted(ordered[:50].tolist())
 
 
-def test_a_curve_skips_what_is_missing_and_averages_long_ones():
+def test_a_curve_skips_what_is_missing():
     few = [{"step": 1, "ntp": 0.5, "ntp_tokens": 3}, {"step": 2, "ntp": None}, {"step": 3, "ntp": 0.0, "ntp_tokens": 0}]
-    assert curve(few, "ntp") == ([1], [0.5])
-    values = np.arange(4 * CURVE, dtype=float)
-    x, y = curve([{"step": step, "eval_nll": value} for step, value in enumerate(values.tolist())], "eval_nll")
-    assert x == list(range(3, len(values), 4))
-    assert y == values.reshape(-1, 4).mean(axis=1).tolist()
+    (trace,) = losses([("target", "red", few)], "ntp", "eval_nll").data
+    assert (trace.x, trace.y) == ((1,), (0.5,))
     assert losses([("target", "red", few[1:])], "ntp", "eval_nll") is None
 
 
@@ -61,20 +55,6 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
     assert (sizes.tolist(), axis["type"], axis["autorange"]) == ([1000.0, 10.0, 1.0], "log", "reversed")
     same, none = confidence_axis(np.array([-3.0, -2.0]))
     assert (same.tolist(), none) == ([-3.0, -2.0], {})
-
-
-def test_the_paired_difference_is_that_of_the_examples(tmp_path):
-    """Where all responses have as many tokens, it is the mean of the differences, with the error of a mean."""
-    rng = np.random.default_rng(2)
-    ids, tokens = [f"e{k}" for k in range(40)], np.full(40, 8)
-    nll = {name: rng.uniform(8, 16, 40) for name in ("train", "baseline")}
-    for name, values in nll.items():
-        (tmp_path / name).mkdir()
-        write_eval(tmp_path / name / "eval.parquet", ids, RowScores(values, tokens, tokens), np.zeros(40))
-    each = (nll["train"] - nll["baseline"]) / 8
-    mean, error = paired_difference(tmp_path)
-    assert mean == pytest.approx(each.mean(), rel=1e-12)
-    assert error == pytest.approx(each.std(ddof=1) / np.sqrt(40), rel=1e-12)
 
 
 def test_hovers_are_escaped_and_short():

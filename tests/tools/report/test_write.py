@@ -1,4 +1,4 @@
-"""The pages of `sftmix report`: of one run, in a browser, of several, and of a table of `compare`."""
+"""The pages of `sftmix report`: of one run, in a browser, and of several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from sftmix.common.errors import ConfigError
-from tests.tiny import in_this_process, metrics, sftmix
+from tests.tiny import in_this_process, metrics
 from tests.tools.report.conftest import NASTY, Text
 
 pytestmark = pytest.mark.long
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
-PLOTS = {"losses", "mixup", "reliability", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
+PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,6 @@ def test_the_page_has_the_figures_of_the_summary(run, page):
     for value in (summary["eval_nll_before"], summary["eval_nll_after"], baseline["eval_nll_after"]):
         assert f"{value:.4f}" in page.text
     assert f"{baseline['calibration']['ece']:.4f}" in page.text
-    assert f"{summary['eval_nll_after'] - baseline['eval_nll_after']:+.4f} nats per response token" in page.text
     assert "29 training examples, 11 held out" in page.text
 
 
@@ -100,16 +99,15 @@ def test_the_page_works_in_a_browser(run, browser):
     assert "answer:" in hover.text
     # search filters, and a heading sorts
     rows = "#example-table tbody tr:not([hidden])"
-    everything = len(browser.find_elements(By.CSS_SELECTOR, rows))
     browser.find_element(By.ID, "search").send_keys("onerror")
     (only,) = browser.find_elements(By.CSS_SELECTOR, rows)
     assert "window.broken=2" in only.text
     browser.find_element(By.ID, "search").clear()
     browser.find_element(By.ID, "search").send_keys(" ")
-    assert len(browser.find_elements(By.CSS_SELECTOR, rows)) == everything == 28
     browser.find_element(By.XPATH, "//th/button[text()='confidence']").click()
     cells = browser.find_elements(By.CSS_SELECTOR, f"{rows} td:nth-child(3)")
     values = [float(cell.get_attribute("data-value")) for cell in cells]
+    assert len(values) == 28
     assert values == sorted(values)
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
@@ -131,35 +129,3 @@ def test_several_runs_stand_side_by_side(run, tmp_path):
     assert write_report([run, run], tmp_path / "both.html", map_size=0) == [tmp_path / "both.html"]
     page = Text(tmp_path / "both.html")
     assert page.plots["losses"]["data"][0]["y"] == [line["ntp"] for line in metrics(run)]
-
-
-@pytest.mark.slow
-def test_a_table_shows_its_paired_differences(finished, tmp_path):
-    variants = "{NTP: {objective: NTP}, SFTMix: {}, mu-1: {objective.mu: 1}}"
-    words = ["--config", str(finished.path / "config.yaml"), "--with_baseline", "false", "--variants", variants]
-    short = ["--seeds", "[1,2]", "--training.max_steps", "2", "--out", str(tmp_path / "table")]
-    done = sftmix("compare", *words, *short, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    made = json.loads((tmp_path / "table" / "table.json").read_text())
-    assert write_report([tmp_path / "table"], map_size=0) == [tmp_path / "table" / "report" / "report.html"]
-    page = Text(tmp_path / "table" / "report" / "report.html")
-    losses = [line["ntp"] for line in metrics(tmp_path / "table" / "NTP" / "seed-1")]
-    traces = page.plots["losses"]["data"]
-    assert losses in [trace["y"] for trace in traces]
-    assert len({trace["name"] for trace in traces if trace["showlegend"]}) == sum(t["showlegend"] for t in traces)
-    for contrast in made["contrasts"]:
-        assert f"{contrast['ours']} - {contrast['theirs']}" in page.text
-        assert f"{contrast['mean']:+.4f}" in page.text
-        assert "{:+.4f} to {:+.4f}".format(*contrast["interval"]) in page.text
-
-
-def test_a_run_of_a_table_that_diverged_has_no_curves(tmp_path):
-    contrast = {"ours": "SFTMix", "theirs": "NTP", "mean": -0.0133, "interval": None, "seeds": [1], "verdict": "one"}
-    variants = {"SFTMix": {"runs": [{"seed": 1, "run": "SFTMix/seed-1", "metrics": {}}]}}
-    table = {"metric": "eval_nll_after", "variants": variants, "contrasts": [contrast], "runs": 4, "runs_done": 3}
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    (file,) = write_report([tmp_path], map_size=0)
-    page = Text(file)
-    assert page.plots == {}
-    assert "-0.0133" in page.text
-    assert "lower is better" in page.text
