@@ -55,21 +55,25 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
     Raises ConfigError when nothing can be written under `root`, NoSpaceError when the disk is full.
     """
     target = root / name
-    is_there = target.exists()
     if (summary := _read(target)) is not None:
         return target, summary
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if is_there:
+        if target.exists():
             print(f"{target} is not as it was written, and is made again", file=sys.stderr)
+            shutil.rmtree(target)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
         try:
-            summary = build(scratch)
-            (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+            files, complete = scratch / "files", scratch / "complete"
+            files.mkdir()
+            summary = build(files)
+            (files / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+            commit_directory(files, complete, about={})
             try:
-                commit_directory(scratch, target, about={})
+                os.rename(complete, target)
             except OSError:
-                if _read(target) is None:  # else another process has finished the same key first
+                summary = _read(target)
+                if summary is None:  # else another process has finished the same key first
                     raise
             return target, summary
         finally:
