@@ -36,6 +36,8 @@ BAD_LINES = {
     "content list": (reply(["a"]), "found a list"),
     "content empty list": (reply([]), "found a list"),
     "part without type": (reply([{"text": "a"}]), "messages[1].content[0] is a part of type None"),
+    "tool calls": (GOOD.strip().replace(b'"Yo"', b'"Yo", "tool_calls": [{"x": 1}]'), "calls a tool"),
+    "tools": (b'{"tools": [{"type": "function"}], ' + GOOD[1:].strip(), "lists tools"),
     "part without text": (reply([{"type": "text"}]), "only parts of type 'text', with 'text', are read"),
     "image": (
         reply([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]),
