@@ -55,9 +55,8 @@ def convert(
     """
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object with named fields, found {_kind(row)}")
-    for field in ("tools", "functions"):
-        if name != TEXT and isinstance(row.get(field), list) and row[field]:
-            raise BadRow(f"field {field!r} lists tools, which are not supported")
+    if name != TEXT and any(row.get(field) for field in ("tools", "functions")):
+        raise BadRow("it lists tools, which are not supported")
     messages, used = FORMATS[name][1](row), {*FORMAT_FIELDS[name], "id", label_field}
     if name != TEXT:
         if row.get("system") not in (None, ""):
@@ -178,9 +177,8 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
         role_key, content_key = ("from", "value") if own_keys else ("role", "content")
         if content_key not in turn:
             raise BadRow(f"{where} has no {content_key!r}")
-        for key in ("tool_calls", "function_call"):
-            if turn.get(key):
-                raise BadRow(f"{where} has {key}; calls of tools are not supported")
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise BadRow(f"{where} calls a tool, which is not supported")
         if (weight := turn.get("weight")) not in (None, 0, 1):
             raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
         role = names.get(str(turn.get(role_key)))

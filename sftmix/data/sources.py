@@ -14,11 +14,10 @@ from sftmix.common.files import sha256_file
 from sftmix.common.names import HUB_ID
 from sftmix.data.columns import Columns
 from sftmix.data.formats import TEXT, recognise
-from sftmix.data.jsonrows import BadRow, Row, foreign_encoding, iter_json, iter_lines
+from sftmix.data.jsonrows import BadRow, Row, iter_json, iter_lines
 from sftmix.data.tablerows import iter_csv, iter_hub, iter_parquet
 
 TEXT_SUFFIX = ".txt"
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 
 MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
@@ -108,9 +107,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         read = _read_of(path, form)
         if not read:
             raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
-        # Compressed ones are among them, so that they are refused: rows.jsonl.gz and its like.
-        read += [p for p in path.iterdir() if p.suffix.lower() in COMPRESSED and Path(p.stem).suffix.lower() in READERS]
-        files = [(child, str(Path(name) / child.name)) for child in sorted(read)]
+        files = [(child, str(Path(name) / child.name)) for child in read]
     elif path.exists():
         files = [(path, name)]
     elif may_be_of_the_hub(name):
@@ -201,15 +198,8 @@ def _text_rows(path: Path, name: str) -> Iterator[Row]:
     if (size := path.stat().st_size) > MAX_TEXT_BYTES:
         yield name, BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
         return
-    raw = path.read_bytes()
-    if problem := foreign_encoding(raw):
-        yield f"{name}:1", problem
-        return
-    try:
-        yield name, {TEXT: raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")}
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        yield f"{name}:{line}", BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8")
+    # Bytes that are not UTF-8 become lone surrogates, which the format check refuses.
+    yield name, {TEXT: path.read_text(encoding="utf-8-sig", errors="surrogateescape")}
 
 
 READERS = {

@@ -5,7 +5,9 @@ Every directory in the cache has a key. The key changes with everything that its
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -49,37 +51,56 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
     """Return the directory `root/name` and its summary; build it first if it is absent or incomplete.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
-    and renamed when it is complete, so no reader sees half of it. Of several processes that build the same at once, the
-    first to end keeps its directory.
+    and renamed when it is complete, so no reader sees half of it. Of several processes one builds, and the others wait,
+    on other machines, too, where their file system has locks.
 
     Raises ConfigError when nothing can be written under `root`, NoSpaceError when the disk is full.
     """
     target = root / name
-    is_there = target.exists()
     if (summary := _read(target)) is not None:
         return target, summary
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if is_there:
-            print(f"{target} is not as it was written, and is made again", file=sys.stderr)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-        try:
-            summary = build(scratch)
-            (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        with _alone(root / f".{name}.lock"):
+            if (summary := _read(target)) is not None:  # made while this process waited
+                return target, summary
+            if target.exists():
+                print(f"{target} is not as it was written, and is made again", file=sys.stderr)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
             try:
-                commit_directory(scratch, target, about={})
-            except OSError:
-                if _read(target) is None:  # else another process has finished the same key first
-                    raise
-            return target, summary
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+                summary = build(scratch)
+                (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+                try:
+                    commit_directory(scratch, target, about={})
+                except OSError:
+                    if _read(target) is None:  # else another process has finished the same key first
+                        raise
+                return target, summary
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
             "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock, so that the same work is not done twice at once; it spares work, and nothing else depends on it.
+
+    Two may still build the same where a file system has no locks, and after a build that failed: the lock file is
+    removed at the end, and one who waits for it and one who comes later then hold two different files.
+    """
+    with lock.open("a+", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock, which forked workers would keep
+        os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _read(target: Path) -> dict[str, Any] | None:

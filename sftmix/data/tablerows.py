@@ -1,28 +1,20 @@
-"""Reading of tables: CSV, Parquet and hub data sets. A row of CSV that cannot be read is a bad row.
-
-The names of columns must differ, as the keys of a JSON object must: else one column would hide another.
-"""
+"""Reading of tables: CSV, Parquet and hub data sets. A row of CSV that cannot be read is a bad row."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.shown import quoted
 from sftmix.data.jsonrows import MAX_ROW_BYTES, BadRow, Row
 
 _BATCH_ROWS = 1024
 
 
 def iter_csv(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines.
-
-    Raises DataError if two columns have the same name.
-    """
+    """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
     limit = csv.field_size_limit(MAX_ROW_BYTES)
     try:
         # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
@@ -40,7 +32,6 @@ def iter_csv(path: Path, name: str) -> Iterator[Row]:
                     continue
                 if header is None:
                     header = cells
-                    _check_columns(header, place)
                 elif len(cells) == len(header):
                     yield place, dict(zip(header, cells, strict=True))
                 elif cells:
@@ -50,17 +41,13 @@ def iter_csv(path: Path, name: str) -> Iterator[Row]:
 
 
 def iter_parquet(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a Parquet file, decoded 1,024 at a time.
-
-    Raises DataError if the file cannot be read, or if two columns have the same name.
-    """
+    """Rows of a Parquet file, decoded 1,024 at a time. Raises DataError if the file cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     index = 0
     try:
         file = pq.ParquetFile(pa.OSFile(str(path)))
-        _check_columns(file.schema_arrow.names, name)
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
             for row in batch.to_pylist():
                 yield f"{name}[{index}]", row
@@ -77,9 +64,3 @@ def iter_hub(dataset: Any, name: str) -> Iterator[Row]:
         except Exception as error:  # decoders of images and audio raise errors of many libraries
             raise DataError(f"{name}[{index}]: the row cannot be read: {error}") from error
         yield f"{name}[{index}]", row
-
-
-def _check_columns(names: Sequence[str], place: str) -> None:
-    """Raise DataError if a name occurs twice."""
-    if twice := [quoted(name) for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{place}: several columns have the name {', '.join(twice)}; rename all but one of each")

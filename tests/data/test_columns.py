@@ -77,21 +77,16 @@ def test_columns_are_part_of_the_identity(write, read):
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "form", "message"),
     [
-        ({"prmpt": "question", "response": "answer"}, "no format of data.format auto has prmpt and response; "),
-        ({"instruction": "question", "response": "answer"}, "no format of data.format auto has instruction and "),
-        ({"completion": "answer", "response": "answer"}, "the same field"),
+        ({"prmpt": "question", "response": "answer"}, "auto", "no format of data.format auto has prmpt and response; "),
+        (COLUMNS, "alpaca", "no format of data.format alpaca has prompt and response; .*instruction"),
+        ({"completion": "answer", "response": "answer"}, "auto", "the same field"),
     ],
 )
-def test_left_names_that_no_format_has(columns, message, write, read):
+def test_left_names_that_no_format_has(columns, form, message, write, read):
     with pytest.raises(ConfigError, match=rf"^data\.columns.*{message}"):
-        read(write("rows.jsonl", ROWS), columns=columns)
-
-
-def test_left_names_that_the_named_format_lacks(write, read):
-    with pytest.raises(ConfigError, match=r"no format of data\.format alpaca has prompt and response; .*instruction"):
-        read(write("rows.jsonl", ROWS), columns=COLUMNS, format="alpaca")
+        read(write("rows.jsonl", ROWS), columns=columns, format=form)
 
 
 def test_a_column_that_no_row_has_is_named_with_the_fields_that_are_there(write, refused):

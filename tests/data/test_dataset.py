@@ -115,10 +115,11 @@ root, me, other = Path(sys.argv[1]), *sys.argv[2:]
 
 def build(directory):
     (directory / "x").write_text("same")
+    (root / f"{me} builds").touch()
     until = time.monotonic() + 30
     while not (root / f"{other} came").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    time.sleep(0.2)  # both build now
+    time.sleep(0.2)  # the other one waits now
     return {"n": 1}
 
 (root / f"{me} came").touch()
@@ -127,11 +128,12 @@ print((directory / "x").read_text(), summary["n"])
 """
 
 
-def test_of_two_processes_that_build_the_same_both_read_it(tmp_path):
+def test_of_two_processes_that_need_the_same_one_builds_it(tmp_path):
     commands = [[sys.executable, "-c", BUILD_TOGETHER, str(tmp_path), *names] for names in ("ab", "ba")]
     root = Path(__file__).parents[2]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for command in commands]
     assert [worker.communicate(timeout=60)[0] for worker in workers] == ["same 1\n"] * 2
+    assert len(list(tmp_path.glob("? builds"))) == 1
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["key"]
 
 

