@@ -14,10 +14,6 @@ from sftmix.components.base import Splitter
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 
-class TooFewExamples(DataError):
-    """There are fewer scored examples than groups."""
-
-
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""
 
@@ -171,7 +167,7 @@ def _by_confidence(scores: Scores) -> list[int]:
 def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:
     """Return equal groups of the ranked rows, in their order; the rest in the middle, and unranked rows, unpaired."""
     if len(ranked) < len(names):
-        raise TooFewExamples(
+        raise DataError(
             f"a split into {len(names)} groups needs at least {len(names)} scored examples, but only {len(ranked)} of "
             f"{n_examples} are; give more rows, or raise data.max_length or reference.model.max_length if responses "
             "were cut off"
