@@ -36,7 +36,7 @@ MIXED = 2 + 4 + 1
 """Pairs of response tokens."""
 MU = 0.3  # which bf16 does not have
 OBJECTIVES = [SFTMix(mu=MU), SFTMix(mu=MU, mean="sequence"), DFT()]
-"""One for each step: weights in float32, in float64, and a rule whose scale is in float64."""
+"""One for each step: weights of pairs in float32, in float64, and a rule, which multiplies weights in float64."""
 WAYS = [" ".join(words) for words in product(("ddp", "fsdp", "hsdp"), ("padded", "padding-free", "lora"))]
 RANKS = 2
 
@@ -52,7 +52,11 @@ class Watched(Objective):
 
     def plan(self, batch, *, step, total_steps, seed):
         self.seen.append({"rows": batch.rows, "ntp_weight": batch.ntp_weight, "slot_pairs": batch.slot_pairs})
-        return OBJECTIVES[step].plan(batch, step=step, total_steps=total_steps, seed=seed)
+        self.current = OBJECTIVES[step]
+        return self.current.plan(batch, step=step, total_steps=total_steps, seed=seed)
+
+    def loss(self, view, batch, plan):
+        return self.current.loss(view, batch, plan)
 
 
 def loop_of(way: str, world: World, directory: Path, who: list) -> TrainingLoop:
@@ -94,7 +98,7 @@ def steps_of(way: str, world: World, directory: Path) -> dict[str, Tensor]:
 
     loop, kept = loop_of(way, world, directory, who), {}
     for step in range(len(OBJECTIVES)):
-        with patch("sftmix.training.module.sft_loss", watch):
+        with patch("sftmix.functional.sft_loss", watch):
             metrics, _ = loop.advance()
         assert len(who) == len(entered) > 1
         for k, part in enumerate(who):
@@ -154,7 +158,7 @@ def planned(call: Entered, step: int) -> dict[str, Tensor]:
     lambdas = {"lam": torch.tensor(by_pair(call, lam), dtype=f32)}
     if step == 0:
         rows, pairs = by_token(call, lambda row: RANKS / sum(TOKENS)), by_pair(call, lambda c, u: MU * RANKS / MIXED)
-        return lambdas | {"row_weight": torch.tensor(rows, dtype=f32), "pair_weight": torch.tensor(pairs, dtype=f32)}
+        return lambdas | {"row_weight": torch.tensor(rows, dtype=f64), "pair_weight": torch.tensor(pairs, dtype=f32)}
     rows = by_token(call, lambda row: RANKS / len(SIZES) / TOKENS[row])
     pairs = by_pair(call, lambda c, u: MU * RANKS / 3 / min(TOKENS[c], TOKENS[u]))
     return lambdas | {"row_weight": torch.tensor(rows, dtype=f64), "pair_weight": torch.tensor(pairs, dtype=f64)}
