@@ -13,7 +13,6 @@ from sftmix.common.rng import stable_hash
 from sftmix.components.base import Splitter
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
-
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""
 
