@@ -47,7 +47,7 @@ LID = {
     "components": 17213,
     "config": 7993,
     "data": 18840,
-    "functional": 5425,
+    "functional": 5427,
     "measure": 6651,
     "model": 7299,
     "options": 1674,

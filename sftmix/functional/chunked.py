@@ -52,7 +52,7 @@ def chunked_loss(
     inputs, device = (stacked, weight, bias), stacked.device.type
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    size = chunk_size or default_chunk_size(len(weight), weight.device)
+    size = chunk_size or default_chunk_size(len(weight), weight.device) // 4  # autograd holds some tensors of a chunk
     spec = Spec(cast, softcap, float(scale), 0.0, size, None, False, False, (need[0], need[1], need[2]))
     recording = torch.enable_grad if any(need) else contextlib.nullcontext
     with torch.no_grad(), torch.autocast(device, enabled=False):
