@@ -95,7 +95,8 @@ class DataOptions(PlainFields):
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
+    fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
     """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"

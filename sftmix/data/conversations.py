@@ -70,6 +70,7 @@ class Conversations:
     """The conversations or documents of one side: records of a directory, in file order, read when they are asked for.
 
     records      i64[n], the records of this side; at first all of the directory
+    parts        None, or i64[n, 2], the characters [start, end) of each document that belong to this side
     is_text      they are documents
     fingerprint  hash of the rows' content, the same under any file names
     cache_key    hash of the content and of the files' names, which the records give as their source
@@ -78,15 +79,17 @@ class Conversations:
     def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
         self.table = open_rows(directory / "rows.arrow")
         self.records: Int64 = np.arange(self.table.num_rows)
+        self.parts: Int64 | None = None
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
-    def some(self, records: Int64) -> Conversations:
-        """Make a side of these records, which are some of its own."""
-        if len(records) == len(self.records):
+    def some(self, records: Int64, parts: Int64 | None = None) -> Conversations:
+        """Make a side of these records, which are some of its own; of documents, of these parts of them."""
+        if len(records) == len(self.records) and parts is None:
             return self
-        chosen = hashlib.sha256(records.astype("<i8").tobytes()).hexdigest()
+        numbers = records if parts is None else np.concatenate([records, parts.reshape(-1)])
+        chosen = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
         side = copy.copy(self)
-        side.records = records
+        side.records, side.parts = records, parts
         side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
         return side
 
@@ -99,10 +102,12 @@ class Conversations:
         """`file:line`, `file:line[index]` or `file[index]`."""
         return self.table["source"][record].as_py()
 
-    def documents(self) -> Iterator[tuple[int, str]]:
-        """Read (record, text) of each document of this side."""
-        for record in self.records.tolist():
-            yield record, self.table["messages"][record][0]["content"].as_py()
+    def documents(self) -> Iterator[tuple[int, str, bool, bool]]:
+        """Read (record, text, it begins with the document, it ends with it) of each document of this side."""
+        for place, record in enumerate(self.records.tolist()):
+            text = self.table["messages"][record][0]["content"].as_py()
+            start, end = (0, len(text)) if self.parts is None else self.parts[place].tolist()
+            yield record, text[start:end], start == 0, end == len(text)
 
     def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
         """Read (record, turn, example) of the given records, in their order; without `whole`, of each trained turn."""

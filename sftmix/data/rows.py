@@ -70,7 +70,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report = report.merge([more])
     elif options.eval_fraction is not None:
-        train, held_out = divide(train, options.eval_fraction, seed)
+        train, held_out = divide(train, options.eval_fraction, seed, report)
     limit = options.limit
     # For text, data.limit counts windows; these are cut later, from the tokens.
     if limit is not None and not train.is_text and len(train.records) > limit:

@@ -44,19 +44,41 @@ def take(
     return rows.some(np.concatenate(chosen))
 
 
-def divide(rows: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:
-    """Divide rows into (training side, held-out side) by their hash; documents stay whole.
+def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
+    """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
 
-    Windows from inside a document are not held out: the model would be tested on text between trained text.
+    With fewer than 2 / fraction documents, the last part of each is held out. Windows from inside a document are not:
+    the model would be tested on text that stands between trained text.
     """
     total = len(rows.records)
+    if rows.is_text and total * fraction < 2:
+        return _tails(rows, fraction, report)
     count = max(1, round(fraction * total))
     if count >= total:
-        raise ConfigError(
-            f"data.eval_fraction = {fraction} of {total} rows leaves no training row; name held-out rows with data.eval"
-        )
+        raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
     chosen = _drawn(rows, rows.records, count, seed, "held out")
     return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
+
+
+def _tails(rows: Conversations, fraction: float, report: DataReport) -> tuple[Conversations, Conversations]:
+    """Hold out about the last `fraction` of each document: behind the next newline, if there is one."""
+    first, last = [], []
+    for record, text, _, _ in rows.documents():
+        place = round((1 - fraction) * len(text))
+        after = text.find("\n", place) + 1
+        cut = after if 0 < after < len(text) else place
+        if cut > 0:  # a document of a few characters stays whole
+            first.append((record, 0, cut))
+        if cut < len(text):
+            last.append((record, cut, len(text)))
+    if not first or not last:
+        raise ConfigError(f"data.eval_fraction = {fraction} leaves one side without text: the documents are too short")
+    report.notes.append(
+        f"{len(rows.records):,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held "
+        "out (it goes on where training stops, so its loss says little about other texts)"
+    )
+    train, held_out = np.array(first), np.array(last)
+    return rows.some(train[:, 0], train[:, 1:]), rows.some(held_out[:, 0], held_out[:, 1:])
 
 
 def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: str) -> Int64:
@@ -70,6 +92,8 @@ def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: 
 
 def report_overlap(train: Conversations, held_out: Conversations, report: DataReport) -> None:
     """Count the held-out rows whose content is also trained on."""
+    if train.parts is not None:
+        return  # parts of the same documents are on both sides, on purpose
     hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
     for record in held_out.records[np.isin(hashes, trained)].tolist():
         report.add("eval_in_train", f"{held_out.table['id'][record]} ({held_out.source(record)})")

@@ -87,17 +87,17 @@ def document_tokens(
 ) -> Iterator[tuple[int, list[int]]]:
     """Tokenise the documents into (record, ids), each in one call; the report counts those that spell special tokens.
 
-    BOS stands before the first character of a document and eos behind its last.
+    BOS stands before the first character of a document and eos behind its last; a part in the middle has neither.
     """
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
     eos = [encoder.end_of_turn_id]
     with progress_bar("Tokenising", total=len(side.records), unit=" documents", delay=1, enabled=progress) as bar:
-        for record, text in side.documents():
+        for record, text, begins, ends in side.documents():
             content = encoder.content(text)
             ids = encoder.tokenize([content])[0]
             if content != text:
                 report.add("spelt_in_document", side.source(record))
-            yield record, [*bos, *ids, *eos]
+            yield record, (bos if begins else []) + ids + (eos if ends else [])
             bar.update()
 
 

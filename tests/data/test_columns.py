@@ -55,7 +55,7 @@ def test_fields_of_each_format(columns, row, expected, write, read):
 def test_documents_and_the_system_turn(write, read):
     path = write("rows.jsonl", [{"body": "One.", "text": "no", "prompt": "no"}, {"body": "Two."}])
     documents = read(path, columns={"text": "body"}).train.documents()
-    assert [text for _, text in documents] == ["One.", "Two."]
+    assert [text for _, text, _, _ in documents] == ["One.", "Two."]
     path = write("more.jsonl", [{**ROWS[0], "rules": "Be short."}])
     assert turns(read(path, columns={**COLUMNS, "system": "rules"}).train) == [["Be short.", "Say 0.", "0!"]]
 

@@ -119,7 +119,7 @@ def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name) ->
 def test_text_files_are_documents(write, read):
     crlf = write("a.txt", b"\xef\xbb\xbfOne.\r\n\r\nTwo caf\xc3\xa9s.\r\n")
     prepared = read(crlf, write("b.txt", "Three.\n"), write("c.txt", " \n\n"))
-    texts = [text for _, text in prepared.train.documents()]
+    texts = [text for _, text, _, _ in prepared.train.documents()]
     assert texts == ["One.\n\nTwo cafés.\n", "Three.\n"]
     assert (prepared.report.counts, prepared.report.rows) == ({"empty_document": 1}, 3)
     rows = read(write("rows.jsonl", [{"text": text} for text in texts]), format="text")
@@ -142,7 +142,7 @@ def test_auto_takes_rows_for_text_by_their_only_known_field(rows, text, write, r
 def test_a_bad_row_does_not_say_what_the_others_are(first, write, read, refused):
     path = write("rows.jsonl", "\n".join([first, '{"text": "One tale."}', '{"text": "Two tales."}']))
     prepared = read(path, skip_bad=True)
-    assert [text for _, text in prepared.train.documents()] == ["One tale.", "Two tales."]
+    assert [text for _, text, _, _ in prepared.train.documents()] == ["One tale.", "Two tales."]
     assert prepared.report.counts == {"bad_row": 1}
     assert refused(path)[1].startswith(f"{path}:1: ")
 

@@ -136,6 +136,20 @@ def test_documents_are_held_out_whole_where_there_are_enough(write, options, enc
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)
 
 
+def test_of_few_documents_the_last_part_of_each_is_held_out(write, options, encoders):
+    encoder, tales = encoders["bos"], ["\n".join(TALES), "\n".join(TALES[::-1]), "."]
+    path = write("tales.jsonl", [{"text": tale} for tale in tales])
+    data = load(options(path, eval_fraction=0.25), encoder, max_length=4000)
+    (train,), (held_out,) = data.train, data.eval
+    cuts = [tale.index("\n", round(0.75 * len(tale))) + 1 for tale in tales[:2]]
+    first = [tokens_of(encoder, tale[:cut], ends=False) for tale, cut in zip(tales, cuts, strict=False)]
+    last = [tokens_of(encoder, tale[cut:], begins=False) for tale, cut in zip(tales, cuts, strict=False)]
+    assert train.input_ids.tolist() == [*first[0], *first[1], *tokens_of(encoder, ".")]
+    assert held_out.input_ids.tolist() == [*last[0], *last[1]]
+    assert any("too few to hold out whole ones" in line for line in data.report.lines())
+    assert data.report.counts == {}
+
+
 def test_held_out_files_and_limit(write, options, encoders):
     train = write("tales.jsonl", [{"text": tale} for tale in TALES])
     held_out = write("held.txt", TALES[3])
