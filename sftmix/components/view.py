@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from sftmix.functional import ChunkedLoss, SFTLoss
 
 
+_STEPS_ALONE = (
+    "callbacks MeasureMixing and an objective that mixes embeddings or states exclude each other: it measures mixtures "
+    "of the head's inputs; leave it out"
+)
+
+
 class LossView:
     """The head's inputs and the head, as `Objective.loss` sees them; in training with `embed` and `states`, too.
 
@@ -71,7 +77,7 @@ class LossView:
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the input embeddings of ids [R, L] as [R, L, D]; a perturbation changes `hidden` alone."""
-        raise ConfigError("the embeddings are there in training steps alone, and not for MeasureMixing")
+        raise ConfigError(_STEPS_ALONE)
 
     def states(
         self, embeddings: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
@@ -83,4 +89,4 @@ class LossView:
         change      replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the embeddings themselves)
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
-        raise ConfigError("the states are there in training steps alone, and not for MeasureMixing")
+        raise ConfigError(_STEPS_ALONE)

@@ -6,6 +6,7 @@ In float64 on a GPT-2, through plans, counts, the module and both layouts, cut i
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.components import CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
 from sftmix.components.contracts import check_loss, check_plan
+from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.testing import rows_in_memory
 from sftmix.testing.strategies import RowsInMemory
@@ -225,6 +227,15 @@ def test_a_layer_that_is_not_there_is_named(model):
         Case(ManifoldMixup(layers=1)).gradients(model)
     with pytest.raises(ConfigError, match=r"objective\.layers is \[-1\]"):
         ManifoldMixup(layers=[-1])
+
+
+def test_mixtures_elsewhere_are_not_measured_at_the_head():
+    batch = collate(UNITS, DATA)
+    plan = EmbeddingMixup().plan(batch, **AT)
+    head = SimpleNamespace(weight=torch.ones(61, 4), bias=None, softcap=None, scale=1.0)
+    view = LossView(head, lambda: torch.ones(len(batch.labels), 4))
+    with pytest.raises(ConfigError, match="callbacks MeasureMixing and an objective that mixes embeddings or states"):
+        EmbeddingMixup().loss(view, batch, plan)
 
 
 def test_packed_documents_are_refused():
