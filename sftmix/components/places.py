@@ -88,12 +88,12 @@ def mixed(states: Tensor, mask: Tensor, share: Tensor) -> Tensor:
     return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
 
 
-def _two_labels(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
-    """Return weight (lambda CE(own) + (1 - lambda) CE(other)) for each row of logits [r, V]."""
+def _two_labels(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor) -> Tensor:
+    """Return lambda CE(own) + (1 - lambda) CE(other) for each row of logits [r, V]."""
     import torch.nn.functional as F
 
     one, two = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
-    return weight * (lam * one + (1 - lam) * two)
+    return lam * one + (1 - lam) * two
 
 
 class ManifoldMixup(SFTMix):
@@ -124,10 +124,11 @@ class ManifoldMixup(SFTMix):
         # Without pairs a pass is made all the same: under FSDP every rank makes as many.
         slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
         share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
-        given = {f.name: getattr(plan, f.name) for f in fields(Plan)}
-        given |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept], "mixup_count": float(len(lam))}
+        count = float(self._shares(batch, plan.lam)[0][kept].sum(dtype=torch.float64))
+        values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
+        values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept], "mixup_count": count}
         return LinesPlan(
-            **given,
+            **values,
             input_ids=ids[slots.T.flatten()],
             mask=mask[slots.T.flatten()],
             share=share.repeat(2),
@@ -139,8 +140,6 @@ class ManifoldMixup(SFTMix):
         )
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        import torch
-
         ntp = view.sft_loss(batch, plan.without_pairs())
         if not isinstance(plan, LinesPlan):  # mu is 0
             return ntp
@@ -148,10 +147,9 @@ class ManifoldMixup(SFTMix):
         states = view.states(
             view.embed(plan.input_ids), mask, layer=plan.layer, change=lambda states: mixed(states, mask, share)
         )
-        rows = plan.own, plan.other, plan.lam.repeat(2), weight
-        loss, each = view.chunked_loss(states[plan.line, plan.column], _two_labels, *rows)
-        mixup = torch.where(weight > 0, each / weight, 0.0).view(2, -1).mean(0)
-        return ntp._replace(loss=ntp.loss + loss, mixup=mixup)
+        hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))
+        loss, each = view.chunked_loss(hidden, _two_labels, *columns, row_weight=weight)
+        return ntp._replace(loss=ntp.loss + loss, mixup=each.view(2, -1).mean(0))
 
 
 class EmbeddingMixup(ManifoldMixup):
@@ -213,18 +211,16 @@ class MixtureDivergence(SFTMix):
         self.divergence = divergence
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        import torch
-
         ntp = view.sft_loss(batch, plan.without_pairs())
         h_i, h_j = view.hidden[plan.pairs].unbind(1)
         mixture = (plan.lam[:, None] * h_i + (1 - plan.lam[:, None]) * h_j).to(h_i.dtype)
-        loss, each = view.chunked_loss((h_i, h_j, mixture), self._divergence, plan.lam, plan.pair_weight)
-        return ntp._replace(loss=ntp.loss + loss, mixup=torch.where(plan.pair_weight > 0, each / plan.pair_weight, 0.0))
+        loss, each = view.chunked_loss((h_i, h_j, mixture), self._divergence, plan.lam, row_weight=plan.pair_weight)
+        return ntp._replace(loss=ntp.loss + loss, mixup=each)
 
-    def _divergence(self, z_i: Tensor, z_j: Tensor, z: Tensor, lam: Tensor, weight: Tensor) -> Tensor:
-        """Return the weighted divergence of each pair from the logits [r, V] of both rows and of their mixture."""
+    def _divergence(self, z_i: Tensor, z_j: Tensor, z: Tensor, lam: Tensor) -> Tensor:
+        """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
         q, log_p = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1), z.log_softmax(-1)
         if self.divergence == "kl":
-            return weight * (q * (q.log() - log_p)).sum(-1)
+            return (q * (q.log() - log_p)).sum(-1)
         middle = (0.5 * (q + log_p.exp())).log()
-        return 0.5 * weight * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)
+        return 0.5 * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)

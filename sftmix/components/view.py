@@ -68,12 +68,16 @@ class LossView:
         )
 
     def chunked_loss(
-        self, hidden: Tensor | Sequence[Tensor], f: Callable[..., Tensor], *columns: Tensor
+        self,
+        hidden: Tensor | Sequence[Tensor],
+        f: Callable[..., Tensor],
+        *columns: Tensor,
+        row_weight: Tensor | None = None,
     ) -> ChunkedLoss:
-        """Return the sum of `f` over rows of logits, without holding all of them (`sftmix.functional.chunked_loss`)."""
+        """Return sum_r row_weight_r f(logits_r), without holding all logits (`sftmix.functional.chunked_loss`)."""
         from sftmix.functional import chunked_loss
 
-        return chunked_loss(hidden, f, *columns, **self._formula)
+        return chunked_loss(hidden, f, *columns, row_weight=row_weight, **self._formula)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the input embeddings of ids [R, L] as [R, L, D]; a perturbation changes `hidden` alone."""

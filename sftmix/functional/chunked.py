@@ -14,7 +14,7 @@ from sftmix.functional.gradients import GradientsInForward
 
 
 class ChunkedLoss(NamedTuple):
-    """The sum of the losses, a scalar with a graph; and each of them, [R], detached, float32 or float64."""
+    """The weighted sum, a scalar with a graph; and each loss unweighted, [R], detached, float32 or float64."""
 
     loss: Tensor
     each: Tensor
@@ -24,13 +24,14 @@ def chunked_loss(
     hidden: Tensor | Sequence[Tensor],
     f: Callable[..., Tensor],
     *columns: Tensor,
+    row_weight: Tensor | None = None,
     weight: Tensor,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     chunk_size: int | None = None,
 ) -> ChunkedLoss:
-    """Compute sum_r f(logits_r, columns_r) through the LM head, with its gradients by hidden, weight and bias.
+    """Compute sum_r w_r f(logits_r, columns_r) through the LM head, with its gradients by hidden, weight and bias.
 
         logits = cap(scale (W h + b)),   cap(z) = softcap tanh(z / softcap)
 
@@ -40,15 +41,17 @@ def chunked_loss(
     hidden      [R, D], or several of them: `f` gets the logits of the same rows of each
     weight, bias  [V, D], [V], as in `sft_loss`; under autocast the matmuls have its dtype
     f           (logits [r, V] of each hidden, the columns' rows [r, ...]) -> losses [r]; logits are float32 or float64
-    columns     tensors of R rows, constants: labels, lambdas, weights
+    columns     tensors of R rows, constants: labels, lambdas
+    row_weight  w [R], a constant; None: all 1
     chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
 
     Raises ValueError for columns or losses of another length; RuntimeError on a second derivative.
     """
     parts = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     rows, stacked = len(parts[0]), parts[0] if len(parts) == 1 else torch.cat(parts)
-    if {rows} != (sizes := {len(x) for x in (*parts, *columns)}):
-        raise ValueError(f"hidden and columns must have the same number of rows, not {sorted(sizes)}.")
+    weights = stacked.new_ones(rows) if row_weight is None else row_weight.detach()
+    if {rows} != (sizes := {len(x) for x in (*parts, *columns, weights)}):
+        raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
     inputs, device = (stacked, weight, bias), stacked.device.type
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -57,7 +60,7 @@ def chunked_loss(
     recording = torch.enable_grad if any(need) else contextlib.nullcontext
     with torch.no_grad(), torch.autocast(device, enabled=False):
         head = LinearHead(*inputs, spec)
-        each = stacked.new_zeros(rows, dtype=head.kind)
+        each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
         step = max(1, size // len(parts))
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
@@ -71,11 +74,11 @@ def chunked_loss(
                 losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
                 if losses.shape != each[part].shape:
                     raise ValueError(f"f must return one loss per row, {len(each[part])}, not {tuple(losses.shape)}.")
-                gradient = torch.autograd.grad(losses.sum(), leaf)[0] if any(need) else leaf
+                gradient = torch.autograd.grad((weights[part] * losses).sum(), leaf)[0] if any(need) else leaf
             each[part] = losses.detach()
             if any(need):
                 head.backward(place, gradient)
-    loss = each.sum()
+    loss = (weights * each).sum()
     if any(need):
         loss = GradientsInForward.apply(loss, head.gradients, *inputs)
     return ChunkedLoss(loss, each)

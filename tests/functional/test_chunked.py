@@ -32,28 +32,31 @@ def inputs_of(case, frozen):
     return leaves, {"rows": hidden, "pairs": (i, j, lam * i + (1 - lam) * j)}
 
 
-@given(cases(rules=False, smoothing=False), st.booleans(), st.sampled_from([1.0, -0.5]))
-def test_values_and_gradients_are_those_of_all_logits_at_once(case, frozen, upstream):
+@given(cases(rules=False, smoothing=False), st.booleans(), st.booleans(), st.sampled_from([1.0, -0.5]))
+def test_values_and_gradients_are_those_of_all_logits_at_once(case, frozen, weighted, upstream):
     options = {name: case.options[name] for name in ("softcap", "scale")}
 
     def logits(h, weight, bias):
         z = options["scale"] * F.linear(h, weight, bias)
         return z if options["softcap"] is None else options["softcap"] * torch.tanh(z / options["softcap"])
 
+    factors = torch.linspace(0, 2, len(case.labels), dtype=torch.float64).flip(0)
     outcomes = []
     for chunked in (True, False):
         leaves, given = inputs_of(case, frozen)
         weight, bias = leaves[1], leaves[2] if len(leaves) > 2 else None
         if chunked:
             more = {**options, "bias": bias, "chunk_size": case.options["chunk_size"]}
-            rows = chunked_loss(given["rows"], focal, case.labels, weight=weight, **more)
+            row_weight = factors.clone().requires_grad_() if weighted else None
+            rows = chunked_loss(given["rows"], focal, case.labels, row_weight=row_weight, weight=weight, **more)
             pairs = chunked_loss(given["pairs"], divergence, case.lam, weight=weight, **more)
             each, loss = (rows.each, pairs.each), rows.loss + pairs.loss
             assert not any(x.requires_grad for x in each)
         else:
             rows = focal(logits(given["rows"], weight, bias), case.labels)
             pairs = divergence(*(logits(h, weight, bias) for h in given["pairs"]), case.lam)
-            each, loss = (rows.detach(), pairs.detach()), rows.sum() + pairs.sum()
+            summed = (rows * factors).sum() if weighted else rows.sum()
+            each, loss = (rows.detach(), pairs.detach()), summed + pairs.sum()
         (upstream * loss).backward()
         outcomes.append((loss.detach(), *each, *(leaf.grad for leaf in leaves)))
     for found, expected in zip(*outcomes, strict=True):
