@@ -40,12 +40,13 @@ TorchOptimizer: TypeAlias = "torch.optim.Optimizer"
 class Message:
     """One turn. `role` is system, user or assistant; `trained` marks an assistant turn that carries loss.
 
-    A window of plain text is one trained message of the role text.
+    A window of plain text is one trained message of the role text. `weight` multiplies the loss of the turn's tokens.
     """
 
     role: str
     content: str
     trained: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Encoded:
     truncated   the response was cut at max_length, so it has no end-of-turn token
     starts      None, or i64[S], where each of the documents packed into this example begins (the first at 0): tokens of
                 different documents must not attend to each other, and positions count from each start
+    weight      None (all 1), or f32[length], the rows' own weights of the response tokens
     """
 
     row: int
@@ -84,6 +86,7 @@ class Encoded:
     target: npt.NDArray[np.bool_]
     truncated: bool = False
     starts: Int64 | None = None
+    weight: npt.NDArray[np.float32] | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -272,6 +275,7 @@ class Batch:
     pair_index   i64[M], the pair (row of slot_pairs) each aligned token pair belongs to
     segments     the padded inputs of the backbone: slots of similar length go through it together
     batch_nll    the NLL of the global batch, for objectives that need it (Need.BATCH_NLL); else None
+    weight       None (all 1), or f32[T], the rows' own weights of the response tokens
     """
 
     ids: tuple[str, ...]
@@ -286,6 +290,7 @@ class Batch:
     pair_index: torch.Tensor
     segments: tuple[Segment, ...]
     batch_nll: BatchNLL | None = None
+    weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,10 @@ def collate(
     offsets = np.concatenate([[0], np.cumsum(counts)])
     labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
     slot_pairs, pairs, pair_index = _align(units, counts, offsets)
+    weight = None
+    if any(e.weight is not None for e in encoded):
+        ones = (np.ones(len(e.target), np.float32) if e.weight is None else e.weight for e in encoded)
+        weight = torch.from_numpy(np.concatenate([w[t] for w, t in zip(ones, targets, strict=True)]))
     rows = np.array([s.row for s in slots], dtype=np.int64)
     group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
     members = [_Member(i, e, t, int(o)) for i, (e, t, o) in enumerate(zip(encoded, targets, offsets[:-1], strict=True))]
@@ -66,6 +70,7 @@ def collate(
         pairs=torch.from_numpy(pairs),
         pair_index=torch.from_numpy(pair_index),
         segments=tuple(segments),
+        weight=weight,
     )
 
 

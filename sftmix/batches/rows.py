@@ -62,4 +62,4 @@ class ResponsesAlone:
         kept = np.flatnonzero(whole.target[1:]) + 1
         target = np.ones(len(kept) + 1, dtype=np.bool_)
         target[0] = False
-        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target)
+        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target, weight=None)

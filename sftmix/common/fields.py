@@ -16,7 +16,7 @@ FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """The fields that each format reads, beside those of ANY_FORMAT."""
 
-ANY_FORMAT = ("system", "id")
+ANY_FORMAT = ("system", "id", "weight")
 """Fields that every format reads (text: `id` alone)."""
 
 OTHER_NAMES = {"response": "completion"}
@@ -36,7 +36,7 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in known.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
-            f"({reads}; each: system, id), on the right those of the rows"
+            f"({reads}; each: system, id, weight), on the right those of the rows"
         )
 
 

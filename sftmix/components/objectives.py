@@ -24,10 +24,15 @@ Mean = Literal["token", "sequence"]
 
 
 def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """Return a plan of NTP alone: each response token has the weight of its slot, f32[B], and nothing is mixed."""
+    """Return a plan of NTP alone: each response token has the weight of its slot, f32[B], times its own in the rows.
+
+    The sum is divided by the sum of these weights.
+    """
     import torch
 
     row_weight_T = slot_weight[batch.slot]
+    if batch.weight is not None:
+        row_weight_T = row_weight_T * batch.weight
     nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
     return Plan(
         row_weight=row_weight_T,
@@ -40,13 +45,16 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 
 
 def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
-    """Return a plan of NTP on the mean NLL of each response, times `slot_weight` [B]; its count is their sum."""
+    """Return a plan of NTP on the mean NLL of each response, times `slot_weight` [B]; its count is their sum.
+
+    A response whose tokens have weights in the rows weighs their mean.
+    """
     import torch
 
     size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
     weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
     plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
-    return replace(plan, ntp_count=float(weight_B.sum()))
+    return plan if batch.weight is not None else replace(plan, ntp_count=float(weight_B.sum()))
 
 
 class NTP(Objective):
@@ -109,12 +117,13 @@ class SFTMix(Objective):
         if mu == 0:
             return ntp
         lam_M = self._draw_lambda(batch, alpha=_at("alpha", self.alpha, step, total_steps), step=step, seed=seed)
-        share_M, mixup_count = self._shares(batch)
+        lam = torch.as_tensor(lam_M, dtype=torch.float32, device=batch.pairs.device)
+        share_M, mixup_count = self._shares(batch, lam)
         return replace(
             ntp,
             pairs=batch.pairs,
             pair_weight=mu * share_M,
-            lam=torch.as_tensor(lam_M, dtype=torch.float32, device=batch.pairs.device),
+            lam=lam,
             mixup_count=mixup_count,
             mu=mu,
             mixup_mean=self.mixup_mean,
@@ -135,14 +144,22 @@ class SFTMix(Objective):
             raise ConfigError(f"objective.ntp_on is {self.ntp_on}, which needs a split; set ntp_on=all or a pairing")
         return batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1)
 
-    def _shares(self, batch: Batch) -> tuple[Tensor, float]:
-        """Return [M], the weight of each aligned token pair before mu, and their part of the Mixup denominator."""
+    def _shares(self, batch: Batch, lam: Tensor) -> tuple[Tensor, float]:
+        """Return [M], the weight of each aligned token pair before mu, and their part of the Mixup denominator.
+
+        lam  f32[M]; weights of the rows are interpolated as the labels are
+        """
         import torch
 
-        if self.mean == "token":
-            return torch.ones_like(batch.pair_index, dtype=torch.float32), float(len(batch.pair_index))
-        size_P = torch.bincount(batch.pair_index, minlength=len(batch.slot_pairs))
-        return 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
+        share_M, count = torch.ones_like(batch.pair_index, dtype=torch.float32), float(len(batch.pair_index))
+        if self.mean == "sequence":
+            size_P = torch.bincount(batch.pair_index, minlength=len(batch.slot_pairs))
+            share_M, count = 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
+        if batch.weight is None:
+            return share_M, count
+        (one, other), lam = batch.weight[batch.pairs].unbind(1), lam.double()
+        share_M = share_M * (lam * one + (1 - lam) * other)
+        return share_M, float(share_M.sum())
 
     def _draw_lambda(self, batch: Batch, *, alpha: float, step: int, seed: int) -> Float64:
         """Return f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,16 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         (
             "messages",
-            pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string()), ("trained", pa.bool_())])),
+            pa.list_(
+                pa.struct(
+                    [
+                        ("role", pa.string()),
+                        ("content", pa.large_string()),
+                        ("trained", pa.bool_()),
+                        ("weight", pa.float64()),
+                    ]
+                )
+            ),
         ),
         ("label", pa.string()),
         ("columns", pa.string()),
@@ -53,7 +63,7 @@ def record_of(example: Example, content: str, times: Counter[int]) -> dict[str, 
     return {
         "id": (example.id or content) + (f"#{repeats}" if repeats else ""),
         "source": example.source,
-        "messages": [{"role": m.role, "content": m.content, "trained": m.trained} for m in example.messages],
+        "messages": [asdict(message) for message in example.messages],
         "label": example.label,
         "columns": json.dumps(dict(example.columns)),
         "content": int(content, 16),
@@ -133,7 +143,7 @@ def _trained(messages: Sequence[dict[str, Any]]) -> list[int]:
 def _example(stored: dict[str, Any], turn: int) -> Example:
     name, given = stored["id"], stored["messages"]
     trained = _trained(given) if turn == WHOLE else [turn]
-    messages = tuple(Message(m["role"], m["content"], i in trained) for i, m in enumerate(given[: trained[-1] + 1]))
+    messages = tuple(Message(**{**m, "trained": i in trained}) for i, m in enumerate(given[: trained[-1] + 1]))
     if turn != WHOLE and sum(m["trained"] for m in given) > 1:
         name += f"@turn{(turn - (messages[0].role == 'system')) // 2}"
     return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"]))

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("input_ids", pa.list_(pa.int32())),
         ("spans", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
         ("truncated", pa.bool_()),
         ("n_targets", pa.int32()),
         ("record", pa.int64()),
@@ -77,11 +78,15 @@ class EncodedDataset(Sequence[Encoded]):
         if isinstance(row, slice):
             return [self[i] for i in number]
         ids = self._numbers(number, "input_ids")
+        name, truncated, weights = (self._table[column][number].as_py() for column in ("id", "truncated", "weights"))
         target = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in self._numbers(number, "spans").reshape(-1, 2):
+        weight = None if weights is None else np.ones(len(ids), dtype=np.float32)
+        for span, (start, end) in enumerate(self._numbers(number, "spans").reshape(-1, 2)):
             target[start:end] = True
-        name, truncated = (self._table[column][number].as_py() for column in ("id", "truncated"))
-        return Encoded(number, name, ids, target, truncated, self._numbers(number, "starts") if self.is_text else None)
+            if weight is not None:
+                weight[start:end] = weights[span]
+        starts = self._numbers(number, "starts") if self.is_text else None
+        return Encoded(number, name, ids, target, truncated, starts, weight)
 
     def _numbers(self, row: int, column: str) -> Int64:
         return self._table[column][row].values.to_numpy().astype(np.int64)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sftmix.common.fields import FORMAT_FIELDS, listed
@@ -64,6 +65,9 @@ def convert(
                 raise BadRow("both a system field and a system turn")
             messages.insert(0, Message("system", _text(row, "system")))
         messages, used = _checked(messages), {*used, "system"}
+        if (weight := _weight(row, "weight")) == 0:
+            raise BadRow("its weight is 0; leave the row out")
+        messages = [replace(message, weight=weight * message.weight) for message in messages]
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         checked_text(key, f"the name of the field {quoted(key)}")
@@ -179,14 +183,21 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
             raise BadRow(f"{where} has no {content_key!r}")
         if turn.get("tool_calls") or turn.get("function_call"):
             raise BadRow(f"{where} calls a tool, which is not supported")
-        if (weight := turn.get("weight")) not in (None, 0, 1):
-            raise BadRow(f"{where}.weight is {quoted(weight)}; known are 0 (the turn is not trained) and 1")
+        weight = _weight(turn, f"{where}.weight")
         role = names.get(str(turn.get(role_key)))
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")
-        messages.append(Message(role, content, trained and weight != 0 and role == "assistant"))
+        messages.append(Message(role, content, trained and weight != 0 and role == "assistant", weight))
     return messages
+
+
+def _weight(row: Mapping[str, Any], what: str) -> float:
+    """Return the field `weight` of a row or turn; 1 if it has none."""
+    weight = 1 if row.get("weight") is None else row["weight"]
+    if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise BadRow(f"{what} is {quoted(weight)}; allowed: a number from 0")
+    return float(weight)
 
 
 def _content(value: Any, what: str) -> str:

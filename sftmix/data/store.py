@@ -26,7 +26,7 @@ from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, verify_directory
 from sftmix.types import Int64
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 AT_ONCE = 256

@@ -50,10 +50,12 @@ class Tokenise:
             for reason in outcome.reasons:
                 report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
             if outcome.ids:
+                weights = [message.weight for message in example.messages if message.trained][: len(outcome.spans)]
                 row = {
                     "id": example.id,
                     "input_ids": np.asarray(outcome.ids, dtype=np.int32),
                     "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
+                    "weights": None if set(weights) == {1.0} else weights,
                     "truncated": "truncated" in outcome.reasons,
                     "n_targets": sum(end - start for start, end in outcome.spans),
                     "record": record,

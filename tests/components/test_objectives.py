@@ -21,7 +21,7 @@ from sftmix.types import Batch
 AT = {"step": 3, "total_steps": 10, "seed": 7}
 
 
-def make_batch(lengths, pairs=(), *, weights=None, groups=None, n_groups=2, first_id=0):
+def make_batch(lengths, pairs=(), *, weights=None, row_weight=None, groups=None, n_groups=2, first_id=0):
     """A batch without inputs: objectives look at slots, labels and pairs only."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     rows_of_pair = [min(lengths[c], lengths[u]) for c, u in pairs]
@@ -38,7 +38,19 @@ def make_batch(lengths, pairs=(), *, weights=None, groups=None, n_groups=2, firs
         pairs=torch.tensor(np.asarray(aligned, dtype=np.int64).reshape(-1, 2)),
         pair_index=torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor(rows_of_pair, dtype=torch.int64)),
         segments=(),
+        weight=row_weight,
     )
+
+
+def test_the_mean_of_a_response_weighs_its_tokens_by_the_weights_of_the_rows():
+    weight, plain = torch.tensor([2.0, 0.5, 1.0, 4.0, 3.0]), make_batch([2, 3], [(0, 1)])
+    batch, objective = make_batch([2, 3], [(0, 1)], row_weight=weight), SFTMix(mu=0.5, mean="sequence")
+    plan, lam = objective.plan(batch, **AT), objective.plan(plain, **AT).lam.double()
+    assert plan.row_weight.tolist() == pytest.approx([1, 0.25, 1 / 3, 4 / 3, 1])
+    assert plan.ntp_count == pytest.approx(1.25 + 8 / 3)
+    expected = (lam * weight[:2] + (1 - lam) * weight[2:4]) / 2
+    torch.testing.assert_close(plan.pair_weight, 0.5 * expected, rtol=1e-12, atol=0)
+    assert plan.mixup_count == pytest.approx(float(expected.sum()), rel=1e-12)
 
 
 @st.composite

@@ -50,6 +50,22 @@ def test_rows_as_documented(write, options, encoder):
         data.train[50]
 
 
+def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, options, encoder):
+    turns = [("user", "a", {}), ("assistant", "b c", {"weight": 0.5}), ("user", "d", {}), ("assistant", "e", {})]
+    row = {"weight": 3, "messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
+    rows = [row, {**row, "weight": None, "messages": row["messages"][2:]}]
+    data = load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).train
+    starts = np.flatnonzero(np.diff(data[0].target.astype(int)) == 1) + 1
+    assert len(starts) == 2
+    expected = np.where(np.arange(len(data[0].target)) < starts[1], 1.5, 3.0)[data[0].target]
+    assert data[0].weight.dtype == np.float32
+    assert data[0].weight[data[0].target].tolist() == expected.tolist()
+    assert data[1].weight is None
+    assert data.columns["weight"] == [3, None]
+    turns = load(options(write("rows.jsonl", rows), multi_turn="per_turn"), encoder).train
+    assert [set(e.weight[e.target].tolist()) for e in turns if e.weight is not None] == [{1.5}, {3.0}]
+
+
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
     first = load(options(path, eval_fraction=0.2), encoder)

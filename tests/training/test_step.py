@@ -17,13 +17,23 @@ from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.common.world import World
 from sftmix.components import DFT, IRDRO, NTP, SFTMix
 from sftmix.components.base import Objective
+from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
+from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, train_step
 from sftmix.types import Plan
 from tests.toy import ToyRows, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
+WEIGHTS = [2.0, 0.5, 1.0, 3.0, 0.25, 1.0, 7.0, 0.5, 1.5, 1.0, 1.0]
+"""Of the responses of DATA; the first token of each weighs twice as much."""
+WEIGHTED = RowsInMemory(
+    [
+        replace(row, weight=weight * np.where(np.arange(len(row.target)) == np.argmax(row.target), 2, 1).astype("f4"))
+        for row, weight in zip(DATA, WEIGHTS, strict=True)
+    ]
+)
 UNITS: list[Unit] = [
     (Slot(0), Slot(1)),
     (Slot(2), Slot(3)),
@@ -49,6 +59,9 @@ class Exact(Objective):
         row, pair, lam = (x.double() for x in (plan.row_weight, plan.pair_weight, plan.lam))
         return replace(plan, row_weight=row, pair_weight=pair, lam=lam)
 
+    def loss(self, view, batch, plan):
+        return self.objective.loss(view, batch, plan)
+
 
 def gradients(model) -> dict[str, torch.Tensor]:
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
@@ -66,12 +79,13 @@ def ours(
     segments: int = 2,
     tokens: int | None = None,
     padding_free: bool = False,
+    data: ToyRows = DATA,
 ):
     """Loss and gradients, by the parts that the loop calls; ranks one after the other, averaged as by DDP."""
     module = TrainingModule(model)
     steps = micro_steps(
         units,
-        DATA.lengths,
+        data.lengths,
         world_size=world,
         micro_batch_size=micro,
         micro_batch_tokens=tokens,
@@ -79,15 +93,17 @@ def ours(
         padding_free=padding_free,
     )
     batches = [
-        collate(rank, DATA, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
+        collate(rank, data, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
     ]
-    plans = [objective.plan(b, step=STEP, total_steps=9, seed=5) for b in batches]
+    plans = [check_plan(objective, objective.plan(b, step=STEP, total_steps=9, seed=5), b) for b in batches]
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     total = 0.0
     for batch, plan in zip(batches, plans, strict=True):
-        loss = module(batch, normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world)).loss / world
-        loss.backward()
-        total += float(loss.detach())
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world)
+        out = module(batch, scaled, loss=objective.loss)
+        check_loss(objective, out, scaled)
+        (out.loss / world).backward()
+        total += float(out.loss.detach()) / world
     return total, gradients(model)
 
 
@@ -100,7 +116,8 @@ def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, 
         hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
         at = np.flatnonzero(data[row].target)
         at = at[at > 0]
-        return hidden[at - 1], ids[at]
+        weight = data[row].weight
+        return hidden[at - 1], ids[at], torch.ones(len(at)) if weight is None else torch.from_numpy(weight[at])
 
     def nll(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return -torch.log_softmax(z @ head.T, -1)[torch.arange(len(y)), y]
@@ -108,16 +125,17 @@ def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, 
     ntp, n_ntp, mixed, n_mixed = torch.zeros(()), 0, torch.zeros(()), 0
     for unit in units:
         for slot in unit:
-            z, y = states(slot.row)
-            ntp = ntp + slot.ntp_weight * nll(z, y).sum()
-            n_ntp += int(slot.ntp_weight) * len(y)
+            z, y, w = states(slot.row)
+            ntp = ntp + slot.ntp_weight * (w * nll(z, y)).sum()
+            n_ntp += slot.ntp_weight * float(w.sum())
         if len(unit) == 2 and mu:
-            (z_c, y_c), (z_u, y_u) = (states(slot.row) for slot in unit)
+            (z_c, y_c, w_c), (z_u, y_u, w_u) = (states(slot.row) for slot in unit)
             n = min(len(y_c), len(y_u))
             lam = torch.tensor(lambdas[data[unit[0].row].id, data[unit[1].row].id], dtype=torch.float64)[:n]
             z = lam[:, None] * z_c[:n] + (1 - lam[:, None]) * z_u[:n]
-            mixed = mixed + (lam * nll(z, y_c[:n]) + (1 - lam) * nll(z, y_u[:n])).sum()
-            n_mixed += n
+            w = lam * w_c[:n] + (1 - lam) * w_u[:n]
+            mixed = mixed + (w * (lam * nll(z, y_c[:n]) + (1 - lam) * nll(z, y_u[:n]))).sum()
+            n_mixed += float(w.sum())
     divisor = n_ntp if mixup_mean == "ntp" else n_mixed
     loss = (ntp / n_ntp if n_ntp else 0 * ntp) + (mu * mixed / divisor if divisor else 0 * mixed)
     loss.backward()
@@ -146,6 +164,15 @@ def test_a_global_batch_cut_up_is_the_formula(model, world, micro, segments, mix
     objective = Exact(objective=SFTMix(mu=0.75, mixup_mean=mixup_mean, lambda_per=lambda_per), seen=lambdas)
     found = ours(model, objective, UNITS, world=world, micro=micro, segments=segments)
     assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
+
+
+@pytest.mark.parametrize("mixup_mean", ["own", "ntp"])
+@pytest.mark.parametrize("cut", [{}, {"world": 3, "micro": 2}, {"world": 2, "padding_free": True}], ids=str)
+def test_weights_of_the_rows_multiply_both_terms_and_their_counts(model, cut, mixup_mean):
+    lambdas: dict = {}
+    objective = Exact(objective=SFTMix(mu=0.75, mixup_mean=mixup_mean), seen=lambdas)
+    found = ours(model, objective, UNITS, data=WEIGHTED, **cut)
+    assert_same(found, naive(model, WEIGHTED, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
 
 
 @pytest.mark.parametrize(
