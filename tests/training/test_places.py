@@ -14,77 +14,41 @@ import torch
 import torch.nn.functional as F
 
 from sftmix.batches.collate import collate
-from sftmix.batches.deal import micro_steps
-from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.components import CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
-from sftmix.components.contracts import check_loss, check_plan
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
-from sftmix.testing import rows_in_memory
-from sftmix.testing.strategies import RowsInMemory
+from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
-from sftmix.training.step import normalise
 from tests.toy import toy_model
+from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, gradients, ours
 
-DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2)])
-UNITS: list[Unit] = [
-    (Slot(0), Slot(1)),
-    (Slot(2), Slot(3)),
-    (Slot(4), Slot(5)),
-    (Slot(6), Slot(2, 0.0)),  # a repeat: mixed again, without NTP
-    (Slot(7),),
-    (Slot(8),),
+MU, AT = 0.75, {"step": STEP, "total_steps": 9, "seed": 5}
+CUTS = [
+    {"micro": 12, "segments": 1},
+    {},
+    {"world": 2, "micro": 2, "segments": 1},
+    {"world": 3, "micro": 2, "segments": 1},
+    {"world": 8, "micro": 2, "segments": 1},
+    {"world": 2, "padding_free": True},
 ]
-MU, AT = 0.75, {"step": 3, "total_steps": 9, "seed": 5}
-CUTS = [(1, 12, 1, False), (1, 4, 2, False), (2, 2, 1, False), (3, 2, 1, False), (8, 2, 1, False), (2, 4, 1, True)]
-"""World size, micro-batch size, segments, padding-free; some ranks and micro-batches have no pair."""
+"""Some ranks and micro-batches have no pair."""
 
 
-class Case:
-    """The plans of a global batch, in float64, and what a test reads off them: lambda and swapped tokens of a pair."""
+class Case(Exact):
+    """The objective in float64, and what a test reads off its plans: lambda and swapped tokens of each pair."""
 
-    def __init__(self, objective, world=1, micro=12, segments=1, padding_free=False, data: RowsInMemory = DATA):
-        steps = micro_steps(
-            UNITS,
-            data.lengths,
-            world_size=world,
-            micro_batch_size=micro,
-            max_segments=segments,
-            padding_free=padding_free,
-        )
-        self.objective, self.world = objective, world
-        self.batches = [
-            collate(rank, data, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
-        ]
-        self.plans, self.lam, self.swapped = [], {}, {}
-        for batch in self.batches:
-            plan = check_plan(objective, objective.plan(batch, **AT), batch)
-            wide = {name: getattr(plan, name).double() for name in ("row_weight", "pair_weight", "lam")}
-            self.plans.append(replace(plan, **wide))
-            for m, (i, _) in enumerate(plan.pairs.tolist()):
-                c, u = next(pair for pair in batch.slot_pairs.tolist() if pair[0] == batch.slot[i])
-                ids = batch.ids[c], batch.ids[u]
-                self.lam[ids] = float(plan.lam[m])
-                if isinstance(objective, CutMix):
-                    self.swapped.setdefault(ids, []).append(bool(plan.own[m] != batch.labels[i]))
+    def __init__(self, objective) -> None:
+        super().__init__(objective=objective, seen={})
+        self.swapped: dict = {}
 
-    def gradients(self, model):
-        ntp, mixup = (sum(getattr(plan, name) for plan in self.plans) for name in ("ntp_count", "mixup_count"))
-        total, module = 0.0, TrainingModule(model)
-        for batch, plan in zip(self.batches, self.plans, strict=True):
-            scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=self.world)
-            out = module(batch, scaled, loss=self.objective.loss)
-            check_loss(self.objective, out, scaled)
-            (out.loss / self.world).backward()
-            total += float(out.loss.detach()) / self.world
-        return total, taken(model)
-
-
-def taken(model) -> dict[str, torch.Tensor]:
-    found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-    return found
+    def plan(self, batch, **given):
+        plan = super().plan(batch, **given)
+        for m, pair in enumerate(batch.pair_index.tolist() if isinstance(self.objective, CutMix) else []):
+            c, u = batch.slot_pairs[pair].tolist()
+            swapped = bool(plan.own[m] != batch.labels[plan.pairs[m, 0]])
+            self.swapped.setdefault((batch.ids[c], batch.ids[u]), []).append(swapped)
+        return plan
 
 
 def run(model, e: torch.Tensor, *, start: int = 0, end: int | None = None) -> torch.Tensor:
@@ -124,7 +88,7 @@ def naive(model, case: Case, layer: int) -> tuple[float, dict[str, torch.Tensor]
         if len(unit) < 2:
             continue
         key = DATA[unit[0].row].id, DATA[unit[1].row].id
-        lam, n = case.lam[key], min(len(x) - begin for x, begin in zip(ids, first, strict=True))
+        lam, n = case.seen[key][0], min(len(x) - begin for x, begin in zip(ids, first, strict=True))
         count += n
         y = [x[begin : begin + n] for x, begin in zip(ids, first, strict=True)]
         if isinstance(case.objective, CutMix):
@@ -141,18 +105,7 @@ def naive(model, case: Case, layer: int) -> tuple[float, dict[str, torch.Tensor]
             mixup = mixup + 0.5 * (lam * ce(states, y[a]) + (1 - lam) * ce(states, y[b]))
     loss = ntp / tokens + MU * mixup / count
     loss.backward()
-    return float(loss.detach()), taken(model)
-
-
-def assert_same(left, right) -> None:
-    assert left[0] == pytest.approx(right[0], abs=1e-12)
-    for name, expected in right[1].items():
-        torch.testing.assert_close(left[1][name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def model(request):
-    return toy_model(tied=request.param)
+    return float(loss.detach()), gradients(model)
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -160,15 +113,15 @@ def model(request):
     ("objective", "layer"), [(EmbeddingMixup(mu=MU), 0), (ManifoldMixup(mu=MU, layers=1), 1), (CutMix(mu=MU), 0)]
 )
 def test_a_global_batch_cut_up_is_the_formula(model, objective, layer, cut):
-    case = Case(objective, *cut)
-    assert_same(case.gradients(model), naive(model, case, layer))
+    case = Case(objective)
+    assert_same(ours(model, case, UNITS, **cut), naive(model, case, layer))
 
 
 @pytest.mark.parametrize("divergence", ["js", "kl"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_divergence_of_mixtures(model, divergence, cut):
-    case = Case(MixtureDivergence(mu=MU, divergence=divergence), *cut)
-    found = case.gradients(model)
+    case = Case(MixtureDivergence(mu=MU, divergence=divergence))
+    found = ours(model, case, UNITS, **cut)
     head, wte = model.get_output_embeddings().weight, model.transformer.wte.weight
     total, tokens, mixup, count = torch.zeros(()), 0, torch.zeros(()), 0
     for unit in UNITS:
@@ -180,7 +133,7 @@ def test_the_divergence_of_mixtures(model, divergence, cut):
                 total = total + F.cross_entropy(states[-1] @ head.T, x[begin:], reduction="sum")
                 tokens += len(x) - begin
         if len(unit) == 2:
-            lam, n = case.lam[DATA[unit[0].row].id, DATA[unit[1].row].id], min(map(len, states))
+            lam, n = case.seen[DATA[unit[0].row].id, DATA[unit[1].row].id][0], min(map(len, states))
             p_i, p_j = (torch.softmax(z[:n] @ head.T, -1) for z in states)
             q = lam * p_i + (1 - lam) * p_j
             p = torch.softmax((lam * states[0][:n] + (1 - lam) * states[1][:n]) @ head.T, -1)
@@ -190,15 +143,16 @@ def test_the_divergence_of_mixtures(model, divergence, cut):
             count += n
     loss = total / tokens + MU * mixup / count
     loss.backward()
-    assert_same(found, (float(loss.detach()), taken(model)))
+    assert_same(found, (float(loss.detach()), gradients(model)))
 
 
 def test_the_cut_is_one_stretch_of_the_partners_share():
     case = Case(CutMix())
+    case.plan(collate(UNITS, DATA), **AT)
     for key, swapped in case.swapped.items():
         places = np.flatnonzero(swapped)
-        assert len(places) <= round((1 - case.lam[key]) * len(swapped))  # a token may be the partner's already
-        assert len(places) < 2 or places[-1] - places[0] < round((1 - case.lam[key]) * len(swapped))
+        assert len(places) <= round((1 - case.seen[key][0]) * len(swapped))  # a token may be the partner's already
+        assert len(places) < 2 or places[-1] - places[0] < round((1 - case.seen[key][0]) * len(swapped))
     assert any(any(swapped) and not all(swapped) for swapped in case.swapped.values())
 
 
@@ -221,10 +175,10 @@ def test_without_mu_it_is_ntp(cls):
 
 def test_a_layer_that_is_not_there_is_named(model):
     with pytest.raises(ConfigError, match=r"no decoder layer 3; allowed: 1 to 2, and 0"):
-        Case(ManifoldMixup(layers=3)).gradients(model)
+        ours(model, Case(ManifoldMixup(layers=3)), UNITS)
     recompute_activations(model)
     with pytest.raises(ConfigError, match=r"activation_checkpointing true and a change of the states after layer 1"):
-        Case(ManifoldMixup(layers=1)).gradients(model)
+        ours(model, Case(ManifoldMixup(layers=1)), UNITS)
     with pytest.raises(ConfigError, match=r"objective\.layers is \[-1\]"):
         ManifoldMixup(layers=[-1])
 
@@ -242,4 +196,4 @@ def test_packed_documents_are_refused():
     packed = replace(DATA.rows[0], starts=np.array([0, 4]))
     data = RowsInMemory([packed, *DATA.rows[1:]])
     with pytest.raises(ConfigError, match="examples of one document"):
-        Case(EmbeddingMixup(), data=data)
+        EmbeddingMixup().plan(collate(UNITS, data), **AT)

@@ -23,7 +23,7 @@ from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, train_step
 from sftmix.types import Plan
-from tests.toy import ToyRows, toy_model, toy_rows
+from tests.toy import ToyRows, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
 WEIGHTS = [2.0, 0.5, 1.0, 3.0, 0.25, 1.0, 7.0, 0.5, 1.5, 1.0, 1.0]
@@ -146,11 +146,6 @@ def assert_same(left, right) -> None:
     assert left[0] == pytest.approx(right[0], abs=1e-12)
     for name, expected in right[1].items():
         torch.testing.assert_close(left[1][name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def model(request):
-    return toy_model(tied=request.param)
 
 
 @pytest.mark.parametrize(
