@@ -236,7 +236,7 @@ DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
 import sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
-import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
+import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
@@ -258,7 +258,6 @@ tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
 tools.answers.generate.generate = lambda *args, **options: ([], [])
-tools.answers.blind.read_blind = lambda *args: ""
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
