@@ -98,8 +98,7 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     if "prompt" in row:
         row.setdefault("completion", [_EMPTY] if isinstance(row["prompt"], list) else "")
     for key in ("messages", "conversations"):
-        turns = row.get(key)
-        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
-            if turns[-1].get("role", turns[-1].get("from")) in ("user", "human"):
-                row[key] = [*turns, _EMPTY]
+        last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
+        if isinstance(last, dict) and last.get("role", last.get("from")) in ("user", "human"):
+            row[key] = [*row[key], _EMPTY]
     return row
