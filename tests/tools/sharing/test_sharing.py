@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from sftmix.tools.sharing.scores import write_scores
+from sftmix.tools.sharing.cards import write_scores
 from tests.tiny import ROOT, groups, table
 from tests.tools.sharing.hub import Hub
 
