@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,43 +62,31 @@ def _rows(name: str, path: File) -> dict[str, Row]:
 
     The key of a row is a hash of context, question and options, without regard to case and spaces.
     """
-    raw, rows, n = _json_of(path), dict[str, Row](), BENCHMARKS[name]
+    raw, rows = _json_of(path), dict[str, Row]()
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
-        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; all rows tell which it is.
-        places = {int(row["cop"]) for _, row in pairs if "cop" in row}
-        if places and (0 in places) == (4 in places):
-            raise DataError(f"{path}: cop is {sorted(places)}: no answers (-1), or no telling where it counts from")
+        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
+        first = 0 if any(row.get("cop") == 0 for _, row in pairs) else 1
         for key, one in pairs:
-            row = _row(name, str(key), one, 0 if 0 in places else 1)
-            texts = [row["question"].strip(), *(text.strip() for text in row["options"])]
-            if not all(texts) or len(row["options"]) != n or not 0 <= row["answer"] < n:
+            context, question = "", one.get("question", one.get("QUESTION"))
+            if name == "pubmedqa":  # an abstract in parts
+                options = ["yes", "no", "maybe"]
+                answer, context = options.index(one["final_decision"]), " ".join(one["CONTEXTS"])
+            elif "cop" in one:  # MedMCQA
+                options, answer = [one[f"op{letter}"] for letter in "abcd"], int(one["cop"]) - first
+            else:  # MedQA: options by letter, and the letter of the right one
+                letters = sorted(one["options"])
+                options, answer = [one["options"][letter] for letter in letters], letters.index(one["answer_idx"])
+            if not question.strip() or len(options) != BENCHMARKS[name] or answer not in range(len(options)):
                 raise ValueError(f"row {key}")
-            text = " ".join([row["context"], row["question"], *row["options"]])
+            text = " ".join([context, question, *options])
+            own = str(one.get("id", one.get("realidx", key)))
+            row = {"id": own, "context": context, "question": question, "options": options, "answer": answer}
             rows[hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()] = row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"each row needs a question and {n} options, none of them empty, and one of them as the answer"
+        what = f"each row needs a question and {BENCHMARKS[name]} options, one of them as the answer"
         raise DataError(f"{path}: a row is not one of {name} ({error}): {what}") from error
     return rows
-
-
-def _row(name: str, key: str, raw: Mapping[str, Any], first: int) -> Row:
-    """Make a row of a raw one; KeyError and others for one of another format.
-
-    key    its id where it has none of its own
-    first  the number of the first option in `cop`
-    """
-    context, question = "", raw.get("question", raw.get("QUESTION"))
-    if name == "pubmedqa":  # an abstract in parts
-        options = ["yes", "no", "maybe"]
-        answer, context = options.index(raw["final_decision"]), " ".join(raw["CONTEXTS"])
-    elif "cop" in raw:  # MedMCQA
-        options, answer = [raw[f"op{letter}"] for letter in "abcd"], int(raw["cop"]) - first
-    else:  # MedQA: options by letter, and the letter of the right one
-        letters = sorted(raw["options"])
-        options, answer = [raw["options"][letter] for letter in letters], letters.index(raw["answer_idx"])
-    own = str(raw.get("id", raw.get("realidx", key)))
-    return {"id": own, "context": context, "question": question, "options": options, "answer": answer}
 
 
 def _json_of(path: File) -> Any:

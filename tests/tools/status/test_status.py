@@ -90,12 +90,6 @@ def test_the_first_line_says_how_a_run_is(tmp_path: Path, status: dict[str, Any]
     assert report(lay(tmp_path / "r", **status)).startswith(f"{tmp_path / 'r'}: {words}")
 
 
-def test_a_finished_run_shows_its_held_out_loss(tmp_path: Path) -> None:
-    run = lay(tmp_path / "r", exit_code=0, done=("train",), steps={"train": 2})
-    (run / "summary.json").write_text(json.dumps({"eval_nll_before": 5.0, "eval_nll_after": 3.25}))
-    assert "held-out NLL per response token (lower is better): before 5.0000, after 3.2500" in report(run)
-
-
 def test_directories_that_are_no_runs_do_not_hide_the_others(tmp_path: Path, sftmix) -> None:
     run = lay(tmp_path / "run", exit_code=0)
     done = sftmix("status", str(tmp_path), str(run), str(tmp_path / "missing"))
