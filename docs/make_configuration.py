@@ -50,6 +50,9 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
+_classes_by_doc: dict[tuple[str, str], str] = {}
+"""Option and its description -> the first class on the page that has it."""
+
 _TOLD = {
     "reference.model.lora": "The options are those of `model.lora.*`.",
     "reference.training": "The options are those of `training.*` but `timeout`, and `seed`; one that excludes "
@@ -60,6 +63,7 @@ _TOLD = {
 
 def configuration() -> str:
     """The whole page."""
+    _classes_by_doc.clear()
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
     docs = option_docs(RunConfig)
     for group, cls in _groups().items():
@@ -69,6 +73,8 @@ def configuration() -> str:
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
         parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
     for option, base in nested_bases().items():
+        if base in component_bases().values():
+            continue
         parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
         parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
     return "\n".join(parts)
@@ -79,7 +85,10 @@ def _component(option: str, cls: type) -> str:
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
     docs, rows = option_docs(cls), []
     for name, parameter in options_of(cls).items():
-        rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, ""))
+        doc = docs.get(name, "")
+        first = _classes_by_doc.setdefault((name, doc), cls.__name__)
+        doc = doc if first == cls.__name__ else f"as in {first}"
+        rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, doc)
     return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
 
 
