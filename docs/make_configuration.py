@@ -50,8 +50,8 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
-_classes_by_doc: dict[tuple[str, str], str] = {}
-"""Option and its description -> the first class on the page that has it."""
+_class_of_row: dict[str, str] = {}
+"""Rows of an option -> the first class on the page that has it."""
 
 _TOLD = {
     "reference.model.lora": "The options are those of `model.lora.*`.",
@@ -63,7 +63,7 @@ _TOLD = {
 
 def configuration() -> str:
     """The whole page."""
-    _classes_by_doc.clear()
+    _class_of_row.clear()
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
     docs = option_docs(RunConfig)
     for group, cls in _groups().items():
@@ -73,8 +73,6 @@ def configuration() -> str:
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
         parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
     for option, base in nested_bases().items():
-        if base in component_bases().values():
-            continue
         parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
         parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
     return "\n".join(parts)
@@ -83,12 +81,15 @@ def configuration() -> str:
 def _component(option: str, cls: type) -> str:
     """A component's first docstring line and the table of its options; groups of options are opened."""
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
-    docs, rows = option_docs(cls), []
+    docs, rows, again = option_docs(cls), [], dict[str, list[str]]()
     for name, parameter in options_of(cls).items():
-        doc = docs.get(name, "")
-        first = _classes_by_doc.setdefault((name, doc), cls.__name__)
-        doc = doc if first == cls.__name__ else f"as in {first}"
-        rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, doc)
+        own = list(_rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, "")))
+        first = _class_of_row.setdefault(str(own), cls.__name__)
+        if first == cls.__name__:
+            rows += own
+        else:
+            again.setdefault(first, []).append(f"`{name}`")
+    text += [f"As in {first}: {', '.join(names)}.\n" for first, names in again.items()]
     return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
 
 
