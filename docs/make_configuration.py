@@ -50,6 +50,9 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
+_class_of_row: dict[str, str] = {}
+"""Rows of an option -> the first class on the page that has it."""
+
 _TOLD = {
     "reference.model.lora": "The options are those of `model.lora.*`.",
     "reference.training": "The options are those of `training.*` but `timeout`, and `seed`; one that excludes "
@@ -60,6 +63,7 @@ _TOLD = {
 
 def configuration() -> str:
     """The whole page."""
+    _class_of_row.clear()
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
     docs = option_docs(RunConfig)
     for group, cls in _groups().items():
@@ -77,9 +81,15 @@ def configuration() -> str:
 def _component(option: str, cls: type) -> str:
     """A component's first docstring line and the table of its options; groups of options are opened."""
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
-    docs, rows = option_docs(cls), []
+    docs, rows, again = option_docs(cls), [], dict[str, list[str]]()
     for name, parameter in options_of(cls).items():
-        rows += _rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, ""))
+        own = list(_rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, "")))
+        first = _class_of_row.setdefault(str(own), cls.__name__)
+        if first == cls.__name__:
+            rows += own
+        else:
+            again.setdefault(first, []).append(f"`{name}`")
+    text += [f"As in {first}: {', '.join(names)}.\n" for first, names in again.items()]
     return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
 
 

@@ -248,11 +248,13 @@ class BatchNLL:
     rows      i64[G], dataset rows, ascending
     nll_sum   f64[G], nats; 0 where it is not finite: the step is skipped, as the example spoils its loss
     n_tokens  i64[G], response tokens
+    ids       G example ids
     """
 
     rows: torch.Tensor
     nll_sum: torch.Tensor
     n_tokens: torch.Tensor
+    ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

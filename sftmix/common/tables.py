@@ -184,7 +184,7 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
         n_tokens=np.repeat(dynamics.n_tokens, c),
         n_correct=dynamics.n_correct.reshape(-1),
         alone_nll_sum=None if alone is None else np.where(scored, alone, 0.0).reshape(-1),
-        token_nll=None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float32)],
+        token_nll=None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)],
     )
 
 

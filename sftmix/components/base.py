@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import plain_value
 from sftmix.components.view import LossView
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -226,6 +226,13 @@ def check_number(key: str, value: float, *, above: float | None = None, least: f
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
+
+
+def existing_file(key: str, path: str | os.PathLike[str]) -> str:
+    """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
+    if not os.path.isfile(path):
+        raise DataError(f"{key}: {path}: there is no such file")
+    return os.fspath(path)
 
 
 class PairSampler(Component, ABC):

@@ -26,7 +26,8 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
     modules = [importlib.import_module(f"sftmix.components.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     bases = [c for c in classes if c.__module__ == base.__name__ and base.Component in c.__bases__]
-    return [(b.__name__, [as_shipped(c) for c in classes if issubclass(c, b) and c is not b]) for b in bases]
+    whole = [c for c in classes if c not in bases and not inspect.isabstract(c)]
+    return [(b.__name__, [as_shipped(c) for c in whole if issubclass(c, b)]) for b in bases]
 
 
 def as_shipped(cls: type) -> Shipped:

@@ -13,6 +13,7 @@ from sftmix.components.base import PairSampler, check_choice
 from sftmix.types import UNPAIRED, Int64, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
+First = Literal["confident", "unconfident"]
 
 SWAP_ROUNDS = 32
 """Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
@@ -107,6 +108,24 @@ class AnyPairs(PairSampler):
         return _some(_within(np.flatnonzero(split.group != UNPAIRED), scores, rng))
 
 
+class ByConfidence(PairSampler):
+    """Curriculum: the examples in the order of their confidence, two neighbours a pair; the same in every epoch.
+
+    Meant for `--objective NTP`, which takes the order alone. The unpaired come between the pairs; of an odd number the
+    last is left out and comes with them.
+    """
+
+    def __init__(self, *, first: First = "confident") -> None:
+        """first: the end at which an epoch begins, confident or unconfident."""
+        check_choice("pairing.first", first, get_args(First))
+        self.first = first
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        ranked = _ranked(self, split, scores)
+        pairs = np.asarray(ranked[: len(ranked) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+        return _some(pairs if self.first == "confident" else pairs[::-1])
+
+
 class ConfidenceGapPairs(PairSampler):
     """Continuous confidence instead of halves: random pairs of examples far enough apart in rank.
 
@@ -126,18 +145,23 @@ class ConfidenceGapPairs(PairSampler):
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        if np.isnan(scores.confidence).all():
-            raise ConfigError(
-                "pairing ConfidenceGapPairs needs a confidence, and with this splitter none is estimated; "
-                "use --splitter Median or Quantile"
-            )
-        usable = np.flatnonzero((split.group != UNPAIRED) & ~np.isnan(scores.confidence)).tolist()
-        ranked = sorted(usable, key=lambda row: (-scores.confidence[row], scores.id[row]))
+        ranked = _ranked(self, split, scores)
         if len(ranked) % 2:
             del ranked[len(ranked) // 2]
         rng = generator(seed, "pairs", epoch)
         ranks = rng.permutation(_far_matching(len(ranked), math.ceil(self.min_gap * len(ranked)), rng))
         return _some(np.asarray(ranked, dtype=np.int64)[ranks])
+
+
+def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> list[int]:
+    """Return the scored rows but the unpaired, most confident first, equal ones by id."""
+    if np.isnan(scores.confidence).all():
+        raise ConfigError(
+            f"pairing {type(sampler).__name__} needs a confidence, and with this splitter none is estimated; "
+            "use --splitter Median or Quantile"
+        )
+    usable = np.flatnonzero((split.group != UNPAIRED) & ~np.isnan(scores.confidence)).tolist()
+    return sorted(usable, key=lambda row: (-scores.confidence[row], scores.id[row]))
 
 
 def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:

@@ -79,6 +79,35 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return tokens[torch.where(mask, origin[:, None] + place, 0)], mask, column + shift[batch.slot]
 
 
+def _on_lines(plan: Plan, batch: Batch, share_M: Tensor, layer: int) -> LinesPlan:
+    """Lay out the pairs of a plan on lines, without token pairs that do not stand at one place.
+
+    share_M  the weight of each token pair before mu; the Mixup count is the sum of those that are left
+    """
+    import torch
+
+    ids, mask, column = aligned(batch)
+    kept = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
+    pairs, lam, pair = plan.pairs[kept], plan.lam[kept], batch.pair_index[kept]
+    # Without pairs a pass is made all the same: under FSDP every rank makes as many.
+    slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
+    share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
+    values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
+    values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept]}
+    values["mixup_count"] = float(share_M[kept].sum(dtype=torch.float64))
+    return LinesPlan(
+        **values,
+        input_ids=ids[slots.T.flatten()],
+        mask=mask[slots.T.flatten()],
+        share=share.repeat(2),
+        line=torch.cat([pair, pair + len(slots)]),
+        column=column[rows],
+        own=batch.labels[rows],
+        other=batch.labels[rows.roll(len(lam))],
+        layer=layer,
+    )
+
+
 def mixed(states: Tensor, mask: Tensor, share: Tensor) -> Tensor:
     """Return the states [R, L, D] of each line mixed with its partner's where both have a token; else its own."""
     import torch
@@ -103,7 +132,7 @@ class ManifoldMixup(SFTMix):
         self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0
     ) -> None:
         """
-        mu: weight of the Mixup term (0: NTP alone), or a Schedule.
+        mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         layers: a decoder layer, from 1, or a list of them, of which each step draws one; 0 is the embeddings.
         """
@@ -113,31 +142,11 @@ class ManifoldMixup(SFTMix):
             raise ConfigError(f"objective.layers is {layers}; allowed: a number from 0, or several, such as [0, 4, 8]")
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        import torch
-
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if plan.mu == 0:
             return plan
-        ids, mask, column = aligned(batch)
-        kept = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
-        pairs, lam, pair = plan.pairs[kept], plan.lam[kept], batch.pair_index[kept]
-        # Without pairs a pass is made all the same: under FSDP every rank makes as many.
-        slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
-        share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
-        count = float(self._shares(batch, plan.lam)[0][kept].sum(dtype=torch.float64))
-        values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
-        values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept], "mixup_count": count}
-        return LinesPlan(
-            **values,
-            input_ids=ids[slots.T.flatten()],
-            mask=mask[slots.T.flatten()],
-            share=share.repeat(2),
-            line=torch.cat([pair, pair + len(slots)]),
-            column=column[rows],
-            own=batch.labels[rows],
-            other=batch.labels[rows.roll(len(lam))],
-            layer=int(generator(seed, "layer", step).choice(self.layers)),
-        )
+        layer = int(generator(seed, "layer", step).choice(self.layers))
+        return _on_lines(plan, batch, self._shares(batch, plan.lam)[0], layer)
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         ntp = view.sft_loss(batch, plan.without_pairs())
@@ -157,7 +166,7 @@ class EmbeddingMixup(ManifoldMixup):
 
     def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5) -> None:
         """
-        mu: weight of the Mixup term (0: NTP alone), or a Schedule.
+        mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         """
         super().__init__(mu=mu, alpha=alpha)

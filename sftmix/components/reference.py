@@ -11,7 +11,7 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
-from sftmix.components.base import Need, Reference, ReferenceContext
+from sftmix.components.base import Need, Reference, ReferenceContext, existing_file
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -171,9 +171,7 @@ class FromFile(Reference):
         path = os.fspath(self.path)
         if name := hub_name(path):
             return fetched_scores(name)
-        if not os.path.isfile(path):  # checked here, before the stage stores its inputs
-            raise DataError(f"reference.path: {path}: there is no such file")
-        return [path]
+        return [existing_file("reference.path", path)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         from sftmix.common.tables import read_dynamics

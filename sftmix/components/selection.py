@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.rng import stable_hash
-from sftmix.components.base import Selector, check_number
+from sftmix.common.rng import generator, stable_hash
+from sftmix.components.base import Selector, check_number, existing_file
 from sftmix.types import Rows, Scores
 
 
@@ -67,12 +69,8 @@ class ScoreAtLeast(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         columns: dict[str, Sequence[Any]] = {"n_tokens": scores.n_tokens.tolist(), **scores.columns}
-        if self.field not in columns:
-            raise ConfigError(
-                f"selector.field is {self.field!r}, which is no field of the rows; there are {_listed(columns)}"
-            )
-        found = zip(scores.id, columns[self.field], strict=True)
-        values = [self._number(example_id, value, columns) for example_id, value in found]
+        scored = zip(scores.id, _column(columns, self.field), strict=True)
+        values = [self._number(example_id, value, columns) for example_id, value in scored]
         return np.flatnonzero([value >= self.threshold for value in values]).astype(np.int64)
 
     def _number(self, example_id: str, value: Any, columns: dict[str, Sequence[Any]]) -> float:
@@ -107,6 +105,93 @@ class WithLabel(Selector):
                 f"{_listed(label for label in values if label is not None)} (from data.label_field or data.labels)"
             )
         return np.flatnonzero([label in self.labels for label in values]).astype(np.int64)
+
+
+class Shares(Selector):
+    """A mixture of sources: so many examples with each value of a row field, chosen by id and seed.
+
+    Examples with another value, or without one, are not selected.
+    """
+
+    def __init__(self, *, field: str, shares: dict[str, float], k: int) -> None:
+        """
+        field: name of the row field that holds the source, or `label`.
+        shares: value of the field -> share of the k examples; the shares add up to 1, and parts are rounded.
+        k: number of examples to keep.
+        """
+        _check_k(k)
+        if not shares or min(shares.values()) < 0 or not math.isclose(sum(shares.values()), 1):
+            raise ConfigError(f"selector.shares is {shares}; allowed: shares from 0 that add up to 1")
+        self.field = field
+        self.shares = shares
+        self.k = k
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
+        values, kept = list(map(str, _column(columns, self.field))), list[int]()
+        for value, share in self.shares.items():
+            rows, wanted = [row for row, own in enumerate(values) if own == value], round(share * self.k)
+            if wanted > len(rows):
+                raise ConfigError(
+                    f"selector.shares asks for {wanted:,} of the {self.k:,} examples with {self.field} {value!r}, but "
+                    f"there are {len(rows):,}; use a smaller k or share"
+                )
+            kept += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
+        return np.sort(np.asarray(kept, dtype=np.int64))
+
+
+class S2L(Selector):
+    """S2L (arXiv 2403.07384): examples spread evenly over clusters of loss trajectories of a small reference.
+
+    The trajectory of an example is its mean NLL at each checkpoint of an earlier run. From the smallest cluster on,
+    each gives an equal part of what is still to be chosen, or all that it has. Examples without a trajectory are not
+    selected.
+    """
+
+    def __init__(self, *, k: int, dynamics: str | os.PathLike[str], clusters: int = 100) -> None:
+        """
+        k: number of examples to keep.
+        dynamics: a dynamics.parquet of the same rows, for instance of `sftmix confidence` with a small model.
+        clusters: number of clusters of k-means, at least 1.
+        """
+        _check_k(k)
+        if clusters < 1:
+            raise ConfigError(f"selector.clusters is {clusters}; allowed: 1 and above")
+        self.k = k
+        self.dynamics = dynamics
+        self.clusters = clusters
+
+    def files(self) -> Sequence[str]:
+        return [existing_file("selector.dynamics", self.dynamics)]
+
+    def select(self, scores: Scores, *, seed: int) -> Rows:
+        from scipy.cluster.vq import kmeans2
+
+        from sftmix.common.tables import read_dynamics
+
+        dynamics = read_dynamics(self.dynamics).of(scores.id)
+        rows = np.flatnonzero(dynamics.scored)
+        if self.k > len(rows):
+            raise ConfigError(
+                f"selector.k is {self.k:,}, but selector.dynamics {self.dynamics} has the trajectories of "
+                f"{len(rows):,} examples; use a smaller k, or dynamics of the same rows"
+            )
+        trajectories = dynamics.nll_sum[rows] / dynamics.n_tokens[rows, None]
+        rng = generator(seed, "s2l")
+        with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
+            _, cluster = kmeans2(trajectories, min(self.clusters, len(rows)), minit="++", seed=rng)
+        members = [rng.permutation(rows[cluster == c]) for c in np.unique(cluster)]
+        members.sort(key=len)
+        kept: list[int] = []
+        for place, own in enumerate(members):
+            kept += own[: (self.k - len(kept)) // (len(members) - place)].tolist()
+        return np.sort(np.asarray(kept, dtype=np.int64))
+
+
+def _column(columns: Mapping[str, Sequence[Any]], field: str) -> Sequence[Any]:
+    if field not in columns:
+        raise ConfigError(f"selector.field is {field!r}, which is no field of the rows; there are {_listed(columns)}")
+    return columns[field]
 
 
 def _first(k: int, keys: Sequence[Any]) -> Rows:

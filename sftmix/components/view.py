@@ -79,6 +79,14 @@ class LossView:
 
         return chunked_loss(hidden, f, *columns, row_weight=row_weight, **self._formula)
 
+    def figures(self, f: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """Return [T], `f` of the logits of each response token as in `chunked_loss`, detached: one pass of the head."""
+        import torch
+
+        hidden = self.hidden
+        with torch.no_grad():
+            return self.chunked_loss(hidden, f, *columns).each
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the input embeddings of ids [R, L] as [R, L, D]; a perturbation changes `hidden` alone."""
         raise ConfigError(_STEPS_ALONE)

@@ -113,12 +113,13 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
 
 @cache
 def nested_bases() -> dict[str, type[Component]]:
-    """Return option -> base class for options of shipped components that take a component (`objective.mu`)."""
+    """Return option -> base class for kinds that only options of shipped components take (`objective.mu`)."""
     places: dict[type[Component], str] = {}
     for field, base in component_bases().items():
         for shipped in dict(catalogue())[base.__name__]:
             for name, option in options_of(import_class(shipped.path)).items():
-                if inner := component_in(option.annotation):
+                inner = component_in(option.annotation)
+                if inner and inner not in component_bases().values():
                     places.setdefault(inner, f"{field}.{name}")
     return {place: base for base, place in places.items()}
 

@@ -194,10 +194,14 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
 
 def _weight(row: Mapping[str, Any], what: str) -> float:
     """Return the field `weight` of a row or turn; 1 if it has none."""
-    weight = 1 if row.get("weight") is None else row["weight"]
-    if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise BadRow(f"{what} is {quoted(weight)}; allowed: a number from 0")
-    return float(weight)
+    value = row.get("weight")
+    try:
+        weight = float(1 if value in (None, "") else value)  # tables of text have "0.5"
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow(f"{what} is {quoted(value)}; allowed: a number from 0")
+    return weight
 
 
 def _content(value: Any, what: str) -> str:

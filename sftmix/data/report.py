@@ -31,6 +31,7 @@ REASONS = {
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
     "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
     "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
+    "weighted": "example{s} with a weight other than 1 (the field weight of the row, or of a turn)",
     "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
     "split_alone": "conversation{s} not scored: split by this template, not by the target's (see data.multi_turn)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",

@@ -51,11 +51,13 @@ class Tokenise:
                 report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
             if outcome.ids:
                 weights = [message.weight for message in example.messages if message.trained][: len(outcome.spans)]
+                if weighted := set(weights) != {1.0}:
+                    report.add("weighted", name)
                 row = {
                     "id": example.id,
                     "input_ids": np.asarray(outcome.ids, dtype=np.int32),
                     "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
-                    "weights": None if set(weights) == {1.0} else weights,
+                    "weights": weights if weighted else None,
                     "truncated": "truncated" in outcome.reasons,
                     "n_targets": sum(end - start for start, end in outcome.spans),
                     "record": record,

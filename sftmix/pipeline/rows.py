@@ -102,7 +102,9 @@ def tokenised_rows(
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:
     """Return the ids that the selector keeps, or kept in a run directory, in file order."""
     if run is not None and (run / "selection" / MANIFEST).exists():
-        return read_ids(run / "selection" / "selected.parquet")
+        kept = read_ids(run / "selection" / "selected.parquet")
+        if not set(kept).isdisjoint(rows.ids):  # rows that are all other ones are refused later, by their files
+            return kept
     chosen = config.selector.select(table_of(rows), seed=config.seed)
     return [rows.ids[row] for row in check_selection(config.selector, chosen, len(rows))]
 

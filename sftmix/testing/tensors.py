@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.collate import collate
@@ -23,6 +27,8 @@ from sftmix.training.step import normalise
 from sftmix.types import Batch, BatchNLL, Float64, Plan, Split
 
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
+_READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
+_LIBRARY = [os.path.join(*parts) for parts in (("", "transformers", ""), ("sftmix", "functional", ""))]
 _UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
@@ -30,7 +36,8 @@ _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), nam
 def _batches(cut: Sequence[Sequence[Unit]], data: RowsInMemory) -> list[Batch]:
     rows = torch.tensor(sorted({slot.row for units in cut for unit in units for slot in unit}))
     counts = torch.tensor([int(data[int(row)].target.sum()) for row in rows])
-    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts)
+    ids = [data[int(row)].id for row in rows]
+    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=ids)
     return [replace(collate(units, data, split=_SPLIT), batch_nll=nll) for units in cut]
 
 
@@ -65,6 +72,22 @@ def _weights(batches: Sequence[Batch], plans: Sequence[Plan]) -> dict[tuple, flo
     return weights
 
 
+class _HostReads(TorchFunctionMode):
+    """The places outside torch, transformers and the fused loss that read a tensor's values while it is entered."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
+        if by_mask or getattr(func, "__name__", "") in _READS:
+            frames = ((f.filename, f.lineno) for f in reversed(traceback.extract_stack()[:-1]))
+            file, line = next(place for place in frames if f"{os.sep}torch{os.sep}" not in place[0])
+            if not any(part in file for part in _LIBRARY):
+                self.places.append(f"{os.path.basename(file)}:{line}")
+        return func(*args, **(kwargs or {}))
+
+
 def _loss(
     objective: Objective, batches: Sequence[Batch], plans: Sequence[Plan], move: Float64 | float = 0.0
 ) -> Float64:
@@ -80,7 +103,9 @@ def _loss(
     total = torch.zeros((), dtype=torch.float64)
     for batch, plan in zip(batches, plans, strict=True):
         scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
-        out = module(batch, scaled, loss=objective.loss)
+        with _HostReads() as reads:
+            out = module(batch, scaled, loss=objective.loss)
+        assert not reads.places, f"loss() reads values on the host, which waits for the device: {reads.places}"
         valid(check_loss, objective, out, scaled)
         total = total + out.loss
     gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
@@ -89,6 +114,8 @@ def _loss(
 
 def check_objective(objective: Objective, *, steps: int = 3, finite_differences: bool = True) -> None:
     """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
+
+    The loss reads no values on the host (`item`, `tolist`, a mask as an index), which would wait for the device.
 
     The last point makes a run independent of ranks and micro-batches: the weight of every token and pair in the loss,
     divided by the counts of the whole global batch, must not depend on its micro-batch. The loss and its gradient, on a

@@ -61,10 +61,10 @@ class TrainingModule(nn.Module):
     @contextlib.contextmanager
     def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb | None) -> Iterator[None]:
         """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer."""
-        ids = [batch.ids[slot] for slot in segment.slots.tolist()]
-        if perturb is None or not ids:  # an idle segment
+        if perturb is None or not len(segment.slots):  # an idle segment
             yield
             return
+        ids = [batch.ids[slot] for slot in segment.slots.tolist()]
         changed = partial(_changed, segment, partial(perturb, ids=ids))
         hook = self.model.get_input_embeddings().register_forward_hook(lambda module, inputs, e: changed(e))
         try:

@@ -45,7 +45,8 @@ class OnlineLosses:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         self._parts = []
         if arrays and self._world.is_main:
-            self._parts = [BatchNLL(*(arrays[name].to(self._world.device) for name in ("row", "nll_sum", "n_tokens")))]
+            rows, nll_sum, n_tokens = (arrays[name].to(self._world.device) for name in ("row", "nll_sum", "n_tokens"))
+            self._parts = [BatchNLL(rows, nll_sum, n_tokens)]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.

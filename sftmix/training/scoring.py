@@ -215,14 +215,14 @@ def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
 
 def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
     """Join the parts of all ranks by row, on the CPU of every rank; None if no rank has any."""
-    columns = [[getattr(part, name) for part in parts] for name in BatchNLL.__slots__]
+    columns = [[getattr(part, name) for part in parts] for name in ("rows", "nll_sum", "n_tokens")]
     mine = [torch.cat(column).cpu().numpy() for column in columns] if parts else []
     ranks = [of_rank for of_rank in world.gather(mine) if of_rank]
     if not ranks:
         return None
-    rows, nll_sum, n_tokens = (np.concatenate(column) for column in zip(*ranks, strict=True))
-    order = np.argsort(rows)
-    return BatchNLL(*(torch.from_numpy(column[order]) for column in (rows, nll_sum, n_tokens)))
+    rows, nll_sum, n_tokens = (torch.from_numpy(np.concatenate(column)) for column in zip(*ranks, strict=True))
+    order = torch.argsort(rows)
+    return BatchNLL(rows[order], nll_sum[order], n_tokens[order])
 
 
 def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
@@ -231,6 +231,9 @@ def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, pr
         parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
     whole = gather_nll(parts, world)
     assert whole is not None
-    whole = replace(whole, nll_sum=whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0))
-    shared = BatchNLL(*(getattr(whole, name).to(world.device) for name in BatchNLL.__slots__))
+    own = [pair for batch in batches for pair in zip(batch.rows.tolist(), batch.ids, strict=True)]
+    names = dict(pair for pairs in world.gather(own) for pair in pairs)
+    nll_sum, device = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0), world.device
+    ids = [names[row] for row in whole.rows.tolist()]
+    shared = BatchNLL(whole.rows.to(device), nll_sum.to(device), whole.n_tokens.to(device), ids)
     return [replace(batch, batch_nll=shared) for batch in batches]

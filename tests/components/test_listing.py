@@ -10,7 +10,7 @@ import sftmix.components as components
 from sftmix.components.base import Component
 from sftmix.config.schema import options_of
 
-REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5}
+REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5, "shares": {"a": 1.0}}
 """Values of required options that are not text."""
 
 
@@ -33,15 +33,17 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
             "LevelPairs",
             "SameGroupPairs",
             "AnyPairs",
+            "ByConfidence",
             "ConfidenceGapPairs",
         ],
         "Objective": [
             *("NTP", "SFTMix", "MixupOnly", "DecomposedMixup"),
             *("ManifoldMixup", "EmbeddingMixup", "CutMix", "MixtureDivergence"),
             *("LabelSmoothing", "DFT", "IRDRO"),
+            *("ProFit", "EAFT", "PriFT", "ASFT", "Rho1", "TailSFT"),
         ],
         "Callback": ["Evaluate", "EarlyStopping", "LossSpikeGuard", "MeasureMixing"],
-        "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel"],
+        "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel", "Shares", "S2L"],
         "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
         "Optimizer": ["AdamW", "AdamW8bit"],
         "Perturbation": ["NEFTune"],

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.batches.order import epoch_units
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components import (
     AnyPairs,
+    ByConfidence,
     ConfidenceGapPairs,
     LengthMatchedPairs,
     LevelPairs,
@@ -277,6 +279,19 @@ def test_gap_pairs_forget_where_they_started():
     table, split = scores([1] * n, confidence=-np.arange(1.0, n + 1)), levels([0] * n, 1)
     epochs = [ConfidenceGapPairs().pairs(split, table, epoch=epoch, seed=0) for epoch in (0, 1)]
     assert len(set(map(tuple, epochs[0].tolist())) & set(map(tuple, epochs[1].tolist()))) < 10
+
+
+def test_by_confidence_is_a_curriculum():
+    confidence = [0.2, np.nan, -3.0, 0.9, 0.2, -0.5, 0.7]
+    table, split = scores([1] * 7, confidence=confidence), levels([0, -1, 1, 0, 1, 1, -1], 2)
+    for epoch in (0, 3):
+        assert ByConfidence().pairs(split, table, epoch=epoch, seed=epoch).tolist() == [[3, 0], [4, 5]]
+    pairs = ByConfidence(first="unconfident").pairs(split, table, epoch=0, seed=0)
+    units = epoch_units(7, pairs, epoch=0, seed=0)
+    assert [[slot.row for slot in unit] for unit in units if len(unit) == 2] == [[4, 5], [3, 0]]
+    assert sorted(slot.row for unit in units for slot in unit) == list(range(7))
+    with pytest.raises(ConfigError, match="pairing ByConfidence needs a confidence"):
+        ByConfidence().pairs(halves(4), scores([1] * 4, confidence=[np.nan] * 4), epoch=0, seed=0)
 
 
 def test_what_gap_pairs_need():

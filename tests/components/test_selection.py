@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError
-from sftmix.components import All, Longest, Random, ScoreAtLeast, WithLabel
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.tables import write_dynamics
+from sftmix.components import S2L, All, Longest, Random, ScoreAtLeast, Shares, WithLabel
 from sftmix.components.contracts import check_selection
-from sftmix.types import Scores
+from sftmix.types import Scores, TrainingDynamics
 
 
 def scores(n_tokens, *, ids=None, label=None, **columns):
@@ -92,3 +93,44 @@ def test_labels():
         WithLabel(labels="high").select(scores([1]), seed=0)
     with pytest.raises(ConfigError, match="names no label"):
         WithLabel(labels=[]).select(table, seed=0)
+
+
+def test_shares_of_sources_are_chosen_by_id():
+    table = scores([1] * 10, source=["a"] * 6 + ["b"] * 3 + [None])
+    selector = Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=5)
+    rows = selector.select(table, seed=0).tolist()
+    assert [sum(row < 6 for row in rows), sum(6 <= row < 9 for row in rows)] == [3, 2]
+    turned = scores([1] * 10, ids=table.id[::-1], source=table.columns["source"][::-1])
+    assert {turned.id[row] for row in selector.select(turned, seed=0)} == {table.id[row] for row in rows}
+    assert any(selector.select(table, seed=seed).tolist() != rows for seed in range(1, 9))
+    labelled = Shares(field="label", shares={"x": 1.0}, k=1)
+    assert labelled.select(scores([1, 1], label=["y", "x"]), seed=0).tolist() == [1]
+    with pytest.raises(ConfigError, match=r"asks for 4 of the 10 examples with source 'b', but there are 3; use"):
+        Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=10).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"selector\.field is 'sourec', which is no field of the rows; there are"):
+        Shares(field="sourec", shares={"a": 1.0}, k=1).select(table, seed=0)
+    for wrong in ({}, {"a": 0.6, "b": 0.6}, {"a": 1.5, "b": -0.5}):
+        with pytest.raises(ConfigError, match=r"selector\.shares is .*allowed: shares from 0 that add up to 1"):
+            Shares(field="source", shares=wrong, k=1)
+
+
+def test_s2l_spreads_the_choice_over_clusters_of_trajectories(tmp_path):
+    """Three kinds of trajectory, 2, 10 and 18 examples of them: of 12, the smallest gives all, the others 5 each."""
+    kinds = np.repeat([0, 1, 2], [2, 10, 18])
+    curves = np.array([[9.0, 9.0, 9.0], [5.0, 3.0, 1.0], [2.0, 1.0, 0.5]])[kinds]
+    curves = curves + np.random.default_rng(0).normal(0, 0.01, curves.shape)
+    ids, lengths = [f"e{i}" for i in range(31)], np.arange(1, 32)
+    nll = np.vstack([curves, np.ones(3)]) * lengths[:, None]
+    scored = np.where(np.arange(31) == 30, 0, lengths)
+    dynamics = TrainingDynamics(ids, np.array([1, 2, 3]), nll * (scored > 0)[:, None], scored, np.zeros((31, 3), int))
+    path = str(tmp_path / "dynamics.parquet")
+    write_dynamics(path, dynamics)
+    selector, table = S2L(k=12, dynamics=path, clusters=3), scores(lengths, ids=ids)
+    rows = selector.select(table, seed=0)
+    assert np.bincount(kinds[rows], minlength=3).tolist() == [2, 5, 5]
+    assert rows.tolist() == selector.select(table, seed=0).tolist()
+    assert len(S2L(k=30, dynamics=path).select(table, seed=1)) == 30
+    with pytest.raises(ConfigError, match=r"selector\.k is 31, but .* has the trajectories of 30 examples"):
+        S2L(k=31, dynamics=path).select(table, seed=0)
+    with pytest.raises(DataError, match=r"selector\.dynamics: .*none\.parquet: there is no such file"):
+        S2L(k=1, dynamics=str(tmp_path / "none.parquet")).files()

@@ -62,6 +62,10 @@ def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, opt
     assert data[0].weight[data[0].target].tolist() == expected.tolist()
     assert data[1].weight is None
     assert data.columns["weight"] == [3, None]
+    assert load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).report.counts["weighted"] == 1
+    table = "instruction,output,weight\na,b,0.5\nc,d,\n"
+    data = load(options(write("rows.csv", table.encode())), encoder).train
+    assert [e.weight is not None and set(e.weight[e.target].tolist()) for e in data] == [{0.5}, False]
     turns = load(options(write("rows.jsonl", rows), multi_turn="per_turn"), encoder).train
     assert [set(e.weight[e.target].tolist()) for e in turns if e.weight is not None] == [{1.5}, {3.0}]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sftmix.batches.collate import collate
 from sftmix.common.world import World
-from sftmix.components import CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
+from sftmix.components import EAFT, CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import wrap
 from sftmix.training.step import normalise
@@ -25,6 +25,7 @@ from tests.toy import toy_model
 pytestmark = pytest.mark.slow
 
 OBJECTIVES = [EmbeddingMixup(mu=MU), ManifoldMixup(mu=MU, layers=1), CutMix(mu=MU), MixtureDivergence(mu=MU)]
+OBJECTIVES.append(EAFT(mixup=EmbeddingMixup(mu=MU)))
 NAMES = [type(objective).__name__ for objective in OBJECTIVES]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +68,12 @@ def test_another_selection_is_another_run(tiny, tmp_path):
     run(config(tiny, tmp_path / "run", selector=LongResponses()))
     with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
         run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
+    others = [{"instruction": f"Say {i}.", "output": f"{i}", "kind": "x"} for i in range(20)]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
+    changed = config(tiny, tmp_path / "run", selector=LongResponses())
+    changed = replace(changed, data=replace(changed.data, train=str(tmp_path / "others.jsonl")))
+    with pytest.raises(ConfigError, match="the training rows are others"):
+        run(changed)
 
 
 @pytest.mark.parametrize(

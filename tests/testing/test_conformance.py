@@ -36,6 +36,7 @@ OPTIONS = {
     "sftmix.components.selection.Random": {"k": 3},
     "sftmix.components.selection.ScoreAtLeast": {"field": "score", "threshold": 1.0},
     "sftmix.components.selection.WithLabel": {"labels": ["High"]},
+    "sftmix.components.selection.Shares": {"field": "label", "shares": {"High": 0.5, "Low": 0.5}, "k": 4},
     "sftmix.components.splitters.QualityLabel": {"high": "High", "low": "Low"},
     "sftmix.components.schedules.Constant": {"value": 0.2},
     "sftmix.components.schedules.Linear": {"start": 0.0, "end": 0.4},
@@ -44,17 +45,22 @@ OPTIONS = {
 }
 MORE = {
     "sftmix.components.reweighting.DFT": {"finite_differences": False},
+    **{f"sftmix.components.tokens.{name}": {"finite_differences": False} for name in ("EAFT", "ProFit")},
     "sftmix.components.splitters.QualityLabel": {
         "scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)
     },
     "sftmix.components.selection.WithLabel": {"scores": testing.score_tables(labels=("High", "Low"))},
+    "sftmix.components.selection.Shares": {"scores": testing.score_tables(labels=("High", "Low"))},
     "sftmix.components.pairing.LevelPairs": {"groups": 4},
 }
+_STORED = "reads a file; tests/training/test_token_weights.py"
 OUTSIDE = {
     "sftmix.components.optimizers.AdamW8bit": "needs bitsandbytes and a GPU; tests/components/test_optimizers.py",
     "sftmix.components.reference.FromFile": "reads a file; tests/components/test_reference.py",
     "sftmix.components.reference.Online": "has no dynamics before training; tests/pipeline/test_pairs.py",
+    "sftmix.components.selection.S2L": "reads a file; tests/components/test_selection.py",
     "sftmix.components.splitters.FromFile": "reads a file; tests/components/test_splitters.py",
+    **{f"sftmix.components.tokens.{name}": _STORED for name in ("PriFT", "ASFT", "Rho1", "TailSFT")},
 }
 SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.path not in OUTSIDE]
 
@@ -89,7 +95,22 @@ class Halved(NTP):
         return out._replace(loss=0.5 * out.loss + 0.5 * out.loss.detach())
 
 
-@pytest.mark.parametrize(("objective", "words"), [(Mean(), "depends on the cut"), (Halved(), "is not the loss's")])
+class Reads(NTP):
+    """A loss that waits for the device."""
+
+    def loss(self, view, batch, plan):
+        assert len(batch.labels[plan.row_weight > 0]) == plan.row_weight.count_nonzero().item()
+        return super().loss(view, batch, plan)
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (Mean(), "depends on the cut"),
+        (Halved(), "is not the loss's"),
+        (Reads(), r"reads values on the host.*'test_conformance.py:\d+', 'test_conformance.py:\d+'"),
+    ],
+)
 def test_a_loss_that_is_no_sum_or_no_primitive_is_caught(objective, words):
     with pytest.raises(AssertionError, match=words):
         testing.check_objective(objective)

@@ -107,8 +107,11 @@ def ours(
     return total, gradients(model)
 
 
-def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, mixup_mean: str):
-    """The formula, an example at a time: no padding, no chunks, hidden states mixed and multiplied by the head."""
+def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, mixup_mean: str, factor=None):
+    """The formula, an example at a time: no padding, no chunks, hidden states mixed and multiplied by the head.
+
+    factor  (row, logits, labels) -> the factors of the tokens' NLL, and what each token adds to the NTP count
+    """
     head = model.get_output_embeddings().weight
 
     def states(row: int):
@@ -126,8 +129,9 @@ def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, 
     for unit in units:
         for slot in unit:
             z, y, w = states(slot.row)
-            ntp = ntp + slot.ntp_weight * (w * nll(z, y)).sum()
-            n_ntp += slot.ntp_weight * float(w.sum())
+            by, counted = (1.0, w) if factor is None else factor(slot.row, (z @ head.T).detach(), y)
+            ntp = ntp + slot.ntp_weight * (w * by * nll(z, y)).sum()
+            n_ntp += slot.ntp_weight * float(counted.sum())
         if len(unit) == 2 and mu:
             (z_c, y_c, w_c), (z_u, y_u, w_u) = (states(slot.row) for slot in unit)
             n = min(len(y_c), len(y_u))

@@ -1,0 +1,247 @@
+"""Objectives that weigh each response token, by the model's own probabilities or by those of a stored reference.
+
+A stored reference is confidence/dynamics.parquet of `sftmix confidence --reference.token_nll true`, made of the same
+rows with the same tokenizer, template and length. PriFT, ASFT and TailSFT take its first checkpoint (the model
+before training, if 0 is among reference.checkpoints), Rho1 its last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.components.base import Need, Objective, check_number, existing_file
+from sftmix.components.objectives import NTP
+from sftmix.components.view import LossView
+from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
+
+if TYPE_CHECKING:
+    from sftmix.functional import SFTLoss
+
+
+class TokenWeights(Objective):
+    """NTP with a factor for the NLL of each token; the Mixup of another objective beside it has none.
+
+    The NTP sum is divided by the number of response tokens, unless a class says otherwise.
+    """
+
+    def __init__(self, *, mixup: Objective | None = None) -> None:
+        """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
+        self.mixup = mixup
+        self.inner = mixup or NTP()
+        self.needs = type(self).needs | self.inner.needs
+
+    @abstractmethod
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        """Return [T], the factor of each response token, detached."""
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        return self.inner.plan(batch, step=step, total_steps=total_steps, seed=seed)
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        return self.inner.loss(view, batch, replace(plan, row_weight=plan.row_weight * self.factors(view, batch)))
+
+
+class ProFit(TokenWeights):
+    """ProFit (arXiv 2601.09195): only the tokens with a probability above a threshold are trained."""
+
+    def __init__(self, *, threshold: float = 0.1, mixup: Objective | None = None) -> None:
+        """
+        threshold: a probability from 0 (NTP) to below 1.
+        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
+        """
+        super().__init__(mixup=mixup)
+        _check_share("threshold", threshold)
+        self.threshold = threshold
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        return (_probability(view, batch) > self.threshold).float()
+
+
+class EAFT(TokenWeights):
+    """Entropy-adaptive fine-tuning (arXiv 2601.02151): each token's NLL times the entropy of the likeliest tokens.
+
+    The probabilities of the 20 likeliest tokens are normalised among themselves, and their entropy is divided by
+    log 20. A token that contradicts a model which is sure of itself has a factor near 0.
+    """
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        return view.figures(_top_entropy)
+
+
+class StoredReference(TokenWeights):
+    """Token weights from the dynamics of an earlier run."""
+
+    def __init__(self, *, dynamics: str | os.PathLike[str], mixup: Objective | None = None) -> None:
+        """
+        dynamics: a dynamics.parquet with the NLL of each token.
+        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
+        """
+        super().__init__(mixup=mixup)
+        self.dynamics = dynamics
+
+    def files(self) -> Sequence[str]:
+        return [existing_file("objective.dynamics", self.dynamics)]
+
+    @cached_property
+    def stored(self) -> TrainingDynamics:
+        """The dynamics in the file."""
+        from sftmix.common.tables import read_dynamics
+
+        return read_dynamics(self.dynamics)
+
+    @cached_property
+    def token_nll(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Example id -> f32[C, n_tokens]."""
+        if self.stored.token_nll is None:
+            raise DataError(
+                f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
+            )
+        return dict(zip(self.stored.ids, self.stored.token_nll, strict=True))
+
+    def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
+        """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
+        import torch
+
+        nll = [self.token_nll[name][checkpoint] if name in self.token_nll else np.zeros(0) for name in batch.ids]
+        sizes = [len(part) for part in nll]
+        if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
+            here = torch.bincount(batch.slot, minlength=len(sizes)).tolist()
+            wrong = next(place for place, size in enumerate(sizes) if size != here[place])
+            raise ConfigError(
+                f"objective.dynamics: {self.dynamics} has {sizes[wrong]} tokens of example {batch.ids[wrong]}, which "
+                f"has {here[wrong]} here; make it of the same rows, with the same tokenizer, template and length"
+            )
+        return torch.as_tensor(np.concatenate(nll), dtype=torch.float64, device=batch.labels.device)
+
+
+class PriFT(StoredReference):
+    """PriFT-prob (arXiv 2606.09396): each token's NLL times its probability under the pretrained model."""
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        return (-self.reference_nll(batch)).exp()
+
+
+class ASFT(StoredReference):
+    """Anchored SFT (arXiv 2509.23753), cheaply: DFT plus a pull to the pretrained model at the response tokens alone.
+
+    Of KL(p_ref || p) only the term of the response token is there, whose gradient is that of p_ref times its NLL: the
+    factor is p + kl p_ref. The paper sums over the whole vocabulary, with a second model beside the first.
+    """
+
+    def __init__(self, *, dynamics: str | os.PathLike[str], kl: float = 0.1, mixup: Objective | None = None) -> None:
+        """
+        dynamics: a dynamics.parquet with the NLL of each token.
+        kl: weight of the pull, 0 (DFT) or above.
+        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
+        """
+        super().__init__(dynamics=dynamics, mixup=mixup)
+        check_number("objective.kl", kl, least=0, hint="a number from 0")
+        self.kl = kl
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        return _probability(view, batch) + self.kl * (-self.reference_nll(batch)).exp()
+
+
+class Rho1(StoredReference):
+    """Rho-1 (arXiv 2404.07965): only the tokens with the largest excess loss, NLL minus reference NLL, are trained.
+
+    The paper ranks the tokens of a batch; here those of each response are ranked, so that nothing depends on how a
+    batch is cut. The NTP sum is divided by the number of tokens that are trained.
+    """
+
+    def __init__(self, *, dynamics: str | os.PathLike[str], share: float = 0.6, mixup: Objective | None = None) -> None:
+        """
+        dynamics: a dynamics.parquet with the NLL of each token.
+        share: share of each response's tokens that are trained, rounded up, from 0 to below 1.
+        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
+        """
+        super().__init__(dynamics=dynamics, mixup=mixup)
+        _check_share("share", share)
+        self.share = share
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        return replace(plan, ntp_count=float((batch.ntp_weight * self._sizes(batch)[1]).sum()))
+
+    def _sizes(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return i64[B] twice, the number of tokens of each response, and of those that are trained."""
+        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, batch.slot.new_ones(len(batch.slot)))
+        return size_B, (self.share * size_B.double() - 1e-9).ceil().long()
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        import torch
+
+        excess = view.figures(_nll, batch.labels) - self.reference_nll(batch, -1)
+        order = excess.argsort(descending=True, stable=True)
+        order = order[batch.slot[order].argsort(stable=True)]  # by response, and in each from the largest
+        slot, (size, most) = batch.slot[order], self._sizes(batch)
+        rank = torch.arange(len(order), device=order.device) - (size.cumsum(0) - size)[slot]
+        return torch.zeros_like(excess).index_copy(0, order, (rank < most[slot]).to(excess))
+
+
+class TailSFT(StoredReference):
+    """TailSFT: of each global batch, the examples whose mean NLL has fallen most since the reference are left out.
+
+    As in the example of TRL (huggingface/trl #7212), round(share G) of the G examples are left out, at least one stays,
+    and the NTP sum is divided by the tokens that stay. Each step costs one more forward pass.
+    """
+
+    needs = frozenset({Need.BATCH_NLL})
+
+    def __init__(self, *, dynamics: str | os.PathLike[str], share: float = 0.5, mixup: Objective | None = None) -> None:
+        """
+        dynamics: a dynamics.parquet; the NLL of each response is enough.
+        share: share of the examples that are left out, from 0 (NTP) to below 1.
+        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
+        """
+        super().__init__(dynamics=dynamics, mixup=mixup)
+        _check_share("share", share)
+        self.share = share
+
+    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        nll = batch.batch_nll
+        assert nll is not None
+        stored = self.stored.of(nll.ids)
+        if not stored.scored.all():
+            missing = nll.ids[int(stored.scored.argmin())]
+            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing}")
+        before = torch.from_numpy(stored.nll_sum[:, 0] / stored.n_tokens).to(nll.nll_sum)
+        fallen = before - nll.nll_sum / nll.n_tokens
+        left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
+        batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
+        return super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+
+    def factors(self, view: LossView, batch: Batch) -> Tensor:
+        return view.hidden.new_ones(len(batch.labels))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"objective.{name} is {value}; allowed: from 0 to below 1")
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    import torch.nn.functional as F
+
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _probability(view: LossView, batch: Batch) -> Tensor:
+    return (-view.figures(_nll, batch.labels)).exp()
+
+
+def _top_entropy(logits: Tensor, k: int = 20) -> Tensor:
+    log_p = logits.topk(min(k, logits.shape[-1])).values.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1) / math.log(k)

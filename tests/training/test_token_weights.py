@@ -1,0 +1,153 @@
+"""Objectives that weigh tokens, against the formulas of their papers on one example at a time, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sftmix.batches.collate import collate
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.tables import write_dynamics
+from sftmix.components import ASFT, EAFT, EmbeddingMixup, Need, PriFT, ProFit, Rho1, SFTMix, TailSFT
+from sftmix.testing import check_objective, rows_in_memory
+from sftmix.types import TrainingDynamics
+from tests.training.test_step import DATA, UNITS, Exact, assert_same, naive, one_step, ours
+
+CUTS = [{}, {"world": 3, "micro": 2}, {"world": 2, "padding_free": True}]
+
+
+def dynamics_of(data, seed=0) -> TrainingDynamics:
+    """Two checkpoints with random NLLs that float16 can hold."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([int(row.target[1:].sum()) for row in data])
+    tokens = [rng.gamma(2, 2, (2, size)).astype("f2").astype("f4") for size in sizes]
+    sums = np.array([nll.sum(axis=1) for nll in tokens], dtype=float)
+    return TrainingDynamics(
+        [row.id for row in data], np.array([0, 9]), sums, sizes, np.zeros((len(sizes), 2), int), tokens
+    )
+
+
+REFERENCE = dynamics_of(DATA)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("reference") / "dynamics.parquet"
+    write_dynamics(file, REFERENCE)
+    return str(file)
+
+
+def reference(row: int, checkpoint: int) -> torch.Tensor:
+    return torch.from_numpy(REFERENCE.token_nll[row][checkpoint]).double()
+
+
+def label_nll(logits, y):
+    return -torch.log_softmax(logits, -1)[torch.arange(len(y)), y]
+
+
+def profit(row, logits, y):
+    return ((-label_nll(logits, y)).exp() > 0.02).double(), torch.ones(len(y))
+
+
+def eaft(row, logits, y):
+    entropies = []
+    for line in torch.softmax(logits, -1).tolist():
+        top = sorted(line)[-20:]
+        entropies.append(-sum(p / sum(top) * math.log(p / sum(top)) for p in top) / math.log(20))
+    return torch.tensor(entropies, dtype=torch.float64), torch.ones(len(y))
+
+
+def prift(row, logits, y):
+    return (-reference(row, 0)).exp(), torch.ones(len(y))
+
+
+def asft(row, logits, y):
+    """The gradient of p NLL, p detached, and of the label's term of KL(p_ref || p), by its logarithm."""
+    return (-label_nll(logits, y)).exp() + 0.25 * (-reference(row, 0)).exp(), torch.ones(len(y))
+
+
+def rho1(row, logits, y):
+    excess = (label_nll(logits, y) - reference(row, 1)).tolist()
+    largest = sorted(range(len(y)), key=lambda t: -excess[t])[: math.ceil(0.6 * len(y) - 1e-9)]
+    chosen = torch.tensor([float(t in largest) for t in range(len(y))], dtype=torch.float64)
+    return chosen, chosen
+
+
+FORMULAS = {
+    "ProFit": (lambda path, **more: ProFit(threshold=0.02, **more), profit),
+    "EAFT": (lambda path, **more: EAFT(**more), eaft),
+    "PriFT": (lambda path, **more: PriFT(dynamics=path, **more), prift),
+    "ASFT": (lambda path, **more: ASFT(dynamics=path, kl=0.25, **more), asft),
+    "Rho1": (lambda path, **more: Rho1(dynamics=path, **more), rho1),
+}
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.75])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_global_batch_cut_up_is_the_formula(model, path, name, cut, mu):
+    make, factor = FORMULAS[name]
+    objective, lambdas = make(path, mixup=SFTMix(mu=mu) if mu else None), {}
+    assert (Need.PAIRS in objective.needs) is (mu > 0)
+    found = ours(model, Exact(objective=objective, seen=lambdas), UNITS, **cut)
+    assert_same(found, naive(model, DATA, UNITS, lambdas, mu=mu, mixup_mean="own", factor=factor))
+
+
+@pytest.mark.parametrize("name", ["ProFit", "Rho1"])
+def test_some_tokens_are_trained_and_some_are_not(model, path, name):
+    units = UNITS[:2]
+    _, factor = FORMULAS[name]
+    seen = []
+    naive(model, DATA, units, {}, mu=0, mixup_mean="own", factor=lambda *at: seen.append(factor(*at)) or seen[-1])
+    assert {0.0, 1.0} == {value for chosen, _ in seen for value in chosen.tolist()}
+
+
+def test_the_examples_that_have_fallen_most_are_left_out(model, path):
+    """G = 9 examples, of which round(0.5 x 9) = 4 are left out."""
+    rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
+    nll = {}
+
+    def noted(row, logits, y):
+        nll[row] = float(label_nll(logits, y).mean())
+        return torch.ones(len(y)), torch.ones(len(y))
+
+    naive(model, DATA, UNITS, {}, mu=0, mixup_mean="own", factor=noted)
+    fallen = {row: float(reference(row, 0).mean()) - nll[row] for row in rows}
+    stay = sorted(rows, key=lambda row: fallen[row])[:5]
+    size = {row: len(REFERENCE.token_nll[row][0]) for row in rows}
+    expected = sum(nll[row] * size[row] for row in stay) / sum(size[row] for row in stay)
+    done = one_step(model, TailSFT(dynamics=path), rate=0.125)
+    assert done.loss == pytest.approx(expected, rel=1e-6)
+    assert done.ntp_count == sum(size[row] for row in stay)
+    assert Need.BATCH_NLL in TailSFT(dynamics=path).needs
+
+
+@pytest.mark.parametrize("cls", [PriFT, ASFT, Rho1, TailSFT])
+def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
+    from sftmix.testing.tensors import _DATA
+
+    write_dynamics(tmp_path / "dynamics.parquet", dynamics_of(_DATA))
+    for mixup in (None, SFTMix(), EmbeddingMixup()):
+        objective = cls(dynamics=str(tmp_path / "dynamics.parquet"), mixup=mixup)
+        check_objective(objective, finite_differences=cls in (PriFT, TailSFT))
+
+
+def test_a_file_that_does_not_fit_is_named(path, tmp_path):
+    with pytest.raises(DataError, match=r"objective\.dynamics: .*nothing\.parquet: there is no such file"):
+        PriFT(dynamics=str(tmp_path / "nothing.parquet")).files()
+    other = rows_in_memory([(3, 4), *[(7, 2)] * 10])
+    batch = collate(UNITS, other)
+    with pytest.raises(ConfigError, match=r"has 5 tokens of example .*, which has 4 here; make it of the same rows"):
+        PriFT(dynamics=path).reference_nll(batch)
+    write_dynamics(tmp_path / "plain.parquet", replace(REFERENCE, token_nll=None))
+    with pytest.raises(DataError, match=r"has no NLL of tokens; write it with --reference\.token_nll true"):
+        PriFT(dynamics=str(tmp_path / "plain.parquet")).reference_nll(collate(UNITS, DATA))
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match=rf"objective\.share is {wrong}; allowed: from 0 to below 1"):
+            Rho1(dynamics=path, share=wrong)
+    with pytest.raises(ConfigError, match=r"objective\.kl is -1"):
+        ASFT(dynamics=path, kl=-1.0)
