@@ -34,11 +34,10 @@ from sftmix.pipeline.rows import rows_of_run
 
 CARD = "README.md"
 METRICS = {
-    "eval_nll_after": ("eval_nll", "NLL, nats per response token"),
-    "eval_accuracy": ("eval_accuracy", "accuracy, next token"),
-    "eval_exact_match": ("eval_exact_match", "exact match, responses"),
+    "eval_nll_after": "NLL, nats per response token",
+    "eval_accuracy": "accuracy, next token",
+    "eval_exact_match": "exact match, responses",
 }
-"""Key in summary.json -> key and name in the card."""
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
 """Endings by which NAME/NAME is a path, and no id of the hub."""
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
@@ -55,18 +54,18 @@ def model_card(
     merged  of a run with adapters: these are in the model's weights
     """
     config, summary = read_finished(run), _json(run / "summary.json")
-    baseline, name = summary.get("baseline") or {}, run.resolve().name
+    baseline = summary.get("baseline") or {}
     measured = {} if step is not None else summary if stage == "train" else baseline
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="held-out",
             dataset_name="held-out rows of the run",
-            metric_type=short,
+            metric_type=key,
             metric_value=measured[key],
             metric_name=words,
         )
-        for key, (short, words) in METRICS.items()
+        for key, words in METRICS.items()
         if isinstance(measured.get(key), float)
     ]
     base, local = model_place(config.model.path or "")
@@ -76,22 +75,11 @@ def model_card(
         library_name="peft" if config.model.lora.r and not merged else "transformers",
         pipeline_tag="text-generation",
         tags=["sftmix"],
-        model_name=name,
+        model_name=run.resolve().name,
         eval_results=results or None,
     )
-    return _card(
-        "model.md",
-        run,
-        data,
-        name=name,
-        stage=stage,
-        objective=type(config.objective).__name__ if stage == "train" else "NTP",
-        step=step,
-        results=results,
-        baseline={short: baseline.get(key) for key, (short, _) in METRICS.items()},
-        before=summary.get("eval_nll_before"),
-        evaluation=_json(run / "evaluation" / "table.json"),
-    )
+    evaluation = _json(run / "evaluation" / "table.json")
+    return _card("model.md", run, data, stage=stage, step=step, baseline=baseline, evaluation=evaluation)
 
 
 def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:
@@ -109,28 +97,9 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     write_dynamics(to / "dynamics.parquet", dynamics)
     write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
+    data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
     alone = dynamics.alone_nll_sum is not None
-    write_text(to / CARD, scores_card(run, rows=len(rows.ids), alone=alone, name=name, license=license))
-
-
-def scores_card(run: Path, *, rows: int, alone: bool, name: str, license: str | None = None) -> str:
-    """Return the card of shared scores: their meaning, their reference, and how they are read back.
-
-    alone  the scores have those of each response without its prompt
-    name   of the repository on the hub
-    """
-    config = read_finished(run)
-    return _card(
-        "scores.md",
-        run,
-        DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores"),
-        rows=f"{rows:,}",
-        alone=alone,
-        repository=name,
-        confidence=type(config.confidence).__name__,
-        meaning=(type(config.confidence).__doc__ or "").partition("\n")[0],
-        reference=type(config.reference).__name__,
-    )
+    write_text(to / CARD, _card("scores.md", run, data, rows=len(rows.ids), alone=alone, repository=name))
 
 
 def write_cards(run: Path) -> None:
@@ -177,20 +146,19 @@ def without_directories(value: Any) -> Any:
 
 
 def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **values: Any) -> str:
-    """Return the card of a template, with what both kinds of card say: the data, the recipe and the version."""
-    config, summary = read_finished(run), _json(run / "summary.json")
-    sizes = summary.get("data") or {}
+    """Return the card of a template; the metadata, the configuration and the summary are values of it, too."""
+    config = read_finished(run)
     recipe = {key: value for key, value in config.plain().items() if key != "out"}
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(
         values,
+        data=data,
         header=Markup(data.to_yaml()),
-        license=data.license,
+        config=config,
+        summary={"version": sftmix.__version__, **_json(run / "summary.json")},
         base=without_directories(config.model.path),
-        version=summary.get("version", sftmix.__version__),
         files=without_directories(as_list(config.data.train)),
-        counts={key: sizes[key] for key in ("rows", "train", "eval") if key in sizes} | sizes.get("counts", {}),
         recipe=Markup(yaml.safe_dump(without_directories(recipe), sort_keys=False, allow_unicode=True)),
     )
 
