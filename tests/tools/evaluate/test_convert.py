@@ -79,10 +79,8 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     [
         ("medqa_4options", [FIVE], "a row is not one of medqa_4options .*: each row needs a question and 4 options"),
         ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], "a row is not one"),
-        ("medqa_4options", [{**LETTERED, "question": " "}], "a row is not one"),
         ("medqa_4options", [LETTERED], "0 questions are left"),
         ("medmcqa", [{**HUB, "cop": -1}], "a row is not one"),
-        ("pubmedqa", [{"QUESTION": "Which?", "CONTEXTS": []}], "a row is not one"),
         ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], "a row is not one"),
     ],
 )
@@ -95,12 +93,10 @@ def test_wrong_files_are_refused(tmp_path, name, rows, words):
 
 def test_a_file_that_is_no_json(tmp_path):
     file = tmp_path / "raw.json"
-    for content in (b"question,answer\n", "Größe".encode("latin-1")):
-        file.write_bytes(content)
-        with pytest.raises(DataError, match=r"raw\.json.*JSON or JSONL"):
-            convert("medqa_4options", file, tmp_path / "rows")
-    with pytest.raises(DataError, match=r"missing\.json"):
-        convert("medqa_4options", tmp_path / "missing.json", tmp_path / "rows")
+    file.write_bytes("Größe".encode("latin-1"))
+    for path in (file, tmp_path / "missing.json"):
+        with pytest.raises(DataError, match=rf"{path.name}.*JSON or JSONL"):
+            convert("medqa_4options", path, tmp_path / "rows")
 
 
 @pytest.mark.parametrize("name", ["lines.json", "list.json"])

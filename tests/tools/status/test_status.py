@@ -66,15 +66,6 @@ def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path: Path
     assert line(report(run), "train")[-1] == "0:33:20"
 
 
-def test_ntp_and_mixup_are_told_apart_where_pairs_were_mixed(tmp_path: Path) -> None:
-    run = lay(tmp_path / "r", done=("train",), steps={"baseline": 3}, exit_code=0)
-    step = {"step": 3, "time": 1.0, "loss": 4.0, "ntp": 3.0, "mixup": 5.0, "tokens_per_second": 9}
-    (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup_tokens": 7}) + "\n")
-    assert line(report(run), "train") == ["train", "done", "3", "4.0000", "3.0000", "5.0000", "9"]
-    (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup": 0.0, "mixup_tokens": 0}) + "\n")
-    assert line(report(run), "train") == ["train", "done", "3", "4.0000", "3.0000", "9"]
-
-
 @pytest.mark.parametrize(
     ("status", "words"),
     [
