@@ -56,10 +56,9 @@ def main(argv: Sequence[str]) -> None:
     given = read_words("generate", ABOUT, add_options, argv)
     names = [name.strip() for name in given.models.split(",") if name.strip()]
     say(f"generate: {', '.join(names)} of {given.place}")
-    files, ends = generate(
+    files = generate(
         given.place, Path(given.to), models=names, prompts=given.prompts, form=given.format, options=sampling(given)
     )
-    say("\n".join(ends))
     print("\n".join(map(str, files)))
 
 
@@ -71,8 +70,8 @@ def generate(
     prompts: Sequence[str] = (),
     form: str = "rows",
     options: AnswerOptions | None = None,
-) -> tuple[list[Path], list[str]]:
-    """Let models answer questions and write the files of a format; return these, and how the answers of each ended.
+) -> list[Path]:
+    """Let models answer questions, write the files of a format and return them; say how the answers of each ended.
 
     place    a run directory, model directory or hub id; `models` are names as `finished_models` takes them
     to       the file (rows), or the directory of the files
@@ -97,27 +96,22 @@ def generate(
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
     if options.system is not None:
         first = {"role": "system", "content": options.system}
-        for place_, question in enumerate(questions):
+        for place_in_file, question in enumerate(questions):
             if question.messages[0]["role"] != "system":
-                questions[place_] = replace(question, messages=(first, *question.messages))
-    if not tool:
-        lines = _lines(to, finished, questions, form, options)
-        return [to], [_ends(model.name, lines) for model in finished]
-    files, ends = list[Path](), list[str]()
-    for model in finished:  # other runs lie in the same directory, so each model has a file of its own
-        label = _label(model)
-        files += [to / f"answers-{label}.jsonl", to / tool.file.format(label)]
-        lines = _lines(files[-2], [model], questions, form, options)
-        texts = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
-        write_answers(files[-1], tool, questions, texts)
-        ends.append(_ends(model.name, lines))
-    return files, ends
-
-
-def _ends(name: str, lines: Sequence[dict[str, Any]]) -> str:
-    """Return how the answers of a model ended, in words."""
-    counts = Counter(end for line in lines for end in as_list(line["finish"][name]))
-    return f"answers of {name}: {', '.join(f'{n:,} {end}' for end, n in sorted(counts.items()))}"
+                questions[place_in_file] = replace(question, messages=(first, *question.messages))
+    files = list[Path]()
+    for group in [[model] for model in finished] if tool else [finished]:
+        label = _label(group[0])  # other runs lie in the same directory, so each model has a file of its own
+        files.append(to / f"answers-{label}.jsonl" if tool else to)
+        lines = _lines(files[-1], group, questions, form, options)
+        if tool:
+            files.append(to / tool.file.format(label))
+            texts = [[text or "" for text in as_list(line["answers"][group[0].name])] for line in lines]
+            write_answers(files[-1], tool, questions, texts)
+        for model in group:
+            ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
+            say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
+    return files
 
 
 def _label(model: FinishedModel) -> str:

@@ -72,7 +72,7 @@ def test_files_lie_where_the_tools_look(finished, tmp_path, name, models, files)
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps(QUESTIONS[name]))
     options = {"models": models, "prompts": [str(file)], "form": name}
-    made, _ = generate(str(finished.path), tmp_path / "to", options=AnswerOptions(max_new_tokens=2), **options)
+    made = generate(str(finished.path), tmp_path / "to", options=AnswerOptions(max_new_tokens=2), **options)
     answers = [f"answers-run-{model}.jsonl" for model in models]
     assert [str(path.relative_to(tmp_path / "to")) for path in made] == list(chain(*zip(answers, files, strict=True)))
     line = json.loads((tmp_path / "to" / answers[-1]).read_text())

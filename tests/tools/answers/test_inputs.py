@@ -87,7 +87,7 @@ def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, 
     prompts.write_text(json.dumps({**MT_BENCH, "category": "writing"}))
 
     def answer(place, *models: str, options=SHORT):
-        return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)[0]
+        return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)
 
     first, second = answer(run, "target"), answer(finished.path, "target")
     assert [path.name for path in first] == ["answers-first-target.jsonl", "first-target.jsonl"]
