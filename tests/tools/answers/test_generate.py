@@ -177,7 +177,6 @@ def test_texts_with_any_line_separator_are_read_back(tmp_path):
     [
         {"instruction": "Q", "output": "A", "id": "own"},
         {"instruction": "Q"},
-        {"prompt": "Q"},
         {"prompt": [{"role": "user", "content": "Q"}]},
         {"messages": [{"role": "user", "content": "Q"}]},
         {"conversations": [{"from": "human", "value": "Q"}]},
