@@ -66,6 +66,14 @@ def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path: Path
     assert line(report(run), "train")[-1] == "0:33:20"
 
 
+@pytest.mark.parametrize(("mixed", "shown"), [(7, ["5.0000"]), (0, [])])
+def test_mixup_is_shown_where_pairs_were_mixed(tmp_path: Path, mixed: int, shown: list[str]) -> None:
+    run = lay(tmp_path / "r", done=("train",), exit_code=0)
+    step = {"step": 3, "time": 1.0, "loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": mixed}
+    (run / "train" / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+    assert line(report(run), "train") == ["train", "done", "3", "4.0000", "3.0000", *shown]
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [
