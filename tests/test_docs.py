@@ -338,8 +338,8 @@ def test_python_runs(page, workspace, first):
 def test_the_example_components_run(workspace):
     """The commands of the page as they stand there, on the tiny model instead of gpt2."""
     page = ROOT / "docs" / "components.md"
-    shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] == "run"]
-    assert len(shown) == 2
+    shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] in ("run", "confidence")]
+    assert len(shown) == 4
     for words in shown:
         small = ["--training.global_batch_size", "8", "--training.max_steps", "8", "--training.learning_rate", "0.01"]
         workspace.sftmix(*[str(workspace.tiny.model) if word == "gpt2" else word for word in words], *small)
