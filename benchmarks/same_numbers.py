@@ -55,8 +55,9 @@ CLOCKS = [
     "notes",
     "remarks",
 ]
-CLOCKS += ["configuration"]
-"""Keys whose values may differ: of clocks, of machines, remarks in words, and the hash of all options, new ones too."""
+CLOCKS += ["configuration", "duplicates", "most_confident", "least_confident"]
+"""Keys whose values may differ: of clocks, of machines, remarks in words, the hash of all options, new ones too, and
+figures that were given up."""
 
 
 def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> list[str]:

@@ -168,7 +168,7 @@ def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
     def write() -> list[str]:
         split = check_split(splitter, splitter.split(scores, seed=seed), scores)
         write_split(path, scores.id, split)
-        return write_confounds(root, scores, split, rows.data.train)
+        return write_confounds(root, scores, split)
 
     def make() -> Made:
         return Made([path.name, *(run.world.on_main(write) or [])])

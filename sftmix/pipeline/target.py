@@ -52,12 +52,12 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         measurement = Measurement(directory, world, rows.data, rows.eval_groups)
-        measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
+        files, measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
         run.directory.tell(doing="writing the model")
         weights = full_weights(result.module)
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
-        figures = {**result.figures, **measured.figures, "made_by": made_by(world.size)}
-        files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
+        figures = {**result.figures, **measured, "made_by": made_by(world.size)}
+        files = ["model", "metrics.jsonl", *files, *(["online"] if (directory / "online").exists() else [])]
         early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
         steps = f"{counted(figures['steps'], 'step')}{early}"
         nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
@@ -119,7 +119,6 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
         config, world, data = run.config, run.world, rows.data
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
         score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
-        measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-        return Made(measured.files, measured.figures)
+        return Made(*Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score))
 
     return Stage("base", rows, make, lambda: None)
