@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.checkpoints import CHECKPOINTS
@@ -36,7 +35,6 @@ from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of
-from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
@@ -357,17 +355,14 @@ class TrainingLoop:
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:
-    """Wrap the stage's model and make its optimizer; rank 0 prints notes before the first step."""
+    """Wrap the stage's model and make its optimizer."""
     options = stage.options
     precision = resolve_precision(options.precision, world.device)
     module = training_module(
         stage.model, options, precision=precision, world=world, packed=stage.packed, trains=True, values=stage.values
     )
-    notes = too_long(stage.data.lengths, options, device=world.device, padding_free=unwrap(module).padding_free)
-    if options.compile:
-        notes = ["layers are compiled in the first steps, which may take minutes", *notes]
-    for note in notes if world.is_main else ():
-        print(f"{stage.name}: {note}", flush=True)
+    if options.compile and world.is_main:
+        print(f"{stage.name}: layers are compiled in the first steps, which may take minutes", flush=True)
     return StepSetup(
         module=module,
         optimizer=build_optimizer(stage.model, options, stage.optimizer),

@@ -11,20 +11,19 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
-from sftmix.batches.deal import micro_steps, too_long
+from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
-from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
@@ -144,52 +143,6 @@ def test_a_rank_with_fewer_slots_than_segments_is_among_them():
     """So that the test above means something."""
     steps = micro_steps(UNITS, DATA.lengths, world_size=2, micro_batch_tokens=26, max_segments=4)
     assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
-
-
-def said(lengths: list[int], *, padding_free: bool = False, **options: int | None) -> list[str]:
-    wanted = TrainingOptions(**{"micro_batch_size": None} | options)  # type: ignore[arg-type]
-    return too_long(np.array(lengths), wanted, device=torch.device("cpu"), padding_free=padding_free)
-
-
-@pytest.mark.parametrize("layout", [{"padding_free": True}, {"length_groups": 2}], ids=lambda x: next(iter(x)))
-def test_examples_longer_than_the_budget_are_said(layout):
-    lengths = [10, 20, 30, 40]
-    assert said(lengths, **layout) == said(lengths, micro_batch_tokens=70, **layout) == []
-    (line,) = said(lengths, micro_batch_tokens=25, **layout)
-    assert "2 of 4 examples" in line
-    assert "training.micro_batch_tokens (25)" in line
-    assert "40 and 70 tokens" in line
-    (line,) = said(lengths, micro_batch_tokens=69, **layout)
-    assert line.startswith("0 of 4")
-
-
-@pytest.mark.parametrize("groups", [None, 1])
-def test_a_padded_pair_is_twice_as_wide_as_its_longer_example(groups):
-    """In one group, which is also the default of so small a budget: the micro-batch that it gets has 2,000 slots."""
-    lengths, budget = [200, 1000], 1300
-    options = TrainingOptions(micro_batch_size=None, micro_batch_tokens=budget, length_groups=groups)
-    (line,) = said(lengths, micro_batch_tokens=budget, length_groups=groups)
-    assert line.startswith("0 of 2")
-    assert "1,000 and 2,000 tokens" in line
-    data = toy_rows([(100, 100), (500, 500)])
-    (batch,) = micro_batches(
-        [(Slot(0), Slot(1))], data, options, World(), TrainingModule(toy_model()), split=None, pad_id=0
-    )
-    assert sum(segment.input_ids.numel() for segment in batch.segments) == 2000
-    assert said(lengths, micro_batch_tokens=1999, length_groups=1)
-    assert not said(lengths, micro_batch_tokens=2000, length_groups=1)
-    assert not said(lengths, micro_batch_tokens=budget, length_groups=2)
-    assert not said(lengths, micro_batch_tokens=budget, padding_free=True)
-
-
-@pytest.mark.parametrize("padding_free", [False, True])
-def test_a_stage_says_it_of_the_layout_that_it_trains_in(tmp_path, capsys, padding_free):
-    data = toy_rows([(2, 6), (10, 30)])
-    options = {"micro_batch_size": None, "micro_batch_tokens": 50, "padding_free": padding_free}
-    TrainingLoop(toy_stage(tmp_path, [[(Slot(0), Slot(1))]], data=data, options=options), World())
-    printed = capsys.readouterr().out
-    assert ("train: 0 of 2 examples" in printed) is not padding_free
-    assert ("of up to 40 and 80 tokens" in printed) is not padding_free
 
 
 def test_gradients_go_through_the_perturbation_to_the_embeddings():
