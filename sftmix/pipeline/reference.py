@@ -25,8 +25,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import training_of_reference
 from sftmix.pipeline.models import scoring_model
-from sftmix.pipeline.rows import RunRows, resolve_max_length
-from sftmix.pipeline.shared import check_same_rows
+from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -21,7 +21,6 @@ from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
 from sftmix.pipeline.directory import differences_in_words
-from sftmix.pipeline.shared import check_same_rows
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
@@ -97,6 +96,24 @@ def tokenised_rows(
     sides = {"data.train": data.train, "data.eval": data.eval}
     check_same_rows({option: rows.fingerprint for option, rows in sides.items() if rows is not None}, world)
     return RunRows(prepared, encoder, data, whole, held_out_groups(data.eval, as_list(config.data.eval or [])))
+
+
+def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
+    """Raise ConfigError on every rank if a node has read other rows than the first node, from files of its own.
+
+    fingerprints  option -> hash of the rows it gave, and of what made tokens of them
+    """
+    (first, expected), *others = world.of_nodes(dict(fingerprints)).items()
+    different = [
+        f"{option} of {node}" for node, hashes in others for option in hashes if hashes[option] != expected[option]
+    ]
+    if different:
+        error = ConfigError(
+            f"not every node has the same rows or the same tokenizer as {first}. Other ones: {', '.join(different)}. "
+            "Give every node the same files, or put them on a file system that all nodes share"
+        )
+        error.everywhere = True
+        raise error
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:

@@ -66,7 +66,7 @@ def test_confidence_and_split_are_the_papers_formula(finished):
     assert split[ranked[14]] == "unpaired"
     assert {split[i] for i in ranked[15:]} == {"unconfident"}
     sums = dynamics.token_nll.map(lambda t: float(np.sum(t, dtype=np.float64)))
-    np.testing.assert_allclose(sums, dynamics.nll_sum, rtol=1e-5)
+    np.testing.assert_allclose(sums, dynamics.nll_sum, rtol=2**-11)  # the rounding of float16, in which they are kept
 
 
 def test_every_example_carries_ntp_loss_once_an_epoch(finished):
