@@ -70,8 +70,9 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCa
     Raises NonFiniteError if a row has no NLL.
     """
     nll, count, n_correct, brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
-    scores = refuse_nan(RowScores(nll, count, n_correct))
-    return TokenCalibration(scores, brier, tempered, np.concatenate(confidence), np.concatenate(correct))
+    scores = refuse_nan(RowScores(np.array(nll), np.array(count), np.array(n_correct)))
+    columns = np.array(brier), np.array(tempered), np.concatenate(confidence), np.concatenate(correct)
+    return TokenCalibration(scores, *columns)
 
 
 def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
@@ -79,8 +80,8 @@ def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
     correct = split_by_row(tokens.correct, batch)
     return (
         sum_by_row(tokens.tempered[:, _ONE, 0], batch),
-        np.array([len(part) for part in correct], dtype=np.int64),
-        np.array([part.sum() for part in correct], dtype=np.int64),
+        [len(part) for part in correct],
+        [int(part.sum()) for part in correct],
         sum_by_row(tokens.brier, batch),
         sum_by_row(tokens.tempered, batch),
         split_by_row(tokens.confidence, batch),

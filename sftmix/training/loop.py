@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,8 +30,7 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.best import BestWeights
-from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.checkpoint import BestWeights, CheckpointStore
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of
 from sftmix.training.online import OnlineLosses
@@ -129,11 +127,12 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
+        stage = self.stage
         self._resume()
-        self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
+        self.machines = going_on(self.machines, self.step, machine_of(self.world, stage.options))
         self._check_space()
-        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
-        bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
+        log = MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
+        bar = progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
                 metrics = log.last
@@ -143,7 +142,11 @@ class TrainingLoop:
                     metrics, interrupted = self.advance(signal)
                     bar.show(figures_shown(metrics))
                     bar.update()
-                    self._report(log, metrics)
+                    try:
+                        log.write(metrics, rows=self.rows)
+                        stage.on_progress(self.step, self.total)
+                    except NoSpaceError as error:
+                        self.no_space = str(error)
                     self._save_if_due(interrupted=interrupted)
                 if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
                     self.best.offer(self.step, self.module, self._evaluate())
@@ -170,7 +173,7 @@ class TrainingLoop:
             )
         self.step = self.saved = state["step"]
         self.totals, self.stopped_by = Totals(**state["totals"]), state["stopped_by"]
-        self.store.load(newest, self.module, self._begun_optimizer())
+        self.store.load(newest, self.module, self.optimizer if self.totals.updates else None)
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
         self.machines = state["machines"]
@@ -178,10 +181,6 @@ class TrainingLoop:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
-
-    def _begun_optimizer(self) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None before its first step: to look for its state, torch would make a step."""
-        return self.optimizer if self.totals.updates else None
 
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
@@ -196,7 +195,9 @@ class TrainingLoop:
                 "evaluations": self.evaluations,
             }
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
-            self.store.save(self.step, self.module, self._begun_optimizer(), state, arrays)
+            # Before its first step an optimizer has no state, and to look for it torch would make a step.
+            optimizer = self.optimizer if self.totals.updates else None
+            self.store.save(self.step, self.module, optimizer, state, arrays)
             self.saved = self.step
         if interrupted:
             raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")
@@ -214,14 +215,6 @@ class TrainingLoop:
             check_room(self.store.directory, needed, "the checkpoints to come")
 
         self.world.on_main(check)
-
-    def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
-        """Write what the step was; a full disk is noted, so that all ranks end together."""
-        try:
-            log.write(metrics, rows=self.rows)
-            self.stage.on_progress(self.step, self.total)
-        except NoSpaceError as error:
-            self.no_space = str(error)
 
     # ------------------------------------------------------------------------------------------- step
 

@@ -11,8 +11,7 @@ from sftmix.common.errors import NoSpaceError
 from sftmix.common.world import World
 from sftmix.components import AdamW
 from sftmix.options import CheckpointOptions
-from sftmix.training.best import BestWeights
-from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.checkpoint import BestWeights, CheckpointStore
 from sftmix.training.loop import train
 from tests.toy import toy_model, toy_rows, toy_stage
 from tests.trained import Trained
