@@ -50,11 +50,6 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    if until == "confidence" and not scored:
-        raise ConfigError(
-            f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
-            "here, or use `split`"
-        )
     stages: set[str] = {until}
     if not isinstance(config.selector, All):
         stages.add("selection")

@@ -11,7 +11,6 @@ from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
-from sftmix.model.unused import described_unused
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_of
@@ -89,8 +88,6 @@ def training_stage(
     model, values = load_for_run(run.config, run.world, path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
-    elif left := described_unused(model):
-        run.say(f"{name}: {left}")
     checkpoint = run.config.checkpoint
     return TrainingStage(
         name=name,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -25,9 +23,7 @@ from sftmix.measure.calibration import (
 from sftmix.model.head import Head
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
-from tests.forked import on_ranks
 from tests.toy import VOCABULARY, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -233,31 +229,3 @@ def test_the_report_is_made_of_these():
 
 
 # -------------------------------------------------------------------------------------------- ranks
-
-
-def calibrate_all_ways(world: World, path: str) -> None:
-    for parallel in ("ddp", "fsdp"):
-        for tokens in (128, 100000):  # five batches on two ranks, and one: a rank has nothing of its own
-            scoring.SCORING_TOKENS = tokens
-            module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-            got = calibrate(module, DATA, Scorer(world=world))
-            np.savez(
-                Path(path) / f"{parallel}-{tokens}-{world.rank}.npz",
-                nll_sum=got.scores.nll_sum, n_tokens=got.scores.n_tokens, n_correct=got.scores.n_correct,
-                brier_sum=got.brier_sum, tempered=got.tempered, confidence=got.confidence, correct=got.correct,
-            )  # fmt: skip
-
-
-def test_two_ranks_measure_what_one_does(tmp_path):
-    on_ranks(calibrate_all_ways, str(tmp_path))
-    one = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    files = sorted(tmp_path.glob("*.npz"))
-    assert len(files) == 8
-    for file in files:
-        two = np.load(file)
-        np.testing.assert_allclose(two["nll_sum"], one.scores.nll_sum, rtol=1e-10)
-        assert two["n_tokens"].tolist() == one.scores.n_tokens.tolist()
-        assert two["n_correct"].tolist() == one.scores.n_correct.tolist()
-        for name in ("brier_sum", "tempered", "confidence"):
-            np.testing.assert_allclose(two[name], getattr(one, name), rtol=1e-9, atol=1e-9)
-        assert two["correct"].tolist() == one.correct.tolist()

@@ -95,15 +95,6 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert resolved.code == 0, resolved.err
 
 
-def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words, tiny, tmp_path):
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(tiny.model, other)
-    extra = ("--reference.model.path", str(other), "--training.max_steps", "2", "--out", str(tmp_path / "run"))
-    assert sftmix("reference", *words, *extra).code == 0
-
-
 @pytest.mark.parametrize("extra", [("template", "alpaca"), ("max_length", "16")])
 def test_what_has_no_meaning_for_text_is_refused(extra, sftmix, words, tmp_path):
     done = sftmix("run", *words, f"--reference.model.{extra[0]}", extra[1], "--out", str(tmp_path / "run"))
