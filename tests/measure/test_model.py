@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,23 +126,6 @@ def test_the_base_model_is_measured_once_for_both_arms_and_after_them(finished, 
     assert status["doing"] == ""
 
 
-def test_a_continued_run_knows_what_was_before(tiny, tmp_path, sftmix):
-    """Stopped after its last checkpoint, before the model was written and measured."""
-    run = tmp_path / "run"
-    words = ["run", *tiny.options, *SHORT[:4], "--checkpoint.every", "2", "--objective", "NTP", "--out", str(run)]
-    assert sftmix(*words).code == 0
-    first = read_json(run / "summary.json")
-    for name in ("MANIFEST.json", "figures.json", "sample.parquet", "eval.parquet"):
-        (run / "train" / name).unlink()
-    shutil.rmtree(run / "train" / "model")
-    shutil.rmtree(run / "base")
-    assert sftmix(*words).code == 0
-    again = read_json(run / "summary.json")
-    assert again["confidence_std"] == first["confidence_std"]
-    assert again["confidence_std"]["before"] is not None
-    assert again["calibration"] == first["calibration"]
-
-
 def test_without_held_out_rows_there_is_no_calibration(tiny, tmp_path, sftmix):
     run = tmp_path / "run"
     words = list(tiny.options)
@@ -217,16 +199,6 @@ def test_the_share_of_mixed_tokens_counts_each_token_once():
     assert share(range(6)) == pytest.approx(seen / 36)
     assert share(range(4, 6)) == pytest.approx((7 + 7 + 8 + 8) / 72)
     assert share([]) == 0.0
-
-
-def test_with_the_papers_pairs_the_share_is_twice_the_ratio_of_pairs(finished):
-    """Each example is in one pair an epoch, so every aligned pair mixes two tokens that no other one mixes."""
-    confounds = read_json(finished.path / "summary.json")["confounds"]
-    ratio = sum(m["mixup_tokens"] for m in metrics(finished.path)) / sum(
-        m["ntp_tokens"] for m in metrics(finished.path)
-    )
-    assert confounds["mixed_pairs_per_token"] == pytest.approx(ratio)
-    assert confounds["mixed_token_share"] == pytest.approx(2 * ratio)
 
 
 def test_the_spread_of_an_overflowing_perplexity_is_left_out(tmp_path):

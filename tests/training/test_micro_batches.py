@@ -77,17 +77,17 @@ class Shift(Perturbation):
         return e + own[:, None, None] * mask[:, :, None] * FEATURE
 
 
-def loss_of(model, units, segments: int, perturbation: Perturbation | None) -> torch.Tensor:
-    batch = collate(units, DATA, n_segments=segments)
+def loss_of(model, units, perturbation: Perturbation, **layout) -> torch.Tensor:
+    batch = collate(units, DATA, **layout)
     plan = NTP().plan(batch, step=3, total_steps=9, seed=0)
     plan = replace(plan, row_weight=plan.row_weight.double())
-    perturb = None if perturbation is None else partial(perturbation.embeddings, step=3, seed=0)
+    perturb = partial(perturbation.embeddings, step=3, seed=0)
     scaled = normalise(plan, ntp_count=plan.ntp_count, mixup_count=0, world_size=1)
     return TrainingModule(model)(batch, scaled, perturb=perturb).loss
 
 
 def test_a_perturbation_gets_each_example_with_its_own_id():
-    """By hand on one example at a time; grouped by length, the slots come in another order."""
+    """By hand on one example at a time; grouped by length, the slots come in another order, or all stand in one row."""
     model = toy_model().requires_grad_(False)
     total = 0.0
     for row in range(6):
@@ -96,8 +96,8 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
         logp = torch.log_softmax(model(inputs_embeds=embedded).logits[0], -1)
         total -= sum(float(logp[t - 1, ids[0, t]]) for t in np.flatnonzero(DATA[row].target))
     units = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4),), (Slot(5),)]
-    for segments in (1, 3):
-        assert float(loss_of(model, units, segments, Shift())) == pytest.approx(total / 29, rel=1e-10)
+    for layout in ({"n_segments": 1}, {"n_segments": 3}, {"padding_free": True}):
+        assert float(loss_of(model, units, Shift(), **layout)) == pytest.approx(total / 29, rel=1e-10)
 
 
 def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
@@ -147,7 +147,7 @@ def test_a_rank_with_fewer_slots_than_segments_is_among_them():
 
 def test_gradients_go_through_the_perturbation_to_the_embeddings():
     model = toy_model(tied=False)
-    loss_of(model, UNITS, 2, Shift()).backward()
+    loss_of(model, UNITS, Shift(), n_segments=2).backward()
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 

@@ -16,7 +16,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
-from sftmix.components.base import Optimizer, Perturbation
+from sftmix.components.base import Optimizer
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, unwrap
@@ -72,32 +72,6 @@ def test_scores_without_padding_are_those_with_it(family, attention):
     assert (found.n_correct == padded.n_correct).all()
     for one, other in zip(found.token_nll, padded.token_nll, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
-
-
-class Scale(Perturbation):
-    """Like NEFTune, it looks at the example's own length and id."""
-
-    def embeddings(self, e, mask, *, ids, step, seed):
-        assert len(ids) == len(e) == len(mask)
-        own = torch.tensor([float(i.rpartition("-")[2]) + step for i in ids], dtype=e.dtype)
-        feature = torch.arange(e.shape[2])  # a constant would be gone after the first norm
-        return e + (own / mask.sum(1))[:, None, None] * mask[:, :, None] * feature
-
-
-def test_a_perturbation_sees_examples_as_if_padded():
-    model = toy_model()
-    found = []
-    for layout in ({"padding_free": True}, {"n_segments": 8}):
-        batch = collate(UNITS, DATA, **layout)
-        plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
-        plan = replace(plan, row_weight=plan.row_weight.double())
-
-        def perturb(e, mask, *, ids):
-            return Scale().embeddings(e, mask, ids=ids, step=3, seed=0)
-
-        found.append(TrainingModule(model)(batch, plan, perturb=perturb).nll)
-    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
-    assert (found[0] - TrainingModule(model)(batch, plan).nll).abs().max() > 0.1
 
 
 def fed(model, **options) -> TrainingModule:
