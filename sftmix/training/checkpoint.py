@@ -161,18 +161,13 @@ class CheckpointStore:
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.
 
-        The oldest one goes when the new one stands: once `keep` stand, one more must fit. Each takes what the newest
-        one takes, of those that `newest_valid` found whole; before the first, what weights and optimizer take.
+        The oldest one goes when the new one stands: once `keep` stand, one more must fit.
 
         state_bytes  bytes of the optimizer's state per trained number
         saves        number of checkpoints still to be saved, at least 1
         """
-        trained = _trained(module).values()
-        each = int(_MARGIN * sum(p.numel() * (p.element_size() + state_bytes) for p in trained))
-        whole = [step for step in self.steps() if step not in self._damaged]
-        if whole:
-            each = sum(file.lstat().st_size for file in self.path(whole[0]).iterdir())
-        return each * min(saves, max(1, self.keep + 1 - len(self.steps())))
+        each = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(module).values())
+        return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.

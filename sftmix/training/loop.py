@@ -45,6 +45,8 @@ MAX_IN_A_ROW = 3
 MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
+SAVED = ("machines", "stopped_by", "skipped_in_a_row", "evaluations")
+"""What a checkpoint holds of the loop beside its totals."""
 
 
 @dataclass(kw_only=True)
@@ -172,11 +174,10 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.step = self.saved = state["step"]
-        self.totals, self.stopped_by = Totals(**state["totals"]), state["stopped_by"]
+        self.totals = Totals(**state["totals"])
         self.store.load(newest, self.module, self.optimizer if self.totals.updates else None)
-        self.skipped_in_a_row = state["skipped_in_a_row"]
-        self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
-        self.machines = state["machines"]
+        for name in SAVED:
+            setattr(self, name, state[name])
         if self.stage.online is not None:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
@@ -186,14 +187,8 @@ class TrainingLoop:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
             self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
-            state = {
-                "identity": self.stage.identity,
-                "machines": self.machines,
-                "totals": asdict(self.totals),
-                "stopped_by": self.stopped_by,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "evaluations": self.evaluations,
-            }
+            state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
+            state |= {name: getattr(self, name) for name in SAVED}
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
             # Before its first step an optimizer has no state, and to look for it torch would make a step.
             optimizer = self.optimizer if self.totals.updates else None
@@ -297,7 +292,7 @@ class TrainingLoop:
             if not logged:
                 added |= result.metrics
                 if "eval_nll" in result.metrics:  # a second evaluation of the same weights replaces the first
-                    earlier = [(step, nll) for step, nll in self.evaluations if step != self.step]
+                    earlier = [one for one in self.evaluations if one[0] != self.step]
                     self.evaluations = [*earlier, (self.step, float(result.metrics["eval_nll"]))]
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
@@ -316,7 +311,7 @@ class TrainingLoop:
             evaluate=self._evaluate if self.stage.eval_data is not None else None,
             read=None if self.done is None else partial(self._read, self.done),
             objective=self.stage.objective,
-            evaluations=tuple(self.evaluations),
+            evaluations=tuple((step, nll) for step, nll in self.evaluations),  # a checkpoint has lists in their place
             directory=self.stage.directory,
             is_main=self.world.is_main,
         )
