@@ -32,7 +32,7 @@ from sftmix.pipeline.identity import (
 )
 from sftmix.pipeline.pairs import dynamics_of_single_run
 from sftmix.pipeline.reference import reference_stage
-from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
@@ -68,8 +68,7 @@ def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object])
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world, directory = run.world, run.directory
     directory.tell(stage="data")
-    run.config, prepared = read_rows(run.config, world, progress=world.is_main)
-    rows = tokenised_rows(run.config, prepared, world, run=directory.path, progress=world.is_main)
+    run.config, rows = read_rows(run.config, world, run=directory.path, progress=world.is_main)
     stages = stages_entered(run.config, until)
     refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
     if world.is_main:

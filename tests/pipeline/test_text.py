@@ -12,13 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.errors import ConfigError
-from sftmix.components import Need
-from sftmix.components.confidence import Perplexity
-from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.data import prepare
-from sftmix.options import DataOptions, ModelOptions
-from sftmix.pipeline.rows import resolve_text
 from sftmix.types import Encoded
 from tests.tiny import groups, metrics, table
 
@@ -119,13 +114,6 @@ def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_
 def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
     """Where documents are packed, the cuts between them would lie elsewhere."""
 
-    class Alone(Perplexity):
-        needs = frozenset({Need.RESPONSE_ALONE})
-
-    data = DataOptions(train=words[3])
-    config = RunConfig(out="o", model=ModelOptions(path="m"), data=data, confidence=Alone())
-    with pytest.raises(ConfigError, match=r"data\.format text has no instructions"):
-        resolve_text(config, prepare(data, 0, progress=False))
     done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))
     assert done.code == 2
     assert "data.format text has no instructions" in done.err
