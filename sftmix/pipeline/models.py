@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import CheckpointError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
@@ -28,7 +27,6 @@ from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
-from sftmix.types import RowScores
 
 
 def load_for_run(
@@ -93,18 +91,22 @@ def scoring_model(
     name: str,
     packed: bool,
     lora: LoraOptions | None = None,
+    adapters: Path | None = None,
     token_nll: bool = False,
-) -> Callable[[TokenisedRows], RowScores]:
-    """Load a model that is not trained and return its scorer of rows, for the stage of that name.
+) -> tuple[Scorer, nn.Module]:
+    """Return a model that is not trained, wrapped, and the scorer of rows under it, for the stage of that name.
 
-    packed  True if some rows hold several documents
-    lora    adapter options, of which only the storage in 4 bits counts here; None: stored as it is
+    packed    True if some rows hold several documents
+    lora      adapter options; None: no adapters, and weights as they are stored
+    adapters  directory with the values of the adapters
     """
     options = config.training
     model, values = load_for_run(config, world, path, encoder, options, lora or LoraOptions())
+    if adapters is not None:
+        read_adapters(model, adapters)
     precision = resolve_precision(options.precision, world.device)
     module = training_module(model, options, precision=precision, world=world, packed=packed, values=values)
-    return partial(scorer(options, world, encoder, name=name, token_nll=token_nll), module)
+    return scorer(options, world, encoder, name=name, token_nll=token_nll), module
 
 
 def export_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sftmix.common.figures import counted
@@ -115,7 +116,9 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
     def make() -> Made:
         config, world, data = run.config, run.world, rows.data
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
-        score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
-        return Made(*Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score))
+        path = config.model.path
+        score, module = scoring_model(config, world, path, rows.encoder, name="base", packed=packed, lora=lora)
+        measurement = Measurement(run.directory.path / "base", world, data, rows.eval_groups)
+        return Made(*measurement.base(partial(score, module)))
 
     return Stage("base", rows, make, lambda: None)
