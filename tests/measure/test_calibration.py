@@ -24,7 +24,7 @@ from sftmix.model.head import Head
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
-from tests.toy import VOCABULARY, toy_model, toy_rows
+from tests.toy import VOCABULARY, own_logits, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
 
@@ -37,15 +37,7 @@ def several_batches(monkeypatch):
 @pytest.fixture(scope="module")
 def logits() -> list[tuple[np.ndarray, np.ndarray]]:
     """(logits [T, V], labels [T]) of every row, by the model itself."""
-    model = toy_model().eval()
-    found = []
-    for e in DATA:
-        with torch.no_grad():
-            own = model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double().numpy()
-        at = np.flatnonzero(e.target)
-        at = at[at > 0]
-        found.append((own[at - 1], e.input_ids[at]))
-    return found
+    return own_logits(toy_model().eval(), DATA)
 
 
 def probabilities(z: np.ndarray, tau: float = 1.0) -> np.ndarray:

@@ -20,6 +20,7 @@ from sftmix.measure.model import Measurement, best_evaluation, confidence_std, m
 from sftmix.options import DataOptions
 from sftmix.types import RowScores, TrainingDynamics
 from tests.tiny import SHORT, metrics
+from tests.toy import own_logits, own_nll
 
 
 @pytest.fixture(scope="module")
@@ -29,39 +30,20 @@ def data(finished):
     return load_data(options, encoder, max_length=128, seed=0, progress=False)
 
 
-def token_logits(model, rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """id -> (logits [T, V], labels [T]) of a Hugging Face model, in float64."""
-    found = {}
-    for e in rows:
-        with torch.no_grad():
-            z = model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double().numpy()
-        at = np.flatnonzero(e.target)
-        found[e.id] = z[at - 1], e.input_ids[at]
-    return found
-
-
-def log_softmax(z: np.ndarray) -> np.ndarray:
-    z = z - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
 @pytest.mark.parametrize("arm", ["train", "baseline"])
 def test_the_held_out_table_and_its_figures_are_those_of_the_exported_model(finished, data, arm):
     model = AutoModelForCausalLM.from_pretrained(finished.path / arm / "model").eval()
-    expected = token_logits(model, data.eval)
     ids, scores, _ = read_eval(finished.path / arm / "eval.parquet")
     assert ids == data.eval.ids
-    logp = {i: log_softmax(z) for i, (z, _) in expected.items()}
-    for i, nll, count, correct in zip(ids, scores.nll_sum, scores.n_tokens, scores.n_correct, strict=True):
-        z, y = expected[i]
-        assert count == len(y)
-        assert correct == (z.argmax(axis=1) == y).sum()
-        assert nll == pytest.approx(-logp[i][np.arange(len(y)), y].sum(), rel=1e-5)
+    logits, nll = own_logits(model, data.eval), own_nll(model, data.eval)
+    assert scores.n_tokens.tolist() == [len(y) for _, y in logits]
+    assert scores.n_correct.tolist() == [(z.argmax(axis=1) == y).sum() for z, y in logits]
+    assert scores.nll_sum == pytest.approx([own.sum() for own in nll], rel=1e-5)
     summary = read_json(finished.path / "summary.json")
     found = summary if arm == "train" else summary["baseline"]
     assert found["eval_nll_after"] == scores.nll_sum.sum() / scores.n_tokens.sum()
-    p = np.concatenate([np.exp(logp[i]) for i in ids])
-    labels = np.concatenate([expected[i][1] for i in ids])
+    z, labels = (np.concatenate(parts) for parts in zip(*logits, strict=True))
+    p = torch.from_numpy(z).softmax(-1).numpy()
     brier = ((p - np.eye(p.shape[1])[labels]) ** 2).sum(axis=1).mean()
     assert found["calibration"]["brier"] == pytest.approx(brier, rel=1e-5)
     curve = read_json(finished.path / arm / "calibration.json")["reliability"]
@@ -78,7 +60,7 @@ def test_the_spread_of_confidence_is_that_of_the_models(finished, data):
         ("baseline", finished.path / "baseline" / "model"),
     ):
         model = AutoModelForCausalLM.from_pretrained(path).eval()
-        mean = [-log_softmax(z)[np.arange(len(y)), y].mean() for z, y in token_logits(model, data.train).values()]
+        mean = [nll.mean() for nll in own_nll(model, data.train)]
         spread[name] = np.std(np.exp(mean)), np.std(mean)
     ours, plain = summary["confidence_std"], summary["baseline"]["confidence_std"]
     assert ours["rows"] == plain["rows"] == 29
@@ -110,15 +92,13 @@ def test_the_base_model_is_measured_once_for_both_arms_and_after_them(finished, 
     model = AutoModelForCausalLM.from_pretrained(finished.tiny.model).eval()
     ids, scores, brier = read_eval(finished.path / "base" / "eval.parquet")
     assert (ids, brier) == (data.eval.ids, None)
-    nll = [-log_softmax(z)[np.arange(len(y)), y].sum() for z, y in token_logits(model, data.eval).values()]
-    assert scores.nll_sum == pytest.approx(nll, rel=1e-5)
+    assert scores.nll_sum == pytest.approx([nll.sum() for nll in own_nll(model, data.eval)], rel=1e-5)
     before = read_json(finished.path / "summary.json")["eval_nll_before"]
     assert before == scores.nll_sum.sum() / scores.n_tokens.sum()
     assert before == read_json(finished.path / "base" / "figures.json")["eval_nll"]
     sample = read_dynamics(finished.path / "base" / "sample.parquet").of(data.train.ids)
-    nll = {i: -log_softmax(z)[np.arange(len(y)), y].sum() for i, (z, y) in token_logits(model, data.train).items()}
     assert sample.steps.tolist() == [0]
-    assert sample.nll_sum[:, 0] == pytest.approx([nll[i] for i in data.train.ids], rel=1e-5)
+    assert sample.nll_sum[:, 0] == pytest.approx([nll.sum() for nll in own_nll(model, data.train)], rel=1e-5)
     last = metrics(finished.path, "baseline")[-1]["time"]
     assert (finished.path / "base" / "inputs.json").stat().st_mtime > last
     status = read_json(finished.path / "STATUS.json")

@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from sftmix.common.files import read_json
@@ -16,6 +16,7 @@ from sftmix.measure.remarks import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import SHORT, in_this_process, metrics
+from tests.toy import own_nll
 
 SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.every", "0")
 """Options of a training without pairs, which needs no reference."""
@@ -73,14 +74,8 @@ def naive_nll(model_path: Path, rows: Path) -> float:
     options = DataOptions(train=[str(rows)])
     encoder = encoder_for(load_tokenizer(str(model_path)), options)
     data = encode(prepare(options, 0), encoder, max_length=128).train
-    model, total, count = AutoModelForCausalLM.from_pretrained(model_path).eval(), 0.0, 0
-    for row in range(len(data)):
-        ids, target = torch.as_tensor(data[row].input_ids).long(), torch.as_tensor(data[row].target)
-        with torch.no_grad():
-            logp = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
-        chosen = logp.gather(1, ids[1:, None])[:, 0][target[1:]]
-        total, count = total - float(chosen.sum()), count + len(chosen)
-    return total / count
+    nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(model_path).eval(), data))
+    return float(nll.mean())
 
 
 def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):

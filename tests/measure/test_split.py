@@ -17,9 +17,10 @@ from sftmix.measure.split import (
     labelled,
     length_correlation,
     ties_at_the_cut,
+    write_confounds,
 )
 from sftmix.types import Scores
-from tests.tiny import SHORT, table
+from tests.tiny import SHORT
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -131,25 +132,17 @@ def test_other_confidences_have_a_linear_axis(values):
 # ------------------------------------------------------------------------------------------- a run
 
 
+def test_labels_stand_beside_the_split(tmp_path):
+    scores = scores_of(-np.arange(1.0, 9), ["High", "Low"] * 4)
+    assert write_confounds(tmp_path, scores, Median().split(scores, seed=0))[0] == "confounds.json"
+    found = read_json(tmp_path / "split" / "confounds.json")["labels"]
+    assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}
+    counted = read_json(tmp_path / "confidence" / "histogram.json")["panels"]["labels"]
+    assert {name: sum(c) for name, c in counted.items()} == {"High": 4, "Low": 4}
+
+
 def test_the_histogram_of_a_run_counts_its_groups(finished):
     counted = read_json(finished.path / "confidence" / "histogram.json")["panels"]["groups"]
     assert {name: sum(c) for name, c in counted.items()} == {"confident": 14, "unconfident": 14}
     written = read_json(finished.path / "split" / "MANIFEST.json")["files"]
     assert {"confounds.json", "../confidence/histogram.json"} <= set(written)
-
-
-def test_labels_of_a_run_reach_its_summary(tiny, tmp_path, sftmix):
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
-    lines = [json.dumps({**row, "quality": ("High", "Low")[k % 2]}) for k, row in enumerate(rows)]
-    tiny.train.write_text("\n".join(lines) + "\n")
-    run = tmp_path / "run"
-    words = [*tiny.options, "--training.max_steps", "1", "--checkpoint.every", "0", "--data.label_field", "quality"]
-    assert sftmix("split", *words, "--out", str(run)).code == 0
-    found = read_json(run / "summary.json")["confounds"]
-    values = dict(zip(*list(table(run / "confidence" / "confidence.parquet").values())[:2], strict=True))
-    high = [v for k, v in enumerate(values.values()) if k % 2 == 0]
-    assert found["labels"]["High"]["examples"] == 15
-    assert found["labels"]["High"]["confidence_mean"] == pytest.approx(np.mean(high))
-    assert found["labels"]["High"]["confidence_std"] == pytest.approx(np.std(high))
-    counted = read_json(run / "confidence" / "histogram.json")["panels"]["labels"]
-    assert {name: sum(c) for name, c in counted.items()} == {"High": 15, "Low": 14}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma4Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
 from sftmix.common.world import World
 from sftmix.model.adapters import add_adapters, load_adapters
@@ -141,21 +141,3 @@ def ranks_train(world: World, path: str) -> None:
 def test_two_ranks_train_what_text_goes_through(tmp_path):
     write_model(tmp_path / "model", 61)
     on_ranks(ranks_train, str(tmp_path / "model"))
-
-
-def test_a_part_that_the_config_leaves_out_does_not_stop_the_export(tiny, tmp_path):
-    """Gemma 4 may be without vision and sound; its config says None of these."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
-    own = {"vocab_size_per_layer_input": len(tokenizer), "global_head_dim": 8, "num_global_key_value_heads": 2}
-    own |= {"hidden_size_per_layer_input": 4, "num_kv_shared_layers": 0, "sliding_window": 16}
-    text = TINY | {"vocab_size": len(tokenizer), "max_position_embeddings": 128} | own
-    config = Gemma4Config(text_config=text)
-    assert config.vision_config is None
-    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model", dtype=torch.float32)
-    export_model(model, tokenizer, tmp_path / "export", dtype=torch.bfloat16)
-    assert stored_dtype(tmp_path / "export") == torch.bfloat16
-    assert (
-        load_file(tmp_path / "export" / "model.safetensors").keys()
-        == load_file(tmp_path / "model" / "model.safetensors").keys()
-    )
