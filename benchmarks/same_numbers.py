@@ -55,8 +55,9 @@ CLOCKS = [
     "notes",
     "remarks",
 ]
-CLOCKS += ["configuration"]
-"""Keys whose values may differ: of clocks, of machines, remarks in words, and the hash of all options, new ones too."""
+CLOCKS += ["configuration", "duplicates", "most_confident", "least_confident"]
+"""Keys whose values may differ: of clocks, of machines, remarks in words, the hash of all options, new ones too, and
+figures that were given up."""
 
 
 def command(case: str, checkout: Path, out: Path, args: argparse.Namespace) -> list[str]:
@@ -128,7 +129,7 @@ def _columns(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if not (key.rpartition(".")[2] in CLOCKS or key.endswith(("seconds", "_bytes"))):
+            if set(CLOCKS).isdisjoint(key.split(".")) and not key.endswith(("seconds", "_bytes")):
                 yield from _leaves(inner, f"{name} {key}")
     elif isinstance(value, list):
         for place, inner in enumerate(value):

@@ -117,7 +117,7 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
         split = log(f"split: {type(splitter).__name__}", lambda: check_split(splitter, split_rows(), scores))  # noqa: B023
     log("write split", lambda: write_split(place / "split.parquet", data.ids, split))
     split = log("read split", lambda: read_split(place / "split.parquet")[1])
-    log("confounds of the split", lambda: write_confounds(place, scores, split, data))
+    log("confounds of the split", lambda: write_confounds(place, scores, split))
     for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
         draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
         pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(sampler, draw(), split, scores))  # noqa: B023

@@ -68,7 +68,6 @@ T24  scores joined wrongly
        training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
 T25  a stale cache
        data/test_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
-       pipeline/test_reference.py::test_a_file_of_dynamics_that_changed_is_refused
        pipeline/test_reference.py::test_a_changed_reference_model_is_refused
 T26  logits by hand
        model/test_models.py::test_head_fits

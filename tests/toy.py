@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -44,6 +45,23 @@ def toy_model(*, dtype: torch.dtype = torch.float64, tied: bool = False, dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config).to(dtype)
+
+
+@torch.no_grad()
+def own_logits(model, rows) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(logits [T, V] in float64, labels [T]) of the response tokens of each row, by the model itself, one at a time."""
+    found = []
+    for e in rows:
+        z = model(input_ids=torch.from_numpy(e.input_ids).long()[None]).logits[0].double().numpy()
+        at = np.flatnonzero(e.target[1:]) + 1
+        found.append((z[at - 1], e.input_ids[at]))
+    return found
+
+
+def own_nll(model, rows) -> list[np.ndarray]:
+    """The NLL [T] of the response tokens of each row: the textbook formula, on one example at a time."""
+    logits = own_logits(model, rows)
+    return [-torch.from_numpy(z).log_softmax(-1).numpy()[np.arange(len(y)), y] for z, y in logits]
 
 
 @dataclass(frozen=True)

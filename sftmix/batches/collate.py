@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,13 +51,11 @@ def collate(
         weight = torch.from_numpy(np.concatenate([w[t] for w, t in zip(ones, targets, strict=True)]))
     rows = np.array([s.row for s in slots], dtype=np.int64)
     group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
-    members = [_Member(i, e, t, int(o)) for i, (e, t, o) in enumerate(zip(encoded, targets, offsets[:-1], strict=True))]
     if padding_free:
-        segments = [_segment([members], pad_id)]
+        layout = [[list(range(len(slots)))]]
     else:
         groups = length_groups([len(e.input_ids) for e in encoded], min(n_segments, len(slots)))
-        segments = [_segment([[members[i]] for i in group], pad_id) for group in groups]
-        segments += [_segment([[]], pad_id)] * (n_segments - len(groups))
+        layout = [[[slot] for slot in group] for group in groups] + [[[]]] * (n_segments - len(groups))
     return Batch(
         ids=tuple(e.id for e in encoded),
         rows=torch.from_numpy(rows),
@@ -69,7 +67,7 @@ def collate(
         slot_pairs=torch.from_numpy(slot_pairs),
         pairs=torch.from_numpy(pairs),
         pair_index=torch.from_numpy(pair_index),
-        segments=tuple(segments),
+        segments=tuple(_segment(lines, encoded, targets, offsets, pad_id) for lines in layout),
         weight=weight,
     )
 
@@ -92,90 +90,63 @@ def _align(units: Sequence[Unit], counts: Int64, offsets: Int64) -> tuple[Int64,
     return slot_pairs, pairs.astype(np.int64), pair_index.astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A slot of the batch.
+def _segment(
+    lines: Sequence[Sequence[int]], encoded: Sequence[Encoded], targets: Sequence[Int64], offsets: Int64, pad_id: int
+) -> Segment:
+    """Pad lines to the longest; in a line, examples stand one after the other. An idle segment is one token.
 
-    targets  i64, places of the response tokens in the example
-    offset   the first of its token rows
+    Positions count from the beginning of each document: of each example, and of those packed into one. They are None if
+    no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
+
+    lines    the slots of each line
+    targets  of each slot i64, places of the response tokens in the example
+    offsets  i64[B + 1], the first token row of each slot
     """
-
-    slot: int
-    example: Encoded
-    targets: Int64
-    offset: int
-
-    def __len__(self) -> int:
-        return len(self.example.input_ids)
-
-
-def _segment(lines: Sequence[Sequence[_Member]], pad_id: int) -> Segment:
-    """Pad lines to the longest; in a line, examples stand one after the other. An idle segment is one token."""
     import torch
 
-    width = max(1, *(sum(map(len, line)) for line in lines))
+    width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(lines), width), dtype=np.int64)
-    index, order = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    mask, positions = np.zeros_like(input_ids), np.zeros_like(input_ids)
+    index, order, several = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], False
     for b, line in enumerate(lines):
-        start = 0
-        for member in line:
-            input_ids[b, start : start + len(member)] = member.example.input_ids
-            index.append(b * width + start + member.targets - 1)
-            order.append(member.offset + np.arange(len(member.targets)))
-            start += len(member)
+        start, documents = 0, list[int]()
+        for slot in line:
+            example = encoded[slot]
+            end = start + len(example.input_ids)
+            input_ids[b, start:end] = example.input_ids
+            index.append(b * width + start + targets[slot] - 1)
+            order.append(offsets[slot] + np.arange(len(targets[slot])))
+            documents += [start] if example.starts is None else (start + example.starts).tolist()
+            start = end
         mask[b, : max(1, start)] = 1
-    members = [member for line in lines for member in line]
+        several |= len(documents) > 1
+        for first, last in itertools.pairwise([*documents, start, width]):
+            positions[b, first:last] = np.arange(last - first)
+    slots = [slot for line in lines for slot in line]
     return Segment(
-        torch.tensor([member.slot for member in members], dtype=torch.int64),
+        torch.tensor(slots, dtype=torch.int64),
         torch.from_numpy(input_ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(index)),
         torch.from_numpy(np.concatenate(order)),
-        _position_ids(lines, width),
-        tuple(map(len, members)) if len(members) > len(lines) else None,
+        torch.from_numpy(positions) if several else None,
+        tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
     )
 
 
-def _position_ids(lines: Sequence[Sequence[_Member]], width: int) -> torch.Tensor | None:
-    """Positions i64[b, width], counted from the beginning of each document; None if no line holds two documents.
-
-    Padding is one more document: nothing reads its results, and no other document attends to it.
-    """
-    import torch
-
-    starts = [_starts(line) for line in lines]
-    if all(len(inner) < 2 for inner in starts):
-        return None
-    positions = np.empty((len(lines), width), dtype=np.int64)
-    for b, (line, inner) in enumerate(zip(lines, starts, strict=True)):
-        for start, end in itertools.pairwise([*inner, sum(map(len, line)), width]):
-            positions[b, start:end] = np.arange(end - start)
-    return torch.from_numpy(positions)
-
-
-def _starts(line: Sequence[_Member]) -> list[int]:
-    """Places where the documents of a line begin: its examples, and the documents packed into each."""
-    starts, begin = [], 0
-    for member in line:
-        inner = [0] if member.example.starts is None else member.example.starts.tolist()
-        starts += [begin + place for place in inner]
-        begin += len(member)
-    return starts
-
-
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with every tensor on `device`."""
+    """Return the batch with every tensor on `device`."""
     import torch
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(device, non_blocking=True)
-        if isinstance(value, Segment):
-            return replace(value, **{name: move(getattr(value, name)) for name in Segment.__slots__})
-        return tuple(move(v) for v in value) if isinstance(value, tuple) else value
+        if isinstance(value, (Batch, Segment)):
+            return replace(value, **{name: move(getattr(value, name)) for name in value.__slots__})
+        return tuple(map(move, value)) if isinstance(value, tuple) else value
 
-    return replace(batch, **{name: move(getattr(batch, name)) for name in Batch.__slots__})
+    moved: Batch = move(batch)
+    return moved
 
 
 # ------------------------------------------------------------------------------------------------------- length groups

@@ -61,52 +61,21 @@ def deal(
 
     lengths  i64[N], tokens of each row of the data set
     """
+    examples, tokens, groups = options.micro_batch_size, options.micro_batch_tokens, options.length_groups
+    if examples is None and tokens is None:
+        examples = DEFAULT_MICRO_BATCH
+    if groups is None:  # one for two examples on a CPU; a GPU prefers a large batch
+        expected = examples or int((tokens or 0) // lengths.mean())
+        groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
     return micro_steps(
         units,
         lengths,
         world_size=ranks,
-        micro_batch_size=micro_batch_limit(options),
-        micro_batch_tokens=options.micro_batch_tokens,
-        max_segments=_most_groups(lengths, options, device),
+        micro_batch_size=examples,
+        micro_batch_tokens=tokens,
+        max_segments=groups,
         padding_free=padding_free,
     )
-
-
-def micro_batch_limit(options: TrainingOptions) -> int | None:
-    """Most examples of a micro-batch; None if only their tokens are limited."""
-    default = DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None
-    return default if options.micro_batch_size is None else options.micro_batch_size
-
-
-def default_length_groups(examples: int, device: torch.device) -> int:
-    """One length group per two examples of a micro-batch on CPU; one in all on a GPU, which prefers a large batch."""
-    return min(MOST_LENGTH_GROUPS, max(1, examples // 2)) if device.type == "cpu" else 1
-
-
-def _most_groups(lengths: Int64, options: TrainingOptions, device: torch.device) -> int:
-    """Most length groups of a padded micro-batch."""
-    expected = micro_batch_limit(options) or int((options.micro_batch_tokens or 0) // lengths.mean())  # its examples
-    return options.length_groups or default_length_groups(expected, device)
-
-
-def too_long(lengths: Int64, options: TrainingOptions, *, device: torch.device, padding_free: bool) -> list[str]:
-    """One sentence for people if examples or pairs exceed training.micro_batch_tokens; else none.
-
-    lengths       i64[N], tokens of each row of the data set
-    padding_free  True if the module is trained without padding; else the shorter of a pair may be padded to the longer
-    """
-    budget = options.micro_batch_tokens
-    if budget is None:
-        return []
-    longest, n_over = sorted(lengths.tolist())[-2:], int((lengths > budget).sum())
-    most = token_slots(longest, _most_groups(lengths, options, device), padding_free=padding_free)
-    if most <= budget:
-        return []
-    return [
-        f"{n_over:,} of {len(lengths):,} examples have more tokens than training.micro_batch_tokens ({budget:,}); such "
-        "an example, and a pair that needs more together (padding included), gets a micro-batch of its own, of up to "
-        f"{longest[-1]:,} and {most:,} tokens"
-    ]
 
 
 def micro_steps(
@@ -185,9 +154,6 @@ class _Room:
             bins = max(bins, sum(min(self.weight(unit), tokens) for unit in units) / tokens)
         return math.ceil(bins / self.ranks)
 
-    def steps(self, bins: Deal) -> int:
-        return -(-len(bins) // self.ranks)
-
     def total(self, bins: Deal) -> int:
         """Count the token slots of the slowest rank of each micro-step, and add them up."""
         costs = [self.cost(units) for units in bins]
@@ -206,10 +172,10 @@ def _deal(units: Sequence[Unit], room: _Room) -> Deal:
         return balanced
     similar = _by_length(units, room)
     if balanced is None:
-        balanced = _balanced(units, room, fewest + 1, room.steps(similar))
+        balanced = _balanced(units, room, fewest + 1, -(-len(similar) // room.ranks))
     if balanced is None:
         return similar
-    fewer = room.steps(balanced) < room.steps(similar)
+    fewer = len(balanced) // room.ranks < -(-len(similar) // room.ranks)
     return balanced if fewer or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
 
 
@@ -240,7 +206,7 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
     """Cut the units, in order of length, into runs: as few micro-steps as that allows, the largest run kept small."""
     ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
     bins = _cut(ordered, room, room.tokens)
-    most = room.steps(bins) * room.ranks
+    most = len(bins) + -len(bins) % room.ranks
     high = max(map(room.cost, bins))
     high = high if room.tokens is None else min(high, room.tokens)
     low = min(high, sum(map(room.weight, units)) // most)

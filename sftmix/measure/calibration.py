@@ -70,8 +70,9 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCa
     Raises NonFiniteError if a row has no NLL.
     """
     nll, count, n_correct, brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
-    scores = refuse_nan(RowScores(nll, count, n_correct))
-    return TokenCalibration(scores, brier, tempered, np.concatenate(confidence), np.concatenate(correct))
+    scores = refuse_nan(RowScores(np.array(nll), np.array(count), np.array(n_correct)))
+    columns = np.array(brier), np.array(tempered), np.concatenate(confidence), np.concatenate(correct)
+    return TokenCalibration(scores, *columns)
 
 
 def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
@@ -79,8 +80,8 @@ def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
     correct = split_by_row(tokens.correct, batch)
     return (
         sum_by_row(tokens.tempered[:, _ONE, 0], batch),
-        np.array([len(part) for part in correct], dtype=np.int64),
-        np.array([part.sum() for part in correct], dtype=np.int64),
+        [len(part) for part in correct],
+        [int(part.sum()) for part in correct],
         sum_by_row(tokens.brier, batch),
         sum_by_row(tokens.tempered, batch),
         split_by_row(tokens.confidence, batch),
@@ -141,40 +142,27 @@ def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
         "nll": float(measured.scores.nll_sum.sum()) / tokens,
         "accuracy": int(measured.scores.n_correct.sum()) / tokens,
         "confidence": float(measured.confidence.mean(dtype=np.float64)),
-        "ece": expected_calibration_error(curve),
+        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
         "brier": float(measured.brier_sum.sum()) / tokens,
         **temperature_scaling(measured.tempered, measured.scores.n_tokens, ids),
         "reliability": curve,
     }
 
 
-def equal_mass_bins(values: np.ndarray, n_bins: int) -> Int64:
-    """Return i64[n], the bin 0..n_bins-1 of each value, by its place in the order of values.
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Return the bins that hold tokens, least confident first: mean confidence, accuracy, count.
 
-    bin = floor(n_bins (mean rank - 1/2) / n). Without ties the sizes differ by at most one. Equal values share a bin,
-    wherever they stand in the array, so a bin may be large and another empty.
+    The bin of a token is floor(N_BINS (mean rank - 1/2) / T): without ties the sizes differ by at most one. Equal
+    values share a bin, wherever they stand in the array, so a bin may be large and another empty.
     """
     from scipy.stats import rankdata
 
-    return np.floor(n_bins * (rankdata(values) - 0.5) / max(1, len(values))).astype(np.int64)
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Return the bins with tokens, least confident first: mean confidence, accuracy, count (`equal_mass_bins`)."""
-    bins = equal_mass_bins(confidence, N_BINS)
-    counts = np.bincount(bins, minlength=N_BINS)
-    sums = np.bincount(bins, weights=confidence, minlength=N_BINS)
-    hits = np.bincount(bins, weights=correct, minlength=N_BINS)
+    bins = np.floor(N_BINS * (rankdata(confidence) - 0.5) / len(confidence)).astype(np.int64)
+    counts, sums, hits = (np.bincount(bins, weights=values) for values in (None, confidence, correct))
     return [
         {"confidence": float(sums[b] / counts[b]), "accuracy": float(hits[b] / counts[b]), "count": int(counts[b])}
         for b in np.flatnonzero(counts)
     ]
-
-
-def expected_calibration_error(curve: Sequence[dict[str, float]]) -> float:
-    """Return the mean over tokens of |accuracy - confidence| of their bin. Noise in the bins can only raise it."""
-    total = sum(b["count"] for b in curve)
-    return sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / total
 
 
 def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def sample_rows(ids: Sequence[str]) -> Rows:
 class Measurement:
     """The figures of one model, by all ranks together: `base` for the untrained one, `trained` after a stage.
 
-    directory    the stage's directory, for the files
+    Both return the files that they wrote into `directory`, and figures for figures.json.
+
     eval_groups  the group of each held-out row; None: one group
     """
 
@@ -58,14 +59,15 @@ class Measurement:
         self._directory, self._world, self._data, self._groups = directory, world, data, eval_groups
         self._sample = RowSubset(data.train, sample_rows(data.train.ids))
 
-    def base(self, score: Callable[[TokenisedRows], RowScores]) -> Measured:
+    def base(self, score: Callable[[TokenisedRows], RowScores]) -> tuple[list[str], dict[str, Any]]:
         """Measure the untrained model, whose scores of rows `score` gives."""
-        data = self._data.eval
-        figures = {} if data is None else self._held_out(data.ids, score(data))
+        data, figures = self._data.eval, dict[str, Any]()
+        if data is not None:
+            figures = self._held_out(data.ids, score(data))
         self._keep_sample(0, score(self._sample))
-        return Measured([SAMPLE, *([] if data is None else ["eval.parquet"])], figures)
+        return [SAMPLE, *([] if data is None else ["eval.parquet"])], figures
 
-    def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> Measured:
+    def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> tuple[list[str], dict[str, Any]]:
         """Measure the module that the stage has trained for so many steps."""
         started, data, scorer = time.perf_counter(), self._data.eval, stage.scorer
         assert scorer is not None
@@ -78,11 +80,11 @@ class Measurement:
             figures["calibration"] = {k: v for k, v in calibration.items() if k != "reliability"}
             files += ["eval.parquet", "calibration.json"]
         self._keep_sample(steps, scorer(module, self._sample))
-        lines = self._world.share(self._lines() if self._world.is_main else None)
+        lines = self._world.share(self._world.on_main(lambda: read_steps(self._directory)))
         figures["mixed_token_share"] = mixed_share(stage.order.batch, lines, self._data.train.n_targets)
         figures |= best_evaluation(lines, figures.get("eval_nll"))
         figures["calibration_seconds"] = time.perf_counter() - started
-        return Measured(files, figures)
+        return files, figures
 
     def _held_out(self, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> dict[str, Any]:
         """Write eval.parquet, and return the metrics of the held-out rows: of each group, too, if there are several."""
@@ -90,22 +92,9 @@ class Measurement:
         by = {} if self._groups is None else {"eval_nll_by": nll_by(scores, self._groups)}
         return {**held_out_metrics(scores), **by}
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """Return the needed figures of each line of metrics.jsonl."""
-        keys = ("step", "epoch", "mixup_tokens", "eval_nll")
-        return [{key: line.get(key) for key in keys} for line in read_steps(self._directory)]
-
     def _keep_sample(self, step: int, scores: RowScores) -> None:
         ids = [self._data.train.ids[row] for row in self._sample.rows]
         self._world.on_main(lambda: write_dynamics(self._directory / SAMPLE, one_checkpoint(ids, step, scores)))
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Files written into the stage's directory, and figures for figures.json."""
-
-    files: list[str]
-    figures: Mapping[str, object]
 
 
 def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
@@ -116,18 +105,20 @@ def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
 
     base, trained  directories of the stages of the base model and of the trained one
     """
-    after = read_dynamics(trained / SAMPLE)
-    before = read_dynamics(base / SAMPLE).of(after.ids) if (base / SAMPLE).exists() else None
-    figures: dict[str, Any] = {"rows": len(after.ids)}
+    stages = {name: place / SAMPLE for name, place in (("before", base), ("after", trained))}
+    samples = {name: read_dynamics(file) for name, file in stages.items() if file.exists()}
+    figures: dict[str, Any] = {"rows": len(samples["after"].ids)}
     for prefix in ("", "log_"):
-        old, new = None if before is None else _spread(before, prefix), _spread(after, prefix)
+        old, new = (_spread(samples.get(name), prefix) for name in ("before", "after"))
         change = None if not old or new is None else new / old - 1
         figures |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
     return figures
 
 
-def _spread(dynamics: TrainingDynamics, prefix: str) -> float | None:
+def _spread(dynamics: TrainingDynamics | None, prefix: str) -> float | None:
     """Return the standard deviation of the perplexity at the last checkpoint, or with `log_` of its logarithm."""
+    if dynamics is None:
+        return None
     nll = dynamics.nll_sum[:, -1] / dynamics.n_tokens
     with np.errstate(over="ignore", invalid="ignore"):
         spread = float((nll if prefix else np.exp(nll)).std())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ def ends_of_loss(stage: Path) -> dict[str, float]:
     steps = read_steps(stage)
     losses = [(line["loss"], line["ntp_tokens"]) for line in steps if line["loss"] is not None and line["ntp_tokens"]]
     size = min(len(losses) // 2, max(8, len(losses) // 10))
-    return {"loss_first": _per_token(losses[:size]), "loss_last": _per_token(losses[-size:])} if size else {}
-
-
-def _per_token(losses: Sequence[tuple[float, int]]) -> float:
-    return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
+    ends = {"loss_first": losses[:size], "loss_last": losses[-size:]} if size else {}
+    return {
+        name: sum(loss * tokens for loss, tokens in part) / sum(tokens for _, tokens in part)
+        for name, part in ends.items()
+    }
 
 
 def remarks(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -47,12 +47,9 @@ def remarks(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             f"{last:.4f} in the last, so the confidence says little about the examples. Try a smaller "
             "--training.learning_rate (or --reference.training.learning_rate, if that is set) in another --out."
         )
-    if "train" in stages:
-        yield from _target(stages["train"], stages.get("base", {}).get("eval_nll"))
-
-
-def _target(train: Mapping[str, Any], before: float | None) -> Iterator[str]:
-    """before: held-out NLL of the base model; None without held-out rows."""
+    if "train" not in stages:
+        return
+    train, before = stages["train"], stages.get("base", {}).get("eval_nll")
     steps, skipped = train["steps"], int(train.get("skipped", 0))
     if skipped:
         yield (

@@ -1,4 +1,4 @@
-"""Other causes that may stand behind a split: length, duplicates, labels. Written with the split.
+"""Other causes that may stand behind a split: length and labels. Written with the split.
 
 A high AUC or rank correlation says that the two halves differ in the length of their responses, so a gain from mixing
 may come from length; RandomSplit and LengthMatched are the controls.
@@ -7,17 +7,14 @@ may come from length; RandomSplit and LengthMatched are the controls.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sftmix.common.files import write_json
-from sftmix.common.rng import generator, stable_hash
 from sftmix.components.confidence import is_measured
-from sftmix.data import EncodedDataset
-from sftmix.measure.calibration import equal_mass_bins
 from sftmix.types import Float64, Int64, Scores, Split
 
 BINS = 40
@@ -26,23 +23,23 @@ MAX_LABELS = 12
 """Largest number of labels that are reported, the most frequent ones."""
 TIED = 0.01
 """Share of the examples above which ties at the cut get a remark."""
-SHUFFLES = 200
-"""Random exchanges of the labels behind `overlap_if_unrelated`."""
 
 
-def write_confounds(root: Path, scores: Scores, split: Split, data: EncodedDataset) -> list[str]:
+def write_confounds(root: Path, scores: Scores, split: Split) -> list[str]:
     """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
 
     Return the files, relative to split/.
     """
-    prompts, contents = content_keys(data)
-    labels = labelled(scores)
-    confounds = {
+    lengths, labels = scores.n_tokens, labelled(scores)
+    confounds: dict[str, Any] = {
         "spearman_confidence_length": length_correlation(scores),
-        "auc_length_confident": auc(scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]),
-        "duplicates": duplicates(split, prompts, contents),
-        **by_label(labels),
+        "auc_length_confident": auc(lengths[split.confident], lengths[split.unconfident]),
     }
+    if labels:
+        confounds["labels"] = {
+            name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
+            for name, v in labels.items()
+        }
     write_json(root / "split" / "confounds.json", confounds)
     if not is_measured(scores.confidence).any():
         return ["confounds.json"]
@@ -112,45 +109,6 @@ def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
     return {"scale": "log" if logarithmic else "linear", "edges": edges.tolist(), "panels": counts}
 
 
-# ------------------------------------------------------------------------------------------ duplicates
-
-
-def content_keys(data: EncodedDataset) -> tuple[list[int | None], list[int]]:
-    """Return two hashes per example: of all turns before the last (None if there are none: text), and of the whole."""
-    prompts, contents = list[int | None](), []
-    for example in data.examples():
-        *before, last = ((m.role, m.content) for m in example.messages)
-        prompt = stable_hash(*(part for turn in before for part in turn))
-        prompts.append(prompt if before else None)
-        contents.append(stable_hash(prompt, *last))
-    return prompts, contents
-
-
-def duplicates(split: Split, prompts: Sequence[int | None], contents: Sequence[int]) -> dict[str, int]:
-    """Count the contents and prompts that the first and the last group share.
-
-    examples_in_both             examples of either group whose whole content is also in the other
-    prompts_in_both              different prompts that are in both
-    examples_with_prompt_in_both examples of either group that have one of these prompts
-    """
-
-    def shared(keys: Sequence[int | None]) -> tuple[int, int]:
-        """Return the number of keys in both groups, and of the examples that have one of them."""
-        first, last = ([keys[row] for row in rows] for rows in (split.confident, split.unconfident))
-        both = (set(first) & set(last)) - {None}
-        return len(both), sum(key in both for key in [*first, *last])
-
-    n_prompts, with_prompt = shared(prompts)
-    return {
-        "examples_in_both": shared(contents)[1],
-        "prompts_in_both": n_prompts,
-        "examples_with_prompt_in_both": with_prompt,
-    }
-
-
-# ---------------------------------------------------------------------------------------------- labels
-
-
 def labelled(scores: Scores) -> dict[str, Float64]:
     """Return the finite confidences of the most frequent labels, most frequent first."""
     values = defaultdict(list)
@@ -159,44 +117,3 @@ def labelled(scores: Scores) -> dict[str, Float64]:
             values[str(label)].append(confidence)
     frequent = sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))
     return {name: np.asarray(of_label) for name, of_label in frequent[:MAX_LABELS]}
-
-
-def by_label(labels: Mapping[str, Float64]) -> dict[str, Any]:
-    """Return mean and spread of the confidence of each label, and the overlap of the two most frequent (`overlap`).
-
-    labels  label -> confidences, the most frequent label first
-    """
-    if not labels:
-        return {}
-    figures = {
-        name: {
-            "examples": len(values),
-            "confidence_mean": float(values.mean()),
-            "confidence_std": float(values.std()),
-        }
-        for name, values in labels.items()
-    }
-    if len(labels) == 1:
-        return {"labels": figures}
-    (first, a), (second, b) = list(labels.items())[:2]
-    return {"labels": figures, "label_overlap": {"labels": [first, second], **overlap(a, b)}}
-
-
-def overlap(a: Float64, b: Float64) -> dict[str, float | int]:
-    """Return the share that two histograms have in common: sum over bins of min(share of a, share of b), 0 to 1.
-
-    Each bin holds equally many values of both samples together (`equal_mass_bins`), so any increasing change of the
-    scale, such as perplexity to log-perplexity, leaves the figure as it is. There are sqrt(smaller sample) bins, 2 to
-    20. With bins, two samples of one distribution differ, too: `overlap_if_unrelated` is the mean over random exchanges
-    of labels.
-    """
-    n_bins = int(np.clip(np.sqrt(min(len(a), len(b))), 2, 20))
-    bins = equal_mass_bins(np.concatenate([a, b]), n_bins)
-    total = np.bincount(bins, minlength=n_bins)
-
-    def shared(of_a: Int64) -> float:
-        return float(np.minimum(of_a / len(a), (total - of_a) / len(b)).sum(axis=-1).mean())
-
-    exchanged = generator(0, "label_overlap").multivariate_hypergeometric(total, len(a), size=SHUFFLES)
-    real = np.bincount(bins[: len(a)], minlength=n_bins)
-    return {"bins": n_bins, "overlap": shared(real), "overlap_if_unrelated": shared(exchanged)}

@@ -14,14 +14,11 @@ import sftmix
 from sftmix.common.files import read_json, write_json
 from sftmix.common.world import World
 from sftmix.components.confidence import is_measured
-from sftmix.data import EncodedDataset, LoadedData
+from sftmix.data import LoadedData
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
 from sftmix.measure.split import length_correlation, ties_at_the_cut
 from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
-
-EXTREMES = 5
-"""Number of the most and of the least confident examples that are shown."""
 
 _OF_STAGE = (
     *("wall_seconds", "elapsed", "scoring_seconds", "calibration_seconds", "steps", "total_steps"),
@@ -62,16 +59,22 @@ def summarise(
         "data": data.report.to_dict(),
         "stages": {name: {k: figures[k] for k in _OF_STAGE if k in figures} for name, figures in stages.items()},
     }
-    confounds = root / "split" / "confounds.json"
-    of_split = read_json(confounds) if "split" in stages and confounds.exists() else {}
+    file = root / "split" / "confounds.json"
+    confounds = read_json(file) if "split" in stages and file.exists() else {}
     if "train" in stages:
         summary |= _training(root, stages)
-        of_split |= mixing(stages["train"])
+        train = stages["train"]
+        confounds |= {
+            "mixed_pairs_per_token": train["mixup_tokens"] / train["ntp_tokens"] if train["ntp_tokens"] else None,
+            "mixed_token_share": train.get("mixed_token_share"),
+        }
+    ties: list[str] = []
     if split is not None:
-        summary |= _confidence(data.train, scores, split)
-    summary["confounds"] = of_split
-    ties = [] if split is None else ties_at_the_cut(scores, split)
-    summary["remarks"] = [*ties, *remarks(stages)]
+        ties = list(ties_at_the_cut(scores, split))
+        groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
+        summary["confidence"] = {**groups, UNPAIRED_NAME: {"examples": len(split.unpaired)}}
+        summary["spearman_confidence_length"] = length_correlation(scores)
+    summary |= {"confounds": confounds, "remarks": [*ties, *remarks(stages)]}
     world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
 
@@ -79,19 +82,6 @@ def summarise(
 def made_by(world_size: int) -> dict[str, object]:
     """Return version, revision and world size of this process; a finished training keeps those it was made by."""
     return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
-
-
-def mixing(figures: dict[str, Any]) -> dict[str, float | None]:
-    """Return how much of a training was mixed, from the figures of its stage.
-
-    mixed_pairs_per_token  aligned token pairs / response tokens with NTP loss, of all steps
-    mixed_token_share      distinct response tokens mixed at least once in an epoch / response tokens of that epoch
-    """
-    trained = figures["ntp_tokens"]
-    return {
-        "mixed_pairs_per_token": figures["mixup_tokens"] / trained if trained else None,
-        "mixed_token_share": figures.get("mixed_token_share"),
-    }
 
 
 def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
@@ -120,19 +110,6 @@ def _arm(root: Path, stage: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {**arm, "confidence_std": confidence_std(root / "base", root / stage)}
 
 
-def _confidence(rows: EncodedDataset, scores: Scores, split: Split) -> dict[str, Any]:
-    groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
-    groups[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
-    scored = np.flatnonzero(is_measured(scores.confidence))
-    order = scored[np.argsort(scores.confidence[scored], kind="stable")].tolist()
-    return {
-        "confidence": groups,
-        "spearman_confidence_length": length_correlation(scores),
-        "least_confident": [_shown(rows, scores, row) for row in order[:EXTREMES]],
-        "most_confident": [_shown(rows, scores, row) for row in order[::-1][:EXTREMES]],
-    }
-
-
 def _group(scores: Scores, rows: Rows) -> dict[str, Any]:
     values = scores.confidence[rows]
     values = values[is_measured(values)]
@@ -146,17 +123,6 @@ def _group(scores: Scores, rows: Rows) -> dict[str, Any]:
         "confidence_median": float(np.median(values)) if len(values) else None,
         "response_tokens_mean": float(scores.n_tokens[rows].mean()) if len(rows) else None,
         "labels": {str(label): count / len(rows) for label, count in sorted(labels.items(), key=str)},
-    }
-
-
-def _shown(rows: EncodedDataset, scores: Scores, row: int) -> dict[str, Any]:
-    messages = rows.example(row).messages
-    return {
-        "id": scores.id[row],
-        "confidence": float(scores.confidence[row]),
-        "response_tokens": int(scores.n_tokens[row]),
-        "prompt": messages[-2].content[:200] if len(messages) > 1 else "",
-        "response": messages[-1].content[:200],
     }
 
 

@@ -36,15 +36,6 @@ def used_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if id(module) not in unused}
 
 
-def described_unused(model: PreTrainedModel) -> str | None:
-    """Say in one line how many numbers are left as they are; None of a model of text."""
-    unused = unused_modules(model)
-    if not unused:
-        return None
-    numbers = sum(p.numel() for module in unused.values() for p in module.parameters())
-    return f"{numbers:,} numbers that text never goes through stay as they are: {', '.join(unused)}"
-
-
 def _used(model: PreTrainedModel) -> set[int]:
     """Return the identities of the parameters that text goes through."""
     parts: list[nn.Module | None] = [model]

@@ -50,9 +50,6 @@ class RunContext:
     def __init__(self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce) -> None:
         self.config, self.world, self.directory, self._stop = config, world, directory, stop
         self.pairing = config.resolved_pairing()
-        self.memory = PeakMemory(world.device)
-        """The peak of the stage that was begun last."""
-        self._began = time.time()
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -66,28 +63,18 @@ class RunContext:
         self._stop.check(self.world)
         inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, stage.rows, self.directory.path))
         done = self.directory.begin(stage.name, inputs)
-        self.memory, self._began = PeakMemory(self.world.device), time.time()
-        self.world.on_main(lambda: self._write_config(keep=done))
+        memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"
+        self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
         if done:
             return stage.read()
         made = stage.make()
         value = stage.read()  # before the stage is done: what cannot be read must not count as done
-        self.finish(stage.name, made)
+        figures = {"wall_seconds": time.time() - began, **made.figures}
+        self.directory.finish(stage.name, made.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())})
         if made.line:
-            self.say(f"{made.line} ({time.time() - self._began:.0f} s)")
+            self.say(f"{made.line} ({time.time() - began:.0f} s)")
         return value
-
-    def finish(self, stage: str, made: Made) -> None:
-        """Record the files of a stage and its figures, with its seconds and the peak memory of all ranks."""
-        peak = self.world.max(self.memory.bytes())
-        figures = {"wall_seconds": time.time() - self._began, **made.figures, "peak_memory_bytes": peak}
-        self.directory.finish(stage, made.files, figures)
 
     def train(self, stage: TrainingStage) -> StageResult:
         """Train to the end, from the newest valid checkpoint on."""
         return train(stage, self.world)
-
-    def _write_config(self, *, keep: bool) -> None:
-        file = self.directory.path / "config.yaml"
-        if not (keep and file.exists()):
-            write_text(file, self.config.yaml())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -20,15 +21,17 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
-from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json
+from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json, write_text
 from sftmix.common.names import path_problem
-from sftmix.pipeline.shared import check_same_directory
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
 
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
+PATIENCE = 10.0
+"""Seconds until a file that rank 0 has written must be seen by other nodes, which may remember the directory without
+it (NFS does so for some seconds)."""
 BEFORE_STAGES = ("start", "data")
 """Values of `stage` in STATUS.json before a command begins to make its first one."""
 
@@ -175,7 +178,7 @@ class RunDirectory(Hold):
             if finished and not differences(read_json(source / "inputs.json"), inputs) and not _changed(source):
                 for name in read_json(source / MANIFEST, files=dict)["files"]:
                     _link(source / name, directory / name)
-                write_json(directory / ADOPTED, {"from": os.path.relpath(source, directory)})
+                write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
                 _link(source / MANIFEST, directory / MANIFEST)
                 return True
         return False
@@ -193,6 +196,43 @@ class RunDirectory(Hold):
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
+
+
+def check_same_directory(path: Path, world: World) -> None:
+    """Raise ConfigError on every rank if a node does not see the run directory that rank 0 writes.
+
+    Rank 0 writes a file with a random name, which the first rank of each node looks for. Call it on every rank, in the
+    directory that exists; on one process it does nothing.
+    """
+    if world.size == 1:
+        return
+    name = world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows such names, if this is killed
+    world.on_main(lambda: write_text(path / name, name))
+    seen = world.local_rank != 0 or _appears(path / name)
+    nodes = world.of_nodes((seen, str(path.absolute())))
+    if world.is_main:
+        (path / name).unlink(missing_ok=True)
+    blind = [f"{node}, where it is {place}" for node, (seen, place) in nodes.items() if not seen]
+    if blind:
+        first = next(iter(nodes))
+        error = ConfigError(
+            f"out: not every node sees the run directory that {first} writes, {nodes[first][1]}. These do not: "
+            f"{'; '.join(blind)}. Choose an --out on a file system that all nodes share, by its whole path"
+        )
+        error.everywhere = True
+        raise error
+
+
+def _appears(path: Path) -> bool:
+    """Return True as soon as a file exists, False if it does not within PATIENCE seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # NFS then looks again
+    return True
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
@@ -246,17 +286,10 @@ def _untouched(directory: Path) -> bool:
 
 
 def origin(directory: Path) -> Path:
-    """Return the directory that a stage was adopted from, or the stage's own if it was made here.
-
-    Raises DifferenceError for one that was adopted from itself, by way of others or not.
-    """
-    seen = [directory]
-    while (file := seen[-1] / ADOPTED).exists():
-        source = Path(os.path.normpath(seen[-1] / read_json(file, **{"from": str})["from"]))
-        if source in seen:
-            raise DifferenceError(f"{file}: it leads back to itself")
-        seen.append(source)
-    return seen[-1]
+    """Return the directory that a stage was adopted from, or the stage's own if it was made here."""
+    if not (directory / ADOPTED).exists():
+        return directory
+    return Path(os.path.normpath(directory / read_json(directory / ADOPTED, **{"from": str})["from"]))
 
 
 def _changed(directory: Path, *, weights: bool = True) -> str | None:

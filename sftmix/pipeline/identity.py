@@ -6,6 +6,7 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from sftmix.components.base import Callback, Component, Need, Objective, Perturb
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.options import LAYOUT, LoraOptions, ReferenceTraining, TrainingOptions, inherit, reference_lora
+from sftmix.options import LAYOUT, ReferenceTraining, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.directory import UNKNOWN
 
 if TYPE_CHECKING:
@@ -48,11 +49,6 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
         raise ConfigError(
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
-        )
-    if until == "confidence" and not scored:
-        raise ConfigError(
-            f"--splitter {type(config.splitter).__name__} needs no confidence, so there is none to make: leave it out "
-            "here, or use `split`"
         )
     stages: set[str] = {until}
     if not isinstance(config.selector, All):
@@ -104,15 +100,15 @@ class Known:
 # ------------------------------------------------------------------------------------------ parts of inputs
 
 
+def _fingerprint(name: str) -> str:
+    from sftmix.model.load import fingerprint
+
+    return fingerprint(name)
+
+
 def _model(known: Known) -> str:
     """Return the fingerprint of the model's files, or the commit of a hub model."""
-
-    def identity() -> str:
-        from sftmix.model.load import fingerprint
-
-        return fingerprint(known.config.model.path or "")
-
-    return known.ask(identity)
+    return known.ask(lambda: _fingerprint(known.config.model.path or ""))
 
 
 def _files(known: Known, *components: Component | None) -> dict[str, str | None]:
@@ -123,14 +119,10 @@ def _files(known: Known, *components: Component | None) -> dict[str, str | None]
     names = [name for component in components if component is not None for name in files_of(component)]
 
     def identities() -> dict[str, str | None]:
-        from sftmix.model.load import fingerprint
-
-        files: dict[str, str | None] = {}
+        files: dict[str, str | None] = dict.fromkeys(names)
         for name in names:
-            try:
-                files[name] = fingerprint(name)
-            except ConfigError:
-                files[name] = None
+            with contextlib.suppress(ConfigError):
+                files[name] = _fingerprint(name)
         return files
 
     return known.ask(identities)
@@ -182,11 +174,6 @@ def _training(options: TrainingOptions, world: World | None) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 
 
-def _lora(lora: LoraOptions) -> dict[str, Any] | None:
-    """Return the options of the adapters; None if all weights are trained."""
-    return plain(lora) if lora.r else None
-
-
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those before them, whose figures they see."""
     last = max((place for place, callback in enumerate(callbacks) if Need.STOP in callback.gives), default=-1)
@@ -227,10 +214,10 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     }
     if Need.TRAINING not in reference.needs:
         return inputs
-    training, seed = training_of_reference(config)
+    lora, (training, seed) = reference_lora(config.model, reference.model), training_of_reference(config)
     return {
         **inputs,
-        "lora": _lora(reference_lora(config.model, reference.model)),
+        "lora": plain(lora) if lora.r else None,
         "optimizer": config.optimizer.spec(),
         "training": _training(training, world),
         "callbacks": [callback.spec() for callback in deciding],
@@ -278,7 +265,7 @@ def arm_inputs(known: Known, name: str) -> dict[str, Any]:
         "eval": _held_out(known.rows),
         "model": _model(known),
         "dtype": config.model.dtype,
-        "lora": _lora(config.model.lora),
+        "lora": plain(config.model.lora) if config.model.lora.r else None,
         "split": _made(known, "split/split.parquet") if paired else None,
         "confidence": _made(known, "confidence/confidence.parquet") if scored else None,
         "pairing": plain(pairing),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.batches.rows import TokenisedRows
 from sftmix.common.errors import CheckpointError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
@@ -22,13 +21,12 @@ from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters, 
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
-from sftmix.model.meta import Values, empty_model, mapped_model, take_values
+from sftmix.model.meta import Values, empty_model, take_values
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
-from sftmix.types import RowScores
 
 
 def load_for_run(
@@ -65,17 +63,12 @@ def load_for_run(
         check_head(model)
         check_vocabulary(model, encoder.tokenizer)
         return model, None
-    mapped = None if lora.r else mapped_model(path, attention=attention)
-    if mapped is not None:  # every rank maps the files; else rank 0 loads them and sends the values
-        check_vocabulary(mapped, encoder.tokenizer)
-        return mapped, Values(mapped, take_values(mapped), world, from_main=False, checks=[check_head])
     loaded = world.on_main(whole)
     model = loaded or empty_model(path, attention=attention)
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     check_vocabulary(model, encoder.tokenizer)
-    values = take_values(model)
-    return model, Values(model, values if loaded else {}, world, from_main=True, checks=[check_head])
+    return model, Values(model, take_values(model), world)
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
@@ -98,18 +91,22 @@ def scoring_model(
     name: str,
     packed: bool,
     lora: LoraOptions | None = None,
+    adapters: Path | None = None,
     token_nll: bool = False,
-) -> Callable[[TokenisedRows], RowScores]:
-    """Load a model that is not trained and return its scorer of rows, for the stage of that name.
+) -> tuple[Scorer, nn.Module]:
+    """Return a model that is not trained, wrapped, and the scorer of rows under it, for the stage of that name.
 
-    packed  True if some rows hold several documents
-    lora    adapter options, of which only the storage in 4 bits counts here; None: stored as it is
+    packed    True if some rows hold several documents
+    lora      adapter options; None: no adapters, and weights as they are stored
+    adapters  directory with the values of the adapters
     """
     options = config.training
     model, values = load_for_run(config, world, path, encoder, options, lora or LoraOptions())
+    if adapters is not None:
+        read_adapters(model, adapters)
     precision = resolve_precision(options.precision, world.device)
     module = training_module(model, options, precision=precision, world=world, packed=packed, values=values)
-    return partial(scorer(options, world, encoder, name=name, token_nll=token_nll), module)
+    return scorer(options, world, encoder, name=name, token_nll=token_nll), module
 
 
 def export_weights(

@@ -61,9 +61,9 @@ def order_of_arm(run: RunContext, rows: RunRows, name: str, scores: Scores, spli
     """
     config, online, pairs = run.config, None, EpochPairs(lambda epoch: None)
     if is_single_run(config):
-        single = SingleRun(run, rows)
-        online = single.losses if name == "train" else None
-        pairs = single.pairs(begun=None if name == "train" else single.epochs_begun())
+        losses = _losses(run, rows)
+        online, begun = (losses, None) if name == "train" else (None, _epochs_begun(run))
+        pairs = _of_single_run(run, rows.table(), losses, begun)
     elif run.pairing is not None and split is not None:
         pairs = one_split(split, scores, run.pairing, config.seed)
     order = TrainingOrder(
@@ -77,53 +77,49 @@ def order_of_arm(run: RunContext, rows: RunRows, name: str, scores: Scores, spli
     return {"order": order, "split_of": pairs.split_of, "online": online}
 
 
-class SingleRun:
-    """Single-run SFTMix: the losses of earlier epochs decide the split of an epoch; the first epoch has none."""
+# ------------------------------------- single-run SFTMix: the losses of earlier epochs decide the split of an epoch
 
-    def __init__(self, run: RunContext, rows: RunRows) -> None:
-        self._run, self._rows, self._table = run, rows, rows.table()
-        self.losses = OnlineLosses(rows.data.train.ids, run.directory.path / "train" / "online", run.world)
-        self._split = lru_cache(maxsize=2)(self._divide)
 
-    def dynamics(self, epoch: int) -> TrainingDynamics:
-        """Return the dynamics that decide epoch `epoch`, which is at least 1."""
-        window = self._run.config.reference.window  # None: all earlier epochs count
-        first = 0 if window is None else max(0, epoch - window)
-        return merge([self.losses.read(e) for e in range(first, epoch)])
+def _of_single_run(run: RunContext, table: Scores, losses: OnlineLosses, begun: int | None) -> EpochPairs:
+    """Return pairs and groups of each epoch; the first one has none.
 
-    def _divide(self, epoch: int) -> tuple[Split, Scores]:
-        config, dynamics = self._run.config, self.dynamics(epoch)
+    begun  number of epochs that the target's training began, after which a baseline that trains longer gets shuffled
+           singles; None: every epoch is paired
+    """
+    config, end = run.config, begun or math.inf
+
+    @lru_cache(maxsize=2)
+    def divide(epoch: int) -> tuple[Split, Scores]:
+        dynamics = _dynamics(run, losses, epoch)
         confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
-        scores = replace(self._table, confidence=confidence, variability=variability(dynamics))
+        scores = replace(table, confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores), scores
 
-    def pairs(self, *, begun: int | None = None) -> EpochPairs:
-        """Return pairs and groups of each epoch.
-
-        begun  number of epochs that the target's training began, after which a baseline that trains longer gets
-               shuffled singles; None: every epoch is paired
-        """
-        end = begun or math.inf
-        return EpochPairs(
-            lambda epoch: self._split(epoch) if 0 < epoch < end else None,
-            self._run.pairing,
-            self._run.config.seed,
-            known=False,
-        )
-
-    def epochs_begun(self) -> int:
-        """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
-        *_, last = read_steps(self._run.directory.path / "train")
-        return int(last["epoch"]) + 1
+    return EpochPairs(lambda epoch: divide(epoch) if 0 < epoch < end else None, run.pairing, config.seed, known=False)
 
 
 def dynamics_of_single_run(run: RunContext, rows: RunRows) -> TrainingDynamics | None:
     """Write and return the dynamics behind the last split; None if a callback stopped the first epoch."""
-    single = SingleRun(run, rows)
-    begun = single.epochs_begun()
+    begun = _epochs_begun(run)
     if begun == 1:
         run.say("train: stopped in the first epoch, before there was a split")
         return None
-    last = single.dynamics(begun - 1)
+    last = _dynamics(run, _losses(run, rows), begun - 1)
     run.world.on_main(lambda: write_dynamics(run.directory.path / "confidence" / "dynamics.parquet", last))
     return last
+
+
+def _losses(run: RunContext, rows: RunRows) -> OnlineLosses:
+    return OnlineLosses(rows.data.train.ids, run.directory.path / "train" / "online", run.world)
+
+
+def _dynamics(run: RunContext, losses: OnlineLosses, epoch: int) -> TrainingDynamics:
+    """Return the dynamics that decide epoch `epoch`, which is at least 1."""
+    window = run.config.reference.window  # None: all earlier epochs count
+    first = 0 if window is None else max(0, epoch - window)
+    return merge([losses.read(e) for e in range(first, epoch)])
+
+
+def _epochs_begun(run: RunContext) -> int:
+    """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
+    return int(read_steps(run.directory.path / "train")[-1]["epoch"]) + 1

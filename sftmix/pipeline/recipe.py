@@ -29,15 +29,13 @@ from sftmix.pipeline.identity import (
     StageName,
     is_single_run,
     stages_entered,
-    training_of_reference,
 )
 from sftmix.pipeline.pairs import dynamics_of_single_run
 from sftmix.pipeline.reference import reference_stage
-from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
-from sftmix.training.parallel import check_compiler
 from sftmix.types import Scores, Split, TrainingDynamics
 
 
@@ -63,8 +61,6 @@ def run(
         RunDirectory(config.out, ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
-        if config.training.compile or training_of_reference(config)[0].compile:
-            check_compiler(ranks.device)
         return recipe(RunContext(config, ranks, directory, stop), until, say_rows)
 
 
@@ -72,8 +68,7 @@ def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object])
     """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
     world, directory = run.world, run.directory
     directory.tell(stage="data")
-    run.config, prepared = read_rows(run.config, world, progress=world.is_main)
-    rows = tokenised_rows(run.config, prepared, world, run=directory.path, progress=world.is_main)
+    run.config, rows = read_rows(run.config, world, run=directory.path, progress=world.is_main)
     stages = stages_entered(run.config, until)
     refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
     if world.is_main:
@@ -168,7 +163,7 @@ def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
     def write() -> list[str]:
         split = check_split(splitter, splitter.split(scores, seed=seed), scores)
         write_split(path, scores.id, split)
-        return write_confounds(root, scores, split, rows.data.train)
+        return write_confounds(root, scores, split)
 
     def make() -> Made:
         return Made([path.name, *(run.world.on_main(write) or [])])

@@ -25,8 +25,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import training_of_reference
 from sftmix.pipeline.models import scoring_model
-from sftmix.pipeline.rows import RunRows, resolve_max_length
-from sftmix.pipeline.shared import check_same_rows
+from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -209,13 +208,13 @@ class ReferenceRun:
             )
             for number, name in enumerate(paths, start=1):
                 run.say(f"reference: {name} scores {len(data):,} examples")
-                score = scoring_model(
+                score, module = scoring_model(
                     run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
                 )
-                scores = score(data)
+                scores = score(module, data)
                 parts.append(one_checkpoint(data.ids, number, scores))
                 if run.world.is_main:
                     tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
-                del score  # its model, before the next one comes
+                del module  # before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -21,7 +21,6 @@ from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
 from sftmix.pipeline.directory import differences_in_words
-from sftmix.pipeline.shared import check_same_rows
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
@@ -53,34 +52,24 @@ class RunRows:
         return table_of(self.data.train, confidence)
 
 
-def read_rows(config: RunConfig, world: World, *, progress: bool = False) -> tuple[RunConfig, Prepared]:
-    """Read the rows, and return them with the configuration, whose `data.format` is now settled."""
-    prepared = world.node_first(lambda: prepare(config.data, config.seed, progress=progress))
-    return resolve_text(config, prepared), prepared
+def read_rows(
+    config: RunConfig, world: World, *, run: Path | None = None, progress: bool = False
+) -> tuple[RunConfig, RunRows]:
+    """Read the rows, tokenise them for the target, and keep those that the selector keeps.
 
-
-def resolve_text(config: RunConfig, prepared: Prepared) -> RunConfig:
-    """Return the configuration, with data.format text if `auto` recognised plain text.
-
-    Raises ConfigError for a confidence or a reference that needs instructions and responses.
-    """
-    if not prepared.text:
-        return config
-    if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
-        raise ConfigError(
-            "data.format text has no instructions, and a response is to be scored without its instruction: use "
-            "--confidence Perplexity, without reference.response_alone"
-        )
-    return replace(config, data=replace(config.data, format="text"))
-
-
-def tokenised_rows(
-    config: RunConfig, prepared: Prepared, world: World, *, run: Path | None = None, progress: bool = False
-) -> RunRows:
-    """Tokenise the rows for the target, and keep those that the selector keeps.
+    Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Raises
+    ConfigError, too, for a confidence or a reference that then lacks instructions and responses.
 
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
+    prepared = world.node_first(lambda: prepare(config.data, config.seed, progress=progress))
+    if prepared.text:
+        if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
+            raise ConfigError(
+                "data.format text has no instructions, and a response is to be scored without its instruction: use "
+                "--confidence Perplexity, without reference.response_alone"
+            )
+        config = replace(config, data=replace(config.data, format="text"))
     encoder = world.node_first(lambda: encoder_for(load_tokenizer(config.model.path), config.data))
     refuse_quantized(config.model.path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
@@ -96,7 +85,26 @@ def tokenised_rows(
         data.report.notes.append(chosen)
     sides = {"data.train": data.train, "data.eval": data.eval}
     check_same_rows({option: rows.fingerprint for option, rows in sides.items() if rows is not None}, world)
-    return RunRows(prepared, encoder, data, whole, held_out_groups(data.eval, as_list(config.data.eval or [])))
+    groups = held_out_groups(data.eval, as_list(config.data.eval or []))
+    return config, RunRows(prepared, encoder, data, whole, groups)
+
+
+def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
+    """Raise ConfigError on every rank if a node has read other rows than the first node, from files of its own.
+
+    fingerprints  option -> hash of the rows it gave, and of what made tokens of them
+    """
+    (first, expected), *others = world.of_nodes(dict(fingerprints)).items()
+    different = [
+        f"{option} of {node}" for node, hashes in others for option in hashes if hashes[option] != expected[option]
+    ]
+    if different:
+        error = ConfigError(
+            f"not every node has the same rows or the same tokenizer as {first}. Other ones: {', '.join(different)}. "
+            "Give every node the same files, or put them on a file system that all nodes share"
+        )
+        error.everywhere = True
+        raise error
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:
@@ -134,8 +142,7 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
 
     Raises ConfigError where the rows are no longer those that a stage of the run was made from.
     """
-    config, prepared = read_rows(read_finished(path), World(), progress=progress)
-    rows = tokenised_rows(config, prepared, World(), run=path, progress=progress)
+    config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
     held_out = rows.data.eval.fingerprint if rows.data.eval else None
     recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
     if file := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
@@ -181,6 +188,5 @@ def any_packed(*data: EncodedDataset | None) -> bool:
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
     """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
-    config, prepared = read_rows(config, World())
-    shown = tokenised_rows(config, prepared, World())
+    _, shown = read_rows(config, World())
     return render_preview(shown.data, shown.encoder, range(min(rows, len(shown.data.train))), color=color)

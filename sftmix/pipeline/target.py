@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sftmix.common.figures import counted
@@ -11,7 +12,6 @@ from sftmix.measure.model import Measurement
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
-from sftmix.model.unused import described_unused
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_of
@@ -52,12 +52,12 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         measurement = Measurement(directory, world, rows.data, rows.eval_groups)
-        measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
+        files, measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
         run.directory.tell(doing="writing the model")
         weights = full_weights(result.module)
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
-        figures = {**result.figures, **measured.figures, "made_by": made_by(world.size)}
-        files = ["model", "metrics.jsonl", *measured.files, *(["online"] if (directory / "online").exists() else [])]
+        figures = {**result.figures, **measured, "made_by": made_by(world.size)}
+        files = ["model", "metrics.jsonl", *files, *(["online"] if (directory / "online").exists() else [])]
         early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
         steps = f"{counted(figures['steps'], 'step')}{early}"
         nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
@@ -89,8 +89,6 @@ def training_stage(
     model, values = load_for_run(run.config, run.world, path, encoder, options, lora, seed=seed)
     if lora.r:
         run.say(f"{name}: {described_adapters(model)}")
-    elif left := described_unused(model):
-        run.say(f"{name}: {left}")
     checkpoint = run.config.checkpoint
     return TrainingStage(
         name=name,
@@ -118,8 +116,9 @@ def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
     def make() -> Made:
         config, world, data = run.config, run.world, rows.data
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
-        score = scoring_model(config, world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora)
-        measured = Measurement(run.directory.path / "base", world, data, rows.eval_groups).base(score)
-        return Made(measured.files, measured.figures)
+        path = config.model.path
+        score, module = scoring_model(config, world, path, rows.encoder, name="base", packed=packed, lora=lora)
+        measurement = Measurement(run.directory.path / "base", world, data, rows.eval_groups)
+        return Made(*measurement.base(partial(score, module)))
 
     return Stage("base", rows, make, lambda: None)

@@ -10,6 +10,7 @@ model with adapters, only the trained weights are stored; the rest belongs to th
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,8 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from sftmix.common.checkpoints import step_path, steps_in
-from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
+from sftmix.common.checkpoints import BEST, step_path, steps_in
+from sftmix.common.errors import CheckpointError, NonFiniteError
 from sftmix.common.files import commit_directory, fresh_directory, is_full, no_space, verify_directory
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
@@ -88,7 +89,7 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         self._refuse_if_not_finite(step, wrapped)
-        staging = self.world.share(self.world.on_main(lambda: self._staging(step)))
+        staging = self.world.share(self.world.on_main(lambda: self._begun(step)))
         tensors = _tensors(wrapped, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
@@ -99,8 +100,10 @@ class CheckpointStore:
             error = next(iter(failed.failures.values()))[0]
             if isinstance(error, KeyboardInterrupt):
                 raise error from failed
-            self.world.on_main(lambda: self._give_up(staging, step, needed, error))
-        numbers = {} if optimizer is None else _numbers(_optimizer_state(unwrap(wrapped), optimizer))
+            self.world.on_main(lambda: self._give_up(step, error, staging, needed))
+        optimizer_state = {} if optimizer is None else _optimizer_state(unwrap(wrapped), optimizer)
+        # Counters of single parameters, and values that an optimizer adapts in its groups.
+        numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
 
         def commit() -> None:
@@ -111,7 +114,7 @@ class CheckpointStore:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 commit_directory(staging, self.path(step), about={"step": step, "world_size": self.world.size})
             except OSError as error:
-                self._give_up(staging, step, needed, error)
+                self._give_up(step, error, staging, needed)
             self._keep_newest(step)
 
         self.world.on_main(commit)
@@ -124,16 +127,25 @@ class CheckpointStore:
                 "training.learning_rate (the last checkpoint is untouched)"
             )
 
-    def _staging(self, step: int) -> Path:
+    def _begun(self, step: int) -> Path:
         try:
             return fresh_directory(self.path(step))
         except OSError as error:
-            raise _unwritten(self.path(step), error) from error
+            self._give_up(step, error)
 
-    def _give_up(self, staging: Path, step: int, needed: int, error: BaseException) -> NoReturn:
+    def _give_up(
+        self, step: int, error: BaseException, staging: Path | None = None, needed: int | None = None
+    ) -> NoReturn:
         """Remove what was written of a checkpoint, to make room for the others, and raise why it cannot be written."""
-        shutil.rmtree(staging, ignore_errors=True)
-        raise _unwritten(self.path(step), error, needed) from error
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        path = self.path(step)
+        if is_full(error):
+            raise no_space(path, needed) from error
+        raise CheckpointError(
+            f"{path} cannot be written ({type(error).__name__}: {error}); the checkpoints before are untouched. Mend "
+            "the cause, then the same command continues"
+        ) from error
 
     def _keep_newest(self, step: int) -> None:
         """Remove all but `keep` checkpoints: those passed over as damaged first, then the oldest."""
@@ -141,29 +153,21 @@ class CheckpointStore:
         self._damaged.discard(step)
         others = sorted((s for s in self.steps() if s != step), key=lambda s: (s in self._damaged, -s))
         for old in others[self.keep - 1 :]:
-            self._remove(old)
-
-    def _remove(self, step: int) -> None:
-        try:
-            shutil.rmtree(self.path(step))
-        except OSError as error:  # NFS keeps what is being read elsewhere; the new one stands, and the next save tries
-            warnings.warn(f"checkpoint {self.path(step)} cannot be removed: {error}", stacklevel=2)
+            try:
+                shutil.rmtree(self.path(old))
+            except OSError as error:  # NFS keeps what is being read elsewhere; the new one stands; the next save tries
+                warnings.warn(f"checkpoint {self.path(old)} cannot be removed: {error}", stacklevel=2)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.
 
-        The oldest one goes when the new one stands: once `keep` stand, one more must fit. Each takes what the newest
-        one takes, of those that `newest_valid` found whole; before the first, what weights and optimizer take.
+        The oldest one goes when the new one stands: once `keep` stand, one more must fit.
 
         state_bytes  bytes of the optimizer's state per trained number
         saves        number of checkpoints still to be saved, at least 1
         """
-        trained = _trained(module).values()
-        each = int(_MARGIN * sum(p.numel() * (p.element_size() + state_bytes) for p in trained))
-        whole = [step for step in self.steps() if step not in self._damaged]
-        if whole:
-            each = sum(file.lstat().st_size for file in self.path(whole[0]).iterdir())
-        return each * min(saves, max(1, self.keep + 1 - len(self.steps())))
+        each = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(module).values())
+        return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.
@@ -217,8 +221,11 @@ class CheckpointStore:
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
         weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-        options = StateDictOptions(strict=not _has_frozen(module))
-        set_model_state_dict(module, _with_aliases(module, weights), options=options)
+        first = {id(p): name for name, p in module.named_parameters()}
+        names = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
+        aliases: dict[str, Any] = {alias: weights[name] for alias, name in names.items() if name in weights}
+        options = StateDictOptions(strict=all(p.requires_grad for p in module.parameters()))
+        set_model_state_dict(module, weights | aliases, options=options)
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
             state |= {name: _of_type(state.get(name), number) for name, number in numbers.items()}
@@ -247,16 +254,6 @@ class CheckpointStore:
             place[entry] = made
 
 
-def _unwritten(path: Path, error: BaseException, needed: int | None = None) -> SFTMixError:
-    """Return the error of a checkpoint that could not be written: NoSpaceError if the disk is full."""
-    if is_full(error):
-        return no_space(path, needed)
-    return CheckpointError(
-        f"{path} cannot be written ({type(error).__name__}: {error}); the checkpoints before are untouched. Mend the "
-        "cause, then the same command continues"
-    )
-
-
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     """Gather the weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
 
@@ -270,10 +267,6 @@ def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in kept if name in state}
 
 
-def _has_frozen(module: nn.Module) -> bool:
-    return not all(p.requires_grad for p in module.parameters())
-
-
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
@@ -281,32 +274,16 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
     module = unwrap(wrapped)
-    tensors = {f"weights/{k}": v for k, v in _weights(module).items()}
+    unique = set(_trained(module))
+    if all(p.requires_grad for p in module.parameters()):
+        unique |= {name for name, _ in module.named_buffers()}
+    tensors = {f"weights/{k}": cast(torch.Tensor, v) for k, v in get_model_state_dict(module).items() if k in unique}
     state = {} if optimizer is None else _optimizer_state(module, optimizer)
     return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
-def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    unique = set(_trained(module))
-    if not _has_frozen(module):
-        unique |= {name for name, _ in module.named_buffers()}
-    return {k: cast(torch.Tensor, v) for k, v in get_model_state_dict(module).items() if k in unique}
-
-
-def _with_aliases(module: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the weights under all names of their tensors."""
-    by_tensor = {id(p): name for name, p in module.named_parameters()}
-    names = {name: by_tensor[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-    return weights | {alias: weights[name] for alias, name in names.items() if name in weights}
-
-
 def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return get_optimizer_state_dict(module, optimizer, options=_FLAT)
-
-
-def _numbers(optimizer_state: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return an optimizer's numbers: counters of single parameters, and values that it adapts in its groups."""
-    return {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
 
 
 def _of_type(fresh: object, number: int | float) -> int | float:
@@ -337,3 +314,37 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+class BestWeights:
+    """The weights of the best held-out evaluation so far, in STAGE/best, to export and not to resume from.
+
+    A resumed stage goes on with those that it kept before.
+
+    evaluated  the last step that had an evaluation
+    """
+
+    def __init__(self, stage: Path, world: World) -> None:
+        self.store = CheckpointStore(stage / BEST, keep=1, world=world)
+        self.evaluated, self._nll = -1, math.inf
+        self.store.clean()
+        try:
+            step = self.store.newest_valid()
+        except CheckpointError as error:  # the stage itself is not harmed
+            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
+            return
+        if step is not None:
+            self._nll = self.store.state(step)["eval_nll"]
+
+    def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
+        """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
+
+        All ranks call it; the metrics of rank 0, which writes the log, decide for all.
+        """
+        nll = self.store.world.share(metrics.get("eval_nll"))
+        if nll is None:
+            return
+        self.evaluated = step
+        if nll < self._nll:
+            self._nll = nll
+            self.store.save(step, module, None, {"eval_nll": nll})

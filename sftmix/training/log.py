@@ -44,9 +44,8 @@ class MetricsLog:
         """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
-        for line in lines:
-            if line["step"] == resume_step:
-                self.last = {k: math.nan if v is None else v for k, v in line.items() if k != "rows"}
+        if lines and lines[-1]["step"] == resume_step:
+            self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
         write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         return path.open("a", encoding="utf-8")
 
@@ -94,11 +93,8 @@ class Totals:
         self.elapsed += seconds
         self.tokens += tokens
         self.examples += examples
-        self.ntp_tokens += done.ntp_tokens
-        self.mixup_tokens += done.mixup_tokens
-        self.skipped += done.skipped
-        self.updates += done.updates
-        self.mixup_count += done.mixup_count
+        for name in ("ntp_tokens", "mixup_tokens", "mixup_count", "skipped", "updates"):
+            setattr(self, name, getattr(self, name) + getattr(done, name))
         if done.mixup_count:
             self.ntp_count += done.ntp_count
         if done.mixup_mean == "ntp":

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.batches.deal import too_long
 from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
 from sftmix.common.checkpoints import CHECKPOINTS
@@ -32,11 +30,9 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.best import BestWeights
-from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.checkpoint import BestWeights, CheckpointStore
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of
-from sftmix.training.module import unwrap
 from sftmix.training.online import OnlineLosses
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
@@ -49,6 +45,8 @@ MAX_IN_A_ROW = 3
 MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
+SAVED = ("machines", "stopped_by", "skipped_in_a_row", "evaluations")
+"""What a checkpoint holds of the loop beside its totals."""
 
 
 @dataclass(kw_only=True)
@@ -131,11 +129,12 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
+        stage = self.stage
         self._resume()
-        self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
+        self.machines = going_on(self.machines, self.step, machine_of(self.world, stage.options))
         self._check_space()
-        log = MetricsLog(self.stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
-        bar = progress_bar(self.stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
+        log = MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
+        bar = progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
         try:
             with StopSignal() as signal:
                 metrics = log.last
@@ -145,7 +144,11 @@ class TrainingLoop:
                     metrics, interrupted = self.advance(signal)
                     bar.show(figures_shown(metrics))
                     bar.update()
-                    self._report(log, metrics)
+                    try:
+                        log.write(metrics, rows=self.rows)
+                        stage.on_progress(self.step, self.total)
+                    except NoSpaceError as error:
+                        self.no_space = str(error)
                     self._save_if_due(interrupted=interrupted)
                 if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
                     self.best.offer(self.step, self.module, self._evaluate())
@@ -171,34 +174,25 @@ class TrainingLoop:
                 "or use another --out"
             )
         self.step = self.saved = state["step"]
-        self.totals, self.stopped_by = Totals(**state["totals"]), state["stopped_by"]
-        self.store.load(newest, self.module, self._begun_optimizer())
-        self.skipped_in_a_row = state["skipped_in_a_row"]
-        self.evaluations = [(step, nll) for step, nll in state["evaluations"]]
-        self.machines = state["machines"]
+        self.totals = Totals(**state["totals"])
+        self.store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+        for name in SAVED:
+            setattr(self, name, state[name])
         if self.stage.online is not None:
             self.stage.online.restore(self.store.arrays(newest))
         if self.world.is_main:
             print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
 
-    def _begun_optimizer(self) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None before its first step: to look for its state, torch would make a step."""
-        return self.optimizer if self.totals.updates else None
-
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
             self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
-            state = {
-                "identity": self.stage.identity,
-                "machines": self.machines,
-                "totals": asdict(self.totals),
-                "stopped_by": self.stopped_by,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "evaluations": self.evaluations,
-            }
+            state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
+            state |= {name: getattr(self, name) for name in SAVED}
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
-            self.store.save(self.step, self.module, self._begun_optimizer(), state, arrays)
+            # Before its first step an optimizer has no state, and to look for it torch would make a step.
+            optimizer = self.optimizer if self.totals.updates else None
+            self.store.save(self.step, self.module, optimizer, state, arrays)
             self.saved = self.step
         if interrupted:
             raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")
@@ -216,14 +210,6 @@ class TrainingLoop:
             check_room(self.store.directory, needed, "the checkpoints to come")
 
         self.world.on_main(check)
-
-    def _report(self, log: MetricsLog, metrics: Mapping[str, float]) -> None:
-        """Write what the step was; a full disk is noted, so that all ranks end together."""
-        try:
-            log.write(metrics, rows=self.rows)
-            self.stage.on_progress(self.step, self.total)
-        except NoSpaceError as error:
-            self.no_space = str(error)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -306,7 +292,7 @@ class TrainingLoop:
             if not logged:
                 added |= result.metrics
                 if "eval_nll" in result.metrics:  # a second evaluation of the same weights replaces the first
-                    earlier = [(step, nll) for step, nll in self.evaluations if step != self.step]
+                    earlier = [one for one in self.evaluations if one[0] != self.step]
                     self.evaluations = [*earlier, (self.step, float(result.metrics["eval_nll"]))]
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
@@ -325,7 +311,7 @@ class TrainingLoop:
             evaluate=self._evaluate if self.stage.eval_data is not None else None,
             read=None if self.done is None else partial(self._read, self.done),
             objective=self.stage.objective,
-            evaluations=tuple(self.evaluations),
+            evaluations=tuple((step, nll) for step, nll in self.evaluations),  # a checkpoint has lists in their place
             directory=self.stage.directory,
             is_main=self.world.is_main,
         )
@@ -357,17 +343,14 @@ class TrainingLoop:
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:
-    """Wrap the stage's model and make its optimizer; rank 0 prints notes before the first step."""
+    """Wrap the stage's model and make its optimizer."""
     options = stage.options
     precision = resolve_precision(options.precision, world.device)
     module = training_module(
         stage.model, options, precision=precision, world=world, packed=stage.packed, trains=True, values=stage.values
     )
-    notes = too_long(stage.data.lengths, options, device=world.device, padding_free=unwrap(module).padding_free)
-    if options.compile:
-        notes = ["layers are compiled in the first steps, which may take minutes", *notes]
-    for note in notes if world.is_main else ():
-        print(f"{stage.name}: {note}", flush=True)
+    if options.compile and world.is_main:
+        print(f"{stage.name}: layers are compiled in the first steps, which may take minutes", flush=True)
     return StepSetup(
         module=module,
         optimizer=build_optimizer(stage.model, options, stage.optimizer),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import cast
 
 import torch
@@ -22,9 +21,10 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
+from sftmix.model.head import check_head
 from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import Values
-from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
+from sftmix.model.packing import is_skipping, packing_problem
 from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
@@ -48,9 +48,8 @@ def training_module(
     packed  some examples hold several documents
     trains  gradients are wanted
     values  the values of a model on the meta device
-    Raises ConfigError if the attention cannot do this on the device.
+    Raises ConfigError if the model cannot keep them apart.
     """
-    check_attention(model, world.device, trains=trains)
     if trains and options.activation_checkpointing:
         recompute_activations(model)
     if trains and options.compile:
@@ -80,7 +79,9 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
     """
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
-        wanted = options.length_groups is None and skips_between_documents(unwrap(module).model, world.device)
+        wanted = options.length_groups is None and is_skipping(
+            unwrap(module).model.config._attn_implementation, world.device
+        )
     if not (wanted or packed):
         return False
     try:
@@ -156,8 +157,7 @@ def wrap(
         register_fsdp_forward_method(module, name)
     if values is not None:
         values.fill(module.model)
-        for check in values.checks:
-            module.probe(check)
+        module.probe(check_head)
         cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module
 
@@ -190,22 +190,6 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError if torch.compile has no compiler to use, before anything is read."""
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        if device.type == "cuda":
-            import_module("triton")
-        else:
-            cpp_builder.get_cpp_compiler()
-    except (ImportError, exc.InvalidCxxCompiler) as error:
-        raise ConfigError(
-            "training.compile true needs a C++ compiler on a CPU (install g++, or name another one in the variable "
-            "CXX) and the package triton on a GPU (pip install triton); or leave training.compile out"
-        ) from error
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -31,15 +31,10 @@ CPU_SCORING_TOKENS = 2048
 """Largest number of padded tokens per scoring batch on a CPU: larger ones leave its caches, and are padded more."""
 
 Column: TypeAlias = Any
-"""One value for each of B rows: an array [B, ...], or a list of B arrays of any length; the measure decides."""
+"""One value for each of B rows: an array [B, ...], or a list; the measure decides."""
 
 Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
 """(module, batch of B rows) -> columns of these rows."""
-
-
-def scoring_tokens(device: torch.device) -> int:
-    """Return the padded tokens per scoring batch on one rank, for this kind of device."""
-    return min(SCORING_TOKENS, CPU_SCORING_TOKENS) if device.type == "cpu" else SCORING_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,36 +54,34 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        if not len(data):
-            none = np.zeros(0, dtype=np.int64)
-            return RowScores(np.zeros(0), none, none, [] if self.token_nll else None)
-        return RowScores(*self.columns(module, data, self._scores))
+        columns = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
+        nll_sum = np.array(columns[0], dtype=np.float64)
+        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in columns[1:3])
+        return RowScores(nll_sum, n_tokens, n_correct, columns[3] if self.token_nll else None)
 
-    def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[Column]:
+    def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[list[Any]]:
         """Return the columns of `measure` for all rows of `data`, in row order, on every rank.
 
         Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
         passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
-        mine: list[tuple[np.ndarray, Sequence[Column]]] = []
+        mine: list[tuple[int, tuple[Any, ...]]] = []
         with eval_mode(module, self.world, self.precision) as target:
             for rows, counted in _scoring_batches(data.lengths, self.world, self.progress):
                 units = [(Slot(int(row), 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
-                columns = measure(target, to_device(batch, self.world.device))
+                values = zip(*measure(target, to_device(batch, self.world.device)), strict=True)
                 if counted:
-                    mine.append((rows, columns))
-        return _join(self.world.gather(mine), len(data))
+                    mine += zip(rows.tolist(), values, strict=True)
+        joined = sorted((one for of_rank in self.world.gather(mine) for one in of_rank), key=lambda one: one[0])
+        assert [row for row, _ in joined] == list(range(len(data))), "a row was measured twice or not at all"
+        return [list(column) for column in zip(*(values for _, values in joined), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
         count = torch.bincount(batch.slot, minlength=len(batch.rows))
-        columns: list[Column] = [
-            sum_by_row(out.nll, batch),
-            count.cpu().numpy().astype(np.int64),
-            sum_by_row(out.correct, batch).round().astype(np.int64),
-        ]
+        columns: list[Column] = [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch).round()]
         return [*columns, split_by_row(out.nll.float(), batch)] if self.token_nll else columns
 
 
@@ -106,7 +99,7 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
 def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield this rank's batches; a rank with one batch fewer repeats its last one, uncounted."""
     order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
-    budget = scoring_tokens(world.device)
+    budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
     cuts, start = [], 0
     while start < len(order):
         size = max(1, budget // max(1, int(lengths[order[start]])))
@@ -118,21 +111,6 @@ def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) ->
             place = k * world.size + world.rank
             yield (cuts[place], True) if place < len(cuts) else (cuts[-1], False)
             bar.update()
-
-
-def _join(gathered: Sequence[list[tuple[np.ndarray, Sequence[Column]]]], n_rows: int) -> list[Column]:
-    parts = [part for of_rank in gathered for part in of_rank]
-    rows = np.concatenate([rows for rows, _ in parts])
-    order = np.argsort(rows, kind="stable")
-    assert np.array_equal(rows[order], np.arange(n_rows)), "a row was measured twice or not at all"
-    joined: list[Column] = []
-    for pieces in zip(*(columns for _, columns in parts), strict=True):
-        if isinstance(pieces[0], np.ndarray):
-            joined.append(np.concatenate(pieces)[order])
-        else:
-            flat = [one for piece in pieces for one in piece]
-            joined.append([flat[i] for i in order])
-    return joined
 
 
 def refuse_nan(scores: RowScores) -> RowScores:

@@ -53,20 +53,6 @@ def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layou
                     assert found <= limit.get("micro_batch_tokens", 10**9)
 
 
-@given(an_epoch(), st.integers(0, 3), st.integers(1, 3), LIMITS, LAYOUTS)
-def test_the_deal_is_a_function_of_seed_and_epoch(epoch_of, epoch, world, limit, layout):
-    n, pairs = epoch_of
-    lengths = lengths_of(n)
-
-    def dealt():
-        batches = global_batches(epoch_units(n, pairs, epoch=epoch, seed=5), 16)
-        return [micro_steps(units, lengths, world_size=world, **limit, **layout) for units in batches]
-
-    first = dealt()
-    np.random.default_rng().random()  # whatever happens in between
-    assert dealt() == first
-
-
 @pytest.mark.parametrize("padding_free", [False, True])
 def test_a_unit_longer_than_the_budget_is_alone(padding_free):
     lengths = np.array([90, 30, 200, 5, 6, 7, 8, 9])

@@ -44,11 +44,6 @@ def test_an_epoch_cut_short_has_the_steps_of_the_number_as_it_is_written(epochs,
     assert order(40, epochs=epochs).total_steps == steps
 
 
-@given(st.integers(1, 60), st.integers(1, 400))
-def test_tenths_of_an_epoch_round_up(batches, tenths):
-    assert order(4 * batches, epochs=tenths / 10).total_steps == -(-tenths * batches // 10)
-
-
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(2, 9), st.integers(0, 2), st.integers(0, 2**16))
 def test_epochs_are_as_long_as_the_batches_in_them(n, couples, size, repeats, seed):
     """Counted without laying an epoch out, where that can be told; a row may be in several pairs."""

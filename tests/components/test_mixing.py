@@ -15,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.components.mixing import _figures
 from sftmix.config.read import read_config
 from sftmix.pipeline.pairs import one_split
-from sftmix.pipeline.rows import read_rows, tokenised_rows
+from sftmix.pipeline.rows import read_rows
 from tests.forked import done
 from tests.tiny import in_this_process, make_tiny, metrics
 
@@ -41,8 +41,7 @@ def test_the_figures_are_those_of_autograd(run, monkeypatch):
 
     monkeypatch.chdir(run.parent)
     config = read_config(run / "config.yaml")
-    config, prepared = read_rows(config, World())
-    rows = tokenised_rows(config, prepared, World())
+    config, rows = read_rows(config, World())
     data, split = rows.data.train, read_split(run / "split" / "split.parquet")[1]
     scores = rows.table(run / "confidence" / "confidence.parquet")
     pairs = one_split(split, scores, config.resolved_pairing(), config.seed)

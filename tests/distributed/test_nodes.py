@@ -14,7 +14,8 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.world import World
-from sftmix.pipeline import shared
+from sftmix.pipeline.directory import check_same_directory
+from sftmix.pipeline.rows import check_same_rows
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks
@@ -136,15 +137,15 @@ def _as_nodes(world: World, place: str) -> None:
             world.node_first(partial(fail, on=nodes))
         assert (str(error.value), error.value.everywhere) == (told, True)
 
-    shared.check_same_rows({"data.train": "a", "data.eval": "b"}, world)
+    check_same_rows({"data.train": "a", "data.eval": "b"}, world)
     with pytest.raises(ConfigError, match=re.escape(f"as {one}. Other ones: data.eval of {two}.")):
-        shared.check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
+        check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
 
-    shared.check_same_directory(Path(place), world)
+    check_same_directory(Path(place), world)
     own = Path(place, f"own-{node}")
     own.mkdir(exist_ok=True)
     with pytest.raises(ConfigError, match=re.escape(f"{one} writes, {place}/own-0. These do not: {two}, where it is")):
-        shared.check_same_directory(own, world)
+        check_same_directory(own, world)
     world.barrier()
     assert not list(Path(place).rglob(".tmp-*"))
 

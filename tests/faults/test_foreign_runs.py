@@ -30,8 +30,6 @@ def run(finished, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "code", "words", "commands"),
     [
-        ("train/adopted.json", '{"from": "."}', 4, "leads back to itself", [["verify"], EXPORT]),
-        ("train/adopted.json", '{"from": "../train/model/.."}', 4, "leads back to itself", [["verify"]]),
         ("config.yaml", BOMB, 2, "over 100,000 values", [TRACK, EXPORT, REPORT, ["chat"], RUN]),
         ("config.yaml", "&a {b: *a}", 2, "over 100 levels", [EXPORT]),
         ("config.yaml", f"a: {DEEP}", 2, "line 1 is more than 100 levels deep", [TRACK, REPORT, ["chat"], RUN]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,8 +14,6 @@ from sftmix.measure.calibration import (
     TAUS,
     best_temperature,
     calibrate,
-    equal_mass_bins,
-    expected_calibration_error,
     nll_at,
     reliability,
     report,
@@ -27,10 +23,8 @@ from sftmix.measure.calibration import (
 from sftmix.model.head import Head
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
-from tests.forked import on_ranks
-from tests.toy import VOCABULARY, toy_model, toy_rows
+from tests.toy import VOCABULARY, own_logits, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
 
@@ -43,15 +37,7 @@ def several_batches(monkeypatch):
 @pytest.fixture(scope="module")
 def logits() -> list[tuple[np.ndarray, np.ndarray]]:
     """(logits [T, V], labels [T]) of every row, by the model itself."""
-    model = toy_model().eval()
-    found = []
-    for e in DATA:
-        with torch.no_grad():
-            own = model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double().numpy()
-        at = np.flatnonzero(e.target)
-        at = at[at > 0]
-        found.append((own[at - 1], e.input_ids[at]))
-    return found
+    return own_logits(toy_model().eval(), DATA)
 
 
 def probabilities(z: np.ndarray, tau: float = 1.0) -> np.ndarray:
@@ -85,19 +71,14 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
     one_hot = [np.eye(VOCABULARY)[y] for _, y in logits]
     brier = [((q - o) ** 2).sum() for q, o in zip(p, one_hot, strict=True)]
     np.testing.assert_allclose(measured.brier_sum, brier, rtol=1e-12)
-    for g, tau in enumerate(TAUS):
+    for g, tau in enumerate(TAUS):  # and the two derivatives by the inverse temperature
         np.testing.assert_allclose(measured.tempered[:, g, 0], [nll([row], tau) for row in logits], rtol=1e-12)
-
-
-def test_the_two_derivatives_are_those_by_the_inverse_temperature(logits):
-    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    for row, (z, y) in enumerate(logits):
-        for g, tau in enumerate(TAUS):
-            q = probabilities(z, tau)
-            mean, at_label = (q * z).sum(axis=1), z[np.arange(len(y)), y]
-            assert measured.tempered[row, g, 1] == pytest.approx((mean - at_label).sum(), rel=1e-9, abs=1e-9)
+        for row, (z, y) in enumerate(logits):
+            q, at_label = probabilities(z, tau), z[np.arange(len(y)), y]
+            mean = (q * z).sum(axis=1)
             variance = (q * (z - mean[:, None]) ** 2).sum()
-            assert measured.tempered[row, g, 2] == pytest.approx(variance, rel=1e-9, abs=1e-9)
+            expected = [(mean - at_label).sum(), variance]
+            assert measured.tempered[row, g, 1:] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
@@ -149,36 +130,20 @@ def test_a_broken_model_is_not_calibrated():
 # ------------------------------------------------------------------------------------------- figures
 
 
-def test_ece_is_the_definition_and_its_bins_hold_every_token():
+def test_bins_have_equal_mass_and_hold_every_token():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(size=1000)
     correct = rng.uniform(size=1000) < confidence**2
     curve = reliability(confidence, correct)
-    order = np.argsort(confidence)
-    expected, edges = 0.0, [round(1000 * k / 15) for k in range(16)]
-    for b in range(15):
-        part = order[edges[b] : edges[b + 1]]
-        expected += len(part) / 1000 * abs(correct[part].mean() - confidence[part].mean())
-        assert curve[b]["count"] == len(part)
-    assert expected_calibration_error(curve) == pytest.approx(expected, rel=1e-12)
-    calibrated = np.full(10, 0.3)
-    assert reliability(calibrated, np.arange(10) < 3) == [
-        {"confidence": pytest.approx(0.3), "accuracy": 0.3, "count": 10}
-    ]
+    order, edges = np.argsort(confidence), [round(1000 * k / 15) for k in range(16)]
+    parts = [order[edges[b] : edges[b + 1]] for b in range(15)]
+    assert [b["count"] for b in curve] == [len(part) for part in parts]
+    assert [b["accuracy"] for b in curve] == pytest.approx([correct[part].mean() for part in parts], rel=1e-12)
+    assert [b["confidence"] for b in curve] == pytest.approx([confidence[part].mean() for part in parts], rel=1e-12)
 
 
-def test_bins_have_equal_mass_and_never_part_equal_values():
-    values = np.random.default_rng(1).permutation(101) * 1.0
-    bins = equal_mass_bins(values, 15)
-    assert set(np.bincount(bins, minlength=15)) == {6, 7}
-    assert np.all(np.diff(bins[np.argsort(values)]) >= 0)
-    assert equal_mass_bins(np.array([0.1, 0.5, 0.5, 0.5, 0.9, 0.5]), 3).tolist() == [0, 1, 1, 1, 2, 1]
-    assert equal_mass_bins(np.full(7, 2.0), 4).tolist() == [2] * 7
-    assert len(equal_mass_bins(np.empty(0), 4)) == 0
-
-
-def test_the_order_of_tied_tokens_changes_nothing():
-    """A model that is certain of many tokens: they share a bin, wherever they stand."""
+def test_tied_tokens_share_a_bin_wherever_they_stand():
+    """A model that is certain of many tokens."""
     confidence = np.array([1.0] * 50 + [0.25, 0.75] * 25)
     correct = np.arange(100) % 3 == 0
     order = np.random.default_rng(0).permutation(100)
@@ -250,36 +215,9 @@ def test_the_report_is_made_of_these():
     curve = got["reliability"]
     assert (got["examples"], got["tokens"]) == (11, sum(e.target[1:].sum() for e in DATA))
     assert got["nll"] == pytest.approx(measured.scores.nll_sum.sum() / got["tokens"])
-    assert got["ece"] == expected_calibration_error(curve)
+    distance = [abs(b["accuracy"] - b["confidence"]) for b in curve]
+    assert got["ece"] == pytest.approx(np.average(distance, weights=[b["count"] for b in curve]))
     assert sum(b["count"] * b["accuracy"] for b in curve) == pytest.approx(measured.correct.sum())
 
 
 # -------------------------------------------------------------------------------------------- ranks
-
-
-def calibrate_all_ways(world: World, path: str) -> None:
-    for parallel in ("ddp", "fsdp"):
-        for tokens in (128, 100000):  # five batches on two ranks, and one: a rank has nothing of its own
-            scoring.SCORING_TOKENS = tokens
-            module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-            got = calibrate(module, DATA, Scorer(world=world))
-            np.savez(
-                Path(path) / f"{parallel}-{tokens}-{world.rank}.npz",
-                nll_sum=got.scores.nll_sum, n_tokens=got.scores.n_tokens, n_correct=got.scores.n_correct,
-                brier_sum=got.brier_sum, tempered=got.tempered, confidence=got.confidence, correct=got.correct,
-            )  # fmt: skip
-
-
-def test_two_ranks_measure_what_one_does(tmp_path):
-    on_ranks(calibrate_all_ways, str(tmp_path))
-    one = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    files = sorted(tmp_path.glob("*.npz"))
-    assert len(files) == 8
-    for file in files:
-        two = np.load(file)
-        np.testing.assert_allclose(two["nll_sum"], one.scores.nll_sum, rtol=1e-10)
-        assert two["n_tokens"].tolist() == one.scores.n_tokens.tolist()
-        assert two["n_correct"].tolist() == one.scores.n_correct.tolist()
-        for name in ("brier_sum", "tempered", "confidence"):
-            np.testing.assert_allclose(two[name], getattr(one, name), rtol=1e-9, atol=1e-9)
-        assert two["correct"].tolist() == one.correct.tolist()

@@ -13,17 +13,14 @@ from sftmix.components.base import ConfidenceEstimator
 from sftmix.measure.split import (
     BINS,
     auc,
-    by_label,
-    duplicates,
     histogram,
     labelled,
     length_correlation,
-    overlap,
     ties_at_the_cut,
+    write_confounds,
 )
-from sftmix.measure.summary import mixing
-from sftmix.types import Scores, Split
-from tests.tiny import SHORT, groups, table
+from sftmix.types import Scores
+from tests.tiny import SHORT
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -34,48 +31,13 @@ def scores_of(confidence, label=None) -> Scores:
     )  # fmt: skip
 
 
-def test_overlap_of_equal_separate_and_half_equal_samples():
-    a = np.arange(400.0)
-    assert overlap(a, a)["overlap"] == pytest.approx(1)
-    assert overlap(a, a + 1000)["overlap"] == pytest.approx(0)
-    half = np.concatenate([a[:200] - 1000, a[200:]])
-    assert overlap(a, half) == pytest.approx(overlap(-np.exp(-a / 100), -np.exp(-half / 100)))
-    assert overlap(a, half)["overlap"] == pytest.approx(0.5, abs=0.03)
-
-
-def test_the_yardstick_of_the_overlap_is_a_random_exchange_of_labels():
-    rng = np.random.default_rng(0)
-    found = overlap(rng.normal(size=100), rng.normal(size=60))
-    assert found["bins"] == 7
-    pooled, shares = np.arange(160), []
-    for _ in range(300):
-        order = rng.permutation(pooled) * 7 // 160
-        one, other = np.bincount(order[:100], minlength=7) / 100, np.bincount(order[100:], minlength=7) / 60
-        shares.append(np.minimum(one, other).sum())
-    assert found["overlap_if_unrelated"] == pytest.approx(np.mean(shares), abs=0.01)
-
-
 def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
     labels = ["Low", "High", None, "High", "High", "Low", "Mid", "High"]
     confidence = [-1.0, -2, -3, -4, np.nan, -6, -7, -np.inf]
-    found = by_label(labelled(scores_of(confidence, labels)))
-    assert list(found["labels"]) == ["High", "Low", "Mid"]
-    assert found["labels"]["High"] == {"examples": 2, "confidence_mean": -3, "confidence_std": 1}
-    assert found["labels"]["Low"] == {"examples": 2, "confidence_mean": -3.5, "confidence_std": 2.5}
-    assert found["label_overlap"]["labels"] == ["High", "Low"]
-    assert by_label(labelled(scores_of(confidence))) == {}
-    assert "label_overlap" not in by_label(labelled(scores_of([-1.0, -2.0], ["High", "High"])))
-
-
-def test_duplicates_across_the_groups_are_counted_between_first_and_last():
-    split = Split(np.array([0, 0, 0, 1, 1, 1, 2, 2, -1], dtype=np.int8), ("a", "b", "c"))
-    prompts = [1, 2, 3, 1, 5, 6, 1, 2, 3]
-    contents = [10, 20, 30, 10, 50, 60, 10, 21, 30]
-    assert duplicates(split, prompts, contents) == {
-        "examples_in_both": 2,
-        "prompts_in_both": 2,
-        "examples_with_prompt_in_both": 4,
-    }
+    found = labelled(scores_of(confidence, labels))
+    assert {name: values.tolist() for name, values in found.items()} == {"High": [-2, -4], "Low": [-1, -6], "Mid": [-7]}
+    assert list(found) == ["High", "Low", "Mid"]
+    assert labelled(scores_of(confidence)) == {}
 
 
 @pytest.mark.parametrize(
@@ -115,12 +77,6 @@ def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
     assert f"note: {remark}\n" in done.out
 
 
-def test_text_has_no_prompts_to_share():
-    split = Split(np.array([0, 0, 1, 1], dtype=np.int8), ("a", "b"))
-    found = duplicates(split, [None, 7, None, 7], [1, 2, 1, 4])
-    assert found == {"examples_in_both": 2, "prompts_in_both": 1, "examples_with_prompt_in_both": 2}
-
-
 @pytest.mark.parametrize(
     ("confidence", "expected"),
     [
@@ -142,11 +98,6 @@ def test_auc_counts_pairs():
     assert auc(a, b) == pytest.approx(wins / (37 * 23), rel=1e-14)
     assert auc(np.array([3]), np.array([3, 3])) == 0.5
     assert auc(a, a[:0]) is None
-
-
-def test_a_training_without_ntp_loss_has_no_ratio():
-    figures = {"ntp_tokens": 0.0, "mixup_tokens": 12.0, "mixed_token_share": 0.5}
-    assert mixing(figures) == {"mixed_pairs_per_token": None, "mixed_token_share": 0.5}
 
 
 # ----------------------------------------------------------------------------------------- histogram
@@ -181,33 +132,17 @@ def test_other_confidences_have_a_linear_axis(values):
 # ------------------------------------------------------------------------------------------- a run
 
 
-def test_the_confounds_of_a_run_are_those_of_its_tables(finished):
-    found = read_json(finished.path / "summary.json")["confounds"]
-    group = groups(finished.path)
-    rows = [json.loads(line) for line in finished.tiny.train.read_text().splitlines()]
-    names = table(finished.path / "confidence" / "confidence.parquet")["id"]
-    prompt = {i: (r["instruction"], r["input"]) for i, r in zip(names, rows, strict=True)}
-    halves = [{prompt[i] for i in names if group[i] == name} for name in ("confident", "unconfident")]
-    assert found["duplicates"]["prompts_in_both"] == len(halves[0] & halves[1])
+def test_labels_stand_beside_the_split(tmp_path):
+    scores = scores_of(-np.arange(1.0, 9), ["High", "Low"] * 4)
+    assert write_confounds(tmp_path, scores, Median().split(scores, seed=0))[0] == "confounds.json"
+    found = read_json(tmp_path / "split" / "confounds.json")["labels"]
+    assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}
+    counted = read_json(tmp_path / "confidence" / "histogram.json")["panels"]["labels"]
+    assert {name: sum(c) for name, c in counted.items()} == {"High": 4, "Low": 4}
+
+
+def test_the_histogram_of_a_run_counts_its_groups(finished):
     counted = read_json(finished.path / "confidence" / "histogram.json")["panels"]["groups"]
     assert {name: sum(c) for name, c in counted.items()} == {"confident": 14, "unconfident": 14}
     written = read_json(finished.path / "split" / "MANIFEST.json")["files"]
     assert {"confounds.json", "../confidence/histogram.json"} <= set(written)
-
-
-def test_labels_of_a_run_reach_its_summary(tiny, tmp_path, sftmix):
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
-    lines = [json.dumps({**row, "quality": ("High", "Low")[k % 2]}) for k, row in enumerate(rows)]
-    tiny.train.write_text("\n".join(lines) + "\n")
-    run = tmp_path / "run"
-    words = [*tiny.options, "--training.max_steps", "1", "--checkpoint.every", "0", "--data.label_field", "quality"]
-    assert sftmix("split", *words, "--out", str(run)).code == 0
-    found = read_json(run / "summary.json")["confounds"]
-    values = dict(zip(*list(table(run / "confidence" / "confidence.parquet").values())[:2], strict=True))
-    high = [v for k, v in enumerate(values.values()) if k % 2 == 0]
-    assert found["labels"]["High"]["examples"] == 15
-    assert found["labels"]["High"]["confidence_mean"] == pytest.approx(np.mean(high))
-    assert found["labels"]["High"]["confidence_std"] == pytest.approx(np.std(high))
-    assert 0 < found["label_overlap"]["overlap"] <= 1
-    counted = read_json(run / "confidence" / "histogram.json")["panels"]["labels"]
-    assert {name: sum(c) for name, c in counted.items()} == {"High": 15, "Low": 14}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sftmix.components import EarlyStopping, StageState
-from sftmix.testing import check_callback
 from tests.tiny import Tiny, in_this_process, metrics
 from tests.tiny import sftmix as command
 
@@ -56,16 +55,6 @@ def asked(callback: EarlyStopping, nll: list[float], hook: str = "on_step_end") 
 def test_it_stops_after_so_many_evaluations_without_improvement(nll, patience, min_delta, stop):
     callback = EarlyStopping(patience=patience, min_delta=min_delta)
     assert asked(callback, nll) == asked(callback, nll, "on_epoch_end") == stop == stops_at(nll, patience, min_delta)
-
-
-def test_it_decides_on_the_evaluations_alone():
-    """Before the callback that evaluates, it hears of an evaluation a step later."""
-    callback, seen = EarlyStopping(patience=1), ((4, 1.0), (8, 2.0))
-    for step in (8, 9):
-        assert callback.on_step_end(StageState("train", step, 100, 0, evaluations=seen)).stop
-        assert not callback.on_step_end(StageState("train", step, 100, 0, evaluations=seen[:1])).stop
-        assert callback.on_step_end(StageState("train", step, 100, 0)) is None
-    check_callback(callback)
 
 
 @pytest.mark.parametrize(

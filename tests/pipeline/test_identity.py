@@ -247,20 +247,6 @@ def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(sftmix
     assert (tmp_path / "run" / "config.yaml").read_bytes() == written
 
 
-def test_a_template_in_the_home_directory_is_an_input(tiny, tmp_path, sftmix, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    template = Path(tmp_path / "mine.jinja")
-    text = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}"
-    text += "{% if add_generation_prompt %}[assistant]\n{% endif %}"
-    template.write_text(text)
-    words = ["reference", *tiny.options, *SHORT, "--out", str(tmp_path / "run")]
-    words += ["--reference.model.template", "~/mine.jinja"]
-    assert sftmix(*words).code == 0
-    template.write_text(text.replace("[", "<"))
-    refused = sftmix(*words)
-    assert (refused.code, "mine.jinja" in refused.err) == (2, True), refused.err
-
-
 FAILING = """
 from sftmix.components import Perplexity
 

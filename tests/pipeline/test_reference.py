@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -53,22 +52,6 @@ def test_the_reference_has_random_streams_of_its_own(finished, tmp_path, sftmix)
     assert sftmix(*words).code == 0
     found = [m["ntp_tokens"] for m in metrics(tmp_path, "reference")]
     assert found == per_step(stable_hash(5, "reference") % 2**62)[:2]
-
-
-def test_a_file_of_dynamics_that_changed_is_refused(finished, tiny, tmp_path, sftmix):
-    """T25: what a stage is made from is known by content, not by path."""
-    dynamics = tmp_path / "dynamics.parquet"
-    shutil.copy(finished.path / "confidence" / "dynamics.parquet", dynamics)
-    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
-    words += ["--reference", "FromFile", "--reference.path", str(dynamics), "--out", str(tmp_path / "run"), *SHORT]
-    assert sftmix("split", *words).code == 0
-    changed = pq.read_table(dynamics)
-    at = changed.schema.get_field_index("nll_sum")
-    changed = changed.set_column(at, "nll_sum", pa.array(changed["nll_sum"].to_numpy()[::-1]))
-    pq.write_table(changed, dynamics)
-    refused = sftmix("split", *words)
-    assert refused.code == 2
-    assert "was made with other inputs" in refused.err
 
 
 def test_a_missing_file_of_dynamics_is_bad_data_and_can_be_put_there(finished, tiny, tmp_path, sftmix):
@@ -184,35 +167,12 @@ def test_a_weaker_reference_trains_on_the_targets_examples_only(tiny, weak, tmp_
     assert len(scored) == kept
 
 
-def test_checkpoints_on_disk_score_without_training(finished, tiny, tmp_path, sftmix):
-    """FromCheckpoints: the base model and the trained one. Their NLL by hand is in test_reference_rows.py."""
-    trained, run = finished.path / "train" / "model", tmp_path / "run"
-    words = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
-    words += ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}, {trained}]"]
-    assert sftmix("split", *words, "--out", str(run)).code == 0
-    assert not (run / "reference" / "metrics.jsonl").exists()
-    found = table(run / "confidence" / "dynamics.parquet")
-    assert sorted(set(found["step"])) == [1, 2]
-    sums = [sum(n for n, k in zip(found["nll_sum"], found["checkpoint"], strict=True) if k == c) for c in (0, 1)]
-    assert sums[1] < sums[0]  # its own training rows
-    last = table(finished.path / "confidence" / "dynamics.parquet")
-    counts = [dict(zip(t["id"], t["n_tokens"], strict=True)) for t in (found, last)]
-    assert counts[0] == counts[1]
-
-
 def test_a_response_alone_is_scored_beside_it(tiny, tmp_path, sftmix):
     run = tmp_path / "run"
     assert sftmix("split", *tiny.options, "--reference.response_alone", "--out", str(run)).code == 0
     found = table(run / "confidence" / "dynamics.parquet")
     assert min(found["alone_nll_sum"]) > 0
     assert found["alone_nll_sum"] != found["nll_sum"]
-
-
-def test_a_confidence_that_nothing_needs_is_refused(tiny, tmp_path, sftmix):
-    words = [*tiny.options, "--splitter", "RandomSplit", "--out", str(tmp_path / "run")]
-    done = sftmix("confidence", *words)
-    assert (done.code, (tmp_path / "run" / "config.yaml").exists()) == (2, False)
-    assert "error: --splitter RandomSplit needs no confidence, so there is none to make" in done.err
 
 
 @pytest.mark.parametrize(

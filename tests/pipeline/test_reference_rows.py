@@ -192,14 +192,6 @@ def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(several,
     assert "max_length" not in done.err
 
 
-def test_per_turn_gives_the_same_examples_under_both_templates(tiny, sftmix):
-    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=29, multi_turn="per_turn"))
-    assert done.code == 0, done.err
-    found = dynamics(tiny)
-    assert list(found) == [f"c{i}@turn{turn}" for i in range(29) for turn in (0, 1)]
-    assert min(count for _, count in found.values()) > 0
-
-
 def test_one_conversation_that_the_reference_splits_is_told(tiny, sftmix):
     done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=1))
     assert done.code == 0, done.err

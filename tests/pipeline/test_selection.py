@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sftmix import RunConfig
 from sftmix.common.errors import ConfigError
 from sftmix.components import Perturbation, Selector
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.recipe import run
+from tests.pipeline.test_identity import config
 from tests.tiny import metrics, table
 
 
@@ -36,17 +35,6 @@ class Nobody(Selector):
 class Twice(Selector):
     def select(self, scores, *, seed):
         return np.array([3, 3])
-
-
-def config(tiny, out, **rest) -> RunConfig:
-    return RunConfig(
-        out=str(out),
-        model=ModelOptions(path=str(tiny.model)),
-        data=DataOptions(train=str(tiny.train), eval=str(tiny.eval)),
-        training=TrainingOptions(global_batch_size=8, micro_batch_size=4, max_steps=2, learning_rate=1e-3),
-        checkpoint=CheckpointOptions(every=0),
-        **rest,
-    )
 
 
 def test_only_the_selected_are_scored_split_and_trained_on(tiny, tmp_path, capsys):
@@ -102,9 +90,9 @@ def test_embeddings_are_perturbed_in_the_targets_training_steps_only(tiny, tmp_p
     run(config(tiny, tmp_path / "perturbed", perturbation=Recording(), with_baseline=True))
     run(config(tiny, tmp_path / "plain", with_baseline=True))
     steps = [step for step, seed in SEEN]
-    assert set(steps) == {0, 1}
+    assert set(steps) == {0, 1, 2, 3}
     assert {seed for _, seed in SEEN} == {42}
-    segments = 2 * 2 * 2  # two steps of two micro-batches in two length groups
+    segments = 4 * 2 * 2  # four steps of two micro-batches in two length groups
     assert len(steps) == segments
     for arm in ("train", "baseline"):
         losses = [[m["loss"] for m in metrics(tmp_path / name, arm)] for name in ("perturbed", "plain")]

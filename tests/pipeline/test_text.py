@@ -12,13 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.errors import ConfigError
-from sftmix.components import Need
-from sftmix.components.confidence import Perplexity
-from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.data import prepare
-from sftmix.options import DataOptions, ModelOptions
-from sftmix.pipeline.rows import resolve_text
 from sftmix.types import Encoded
 from tests.tiny import groups, metrics, table
 
@@ -95,15 +90,6 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert resolved.code == 0, resolved.err
 
 
-def test_a_reference_with_the_same_tokenizer_may_be_another_model(sftmix, words, tiny, tmp_path):
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(tiny.model, other)
-    extra = ("--reference.model.path", str(other), "--training.max_steps", "2", "--out", str(tmp_path / "run"))
-    assert sftmix("reference", *words, *extra).code == 0
-
-
 @pytest.mark.parametrize("extra", [("template", "alpaca"), ("max_length", "16")])
 def test_what_has_no_meaning_for_text_is_refused(extra, sftmix, words, tmp_path):
     done = sftmix("run", *words, f"--reference.model.{extra[0]}", extra[1], "--out", str(tmp_path / "run"))
@@ -128,13 +114,6 @@ def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_
 def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
     """Where documents are packed, the cuts between them would lie elsewhere."""
 
-    class Alone(Perplexity):
-        needs = frozenset({Need.RESPONSE_ALONE})
-
-    data = DataOptions(train=words[3])
-    config = RunConfig(out="o", model=ModelOptions(path="m"), data=data, confidence=Alone())
-    with pytest.raises(ConfigError, match=r"data\.format text has no instructions"):
-        resolve_text(config, prepare(data, 0, progress=False))
     done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))
     assert done.code == 2
     assert "data.format text has no instructions" in done.err

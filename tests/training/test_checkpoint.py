@@ -13,10 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import sftmix.common.files as files_of_the_package
 from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError
-from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.options import CheckpointOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
@@ -209,17 +207,6 @@ def test_when_all_are_damaged_nothing_starts_afresh(store, damage: Callable[[Pat
         store.newest_valid()
 
 
-def test_the_checkpoint_that_is_loaded_is_hashed_once(store, monkeypatch):
-    hashed: list[Path] = []
-    monkeypatch.setattr(files_of_the_package, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
-    it = trained(tied=False, steps=0, seed=9)
-    assert store.newest_valid() == 2
-    store.load(2, it.wrapped, it.optimizer)
-    assert sorted(hashed) == sorted(p for p in store.path(2).iterdir() if p.name != "MANIFEST.json")
-    store.load(1, it.wrapped, it.optimizer)  # by its number alone
-    assert {p.parent for p in hashed} == {store.path(1), store.path(2)}
-
-
 @pytest.mark.parametrize("damage", [truncate, delete_a_file, delete_the_manifest, empty_the_directory])
 def test_what_went_since_it_was_hashed_is_missed(store, damage: Callable[[Path], None]):
     """Beside an export a run may go on, and delete its oldest checkpoint."""
@@ -228,14 +215,6 @@ def test_what_went_since_it_was_hashed_is_missed(store, damage: Callable[[Path],
     it = trained(tied=False, steps=0, seed=9)
     with pytest.raises(CheckpointError, match="step-00000002"):
         store.load(2, it.wrapped, it.optimizer)
-
-
-@pytest.mark.slow
-def test_only_safetensors_and_json(store, shards):
-    for directory in (store.path(2), shards / "two-True" / "step-00000002"):
-        assert {p.suffix for p in directory.rglob("*") if p.is_file()} == {".safetensors", ".json"}
-    listed = json.loads((store.path(2) / "MANIFEST.json").read_text())["files"]
-    assert set(listed) == {p.name for p in store.path(2).iterdir()} - {"MANIFEST.json"}
 
 
 def test_an_old_one_that_cannot_be_removed_is_told_and_the_new_one_stands(store, tmp_path):
@@ -270,15 +249,6 @@ def test_a_step_can_be_saved_again(store):
     store.save(2, it.wrapped, it.optimizer, {"n": 5})
     assert store.newest_valid() == 2
     assert store.load(2, it.wrapped, it.optimizer) == {"n": 5, "step": 2}
-
-
-def test_a_file_with_the_name_of_a_checkpoint_is_none(store):
-    for step in (0, 9):
-        store.path(step).touch()
-    it = trained(tied=False, steps=0)
-    store.save(3, it.wrapped, it.optimizer, {})
-    assert store.steps() == [3, 2]
-    assert store.newest_valid() == 3
 
 
 def one_rank_cannot_write(world: World, path: str) -> None:

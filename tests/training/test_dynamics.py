@@ -70,23 +70,6 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
     assert joined.token_nll[1].shape == (2, 0)
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2])
-def test_what_one_checkpoint_did_not_score_has_no_confidence(lost):
-    """Of three checkpoints, whichever lacks the example: its NLL of 0 there would be a perplexity of 1, the best."""
-
-    def one(step):
-        nll, tokens = np.array([[4.0], [6.0]]), np.array([2, 3])
-        if step == lost:
-            nll, tokens = np.array([[4.0], [0.0]]), np.array([2, 0])
-        return TrainingDynamics(["a", "b"], np.array([step]), nll, tokens, np.array([[1], [1]]))
-
-    merged = merge([one(step) for step in range(3)])
-    assert merged.n_tokens.tolist() == [2, 0]
-    found = Perplexity().estimate(merged)
-    assert found[0] == pytest.approx(-np.exp(2.0), rel=1e-14)
-    assert np.isnan(found[1])
-
-
 def scores_with(worst: float) -> RowScores:
     """The losses of three examples of two tokens, of which the second has this NLL."""
     tokens = [np.full(2, nll / 2, np.float32) for nll in (4.0, worst, 6.0)]

@@ -11,33 +11,23 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
-from sftmix.batches.deal import micro_steps, too_long
+from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
-from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import own_nll, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)]
-
-
-@torch.no_grad()
-def nll_of(model, row: int) -> float:
-    """The textbook formula, on one example."""
-    example = DATA[row]
-    ids = torch.from_numpy(example.input_ids)
-    logp = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)
-    return float(-sum(logp[t - 1, ids[t]] for t in np.flatnonzero(example.target)))
 
 
 def check_batch_nll(world: World, parallel: str) -> None:
@@ -53,7 +43,7 @@ def check_batch_nll(world: World, parallel: str) -> None:
         nll = batch.batch_nll
         assert nll.rows.tolist() == [0, 1, 2, 3, 4, 5]
         assert nll.n_tokens.tolist() == [5, 2, 11, 4, 1, 6]
-        expected = [nll_of(plain, row) for row in range(6)]
+        expected = [own.sum() for own in own_nll(plain, DATA)[:6]]
         np.testing.assert_allclose(nll.nll_sum.numpy(), expected, rtol=1e-10)
 
 
@@ -78,17 +68,17 @@ class Shift(Perturbation):
         return e + own[:, None, None] * mask[:, :, None] * FEATURE
 
 
-def loss_of(model, units, segments: int, perturbation: Perturbation | None) -> torch.Tensor:
-    batch = collate(units, DATA, n_segments=segments)
+def loss_of(model, units, perturbation: Perturbation, **layout) -> torch.Tensor:
+    batch = collate(units, DATA, **layout)
     plan = NTP().plan(batch, step=3, total_steps=9, seed=0)
     plan = replace(plan, row_weight=plan.row_weight.double())
-    perturb = None if perturbation is None else partial(perturbation.embeddings, step=3, seed=0)
+    perturb = partial(perturbation.embeddings, step=3, seed=0)
     scaled = normalise(plan, ntp_count=plan.ntp_count, mixup_count=0, world_size=1)
     return TrainingModule(model)(batch, scaled, perturb=perturb).loss
 
 
 def test_a_perturbation_gets_each_example_with_its_own_id():
-    """By hand on one example at a time; grouped by length, the slots come in another order."""
+    """By hand on one example at a time; grouped by length, the slots come in another order, or all stand in one row."""
     model = toy_model().requires_grad_(False)
     total = 0.0
     for row in range(6):
@@ -97,8 +87,8 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
         logp = torch.log_softmax(model(inputs_embeds=embedded).logits[0], -1)
         total -= sum(float(logp[t - 1, ids[0, t]]) for t in np.flatnonzero(DATA[row].target))
     units = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4),), (Slot(5),)]
-    for segments in (1, 3):
-        assert float(loss_of(model, units, segments, Shift())) == pytest.approx(total / 29, rel=1e-10)
+    for layout in ({"n_segments": 1}, {"n_segments": 3}, {"padding_free": True}):
+        assert float(loss_of(model, units, Shift(), **layout)) == pytest.approx(total / 29, rel=1e-10)
 
 
 def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
@@ -146,55 +136,9 @@ def test_a_rank_with_fewer_slots_than_segments_is_among_them():
     assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
 
 
-def said(lengths: list[int], *, padding_free: bool = False, **options: int | None) -> list[str]:
-    wanted = TrainingOptions(**{"micro_batch_size": None} | options)  # type: ignore[arg-type]
-    return too_long(np.array(lengths), wanted, device=torch.device("cpu"), padding_free=padding_free)
-
-
-@pytest.mark.parametrize("layout", [{"padding_free": True}, {"length_groups": 2}], ids=lambda x: next(iter(x)))
-def test_examples_longer_than_the_budget_are_said(layout):
-    lengths = [10, 20, 30, 40]
-    assert said(lengths, **layout) == said(lengths, micro_batch_tokens=70, **layout) == []
-    (line,) = said(lengths, micro_batch_tokens=25, **layout)
-    assert "2 of 4 examples" in line
-    assert "training.micro_batch_tokens (25)" in line
-    assert "40 and 70 tokens" in line
-    (line,) = said(lengths, micro_batch_tokens=69, **layout)
-    assert line.startswith("0 of 4")
-
-
-@pytest.mark.parametrize("groups", [None, 1])
-def test_a_padded_pair_is_twice_as_wide_as_its_longer_example(groups):
-    """In one group, which is also the default of so small a budget: the micro-batch that it gets has 2,000 slots."""
-    lengths, budget = [200, 1000], 1300
-    options = TrainingOptions(micro_batch_size=None, micro_batch_tokens=budget, length_groups=groups)
-    (line,) = said(lengths, micro_batch_tokens=budget, length_groups=groups)
-    assert line.startswith("0 of 2")
-    assert "1,000 and 2,000 tokens" in line
-    data = toy_rows([(100, 100), (500, 500)])
-    (batch,) = micro_batches(
-        [(Slot(0), Slot(1))], data, options, World(), TrainingModule(toy_model()), split=None, pad_id=0
-    )
-    assert sum(segment.input_ids.numel() for segment in batch.segments) == 2000
-    assert said(lengths, micro_batch_tokens=1999, length_groups=1)
-    assert not said(lengths, micro_batch_tokens=2000, length_groups=1)
-    assert not said(lengths, micro_batch_tokens=budget, length_groups=2)
-    assert not said(lengths, micro_batch_tokens=budget, padding_free=True)
-
-
-@pytest.mark.parametrize("padding_free", [False, True])
-def test_a_stage_says_it_of_the_layout_that_it_trains_in(tmp_path, capsys, padding_free):
-    data = toy_rows([(2, 6), (10, 30)])
-    options = {"micro_batch_size": None, "micro_batch_tokens": 50, "padding_free": padding_free}
-    TrainingLoop(toy_stage(tmp_path, [[(Slot(0), Slot(1))]], data=data, options=options), World())
-    printed = capsys.readouterr().out
-    assert ("train: 0 of 2 examples" in printed) is not padding_free
-    assert ("of up to 40 and 80 tokens" in printed) is not padding_free
-
-
 def test_gradients_go_through_the_perturbation_to_the_embeddings():
     model = toy_model(tied=False)
-    loss_of(model, UNITS, 2, Shift()).backward()
+    loss_of(model, UNITS, Shift(), n_segments=2).backward()
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 

@@ -201,22 +201,3 @@ def test_label_smoothing(head, world, micro):
     logits, labels = (torch.cat([x[row] for row in TRAINED]) for x in ([z @ head.W.T for z in head.Z], head.y))
     found, _ = ours(head, LabelSmoothing(epsilon=0.2), world, micro)
     assert_same(head, found, F.cross_entropy(logits, labels, label_smoothing=0.2))
-
-
-def test_mixup_and_its_control_differ_by_the_closed_form(head):
-    """Appendix A: at Z~, where the gradient is the sum of those of its two rows, SFTMix minus the decomposed loss is
-    W^T (p~ - lambda p_c - (1 - lambda) p_u), times mu over the number of mixed positions."""
-    options = {"mu": 0.75, "lambda_per": "token"}
-    losses = [ours(head, cls(**options), 1, 12) for cls in (SFTMix, DecomposedMixup)]
-    difference = [a - b for a, b in zip(*(head.gradients(loss) for loss, _ in losses), strict=True)][1:]
-    n_mixed = sum(min(RESPONSES[c], RESPONSES[u]) for c, u in PAIRS)
-    for c, u in PAIRS:
-        if 2 in (c, u):
-            continue  # row 2 is in two pairs, so its gradient is of both
-        lam = torch.tensor(losses[0][1][DATA.ids[c], DATA.ids[u]], dtype=torch.float64)[:, None]
-        n = len(lam)
-        p_c, p_u = (torch.softmax(head.Z[row][:n] @ head.W.T, -1) for row in (c, u))
-        p = torch.softmax((lam * head.Z[c][:n] + (1 - lam) * head.Z[u][:n]) @ head.W.T, -1)
-        closed = (p - lam * p_c - (1 - lam) * p_u) @ head.W
-        torch.testing.assert_close(difference[c][:n] + difference[u][:n], 0.75 / n_mixed * closed, rtol=0, atol=1e-10)
-        assert closed.abs().max() > 1e-2

@@ -16,7 +16,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
-from sftmix.components.base import Optimizer, Perturbation
+from sftmix.components.base import Optimizer
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, unwrap
@@ -74,32 +74,6 @@ def test_scores_without_padding_are_those_with_it(family, attention):
         assert one == pytest.approx(other, abs=1e-5)
 
 
-class Scale(Perturbation):
-    """Like NEFTune, it looks at the example's own length and id."""
-
-    def embeddings(self, e, mask, *, ids, step, seed):
-        assert len(ids) == len(e) == len(mask)
-        own = torch.tensor([float(i.rpartition("-")[2]) + step for i in ids], dtype=e.dtype)
-        feature = torch.arange(e.shape[2])  # a constant would be gone after the first norm
-        return e + (own / mask.sum(1))[:, None, None] * mask[:, :, None] * feature
-
-
-def test_a_perturbation_sees_examples_as_if_padded():
-    model = toy_model()
-    found = []
-    for layout in ({"padding_free": True}, {"n_segments": 8}):
-        batch = collate(UNITS, DATA, **layout)
-        plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
-        plan = replace(plan, row_weight=plan.row_weight.double())
-
-        def perturb(e, mask, *, ids):
-            return Scale().embeddings(e, mask, ids=ids, step=3, seed=0)
-
-        found.append(TrainingModule(model)(batch, plan, perturb=perturb).nll)
-    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
-    assert (found[0] - TrainingModule(model)(batch, plan).nll).abs().max() > 0.1
-
-
 def fed(model, **options) -> TrainingModule:
     module = training_module(model, TrainingOptions(**options), precision="fp32", world=World(), trains=True)
     assert isinstance(module, TrainingModule)
@@ -125,7 +99,7 @@ def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
     assert not fed(model).padding_free
 
 
-NO_MASK = patch("sftmix.training.parallel.skips_between_documents", lambda model, device: True)
+NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 
@@ -190,12 +164,6 @@ def test_shards_are_trained_after_a_refused_probe():
 def test_auto_pads_where_the_model_fails_in_the_probe(capsys):
     assert step_of(failing(), World(), "none")
     assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
-
-
-def test_flex_attention_does_not_train_on_a_cpu():
-    model = build(transformers.LlamaConfig(**TINY), "flex_attention")
-    with pytest.raises(ConfigError, match=r"model.attention flex_attention does not train on a CPU; use sdpa or eager"):
-        fed(model)
 
 
 @pytest.mark.slow

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import mmap
 import sys
-import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from sftmix.common.world import World
-from sftmix.pipeline.context import Made, RunContext
 from sftmix.training.log import PeakMemory
 from tests.forked import on_ranks
 
@@ -43,24 +39,3 @@ def of_stages(world: World) -> None:
 
 def test_it_holds_what_was_freed_and_forgets_the_stage_before():
     on_ranks(of_stages, ranks=1)  # a process of its own: what others freed in this one could be taken again
-
-
-def finished(world: World) -> None:
-    """Rank 1 holds more than rank 0 for a while; both write the same, and it is rank 1's."""
-    written: list[Any] = []
-    directory = SimpleNamespace(finish=lambda stage, outputs, figures: written.append(figures))
-    run: Any = SimpleNamespace(
-        world=world, directory=directory, memory=PeakMemory(world.device), _began=time.time() - 1
-    )
-    start = run.memory.bytes()
-    hold(20 + 150 * world.rank)
-    own = run.memory.bytes()
-    RunContext.finish(run, "split", Made([]))
-    assert 1.0 <= written[0]["wall_seconds"] < 60
-    peak = written[0]["peak_memory_bytes"]
-    assert peak - start > 120 * MB
-    assert peak == max(world.gather(own))
-
-
-def test_it_is_the_most_of_all_ranks():
-    on_ranks(finished)

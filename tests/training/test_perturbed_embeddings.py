@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
-from sftmix.components import NTP, NEFTune, Perturbation
+from sftmix.components import NTP, Perturbation
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
-from tests.forked import on_ranks
 from tests.model.test_models import FAMILIES, TINY, build
 from tests.toy import logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6)])
-FOUR = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
 BY_LAYER = {"layer_types": ["full_attention"] * 2, "vocab_size_per_layer_input": 61, "hidden_size_per_layer_input": 8}
 BY_LAYER |= {"num_kv_shared_layers": 0}
 GEMMA3N = {"altup_num_inputs": 2, "laurel_rank": 4, "intermediate_size": [48] * 2}
@@ -73,22 +69,3 @@ def test_recomputed_layers_ask_for_nothing_again(tmp_path):
         found.append((perturbation.calls, [logged(place)[0][name] for name in ("loss", "grad_norm")]))
     assert found[0] == found[1]
     assert sorted(name for ids in found[0][0] for name in ids) == sorted(DATA.ids)
-
-
-def figures_of(place: Path, world: World, parallel: str) -> list[float]:
-    batches = [[(Slot(0),), (Slot(1),), (Slot(2),), (Slot(3),)]] * 2
-    options = {"parallel": parallel, "activation_checkpointing": True}
-    train(toy_stage(place, batches, options=options, data=FOUR, perturbation=NEFTune(alpha=9.0)), world)
-    return [line[name] for line in logged(place) for name in ("loss", "grad_norm")] if world.is_main else []
-
-
-def two_ranks(world: World, directory: str) -> None:
-    alone = figures_of(Path(directory, "alone"), World(), "auto") if world.is_main else []
-    for parallel in ("ddp", "fsdp"):
-        found = figures_of(Path(directory, parallel), world, parallel)
-        assert found == pytest.approx(alone, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_ranks_perturb_as_one_does(tmp_path):
-    on_ranks(two_ranks, str(tmp_path))

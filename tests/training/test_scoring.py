@@ -17,7 +17,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer, held_out_metrics
 from tests.forked import on_ranks
-from tests.toy import VOCABULARY, ToyRows, toy_model, toy_rows
+from tests.toy import VOCABULARY, ToyRows, own_logits, own_nll, toy_model, toy_rows
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -25,18 +25,8 @@ DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (8
 
 def by_hand(model: nn.Module, data: ToyRows) -> list[tuple[float, int, int, np.ndarray]]:
     """(NLL sum, response tokens, correct tokens, NLL of each) of every row."""
-    model.eval()
-    found = []
-    for e in data:
-        with torch.no_grad():
-            logits = model(input_ids=torch.from_numpy(e.input_ids)[None]).logits[0].double()
-        nll, correct = [], 0
-        for t in np.flatnonzero(e.target):
-            if t > 0:
-                nll.append(-float(torch.log_softmax(logits[t - 1], -1)[e.input_ids[t]]))
-                correct += int(logits[t - 1].argmax()) == int(e.input_ids[t])
-        found.append((sum(nll), len(nll), correct, np.array(nll)))
-    return found
+    correct = [int((z.argmax(axis=1) == y).sum()) for z, y in own_logits(model.eval(), data)]
+    return [(nll.sum(), len(nll), hits, nll) for nll, hits in zip(own_nll(model, data), correct, strict=True)]
 
 
 def assert_scores(scores, expected, *, tolerance: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
-from sftmix.pipeline.rows import read_rows, tokenised_rows
+from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate import needs
 from sftmix.tools.estimate.machine import Machine, layout_of, make_machine
 from sftmix.tools.estimate.model import FakeModel
@@ -29,8 +29,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
     Raises the errors of the options, the rows and the configs of the models.
     """
-    config, prepared = read_rows(config, World(), progress=True)
-    rows = tokenised_rows(config, prepared, World(), progress=True)
+    config, rows = read_rows(config, World(), progress=True)
     process = float(PeakMemory(machine.device).bytes()) if machine.name == "cpu" else 0.0
     stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())

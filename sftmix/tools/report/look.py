@@ -10,12 +10,9 @@ import torch
 
 from sftmix.batches.rows import RowSubset
 from sftmix.common.world import start_world
-from sftmix.model.adapters import read_adapters
-from sftmix.pipeline.models import load_for_run, scorer
-from sftmix.pipeline.rows import any_packed
+from sftmix.pipeline.models import scoring_model
 from sftmix.tools.report.run import RunView
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Column
 from sftmix.types import Batch, Float64, Rows
 
@@ -27,21 +24,24 @@ def look(view: RunView, model: Path, rows: Rows, *, name: str, hidden: bool = Fa
     Returns f64[K], their mean NLL per response token in nats; with `hidden` f32[K, D], the input of the LM head at
     the last response token before the end of the turn.
     """
-    config, encoder = view.config, view.rows.encoder
-    options = replace(config.training, parallel="ddp")  # of one rank: the model as it is
-    data = RowSubset(view.rows.data.train, rows)
-    path, lora, has_adapters = str(model), config.model.lora, (model / "adapter_config.json").exists()
-    if has_adapters:
-        path = config.model.path
-    else:
-        lora = lora.without_adapters()
+    every = view.rows.data.train
+    # Of one rank: the model as it is.
+    config = replace(view.config, training=replace(view.config.training, parallel="ddp"))
+    path, lora, adapters = str(model), config.model.lora.without_adapters(), None
+    if (model / "adapter_config.json").exists():
+        path, lora, adapters = config.model.path, config.model.lora, model
     with start_world() as world:
-        loaded, _ = load_for_run(config, world, path, encoder, options, lora)
-        if has_adapters:
-            read_adapters(loaded, model)
-        precision, packed = resolve_precision(options.precision, world.device), any_packed(view.rows.data.train)
-        module = training_module(loaded, options, precision=precision, world=world, packed=packed)
-        score = scorer(options, world, encoder, name=f"report: {name}")
+        score, module = scoring_model(
+            config,
+            world,
+            path,
+            view.rows.encoder,
+            name=f"report: {name}",
+            packed=every.packed,
+            lora=lora,
+            adapters=adapters,
+        )
+        data = RowSubset(every, rows)
         if hidden:
             return np.asarray(score.columns(module, data, _last)[0])
         scores = score(module, data)

@@ -28,7 +28,7 @@ from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import confidence_stage, split_stage, write_summary
 from sftmix.pipeline.reference import reference_stage
-from sftmix.pipeline.rows import RunRows, read_rows, selected_ids, tokenised_rows
+from sftmix.pipeline.rows import RunRows, read_rows, selected_ids
 from sftmix.pipeline.target import arm_stage
 from sftmix.tools.verify.certificate import Certificate, Finding
 from sftmix.tools.verify.compare import compare, compare_logs, exactly, of_confidence, rounded, tensors_in
@@ -66,8 +66,8 @@ def verify(window: Window) -> Certificate:
         window = world.share(window)  # a run that goes on may have saved since the other ranks looked
         findings = world.share(world.on_main(lambda: check_files(window)))
         with _copy_of(window, world) as place, RunDirectory(place, world) as directory, StopAtOnce() as stop:
-            config, prepared = read_rows(replace(config, out=str(place)), world, progress=world.is_main)
-            rows = tokenised_rows(config, prepared, world, run=window.run, progress=world.is_main)
+            config = replace(config, out=str(place))
+            config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
             stages = world.share(_stages_up_to(window, config))
             known = Known(config, world, rows, window.run)
             findings += check_inputs(window, known, stages)

@@ -18,7 +18,7 @@ from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
-from sftmix.pipeline.rows import RunRows, read_rows, tokenised_rows
+from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.tools.estimate.machine import Machine
 from sftmix.tools.estimate.work import Work, plan
 from tests.tools.estimate.configs import CPU, TRAINING, config, machine
@@ -27,8 +27,7 @@ ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
 
 
 def rows_of(tiny, **changes) -> tuple[RunConfig, RunRows]:
-    given, prepared = read_rows(config(tiny, **changes), World())
-    return given, tokenised_rows(given, prepared, World())
+    return read_rows(config(tiny, **changes), World())
 
 
 def planned(tiny, machine: Machine = CPU, **changes) -> dict[str, Work]:
