@@ -236,7 +236,7 @@ DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
 import sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
-import sftmix.pipeline.start, sftmix.tools.answers.blind, sftmix.tools.answers.chat, sftmix.tools.answers.generate
+import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
@@ -257,8 +257,7 @@ tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
-tools.answers.generate.generate = lambda *args, **options: ([], [])
-tools.answers.blind.read_blind = lambda *args: ""
+tools.answers.generate.generate = lambda *args, **options: []
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """
@@ -339,8 +338,8 @@ def test_python_runs(page, workspace, first):
 def test_the_example_components_run(workspace):
     """The commands of the page as they stand there, on the tiny model instead of gpt2."""
     page = ROOT / "docs" / "components.md"
-    shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] == "run"]
-    assert len(shown) == 2
+    shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] in ("run", "confidence")]
+    assert len(shown) == 4
     for words in shown:
         small = ["--training.global_batch_size", "8", "--training.max_steps", "8", "--training.learning_rate", "0.01"]
         workspace.sftmix(*[str(workspace.tiny.model) if word == "gpt2" else word for word in words], *small)

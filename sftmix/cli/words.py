@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,15 +46,3 @@ def _unwritable(place: Path) -> str | None:
     if not os.access(there, os.W_OK):
         return f"cannot be written: {there} is not yours to write; name another place"
     return None
-
-
-def refuse_others(
-    option: str, given: argparse.Namespace, add_options: AddOptions, *, kept: Collection[str], reason: str
-) -> None:
-    """Raise ConfigError for an option that `option` would ignore: one that is neither kept nor at its default."""
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    for name, value in vars(given).items():
-        if name not in kept and value != parser.get_default(name):
-            other = "RUN_OR_MODEL" if name == "place" else f"--{name}"
-            raise ConfigError(f"{option} and {other} ({value}) exclude each other: {reason}")

@@ -97,7 +97,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("components my_parts.NotOne", "my_parts.NotOne is no subclass of sftmix.components.Component"),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
-        ("run --objective my_parts.Tail", "module 'my_parts' has no attribute 'Tail'; there are NTP, SFTMix, "),
+        ("run --objective my_parts.Tail", "has no attribute 'Tail'. Did you mean TailSFT? There are NTP, SFTMix, "),
         ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter sftmix.components.NTP", KIND),

@@ -1,4 +1,4 @@
-"""Answers of finished models: in a terminal, and in files for people, for official judges and for blind raters.
+"""Answers of finished models: in a terminal, and in files for people and for official judges.
 
 Nothing else in the package imports this room, but the command line.
 """

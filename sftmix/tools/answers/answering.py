@@ -35,34 +35,35 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        prompts, kinds = dict[Key, list[int]](), dict[Key, tuple[float, int]]()
+        waiting = []
         for question in questions:
             if turn <= len(question.follow_ups):
-                key = loaded.name, question.id, turn
-                prompts[key] = _prompt(loaded, question, turn, answers)
-                kinds[key] = options.at(question.temperature), room_of(loaded, prompts[key], options)
-        order = sorted(prompts, key=lambda key: (kinds[key], -len(prompts[key])))
-        for (temperature, room), group in groupby(order, key=kinds.__getitem__):
+                messages = list(question.messages)
+                for past, follow_up in enumerate(question.follow_ups[:turn]):
+                    said = answers[loaded.name, question.id, past]["answers"] or ""
+                    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
+                prompt = prompt_of(loaded, messages, question.id)
+                kind = options.at(question.temperature), room_of(loaded, prompt, options), -len(prompt)
+                waiting.append((kind, (loaded.name, question.id, turn), prompt))
+        waiting.sort(key=lambda one: one[0])
+        for (temperature, room), group in groupby(waiting, key=lambda one: one[0][:2]):
             same = list(group)
             for start in range(0, len(same), options.batch_size):
-                batch = {key: prompts[key] for key in same[start : start + options.batch_size] if key not in answers}
+                whole = same[start : start + options.batch_size]
+                batch = {key: prompt for _, key, prompt in whole if key not in answers}
                 if batch:
                     rows = generated(loaded, batch, room, temperature, options)
-                    made = {key: _answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)}
-                    answers |= made
-                    yield list(made.values())
+                    new = [_answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)]
+                    answers.update(zip(batch, new, strict=True))
+                    yield new
 
 
-def _prompt(loaded: LoadedModel, question: Question, turn: int, answers: Mapping[Key, Answer]) -> list[int]:
-    """Return the ids of a turn's prompt, with the model's own answers before it."""
-    messages = list(question.messages)
-    for past, follow_up in enumerate(question.follow_ups[:turn]):
-        said = answers[loaded.name, question.id, past]["answers"] or ""
-        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
+def prompt_of(loaded: LoadedModel, messages: Sequence[dict[str, str]], name: str) -> list[int]:
+    """Return the ids of a conversation that waits for an answer; DataError where the chat template refuses it."""
     try:
         return loaded.render(messages)
     except TemplateRefusal as error:
-        raise DataError(f"prompt {question.id}: the chat template of {loaded.name} refuses it: {error}") from error
+        raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
 
 
 def _answer(loaded: LoadedModel, key: Key, prompt: list[int], ids: list[int]) -> Answer:
@@ -102,9 +103,9 @@ def generated(
     if not n:
         return [[] for _ in prompts]
     model: Any = loaded.model  # its type has no generate
-    pad, rows = loaded.encoder.pad_id, [torch.tensor(prompt) for prompt in prompts.values()]
-    ids = pad_sequence(rows, True, pad, "left").to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left").to(model.device)
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts.values()]
+    pad, stop = loaded.encoder.pad_id, list(loaded.stop_ids)
+    ids = pad_sequence(rows, True, pad, "left")
     longest, chain = ids.shape[1], LogitsProcessorList()
     if temperature:
         chain.append(TemperatureLogitsWarper(temperature))
@@ -112,10 +113,12 @@ def generated(
             chain.append(TopPLogitsWarper(options.top_p))
         draws = np.stack([generator(options.seed, "answer", name, turn).random(n) for _, name, turn in prompts])
         chain.append(Drawn(draws, longest))
-    stop = list(loaded.stop_ids)
-    settings = GenerationConfig(max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad)
     out = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=chain, streamer=streamer
+        input_ids=ids,
+        attention_mask=pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left"),
+        generation_config=GenerationConfig(max_new_tokens=n, do_sample=False, eos_token_id=stop, pad_token_id=pad),
+        logits_processor=chain,
+        streamer=streamer,
     )
     answers = out[:, longest:].tolist()
     ends = [next((k for k, token in enumerate(row) if token in stop), n) for row in answers]

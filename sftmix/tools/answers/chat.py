@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
@@ -39,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
         sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8: no tokenizer takes what stands for them
     from sftmix.pipeline.finished import finished_models
 
-    options = sampling(given)
-    models = finished_models(given.place, ["target", *([given.beside] if given.beside else [])], option="--beside")
+    options, names = sampling(given), ["target", *([given.beside] if given.beside else [])]
+    models = finished_models(given.place, names, option="--beside")
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_for_use
 
@@ -54,11 +55,9 @@ def _lines() -> Iterator[str]:
         return
     import readline  # noqa: F401  # arrow keys and a history for input()
 
-    try:
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             yield input("> ")
-    except (EOFError, KeyboardInterrupt):
-        print()
 
 
 def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:
@@ -68,13 +67,11 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
     """
     beginning = [{"role": "system", "content": options.system}] if options.system else []
     conversations = [beginning for _ in models]
-    for line in lines:
-        text = line.strip()
-        if text == "/reset":
+    for line in map(str.strip, lines):
+        if line == "/reset":
             conversations = [beginning for _ in models]
-        elif text:
-            turn = {"role": "user", "content": text}
-            answered = []
+        elif line:
+            turn, answered = {"role": "user", "content": line}, []
             try:  # all models or none: they are compared, so all must have been asked the same
                 for model, messages in zip(models, conversations, strict=True):
                     out.write(f"{model.name}: " if len(models) > 1 else "")
@@ -89,29 +86,23 @@ def _answer(
 ) -> list[dict[str, str]]:
     """Answer the last turn, write the answer while it is made, and return the conversation with it.
 
-    A turn without an answer is forgotten.
+    A turn for whose answer the context has no room is forgotten. Raises DataError where the chat template refuses.
     """
     from transformers import TextStreamer
 
-    from sftmix.data.templates import TemplateRefusal
-    from sftmix.tools.answers.answering import generated, room_of
+    from sftmix.tools.answers.answering import generated, prompt_of, room_of
 
     def show(text: str, stream_end: bool = False) -> None:
         out.write(as_lines(text) + ("\n" if stream_end else ""))  # no answer can control the terminal
         out.flush()
 
-    try:
-        prompt = loaded.render(messages)
-    except TemplateRefusal as error:
-        out.write(f"the chat template refuses this conversation: {as_lines(str(error))}\n")
-        return messages[:-1]
+    prompt = prompt_of(loaded, messages, "chat")
     room = room_of(loaded, prompt, options)
     if not room:
         out.write(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew\n")
         return messages[:-1]
     streamer = TextStreamer(loaded.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.on_finalized_text = show  # type: ignore[method-assign]
-    turn = sum(message["role"] == "assistant" for message in messages)
-    (ids,) = generated(loaded, {("", "chat", turn): prompt}, room, options.at(0.0), options, streamer)
-    text = loaded.text_of(ids)
-    return [*messages, {"role": "assistant", "content": text}] if text else messages[:-1]
+    key = "", "chat", sum(message["role"] == "assistant" for message in messages)
+    (ids,) = generated(loaded, {key: prompt}, room, options.at(0.0), options, streamer)
+    return [*messages, {"role": "assistant", "content": loaded.text_of(ids)}]

@@ -18,7 +18,7 @@ from sftmix.tools.answers.questions import Question
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 """FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
 
-Line = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,59 +27,47 @@ class Tool:
 
     file      of a model, in the directory --to, with {} for the model's name
     question  a row of its questions -> the question; KeyError for a key that is missing, BadRow for another value
-    line      question, texts of its answers and name of the model -> what the file of the model says
+    line      the row, texts of its answers ("" where the prompt is too long), name of the model -> line of the file
     """
 
     file: str
-    question: Callable[[Mapping[str, Any]], Question]
-    line: Callable[[Question, Sequence[str], str], Line]
+    question: Callable[[Row], Question]
+    line: Callable[[Row, Sequence[str], str], Row]
 
 
 def write_answers(path: Path, tool: Tool, questions: Sequence[Question], turns: Sequence[Sequence[str]]) -> None:
-    """Write the file of a model, whose name is that of the file: JSON lines, or a list where the file ends in .json.
-
-    turns  the texts of each question's answers; "" where the prompt is too long
-    """
-    lines = [tool.line(question, texts, path.stem) for question, texts in zip(questions, turns, strict=True)]
+    """Write the file of a model, whose name is that of the file: JSON lines, or a list where the file ends in .json."""
+    lines = [tool.line(question.row, texts, path.stem) for question, texts in zip(questions, turns, strict=True)]
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
     if path.suffix == ".json":
         text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
     write_text(path, text)
 
 
-def _text(value: Any, what: str) -> str:
-    """Return a text of a question; BadRow for what is none, and for one without a word."""
-    if not checked_text(value, what).strip():
-        raise BadRow(f"{what} is empty")
-    return str(value)
+def _alpaca_eval(row: Row) -> Question:
+    asked = checked_text(row["instruction"], "instruction")
+    name = f"{stable_hash(asked, str(row.get('dataset', ''))):032x}"
+    return Question(name, ({"role": "user", "content": asked},), row.get("output"), row=row)
 
 
-def _alpaca_eval(row: Mapping[str, Any]) -> Question:
-    asked, dataset = _text(row["instruction"], "instruction"), str(row.get("dataset", ""))
-    messages = ({"role": "user", "content": asked},)
-    name = f"{stable_hash(asked, dataset):032x}"
-    return Question(name, messages, row.get("output"), extra={"dataset": dataset})
+def _alpaca_eval_line(row: Row, texts: Sequence[str], model: str) -> Row:
+    dataset = str(row.get("dataset", ""))
+    return {"instruction": row["instruction"], "output": texts[0], "generator": model, "dataset": dataset}
 
 
-def _alpaca_eval_line(question: Question, texts: Sequence[str], model: str) -> Line:
-    instruction = question.messages[-1]["content"]
-    return {"instruction": instruction, "output": texts[0], "generator": model, "dataset": question.extra["dataset"]}
-
-
-def _mt_bench(row: Mapping[str, Any]) -> Question:
+def _mt_bench(row: Row) -> Question:
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"turns is {quoted(turns)}; expected a list of texts")
-    first, *later = (_text(turn, f"turns[{place}]") for place, turn in enumerate(turns))
-    messages = ({"role": "user", "content": first},)
+    first, *later = (checked_text(turn, f"turns[{place}]") for place, turn in enumerate(turns))
     name, temperature = checked_id(row["question_id"], "question_id"), FASTCHAT.get(str(row["category"]), 0.7)
-    return Question(name, messages, None, tuple(later), temperature, {"question_id": row["question_id"]})
+    return Question(name, ({"role": "user", "content": first},), None, tuple(later), temperature, row)
 
 
-def _mt_bench_line(question: Question, texts: Sequence[str], model: str) -> Line:
+def _mt_bench_line(row: Row, texts: Sequence[str], model: str) -> Row:
     return {
-        "question_id": question.extra["question_id"],
-        "answer_id": f"{stable_hash(model, question.id, *texts):032x}",
+        "question_id": row["question_id"],
+        "answer_id": f"{stable_hash(model, str(row['question_id']), *texts):032x}",
         "model_id": model,
         "choices": [{"index": 0, "turns": list(texts)}],
         "tstamp": 0.0,  # a clock would make another file of the same answers

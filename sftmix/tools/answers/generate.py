@@ -8,21 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words, refuse_others
+from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
+from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
 from sftmix.model.paths import named
 from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
-
-if TYPE_CHECKING:
-    from sftmix.tools.answers.formats import Tool
-    from sftmix.tools.answers.questions import Question
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.
 
@@ -30,8 +27,6 @@ ABOUT = """Let finished models answer a file of prompts; the same command contin
   sftmix generate runs/first --prompts rows.jsonl --to answers.jsonl --models target,baseline,base
   sftmix generate my-model --prompts alpaca_eval.json --format alpaca_eval --to outputs
   sftmix generate runs/first --prompts question.jsonl --format mt_bench --to data/mt_bench
-  sftmix generate runs/first --models target,baseline --format blind --to sheets
-  sftmix generate --read_blind sheets/sheet.csv                     the filled sheet, with the sign test
 
 docs/evaluation.md shows how the official judges take these files."""
 
@@ -39,42 +34,31 @@ FORMATS = {
     "rows": "one line for each prompt, with the answers of all models; prompts are rows of any format",
     "alpaca_eval": "AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's",
     "mt_bench": "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl",
-    "blind": "raters: sheet.csv with two models' answers as A and B in random order, and key.json for --read_blind",
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", nargs="?", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
+    parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
     rows = "file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]"
     parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help=rows)
-    parser.add_argument("--to", metavar="PATH", help="file to write; of other formats than rows a directory")
+    to = "file to write; of other formats than rows a directory"
+    parser.add_argument("--to", required=True, metavar="PATH", help=to)
     names = "target, baseline, base, and other runs and models, with commas between them [%(default)s]"
     parser.add_argument("--models", default="target", metavar="NAMES", help=names)
     formats = "; ".join(f"{name} - {about}" for name, about in FORMATS.items())
     parser.add_argument("--format", choices=FORMATS, default="rows", help=f"{formats} [%(default)s]")
     add_sampling(parser)
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
-    parser.add_argument("--read_blind", nargs="+", metavar="SHEET", help="filled sheets: print the table and stop")
-    parser.add_argument("--key", metavar="FILE", help="key.json of the sheets [beside the first sheet]")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Answer, and say what happened; or read filled sheets."""
+    """Answer, and say what happened."""
     given = read_words("generate", ABOUT, add_options, argv)
-    if given.read_blind:
-        refuse_others("--read_blind", given, add_options, kept=("read_blind", "key"), reason="sheets are only read")
-        from sftmix.tools.answers.blind import read_blind
-
-        print(read_blind(list(map(Path, given.read_blind)), None if given.key is None else Path(given.key)))
-        return
-    if given.place is None or given.to is None:
-        raise ConfigError("generate needs RUN_OR_MODEL and --to; see sftmix generate --help")
     names = [name.strip() for name in given.models.split(",") if name.strip()]
     say(f"generate: {', '.join(names)} of {given.place}")
-    files, ends = generate(
+    files = generate(
         given.place, Path(given.to), models=names, prompts=given.prompts, form=given.format, options=sampling(given)
     )
-    say("\n".join(ends))
     print("\n".join(map(str, files)))
 
 
@@ -86,8 +70,8 @@ def generate(
     prompts: Sequence[str] = (),
     form: str = "rows",
     options: AnswerOptions | None = None,
-) -> tuple[list[Path], list[str]]:
-    """Let models answer questions and write the files of a format; return these, and how the answers of each ended.
+) -> list[Path]:
+    """Let models answer questions, write the files of a format and return them; say how the answers of each ended.
 
     place    a run directory, model directory or hub id; `models` are names as `finished_models` takes them
     to       the file (rows), or the directory of the files
@@ -95,38 +79,39 @@ def generate(
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
-    from sftmix.tools.answers.blind import KEY, SHEET, write_blind
+    from sftmix.data import prepare
     from sftmix.tools.answers.formats import TOOLS, write_answers
+    from sftmix.tools.answers.questions import of_rows, question_of, read_questions
 
     options, tool = options or AnswerOptions(), TOOLS.get(form)
     finished = finished_models(place, models)
-    if form == "blind" and len(finished) != 2:
-        raise ConfigError(f"--models names {len(finished)}; --format blind compares 2: --models target,baseline")
-    questions = _questions(finished, prompts, tool, options)
-    parts = {to / "answers.jsonl" if form == "blind" else to: finished}
-    if tool:  # other runs lie in the same directory, so each model has a file of its own
-        parts = {to / f"answers-{_label(model)}.jsonl": [model] for model in finished}
-    files, ends = [], []
-    for path, group in parts.items():
-        lines = _lines(path, group, questions, form, options)
-        files.append(path)
-        for model in group:
-            counts = Counter(end for line in lines for end in _each(line["finish"][model.name]))
-            ends.append(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(counts.items()))}")
-        turns = [[_each(line["answers"][model.name]) for line in lines] for model in group]
+    config = next((read_finished(model.run) for model in finished if model.run is not None), None)
+    if prompts:
+        questions = read_questions(prompts, tool.question if tool else of_rows(config.data.columns if config else None))
+    else:
+        prepared = prepare(config.data, config.seed) if config and not tool else None
+        if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
+            raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
+        rows = prepared.eval
+        questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
+    if options.system is not None:
+        first = {"role": "system", "content": options.system}
+        for place_in_file, question in enumerate(questions):
+            if question.messages[0]["role"] != "system":
+                questions[place_in_file] = replace(question, messages=(first, *question.messages))
+    files = list[Path]()
+    for group in [[model] for model in finished] if tool else [finished]:
+        label = _label(group[0])  # other runs lie in the same directory, so each model has a file of its own
+        files.append(to / f"answers-{label}.jsonl" if tool else to)
+        lines = _lines(files[-1], group, questions, form, options)
         if tool:
-            files.append(to / tool.file.format(_label(group[0])))
-            write_answers(files[-1], tool, questions, turns[0])
-        elif form == "blind":
-            texts = [[first for first, *_ in of_model] for of_model in turns]
-            write_blind(to, questions, dict(zip(models, texts, strict=True)), options.seed)
-            files += [to / SHEET, to / KEY]
-    return files, ends
-
-
-def _each(value: Any) -> list[str]:
-    """Return the values of a question's answers, with follow-ups or without; "" for null."""
-    return [part or "" for part in (value if isinstance(value, list) else [value])]
+            files.append(to / tool.file.format(label))
+            texts = [[text or "" for text in as_list(line["answers"][group[0].name])] for line in lines]
+            write_answers(files[-1], tool, questions, texts)
+        for model in group:
+            ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
+            say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
+    return files
 
 
 def _label(model: FinishedModel) -> str:
@@ -136,31 +121,8 @@ def _label(model: FinishedModel) -> str:
     return f"{model.run.resolve().name}-{model.name}"
 
 
-def _questions(
-    finished: Sequence[FinishedModel], prompts: Sequence[str], tool: Tool | None, options: AnswerOptions
-) -> list[Question]:
-    """Return the questions of files, or those of the run's held-out rows."""
-    from sftmix.data import prepare
-    from sftmix.tools.answers.questions import of_rows, question_of, read_questions
-
-    run = next((model.run for model in finished if model.run is not None), None)
-    config = None if run is None else read_finished(run)
-    if prompts:
-        questions = read_questions(prompts, tool.question if tool else of_rows(config.data.columns if config else None))
-    else:
-        prepared = prepare(config.data, config.seed) if config and not tool else None
-        if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
-            raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
-        rows = prepared.eval
-        questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
-    if options.system is None:
-        return questions
-    turn = {"role": "system", "content": options.system}
-    return [q if q.messages[0]["role"] == "system" else replace(q, messages=(turn, *q.messages)) for q in questions]
-
-
 def inputs_of(
-    form: str, questions: Sequence[Question], models: Sequence[FinishedModel], options: AnswerOptions
+    form: str, questions: Sequence[Any], models: Sequence[FinishedModel], options: AnswerOptions
 ) -> dict[str, Any]:
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
     from sftmix.model.load import fingerprint
@@ -177,7 +139,7 @@ def inputs_of(
 
 
 def _lines(
-    path: Path, models: Sequence[FinishedModel], questions: Sequence[Question], form: str, options: AnswerOptions
+    path: Path, models: Sequence[FinishedModel], questions: Sequence[Any], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Answer what is not answered in a file yet, and return its lines."""
     from sftmix.pipeline.loaded import load_for_use

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from sftmix.common.errors import refuse
-from sftmix.options import at_least_1, out_of_range
+from sftmix.common.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +30,11 @@ class AnswerOptions:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        checks = (
-            ("max_new_tokens", at_least_1, "at least 1"),
-            ("temperature", lambda value: 0 <= value <= 10, "0 (greedy) to 10"),
-            ("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
-            ("batch_size", at_least_1, "at least 1"),
-        )
-        refuse([f"--{problem[1:]}" for problem in out_of_range("", self, checks)], "the options of answers")
+        if min(self.max_new_tokens, self.batch_size) < 1 or not 0 < self.top_p <= 1 or not 0 <= self.at(0.0) <= 10:
+            raise ConfigError(
+                "allowed are --max_new_tokens and --batch_size from 1, --temperature from 0 (greedy) to 10, --top_p "
+                "above 0, up to 1"
+            )
 
     def at(self, own: float) -> float:
         """Return the temperature of a question whose own is `own`."""
@@ -60,5 +57,5 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling(given: argparse.Namespace) -> AnswerOptions:
     """Return the options of answers on a command line."""
-    values = vars(given)
-    return AnswerOptions(**{one.name: values[one.name] for one in fields(AnswerOptions) if one.name in values})
+    names = AnswerOptions.__dataclass_fields__
+    return AnswerOptions(**{name: value for name, value in vars(given).items() if name in names})

@@ -23,12 +23,12 @@ _EMPTY = {"role": "assistant", "content": ""}
 class Question:
     """A conversation that a model continues.
 
-    id          the row's own id, or a hash of its content (`#k` for the k-th question of this id)
-    messages    turns {role: ..., content: ...}, the last one of the user
-    reference   the answer that the row has; None if it has none
-    follow_ups  turns of the user that come after the model's own answers, one after the other
+    id           the row's own id, or a hash of its content (`#k` for the k-th question of this id)
+    messages     turns {role: ..., content: ...}, the last one of the user
+    reference    the answer that the row has; None if it has none
+    follow_ups   turns of the user that come after the model's own answers, one after the other
     temperature  of its answers, where the option does not say; 0 is greedy
-    extra       fields of the row that a format writes back
+    row          the row of a tool, from which the line of its file is made
     """
 
     id: str
@@ -36,7 +36,7 @@ class Question:
     reference: str | None = None
     follow_ups: tuple[str, ...] = ()
     temperature: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
@@ -64,14 +64,12 @@ def read_questions(names: Sequence[str], make: Callable[[dict[str, Any]], Questi
                 if not isinstance(row, dict):
                     raise row if isinstance(row, BadRow) else BadRow("expected an object with named fields")
                 question = make(row)
-                times[question.id] += 1
-                if times[question.id] > 1:
-                    question = replace(question, id=f"{question.id}#{times[question.id]}")
-            except KeyError as missing:
-                raise DataError(f"{OPTION}: {place}: not a question of this format: it has no {missing}") from missing
-            except BadRow as problem:
-                raise DataError(f"{OPTION}: {place}: {problem}") from problem
-            questions.append(question)
+            except (KeyError, BadRow) as problem:
+                reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
+                raise DataError(f"{OPTION}: {place}: {reason}") from problem
+            times[question.id] += 1
+            again = times[question.id]
+            questions.append(replace(question, id=f"{question.id}#{again}") if again > 1 else question)
     if not questions:
         raise DataError(f"{OPTION}: {', '.join(names)}: there is no row; name a file with questions")
     return questions
@@ -85,24 +83,22 @@ def of_rows(columns: Mapping[str, str] | None = None) -> Callable[[dict[str, Any
     reader = Columns(columns)
 
     def make(row: dict[str, Any]) -> Question:
-        filled = _with_answer(reader.renamed(row))
-        form = recognise(filled, None, reader.formats)
+        row = _with_answer(reader.renamed(row))
+        form = recognise(row, None, reader.formats)
         if form == TEXT:
             raise BadRow("a text, where a question is needed; models answer conversations")
-        return question_of(convert(filled, form))
+        return question_of(convert(row, form))
 
     return make
 
 
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
-    filled = dict(row)
-    if "instruction" in row:
-        filled.setdefault("output", "")
+    row = {"output": "", **row} if "instruction" in row else dict(row)
     if "prompt" in row:
-        filled.setdefault("completion", [_EMPTY] if isinstance(row["prompt"], list) else "")
+        row.setdefault("completion", [_EMPTY] if isinstance(row["prompt"], list) else "")
     for key in ("messages", "conversations"):
         last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
-        if isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human"):
-            filled[key] = [*row[key], _EMPTY]
-    return filled
+        if isinstance(last, dict) and last.get("role", last.get("from")) in ("user", "human"):
+            row[key] = [*row[key], _EMPTY]
+    return row

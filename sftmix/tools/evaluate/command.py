@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words, refuse_others
+from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.model.paths import named
 from sftmix.pipeline.finished import FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert
-from sftmix.tools.evaluate.table import FOLDER, entry_file, read_entries, write_tables
+from sftmix.tools.evaluate.table import FOLDER, entry_file, write_tables
 
 if TYPE_CHECKING:
     from sftmix.tools.evaluate.harness import Task
@@ -71,44 +70,32 @@ def main(argv: Sequence[str]) -> None:
     """Convert rows, or measure and print the table."""
     given = read_words("evaluate", ABOUT, add_options, argv)
     if given.convert is not None:
-        kept = ("place", "to", "convert", "shots", "test")
-        refuse_others("--convert", given, add_options, kept=kept, reason="rows are only made")
         if given.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
         print(convert(given.convert, given.place, Path(given.to), shots=given.shots, test=given.test))
-        return
-    if given.shots or given.test:
-        raise ConfigError("--shots and --test belong to --convert TASK")
-    if given.tasks is None:
+    elif given.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
-    if given.limit is not None and given.limit < 1:
-        raise ConfigError(f"--limit is {given.limit}; allowed: 1 and above")
-    measure(given)
+    else:
+        measure(given)
 
 
 def measure(given: argparse.Namespace) -> None:
     """Measure the models of a place on what they were not measured on, and print the table of all results there."""
-    source = Path(given.place).expanduser()
-    usual = ["target"]
+    source, usual = Path(given.place).expanduser(), "target"
     if is_run(source):
-        usual = (
-            ["base", "baseline", "target"] if (source / "baseline" / "figures.json").exists() else ["base", "target"]
-        )
+        usual = "base,baseline,target" if (source / "baseline" / "figures.json").exists() else "base,target"
     elif given.to is None:
         raise ConfigError(f"{given.place} is a model; name the directory of the results with --to DIR")
-    models = finished_models(given.place, _words(given.models) if given.models else usual)
-    place = source / FOLDER if given.to is None else Path(given.to)
-    run = os.path.relpath(source.resolve(), place.resolve()) if is_run(source) else None
-    if run and {entry["run"] for entry in read_entries(place)} - {None, run}:  # target would be of two trainings
-        raise ConfigError(f"{place} has results of another run; name another directory with --to DIR")
+    models = finished_models(given.place, (given.models or usual).split(","))
+    place = Path(given.to or source / FOLDER)
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
     from sftmix.tools.evaluate.harness import chosen_tasks, manager
 
-    tasks = chosen_tasks(dict.fromkeys(_words(given.tasks)), given.data_dir, given.include_path)
+    tasks = chosen_tasks(given.tasks.split(","), given.data_dir, given.include_path)
     say(f"evaluate: {given.tasks} on {', '.join(model.name for model in models)}")
     known = manager(tasks, given.include_path)
-    identities = {model.name: _measure(model, run, tasks, known, place, given) for model in models}
+    identities = {model.name: _measure(model, tasks, known, place, given) for model in models}
     print(write_tables(place, identities))
     if given.to is None:
         from sftmix.tools.sharing.command import write_run_cards
@@ -117,13 +104,7 @@ def measure(given: argparse.Namespace) -> None:
     say(f"all results: {place}, table.md and table.json among them")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _measure(
-    model: FinishedModel, run: str | None, tasks: Sequence[Task], known: Any, place: Path, given: argparse.Namespace
-) -> str:
+def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Path, given: argparse.Namespace) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
     known  lm-eval's TaskManager
@@ -182,7 +163,6 @@ def _measure(
             "model": model.name,
             "path": model.path,
             "identity": identity,
-            "run": run,
             "settings": settings,
             "scores": scores_of(task.name, results),
             "finished": time.time(),

@@ -7,10 +7,8 @@ stand before them. No question is in both.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +34,17 @@ def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: 
     are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
     """
     rows = _rows(name, raw)
-    measured = {_key(row): row for row in rows}
-    solved = list(measured.items())
+    measured = solved = rows
     if shots is not None:
-        solved = [(_key(row), row) for row in _rows(name, shots)]
+        solved = _rows(name, shots)
+    elif test is None:
+        measured = {key: rows[key] for key in rows if key in sorted(rows)[SHOTS:]}
     else:
-        if test is None:
-            chosen = set(sorted(measured)[SHOTS:])
-        else:
-            ids = set(map(str, _json_of(test)))
-            if unknown := sorted(ids - {row["id"] for row in rows}):
-                raise DataError(f"{test}: {len(unknown)} of {len(ids)} ids are of no question, first {unknown[0]!r}")
-            chosen = {_key(row) for row in rows if row["id"] in ids}
-        measured = {key: row for key, row in measured.items() if key in chosen}
-    kept = [row for key, row in solved if key not in measured]
+        ids = set(map(str, _json_of(test)))
+        measured = {key: row for key, row in rows.items() if row["id"] in ids}
+        if len(measured) < len(ids):
+            raise DataError(f"{test}: of its {len(ids)} ids, {len(measured)} are of questions in {raw}")
+    kept = [row for key, row in solved.items() if key not in measured]
     if not measured or not kept:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(kept)} for the shots")
     for path, part in zip(files_of(name, to), (measured.values(), kept), strict=True):
@@ -62,62 +57,45 @@ def files_of(name: str, directory: Path) -> tuple[Path, Path]:
     return directory / f"{name}.jsonl", directory / f"{name}.shots.jsonl"
 
 
-def _key(row: Row) -> str:
-    """Return the hash of what is asked: context, question and options, without regard to case and spaces."""
-    text = " ".join([row["context"], row["question"], *row["options"]])
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
+def _rows(name: str, path: File) -> dict[str, Row]:
+    """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row.
 
-
-def _rows(name: str, path: File) -> list[Row]:
-    """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row."""
-    raw = _json_of(path)
-    rows, n = [], BENCHMARKS[name]
+    The key of a row is a hash of context, question and options, without regard to case and spaces.
+    """
+    raw, rows = _json_of(path), dict[str, Row]()
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
-        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; all rows tell which it is.
-        places = {int(row["cop"]) for _, row in pairs if "cop" in row}
-        if places and (0 in places) == (4 in places):
-            raise DataError(f"{path}: cop is {sorted(places)}: no answers (-1), or no telling where it counts from")
+        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
+        first = 0 if any(row.get("cop") == 0 for _, row in pairs) else 1
         for key, one in pairs:
-            row = _row(name, str(key), one, 0 if 0 in places else 1)
-            texts = [text.strip() for text in (row["question"], *row["options"])]
-            if not all(texts) or len(row["options"]) != n or not 0 <= row["answer"] < n:
+            context, question = "", one.get("question", one.get("QUESTION"))
+            if name == "pubmedqa":  # an abstract in parts
+                options = ["yes", "no", "maybe"]
+                answer, context = options.index(one["final_decision"]), " ".join(one["CONTEXTS"])
+            elif "cop" in one:  # MedMCQA
+                options, answer = [one[f"op{letter}"] for letter in "abcd"], int(one["cop"]) - first
+            else:  # MedQA: options by letter, and the letter of the right one
+                letters = sorted(one["options"])
+                options, answer = [one["options"][letter] for letter in letters], letters.index(one["answer_idx"])
+            if not question.strip() or len(options) != BENCHMARKS[name] or answer not in range(len(options)):
                 raise ValueError(f"row {key}")
-            rows.append(row)
+            text = " ".join([context, question, *options])
+            own = str(one.get("id", one.get("realidx", key)))
+            row = {"id": own, "context": context, "question": question, "options": options, "answer": answer}
+            rows[hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()] = row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"each row needs a question and {n} options, none of them empty, and one of them as the answer"
-        raise DataError(f"{path}: row {len(rows)} is not one of {name}: {what}") from error
+        what = f"each row needs a question and {BENCHMARKS[name]} options, one of them as the answer"
+        raise DataError(f"{path}: a row is not one of {name} ({error}): {what}") from error
     return rows
 
 
-def _row(name: str, key: str, raw: Mapping[str, Any], first: int) -> Row:
-    """Make a row of a raw one; KeyError and others for one of another format.
-
-    key    its id where it has none of its own
-    first  the number of the first option in `cop`
-    """
-    context = ""
-    if name == "pubmedqa":  # an abstract in parts
-        options = ["yes", "no", "maybe"]
-        answer, context = options.index(raw["final_decision"]), " ".join(raw["CONTEXTS"])
-    elif "cop" in raw:  # MedMCQA
-        options, answer = [raw[f"op{letter}"] for letter in "abcd"], int(raw["cop"]) - first
-    else:  # MedQA: options by letter, and the letter of the right one
-        letters = sorted(raw["options"])
-        options, answer = [raw["options"][letter] for letter in letters], letters.index(raw["answer_idx"])
-    question = raw["question"] if "question" in raw else raw["QUESTION"]
-    own = str(raw.get("id", raw.get("realidx", key)))
-    return {"id": own, "context": context, "question": question, "options": options, "answer": answer}
-
-
 def _json_of(path: File) -> Any:
-    """Return the value of a JSON file, or the list of the values of its lines."""
+    """Return the value of a JSON file, or the list of the values of its lines: MedMCQA's authors call these .json."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if not str(path).endswith(".jsonl"):  # MedMCQA's authors call a file of lines .json
-            with contextlib.suppress(json.JSONDecodeError):
-                return json.loads(text)
-        # Only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON.
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}; a JSON or JSONL file in UTF-8 is needed") from error

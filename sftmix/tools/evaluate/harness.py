@@ -40,36 +40,33 @@ def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Pat
     include   directory of a user's task files, and of rows and code that they may read
     Names that are neither are those of lm-eval, which `manager` checks.
     """
-    files = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
-    return [_own_task(name, data_dir) if name in BENCHMARKS else Task(name, name, sorted(files)) for name in names]
-
-
-def _own_task(name: str, data_dir: str | Path | None) -> Task:
-    rows, shots = files_of(name, Path(data_dir or ""))
-    if data_dir is None or not (rows.exists() and shots.exists()):
-        raise ConfigError(
-            f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
-            f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
-        )
-    files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
-    spec: dict[str, Any] = {}
-    for file in files:
-        spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
-    del spec["include"]
-    spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
-    return Task(name, spec, [*files, rows, shots])
+    mine = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    tasks = []
+    for name in dict.fromkeys(names):
+        if name not in BENCHMARKS:
+            tasks.append(Task(name, name, sorted(mine)))
+            continue
+        rows, shots = files_of(name, Path(data_dir or ""))
+        if data_dir is None or not (rows.exists() and shots.exists()):
+            raise ConfigError(
+                f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
+                f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
+            )
+        files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
+        spec: dict[str, Any] = {}
+        for file in files:
+            spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
+        del spec["include"]
+        spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
+        tasks.append(Task(name, spec, [*files, rows, shots]))
+    return tasks
 
 
 def manager(tasks: Sequence[Task], include: Path | None) -> TaskManager:
-    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
-
-    Its own task files, thousands, are read only where one of the names may be among them.
-    """
+    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know."""
     names = {task.name for task in tasks if isinstance(task.spec, str)}
-    include_path = None if include is None else str(include)
-    known = TaskManager(include_path=include_path, include_defaults=False)
-    if names - set(known.all_tasks):
-        known = TaskManager(include_path=include_path)
+    # Its own task files are thousands, which take a quarter of a minute to read.
+    known = TaskManager(include_path=include and str(include), include_defaults=bool(names))
     if unknown := sorted(names - set(known.all_tasks)):
         raise ConfigError(
             f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
@@ -112,18 +109,18 @@ def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, An
         metrics = [key for key in results if "," in key and "_stderr" not in key and isinstance(results[key], float)]
         if not metrics:
             continue
-        metric, kind = metrics[0].split(",", 1)
+        first = metrics[0]
+        metric, kind = first.split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
         samples = [one for one in evaluated.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
         samples.sort(key=lambda sample: int(sample["doc_id"]))
-        values = [sample.get(metric) for sample in samples]
-        known = all(isinstance(value, int | float) for value in values)
+        known = all(isinstance(sample.get(metric), int | float) for sample in samples)
         scores[task] = {
             "metric": metric if kind == "none" else f"{metric} ({kind})",
-            "value": results[metrics[0]],
+            "value": results[first],
             "stderr": stderr if isinstance(stderr, float) else None,
             "n": int(results.get("sample_len", 0)) or len(samples),
             "questions": [sample["doc_hash"] for sample in samples] if known else [],
-            "values": list(map(float, values)) if known else [],
+            "values": [float(sample[metric]) for sample in samples] if known else [],
         }
     return {name: scores[name]} if name in scores else scores

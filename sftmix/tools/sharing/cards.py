@@ -13,7 +13,7 @@ import hashlib
 import html
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,21 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, write_text
 from sftmix.common.names import HUB_ID, is_there
 from sftmix.common.plain import as_list
-from sftmix.common.steps import read_steps
-from sftmix.config import RunConfig
+from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_table
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_place
+from sftmix.pipeline.rows import rows_of_run
 
 CARD = "README.md"
 METRICS = {
-    "eval_nll": "NLL, nats per response token",
+    "eval_nll_after": "NLL, nats per response token",
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
-_OF_THE_TARGET = ("reference", "confidence", "splitter", "pairing", "objective", "perturbation")
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
 """Endings by which NAME/NAME is a path, and no id of the hub."""
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
@@ -45,28 +45,17 @@ _SEAL = "\n<!-- sha256 of the text above, which this program wrote: {} -->\n"
 
 
 def model_card(
-    run: Path,
-    stage: str,
-    *,
-    license: str | None = None,
-    step: int | None = None,
-    merged: bool = False,
+    run: Path, stage: str, *, license: str | None = None, step: int | None = None, merged: bool = False
 ) -> str:
     """Return the card of a model of a run.
 
     stage   train or baseline
-    step    of the checkpoint that the weights are; None, or the last step of a stage that has ended: the model that
-            the run has measured
+    step    of the checkpoint that the weights are; None: the model that the run has measured
     merged  of a run with adapters: these are in the model's weights
     """
-    config = read_finished(run)
-    summary = _json(run / "summary.json")
-    arms = {"train": summary, "baseline": summary.get("baseline") or {}}
-    figures = {name: {**arm, "eval_nll": arm.get("eval_nll_after")} for name, arm in arms.items()}
-    steps = {line["step"]: line for line in read_steps(run / stage)}
-    if step == max(steps, default=None) and stage in summary.get("stages", {}):
-        step = None
-    measured = figures[stage] if step is None else steps.get(step, {})
+    config, summary = read_finished(run), _json(run / "summary.json")
+    baseline = summary.get("baseline") or {}
+    measured = {} if step is not None else summary if stage == "train" else baseline
     results = [
         EvalResult(
             task_type="text-generation",
@@ -74,57 +63,43 @@ def model_card(
             dataset_name="held-out rows of the run",
             metric_type=key,
             metric_value=measured[key],
-            metric_name=name,
+            metric_name=words,
         )
-        for key, name in METRICS.items()
+        for key, words in METRICS.items()
         if isinstance(measured.get(key), float)
     ]
-    name, (base, local) = run.resolve().name, model_place(config.model.path or "")
+    base, local = model_place(config.model.path or "")
     data = ModelCardData(
         license=license,
         base_model=None if local else base,
         library_name="peft" if config.model.lora.r and not merged else "transformers",
         pipeline_tag="text-generation",
         tags=["sftmix"],
-        model_name=name,
+        model_name=run.resolve().name,
         eval_results=results or None,
     )
-    return _card(
-        "model.md",
-        run,
-        config,
-        data,
-        leave_out=() if stage == "train" else _OF_THE_TARGET,
-        name=name,
-        stage=stage,
-        objective=type(config.objective).__name__ if stage == "train" else "NTP",
-        step=step,
-        results=results,
-        baseline=figures["baseline"],
-        before=summary.get("eval_nll_before"),
-        evaluation=_json(run / "evaluation" / "table.json"),
-    )
+    evaluation = _json(run / "evaluation" / "table.json")
+    return _card("model.md", run, data, stage=stage, step=step, baseline=baseline, evaluation=evaluation)
 
 
-def scores_card(run: Path, *, rows: int, alone: bool, name: str, license: str | None = None) -> str:
-    """Return the card of shared scores: their meaning, their reference, and how they are read back.
+def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:
+    """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
-    alone  the scores have those of each response without its prompt
-    name   of the repository on the hub
+    name  of the repository on the hub, for the card
+    The NLL of single tokens is left out: it tells too much of a text. Raises ConfigError for a run without scores.
     """
-    config = read_finished(run)
-    return _card(
-        "scores.md",
-        run,
-        config,
-        DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores"),
-        rows=f"{rows:,}",
-        alone=alone,
-        repository=name,
-        confidence=type(config.confidence).__name__,
-        meaning=(type(config.confidence).__doc__ or "").partition("\n")[0],
-        reference=type(config.reference).__name__,
-    )
+    folder = run / "confidence"
+    if not (folder / "confidence.parquet").exists() or not (folder / "dynamics.parquet").exists():
+        raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
+    rows = rows_of_run(run)[1].data.train
+    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
+    to.mkdir(parents=True, exist_ok=True)
+    write_dynamics(to / "dynamics.parquet", dynamics)
+    write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
+    write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
+    data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
+    alone = dynamics.alone_nll_sum is not None
+    write_text(to / CARD, _card("scores.md", run, data, rows=len(rows.ids), alone=alone, repository=name))
 
 
 def write_cards(run: Path) -> None:
@@ -170,35 +145,21 @@ def without_directories(value: Any) -> Any:
     return Path(value).name or value if is_path else value
 
 
-def _card(
-    template: str,
-    run: Path,
-    config: RunConfig,
-    data: ModelCardData | DatasetCardData,
-    leave_out: tuple[str, ...] = (),
-    **values: Any,
-) -> str:
-    """Return the card of a template, with what both kinds of card say: the data, the recipe and the versions."""
-    summary = _json(run / "summary.json")
-    sizes = summary.get("data") or {}
-    inputs = [_json(run / stage / "inputs.json") for stage in ("reference", "train", "baseline")]
-    recipe = {key: value for key, value in config.plain().items() if key not in ("out", *leave_out)}
-    written = summary.get("version", sftmix.__version__)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_escaped, trim_blocks=True
-    )
+def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **values: Any) -> str:
+    """Return the card of a template; the metadata, the configuration and the summary are values of it, too."""
+    config = read_finished(run)
+    recipe = {key: value for key, value in config.plain().items() if key != "out"}
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(
         values,
+        data=data,
         header=Markup(data.to_yaml()),
-        license=data.license,
+        config=config,
+        summary={"version": sftmix.__version__, **_json(run / "summary.json")},
         base=without_directories(config.model.path),
-        version=written,
         files=without_directories(as_list(config.data.train)),
-        counts={key: sizes[key] for key in ("rows", "train", "eval") if key in sizes} | sizes.get("counts", {}),
-        fingerprint=next((one["data"].get("fingerprint") for one in inputs if one), "not known"),
         recipe=Markup(yaml.safe_dump(without_directories(recipe), sort_keys=False, allow_unicode=True)),
-        versions=[["package", "version"], ["sftmix", written]]
-        + [[package, version(package)] for package in ("torch", "transformers", "huggingface_hub")],
     )
 
 

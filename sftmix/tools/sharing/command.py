@@ -68,7 +68,8 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     import shutil
 
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
-    from sftmix.pipeline.directory import check_finished, origin
+    from sftmix.common.steps import read_steps
+    from sftmix.pipeline.directory import check_finished, is_finished, origin
     from sftmix.pipeline.finished import export_run, finished_models, refuse_no_run
 
     run, step = Path(given.run), given.step
@@ -80,6 +81,8 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
         export_run(run, to, checkpoint=step, best=given.best, dtype=given.dtype, merge=given.merge)
         kept = origin(run / "train") / (BEST if given.best else CHECKPOINTS)
         step = step or max(steps_in(kept), default=None)  # None: merged from the model after the last step
+        if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
+            step = None
     from sftmix.tools.sharing.cards import CARD, model_card, write_card  # imports torch, which no refusal waits for
 
     card = model_card(run, "train", license=given.license, step=step, merged=given.merge)
@@ -128,7 +131,7 @@ def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
         write_run_cards(run)
     if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
         return
-    from sftmix.tools.sharing.scores import write_scores
+    from sftmix.tools.sharing.cards import write_scores
 
     with tempfile.TemporaryDirectory() as place:
         write_scores(run, Path(place), name=parsed.push_to_hub, license=parsed.license)

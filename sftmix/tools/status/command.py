@@ -28,8 +28,6 @@ CONTINUED = (None, INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
 """Exit codes after which the same command continues the run; null is that of a killed process."""
 
 _COLUMNS = ("stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left")
-_RECENT = 200
-"""Last steps, whose mean time the time left is taken from."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +55,11 @@ def report(run: str | Path) -> str:
     try:
         status = _json(run / "STATUS.json")
         if is_there(run / TABLE):
-            rows = _cells(run)
-            done = sum(row[2] == "finished" for row in rows)
-            notes = [f"{done} of {len(rows) - 1} runs finished"]
+            rows = _runs(run)
+            notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
         elif status or is_there(run / "config.yaml"):
             rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
-            notes = ["loss = NTP + mu x Mixup, so compare stages by NTP", *held_out(_json(run / "summary.json"))]
+            notes = held_out(_json(run / "summary.json"))
         else:
             raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -73,7 +70,7 @@ def report(run: str | Path) -> str:
         raise not_as_written(f"a file of {run}", error) from error
 
 
-def _cells(out: Path) -> list[tuple[str, ...]]:
+def _runs(out: Path) -> list[tuple[str, ...]]:
     """Return the lines of a table: its runs, also those that are only planned."""
     plan = read_yaml(out / TABLE)
     rows: list[tuple[str, ...]] = [("variant", "seed", "state", "steps", plan["metric"])]
@@ -81,9 +78,9 @@ def _cells(out: Path) -> list[tuple[str, ...]]:
         for variant in map(str, plan["variants"]):
             run = out / variant / f"seed-{seed}"
             status = _json(run / "STATUS.json")
-            row = _stage(run, status["stage"], status) if status else None
+            steps = (_stage(run, status["stage"], status) or [""] * 3)[2] if status else ""
             figure = at(_json(run / "summary.json"), plan["metric"])
-            rows.append((variant, str(seed), _state(status), row[2] if row else "", _number(figure)))
+            rows.append((variant, str(seed), _state(status), steps, _number(figure)))
     return rows
 
 
@@ -117,24 +114,29 @@ def _may_run(status: Mapping[str, Any]) -> bool:
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the cells of _COLUMNS for a stage; None if it has not begun."""
-    steps, current = read_steps(run / stage)[-_RECENT:], bool(status) and status["stage"] == stage
+    steps, current = read_steps(run / stage), status.get("stage") == stage
     done = (run / stage / MANIFEST).exists()
     if not (steps or done or current):
         return None
     running = current and _may_run(status)
-    state = "done" if done else "running" if running else "interrupted"
-    if not steps:
-        return (stage, state, *[""] * 7)
-    last, total = steps[-1], status.get("total_steps") if current else None
-    count = f"{last['step']}/{total} ({100 * last['step'] // total}%)" if total else str(last["step"])
-    losses = [last.get("loss"), last.get("ntp"), last.get("mixup") if last.get("mixup_tokens") else None]
-    speed = _number(last.get("learning_rate"), "{:.2e}"), _number(last.get("tokens_per_second"), "{:,.0f}")
-    left = ""
-    own = [step for step in steps if step["time"] >= status.get("started", 0)]  # before them may lie a pause of hours
-    if running and total and len(own) > 1:
-        rate = (own[-1]["time"] - own[0]["time"]) / (len(own) - 1)
-        left = str(timedelta(seconds=round(rate * (total - last["step"]))))
-    return (stage, state, count, *map(_number, losses), *speed, left)
+    last, total = steps[-1] if steps else {}, status.get("total_steps") if current else None
+    count, left = str(last.get("step", "")), ""
+    if last and total:
+        count += f"/{total} ({100 * last['step'] // total}%)"
+        now = [step for step in steps if step["time"] >= status.get("started", 0)]  # before them may lie a pause
+        if running and len(now) > 1:
+            seconds = (now[-1]["time"] - now[0]["time"]) / (len(now) - 1) * (total - last["step"])
+            left = str(timedelta(seconds=round(seconds)))
+    mixup = last.get("mixup") if last.get("mixup_tokens") else None
+    return (
+        stage,
+        "done" if done else "running" if running else "interrupted",
+        count,
+        *map(_number, (last.get("loss"), last.get("ntp"), mixup)),
+        _number(last.get("learning_rate"), "{:.2e}"),
+        _number(last.get("tokens_per_second"), "{:,.0f}"),
+        left,
+    )
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,16 @@ class Tracker(Callback):
     client: str
     """The name of the client, for `sftmix track --to` and for its folder."""
 
+    _client: Any
     _run: Path | None = None
     _failed = False
-    _client: Any
-    _hold: Hold
-    _known: int
 
     def __init__(self, *, project: str = "sftmix"):
-        """project: where the run is shown."""
+        """project: where the run is shown; tensorboard has none."""
         self.project = project
         self.rows = 0
         """Rows of the run that were read so far, those that the client had before included."""
+        self._closing = contextlib.ExitStack()
 
     @abstractmethod
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
@@ -111,52 +110,41 @@ class Tracker(Callback):
         self.end()
         hold = Hold(self.folder(run))
         hold.take()
-        try:
-            self._known = self.open(run, read_yaml(run / "config.yaml"))
-        except BaseException:
-            hold.release()
-            raise
-        self._run, self._hold = run, hold
-        self._read, self.rows = dict.fromkeys(STAGES, 0), 0
+        self._closing.callback(hold.release)
+        self._known = self.open(run, read_yaml(run / "config.yaml"))
+        self._closing.callback(self.close)
+        self._run, self._read, self.rows = run, dict.fromkeys(STAGES, 0), 0
         atexit.register(self.end)
 
     def send(self) -> int:
         """Send the rows that the client lacks; return how many these were."""
-        sent = 0
-        for row in self._new_rows():
-            if row.number >= self._known:
-                self.write(row)
-                sent += 1
-        return sent
-
-    def _new_rows(self) -> Iterator[Row]:
-        """Yield the rows that were not read yet; a line that is still being written is left for the next time."""
         assert self._run is not None, "begin comes first"
+        sent = 0
         for stage in STAGES:
             path = self._run / stage / "metrics.jsonl"
             if not path.exists():
                 continue
             with path.open("rb") as file:
                 file.seek(self._read[stage])
-                for text in file:
-                    if not text.endswith(b"\n"):
-                        break
-                    self._read[stage] += len(text)
-                    line = read_object(text, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
-                    apart = ("step", "time", "rows")  # the last is a hash, which is nothing to plot
-                    values = {f"{stage}/{k}": v for k, v in line.items() if k not in apart and v is not None}
-                    yield Row(self.rows, stage, line["step"], line["time"], values)
-                    self.rows += 1
+                lines = file.readlines()
+            for text in lines:
+                if not text.endswith(b"\n"):  # it is still being written
+                    break
+                self._read[stage] += len(text)
+                line = read_object(text, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
+                apart = ("step", "time", "rows")  # the last is a hash, which is nothing to plot
+                values = {f"{stage}/{k}": v for k, v in line.items() if k not in apart and v is not None}
+                if self.rows >= self._known:
+                    self.write(Row(self.rows, stage, line["step"], line["time"], values))
+                    sent += 1
+                self.rows += 1
+        return sent
 
     def end(self) -> None:
         """Close the client, if it is open."""
-        if self._run is not None:
-            self._run = None
-            atexit.unregister(self.end)
-            try:
-                self.close()
-            finally:
-                self._hold.release()
+        self._run = None
+        atexit.unregister(self.end)
+        self._closing.close()
 
     def on_step_end(self, state: StageState) -> None:
         """Send what metrics.jsonl has; the line of this step comes after the callbacks."""
@@ -185,9 +173,6 @@ class TensorBoard(Tracker):
     """Event files in RUN/trackers/tensorboard, for `tensorboard --logdir RUN`."""
 
     package = client = "tensorboard"
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader

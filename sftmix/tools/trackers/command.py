@@ -24,16 +24,14 @@ It reads files only, so it works while a run goes on, after it has ended, and wh
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
-    parser.add_argument("--project", metavar="NAME", help="project of the tracker [sftmix]; tensorboard has none")
+    project = "project of the tracker [%(default)s]; tensorboard has none"
+    parser.add_argument("--project", default="sftmix", metavar="NAME", help=project)
 
 
 def main(argv: Sequence[str]) -> None:
     """Send what the tracker lacks, and say how much that was."""
     given = read_words("track", ABOUT, add_options, argv)
-    if given.project is not None and given.to == "tensorboard":
-        raise ConfigError(f"--project is {given.project}, but tensorboard has no projects; leave it out")
-    options = {} if given.project is None else {"project": given.project}
-    print(replay(Path(given.run), TRACKERS[given.to](**options)))
+    print(replay(Path(given.run), TRACKERS[given.to](project=given.project)))
 
 
 def replay(run: Path, tracker: Tracker) -> str:
@@ -45,8 +43,8 @@ def replay(run: Path, tracker: Tracker) -> str:
     refuse_no_run(run)
     if problem := missing_package(tracker):
         raise ConfigError(f"--to {tracker.client} {problem}")
-    tracker.begin(run)
     try:
+        tracker.begin(run)
         sent = tracker.send()
         if (run / "summary.json").exists():
             figures = flatten(read_json(run / "summary.json"))

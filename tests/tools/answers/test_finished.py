@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -68,14 +66,6 @@ def test_an_adopted_stage_has_its_model(finished, tmp_path):
     shutil.rmtree(first)
     (found,) = finished_models(tmp_path / "second")
     assert found.path == str(tmp_path / "second" / "train" / "model")
-
-
-def test_finding_needs_no_torch(finished):
-    code = f"import sys; from sftmix.pipeline.finished import *; finished_models({str(finished.path)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize("name", ["target", "baseline", "base"])

@@ -28,7 +28,7 @@ LINES = {
 def test_a_line_has_the_fields_of_the_tool(name):
     question = TOOLS[name].question(QUESTIONS[name])
     assert question.messages == ({"role": "user", "content": "Q?"},)
-    assert LINES[name].items() <= TOOLS[name].line(question, ["one", "two"], "first-target").items()
+    assert LINES[name].items() <= TOOLS[name].line(question.row, ["one", "two"], "first-target").items()
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,12 @@ def test_a_line_has_the_fields_of_the_tool(name):
         ("mt_bench", {"turns": "What is 2+2?"}, r"turns is 'What is 2\+2\?'; expected a list of texts"),
         ("mt_bench", {"turns": ["Q?", None]}, r"turns\[1\] must be a string, found null"),
         ("mt_bench", {"question_id": None}, "question_id must be a string, found null"),
-        ("alpaca_eval", {"instruction": " "}, "instruction is empty"),
         ("alpaca_eval", {"instruction": "a\0"}, "instruction contains a NUL"),
     ],
 )
 def test_values_are_checked_as_those_of_rows(name, change, reason, tmp_path):
     file = tmp_path / "questions.jsonl"
-    for other, words in ((QUESTIONS[name] | change, reason), ({"what": 1}, "not a question .* has no '")):
+    for other, words in ((QUESTIONS[name] | change, reason), ({"what": 1}, "it has no '")):
         file.write_text("\n".join(json.dumps(row) for row in (QUESTIONS[name], other)))
         with pytest.raises(DataError, match=rf"questions.jsonl:2: {words}"):
             read_questions([str(file)], TOOLS[name].question)
@@ -72,12 +71,8 @@ def test_a_model_in_the_working_directory_has_the_name_of_its_directory(finished
 def test_files_lie_where_the_tools_look(finished, tmp_path, name, models, files):
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps(QUESTIONS[name]))
-    seen = []
-    for _ in range(2):
-        options = {"models": models, "prompts": [str(file)], "form": name}
-        made, _ = generate(str(finished.path), tmp_path / "to", options=AnswerOptions(max_new_tokens=2), **options)
-        seen.append([path.read_bytes() for path in made])
-    assert seen[0] == seen[1]
+    options = {"models": models, "prompts": [str(file)], "form": name}
+    made = generate(str(finished.path), tmp_path / "to", options=AnswerOptions(max_new_tokens=2), **options)
     answers = [f"answers-run-{model}.jsonl" for model in models]
     assert [str(path.relative_to(tmp_path / "to")) for path in made] == list(chain(*zip(answers, files, strict=True)))
     line = json.loads((tmp_path / "to" / answers[-1]).read_text())

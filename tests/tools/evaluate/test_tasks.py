@@ -8,10 +8,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.tools.evaluate.harness import chosen_tasks, manager
 from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, question, write_rows
 
-WRITTEN = {
-    "medqa_4options": "**Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n (D) sort 1 \n **Answer:**(",
-    "pubmedqa": "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**(",
-}
+WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("
+"""The second question of PubMedQA, by hand."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def test_prompts_and_right_answers(tasks, name):
     row = list(task.test_docs())[1]
     bare, full = (task.fewshot_context(row, shots) for shots in (0, 1))
     assert bare == HEAD + asked(question(name, 1))
-    assert bare == HEAD + WRITTEN.get(name, asked(question(name, 1)))
+    assert name != "pubmedqa" or bare == HEAD + WRITTEN
     solved = question(name, 4)  # the only one of the shots
     letter = "ABCDE"[solved["answer"]]
     assert full == f"{HEAD}{asked(solved, letter)} \n {asked(question(name, 1))}"
@@ -49,14 +47,7 @@ def test_rows_that_are_not_there_are_named(tmp_path):
 
 def test_a_result_depends_on_task_files_and_rows(tmp_path):
     write_rows(tmp_path, "medmcqa", questions=2)
-    (own,) = chosen_tasks(["medmcqa"], tmp_path, None)
-    assert [file.name for file in own.files] == [
-        "_medical.yaml",
-        "medmcqa.yaml",
-        "medmcqa.jsonl",
-        "medmcqa.shots.jsonl",
-    ]
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "rows.jsonl").write_text("one")
-    (other,) = chosen_tasks(["mine"], None, tmp_path)
-    assert {file.name for file in other.files} == {"medmcqa.jsonl", "medmcqa.shots.jsonl", "rows.jsonl"}
+    own, other = chosen_tasks(["medmcqa", "mine"], tmp_path, tmp_path)
+    rows = {"medmcqa.jsonl", "medmcqa.shots.jsonl"}
+    assert {file.name for file in own.files} == {"_medical.yaml", "medmcqa.yaml", *rows}
+    assert {file.name for file in other.files} == rows
