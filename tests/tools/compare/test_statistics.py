@@ -35,7 +35,7 @@ def test_all_of_one_sign_and_size_gives_the_smallest_p(n):
     assert sign_flip([0.1] * n) == 2 / 2**n  # 0.1 is not a binary fraction: ties must hold
     assert sign_flip([-0.1] * n) == 2 / 2**n
     assert sign_flip([0.0] * n) == 1.0
-    assert sign_flip([0.1, 0.2, -0.3] * n) == 1.0  # the sum is 0, and a little above it in floating point
+    assert sign_flip([0.1, 0.2, -0.3] * min(n, 6)) == 1.0  # the sum is 0, and a little above it in floating point
 
 
 def test_holm_by_hand():
