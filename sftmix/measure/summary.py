@@ -20,16 +20,27 @@ from sftmix.measure.remarks import remarks
 from sftmix.measure.split import length_correlation, ties_at_the_cut
 from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
 
-_OF_STAGE = (
-    *("wall_seconds", "elapsed", "scoring_seconds", "calibration_seconds", "steps", "total_steps"),
-    *("tokens", "examples", "peak_memory_bytes", "skipped"),
-)
-_OF_ARM = {
-    "eval_nll_after": "eval_nll",
-    **{name: name for name in ("eval_accuracy", "eval_exact_match", "eval_nll_best", "eval_nll_best_step")},
-    **{name: name for name in ("eval_nll_best_epoch", "calibration")},
-}
-"""Key in the summary -> figure of a trained stage."""
+_OF_STAGE = [
+    "wall_seconds",
+    "elapsed",
+    "scoring_seconds",
+    "calibration_seconds",
+    "steps",
+    "total_steps",
+    "tokens",
+    "examples",
+    "peak_memory_bytes",
+    "skipped",
+]
+_OF_ARM = [
+    "eval_accuracy",
+    "eval_exact_match",
+    "eval_nll_best",
+    "eval_nll_best_step",
+    "eval_nll_best_epoch",
+    "calibration",
+]
+"""Figures of stages, and of a trained one, that the summary has."""
 
 
 def summarise(
@@ -104,7 +115,7 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arm(root: Path, stage: str, figures: dict[str, Any]) -> dict[str, Any]:
-    arm = {key: figures.get(name) for key, name in _OF_ARM.items()}
+    arm = {"eval_nll_after": figures.get("eval_nll"), **{name: figures.get(name) for name in _OF_ARM}}
     if "eval_nll_by" in figures:
         arm["eval_nll_by"] = figures["eval_nll_by"]
     return {**arm, "confidence_std": confidence_std(root / "base", root / stage)}

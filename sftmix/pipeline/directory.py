@@ -114,19 +114,19 @@ class RunDirectory(Hold):
         self.world, self.pool = world, [Path(sibling) for sibling in pool]
 
     def __enter__(self) -> RunDirectory:
-        self.world.on_main(self._enter)
+        def enter() -> None:
+            self.take()
+            for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
+                remove_leftovers(self.path, name)
+            self.status()
+
+        self.world.on_main(enter)
         try:
             check_same_directory(self.path, self.world)
         except BaseException as error:
             self.release(error)
             raise
         return self
-
-    def _enter(self) -> None:
-        self.take()
-        for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
-            remove_leftovers(self.path, name)
-        self.status()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:

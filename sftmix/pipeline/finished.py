@@ -66,27 +66,23 @@ def refuse_no_run(place: Path) -> None:
 
 
 def _model(place: str, name: str, option: str) -> FinishedModel:
-    if name in OF_A_RUN[1:] and not is_run(place):
-        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
-    if is_run(place) and name in OF_A_RUN:
+    label, elsewhere = name, name not in OF_A_RUN
+    if elsewhere:
+        place, name = name, TARGET
+    if is_run(place):
         run = Path(place).expanduser()
-        return FinishedModel(name, _model_of(run, name), run)
-    elsewhere, option = (place, f"model {place}") if name == TARGET else (name, option)
-    if is_run(elsewhere):
-        run = Path(elsewhere).expanduser()
-        return FinishedModel(elsewhere, _model_of(run, TARGET), run)
-    return FinishedModel(elsewhere, _model_directory(elsewhere, option), None, option)
-
-
-def _model_directory(place: str, option: str) -> str:
+        return FinishedModel(label, _model_of(run, name), run)
+    if name != TARGET:
+        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
+    option = option if elsewhere else f"model {place}"
     with named(option):
         path, local = model_at_hand(place)
-    if local and not any((Path(path) / name).exists() for name in ("config.json", "adapter_config.json")):
+    if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
         raise ConfigError(
             f"{place} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of a "
             "table of `sftmix compare` name the directory of one variant and seed"
         )
-    return path
+    return FinishedModel(place, path, None, option)
 
 
 def _model_of(run: Path, name: str) -> str:

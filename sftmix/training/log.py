@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TextIO, TypeVar
+from typing import Self, TextIO
 
 import torch
 
@@ -23,8 +23,6 @@ from sftmix.common.launcher import another_rank_failed
 from sftmix.common.steps import read_steps
 from sftmix.common.world import World
 from sftmix.training.step import StepResult
-
-S = TypeVar("S", bound="StopSignal")
 
 
 class MetricsLog:
@@ -153,7 +151,7 @@ class StopSignal:
         self.received = False
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self: S) -> S:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._arrived)
