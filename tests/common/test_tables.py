@@ -22,7 +22,7 @@ def dynamics(draw):
     n, c = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n_tokens = rng.integers(0, 4, size=n)
-    token_nll = [rng.random((c, k), dtype=np.float32) for k in n_tokens]
+    token_nll = [rng.random((c, k)).astype("f2").astype("f4") for k in n_tokens]  # float16 in the file
     return TrainingDynamics(
         ids=draw(st.lists(st.text(max_size=5), min_size=n, max_size=n, unique=True)),
         steps=np.sort(rng.choice(100, size=c, replace=False)),
