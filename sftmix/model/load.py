@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
@@ -26,6 +29,9 @@ from sftmix.model.unused import freeze_unused
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes by their names in safetensors files."""
 
 
 # ------------------------------------------------------------------------------------------------- loading
@@ -56,12 +62,20 @@ def load_model(
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:5])
         raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
-    for part in model.modules() if quantization is not None else ():
-        # On a CPU with bf16 instructions bitsandbytes repacks 4-bit weights in the first forward in eval mode, for a
-        # kernel without a gradient: scoring between two steps would end the training.
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            setattr(part, "support_avx512bf16_for_cpu", False)  # noqa: B010, of a class that is not imported here
+    if quantization is not None:
+        _keep_the_backward(model)
     return freeze_unused(model)
+
+
+def _keep_the_backward(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as they are.
+
+    On a CPU with bf16 instructions bitsandbytes repacks them in the first forward in eval mode, for a kernel without a
+    gradient: scoring between two steps would end the training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010, of a class that is not imported here
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -75,10 +89,28 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """Return the dtype of the stored weights by the model's config; float32, which loses nothing, if it has none."""
+    """Return the dtype of the stored weights, by the model's config, else one that loses nothing of the files."""
     config = model_config(path)
-    dtype = config.dtype or config.get_text_config().dtype or torch.float32
+    dtype = config.dtype or config.get_text_config().dtype
+    if dtype is None:
+        floats = [kind for kind in dtypes_of_files(path) if kind is not None]
+        return reduce(torch.promote_types, floats) if floats else torch.float32
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+
+
+def dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
+    """Return the dtypes of all tensors in the files of a hub id or directory, None for one that is no float.
+
+    Empty if there are no files here, as before a model of the hub is loaded.
+    """
+    files: set[str] = set()
+    for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):  # the latter is taken where both are there
+        with contextlib.suppress(OSError):
+            place = str(cached_file(str(Path(path).expanduser()), name, local_files_only=True))
+            parts = json.loads(Path(place).read_text())["weight_map"] if name == SAFE_WEIGHTS_INDEX_NAME else {}
+            files = {os.path.join(os.path.dirname(place), part) for part in parts.values()} or {place}
+    opened = [safe_open(file, framework="pt") for file in files]
+    return {_DTYPES.get(file.get_slice(name).get_dtype()) for file in opened for name in file.keys()}  # noqa: SIM118
 
 
 def refuse_quantized(path: str | Path) -> None:

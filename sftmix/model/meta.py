@@ -1,13 +1,18 @@
-"""Loading for ranks that share the weights: only rank 0 ever holds the whole model, in host memory.
+"""Loading in three steps for ranks that share the weights: no rank may hold the whole model.
 
-Rank 0 loads the model, the others an `empty_model`. `take_values` leaves float32 parameters on the meta device, which
-are sharded like those of any other model (`sftmix.training.parallel.wrap`), and `Values.fill` sends each tensor into
-the shards. transformers handles names, conversions and missing weights, as in a plain load.
+    1. a model with its values        `mapped_model`: every rank maps the safetensors files, which copies nothing.
+                                      If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
+                                      others have an `empty_model`.
+    2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
+                                      sharded like those of any other model (`sftmix.training.parallel.wrap`)
+    3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
+
+transformers handles names, conversions and missing weights, as in a plain load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +23,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.common.world import World
-from sftmix.model.load import model_config
+from sftmix.model.load import dtypes_of_files, load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
+
+# ------------------------------------------------------------------------------- 1. a model with its values
 
 
 def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
@@ -34,6 +41,29 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
         model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
     model.tie_weights()  # each parameter was moved to the meta device by itself
     return freeze_unused(model.eval())
+
+
+def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
+    """Return the model with the values as they are in the files, for `take_values`, and the buffers of a plain load.
+
+    Values that are mapped from disk take no memory until they are read, and the system can take this memory back.
+    Returns None if the tensors in the files have several dtypes, which the model could not keep.
+    """
+    stored = stored_dtype(path)
+    model = load_model(path, dtype=stored, attention=attention)
+    if dtypes_of_files(path) != {stored}:
+        return None
+    persistent = model.state_dict().keys()
+    for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
+        parent, _, key = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, key, getattr(owner, key).to(buffer.dtype) if name in persistent else buffer)
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = torch.float32
+    return model
+
+
+# ------------------------------------------------------------------------------- 2. the values apart from it
 
 
 def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -51,36 +81,63 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
     return values
 
 
-class Values:
-    """The values for the parameters of a model on the meta device. Create it on every rank: the buffers are sent.
+# ------------------------------------------------------------------------------- 3. the values in the shards
 
-    values  those of `take_values` in float32, of which the ones of rank 0 count
+
+class Values:
+    """The values for the parameters of a model on the meta device. Create it on every rank.
+
+    values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
+    from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
+               rank has all values (mapped from a file: a rank reads what it keeps)
+    checks     checks of the model once it has its values; called on every rank, inside a forward
     """
 
-    def __init__(self, model: nn.Module, values: Mapping[str, Tensor], world: World) -> None:
-        self._values, self._world = dict(values) if world.is_main else {}, world
-        if world.size > 1:
+    def __init__(
+        self,
+        model: nn.Module,
+        values: Mapping[str, Tensor],
+        world: World,
+        *,
+        from_main: bool,
+        checks: Sequence[Callable[[PreTrainedModel], object]] = (),
+    ) -> None:
+        self.checks = checks
+        self._values = dict(values)
+        self._world = world
+        self._sent: dict[str, torch.dtype] | None = None
+        if from_main and world.size > 1:
+            self._sent = world.share({name: value.dtype for name, value in self._values.items()})
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def fill(self, model: nn.Module) -> None:
-        """Put the values in the place of the sharded parameters on the meta device, and release each after its use.
+        """Put values in the place of the sharded parameters on the meta device, in the dtype of these parameters.
 
-        A shard has memory of its own, and is cut as `fully_shard` cuts it. A parameter with several names (tied) has
-        one value and stays one.
+        Each value is released after its use. A parameter with several names (tied) has one value and stays one.
         """
         made: dict[int, nn.Parameter] = {}
         for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-            if parameter.device.type != "meta":
-                continue
-            if id(parameter) not in made:
-                like = cast(DTensor, parameter.data)
-                value = torch.empty(like.shape, device=self._world.device)
-                if self._world.is_main:
-                    value.copy_(self._values.pop(name))
-                if self._world.size > 1:
-                    dist.broadcast(value, src=0)
-                whole = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-                made[id(parameter)] = nn.Parameter(whole.clone(), requires_grad=parameter.requires_grad)
-            owner, _, key = name.rpartition(".")
-            setattr(model.get_submodule(owner), key, made[id(parameter)])
+            if parameter.device.type == "meta":
+                if id(parameter) not in made:
+                    made[id(parameter)] = self._shard(name, parameter)
+                owner, _, key = name.rpartition(".")
+                setattr(model.get_submodule(owner), key, made[id(parameter)])
+
+    def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
+        like = cast(DTensor, parameter.data)
+        value = self._whole(name, like).to(self._world.device, like.dtype)
+        whole = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return nn.Parameter(whole.clone(), requires_grad=parameter.requires_grad)
+
+    def _whole(self, name: str, like: Tensor) -> Tensor:
+        """Return the whole value: from this rank, or sent by rank 0."""
+        if self._sent is None:
+            return self._values.pop(name)
+        if self._world.is_main:
+            value = self._values.pop(name).detach().to(self._world.device).contiguous()
+        else:
+            value = torch.empty(like.shape, dtype=self._sent[name], device=self._world.device)
+        dist.broadcast(value, src=0)
+        return value

@@ -7,14 +7,20 @@ row. Each architecture uses these in its own way, so a probe is compared with it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import n_embeddings
 
 _DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
 """Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
+
+
+def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
+    """Return True if the attention computes the documents of a row apart, without a dense mask over all token pairs."""
+    return is_skipping(model.config._attn_implementation, device)
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
@@ -68,19 +74,22 @@ def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, to
     """Return the largest difference between hidden states of packed and single documents, the largest state; dtype."""
     decoder, device = model.get_decoder(), model.device
     documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
     width = max(map(sum, documents))
-    lines = [[*lengths, width - sum(lengths)] for lengths in documents]  # the padding comes last
-    ids = (torch.arange(len(lines) * width, device=device) * 7919 % n_embeddings(model)).view(-1, width)
-    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in lines]).to(device)
+    ids = (torch.arange(len(documents) * width, device=device) * 7919 % vocabulary).view(-1, width)
+    lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
+    positions = torch.stack(lines).to(device)
     packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
     differences, sizes = [], []
-    for ids_of_line, packed_line, lengths in zip(ids, packed, lines, strict=True):
-        parts = zip(ids_of_line.split(lengths), packed_line.split(lengths), strict=True)
-        for one, states in list(parts)[:-1]:
-            one = one[None]
+    for line, lengths in enumerate(documents):
+        start = 0
+        for length in lengths:
+            one = ids[line : line + 1, start : start + length]
             alone = decoder(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).last_hidden_state[0]
-            differences.append((states - alone).abs().max())
+            differences.append((packed[line, start : start + length] - alone).abs().max())
             sizes.append(alone.abs().max())
+            start += length
     cast = torch.is_autocast_enabled(device.type)
     difference, size = (float(torch.stack(answer).max()) for answer in (differences, sizes))  # NaN stays NaN
     return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

@@ -21,7 +21,7 @@ from sftmix.model.adapters import adapter_config, add_adapters, merge_adapters, 
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
-from sftmix.model.meta import Values, empty_model, take_values
+from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.options import SHARDED, LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
@@ -63,12 +63,17 @@ def load_for_run(
         check_head(model)
         check_vocabulary(model, encoder.tokenizer)
         return model, None
+    mapped = None if lora.r else mapped_model(path, attention=attention)
+    if mapped is not None:  # every rank maps the files; else rank 0 loads them and sends the values
+        check_vocabulary(mapped, encoder.tokenizer)
+        return mapped, Values(mapped, take_values(mapped), world, from_main=False, checks=[check_head])
     loaded = world.on_main(whole)
     model = loaded or empty_model(path, attention=attention)
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     check_vocabulary(model, encoder.tokenizer)
-    return model, Values(model, take_values(model), world)
+    values = take_values(model)
+    return model, Values(model, values if loaded else {}, world, from_main=True, checks=[check_head])
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:

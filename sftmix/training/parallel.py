@@ -21,10 +21,9 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
-from sftmix.model.head import check_head
 from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import Values
-from sftmix.model.packing import is_skipping, packing_problem
+from sftmix.model.packing import packing_problem, skips_between_documents
 from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
@@ -79,9 +78,7 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
     """
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
-        wanted = options.length_groups is None and is_skipping(
-            unwrap(module).model.config._attn_implementation, world.device
-        )
+        wanted = options.length_groups is None and skips_between_documents(unwrap(module).model, world.device)
     if not (wanted or packed):
         return False
     try:
@@ -157,7 +154,8 @@ def wrap(
         register_fsdp_forward_method(module, name)
     if values is not None:
         values.fill(module.model)
-        module.probe(check_head)
+        for check in values.checks:
+            module.probe(check)
         cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module
 

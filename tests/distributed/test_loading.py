@@ -1,4 +1,4 @@
-"""Ranks that share the weights start from exactly those of a plain load, which rank 0 sends them."""
+"""Ranks that share the weights start from exactly those of a plain load: each maps the files, or rank 0 sends them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sftmix.components import AdamW
 from sftmix.model.adapters import add_adapters
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
-from sftmix.model.meta import empty_model
+from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.models import load_for_run
 from sftmix.training.module import TrainingModule
@@ -111,7 +111,7 @@ def compare(module: TrainingModule, path: Path, lora: LoraOptions) -> None:
     for name, buffer in expected.named_buffers():
         assert torch.equal(buffers[name], buffer), f"{path.name} {name}"
         assert buffers[name].dtype == buffer.dtype
-    if torch.distributed.get_rank() == 0:
+    if torch.distributed.get_rank() == 0 or not lora.r:
         assert found.generation_config.to_dict() == expected.generation_config.to_dict()
     assert found.config.dtype == expected.config.dtype
 
@@ -146,6 +146,25 @@ def test_two_ranks_start_from_the_weights_of_a_plain_load(models):
 @pytest.mark.slow
 def test_two_groups_of_two_ranks_start_from_the_weights_of_a_plain_load(models):
     on_ranks(ranks_start_from_the_same, str(models), "hsdp", ranks=4)
+
+
+def test_what_is_exported_is_what_was_loaded(models, tmp_path):
+    """`mapped_model` keeps what saving needs beside the values."""
+    for name in ("tied", "backbone", "half"):
+        model = mapped_model(models / name)
+        assert model is not None
+        values = take_values(model)
+        model.save_pretrained(tmp_path / name, state_dict=values)
+        again, first = load_model(tmp_path / name).state_dict(), load_model(models / name).state_dict()
+        assert again.keys() == first.keys()
+        assert all(torch.equal(again[k], first[k]) for k in first)
+
+
+def test_values_keep_the_dtype_of_the_files_where_all_have_one(models):
+    model = mapped_model(models / "half")
+    assert model is not None
+    assert {v.dtype for v in take_values(model).values()} == {torch.bfloat16}
+    assert mapped_model(models / "mixed") is None
 
 
 def test_a_model_without_values_is_tied_where_the_model_is(models):

@@ -1,4 +1,4 @@
-"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of files on rank 0."""
+"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def peak_of_anonymous() -> Iterator[list[int]]:
 
 
 def loaded(world: World, root: str) -> None:
-    """Files in float32 are mapped into the memory of rank 0; of others it holds a copy."""
+    """With the values mapped on every rank, and sent by rank 0."""
     mallopt = ctypes.CDLL(None).mallopt
     assert mallopt(M_MMAP_THRESHOLD, 2**18), "or what is freed stays with the process"
     for lora in (LoraOptions(), LoraOptions(r=2)):

@@ -224,6 +224,18 @@ def test_vocabulary_is_never_resized(tokenizer):
         check_vocabulary(model, tokenizer)
 
 
+@pytest.mark.parametrize(("dtypes", "expected"), [("bfloat16", "bfloat16"), ("bfloat16 float16", "float32")])
+def test_a_config_without_a_dtype_is_answered_by_the_files(dtypes, expected, tmp_path):
+    """By one that loses nothing, where they have several."""
+    model = build("llama").to(getattr(torch, dtypes.split()[0]))
+    model.model.norm.to(getattr(torch, dtypes.split()[-1]))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(tmp_path) == getattr(torch, expected)
+
+
 # --------------------------------------------------------------------------------------------------- export
 
 

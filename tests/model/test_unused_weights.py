@@ -15,6 +15,7 @@ from sftmix.common.world import World
 from sftmix.model.adapters import add_adapters, load_adapters
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, stored_dtype
+from sftmix.model.meta import mapped_model
 from sftmix.model.unused import freeze_unused, unused_modules
 from sftmix.options import LoraOptions
 from sftmix.training.checkpoint import full_weights
@@ -96,6 +97,7 @@ def test_the_stored_dtype_is_that_of_the_whole_model(seeing, tmp_path):
         config[part].pop("dtype", None)
     (hub / "config.json").write_text(json.dumps(config))
     assert stored_dtype(hub) == torch.bfloat16
+    assert mapped_model(hub) is not None
     tokenizer = AutoTokenizer.from_pretrained(hub)
     export_model(load_model(hub), tokenizer, tmp_path / "out", dtype=torch.float16)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
