@@ -53,7 +53,7 @@ LID = {
     "options": 1674,
     "pipeline": 14115,
     "testing": 5881,
-    "tests": 265208,
+    "tests": 265214,
     "tools/answers": 5367,
     "tools/compare": 5898,
     "tools/estimate": 5374,

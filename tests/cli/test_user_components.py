@@ -152,6 +152,7 @@ def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
 
 
 REQUIRED = {"path": "file", "paths": "[dir]", "field": "score", "high": "High", "low": "Low", "labels": "[High]"}
+REQUIRED["shares"] = "{a: 1.0}"
 
 
 @pytest.mark.slow
