@@ -50,9 +50,6 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 """
 
 
-_class_of_row: dict[str, str] = {}
-"""Rows of an option -> the first class on the page that has it."""
-
 _TOLD = {
     "reference.model.lora": "The options are those of `model.lora.*`.",
     "reference.training": "The options are those of `training.*` but `timeout`, and `seed`; one that excludes "
@@ -63,7 +60,7 @@ _TOLD = {
 
 def configuration() -> str:
     """The whole page."""
-    _class_of_row.clear()
+    classes: dict[str, str] = {}
     parts = [_INTRO, _table("Run", "", _fields("", RunConfig, _scalars()))]
     docs = option_docs(RunConfig)
     for group, cls in _groups().items():
@@ -71,20 +68,23 @@ def configuration() -> str:
     shipped = dict(catalogue())
     for option, base in component_bases().items():
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
-        parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
+        parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
     for option, base in nested_bases().items():
         parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
-        parts += [_component(option, import_class(component.path)) for component in shipped[base.__name__]]
+        parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
     return "\n".join(parts)
 
 
-def _component(option: str, cls: type) -> str:
-    """A component's first docstring line and the table of its options; groups of options are opened."""
+def _component(option: str, cls: type, classes: dict[str, str]) -> str:
+    """A component's first docstring line and the table of its options; groups of options are opened.
+
+    classes  rows of an option -> the first class on the page that has it
+    """
     text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
     docs, rows, again = option_docs(cls), [], dict[str, list[str]]()
     for name, parameter in options_of(cls).items():
         own = list(_rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, "")))
-        first = _class_of_row.setdefault(str(own), cls.__name__)
+        first = classes.setdefault(str(own), cls.__name__)
         if first == cls.__name__:
             rows += own
         else:

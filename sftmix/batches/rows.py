@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,10 +13,12 @@ from sftmix.types import Encoded, Int64, Rows
 
 
 class TokenisedRows(Protocol):
-    """A data set as batching needs it: number of rows, tokens of each row, and rows."""
+    """A data set as batching needs it: number of rows, tokens and id of each row, and rows."""
 
     @property
     def lengths(self) -> Int64: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, row: int) -> Encoded: ...
 
@@ -30,6 +33,10 @@ class RowSubset:
     @property
     def lengths(self) -> Int64:
         return self.data.lengths[self.rows]
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.data.ids[row] for row in self.rows.tolist()]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,6 +58,10 @@ class ResponsesAlone:
     @property
     def lengths(self) -> Int64:
         return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._rows.ids
 
     def __len__(self) -> int:
         return len(self._rows)

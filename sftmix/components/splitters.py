@@ -10,7 +10,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
-from sftmix.components.base import Splitter
+from sftmix.components.base import Splitter, existing_file
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
@@ -129,9 +129,7 @@ class FromFile(Splitter):
         self.path = path
 
     def files(self) -> Sequence[str]:
-        if not os.path.isfile(self.path):  # checked here, before the stage stores its inputs
-            raise DataError(f"splitter.path: {os.fspath(self.path)}: there is no such file")
-        return [os.fspath(self.path)]
+        return [existing_file("splitter.path", self.path)]
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         from sftmix.common.tables import read_split

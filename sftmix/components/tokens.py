@@ -36,7 +36,6 @@ class TokenWeights(Objective):
 
     def __init__(self, *, mixup: Objective | None = None) -> None:
         """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
-        self.mixup = mixup
         self.inner = mixup or NTP()
         self.needs = type(self).needs | self.inner.needs
 
@@ -107,6 +106,12 @@ class StoredReference(TokenWeights):
                 f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
             )
         return dict(zip(self.stored.ids, self.stored.token_nll, strict=True))
+
+    @cached_property
+    def mean_nll(self) -> dict[str, float]:
+        """Example id -> its mean NLL per response token at the first checkpoint, of the examples that were scored."""
+        rows = zip(self.stored.ids, self.stored.nll_sum.tolist(), self.stored.n_tokens.tolist(), strict=True)
+        return {name: first / size for name, (first, *_), size in rows if size}
 
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
         """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
@@ -213,11 +218,10 @@ class TailSFT(StoredReference):
 
         nll = batch.batch_nll
         assert nll is not None
-        stored = self.stored.of(nll.ids)
-        if not stored.scored.all():
-            missing = nll.ids[int(stored.scored.argmin())]
-            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing}")
-        before = torch.from_numpy(stored.nll_sum[:, 0] / stored.n_tokens).to(nll.nll_sum)
+        try:
+            before = nll.nll_sum.new_tensor([self.mean_nll[name] for name in nll.ids])
+        except KeyError as missing:
+            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing}") from None
         fallen = before - nll.nll_sum / nll.n_tokens
         left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
         batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))

@@ -33,6 +33,15 @@ def is_flash(attention: str) -> bool:
     return "flash" in attention
 
 
+def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:
+    """Raise ConfigError if the attention implementation does not exist on the device, or has no gradient there."""
+    name = model.config._attn_implementation
+    if device.type == "cpu" and (is_flash(name) or (trains and name == "flex_attention")):
+        raise ConfigError(
+            f"model.attention {name} does not {'train' if trains else 'run'} on a CPU; use sdpa or eager there"
+        )
+
+
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
     """Return a message if packed documents have other hidden states than each document alone; None if not.

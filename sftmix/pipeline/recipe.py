@@ -29,6 +29,7 @@ from sftmix.pipeline.identity import (
     StageName,
     is_single_run,
     stages_entered,
+    training_of_reference,
 )
 from sftmix.pipeline.pairs import dynamics_of_single_run
 from sftmix.pipeline.reference import reference_stage
@@ -36,6 +37,7 @@ from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
+from sftmix.training.parallel import check_compiler
 from sftmix.types import Scores, Split, TrainingDynamics
 
 
@@ -61,6 +63,8 @@ def run(
         RunDirectory(config.out, ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
+        if config.training.compile or training_of_reference(config)[0].compile:
+            check_compiler(ranks.device)
         return recipe(RunContext(config, ranks, directory, stop), until, say_rows)
 
 

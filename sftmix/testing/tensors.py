@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import traceback
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -81,10 +81,12 @@ class _HostReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
         if by_mask or getattr(func, "__name__", "") in _READS:
-            frames = ((f.filename, f.lineno) for f in reversed(traceback.extract_stack()[:-1]))
-            file, line = next(place for place in frames if f"{os.sep}torch{os.sep}" not in place[0])
+            frame = sys._getframe(1)
+            while f"{os.sep}torch{os.sep}" in frame.f_code.co_filename and frame.f_back is not None:
+                frame = frame.f_back
+            file = frame.f_code.co_filename
             if not any(part in file for part in _LIBRARY):
-                self.places.append(f"{os.path.basename(file)}:{line}")
+                self.places.append(f"{os.path.basename(file)}:{frame.f_lineno}")
         return func(*args, **(kwargs or {}))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import Values
-from sftmix.model.packing import packing_problem, skips_between_documents
+from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
 from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
@@ -47,8 +48,9 @@ def training_module(
     packed  some examples hold several documents
     trains  gradients are wanted
     values  the values of a model on the meta device
-    Raises ConfigError if the model cannot keep them apart.
+    Raises ConfigError if the attention cannot do this on the device.
     """
+    check_attention(model, world.device, trains=trains)
     if trains and options.activation_checkpointing:
         recompute_activations(model)
     if trains and options.compile:
@@ -188,6 +190,22 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- layers
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError if torch.compile has no compiler to use, before anything is read."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        if device.type == "cuda":
+            import_module("triton")
+        else:
+            cpp_builder.get_cpp_compiler()
+    except (ImportError, exc.InvalidCxxCompiler) as error:
+        raise ConfigError(
+            "training.compile true needs a C++ compiler on a CPU (install g++, or name another one in the variable "
+            "CXX) and the package triton on a GPU (pip install triton); or leave training.compile out"
+        ) from error
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -203,15 +203,18 @@ def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
     return BatchNLL(rows[order], nll_sum[order], n_tokens[order])
 
 
-def with_batch_nll(batches: Sequence[Batch], module: nn.Module, world: World, precision: str) -> list[Batch]:
-    """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode."""
+def with_batch_nll(
+    batches: Sequence[Batch], ids: Sequence[str], module: nn.Module, world: World, precision: str
+) -> list[Batch]:
+    """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode.
+
+    ids  N example ids, by row of the data set
+    """
     with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
         parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
     whole = gather_nll(parts, world)
     assert whole is not None
-    own = [pair for batch in batches for pair in zip(batch.rows.tolist(), batch.ids, strict=True)]
-    names = dict(pair for pairs in world.gather(own) for pair in pairs)
     nll_sum, device = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0), world.device
-    ids = [names[row] for row in whole.rows.tolist()]
-    shared = BatchNLL(whole.rows.to(device), nll_sum.to(device), whole.n_tokens.to(device), ids)
+    names = [ids[row] for row in whole.rows.tolist()]
+    shared = BatchNLL(whole.rows.to(device), nll_sum.to(device), whole.n_tokens.to(device), names)
     return [replace(batch, batch_nll=shared) for batch in batches]

@@ -125,7 +125,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     # 1. micro-batches
     batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
     if Need.BATCH_NLL in setup.objective.needs:
-        batches = with_batch_nll(batches, module, world, setup.precision)
+        batches = with_batch_nll(batches, setup.data.ids, module, world, setup.precision)
     # 2. plans
     plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks

@@ -151,8 +151,15 @@ def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
     assert "Break ties by id: where rows are ranked (splitters, selectors, samplers)" in page
 
 
-REQUIRED = {"path": "file", "paths": "[dir]", "field": "score", "high": "High", "low": "Low", "labels": "[High]"}
-REQUIRED["shares"] = "{a: 1.0}"
+REQUIRED = {
+    "path": "file",
+    "paths": "[dir]",
+    "field": "score",
+    "high": "High",
+    "low": "Low",
+    "labels": "[High]",
+    "shares": "{a: 1.0}",
+}
 
 
 @pytest.mark.slow

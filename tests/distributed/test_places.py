@@ -25,7 +25,7 @@ from tests.toy import toy_model
 pytestmark = pytest.mark.slow
 
 OBJECTIVES = [EmbeddingMixup(mu=MU), ManifoldMixup(mu=MU, layers=1), CutMix(mu=MU), MixtureDivergence(mu=MU)]
-OBJECTIVES.append(EAFT(mixup=EmbeddingMixup(mu=MU)))
+OBJECTIVES += [EAFT(mixup=EmbeddingMixup(mu=MU))]
 NAMES = [type(objective).__name__ for objective in OBJECTIVES]
 
 

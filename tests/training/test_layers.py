@@ -20,6 +20,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.parallel import training_module
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
+from tests.tiny import sftmix
 from tests.toy import toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
@@ -80,6 +81,15 @@ def test_compiled_layers_are_sharded():
 @TRACED_ONLY
 def sharded(world: World) -> None:
     same(world, parallel="fsdp")
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_is_said_before_anything_is_read(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    done = sftmix("run", *finished.tiny.options, "--training.compile", "true", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "error: training.compile true needs a C++ compiler on a CPU" in done.stderr
+    assert not [p for p in (tmp_path / "run").iterdir() if p.is_dir()]
 
 
 def test_nothing_is_compiled_unasked():

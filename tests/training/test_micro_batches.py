@@ -36,7 +36,7 @@ def check_batch_nll(world: World, parallel: str) -> None:
     module.train()
     options = TrainingOptions(micro_batch_size=2, length_groups=1)
     batches = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
-    found = with_batch_nll(batches, module, world, "fp32")
+    found = with_batch_nll(batches, DATA.ids, module, world, "fp32")
     assert module.training
     plain = toy_model(dropout=0.2).eval()
     for batch in found:

@@ -166,6 +166,12 @@ def test_auto_pads_where_the_model_fails_in_the_probe(capsys):
     assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
 
 
+def test_flex_attention_does_not_train_on_a_cpu():
+    model = build(transformers.LlamaConfig(**TINY), "flex_attention")
+    with pytest.raises(ConfigError, match=r"model.attention flex_attention does not train on a CPU; use sdpa or eager"):
+        fed(model)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch, on what they call and on the missing compiler

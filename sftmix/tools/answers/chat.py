@@ -58,6 +58,7 @@ def _lines() -> Iterator[str]:
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             yield input("> ")
+    print()
 
 
 def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:

@@ -63,10 +63,14 @@ def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Pat
 
 
 def manager(tasks: Sequence[Task], include: Path | None) -> TaskManager:
-    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know."""
-    names = {task.name for task in tasks if isinstance(task.spec, str)}
-    # Its own task files are thousands, which take a quarter of a minute to read.
-    known = TaskManager(include_path=include and str(include), include_defaults=bool(names))
+    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
+
+    Its own task files, thousands, are read only where one of the names may be among them.
+    """
+    names, place = {task.name for task in tasks if isinstance(task.spec, str)}, include and str(include)
+    known = TaskManager(include_path=place, include_defaults=False)
+    if names - set(known.all_tasks):
+        known = TaskManager(include_path=place)
     if unknown := sorted(names - set(known.all_tasks)):
         raise ConfigError(
             f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "

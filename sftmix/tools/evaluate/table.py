@@ -88,12 +88,7 @@ def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, A
     The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
     difference if the two did not answer the same questions, or if the metric is not their mean (a perplexity).
     """
-    if (
-        not left
-        or not right
-        or not left["questions"]
-        or any(left[key] != right[key] for key in ("questions", "metric"))
-    ):
+    if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
         return None
     if not all(math.isclose(np.mean(score["values"]), score["value"], rel_tol=1e-9) for score in (left, right)):
         return None
