@@ -299,22 +299,24 @@ class Batch:
 class Segment:
     """Slots of similar length, padded together on the right; or slots one after the other in a single line.
 
-    slots        i64[b], the batch's slot in each line (padding-free: the slots in the line); empty for an idle segment
+    slots        the batch's slot in each line (padding-free: the slots in the line); empty for an idle segment
     input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) of each of these positions
     position_ids  None, or i64[b, l], counted from the start of each document if a line holds several: the model then
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
     lengths      None, or the number of tokens of each slot in the single line
+    starts       None, or i32[documents + 1], where each document of the single line begins, and the end
     """
 
-    slots: torch.Tensor
+    slots: tuple[int, ...]
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     index: torch.Tensor
     order: torch.Tensor
     position_ids: torch.Tensor | None = None
     lengths: tuple[int, ...] | None = None
+    starts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,11 +40,11 @@ LID = {
     "parts": 16,
     "__init__": 119,
     "__main__": 112,
-    "batches": 5109,
+    "batches": 5169,
     "benchmarks": 24978,
     "cli": 4639,
     "common": 7911,
-    "components": 19989,
+    "components": 20024,
     "config": 8005,
     "data": 19430,
     "functional": 5477,
@@ -53,7 +53,7 @@ LID = {
     "options": 1674,
     "pipeline": 14148,
     "testing": 5868,
-    "tests": 265347,
+    "tests": 266542,
     "tools/answers": 5370,
     "tools/compare": 5898,
     "tools/estimate": 5374,
@@ -66,8 +66,8 @@ LID = {
     "tools/status": 1133,
     "tools/trackers": 1876,
     "tools/verify": 5910,
-    "training": 15929,
-    "types": 1230,
+    "training": 16362,
+    "types": 1242,
 }
 """Most parts of the package (its folders and loose modules) and imports from one part to another, and most code tokens
 of each room: no comments, no docstrings, no blank lines, so that denser lines win nothing. Whoever raises a number says

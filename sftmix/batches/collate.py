@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def collate(
@@ -123,29 +125,32 @@ def _segment(
         for first, last in itertools.pairwise([*documents, start, width]):
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
+    packed_line = several and len(lines) == 1
     return Segment(
-        torch.tensor(slots, dtype=torch.int64),
+        tuple(slots),
         torch.from_numpy(input_ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(index)),
         torch.from_numpy(np.concatenate(order)),
         torch.from_numpy(positions) if several else None,
         tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
+        torch.tensor([*documents, width], dtype=torch.int32) if packed_line else None,
     )
 
 
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Return the batch with every tensor on `device`."""
+def to_device(record: T, device: torch.device) -> T:
+    """Return a Batch or a Plan of the host with every tensor on `device`; the host does not wait for the copies."""
     import torch
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, (Batch, Segment)):
-            return replace(value, **{name: move(getattr(value, name)) for name in value.__slots__})
+            pinned = value.pin_memory() if device.type in ("cuda", "xpu") else value  # other memory is copied at once
+            return pinned.to(device, non_blocking=True)
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
         return tuple(map(move, value)) if isinstance(value, tuple) else value
 
-    moved: Batch = move(batch)
+    moved: T = move(record)
     return moved
 
 

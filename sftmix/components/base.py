@@ -288,7 +288,8 @@ class Objective(Component, ABC):
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         """Return weights, lambdas and counts for one micro-batch, unnormalised (see `sftmix.types.Plan`).
 
-        `step` counts from 0 and is the step being computed.
+        `step` counts from 0 and is the step being computed. Batch and plan are on the host, where reading values costs
+        nothing; `loss` gets both on the device.
         """
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:

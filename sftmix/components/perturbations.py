@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from sftmix.common.rng import generator
 from sftmix.components.base import Perturbation, check_number
@@ -26,11 +27,10 @@ class NEFTune(Perturbation):
     def embeddings(self, e: Tensor, mask: Tensor, *, ids: Sequence[str], step: int, seed: int) -> Tensor:
         import torch
 
-        real = mask.bool()
-        size = e.shape[-1]
-        noise = torch.zeros(e.shape, dtype=torch.float32)
-        for place, (example_id, length) in enumerate(zip(ids, real.sum(dim=1).tolist(), strict=True)):
-            drawn = generator(seed, "neftune", step, example_id).random((length, size), dtype="float32")
-            scale = self.alpha / math.sqrt(max(length * size, 1))
-            noise[place, real[place].cpu()] = torch.from_numpy((2 * drawn - 1) * scale)
-        return e + noise.to(device=e.device, dtype=e.dtype)
+        # The first numbers of an example do not depend on the length of its line, so the lengths stay on the device.
+        drawn = [generator(seed, "neftune", step, one).random(e.shape[1:], dtype="float32") for one in ids]
+        noise = torch.from_numpy(2 * np.stack(drawn) - 1).to(e.device, non_blocking=True)
+        place = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, :, None].expand_as(noise)
+        numbers = mask.sum(dim=1).double() * e.shape[-1]
+        scale = (self.alpha / numbers.clamp(min=1).sqrt()).float()[:, None, None]
+        return e + torch.where(mask.bool()[:, :, None], noise.gather(1, place) * scale, 0.0).to(e.dtype)

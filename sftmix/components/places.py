@@ -58,7 +58,7 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.labels.device)
     origin, column, before = size.clone(), torch.zeros_like(batch.labels), 0
     for segment in batch.segments:
-        slots, ids = segment.slots, segment.input_ids
+        slots, ids = list(segment.slots), segment.input_ids
         if segment.lengths is None:
             length = segment.attention_mask.sum(1)[: len(slots)]
             start = torch.arange(len(slots), device=size.device) * ids.shape[1]

@@ -37,7 +37,7 @@ from sftmix.training.online import OnlineLosses
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
-from sftmix.training.step import StepResult, StepSetup, train_step
+from sftmix.training.step import PreparedStep, StepResult, StepSetup, prepare_step, train_step
 from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
 MAX_IN_A_ROW = 3
@@ -123,6 +123,7 @@ class TrainingLoop:
         self.no_space = ""
         """Why a report of this rank could not be written; all ranks hear of it before the next save or step."""
         self.done: StepResult | None = None
+        self.ahead: PreparedStep | None = None
         self.machines: list[dict[str, Any]] = []
         """The machines that made the steps so far, this one last."""
 
@@ -219,7 +220,8 @@ class TrainingLoop:
         epoch = stage.order.epoch_of(self.step)
         units = stage.order.batch(self.step)
         self.rows = digest(units)
-        done = self.done = train_step(self.setup, self.step, units, stage.split_of(epoch))
+        prepared, self.ahead = self.ahead or self._prepared(self.step), None
+        done = self.done = train_step(self.setup, prepared, self._prepare_next)
         self._count_skipped(done)
         if stage.online is not None:
             stage.online.record(zip(done.batches, done.nll, strict=True))
@@ -238,6 +240,15 @@ class TrainingLoop:
             metrics |= self._call("on_epoch_end", metrics)
         # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
         return metrics, self._told_to_stop(signal)
+
+    def _prepared(self, step: int) -> PreparedStep:
+        order = self.stage.order
+        return prepare_step(self.setup, step, order.batch(step), self.stage.split_of(order.epoch_of(step)))
+
+    def _prepare_next(self) -> None:
+        step = self.step + 1
+        if step < self.total and not self.stage.order.ends_epoch(step):  # whose losses may decide on the next split
+            self.ahead = self._prepared(step)
 
     def _told_to_stop(self, signal: StopSignal | None) -> bool:
         """Agree with all ranks on an end; return True if any of them received a signal.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import Head, head_of
+from sftmix.model.packing import is_flash
 from sftmix.training.view import ModelView
 from sftmix.types import Batch, Plan, Segment
 
@@ -50,10 +51,11 @@ class TrainingModule(nn.Module):
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
         decoder = self.model.get_decoder()
-        parts, order = [], []
+        parts, order, flash = [], [], is_flash(self.model.config._attn_implementation)
         for segment in batch.segments:
             with self._perturbed(batch, segment, perturb):
-                out = decoder(input_ids=segment.input_ids, **attention_inputs(segment), use_cache=False)
+                inputs = attention_inputs(segment, masked=segment.input_ids.is_cpu, flash=flash)
+                out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
@@ -61,10 +63,10 @@ class TrainingModule(nn.Module):
     @contextlib.contextmanager
     def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb | None) -> Iterator[None]:
         """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer."""
-        if perturb is None or not len(segment.slots):  # an idle segment
+        if perturb is None or not segment.slots:  # an idle segment
             yield
             return
-        ids = [batch.ids[slot] for slot in segment.slots.tolist()]
+        ids = [batch.ids[slot] for slot in segment.slots]
         changed = partial(_changed, segment, partial(perturb, ids=ids))
         hook = self.model.get_input_embeddings().register_forward_hook(lambda module, inputs, e: changed(e))
         try:
@@ -110,17 +112,27 @@ def _changed(
         return perturb(e, segment.attention_mask)
     padded = pad_sequence(e[0].split(segment.lengths), batch_first=True)
     mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
-    return perturb(padded, mask)[mask.bool()][None]
+    changed = perturb(padded, mask)
+    return torch.cat([line[:length] for line, length in zip(changed, segment.lengths, strict=True)])[None]
 
 
-def attention_inputs(segment: Segment) -> dict[str, torch.Tensor | None]:
+def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = False) -> dict[str, Any]:
     """Return the backbone inputs that say who attends to whom: the mask of real tokens, or packed positions.
 
     transformers keeps documents apart by their positions only if it gets no mask.
+
+    masked  False leaves out the mask: padding is on the right, where no causal token looks. With it transformers reads
+            values on the host, which would wait for the device, and takes slower kernels
+    flash   add the places of the documents, which flash attention would else read from the device in each layer
     """
     if segment.position_ids is None:
-        return {"attention_mask": segment.attention_mask}
-    return {"attention_mask": None, "position_ids": segment.position_ids}
+        return {"attention_mask": segment.attention_mask if masked else None}
+    inputs: dict[str, Any] = {"attention_mask": None, "position_ids": segment.position_ids}
+    if flash and segment.starts is not None:
+        longest = max(segment.lengths or (segment.input_ids.shape[1],))
+        inputs |= {"cu_seq_lens_q": segment.starts, "cu_seq_lens_k": segment.starts}
+        inputs |= {"max_length_q": longest, "max_length_k": longest}
+    return inputs
 
 
 def unwrap(wrapped: nn.Module) -> TrainingModule:

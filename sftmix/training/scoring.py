@@ -208,13 +208,14 @@ def with_batch_nll(
 ) -> list[Batch]:
     """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode.
 
+    batches  on the host, as the NLL is
     ids  N example ids, by row of the data set
     """
     with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
-        parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in batches]
+        on_device = [to_device(batch, world.device) for batch in batches]
+        parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in on_device]
     whole = gather_nll(parts, world)
     assert whole is not None
-    nll_sum, device = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0), world.device
-    names = [ids[row] for row in whole.rows.tolist()]
-    shared = BatchNLL(whole.rows.to(device), nll_sum.to(device), whole.n_tokens.to(device), names)
+    nll_sum = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0)
+    shared = BatchNLL(whole.rows, nll_sum, whole.n_tokens, [ids[row] for row in whole.rows.tolist()])
     return [replace(batch, batch_nll=shared) for batch in batches]

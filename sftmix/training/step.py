@@ -1,7 +1,7 @@
 """One optimizer step, from top to bottom: `train_step` is the whole step; the functions of its parts follow.
 
-    1. the micro-batches of this rank            `micro_batches`
-    2. a plan of each: weights, pairs, lambdas   `Objective.plan`
+    1. the micro-batches of this rank            `micro_batches`, on the host
+    2. a plan of each: weights, pairs, lambdas   `Objective.plan`, on the host; then both go to the device
     3. two counts over the whole global batch    summed over ranks and micro-batches
     4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
     5. clip, and update                          `clip_gradients`; the rate is `learning_rate`
@@ -18,12 +18,15 @@ the world size, because DDP and FSDP average gradients over ranks, but a sum is 
 Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of seed, step and layout.
 Resume, log, checkpoints, callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the
 `StepResult`.
+
+The host never waits for the device before all of a step is launched. Then, while the device works, it prepares the next
+step, and reads the sums and the gradient norm at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +78,21 @@ class StepSetup:
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """The host's part of a step: this rank's micro-batches, on the host, with their plans.
+
+    number   of the step, from 0
+    plans    None if they need the NLL of the global batch under the weights of this step
+    problem  None, or what is wrong with a plan
+    """
+
+    number: int
+    batches: list[Batch]
+    plans: list[Plan] | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The outcome of one step. All fields but the last three cover the whole global batch, the same on every rank.
 
@@ -84,7 +102,7 @@ class StepResult:
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans that mix
     grad_norm      before clipping; if it or the loss is not finite, the step is skipped
-    batches, plans this rank's micro-batches, and the plan of each, unnormalised
+    batches, plans this rank's micro-batches, and the plan of each, unnormalised, on the device
     nll            for each the NLL of its token rows [T], detached
     """
 
@@ -113,21 +131,34 @@ class StepResult:
         return not self.skipped and (self.ntp_count > 0 or (self.mixup_count > 0 and self.mixup_mean == "own"))
 
 
-def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> StepResult:
-    """Train on one global batch: the `units` of all ranks, step number `step` (from 0). All ranks call it together."""
+def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> PreparedStep:
+    """Make this rank's part of a global batch, the `units` of all ranks, for step number `step` (from 0)."""
+    # 1. micro-batches
+    batches = micro_batches(
+        units, setup.data, setup.options, setup.world, setup.module, split=split, pad_id=setup.pad_id
+    )
+    if Need.BATCH_NLL in setup.objective.needs:
+        return PreparedStep(step, batches, None, None)
+    # 2. plans
+    return PreparedStep(step, batches, *plans_of(setup, batches, step))
+
+
+def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], None] | None = None) -> StepResult:
+    """Train on one global batch. All ranks call it together.
+
+    meanwhile  work of the host that is done while the device computes
+    """
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
+    step, batches, plans, problem = prepared.number, prepared.batches, prepared.plans, prepared.problem
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
     for group in optimizer.param_groups:
         group["lr"] = rate
     torch.manual_seed(stable_hash(setup.seed, "dropout", step, world.rank) % 2**63)
 
-    # 1. micro-batches
-    batches = micro_batches(units, setup.data, options, world, module, split=split, pad_id=setup.pad_id)
-    if Need.BATCH_NLL in setup.objective.needs:
+    if plans is None:
         batches = with_batch_nll(batches, setup.data.ids, module, world, setup.precision)
-    # 2. plans
-    plans, problem = plans_of(setup, batches, step)
+        plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
     mixed_own = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
     own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), mixed_own, problem is not None]
@@ -136,6 +167,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
     ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*own, *mu_of_ranks])
     if broken:
         refuse(problem, world)
+    batches, plans = [to_device(one, world.device) for one in batches], [to_device(one, world.device) for one in plans]
 
     # 4. forward and backward
     perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
@@ -145,8 +177,12 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         sums += own_sums
         nll.append(own_nll)
 
-    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums.tolist())
     # 5. clip and update
+    norm = clip_gradients(module, options.max_grad_norm)
+    if meanwhile is not None:
+        meanwhile()
+    *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
     done = StepResult(
         loss=loss / world.size,  # each rank's loss was multiplied by it
         ntp=ntp / ntp_count if ntp_count else 0.0,
@@ -158,7 +194,7 @@ def train_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split 
         mu=max(mu_of_ranks),
         mixup_mean="ntp" if mixup_count > mixed_own else "own",
         learning_rate=rate,
-        grad_norm=clip_gradients(module, options.max_grad_norm),
+        grad_norm=grad_norm,
         batches=batches,
         plans=plans,
         nll=nll,
@@ -182,15 +218,14 @@ def micro_batches(
     split: Split | None,
     pad_id: int,
 ) -> list[Batch]:
-    """Return this rank's share of a global batch, in the layout of the (wrapped) module."""
+    """Return this rank's share of a global batch, on the host, in the layout of the (wrapped) module."""
     one_row = unwrap(module).padding_free
     batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         own, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
         if not isinstance(module, FSDPModule):  # only FSDP gathers for each segment, on all ranks at once
             n_segments = min(n_segments, sum(map(len, own)))
-        batch = collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
-        batches.append(to_device(batch, world.device))
+        batches.append(collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id))
     return batches
 
 
@@ -242,7 +277,7 @@ def _forward_backward(
 
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
     """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
-    weight, aligned = plan.row_weight, out.mixup.new_tensor(len(plan.pairs))
+    weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
     mixed = (plan.pair_weight * out.mixup).sum()
     if plan.mu:
         mixed = mixed / plan.mu
@@ -253,8 +288,8 @@ def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
 # -------------------------------------------------------------------------------------- 5. clip and update
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> float:
-    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, for all shards.
+def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, [], of all shards.
 
     Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and by another amount
     for each way in which ranks divide them.
@@ -267,7 +302,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     norm = norm.to(torch.promote_types(gradients[0].dtype, torch.float32))
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
-    return float(norm)
+    return norm
 
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:

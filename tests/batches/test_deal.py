@@ -124,7 +124,7 @@ def test_a_row_without_padding_holds_the_slots_one_after_the_other():
     assert segment.input_ids.tolist() == [[*data[1].input_ids, *data[0].input_ids, *data[2].input_ids]]
     assert segment.position_ids.tolist() == [[*range(6), *range(4), *range(3)]]
     assert segment.lengths == (6, 4, 3)
-    assert segment.slots.tolist() == [0, 1, 2]
+    assert segment.slots == (0, 1, 2)
     assert segment.attention_mask.all()
     assert segment.index.tolist() == [2, 3, 4, 7, 8, 11]
     assert batch.labels.tolist() == segment.input_ids[0][segment.index + 1].tolist()

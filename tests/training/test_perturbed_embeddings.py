@@ -42,7 +42,7 @@ def test_a_perturbation_that_changes_nothing_changes_no_loss(family, monkeypatch
     plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
     plain, unchanged = module(batch, plan), module(batch, plan, perturb=same)
     assert torch.equal(plain.nll, unchanged.nll)
-    order = [[batch.ids[slot] for slot in segment.slots.tolist()] for segment in batch.segments]
+    order = [[batch.ids[slot] for slot in segment.slots] for segment in batch.segments]
     assert seen == [(tuple(one.input_ids.shape), ids) for one, ids in zip(batch.segments, order, strict=True)]
     assert not torch.equal(plain.nll, module(batch, plan, perturb=twice).nll)
     assert torch.equal(plain.nll, module(batch, plan).nll)  # nothing stays behind

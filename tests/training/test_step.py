@@ -21,7 +21,7 @@ from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
-from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, train_step
+from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, prepare_step, train_step
 from sftmix.types import Plan
 from tests.toy import ToyRows, toy_rows
 
@@ -266,7 +266,7 @@ def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] 
         seed=5,
         total_steps=9,
     )
-    return train_step(setup, STEP, units, None)
+    return train_step(setup, prepare_step(setup, STEP, units, None))
 
 
 def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(model):

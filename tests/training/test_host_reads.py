@@ -1,0 +1,146 @@
+"""A step reads values of the device once, its sums and the gradient norm: everything else is known on the host."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+import torch
+import transformers
+from torch.overrides import TorchFunctionMode
+
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
+from sftmix.components import EAFT, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
+from sftmix.options import TrainingOptions
+from sftmix.testing import RowsInMemory
+from sftmix.training.loop import train
+from sftmix.training.module import TrainingModule, attention_inputs
+from sftmix.training.step import StepSetup, prepare_step, train_step
+from tests.model.test_packing import FAMILIES, build
+from tests.toy import FixedOrder, toy_stage
+from tests.training.test_step import DATA, UNITS
+
+READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class Reads(TorchFunctionMode):
+    """Counts the reads of values by file; those of the optimizer are of its step, which it keeps on the host."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
+        if by_mask or getattr(func, "__name__", "") in READS:
+            frame = sys._getframe(1)
+            if f"{os.sep}optim{os.sep}" not in frame.f_code.co_filename:
+                while f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
+                    frame = frame.f_back
+                self.places[os.path.basename(frame.f_code.co_filename)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def llama(attention: str):
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    return build(config, attention)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [NTP(), SFTMix(), SFTMix(mean="sequence"), EAFT(mixup=SFTMix()), ManifoldMixup(layers=1), CutMix()],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_a_step_reads_its_sums_alone(objective, padding_free):
+    """transformers asks once for each row without padding whether it holds several documents."""
+    model = llama("eager")
+    module = TrainingModule(model)
+    module.padding_free = padding_free
+    setup = StepSetup(
+        module=module,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        data=DATA,
+        objective=objective,
+        perturbation=NEFTune(),
+        options=TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3),
+        precision="fp32",
+        world=World(),
+        pad_id=0,
+        seed=5,
+        total_steps=9,
+    )
+    prepared = prepare_step(setup, 3, UNITS, None)
+    assert len(prepared.batches) == 2
+    with Reads() as reads:
+        train_step(setup, prepared)
+    for checked in ("__init__.py", "fused.py"):  # the loss looks at its arguments
+        del reads.places[checked]
+    assert reads.places == {"step.py": 1} | ({"masking_utils.py": 2} if padding_free else {})
+
+
+@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+def test_without_a_mask_the_real_tokens_have_the_same_states(family, attention):
+    """Padding is on the right: on a device that waits for no mask, none is made."""
+    name, options, _ = FAMILIES[family]
+    model = build(getattr(transformers, f"{name}Config")(**options), attention)
+    (segment,) = collate(UNITS, DATA).segments
+    with torch.no_grad():
+        masked, unmasked = (
+            model.get_decoder()(input_ids=segment.input_ids, **attention_inputs(segment, masked=one), use_cache=False)
+            for one in (True, False)
+        )
+    expected, found = (out.last_hidden_state.flatten(0, 1)[segment.index] for out in (masked, unmasked))
+    assert segment.attention_mask.min() == 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_flash_attention_is_told_where_documents_begin():
+    """Without these places it reads the positions in each layer."""
+    (segment,) = collate(UNITS[:2], DATA, padding_free=True).segments
+    inputs = attention_inputs(segment, flash=True)
+    ends = [0, *torch.cumsum(torch.tensor([len(DATA[row].input_ids) for row in range(4)]), 0).tolist()]
+    assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == ends
+    assert inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert inputs["max_length_q"] == inputs["max_length_k"] == max(b - a for a, b in itertools.pairwise(ends))
+
+
+class Watched(RowsInMemory):
+    """Rows that note when they are read."""
+
+    notes: ClassVar[list] = []
+
+    def __getitem__(self, row):
+        self.notes.append(row)
+        return super().__getitem__(row)
+
+
+class Noted(AdamW):
+    def __init__(self, *, notes: list) -> None:
+        super().__init__()
+        self.notes = notes
+
+    def build(self, parameters, *, training):
+        optimizer = super().build(parameters, training=training)
+        optimizer.register_step_pre_hook(lambda *_: self.notes.append("update"))
+        return optimizer
+
+
+class TwoEpochs(FixedOrder):
+    def ends_epoch(self, steps_done):
+        return steps_done in (2, 3)
+
+
+def test_the_next_step_is_ready_before_the_update_and_is_made_once(tmp_path):
+    notes = Watched.notes
+    steps = [[(Slot(0), Slot(1))], [(Slot(2), Slot(3))], [(Slot(4),)]]
+    data = Watched(list(DATA))
+    train(toy_stage(tmp_path, steps, data=data, order=TwoEpochs(steps), optimizer=Noted(notes=notes)), World())
+    assert notes == [0, 1, 2, 3, "update", "update", 4, "update"], "the split of the next epoch may need this step"
