@@ -337,6 +337,7 @@ class Plan:
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
+    alone            None, or i64, the rows in no pair; the step finds them on the host, where it checks a plan
     An objective whose `loss` needs more may return a subclass with more fields.
     """
 
@@ -348,8 +349,13 @@ class Plan:
     mixup_count: float
     mu: float = 0.0
     mixup_mean: str = "own"
+    alone: torch.Tensor | None = None
 
     def without_pairs(self, row_weight: torch.Tensor | None = None) -> Plan:
         """Return the plan of NTP alone, with its own row weights [T] or these."""
+        import torch
+
         weight = self.row_weight if row_weight is None else row_weight
-        return replace(self, row_weight=weight, pairs=self.pairs[:0], pair_weight=self.lam[:0], lam=self.lam[:0])
+        pairs, nothing = self.pairs[:0], self.lam[:0]
+        alone = torch.arange(len(weight), device=weight.device)
+        return replace(self, row_weight=weight, pairs=pairs, pair_weight=nothing, lam=nothing, alone=alone)

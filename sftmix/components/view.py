@@ -64,6 +64,7 @@ class LossView:
             label_smoothing=label_smoothing,
             stats=stats,
             row_scale=None if rule is None else plan.row_weight,
+            alone=plan.alone,
             **self._formula,
         )
 

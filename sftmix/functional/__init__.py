@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
-from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, statistics_dtype
+from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, rows_alone, statistics_dtype
 from sftmix.functional.gradients import GradientsInForward
 
 __all__ = ["ChunkedLoss", "RowWeight", "SFTLoss", "chunked_loss", "reference_sft_loss", "sft_loss"]
@@ -62,6 +62,7 @@ def sft_loss(
     chunk_size: int | None = None,
     stats: bool = False,
     row_scale: Tensor | None = None,
+    alone: Tensor | None = None,
 ) -> SFTLoss:
     """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
 
@@ -80,12 +81,19 @@ def sft_loss(
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
     stats            also return correct and entropy
     row_scale        [T], multiplies what a rule returns (0: the row carries no NTP loss); only with a rule
+    alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
+                     finds these rows, for which the host waits
 
     Raises TypeError or ValueError for inputs that do not fit, RuntimeError on a second derivative.
     """
     _check(
         hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
     )
+    if alone is None:
+        _check_ranges(labels=(labels, len(weight)), pairs=(pairs, len(labels)))
+        alone = rows_alone(pairs, len(labels))
+    elif len(alone) + 2 * len(pairs) < len(labels):
+        raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
     given = _given(row_weight, row_scale, labels)
     inputs = (hidden, weight, bias)
     # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
@@ -104,7 +112,7 @@ def sft_loss(
         need=(need[0], need[1], need[2]),
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
-        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, spec)
+        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, alone, spec)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):
         loss = GradientsInForward.apply(loss, gradients, *inputs)
@@ -135,6 +143,7 @@ def reference_sft_loss(
     _check(
         hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
     )
+    _check_ranges(labels=(labels, len(weight)), pairs=(pairs, len(labels)))
     kind = statistics_dtype(hidden)
 
     def log_softmax(h: Tensor) -> Tensor:
@@ -167,7 +176,7 @@ def reference_sft_loss(
 def _check(
     hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
 ):
-    """Check shapes, dtypes and ranges; a wrong index would otherwise read another row, or crash a GPU."""
+    """Check shapes and dtypes."""
     for name, x, dim in (("hidden", hidden, 2), ("weight", weight, 2), ("labels", labels, 1), ("pairs", pairs, 2)):
         if x.dim() != dim:
             raise ValueError(f"{name} must have {dim} dimensions, not shape {tuple(x.shape)}.")
@@ -186,11 +195,9 @@ def _check(
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; with these weight, labels and pairs it must be {shape}."
             )
-    for name, x, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
+    for name, x in (("labels", labels), ("pairs", pairs)):
         if x.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, not {x.dtype}.")
-        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < limit):
-            raise ValueError(f"{name} must lie in [0, {limit}), got {int(x.min())} to {int(x.max())}.")
     head = {"hidden": hidden.dtype, "weight": weight.dtype} | ({} if bias is None else {"bias": bias.dtype})
     if not all(d.is_floating_point for d in head.values()):
         raise TypeError(f"hidden, weight and bias must be floating point, not {head}.")
@@ -206,6 +213,13 @@ def _check(
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be an integer >= 1 or None, not {chunk_size!r}.")
+
+
+def _check_ranges(**indices: tuple[Tensor, int]) -> None:
+    """Check indices: a wrong one would otherwise read another row, or crash a GPU."""
+    for name, (x, limit) in indices.items():
+        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < limit):
+            raise ValueError(f"{name} must lie in [0, {limit}), got {int(x.min())} to {int(x.max())}.")
 
 
 def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> Tensor:

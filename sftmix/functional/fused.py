@@ -78,13 +78,14 @@ def fused_loss(
     lam: Tensor,
     row_weight: Tensor,
     pair_weight: Tensor,
+    alone: Tensor,
     spec: Spec,
 ) -> tuple[Figures, Tensor, list[Tensor | None]]:
     """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast."""
     head = LinearHead(*inputs, spec)
     kind, vocabulary = head.kind, len(head.weight)
     lam, pair_weight = lam.to(kind), pair_weight.to(kind)
-    chunks = list(_chunks(pairs, len(labels), spec.chunk_size))
+    chunks = list(_chunks(pairs, alone, spec.chunk_size))
     uses, first = _uses(chunks, labels, row_weight.to(kind), kind)
     mixup = lam.new_zeros(len(pairs))
     logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
@@ -116,11 +117,15 @@ class _Chunk(NamedTuple):
     rows: Tensor
 
 
-def _chunks(pairs: Tensor, rows: int, size: int) -> Iterator[_Chunk]:
-    """Yield chunks of nearly equal size: pairs in their order, then the rows in no pair, in theirs."""
+def rows_alone(pairs: Tensor, rows: int) -> Tensor:
+    """Return i64, the rows of 0..rows-1 in no pair, in their order; their number has to be read from the device."""
     alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
     alone[pairs.flatten()] = False
-    singles = alone.nonzero().squeeze(1)
+    return alone.nonzero().squeeze(1)
+
+
+def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[_Chunk]:
+    """Yield chunks of nearly equal size: pairs in their order, then the rows in no pair, in theirs."""
     total = 2 * len(pairs) + len(singles)
     # A small last chunk would cost a pass over the weight's gradient like any other.
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
@@ -249,7 +254,9 @@ def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: _Spare) -> None:
     slope = _cap(x, spec, spare)
     label = uses.label[:, None]
     at_label = _shift(x).gather(1, label).squeeze(1)
-    if spec.correct:  # the maximum is 0 now; argmax is slow, so only if it may be the label
+    if spec.correct and not x.is_cpu:
+        torch.eq(x.argmax(1), uses.label, out=uses.correct)
+    elif spec.correct:  # the maximum is 0 now; argmax is slow, so only if it may be the label
         hits = (at_label == 0).nonzero().squeeze(1)
         uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
     mean = x.mean(1) if spec.smoothing else None

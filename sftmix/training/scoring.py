@@ -161,6 +161,7 @@ def scoring_plan(batch: Batch) -> Plan:
         lam=nothing,
         ntp_count=0.0,
         mixup_count=0.0,
+        alone=torch.arange(size, device=device),
     )
 
 

@@ -43,6 +43,7 @@ from sftmix.common.world import World
 from sftmix.components.base import Need, Objective, Perturbation
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.functional import SFTLoss
+from sftmix.functional.fused import rows_alone
 from sftmix.options import TrainingOptions
 from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
 from sftmix.training.scoring import with_batch_nll
@@ -238,7 +239,8 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
     try:
         for batch in batches:
             plan = objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed)
-            plans.append(check_plan(objective, plan, batch))
+            plan = check_plan(objective, plan, batch)
+            plans.append(replace(plan, alone=rows_alone(plan.pairs, len(batch.labels))))
     except ConfigError as error:
         return [], str(error)
     return plans, None

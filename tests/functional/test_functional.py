@@ -281,7 +281,7 @@ def test_weight_gradient_is_summed_in_float32() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 64, 1000])
 def test_chunks_hold_every_slot_once_and_pairs_together(size: int) -> None:
     case = make_case(15, rows=50, pairs=30)
-    chunks = list(fused._chunks(case.pairs, 50, size))
+    chunks = list(fused._chunks(case.pairs, fused.rows_alone(case.pairs, 50), size))
     alone = sorted(set(range(50)) - set(case.pairs.flatten().tolist()))
     assert [m for c in chunks for m in c.pairs] == list(range(30))
     assert [int(t) for c in chunks for t in c.rows[2 * len(c.pairs) :]] == alone
@@ -289,6 +289,14 @@ def test_chunks_hold_every_slot_once_and_pairs_together(size: int) -> None:
         n = len(c.pairs)
         assert torch.equal(c.rows[: 2 * n].view(2, n).T, case.pairs[c.pairs.start : c.pairs.stop])
         assert 0 < len(c.rows) <= max(size, 2)
+
+
+def test_rows_that_the_caller_knows_to_be_alone_change_nothing() -> None:
+    case = make_case(15, rows=50, pairs=20)
+    known, found = (case.run(sft_loss, alone=one) for one in (fused.rows_alone(case.pairs, 50), None))
+    same(known, found)
+    with pytest.raises(ValueError, match="alone has 0 rows"):
+        case.run(sft_loss, alone=torch.arange(0))
 
 
 def test_default_chunk_size_follows_the_vocabulary() -> None:
