@@ -127,6 +127,8 @@ class DataOptions(PlainFields):
     take: list[int | float | None] | int | float | None = None
     """Rows used of each entry of data.train, in their order: [1000, 0.5, null] is 1,000 rows of the first, half of the
     second and all of the third. They are chosen by id and seed, before any are held out."""
+    exclude: str | None = None
+    """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     num_proc: int | None = None

@@ -111,6 +111,7 @@ COMMANDS = {
     "chat": Command("talk to a finished model, or to two side by side", _tool("answers.chat")),
     "generate": Command("let finished models answer a file of prompts", _tool("answers.generate")),
     "report": Command("write a page that shows what a run saw in the data, and what came out", _tool("report.command")),
+    "suspects": Command("list the rows that are most likely wrong, to be read first", _tool("suspects.command")),
     "evaluate": Command("measure the models of a run on benchmarks, in one table", _tool("evaluate.command")),
     "verify": Command("check a result: make some steps of a run again and compare them", _tool("verify.command")),
     "status": Command("show how far runs are", _tool("status.command")),

@@ -39,6 +39,7 @@ from sftmix.types import (
 )
 
 if TYPE_CHECKING:
+    from sftmix.components.signals import SuspectRows
     from sftmix.functional import SFTLoss
 
 C = TypeVar("C", bound="Component")
@@ -61,6 +62,7 @@ class Need(StrEnum):
     SCORING = "models that score the examples"
     TARGET_LOSSES = "the losses of the target's own training"
     WHOLE_WEIGHTS = "weights that ranks do not share"
+    TOKEN_NLL = "the NLL of each token"
 
 
 class Component:
@@ -299,6 +301,14 @@ class Objective(Component, ABC):
         the terms are sums of weighted losses. `nll` [T] and `mixup` [M] are returned detached, for the log.
         """
         return view.sft_loss(batch, plan)
+
+
+class Signal(Component, ABC):
+    """A measure of how likely a row is wrong, for `sftmix suspects`; TOKEN_NLL: only with dynamics that hold it."""
+
+    @abstractmethod
+    def score(self, rows: SuspectRows) -> Float64:
+        """Return f64[N], larger where a row is more suspicious; NaN where it cannot be said."""
 
 
 class Optimizer(Component, ABC):

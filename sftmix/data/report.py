@@ -19,6 +19,7 @@ SHOWN = 20
 
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
+    "excluded": "row{s} left out (data.exclude)",
     "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
     "empty_response": "empty response{s} dropped",
     "empty_document": "empty document{s} dropped",

@@ -17,7 +17,7 @@ from sftmix.data.conversations import SCHEMA, Conversations, content_hash, recor
 from sftmix.data.formats import TEXT, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
-from sftmix.data.sides import divide, report_overlap, take
+from sftmix.data.sides import divide, exclude, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
@@ -61,6 +61,8 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     seed = seed if options.seed is None else options.seed
     if options.take is not None:
         train = take(train, as_list(options.take), names, written, seed, report)
+    if options.exclude is not None:
+        train = exclude(train, options.exclude, report)
     held_out = None
     if options.eval is not None:
         # Held-out rows need no label.

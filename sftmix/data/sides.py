@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.figures import counted
 from sftmix.common.rng import stable_hash
 from sftmix.data.conversations import Conversations
 from sftmix.data.report import DataReport
@@ -42,6 +45,30 @@ def take(
         notes.append(f"{count:,} of {total:,} from {name}")
     report.notes.append(f"rows taken (data.take): {', '.join(notes)}")
     return rows.some(np.concatenate(chosen))
+
+
+def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations:
+    """Leave out the rows that a file names, one in each line: an id, that of a turn, too, or `file:line`.
+
+    Raises ConfigError for a file that cannot be read, and for a name that is no row's.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
+    names = {re.sub(r"@turn\d+$", "", line.strip()): line.strip() for line in lines if line.strip()}
+    ids, places = rows.values("id"), rows.values("source")
+    if unknown := [line for name, line in names.items() if name not in {*ids, *places}]:
+        raise ConfigError(
+            f"data.exclude: {path} names {counted(len(unknown), 'row')} that data.train does not have, first "
+            f"{unknown[0]!r}; give an id or file:line in each line, as `sftmix suspects` shows them"
+        )
+    out = np.array([one in names or place in names for one, place in zip(ids, places, strict=True)], dtype=bool)
+    for k in np.flatnonzero(out).tolist():
+        report.add("excluded", f"{ids[k]} ({places[k]})")
+    if out.all():
+        raise ConfigError(f"data.exclude: {path} names all rows, so none is left")
+    return rows.some(rows.records[~out]) if out.any() else rows
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:

@@ -143,3 +143,33 @@ def test_the_held_out_rows_are_those_of_every_limit(files, read):
         assert ids(prepared.eval) == ids(full.eval)
         assert ids(prepared.train) == ids(full.train)[:limit]
         assert f"{69 - limit} training rows left out (data.limit)" in prepared.report.notes
+
+
+def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
+    whole = read(*files).train
+    marks = tmp_path / "drop.txt"
+    marks.write_text(f"{ids(whole)[3]}\n\n{whole.source(41)}\n{ids(whole)[70]}@turn0\n")
+    prepared = read(*files, exclude=str(marks))
+    assert ids(prepared.train) == [name for k, name in enumerate(ids(whole)) if k not in (3, 41, 70)]
+    assert prepared.report.counts["excluded"] == 3
+    assert f"{ids(whole)[3]} ({whole.source(3)})" in prepared.report.first["excluded"]
+    assert prepared.train.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nobody\n", "names 1 row that data.train does not have, first 'nobody'"), (None, "cannot be")],
+)
+def test_marks_of_no_row_are_refused(text, message, files, read, tmp_path):
+    marks = tmp_path / "drop.txt"
+    if text is not None:
+        marks.write_text(text)
+    with pytest.raises(ConfigError, match=f"data.exclude: .*{message}"):
+        read(*files, exclude=str(marks))
+
+
+def test_a_file_that_names_all_rows_is_refused(files, read, tmp_path):
+    marks = tmp_path / "drop.txt"
+    marks.write_text("\n".join(ids(read(*files).train)))
+    with pytest.raises(ConfigError, match=r"data\.exclude: .*names all rows"):
+        read(*files, exclude=str(marks))

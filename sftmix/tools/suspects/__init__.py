@@ -1,0 +1,1 @@
+"""`suspects`: the rows to read first."""
