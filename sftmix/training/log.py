@@ -202,15 +202,15 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._device.type != "cpu":
+            return torch.accelerator.max_memory_allocated(self._device)
         try:
             status = Path("/proc/self/status").read_text()
             return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024

@@ -11,9 +11,11 @@ Not simulated: streams, pinned memory, the allocator's figures and several ranks
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,6 +71,9 @@ class Sim(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode torch does not take operations apart before
+                return func.decompose(*args, **kwargs)
         out = _computed(func, args, kwargs)
         name = func.overloadpacket.__name__
         ours = any(isinstance(x, SimTensor) for x in tree_leaves((args, kwargs)))
@@ -127,6 +132,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 class _Module:
     """`torch.sim`, by which torch asks what it asks of `torch.cuda`."""
 
+    only = SimpleNamespace(synchronize=lambda: None)
+
     def is_available(self) -> bool:
         return True
 
@@ -146,6 +153,12 @@ class _Module:
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
+
+    def current_stream(self, device: Any = None) -> SimpleNamespace:
+        return self.only
+
+    def stream(self, one: Any) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
 
     def _is_in_bad_fork(self) -> bool:
         return False
@@ -172,6 +185,8 @@ def begin() -> Sim:
     )
     fallbacks.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     _registered[:] = [kernels, fallbacks]
+    torch.accelerator.reset_peak_memory_stats = torch.accelerator.set_device_index = lambda device: None
+    torch.accelerator.max_memory_allocated = lambda device: 0
     mode = Sim()
     mode.__enter__()
     return mode
