@@ -13,15 +13,6 @@ from tests.tiny import Tiny, groups, make_tiny, metrics, weights
 
 # The CPU's layout of a micro-batch, so that sums are made in the same order.
 FEW = ("--training.max_steps", "4", "--checkpoint.every", "2", "--training.length_groups", "1")
-    "--training.max_steps",
-    "4",
-    "--reference.checkpoints",
-    "2",
-    "--checkpoint.every",
-    "2",
-    "--training.length_groups",
-    "1",
-)
 
 
 def on_sim() -> None:
