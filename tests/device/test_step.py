@@ -115,7 +115,9 @@ def check_objective(world: World, name: str) -> None:
         assert_as_on_the_cpu(seen, OBJECTIVES[name](), reads, padding_free=padding_free)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name", [name if name == "SFTMix" else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_a_step_of_each_objective(name):
     """The same numbers as on the CPU, no tensor left there, and no read of the device but those of `reads`."""
     on_ranks(check_objective, name, ranks=1)
@@ -129,6 +131,7 @@ def check_ways(world: World) -> None:
             assert_as_on_the_cpu(seen, SFTMix(), reads, padding_free=padding_free, **way)
 
 
+@pytest.mark.slow
 def test_a_step_with_noise_with_eager_attention_and_with_recomputed_layers():
     on_ranks(check_ways, ranks=1)
 
