@@ -72,7 +72,7 @@ class _Tracker(MemTracker):
 
     def _nothing(self, *args: Any) -> None: ...
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # type: ignore[assignment]
 
     def total(self, kind: str = "current") -> int:
         return self.get_tracker_snapshot(kind)[CPU]["Total"]
@@ -129,7 +129,7 @@ def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> T
 @contextlib.contextmanager
 def _ranks(world: World) -> Iterator[None]:
     """Ranks of which only this one is there."""
-    options = FakeProcessGroup.Options()  # with the timeout that `wrap` looks for
+    options = FakeProcessGroup.Options()  # type: ignore[call-arg]  # with the timeout that `wrap` looks for
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world.size, pg_options=options)
     try:
         with warnings.catch_warnings():
