@@ -77,9 +77,9 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     from sftmix.pipeline.start import check_start
 
     check_start(config, until)
-    from sftmix.pipeline.recipe import run
+    from sftmix.pipeline.recipe import run_valid
 
-    summary = run(config, until=until)
+    summary = run_valid(config, until=until)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     sharing.after_stage(config, until, parsed)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,7 +165,7 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 
     The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
     """
-    files = {str(p.relative_to(staging)): p for p in sorted(staging.rglob("*")) if p.is_file()}
+    files = {p.relative_to(staging).as_posix(): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():
         _fsync(path)
     hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
@@ -205,6 +206,8 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
 
 
 def _fsync(path: Path) -> None:
+    if sys.platform == "win32":  # it syncs no directory, and no file that is open for reading alone
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

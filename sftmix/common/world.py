@@ -24,6 +24,9 @@ _kept: list[object] = []
 error, would destroy it while it holds the interpreter's lock, wait for gloo's thread, which waits for that lock to free
 a tensor, and hang (torch 2.13). This reference gives the lock back first."""
 
+_SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+"""Variables that name the GPUs which a process may use: of NVIDIA, of AMD (two) and of Intel."""
+
 _TIMED_OUT = "Timed out waiting"
 """Words of gloo, which has no class for this error."""
 
@@ -142,7 +145,8 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    kind = device.type
+    backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     _kept[:] = [dist.group.WORLD]
     ended = False
@@ -158,23 +162,30 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
             "longer; the same command continues from the last checkpoint"
         ) from error
     finally:
-        # NCCL's shutdown waits for kernels, which wait for other ranks: after an error of one rank it may wait until
-        # its timeout, and torchrun, which ends the others, would not hear of the error.
-        if ended or device.type != "cuda":
+        # A shutdown of NCCL waits for kernels, which wait for other ranks: after an error of one rank it may wait until
+        # its timeout, and torchrun, which ends the others, would not hear of the error. So may those of other makers.
+        if ended or kind == "cpu":
             dist.destroy_process_group()
+
+
+def accelerator() -> torch.device:
+    """Return the kind of GPU of this machine, without a number, or the CPU; a Mac's GPU (mps) has no float64."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return _CPU if kind is None or kind.type == "mps" else kind
 
 
 def _device(local_rank: int) -> torch.device:
     """Return the GPU of this rank, or the CPU; a scheduler may show each rank a single GPU, its own."""
-    if not torch.cuda.is_available():
+    kind = accelerator()
+    if kind == _CPU:
         return _CPU
-    gpus = torch.cuda.device_count()
-    bound = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    gpus = torch.accelerator.device_count()
+    bound = gpus == 1 and any(name in os.environ for name in _SHOWN)
     if local_rank >= gpus and not bound:
         raise ConfigError(
             f"rank {local_rank} of this node has no GPU: the node shows {gpus}, and each rank needs one of its own; "
             f"start {gpus} ranks on it (torchrun --nproc_per_node {gpus})"
         )
-    device = torch.device("cuda", 0 if bound else local_rank)
-    torch.cuda.set_device(device)
-    return device
+    index = 0 if bound else local_rank
+    torch.accelerator.set_device_index(index)
+    return torch.device(kind.type, index)

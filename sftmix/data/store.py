@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, verify_directory
@@ -87,20 +87,21 @@ def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]])
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Hold a lock, so that the same work is not done twice at once; it spares work, and nothing else depends on it.
 
-    Two may still build the same where a file system has no locks, and after a build that failed: the lock file is
-    removed at the end, and one who waits for it and one who comes later then hold two different files.
+    Two may still build the same where a file system has no locks.
     """
-    with lock.open("a+", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock, which forked workers would keep
-        os.listdir(lock.parent)  # NFS might else remember that what the other has made is not there
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    lock = FileLock(path)
+    with contextlib.suppress(OSError):  # a file system without locks
+        lock.acquire()
+    try:
+        os.listdir(path.parent)  # NFS might else remember that what the other has made is not there
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            path.unlink()  # before the release: who waits for it then takes a new file, as one who comes later does
+        lock.release()
 
 
 def _read(target: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -69,7 +68,8 @@ def _main() -> int:
 
     given = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
-    _bound()
+    with suppress(ImportError):
+        _bound()
     longest = 0
     for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
         with suppress(Exception):  # any error of a template; the caller meets it again
@@ -85,7 +85,9 @@ def _main() -> int:
 
 
 def _bound() -> None:
-    """Bound the rest of this process: SECONDS and MEGABYTES more than it has used."""
+    """Bound the rest of this process: SECONDS and MEGABYTES more than it has used. Windows knows no such bounds."""
+    import resource
+
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
-from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, rows_alone, statistics_dtype
+from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, kernels_for, rows_alone, statistics_dtype
 from sftmix.functional.gradients import GradientsInForward
 
 __all__ = ["ChunkedLoss", "RowWeight", "SFTLoss", "chunked_loss", "reference_sft_loss", "sft_loss"]
@@ -112,6 +113,7 @@ def sft_loss(
         need=(need[0], need[1], need[2]),
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
+        spec = replace(spec, kernels=kernels_for(spec, hidden))
         rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, alone, spec)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):

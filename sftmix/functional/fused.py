@@ -12,9 +12,11 @@ large.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient."""
+    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient;
+    `kernels`: the module of the Triton kernels, or None for torch's own passes."""
 
     cast: torch.dtype | None
     softcap: float | None
@@ -36,6 +39,7 @@ class Spec:
     correct: bool
     entropy: bool
     need: tuple[bool, bool, bool]
+    kernels: Any = None
 
 
 class Figures(NamedTuple):
@@ -98,6 +102,11 @@ def fused_loss(
         here = uses.part(slice(start, start + len(chunk.rows)))
         start += len(chunk.rows)
         n = len(chunk.pairs)
+        if spec.kernels is not None:
+            of_chunk = slice(chunk.pairs.start, chunk.pairs.stop)
+            spec.kernels.gradients(x_KV, here, lam[of_chunk], pair_weight[of_chunk], mixup[of_chunk], spec.softcap)
+            head.backward(chunk.rows, x_KV)
+            continue
         for a in range(0, n, height):
             b = min(a + height, n)
             m = slice(chunk.pairs.start + a, chunk.pairs.start + b)
@@ -201,6 +210,41 @@ def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------ pointwise passes
+
+
+def kernels_for(spec: Spec, hidden: Tensor) -> Any:
+    """Return `sftmix.functional.kernels` if it covers this pass and works on the device; else None: torch does it."""
+    plain = spec.rule is None and not (spec.smoothing or spec.entropy or spec.correct) and any(spec.need)
+    dtype = spec.cast or hidden.dtype
+    if not plain or hidden.device.type not in ("cuda", "xpu") or torch.float64 in (dtype, hidden.dtype):
+        return None
+    return _tried(hidden.device, dtype, spec.softcap)
+
+
+@cache
+def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> Any:
+    """Return the kernels if they give what torch gives for a small input; else None, after one warning."""
+    numbers = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=numbers).to(device, dtype) for n in (6, 9000))
+    rows = torch.arange(6, device=device)
+    lam, share = torch.rand(2, generator=numbers).to(device), torch.rand(6, generator=numbers).to(device)
+    spec = Spec(None, softcap, 1.0, 0.0, 6, None, False, False, (True, True, False))
+    try:
+        from sftmix.functional import kernels
+
+        inputs, pairs = (hidden, weight, None), rows[:4].view(2, 2)
+        found, expected = (
+            fused_loss(inputs, rows * 1799, pairs, lam, share, share[:2], rows[4:], replace(spec, kernels=one))
+            for one in (kernels, None)
+        )
+        rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
+        for one, other in zip((found[0].nll, *found[1:]), (expected[0].nll, *expected[1:]), strict=True):
+            torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+    except Exception as error:  # a compiler, a driver or a device that fails in its own way
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"the Triton kernels of the loss are left out on {device}: {reason}", stacklevel=2)
+        return None
+    return kernels
 
 
 class _Spare:

@@ -25,7 +25,7 @@ def skips_between_documents(model: PreTrainedModel, device: torch.device) -> boo
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
     """Return True if this attention implementation does no work between documents on this device."""
-    return device.type == "cuda" and attention is not None and (is_flash(attention) or attention == "flex_attention")
+    return device.type != "cpu" and attention is not None and (is_flash(attention) or attention == "flex_attention")
 
 
 def is_flash(attention: str) -> bool:

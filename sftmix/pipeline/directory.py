@@ -9,7 +9,6 @@ side, a stage that a sibling has finished from the same inputs is adopted instea
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -18,7 +17,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json, write_text
@@ -45,7 +46,7 @@ class Hold:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
         self._earlier: dict[str, Any] = {}
         """The STATUS.json of another process, while it stays."""
@@ -57,15 +58,12 @@ class Hold:
             raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
-        self._lock, self._status["started"] = lock, time.time()
+        self._status["started"] = time.time()
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
             earlier = read_json(self.path / "STATUS.json")
             self._earlier = earlier if earlier.get("stage") not in (None, *BEFORE_STAGES) else {}
@@ -99,8 +97,7 @@ class Hold:
         if error is not None:
             with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
                 self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.release()
 
 
 class RunDirectory(Hold):
@@ -192,7 +189,9 @@ class RunDirectory(Hold):
             hashes: dict[str, str] = {}
             for output in (directory / name for name in [*outputs, "figures.json"]):
                 files = sorted(output.rglob("*")) if output.is_dir() else [output]
-                hashes |= {os.path.relpath(file, directory): sha256_file(file) for file in files if not file.is_dir()}
+                hashes |= {
+                    file.relative_to(directory).as_posix(): sha256_file(file) for file in files if not file.is_dir()
+                }
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)

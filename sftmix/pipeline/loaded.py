@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import NonFiniteError
+from sftmix.common.world import accelerator
 from sftmix.config.read import read_finished
 from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
@@ -60,7 +61,7 @@ class LoadedModel:
 
 def load_for_use(finished: FinishedModel, dtype: str) -> LoadedModel:
     """Load a model as `load_finished` does, on a GPU if there is one."""
-    return load_finished(finished, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    return load_finished(finished, dtype=dtype, device=str(accelerator()))
 
 
 def load_finished(finished: FinishedModel, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:

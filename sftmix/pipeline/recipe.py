@@ -57,6 +57,18 @@ def run(
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
     validate(config)
+    return run_valid(config, until=until, world=world, pool=pool, say_rows=say_rows)
+
+
+def run_valid(
+    config: RunConfig,
+    *,
+    until: StageName = "train",
+    world: World | None = None,
+    pool: Sequence[Path] = (),
+    say_rows: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Do what `run` does for a configuration that was checked already, as commands check it before torch is there."""
     assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,

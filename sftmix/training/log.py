@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import resource
 import signal
 import sys
 import threading
@@ -153,7 +152,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
                 self._previous[number] = signal.signal(number, self._arrived)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
         self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
@@ -203,18 +202,22 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._device.type != "cpu":
+            return torch.accelerator.max_memory_allocated(self._device)
         try:
             status = Path("/proc/self/status").read_text()
             return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
         except (OSError, StopIteration):
+            if sys.platform == "win32":
+                return 0  # not known
+            import resource
+
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

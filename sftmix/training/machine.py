@@ -23,16 +23,16 @@ from sftmix.options import LAYOUT, TrainingOptions
 def machine_of(world: World, options: TrainingOptions) -> dict[str, Any]:
     """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
 
-    cuda  the version of CUDA if the device is a GPU, else None
+    cuda  the version of CUDA or ROCm, or the kind of another GPU; None if the device is a CPU
     """
-    cuda = world.device.type == "cuda"
+    device, gpu = world.device, world.device.type != "cpu"
     cpu = f"cpu {_model_of_cpu()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "sftmix": sftmix.__version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "device": torch.cuda.get_device_name(world.device) if cuda else cpu,
+        "cuda": (torch.version.cuda or torch.version.hip or device.type) if gpu else None,
+        "device": torch.get_device_module(device).get_device_name(device) if gpu else cpu,
         "threads": torch.get_num_threads(),
         "ranks": world.size,
         **{name: getattr(options, name) for name in LAYOUT},

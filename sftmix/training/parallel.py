@@ -103,7 +103,7 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
 def resolve_parallel(requested: str, world: World) -> str:
     """Turn auto into ddp or fsdp, and ddp on a single rank into none."""
     if requested == "auto":
-        requested = "fsdp" if world.device.type == "cuda" and world.size > 1 else "ddp"
+        requested = "fsdp" if world.device.type != "cpu" and world.size > 1 else "ddp"
     if requested == "ddp" and world.size == 1:
         return "none"
     return requested
@@ -113,7 +113,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     """Turn auto into bf16 on a GPU that has it, else fp32."""
     if requested != "auto":
         return requested
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_it = device.type != "cpu" and torch.get_device_module(device).is_bf16_supported(including_emulation=False)
     return "bf16" if has_it else "fp32"
 
 
@@ -140,7 +140,7 @@ def wrap(
         return module.to(world.device)
     if parallel == "ddp":
         module.to(world.device)
-        ids = [world.device.index] if world.device.type == "cuda" else None
+        ids = None if world.device.type == "cpu" else [world.device.index]
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
     mesh = _mesh(parallel, shard_group_size, world)
     policy = MixedPrecisionPolicy()
@@ -197,7 +197,7 @@ def check_compiler(device: torch.device) -> None:
     from torch._inductor import cpp_builder, exc
 
     try:
-        if device.type == "cuda":
+        if device.type != "cpu":
             import_module("triton")
         else:
             cpp_builder.get_cpp_compiler()

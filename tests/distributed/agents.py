@@ -45,22 +45,33 @@ class Agent:
 
 
 def start_agent(
-    words: Sequence[str], *, cwd: Path, port: int, nodes: str = "2", restarts: int = 0, env: Mapping[str, str] = {}
+    words: Sequence[str],
+    *,
+    cwd: Path,
+    port: int,
+    store: str = "localhost",
+    nodes: str = "2",
+    restarts: int = 0,
+    env: Mapping[str, str] = {},
+    before: Sequence[str] = (),
 ) -> Agent:
     """Start the torchrun of one node with one rank.
 
-    nodes  as --nnodes has it: a number, or the least and the most as 1:2
-    port   of the store in which the nodes find each other: the first one here makes it
+    nodes   as --nnodes has it: a number, or the least and the most as 1:2
+    port    of the store in which the nodes find each other: the first one here makes it
+    store   the host that has it
+    before  words before the command, which start it on another host
     """
-    launcher = ["-m", "torch.distributed.run", "--nnodes", nodes, "--nproc_per_node", "1", "--local_addr", "localhost"]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "test"]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", nodes, "--nproc_per_node", "1"]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{store}:{port}", "--rdzv_id", "test"]
+    launcher += ["--local_addr", "localhost"] * (store == "localhost")
     launcher += ["--max_restarts", str(restarts), "-m", "sftmix"]
     paths = os.pathsep.join([*filter(None, [env.get("PYTHONPATH")]), str(ROOT)])
     environment = {**os.environ, **env, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     log = cwd / f"agent-{time.monotonic_ns()}.txt"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, *launcher, *words], cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT
+            [*before, sys.executable, *launcher, *words], cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT
         )
     return Agent(process, log)
 

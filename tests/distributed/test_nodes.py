@@ -1,4 +1,7 @@
-"""Two nodes, each a torchrun with one rank: what they share, what each has alone, and a node that goes and comes."""
+"""Two nodes, each a torchrun with one rank: what they share, what each has alone, and a node that goes and comes.
+
+Nodes that are hosts of their own: tests/distributed/test_two_hosts.py.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +56,14 @@ def alone(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------ what nodes share
 
 
-def two_nodes(tiny: Tiny, place: Path, out: str, caches: tuple[str, str]) -> list[Agent]:
+def two_nodes(tiny: Tiny, place: Path, caches: tuple[str, str]) -> list[Agent]:
     """Run on two nodes, each in a directory of its own; note what each builds in its cache."""
     port, agents = free_port(), []
     (place / "sitecustomize.py").write_text(BUILDS)
     for name, cache in zip(("one", "two"), caches, strict=True):
         (place / name).mkdir()
         env = {"SFTMIX_CACHE": str(place / cache), "BUILDS": str(place / f"{name}.txt"), "PYTHONPATH": str(place)}
-        words = ["split", *tiny.options, "--splitter", "RandomSplit", "--out", out]
+        words = ["split", *tiny.options, "--splitter", "RandomSplit", "--out", "../run"]
         agents.append(start_agent(words, cwd=place / name, port=port, env=env))
     for agent in agents:
         agent.wait()
@@ -81,7 +84,7 @@ WORK = ["conversations", "conversations", "encoded", "encoded", "template"]
 @pytest.mark.long
 @pytest.mark.parametrize("caches", [("one/cache", "two/cache"), ("cache", "cache")], ids=["own caches", "one cache"])
 def test_rows_are_tokenised_once_for_each_cache(tiny: Tiny, tmp_path: Path, caches: tuple[str, str]) -> None:
-    agents = two_nodes(tiny, tmp_path, "../run", caches)
+    agents = two_nodes(tiny, tmp_path, caches)
     assert [agent.process.returncode for agent in agents] == [0, 0], agents[0].printed + agents[1].printed
     if caches[0] == caches[1]:
         assert sorted(chain(*built(tmp_path))) == WORK
@@ -89,24 +92,6 @@ def test_rows_are_tokenised_once_for_each_cache(tiny: Tiny, tmp_path: Path, cach
         assert built(tmp_path) == [WORK, WORK]
     assert status(tmp_path / "run")["exit_code"] == 0
     assert not list((tmp_path / "run").glob(".tmp-*"))
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_node_with_another_run_directory_is_named(tiny: Tiny, tmp_path: Path) -> None:
-    agents = two_nodes(tiny, tmp_path, "run", ("cache", "cache"))
-    for agent in agents:
-        assert agent.process.returncode == 1  # torchrun's own for any failure
-        (line,) = (
-            told for told in agent.printed.splitlines() if told.removeprefix("[rank 1] ").startswith("error: out:")
-        )
-        assert "(exitcode: 2)" in agent.printed
-        for name, rank in (("one", 0), ("two", 1)):
-            assert str(tmp_path / name / "run") in line
-            assert f"node {rank} ({os.uname().nodename}, from rank {rank})" in line
-    (kept,) = tmp_path.glob("*/run/STATUS.json")  # of the node that has rank 0
-    assert status(kept.parent)["exit_code"] == 2
-    assert not list(tmp_path.glob("*/run/.tmp-*"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,10 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from sftmix.common import world as worlds
 from sftmix.common.errors import ConfigError
-from sftmix.training.parallel import _mesh, resolve_precision
+from sftmix.common.world import World
+from sftmix.options import TrainingOptions
+from sftmix.training.machine import machine_of, same_bits
+from sftmix.training.parallel import _mesh, resolve_parallel, resolve_precision
 from tests.forked import free_port, on_ranks
 from tests.tiny import ROOT
 
@@ -74,42 +77,78 @@ def test_the_groups_of_hsdp_wait_as_long_as_all_ranks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "variable"),
+    [("cuda", name) for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")] + [("xpu", "ZE_AFFINITY_MASK")],
+)
+@pytest.mark.parametrize(
     ("local_rank", "there", "shown", "index"),
     [(0, 1, None, 0), (3, 8, None, 3), (3, 1, "3", 0), (2, 1, None, None), (2, 2, "4,5", None)],
     ids=["one", "all", "own", "one of all", "few"],
 )
-def test_a_rank_takes_the_gpu_that_is_its_own(local_rank, there, shown, index, monkeypatch) -> None:
+def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there, shown, index, monkeypatch) -> None:
     """A scheduler that binds a GPU to each task shows one to each rank, and it has the number 0."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: there)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", taken.append)
+    for name in worlds._SHOWN:
+        monkeypatch.delenv(name, raising=False)
     if shown:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        monkeypatch.setenv(variable, shown)
     if index is None:
         with pytest.raises(ConfigError, match=rf"rank 2 of this node has no GPU: .* {there},.*per_node {there}\)"):
             worlds._device(local_rank)
     else:
-        assert worlds._device(local_rank) == torch.device("cuda", index)
+        assert worlds._device(local_rank) == torch.device(kind, index)
+        assert taken == [index]
 
 
-def test_bf16_that_a_gpu_only_emulates_is_not_taken(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert resolve_precision("auto", torch.device("cuda", 0)) == "fp32"
-    assert resolve_precision("bf16", torch.device("cuda", 0)) == "bf16"
+@pytest.mark.parametrize("kind", [None, torch.device("mps")])
+def test_without_a_gpu_that_has_float64_the_cpu_computes(kind, monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: kind)
+    assert [worlds.accelerator(), worlds._device(3)] == [torch.device("cpu")] * 2
 
 
-@pytest.mark.parametrize(("kind", "left"), [("cpu", False), ("cuda", True)])
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_bf16_that_a_gpu_only_emulates_is_not_taken(kind, monkeypatch) -> None:
+    device = torch.device(kind, 0)
+    monkeypatch.setattr(getattr(torch, kind), "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto", device) == "fp32"
+    assert resolve_precision("bf16", device) == "bf16"
+    monkeypatch.setattr(getattr(torch, kind), "is_bf16_supported", lambda including_emulation=True: True)
+    assert resolve_precision("auto", device) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("kind", "hip", "recorded"),
+    [("cpu", "7.0", None), ("cuda", None, "13.0"), ("cuda", "7.0", "7.0"), ("xpu", None, "xpu")],
+)
+def test_a_gpu_of_any_maker_is_recorded_and_promises_no_bits(kind, hip, recorded, monkeypatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None if hip or kind == "xpu" else "13.0")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for module in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(module, "get_device_name", lambda device: f"one on {device}")
+    own = machine_of(World(device=torch.device(kind, 0)), TrainingOptions())
+    assert own["cuda"] == recorded
+    assert own["device"].startswith("cpu " if kind == "cpu" else f"one on {kind}:0")
+    assert same_bits([own], own) == (kind == "cpu")
+    assert resolve_parallel("auto", World(size=2, device=torch.device(kind, 0))) == ("ddp" if kind == "cpu" else "fsdp")
+
+
+@pytest.mark.parametrize(("kind", "left"), [("cpu", False), ("cuda", True), ("xpu", True)])
 def test_after_an_error_the_process_group_of_gpus_is_left_alone(kind, left, monkeypatch) -> None:
     """Its end would wait for the other ranks, before anybody hears of the error; a CPU's is destroyed."""
-    start = dist.init_process_group
+    start, backends = dist.init_process_group, []
     monkeypatch.setattr(worlds, "_device", lambda local: torch.device(kind))
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: start("gloo", **more))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **more: [backends.append(backend), start("gloo", **more)]
+    )
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     with pytest.raises(ValueError, match="of one rank"), worlds.start_world():
         raise ValueError("of one rank")
+    assert backends == [{"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}[kind]]
     assert dist.is_initialized() == left
     if left:
         dist.destroy_process_group()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from safetensors.torch import load_file
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.files import verify_directory
 from sftmix.pipeline.finished import export_run
+from sftmix.tools.quickstart import make_rows, write_rows
+from tests.faults.mines import KillIn, children, itself
 from tests.faults.runs import assert_same, words_of
-from tests.forked import Job, start
+from tests.forked import SIGKILLED, Job, done, ended, start
 from tests.tiny import Tiny
 
 AWAY = 15.0
@@ -105,3 +110,34 @@ def test_exports_beside_a_run_that_prunes(small, tmp_path, best, record_property
     record_property(
         "F13", f"{exports} exports {'of the best weights ' * best}beside a run that saves at each of 80 steps"
     )
+
+
+# ------------------------------------------------------------------------------------------- processes that are left
+
+
+def itself_alone() -> list[int]:
+    """This process; its workers, which stay, are written down."""
+    Path("workers").write_text(" ".join(map(str, children(os.getpid()))))
+    return itself()
+
+
+@pytest.mark.slow
+def test_workers_that_outlive_a_killed_run_keep_no_lock(small: Tiny, tmp_path: Path, record_property) -> None:
+    """Workers of a pool wait for ever for a process that was killed: neither its directory nor its cache is theirs."""
+    many = replace(small, train=tmp_path / "rows.jsonl")
+    write_rows(many.train, make_rows(n=2000, seed=2))
+    words = ["split", *many.options, "--splitter", "RandomSplit", "--out", "run"]
+    words += ["--data.num_proc", "2", "--data.cache_dir", "cache"]
+    it = ended(words, cwd=tmp_path, faults=[KillIn("data/tokenise.py", "tokenised", call=2, whom=itself_alone)])
+    assert it.code == SIGKILLED, it.printed
+    workers = [int(pid) for pid in (tmp_path / "workers").read_text().split()]
+    try:
+        assert list(tmp_path.glob("cache/.*.lock"))
+        assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+        done(words, cwd=tmp_path)
+        assert not list(tmp_path.glob("cache/.*.lock"))
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+    assert len(workers) == 2
+    record_property("F13", "killed while it tokenised in two processes, which stay: the same command goes on")

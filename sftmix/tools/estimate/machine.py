@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -16,9 +15,6 @@ from sftmix.training.parallel import resolve_parallel, shard_group
 
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
-
-Compute = Literal["float32", "autocast", "bfloat16"]
-"""float32; bf16 autocast over float32 weights; or bf16 weights (FSDP's policy), with which everything is bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +78,12 @@ class Layout:
 
     shards   number of parts of the weights, each on another rank; 1: each rank holds all
     copies   number of ranks, or groups of them, that hold the same weights
-    compute  numbers that the weights are computed in
+    size     bytes of a number in a matrix product
     """
 
     shards: int
     copies: int
-    compute: Compute
-
-    @property
-    def size(self) -> int:
-        """Bytes of a number in a matrix product."""
-        return FLOAT if self.compute == "float32" else HALF
+    size: int
 
 
 def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
@@ -101,6 +92,5 @@ def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
     world = World(size=count, device=device, local_size=min(count, machine.per_node))
     parallel = resolve_parallel(options.parallel, world)
     shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
-    if options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu"):
-        return Layout(shards, count // shards, "float32")
-    return Layout(shards, count // shards, "bfloat16" if shards > 1 else "autocast")
+    fp32 = options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu")
+    return Layout(shards, count // shards, FLOAT if fp32 else HALF)

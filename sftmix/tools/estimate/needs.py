@@ -1,4 +1,4 @@
-"""The needs of a stage: FLOPs, bytes that ranks send each other, bytes on one device.
+"""The needs of a stage: FLOPs, and bytes that ranks send each other.
 
 FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
 backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
@@ -6,16 +6,10 @@ backward (2 if it is frozen). The head is multiplied with response tokens alone.
 
 from __future__ import annotations
 
-import torch
-
-from sftmix.components.base import Optimizer
-from sftmix.functional.fused import block_rows, default_chunk_size
-from sftmix.tools.estimate.machine import FLOAT, HALF, Layout, Machine
+from sftmix.tools.estimate.machine import FLOAT, Layout
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.work import Work
 from sftmix.types import Float64
-
-PARTS = ("process", "weights", "optimizer", "gradients", "activations", "loss", "working")
 
 
 def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
@@ -51,54 +45,3 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
     gradients = model.outside.trained + model.layers.trained * (2 if twice else 1)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
-
-
-def memory_of(
-    work: Work, model: FakeModel, optimizer: Optimizer, layout: Layout, machine: Machine, process: float
-) -> dict[str, int]:
-    """Bytes of each part on one device, and `peak`, their sum.
-
-    process  bytes that the process has before there is a model
-
-    In a training the largest of three moments counts: the fused loss, the end of the backward, the optimizer's step.
-    """
-    stored = {"process": process, "weights": model.stored_bytes / layout.shards}
-    # FSDP has gathered two layers (one is computed, the next one comes) and what is outside the layers.
-    gathered = layout.size * (2 * model.largest_layer.all + model.outside.all) * (layout.shards > 1)
-    if work.largest is None:
-        return _parts(**stored, working=gathered)
-    trained, segments = model.numbers.trained, work.largest.segments
-    whole, share, accumulated = FLOAT * trained, FLOAT * trained / layout.shards, work.micro_batches > 1
-    # Each rank holds the whole gradients of earlier micro-batches, under FSDP as well. DDP's buckets are never freed.
-    before = whole if accumulated or (layout.shards == 1 and layout.copies > 1) else 0.0
-    # Autograd sums the gradients of several segments beside them. Activations that are freed meanwhile still count:
-    # their pieces have other sizes, which gradients mostly do not fit into.
-    summed = layout.size * trained if len(segments) > 1 else 0.0
-    saved, layer = model.saved(segments, layout.compute, recompute=work.options.activation_checkpointing)
-    # FSDP has the gradient of a layer as it is computed and in the float32 buffer that ranks add up; at the end of the
-    # backward also those of what is outside the layers. DDP's gradients are views of its buckets.
-    reduced = (layout.size + FLOAT) * (layout.shards > 1)
-    layer += gathered + reduced * model.largest_layer.trained
-    stored["optimizer"] = optimizer.state_bytes * trained / layout.shards
-    loss = _loss(model, len(work.largest.labels), work.options.chunk_size, layout, machine.device)
-    moments = [
-        _parts(**stored, gradients=before + summed, activations=saved, loss=loss, working=layer),
-        _parts(**stored, gradients=whole if accumulated else share, working=layer + reduced * model.outside.trained),
-        _parts(**stored, gradients=share, working=share),
-    ]
-    return max(moments, key=lambda moment: moment["peak"])
-
-
-def _parts(**sizes: float) -> dict[str, int]:
-    parts = {part: round(sizes.get(part, 0.0)) for part in PARTS}
-    return {**parts, "peak": sum(parts.values())}
-
-
-def _loss(model: FakeModel, targets: int, chunk_size: int | None, layout: Layout, device: torch.device) -> float:
-    """Bytes of the fused loss at its peak, which is in its forward."""
-    vocabulary, width = model.head_shape
-    chunk = min(targets, chunk_size or default_chunk_size(vocabulary, device))
-    block = min(chunk, block_rows(vocabulary, device)) * vocabulary * FLOAT
-    gradients = FLOAT * vocabulary * width * model.head_is_trained + 2 * FLOAT * targets * width
-    copy = HALF * vocabulary * width * (layout.compute == "autocast")  # FSDP has gathered the head in bf16
-    return gradients + layout.size * chunk * vocabulary + block * (1 if layout.compute == "float32" else 3) + copy

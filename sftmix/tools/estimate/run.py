@@ -11,7 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
+from sftmix.components.base import Need
+from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.pipeline.rows import read_rows
@@ -50,10 +55,17 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> d
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
     options, layout = work.options, layout_of(work.options, machine)
+    try:
+        from sftmix.tools.estimate.memory import memory_of
+    except ImportError as error:
+        raise ConfigError(f"estimate cannot follow a step with torch {torch.__version__}: {error}") from error
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
-    memory = needs.memory_of(work, model, config.optimizer, layout, machine, process)
+    trains_it = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
+    objective = config.objective if trains_it else NTP()
+    memory = {"process": round(process), **memory_of(work, model, objective, config.optimizer, layout, machine)}
+    memory["peak"] = sum(memory.values())
     training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
     scoring = sum(needs.forward_flops(model, work.read))
     weights, gradients = needs.traffic(work, model, layout)

@@ -7,11 +7,11 @@ from typing import Any
 
 PARTS = """\
 (process: interpreter, libraries and rows; weights: float32, or 4 bits; optimizer: its state; gradients: float32, of
-what is trained; activations: kept for the backward; loss: logits and their gradients; working: layers gathered from
-other GPUs, a layer's backward or the optimizer's temporaries)"""
+the micro-batches before; activations: kept for the backward, and layers gathered from other GPUs; working: logits, a
+layer's backward or the optimizer's temporaries)"""
 
 REMEDIES = """\
-What lowers activations and loss: a smaller --training.micro_batch_size, --training.activation_checkpointing true; the
+What lowers activations: a smaller --training.micro_batch_size, --training.activation_checkpointing true; the
 rest: --training.parallel fsdp on more --gpus, with one micro-batch a step (between several each GPU holds the whole
 gradient), --model.lora.r 16, without fsdp also --model.lora.quantize 4bit or --optimizer AdamW8bit."""
 COLUMNS = (

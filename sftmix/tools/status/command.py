@@ -103,7 +103,7 @@ def _may_run(status: Mapping[str, Any]) -> bool:
     if status["exit_code"] is not None:
         return False
     try:
-        if status["host"] == socket.gethostname():
+        if status["host"] == socket.gethostname() and sys.platform != "win32":  # it would get a Ctrl-C there
             os.kill(status["pid"], 0)
     except ProcessLookupError:
         return False

@@ -60,3 +60,9 @@ def segment(rows: int, width: int, content: str = "full") -> Segment:
 def batch(*segments: Segment, targets: int = 1) -> Batch:
     made = collate([(Slot(0),)], toy_rows([(1, 1)]))
     return replace(made, segments=segments, labels=torch.zeros(targets, dtype=torch.int64))
+
+
+def micro_batch(rows: int, width: int) -> Batch:
+    """So many rows of `width` tokens, all but one of which are trained; two make a pair."""
+    data = toy_rows([(1, width - 1)] * rows)
+    return collate([(Slot(k), Slot(k + 1)) for k in range(0, rows, 2)], data)

@@ -1,0 +1,139 @@
+"""The memory of one rank: forward and backward of the shipped modules on fake tensors, which have shapes and no
+storage, under torch's `MemTracker`; the other ranks are of the fake process group, which sends nothing.
+
+Weights, which may be in 4 bits, and the optimizer's state and temporaries are reckoned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FakeProcessGroup
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AttentionInterface
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.components.base import Objective, Optimizer
+from sftmix.functional import fused
+from sftmix.model.layers import recompute_activations
+from sftmix.tools.estimate.machine import FLOAT, HALF, Layout, Machine
+from sftmix.tools.estimate.model import FakeModel
+from sftmix.tools.estimate.work import Work
+from sftmix.training.module import TrainingModule, autocast, gradient_sync
+from sftmix.training.parallel import wrap
+
+CPU = torch.device("cpu")
+
+UNMASKED = "sftmix_sdpa_without_mask"
+"""sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
+cannot see that in fake tensors; and on a GPU there is none."""
+AttentionInterface.register(UNMASKED, AttentionInterface()["sdpa"])
+
+
+def memory_of(
+    work: Work, model: FakeModel, objective: Objective, optimizer: Optimizer, layout: Layout, machine: Machine
+) -> dict[str, int]:
+    """Return the bytes of each part on one device; ConfigError for a model that looks at values."""
+    weights = model.stored_bytes / layout.shards
+    if work.largest is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
+        gathered = layout.size * (2 * model.largest_layer.all + model.outside.all) * (layout.shards > 1)
+        return _parts(weights, 0, 0, 0, gathered)
+    try:
+        gradients, activations, working = _held_in_a_step(work, model, objective, layout, machine)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.path: estimate cannot follow {work.model_path}: {error}. Models whose computation depends on values"
+            " (experts to which tokens are routed) have none here. Measure instead: run with --training.max_steps 2 "
+            "--checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
+        ) from error
+    share = FLOAT * model.numbers.trained / layout.shards
+    if gradients + activations + working < 2 * share:  # the optimizer's step, with temporaries
+        gradients, activations, working = share, 0, share
+    return _parts(weights, optimizer.state_bytes * share / FLOAT, gradients, activations, working)
+
+
+def _parts(*sizes: float) -> dict[str, int]:
+    parts = ("weights", "optimizer", "gradients", "activations", "working")
+    return dict(zip(parts, map(round, sizes), strict=True))
+
+
+class _Tracker(MemTracker):
+    """torch's tracker without its statistics of modules, for which each may be called once."""
+
+    def _nothing(self, *args: Any) -> None: ...
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # type: ignore[assignment]
+
+    def total(self, kind: str = "current") -> int:
+        return self.get_tracker_snapshot(kind)[CPU]["Total"]
+
+
+def _held_in_a_step(
+    work: Work, model: FakeModel, objective: Objective, layout: Layout, machine: Machine
+) -> tuple[float, float, float]:
+    """Return bytes before the largest micro-batch, those that its forward adds, and those at the peak besides."""
+    batch, shards, tracker = work.largest, layout.shards, _Tracker()
+    assert batch is not None
+    module, precision = _module(work, model, layout, machine), "bf16" if layout.size == HALF else "fp32"
+    plan = objective.plan(batch, step=0, total_steps=1, seed=0)
+    plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
+    # DDP's buckets hold the whole gradient from the start, as one rank does after a micro-batch.
+    several = work.micro_batches > 1 or (shards == 1 and layout.copies > 1)
+    cells = fused.CPU_BLOCK_CELLS if machine.device == CPU else fused.BLOCK_CELLS
+    world = World(size=machine.count, local_size=machine.per_node)
+    with _ranks(world), mock.patch.object(fused, "CPU_BLOCK_CELLS", cells):
+        if shards > 1:
+            kind = "fsdp" if layout.copies == 1 else "hsdp"
+            wrap(module, parallel=kind, precision=precision, world=world, shard_group_size=shards)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            module.to_empty(device=CPU)
+            if shards == 1:
+                model.model.tie_weights()  # each parameter was made fake by itself
+            tracker.track_external(module)
+            stored = tracker.total()
+            with tracker:
+                for last in (False, True)[not several :]:
+                    before = tracker.total()
+                    with gradient_sync(module, last):
+                        with autocast(module, precision, CPU):
+                            loss = module(batch, plan, loss=objective.loss).loss
+                        kept = tracker.total() - before
+                        loss.backward()
+    return before - stored, kept, tracker.total("peak") - before - kept
+
+
+def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> TrainingModule:
+    """Return the module with the attention, the chunks and the recomputation of the run."""
+    assert work.largest is not None
+    padded = any(s.position_ids is not None or not s.attention_mask.all() for s in work.largest.segments)
+    if model.model.config._attn_implementation != "eager" and not (padded and machine.device == CPU):
+        model.model.set_attn_implementation(UNMASKED)
+    if work.options.activation_checkpointing:
+        recompute_activations(model.model)
+    for layer in model.in_4_bits if layout.size == HALF else ():  # bitsandbytes makes them anew at each use
+        layer.bfloat16()
+    chunk = work.options.chunk_size or fused.default_chunk_size(model.head_shape[0], machine.device)
+    return TrainingModule(model.model.train(), chunk_size=chunk)
+
+
+@contextlib.contextmanager
+def _ranks(world: World) -> Iterator[None]:
+    """Ranks of which only this one is there."""
+    options = FakeProcessGroup.Options()  # type: ignore[call-arg]  # with the timeout that `wrap` looks for
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world.size, pg_options=options)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Set timeout")
+            yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,184 @@
+"""A step, scoring and a backward through recomputed layers on a device that is not the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.common.world import World
+from sftmix.components import (
+    EAFT,
+    IRDRO,
+    NTP,
+    CutMix,
+    EmbeddingMixup,
+    ManifoldMixup,
+    MixtureDivergence,
+    NEFTune,
+    SFTMix,
+)
+from sftmix.components.base import Objective, Perturbation
+from sftmix.model.layers import recompute_activations
+from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import Scorer
+from sftmix.training.step import StepSetup, prepare_step, train_step
+from tests.device.sim import HostTensor, Sim, begin
+from tests.forked import on_ranks
+from tests.training.test_step import DATA, UNITS
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "NTP": NTP,
+    "SFTMix": SFTMix,
+    "sequence": lambda: SFTMix(mean="sequence"),
+    "EAFT": lambda: EAFT(mixup=SFTMix()),
+    "IRDRO": IRDRO,
+    "EmbeddingMixup": EmbeddingMixup,
+    "ManifoldMixup": lambda: ManifoldMixup(layers=1),
+    "CutMix": CutMix,
+    "MixtureDivergence": MixtureDivergence,
+}
+CPU, SIM = torch.device("cpu"), "sim:0"
+
+
+def llama(attention: str = "sdpa") -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+        attn_implementation=attention,
+    )
+    return LlamaForCausalLM(config)
+
+
+def stepped(device, objective, *, perturbation=None, padding_free=False, attention="sdpa", recompute=False, seen=None):
+    """Make two steps; return what they say, all weights after them, and the reads and uploads that `seen` counted."""
+    torch.manual_seed(0)
+    model, world = llama(attention), World(device=torch.device(device))
+    if recompute:
+        recompute_activations(model)
+    module = wrap(TrainingModule(model, chunk_size=16), parallel="none", precision="fp32", world=world)
+    module.padding_free = padding_free
+    setup = StepSetup(
+        module=module,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+        data=DATA,
+        objective=objective,
+        perturbation=perturbation,
+        options=TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3),
+        precision="fp32",
+        world=world,
+        pad_id=0,
+        seed=5,
+        total_steps=9,
+    )
+    if seen is not None:
+        seen.reads.clear()
+        seen.sent.clear()
+    results = [train_step(setup, prepare_step(setup, number, UNITS, None)) for number in range(2)]
+    reads = dict(seen.reads) if seen is not None else {}
+    places = set(seen.sent) if seen is not None else set()
+    numbers = [(one.loss, one.ntp, one.mixup, one.grad_norm) for one in results]
+    return numbers, {name: p.detach().cpu() for name, p in model.named_parameters()}, reads, places
+
+
+def assert_as_on_the_cpu(seen: Sim, objective: Objective, reads: dict[str, int], **given: Any) -> None:
+    """Compare two steps; on `sim` padded examples get no mask, and tied gradients are added in another order."""
+    numbers, weights, _, _ = stepped(CPU, objective, **given)
+    found, moved, counted, sent = stepped(SIM, objective, seen=seen, **given)
+    np.testing.assert_allclose(found, numbers, rtol=1e-6)
+    for name, one in weights.items():
+        torch.testing.assert_close(moved[name], one, rtol=0, atol=1e-8 if given["padding_free"] else 1e-6)
+    assert counted == reads
+    assert sent == {"collate.py"} | ({"perturbations.py"} if given.get("perturbation") else set())
+
+
+def check_objective(world: World, name: str) -> None:
+    """Two steps of two micro-batches, each of one row or of three segments: transformers asks in each for documents."""
+    seen, scored = begin(), {"scoring.py": 22} if name == "IRDRO" else {}
+    for padding_free, segments in ((True, 1), (False, 3)):
+        asks = 4 * segments * (2 if scored else 1)
+        if isinstance(OBJECTIVES[name](), EmbeddingMixup | ManifoldMixup):
+            asks += 8  # the lines of its pass have a mask
+        reads = {"step.py": 2, "masking_utils.py": asks, **scored}
+        assert_as_on_the_cpu(seen, OBJECTIVES[name](), reads, padding_free=padding_free)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "SFTMix" else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
+)
+def test_a_step_of_each_objective(name):
+    """The same numbers as on the CPU, no tensor left there, and no read of the device but those of `reads`."""
+    on_ranks(check_objective, name, ranks=1)
+
+
+def check_way(world: World, way: dict[str, Any]) -> None:
+    seen = begin()
+    for padding_free, segments in ((True, 1), (False, 3)):
+        reads = {"step.py": 2, "masking_utils.py": 4 * segments}
+        assert_as_on_the_cpu(seen, SFTMix(), reads, padding_free=padding_free, **way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [{"perturbation": NEFTune()}, {"attention": "eager"}, {"recompute": True}])
+def test_a_step_with_noise_or_eager_attention_or_recomputed_layers(way):
+    on_ranks(check_way, way, ranks=1)
+
+
+def check_scoring(world: World) -> None:
+    begin()
+    tables = []
+    for device in (CPU, SIM):
+        torch.manual_seed(0)
+        here = World(device=torch.device(device))
+        module = wrap(TrainingModule(llama(), chunk_size=16), parallel="none", precision="fp32", world=here)
+        tables.append(Scorer(world=here, token_nll=True)(module, DATA))
+    cpu, sim = tables
+    assert sim.n_tokens.tolist() == cpu.n_tokens.tolist()
+    assert sim.n_correct.tolist() == cpu.n_correct.tolist()
+    np.testing.assert_allclose(sim.nll_sum, cpu.nll_sum, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(sim.token_nll), np.concatenate(cpu.token_nll), rtol=1e-5)
+
+
+def test_scores():
+    on_ranks(check_scoring, ranks=1)
+
+
+class NoiseOfTheHost(Perturbation):
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e + torch.ones(e.shape[-1])
+
+
+class LambdaOfTheHost(SFTMix):
+    def loss(self, view, batch, plan):
+        return super().loss(view, batch, replace(plan, lam=plan.lam.cpu()))
+
+
+class WeightsReadInTheLoss(SFTMix):
+    def loss(self, view, batch, plan):
+        assert bool((plan.row_weight >= 0).all())
+        return super().loss(view, batch, plan)
+
+
+def check_faults(world: World) -> None:
+    seen = begin()
+    for objective, perturbation in ((SFTMix(), NoiseOfTheHost()), (LambdaOfTheHost(), None)):
+        with pytest.raises(HostTensor):
+            stepped(SIM, objective, perturbation=perturbation)
+    reads = stepped(SIM, WeightsReadInTheLoss(), seen=seen)[2]
+    assert reads["test_step.py"] == 4
+
+
+def test_what_is_left_on_the_host_or_read_from_the_device_is_found():
+    on_ranks(check_faults, ranks=1)
