@@ -34,6 +34,9 @@ from sftmix.training.parallel import wrap
 
 CPU = torch.device("cpu")
 
+BLOCK_CELLS = 2**22
+"""Logits of a block for a GPU, whose kernels need none: few fake operations, and 50 MB at most."""
+
 UNMASKED = "sftmix_sdpa_without_mask"
 """sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
 cannot see that in fake tensors; and on a GPU there is none."""
@@ -70,7 +73,7 @@ def _parts(*sizes: float) -> dict[str, int]:
 class _Tracker(MemTracker):
     """torch's tracker without its statistics of modules, for which each may be called once."""
 
-    def _nothing(self, *args: Any) -> None: ...
+    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
 
     _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
 
@@ -89,8 +92,8 @@ def _held_in_a_step(
     plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
     # DDP's buckets hold the whole gradient from the start, as one rank does after a micro-batch.
     several = work.micro_batches > 1 or (shards == 1 and layout.copies > 1)
-    cells = fused.CPU_BLOCK_CELLS if machine.device == CPU else fused.BLOCK_CELLS
     world = World(size=machine.count, local_size=machine.per_node)
+    cells = fused.CPU_BLOCK_CELLS if machine.device == CPU else BLOCK_CELLS
     with _ranks(world), mock.patch.object(fused, "CPU_BLOCK_CELLS", cells):
         if shards > 1:
             kind = "fsdp" if layout.copies == 1 else "hsdp"
@@ -129,7 +132,7 @@ def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> T
 @contextlib.contextmanager
 def _ranks(world: World) -> Iterator[None]:
     """Ranks of which only this one is there."""
-    options = FakeProcessGroup.Options()  # with the timeout that `wrap` looks for
+    options = FakeProcessGroup.Options()  # type: ignore[call-arg]  # with the timeout that `wrap` looks for
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world.size, pg_options=options)
     try:
         with warnings.catch_warnings():
