@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import warnings
 from argparse import Namespace
@@ -70,21 +69,8 @@ def contestant(name: str, line: Connection, args: Namespace) -> None:
         model = load_model(args.model, attention=attention(name, args)).to(args.device)
         run = trl_run if name in TRL else our_run
         turns = Turns(line, Clock())
-        with profiled() if args.profile else contextlib.nullcontext():
-            trained, figures = run(name, model, training, turns, args, Path(place))
+        trained, figures = run(name, model, training, turns, args, Path(place))
         line.send({**figures, **_losses(trained, {"train": training, "held_out": held_out}, args)})
-
-
-@contextlib.contextmanager
-def profiled() -> Iterator[None]:
-    """Print the operations that took the most time within the block."""
-    with torch.profiler.profile() as profile:
-        yield
-    found = sorted(profile.key_averages(), key=lambda each: -each.self_cpu_time_total)
-    total = sum(each.self_cpu_time_total for each in found)
-    for each in found[:20]:
-        share, seconds = each.self_cpu_time_total / total, each.self_cpu_time_total / 1e6
-        print(f"{share:6.1%} {seconds:8.2f} s {each.count:8} calls  {each.key[:60]}", file=sys.stderr)
 
 
 def training_rows(args: Namespace) -> tuple[RowSubset, RowSubset]:

@@ -53,7 +53,9 @@ def compared(args: argparse.Namespace, model: str, own: list[str], out: Path) ->
     words += ["--data.max_length", str(args.max_length), "--splitter", "RandomSplit"]
     words += ["--training.max_steps", str(args.steps), "--training.global_batch_size", "16", "--checkpoint.every", "0"]
     words += own
-    said = json.loads(cli(args, "estimate", *words, "--gpu", "cpu", "--gpus", "1", "--json"))["stages"]["train"]
+    said = json.loads(
+        cli(args, "estimate", *words, "--gpu", "cpu" if args.device == "cpu" else "H100", "--gpus", "1", "--json")
+    )["stages"]["train"]
     cli(args, "run", *words, "--out", str(out))
     figures = json.loads((out / "train" / "figures.json").read_text())
     peaks = said["memory_bytes"]["peak"], figures["peak_memory_bytes"]

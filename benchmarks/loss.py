@@ -5,9 +5,11 @@
     python benchmarks/loss.py --head llama-3.1-8b --rows 8192 --dtype bfloat16 --device cuda
 
 Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
-a busy machine disturbs them alike; each one's memory is measured in a process of its own, above the memory before.
-TRL's and Liger's heads take part if they are installed and run. `gemm` is the three matmuls alone that every head
-needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster.
+a busy machine disturbs them alike; each one's memory, above the memory before, is that of the GPU's allocator, or on a
+CPU of a process of its own. torch's, TRL's and Liger's heads take part if they are there; what raises an error, as
+where memory does not suffice, is named and left out. `gemm` is the three matmuls alone that every head needs (logits,
+their way back to hidden states and head) at our chunk size: no loss can be faster. The logits of `naive_ntp` are
+float32, as those of transformers.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
@@ -21,7 +23,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held, rounded, timed  # noqa: E402
-from benchmarks.report import parser, publish  # noqa: E402
+from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from sftmix.functional import chunked_loss, reference_sft_loss, sft_loss  # noqa: E402
 from sftmix.functional.fused import default_chunk_size  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
@@ -40,9 +42,13 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
     "qwen2.5-0.5b": (896, 151_936),
     "llama-3.2-1b": (2048, 128_256),
     "llama-3.1-8b": (4096, 128_256),
+    "4096x151936": (4096, 151_936),
+    "2048x248320": (2048, 248_320),
 }
-VARIANTS = ("gemm", "naive_sftmix", "torch_ntp", "trl_ntp", "liger_ntp", "chunked_ntp", "fused_ntp", "fused_sftmix")
+VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp"]
+VARIANTS += ["chunked_ntp", "fused_ntp", "fused_sftmix"]
 CE = partial(F.cross_entropy, reduction="none")
+QUICK = {"rows": 64, "rounds": 2}
 TRL_TILE = 32_768
 """Vocabulary columns of a tile, as in the trainers of TRL 1.16."""
 
@@ -67,13 +73,6 @@ def make_inputs(args: argparse.Namespace, rows: int) -> Inputs:
     many = int(rows * args.paired / 2)
     pairs = torch.randperm(rows, device=args.device)[: 2 * many].view(2, many).T.contiguous()
     return Inputs(hidden, weight, labels, pairs, torch.rand(many, device=args.device))
-
-
-def torch_ntp(given: Inputs) -> torch.Tensor:
-    """Return torch's own loss with default options; if this torch has none, the two operations it stands for."""
-    if hasattr(F, "linear_cross_entropy"):
-        return F.linear_cross_entropy(given.hidden, given.weight, given.labels)
-    return F.cross_entropy(F.linear(given.hidden, given.weight), given.labels)
 
 
 def trl_ntp(given: Inputs) -> torch.Tensor:
@@ -113,14 +112,19 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
     given = make_inputs(args, rows)
     losses = {
         "naive_sftmix": lambda: ours(reference_sft_loss, given, None, mixed=True),
-        "torch_ntp": lambda: torch_ntp(given),
+        "naive_ntp": lambda: F.cross_entropy(F.linear(given.hidden, given.weight).float(), given.labels),
+        "torch_ntp": lambda: F.linear_cross_entropy(given.hidden, given.weight, given.labels),
         "trl_ntp": lambda: trl_ntp(given),
         "liger_ntp": lambda: liger_ntp(given),
         "chunked_ntp": lambda: chunked_loss(given.hidden, CE, given.labels, weight=given.weight).loss / rows,
         "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
         "fused_sftmix": lambda: ours(sft_loss, given, args.chunk_size, mixed=True),
     }
-    missing = {"trl_ntp": not find_spec("trl"), "liger_ntp": not find_spec("liger_kernel") or args.device != "cuda"}
+    missing = {
+        "torch_ntp": not hasattr(F, "linear_cross_entropy"),
+        "trl_ntp": not find_spec("trl"),
+        "liger_ntp": not find_spec("liger_kernel") or args.device != "cuda",
+    }
 
     def synchronised(run: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:
@@ -137,43 +141,52 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
 
         return run
 
-    made = {name: step(loss) for name, loss in losses.items() if not missing.get(name)}
-    return {name: synchronised(run) for name, run in {"gemm": lambda: gemm(given, args.chunk_size), **made}.items()}
+    made = {"gemm": lambda: gemm(given, args.chunk_size), **{name: step(loss) for name, loss in losses.items()}}
+    return {name: synchronised(made[name]) for name in args.variants if not missing.get(name)}
 
 
-def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Return the wall and CPU seconds of each variant, round after round."""
-    variants = contestants(args, args.rows)
-    for run in variants.values():
-        run()
+def measure_time(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Return the wall and CPU seconds of each variant, round after round, and the errors of those that cannot run."""
+    variants, errors = contestants(args, args.rows), dict[str, str]()
+    for name, run in list(variants.items()):
+        try:
+            run()
+        except Exception as error:
+            errors[name] = repr(error)[:200]
+            del variants[name]
     rounds: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
     for _ in range(args.rounds):
         for name, run in variants.items():
             for key, value in timed(run)[1].items():
                 rounds[name][key].append(value)
-    return rounds
+    return rounds, errors
 
 
 def summary(rounds: dict[str, list[float]]) -> dict[str, float]:
     seconds = rounds["seconds"]
     found = {"seconds": median(seconds), "seconds_min": min(seconds), "seconds_max": max(seconds)}
-    return rounded({**found, "cpu_seconds": median(rounds["cpu_seconds"])})
+    return rounded({**found, "cpu_seconds": median(rounds["cpu_seconds"])}, 6)
 
 
-def peak_memory(args: argparse.Namespace) -> float:
-    """Return the MiB that this process's variant needs at its peak, beyond its inputs."""
-    contestants(args, 4)[args.memory_of]()  # libraries load and make their buffers now
-    run = contestants(args, args.rows)[args.memory_of]
+def peak_memory(args: argparse.Namespace, name: str) -> float:
+    """Return the MiB that a variant needs at its peak, beyond its inputs; on a CPU, call it once in a process."""
+    contestants(args, 4)[name]()  # libraries load and make their buffers now
+    run = contestants(args, args.rows)[name]
     before, memory = held(args.device), PeakMemory(torch.device(args.device))
     run()
     return (memory.bytes() - before) / 2**20
 
 
-def ratio(rounds: dict[str, dict[str, list[float]]], peaks: dict[str, float], a: str, b: str) -> dict[str, float]:
-    """Return medians of the ratios round by round; `seconds_min`: the ratio of the smallest times."""
-    made = {}
-    for key in ("seconds", "cpu_seconds"):
-        made[key] = median([x / y for x, y in zip(rounds[a][key], rounds[b][key], strict=True)])
+def ratio(rounds: dict[str, dict[str, list[float]]], peaks: dict[str, float], a: str, b: str) -> dict[str, Any]:
+    """Return medians of the ratios round by round, and quartiles of those of seconds (`spread`).
+
+    seconds_min  the ratio of the smallest times
+    """
+    made: dict[str, Any] = {}
+    for key in ("cpu_seconds", "seconds"):
+        each = [x / y for x, y in zip(rounds[a][key], rounds[b][key], strict=True)]
+        made[key] = median(each)
+    made["spread"] = spread(each)
     made["seconds_min"] = min(rounds[a]["seconds"]) / min(rounds[b]["seconds"])
     return rounded({**made, "peak_mib": peaks[a] / peaks[b]}, 3)
 
@@ -186,22 +199,27 @@ def main() -> None:
     options.add_argument("--dtype", default="float32")
     options.add_argument("--chunk_size", type=int, default=None)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     options.add_argument("--memory_of", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = options.parse_args()
+    args = parse(options, QUICK)
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        print(peak_memory(args))
+        print(peak_memory(args, args.memory_of))
         return
 
-    rounds, peaks = measure_time(args), {}
+    (rounds, errors), peaks = measure_time(args), {}
     for name in rounds:
+        if args.device == "cuda" or args.quick:
+            peaks[name] = peak_memory(args, name)
+            continue
         command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[name] = float(output.split()[-1])
     results = {name: {**summary(rounds[name]), "peak_mib": round(peaks[name], 1)} for name in rounds}
     compared = [("fused_sftmix", other) for other in results if other != "fused_sftmix"]
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
-    figures = {"results": results, **{f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared}}
+    figures: dict[str, Any] = {"results": results, "errors": errors}
+    figures |= {f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared if a in results}
     publish("loss", args, figures, variant=f"{args.head}-{args.dtype}")
 
 

@@ -53,15 +53,29 @@ def publish(
     variant   tells settings of one benchmark apart that are kept side by side
     packages  packages whose versions are noted, beside python's and torch's
     """
-    today = datetime.date.today().isoformat()
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    cuda = args.device == "cuda"
-    hidden = ("out", "device", "memory_of", "quick", "profile")
+    hidden = ("out", "device", "memory_of", "quick")
     report = {
         "benchmark": name,
         **({"variant": variant} if variant else {}),
         "command": " ".join(["python", f"benchmarks/{name}.py", *(shlex.quote(str(_shown(w))) for w in _typed())]),
-        "date": today,
+        **about(args.device, packages),
+        "setting": {k: _shown(v) for k, v in vars(args).items() if k not in hidden},
+        **results,
+    }
+    print(json.dumps(report))
+    if getattr(args, "quick", False):
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    label = f"{name}-{variant}" if variant else name
+    (args.out / f"{report['date']}-{label}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def about(device: str, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a figure depends on: date, commit, device, load, versions."""
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    cuda = device == "cuda"
+    return {
+        "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip() or None,
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 2),
@@ -70,15 +84,7 @@ def publish(
             "torch": torch.__version__,
             **{p: version(p) for p in packages},
         },
-        "setting": {k: _shown(v) for k, v in vars(args).items() if k not in hidden},
-        **results,
     }
-    print(json.dumps(report))
-    if getattr(args, "quick", False) or getattr(args, "profile", False):
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    label = f"{name}-{variant}" if variant else name
-    (args.out / f"{today}-{label}-{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _typed() -> list[str]:

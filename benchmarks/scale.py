@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish  # noqa: E402
+from benchmarks.stages import write_rows  # noqa: E402
 from sftmix.batches.order import TrainingOrder  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
@@ -51,7 +52,6 @@ from sftmix.types import Scores, TrainingDynamics  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"sizes": [300, 3000]}
-WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but"
 CHECKPOINTS, BATCHES, BATCH = 5, 16, 32
 
 
@@ -69,18 +69,6 @@ class Log:
 
 
 # ---------------------------------------------------------------------------------------------- rows
-
-
-def write_rows(path: Path, count: int) -> None:
-    """Write Alpaca rows of common words; responses of 4 to 40 words."""
-    random = np.random.default_rng(0)
-    words = WORDS.split()
-    lengths = random.integers(4, 41, count)
-    drawn = iter(random.integers(0, len(words), int(lengths.sum()) + 6 * count, dtype=np.uint8))
-    with path.open("w", encoding="utf-8") as out:
-        for k, length in enumerate(lengths):
-            prompt, answer = (" ".join(words[next(drawn)] for _ in range(n)) for n in (6, length))
-            out.write(json.dumps({"instruction": f"{k}: {prompt}", "input": "", "output": answer}) + "\n")
 
 
 def made_up_dynamics(ids: list[str], n_tokens: np.ndarray) -> TrainingDynamics:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,20 @@ from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches
 from sftmix.types import Rows, Scores, Split
 
+WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but"
+
+
+def write_rows(path: Path, count: int, *, shortest: int = 4, longest: int = 40) -> None:
+    """Write Alpaca rows of common words; responses of so many words, each length as often as another."""
+    random = np.random.default_rng(0)
+    words = WORDS.split()
+    lengths = random.integers(shortest, longest + 1, count)
+    drawn = iter(random.integers(0, len(words), int(lengths.sum()) + 6 * count, dtype=np.uint8))
+    with path.open("w", encoding="utf-8") as out:
+        for k, length in enumerate(lengths):
+            prompt, answer = (" ".join(words[next(drawn)] for _ in range(n)) for n in (6, length))
+            out.write(json.dumps({"instruction": f"{k}: {prompt}", "input": "", "output": answer}) + "\n")
+
 
 def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedDataset:
     """Return the first `limit` rows of a file under the model's own tokenizer and template."""
@@ -33,27 +49,40 @@ def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedD
 
 
 def random_llama(
-    source: str, place: Path, *, vocabulary: int | None = None, hidden_size: int = 256, num_hidden_layers: int = 8
+    source: str,
+    place: Path,
+    *,
+    vocabulary: int | None = None,
+    hidden_size: int = 256,
+    num_hidden_layers: int = 8,
+    weights: bool = True,
+    **options: Any,
 ) -> str:
     """Write a random Llama, base-7m's shape by default, that reads the tokenizer and the context of `source`.
 
     hidden_size 128 and 2 layers make about an eighth of base-7m's parameters.
+
+    weights  False: the config alone, for `step.py --random`
+    options  of the config, in place of what follows from the others
     """
     tokenizer = load_tokenizer(source)
     config = LlamaConfig(
         vocab_size=vocabulary or len(tokenizer),
         hidden_size=hidden_size,
-        intermediate_size=hidden_size * 11 // 4,
         num_hidden_layers=num_hidden_layers,
-        num_attention_heads=hidden_size // 64,
-        num_key_value_heads=hidden_size // 128,
         max_position_embeddings=model_config(source).max_position_embeddings,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **{
+            "intermediate_size": hidden_size * 11 // 4,
+            "num_attention_heads": hidden_size // 64,
+            "num_key_value_heads": hidden_size // 128,
+            **options,
+        },
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(place)
+    (LlamaForCausalLM(config) if weights else config).save_pretrained(place)
     tokenizer.save_pretrained(place)
     return str(place)
 

@@ -7,11 +7,12 @@ Six training loops take turns, step by step, on the same global batches: NTP and
 micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
 a GPU whose attention does no work between examples). NTP is paired as SFTMix pairs, so it has the same order. A
 seventh takes its turn: scoring a part of the rows. With `--layouts "length groups" "length groups, compiled"` the
-first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them.
+first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them. With
+`--random` the weights are random, and all loops train the same ones with one optimizer, so that a large model fits.
 
 Reports seconds per step, ratios step by step, real tokens per second and per slot, and MFU: the FLOPs that the real
 tokens need (causal attention, head on response tokens) as a share of what the best matrix product reaches on this
-device, in this run.
+device, in this run. One more step of each loop is profiled: what it calls that may wait for the GPU, what is busiest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -28,6 +30,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,11 +43,12 @@ from sftmix.batches.rows import RowSubset  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
-from sftmix.model.load import load_model  # noqa: E402
+from sftmix.model.load import load_model, model_config  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.tools.estimate.model import FakeModel  # noqa: E402
 from sftmix.tools.estimate.needs import training_flops  # noqa: E402
 from sftmix.tools.estimate.work import amount_of  # noqa: E402
+from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 from sftmix.training.parallel import training_module  # noqa: E402
 
@@ -59,6 +64,8 @@ DEFAULT = ["padded", "length groups", "padding-free"]
 OBJECTIVES = {"ntp": NTP, "sftmix": SFTMix}
 SCORED = 320
 MATMULS = (1024, 2048, 4096)
+WAITS = ["aten::item", "aten::nonzero", "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpyAsync"]
+WAITS += ["cudaLaunchKernel"]
 
 
 def alternate(contestants: dict[str, Callable[[], float]], args: Namespace) -> dict[str, list[dict[str, float]]]:
@@ -66,17 +73,36 @@ def alternate(contestants: dict[str, Callable[[], float]], args: Namespace) -> d
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for number in range(args.steps + args.warm_up):
         for name, run in contestants.items():
+            memory = PeakMemory(torch.device(args.device))
             tokens, took = timed(run)
             if number >= args.warm_up:
-                seen[name].append({**took, "tokens": tokens})
+                seen[name].append({**took, "tokens": tokens, "peak_gib": memory.bytes() / 2**30})
     return seen
 
 
 def step_of(loop: TrainingLoop) -> Callable[[], float]:
-    return lambda: loop.advance()[0]["tokens"]
+    def run() -> float:
+        metrics, _ = loop.advance()
+        if loop.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return metrics["tokens"]
+
+    return run
 
 
-def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
+def profiled(run: Callable[[], float], args: Namespace) -> dict[str, dict[str, float]]:
+    """Return how often one call did what may wait for the GPU, and the milliseconds of its busiest operations."""
+    with torch.profiler.profile() as profile:
+        run()
+    found, clock = profile.key_averages(), "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    busiest = sorted(found, key=lambda each: -getattr(each, clock))[:12]
+    return {
+        "calls": {each.key: each.count for each in found if each.key in WAITS},
+        "busiest_ms": {each.key[:80]: round(getattr(each, clock) / 1e3, 2) for each in busiest},
+    }
+
+
+def scoring_of(stage: Stage, module: nn.Module) -> Callable[[], float]:
     """Return a function that scores another part of the rows at each call, and starts again after the last.
 
     Rows are sorted by length before scoring: parts of a few rows would have more padding than in a run.
@@ -84,7 +110,6 @@ def scoring_of(stage: Stage, world: World) -> Callable[[], float]:
     assert stage.scorer is not None
     rows, score = np.arange(len(stage.data)), stage.scorer
     turns = cycle(np.array_split(rows, max(1, len(rows) // SCORED)))
-    module = training_module(stage.model, stage.options, precision=stage.options.precision, world=world)
 
     def run() -> float:
         part = RowSubset(stage.data, next(turns))
@@ -113,7 +138,7 @@ def best_matmul(args: Namespace) -> float:
     """Return the FLOP/s of the fastest of some square matrix products in the precision of the run."""
     kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
     best = 0.0
-    for size in MATMULS:
+    for size in (*MATMULS, 8192) if args.device == "cuda" else MATMULS:
         a, b = (torch.randn(size, size, device=args.device, dtype=kind) for _ in range(2))
         for _ in range(4):
             start = time.perf_counter()
@@ -131,16 +156,29 @@ def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, Trai
         "global_batch_size": args.global_batch_size,
         "micro_batch_size": args.micro_batch_size,
         "precision": args.precision,
-        "max_steps": args.steps + args.warm_up,
+        "activation_checkpointing": args.activation_checkpointing,
+        "max_steps": args.steps + args.warm_up + 1,
         "learning_rate": 1e-4,
     }
-    loops = {}
+    loops: dict[str, TrainingLoop] = {}
     for layout in args.layouts:
         options = TrainingOptions(**shared, **LAYOUTS[layout])
         for name, objective in OBJECTIVES.items():
-            stage = ntp_stage(load_model(args.model), data, options, world, directory)
-            loops[f"{name}, {layout}"] = TrainingLoop(replace(stage, name=name, objective=objective()), world)
+            if args.random and loops:
+                loop = copy(next(iter(loops.values())))
+                loop.setup = replace(loop.setup, objective=objective())
+            else:
+                stage = ntp_stage(model_of(args), data, options, world, directory)
+                loop = TrainingLoop(replace(stage, name=name, objective=objective()), world)
+            loops[f"{name}, {layout}"] = loop
     return loops
+
+
+def model_of(args: Namespace) -> PreTrainedModel:
+    if not args.random:
+        return load_model(args.model)
+    with torch.device(args.device):
+        return LlamaForCausalLM(cast(LlamaConfig, model_config(args.model)))
 
 
 def results(seen: dict[str, list[dict[str, float]]], loops: dict[str, TrainingLoop], args: Namespace) -> dict:
@@ -154,6 +192,7 @@ def results(seen: dict[str, list[dict[str, float]]], loops: dict[str, TrainingLo
         return sum(each(name, "tokens")) / sum(each(name, "seconds"))
 
     layouts, peak = args.layouts, best_matmul(args)
+    rates = {name: flops_of(loop, args) / sum(each(name, "seconds")) for name, loop in loops.items()}
     pairs = {layout: (f"sftmix, {layout}", f"ntp, {layout}") for layout in layouts}
     first = f"ntp, {layouts[0]}"
     return {
@@ -167,9 +206,9 @@ def results(seen: dict[str, list[dict[str, float]]], loops: dict[str, TrainingLo
         },
         "real tokens / slots": {layout: fill(loops[ntp]) for layout, (_, ntp) in pairs.items()},
         "best_matmul_gflops": round(peak / 1e9, 1),
-        "mfu": {
-            name: round(flops_of(loop, args) / sum(each(name, "seconds")) / peak, 4) for name, loop in loops.items()
-        },
+        "gflops": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
+        "mfu": {name: round(rate / peak, 4) for name, rate in rates.items()},
+        **({"peak_gib": {name: round(max(each(name, "peak_gib")), 3) for name in seen}} if args.random else {}),
     }
 
 
@@ -184,6 +223,8 @@ def main() -> None:
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options.add_argument("--steps", type=int, default=12, help="that are timed, of each contestant")
     options.add_argument("--warm_up", type=int, default=2, help="rounds before them")
+    options.add_argument("--activation_checkpointing", action="store_true")
+    options.add_argument("--random", action="store_true", help="--model needs no weights; a Llama, in one layout only")
     options.add_argument("--layouts", nargs="+", default=DEFAULT, choices=list(LAYOUTS))
     args = parse(options, QUICK)
     torch.set_num_threads(args.threads)
@@ -192,8 +233,13 @@ def main() -> None:
         loops = make_loops(args, world, Path(directory))
         stage = next(iter(loops.values())).stage
         contestants = {name: step_of(loop) for name, loop in loops.items()}
-        contestants["scoring"] = scoring_of(replace(stage, model=load_model(args.model)), world)
+        if args.random:  # a module for scoring alone would take the gradients from the weights
+            module = next(iter(loops.values())).module
+        else:
+            module = training_module(load_model(args.model), stage.options, precision=args.precision, world=world)
+        contestants["scoring"] = scoring_of(stage, module)
         found = results(alternate(contestants, args), loops, args)
+        found["a step, profiled"] = {name: profiled(step_of(loop), args) for name, loop in loops.items()}
     chosen = "" if args.layouts == DEFAULT else "-".join(args.layouts).replace(",", "").replace(" ", "-")
     publish("step", args, found, variant=chosen, packages=("transformers",))
 

@@ -45,10 +45,15 @@ def race(args: Namespace) -> tuple[dict[str, list[dict[str, float]]], dict[str, 
         processes[-1].start()
         theirs.close()
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in lines}
-    for _ in range(args.epochs * (args.limit // args.global_batch_size)):
-        for name, line in lines.items():
-            line.send("go")
-            steps[name].append(line.recv())
+    try:
+        for _ in range(args.epochs * (args.limit // args.global_batch_size)):
+            for name, line in lines.items():
+                line.send("go")
+                steps[name].append(line.recv())
+    except (EOFError, OSError):  # one has crashed; the others wait, and take SIGTERM for a wish to stop after a step
+        for process in processes:
+            process.kill()
+        raise
     figures = {}
     for (name, line), process in zip(lines.items(), processes, strict=True):
         figures[name] = line.recv()
@@ -107,7 +112,6 @@ def main() -> None:
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options.add_argument("--learning_rate", type=float, default=1e-4)
     options.add_argument("--contestants", nargs="+", default=[*TRL, *OURS], choices=[*TRL, *OURS])
-    options.add_argument("--profile", action="store_true", help="also print where the time went (and do not trust it)")
     args = parse(options, QUICK)
     if args.limit % args.global_batch_size:
         options.error(f"--limit {args.limit} is not a multiple of --global_batch_size {args.global_batch_size}")

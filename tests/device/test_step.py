@@ -115,22 +115,25 @@ def check_objective(world: World, name: str) -> None:
         assert_as_on_the_cpu(seen, OBJECTIVES[name](), reads, padding_free=padding_free)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name", [name if name == "SFTMix" else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_a_step_of_each_objective(name):
     """The same numbers as on the CPU, no tensor left there, and no read of the device but those of `reads`."""
     on_ranks(check_objective, name, ranks=1)
 
 
-def check_ways(world: World) -> None:
+def check_way(world: World, way: dict[str, Any]) -> None:
     seen = begin()
     for padding_free, segments in ((True, 1), (False, 3)):
         reads = {"step.py": 2, "masking_utils.py": 4 * segments}
-        for way in ({"perturbation": NEFTune()}, {"attention": "eager"}, {"recompute": True}):
-            assert_as_on_the_cpu(seen, SFTMix(), reads, padding_free=padding_free, **way)
+        assert_as_on_the_cpu(seen, SFTMix(), reads, padding_free=padding_free, **way)
 
 
-def test_a_step_with_noise_with_eager_attention_and_with_recomputed_layers():
-    on_ranks(check_ways, ranks=1)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [{"perturbation": NEFTune()}, {"attention": "eager"}, {"recompute": True}])
+def test_a_step_with_noise_or_eager_attention_or_recomputed_layers(way):
+    on_ranks(check_way, way, ranks=1)
 
 
 def check_scoring(world: World) -> None:
