@@ -75,7 +75,7 @@ class _Tracker(MemTracker):
 
     def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # type: ignore[assignment]
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
 
     def total(self, kind: str = "current") -> int:
         return self.get_tracker_snapshot(kind)[CPU]["Total"]
