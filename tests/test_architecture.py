@@ -41,22 +41,22 @@ LID = {
     "__init__": 119,
     "__main__": 112,
     "batches": 5169,
-    "benchmarks": 24978,
+    "benchmarks": 27526,
     "cli": 4639,
-    "common": 7922,
+    "common": 7978,
     "components": 20030,
     "config": 8005,
     "data": 19435,
-    "functional": 5646,
+    "functional": 7762,
     "measure": 5669,
     "model": 7247,
     "options": 1674,
-    "pipeline": 14187,
+    "pipeline": 14190,
     "testing": 5868,
-    "tests": 267288,
+    "tests": 276874,
     "tools/answers": 5370,
     "tools/compare": 5898,
-    "tools/estimate": 5374,
+    "tools/estimate": 5294,
     "tools/evaluate": 3699,
     "tools/listing": 367,
     "tools/preview": 179,
@@ -66,7 +66,7 @@ LID = {
     "tools/status": 1139,
     "tools/trackers": 1876,
     "tools/verify": 5910,
-    "training": 16421,
+    "training": 16443,
     "types": 1275,
 }
 """Most parts of the package (its folders and loose modules) and imports from one part to another, and most code tokens
@@ -194,7 +194,8 @@ def test_the_mathematics_need_torch_alone():
         modules = {
             name for name in imported(ast.walk(tree_of(path)), path) if not name.startswith("sftmix.functional.")
         }
-        assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names | {"torch"}, path
+        more = {"torch", "triton"} if path.name == "kernels.py" else {"torch"}  # which GPUs import, where it is there
+        assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names | more, path
 
 
 def test_files_are_short():

@@ -34,6 +34,9 @@ from sftmix.training.parallel import wrap
 
 CPU = torch.device("cpu")
 
+BLOCK_CELLS = 2**22
+"""Logits of a block for a GPU, whose kernels need none: few fake operations, and 50 MB at most."""
+
 UNMASKED = "sftmix_sdpa_without_mask"
 """sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
 cannot see that in fake tensors; and on a GPU there is none."""
@@ -70,9 +73,9 @@ def _parts(*sizes: float) -> dict[str, int]:
 class _Tracker(MemTracker):
     """torch's tracker without its statistics of modules, for which each may be called once."""
 
-    def _nothing(self, *args: Any) -> None: ...
+    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # type: ignore[assignment]
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
 
     def total(self, kind: str = "current") -> int:
         return self.get_tracker_snapshot(kind)[CPU]["Total"]
@@ -89,8 +92,8 @@ def _held_in_a_step(
     plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
     # DDP's buckets hold the whole gradient from the start, as one rank does after a micro-batch.
     several = work.micro_batches > 1 or (shards == 1 and layout.copies > 1)
-    cells = fused.CPU_BLOCK_CELLS if machine.device == CPU else fused.BLOCK_CELLS
     world = World(size=machine.count, local_size=machine.per_node)
+    cells = fused.CPU_BLOCK_CELLS if machine.device == CPU else BLOCK_CELLS
     with _ranks(world), mock.patch.object(fused, "CPU_BLOCK_CELLS", cells):
         if shards > 1:
             kind = "fsdp" if layout.copies == 1 else "hsdp"
