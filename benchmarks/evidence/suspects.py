@@ -2,7 +2,7 @@
 
     python benchmarks/evidence/suspects.py --data DIR --runs DIR --out FILE
 
-DIR holds the sets of suspects_rows.py, and for each a run that has come as far as its confidence, with the NLL of tokens:
+DIR holds the sets of suspects_rows.py, and for each a run as far as its confidence, with the NLL of tokens:
 
     sftmix confidence --model.path ../shared/models/base-7m --data.train DIR/SET.jsonl --reference.token_nll true
         --reference.checkpoints [0,0.34,1] --training.epochs 3 --training.learning_rate 1e-3
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
 from sftmix.components import Correctness, LowVariability, Perplexity  # noqa: E402
-from sftmix.components.signals import (  # noqa: E402
+from sftmix.tools.suspects.signals import (  # noqa: E402
     Echo,
     Ending,
     EndOfTurn,

@@ -39,7 +39,6 @@ from sftmix.types import (
 )
 
 if TYPE_CHECKING:
-    from sftmix.components.signals import SuspectRows
     from sftmix.functional import SFTLoss
 
 C = TypeVar("C", bound="Component")
@@ -301,14 +300,6 @@ class Objective(Component, ABC):
         the terms are sums of weighted losses. `nll` [T] and `mixup` [M] are returned detached, for the log.
         """
         return view.sft_loss(batch, plan)
-
-
-class Signal(Component, ABC):
-    """A measure of how likely a row is wrong, for `sftmix suspects`; TOKEN_NLL: only with dynamics that hold it."""
-
-    @abstractmethod
-    def score(self, rows: SuspectRows) -> Float64:
-        """Return f64[N], larger where a row is more suspicious; NaN where it cannot be said."""
 
 
 class Optimizer(Component, ABC):

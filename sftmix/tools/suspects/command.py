@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.common.shown import one_line
-from sftmix.components.base import Need, Signal
-from sftmix.components.signals import Embedding, SuspectRows, duplicates, percentiles
+from sftmix.components.base import Need
 from sftmix.config.classes import find_component
+from sftmix.tools.suspects.signals import Embedding, Signal, SuspectRows, duplicates, percentiles
 from sftmix.types import Example, TrainingDynamics
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.
@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> None:
     found = _of_run(run, given.embedding) if run else _of_files(given)
     if given.by and not any(example.label for example in found.examples):
         raise ConfigError("--by label: the rows have no label; name its field with data.label_field or --label_field")
-    signals = [find_component(Signal, name, "--signals")() for name in given.signals or _default(found.texts.dynamics)]
+    shipped = {cls.__name__: cls for cls in Signal.__subclasses__()}
+    names = given.signals or _default(found.texts.dynamics)
+    signals = [cast(Signal, (shipped.get(name) or find_component(Signal, name, "--signals"))()) for name in names]
     table = rank(found, signals, by_label=given.by is not None)
     out = Path(given.out) if given.out else run and run / "suspects"
     for line in table[: given.top]:
@@ -101,8 +103,8 @@ def _of_run(run: Path, embedding: Embedding) -> Found:
         tokens = []
         for encoded, nll in zip(train, dynamics.token_nll, strict=True):
             ids = encoded.input_ids[1:][encoded.target[1:]]
-            hard = np.argsort(-nll[-1])[:5] if nll.shape[1] == len(ids) else []
-            tokens.append(" | ".join(rows.encoder.tokenizer.decode([int(ids[k])]).strip() for k in hard))
+            hard = ids[np.argsort(-nll[-1])[:5]] if nll.shape[1] == len(ids) else ids[:0]
+            tokens.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hard.tolist()))
     return Found(list(train.examples()), _texts(list(train.examples()), dynamics, embedding), tokens)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.common.tables import read_dynamics
-from sftmix.components.signals import percentiles
+from sftmix.tools.suspects.signals import percentiles
 from tests.tiny import Tiny
 
 TOPICS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sftmix.components import signals
-from sftmix.components.signals import (
+from sftmix.tools.suspects import signals
+from sftmix.tools.suspects.signals import (
     Echo,
     Ending,
     EndOfTurn,

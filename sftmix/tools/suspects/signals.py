@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Need, Signal
+from sftmix.components.base import Component, Need
 from sftmix.types import Float64, Rows, TrainingDynamics
 
 AT_ONCE = 1000
@@ -84,6 +85,14 @@ def _sentences(path: str, texts: Sequence[str]) -> np.ndarray:
         mean = (states * mask).sum(1) / mask.sum(1)
         vectors[rows] = torch.nn.functional.normalize(mean, dim=-1).numpy()
     return vectors
+
+
+class Signal(Component, ABC):
+    """A measure of how likely each row is wrong; with Need.TOKEN_NLL it needs dynamics that hold the NLL of tokens."""
+
+    @abstractmethod
+    def score(self, rows: SuspectRows) -> Float64:
+        """Return f64[N], larger where a row is more suspicious; NaN where that cannot be said."""
 
 
 def similarity(one: Any, other: Any, start: int) -> np.ndarray:
@@ -164,14 +173,14 @@ class HardTokens(Signal):
         return np.where(known, (total + PRIOR * usual) / (size + PRIOR), np.nan)
 
 
-def percentiles(scores: Float64, groups: Sequence[object]) -> Float64:
+def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
     """Return the share of the rows of its own group that each row is above, equal ones half; NaN stays lowest."""
     from scipy.stats import rankdata
 
-    ranks, groups = np.zeros(len(scores)), np.asarray(groups, dtype=object)
+    ranks = np.zeros(len(scores))
     for group in dict.fromkeys(groups):
-        here = np.flatnonzero(groups == group)
-        ranks[here] = (rankdata(np.nan_to_num(scores[here], nan=-np.inf)) - 0.5) / len(here)
+        here = np.array([one == group for one in groups])
+        ranks[here] = (rankdata(np.nan_to_num(scores[here], nan=-np.inf)) - 0.5) / here.sum()
     return ranks
 
 
