@@ -51,7 +51,8 @@ class Watched(Objective):
         self.seen = seen
 
     def plan(self, batch, *, step, total_steps, seed):
-        self.seen.append({"rows": batch.rows, "ntp_weight": batch.ntp_weight, "slot_pairs": batch.slot_pairs})
+        who = {"rows": batch.rows, "ntp_weight": batch.ntp_weight, "slot_pairs": batch.slot_pairs}
+        self.seen.append((step, who))  # the next step is planned before this one is done
         self.current = OBJECTIVES[step]
         return self.current.plan(batch, step=step, total_steps=total_steps, seed=seed)
 
@@ -87,7 +88,7 @@ def loop_of(way: str, world: World, directory: Path, who: list) -> TrainingLoop:
 
 def steps_of(way: str, world: World, directory: Path) -> dict[str, Tensor]:
     """By step: what entered the loss in each micro-batch and left it, and who was in it; and what was logged."""
-    who: list[dict[str, Tensor]] = []
+    seen: list[tuple[int, dict[str, Tensor]]] = []
     entered: list[dict[str, Tensor]] = []
 
     def watch(hidden: Tensor, weight: Tensor, labels: Tensor, pairs: Tensor, lam: Tensor, **others) -> SFTLoss:
@@ -96,10 +97,11 @@ def steps_of(way: str, world: World, directory: Path) -> dict[str, Tensor]:
         entered.append({name: x.detach().clone() for name, x in found.items() if isinstance(x, Tensor)})
         return out
 
-    loop, kept = loop_of(way, world, directory, who), {}
+    loop, kept = loop_of(way, world, directory, seen), {}
     for step in range(len(OBJECTIVES)):
         with patch("sftmix.functional.sft_loss", watch):
             metrics, _ = loop.advance()
+        who = [part for number, part in seen if number == step]
         assert len(who) == len(entered) > 1
         for k, part in enumerate(who):
             kept |= {f"{step} {k} {name}": x for name, x in (part | entered[k]).items()}
@@ -107,7 +109,6 @@ def steps_of(way: str, world: World, directory: Path) -> dict[str, Tensor]:
             f"{step} logged {name}": torch.tensor(metrics[name], dtype=torch.float64)
             for name in ("loss", "ntp", "mixup")
         }
-        who.clear()
         entered.clear()
     return kept
 
