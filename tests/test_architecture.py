@@ -64,7 +64,7 @@ LID = {
     "tools/report": 6512,
     "tools/sharing": 2199,
     "tools/status": 1139,
-    "tools/suspects": 3045,
+    "tools/suspects": 3058,
     "tools/trackers": 1876,
     "tools/verify": 5910,
     "training": 16443,

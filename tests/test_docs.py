@@ -241,6 +241,7 @@ import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.est
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
 import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.command
+import sftmix.tools.suspects.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
 
@@ -253,6 +254,7 @@ pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *ar
 tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.command.replay = lambda *args: ""
+tools.suspects.command.list_suspects = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None

@@ -56,7 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Print the first rows, and write all of them as CSV and Parquet."""
-    given = read_words("suspects", ABOUT, add_options, argv)
+    list_suspects(read_words("suspects", ABOUT, add_options, argv))
+
+
+def list_suspects(given: argparse.Namespace) -> None:
+    """Do what the words of the command say."""
     run = Path(given.rows[0]) if (Path(given.rows[0]) / "config.yaml").exists() else None
     if run is not None and len(given.rows) > 1:
         raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(given.rows)}")
