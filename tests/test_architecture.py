@@ -53,7 +53,7 @@ LID = {
     "options": 1681,
     "pipeline": 14190,
     "testing": 5868,
-    "tests": 279393,
+    "tests": 279391,
     "tools/answers": 5370,
     "tools/compare": 5898,
     "tools/estimate": 5294,

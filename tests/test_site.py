@@ -133,5 +133,5 @@ def test_names_and_meanings_become_a_table():
 def test_the_built_page_has_that_table(site):
     rows = Tags(site / "api" / "functional.html").rows
     assert ["lam", "[M], share of column 0"] in rows
-    (starts,) = (row for row in Tags(site / "api" / "types.html").rows if row[:1] == ["starts"])
+    starts = next(row for row in Tags(site / "api" / "types.html").rows if row[:1] == ["starts"])
     assert starts[1].endswith("must not attend to each other, and positions count from each start")
