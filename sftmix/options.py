@@ -152,7 +152,7 @@ class DataOptions(PlainFields):
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
         train = as_list(self.train)
-        held_out, labels = (None if given is None else as_list(given) for given in (self.eval, self.labels))
+        held_out, labels = (None if names is None else as_list(names) for names in (self.eval, self.labels))
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
         for key, names in (("train", train), ("eval", held_out or [])):
@@ -343,25 +343,25 @@ def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
     return LoraOptions() if reference.path else target.lora
 
 
-def inherit(training: TrainingOptions, own: ReferenceTraining | None) -> TrainingOptions:
+def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> TrainingOptions:
     """Return the run's training options, replaced by those that the reference sets itself.
 
     Where two options exclude each other and the reference sets one, the other is not inherited: a reference cannot
     put it aside itself, since its null inherits.
     """
     names = {f.name for f in fields(TrainingOptions)}
-    given = {k: v for k, v in asdict(own).items() if k in names and v is not None} if own else {}
+    chosen = {k: v for k, v in asdict(reference).items() if k in names and v is not None} if reference else {}
     aside: dict[str, Any] = {}
-    if "epochs" in given:
+    if "epochs" in chosen:
         aside["max_steps"] = None  # of both, max_steps decides
-    if "micro_batch_size" in given:
+    if "micro_batch_size" in chosen:
         aside["micro_batch_tokens"] = None
-    if "micro_batch_tokens" in given:
+    if "micro_batch_tokens" in chosen:
         aside["micro_batch_size"] = None
-    if "length_groups" in given and training.padding_free is True:
+    if "length_groups" in chosen and training.padding_free is True:
         aside["padding_free"] = "auto"
-    if given.get("padding_free") is True:
+    if chosen.get("padding_free") is True:
         aside["length_groups"] = None
-    if given.get("parallel", "hsdp") != "hsdp":
+    if chosen.get("parallel", "hsdp") != "hsdp":
         aside["shard_group_size"] = None
-    return replace(training, **aside | given)
+    return replace(training, **aside | chosen)

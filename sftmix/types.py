@@ -153,16 +153,16 @@ class TrainingDynamics:
             alone_nll_sum=None if alone is None else alone[rows],
         ).scoring_only(rows >= 0)
 
-    def scoring_only(self, kept: npt.NDArray[np.bool_]) -> TrainingDynamics:
-        """Return the dynamics with n_tokens 0, and no numbers, for the examples that are not `kept`, bool[N]."""
-        tokens, alone, each = self.token_nll, self.alone_nll_sum, kept[:, None]
+    def scoring_only(self, mask: npt.NDArray[np.bool_]) -> TrainingDynamics:
+        """Return the dynamics with n_tokens 0, and no numbers, for the examples outside the mask, bool[N]."""
+        tokens, alone, each = self.token_nll, self.alone_nll_sum, mask[:, None]
         nothing = np.empty((len(self.steps), 0), dtype=np.float32)
         return replace(
             self,
             nll_sum=np.where(each, self.nll_sum, 0.0),
-            n_tokens=np.where(kept, self.n_tokens, 0),
+            n_tokens=np.where(mask, self.n_tokens, 0),
             n_correct=np.where(each, self.n_correct, 0),
-            token_nll=None if tokens is None else [t if ok else nothing for t, ok in zip(tokens, kept, strict=True)],
+            token_nll=None if tokens is None else [t if ok else nothing for t, ok in zip(tokens, mask, strict=True)],
             alone_nll_sum=None if alone is None else np.where(each, alone, 0.0),
         )
 

@@ -26,10 +26,11 @@ import pytest
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.components.listing import catalogue
-from sftmix.config.classes import import_class, nested_bases
+from sftmix.config.classes import import_class
 from sftmix.config.schema import component_bases, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
+from sftmix.tools.listing.command import nested_bases
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +248,7 @@ from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
-pipeline.recipe.run_valid = lambda config, until: {}
+pipeline.recipe.run = lambda config, until: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.finished.export_run = tools.quickstart.command.quickstart = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
@@ -298,7 +299,6 @@ def workspace(tmp_path_factory) -> Workspace:
             (path / module[1]).write_text(block, encoding="utf-8")
     for run in ("first", "quickstart"):
         (path / "runs" / run).mkdir(parents=True)
-        (path / "runs" / run / ".quickstart").write_text("42\n")
         (path / "runs" / run / "config.yaml").write_text("model: {path: tiny/model}\ndata: {train: rows.json}\n")
     return found
 

@@ -41,6 +41,11 @@ class Tiny:
             *("--training.global_batch_size", "8", "--training.micro_batch_size", "4"),
         ]
 
+    @property
+    def bare(self) -> list[str]:
+        """The same for other references than a trained one, which have no number of checkpoints."""
+        return [word for word in self.options if word not in ("--reference.checkpoints", "2")]
+
 
 def make_tiny(directory: Path, *, dropout: float = 0.1) -> Tiny:
     """Write model, tokenizer and rows, the same ones each time.

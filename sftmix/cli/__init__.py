@@ -65,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (SFTMixError, Stopped) as error:
         return _report(error)
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if os.environ.get("RANK", "0") == "0":
             print(
                 "interrupted; the same command continues from what is finished, a run from its last checkpoint "
                 "(SIGTERM saves one first)",
@@ -78,7 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    from sftmix.cli.commands import COMMANDS
+    from sftmix.cli.commands import COMMANDS, call
 
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
@@ -92,14 +92,10 @@ def _dispatch(argv: list[str]) -> int:
         guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
         raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
     try:
-        COMMANDS[argv[0]].main(argv[1:])
+        call(argv[0], argv[1:])
     except SystemExit as leave:  # --help and --print_config
         return int(leave.code or 0)
     return 0
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _report(error: SFTMixError | Stopped) -> int:
@@ -107,7 +103,7 @@ def _report(error: SFTMixError | Stopped) -> int:
 
     Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
     """
-    rank = _rank()
+    rank = int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)

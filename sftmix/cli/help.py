@@ -174,11 +174,8 @@ def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
     for title, rows in parts.items():
         group = parser.add_argument_group(title)
         for key, value, doc in rows:
-            text = doc.replace("%", "%%")
-            if value:
-                group.add_argument(f"--{key}", metavar=value, help=text)
-            else:
-                group.add_argument(f"--{key}", action="store_true", help=text)
+            kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **kind)
     return parser.format_help()
 
 

@@ -65,12 +65,12 @@ def held_out(summary: Mapping[str, Any]) -> list[str]:
     return [f"held-out NLL per response token (lower is better): {shown}"]
 
 
-def at(arm: Mapping[str, Any], key: str | None) -> Any:
+def at(arm: Mapping[str, Any], key: str) -> Any:
     """Return arm["a"]["b"] for "a.b", or None if it is absent."""
     value: Any = arm
-    for name in key.split(".") if key else []:
+    for name in key.split("."):
         value = (value or {}).get(name)
-    return value if key else None
+    return value
 
 
 def following(out: Path, until: str) -> list[str]:

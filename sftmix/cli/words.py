@@ -30,19 +30,17 @@ def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[st
     """Parse the words of a command; raise ConfigError for places that cannot be written."""
     parser = WordsParser(name, about)
     add_options(parser)
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     for option in ("to", "out"):
-        place = getattr(given, option, None)
+        place = getattr(arguments, option, None)
         if place and (problem := path_problem(place) or _unwritable(Path(place))):
             raise ConfigError(f"--{option}: {place!r} {problem}")
-    return given
+    return arguments
 
 
 def _unwritable(place: Path) -> str | None:
     """Return why nothing can be written at a place, or None."""
-    there = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
-    if there != place and not there.is_dir():
-        return f"cannot be written: {there} is a file; name a place in a directory"
-    if not os.access(there, os.W_OK):
-        return f"cannot be written: {there} is not yours to write; name another place"
-    return None
+    existing = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
+    if (existing == place or existing.is_dir()) and os.access(existing, os.W_OK):
+        return None
+    return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

@@ -188,11 +188,11 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """
     try:
         manifest = read_json(path / MANIFEST, files=dict)
-        own, files = manifest.pop(_OWN_HASH, None), manifest["files"]
+        recorded, files = manifest.pop(_OWN_HASH, None), manifest["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (DifferenceError, ValueError, KeyError, TypeError) as error:
         return f"its manifest is unreadable ({error})"
-    if own != sha256_json(manifest):
+    if recorded != sha256_json(manifest):
         return "its manifest does not have the hash it was written with"
     for name in sorted({p.name for p in path.glob("*.safetensors")} - expected.keys()):
         return f"{name} is not a file of it"

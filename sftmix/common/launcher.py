@@ -102,13 +102,13 @@ def first_rank_tells(message: str) -> bool:
     torchrun ends all ranks as soon as one fails. A rank that fails faster than the first one would have it killed
     before it says what is wrong and writes STATUS.json. One that succeeds does not.
     """
-    own = _error_file()
-    if own is None or os.environ.get("LOCAL_RANK", "0") == "0":
+    error_file = _error_file()
+    if error_file is None or os.environ.get("LOCAL_RANK", "0") == "0":
         return False
     _outlast_others()
     with contextlib.suppress(OSError):
-        (own.parent / _HEARS).touch()
-    first = own.parents[1] / "0" / own.name
+        (error_file.parent / _HEARS).touch()
+    first = error_file.parents[1] / "0" / error_file.name
     if not _wait_for([first], _PATIENCE):
         return False
     return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
@@ -120,11 +120,11 @@ def wait_for_hearers() -> None:
     torchrun ends all ranks once one has failed, and lists those that this killed beside it. A rank that is slow to get
     to the same error would be among them.
     """
-    own = _error_file()
-    if own is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    error_file = _error_file()
+    if error_file is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         _outlast_others()
         others = range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        _wait_for([own.parents[1] / str(rank) / _HEARS for rank in others], _HEARING)
+        _wait_for([error_file.parents[1] / str(rank) / _HEARS for rank in others], _HEARING)
 
 
 def _wait_for(files: list[Path], seconds: float) -> bool:
@@ -139,8 +139,10 @@ def _wait_for(files: list[Path], seconds: float) -> bool:
 
 def another_rank_failed() -> bool:
     """Return True if another rank of this node has recorded its error."""
-    own = _error_file()
-    return own is not None and any(error.parent != own.parent for error in own.parents[1].glob(f"*/{own.name}"))
+    error_file = _error_file()
+    return error_file is not None and any(
+        error.parent != error_file.parent for error in error_file.parents[1].glob(f"*/{error_file.name}")
+    )
 
 
 def _outlast_others() -> None:

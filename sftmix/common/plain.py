@@ -32,16 +32,16 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # without an import of numpy
         return value.item()
     if type(value) in (list, tuple):
-        made = type(value)(plain_value(inner, paths=paths) for inner in value)
-        return value if _same(made, value) else made
+        plain = type(value)(plain_value(inner, paths=paths) for inner in value)
+        return value if _same(plain, value) else plain
     if type(value) is dict:
-        made = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
-        return value if _same([*made, *made.values()], [*value, *value.values()]) else made
+        plain = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
+        return value if _same([*plain, *plain.values()], [*value, *value.values()]) else plain
     return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
 
 
-def _same(made: Iterable[Any], given: Iterable[Any]) -> bool:
-    return all(new is old for new, old in zip(made, given, strict=True))
+def _same(new: Iterable[Any], old: Iterable[Any]) -> bool:
+    return all(one is other for one, other in zip(new, old, strict=True))
 
 
 def not_plain(value: object, key: str = "") -> Iterator[str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import replacing
@@ -53,15 +55,17 @@ def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] |
 
 
 def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
-    """Return the table in a Parquet file; DataError if the file cannot be read or lacks one of these columns."""
+    """Return the table in a Parquet or CSV file; DataError if it cannot be read or lacks one of these columns."""
     import pyarrow as pa
+    import pyarrow.csv
     import pyarrow.parquet as pq
 
+    is_csv, text = os.fspath(path).endswith(".csv"), pa.csv.ConvertOptions(column_types={"id": pa.string()})
     try:
         with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
-            table = pq.read_table(file)
+            table = pa.csv.read_csv(file, convert_options=text) if is_csv else pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+        raise DataError(f"{path}: cannot be read as {'CSV' if is_csv else 'Parquet'}: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     _require(path, not missing, f"columns {missing} are missing (it has {table.column_names})")
     return table
@@ -139,16 +143,6 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     return table["id"], Split(group=np.asarray([code[g] for g in table["group"]], dtype=np.int8), names=names)
 
 
-def write_ids(path: PathLike, ids: Sequence[str]) -> None:
-    """Write one column, id."""
-    write_table(path, ids)
-
-
-def read_ids(path: PathLike) -> list[str]:
-    """Return the ids of a file that has a column id, each once."""
-    return read_columns(path, "id")["id"]
-
-
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
     nll_sum, n_tokens, n_correct = scores.nll_sum, scores.n_tokens, scores.n_correct
@@ -212,27 +206,29 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     grid: list[Any] = [column if column is None else column[order].reshape(n, c) for column in columns]
     step, nll_sum, n_tokens, n_correct, alone, token_nll = grid
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
-    problems = {
-        "n_tokens differs between the checkpoints": n_tokens != n_tokens[:, :1],
-        "n_tokens is negative": n_tokens < 0,
-        "nll_sum is negative or not finite": ~(np.isfinite(nll_sum) & (nll_sum >= 0)),
-        "n_correct is not in 0..n_tokens": (n_correct < NOT_COUNTED) | (n_correct > n_tokens),
-        "a checkpoint stands at several steps": step != step[:1],
-    }
-    if alone is not None:
-        problems["alone_nll_sum is negative or not finite"] = ~(np.isfinite(alone) & (alone >= 0))
+    dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, alone_nll_sum=alone)
+    problems = [
+        ("n_tokens", n_tokens != n_tokens[:, :1], "one number for all checkpoints"),
+        ("step", step != step[:1], "one number for each checkpoint"),
+        *impossible_numbers(dynamics),
+    ]
     if token_nll is not None:
-        problems["token_nll has another length than n_tokens"] = np.vectorize(len, otypes=[int])(token_nll) != n_tokens
-    for problem, wrong in problems.items():
+        problems.append(("token_nll", np.vectorize(len, otypes=[int])(token_nll) != n_tokens, "n_tokens numbers"))
+    for name, wrong, allowed in problems:
         examples = np.flatnonzero(wrong.any(axis=1))
         first = [ids[example] for example in examples[:1]]
-        _require(path, not first, f"{problem} for {len(examples)} examples, first {first}")
-    return TrainingDynamics(
-        ids=ids,
-        steps=step[0],
-        nll_sum=nll_sum,
-        n_tokens=n_tokens[:, 0],
-        n_correct=n_correct,
-        token_nll=None if token_nll is None else [np.stack(list(lines)) for lines in token_nll],
-        alone_nll_sum=alone,
-    )
+        _require(path, not first, f"{name} of {len(examples)} examples, first {first} is wrong; allowed: {allowed}")
+    tokens = None if token_nll is None else [np.stack(list(lines)) for lines in token_nll]
+    return replace(dynamics, token_nll=tokens)
+
+
+def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, npt.NDArray[np.bool_], str]]:
+    """Yield (column, bool[N, C] or [N, 1], True for a number that is impossible, what is allowed)."""
+    n_tokens, n_correct = dynamics.n_tokens[:, None], dynamics.n_correct
+    counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
+    yield "n_tokens", n_tokens < 0, "0 (not scored) and above"
+    yield "n_correct", ~counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"
+    for name in ("nll_sum", "alone_nll_sum"):
+        if (nll := getattr(dynamics, name)) is not None:
+            good = np.isfinite(nll) & (nll >= 0)
+            yield name, ~good & (n_tokens > 0), "finite numbers from 0 where n_tokens is above 0"

@@ -1,8 +1,7 @@
 """Base classes and shipped components, for users to swap; each is imported on first use.
 
-Two are named `FromFile`: a reference from a dynamics file, a split from a split file. `--reference FromFile` and
-`--splitter FromFile` each find theirs; in Python they are `sftmix.components.reference.FromFile` and
-`sftmix.components.splitters.FromFile`.
+Three are named `FromFile`: dynamics, scores or a split from a file. `--reference FromFile`, `--confidence FromFile` and
+`--splitter FromFile` each find theirs; in Python they are in the modules `reference`, `confidence` and `splitters`.
 """
 
 from __future__ import annotations

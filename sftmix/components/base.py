@@ -197,6 +197,8 @@ class Reference(Component, ABC):
 class ConfidenceEstimator(Component, ABC):
     """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them."""
 
+    gives: AbstractSet[Need] = frozenset()
+    """CONFIDENCE: it has scores of its own, so no reference is trained. It then gets dynamics of the ids alone."""
     least_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from sftmix.common.errors import ConfigError
-from sftmix.components.base import ConfidenceEstimator, Need, check_choice
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.components.base import ConfidenceEstimator, Need, check_choice, existing_file
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
@@ -121,6 +123,32 @@ class LearningPercentage(ConfidenceEstimator):
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
         learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
+
+
+class FromFile(ConfidenceEstimator):
+    """Scores of your own, read from a file and joined by example id; no reference is trained."""
+
+    gives = frozenset({Need.CONFIDENCE})
+
+    def __init__(self, *, path: str | os.PathLike[str]) -> None:
+        """path: a Parquet or CSV file with the columns id and score (higher: more confident) of at least all examples
+        that are trained on."""
+        self.path = path
+
+    def files(self) -> Sequence[str]:
+        return [existing_file("confidence.path", self.path)]
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        from sftmix.common.tables import read_columns
+
+        table = read_columns(self.path, "id", "score")
+        score = dict(zip(table["id"], table["score"].tolist(), strict=True))
+        if missing := [name for name in dynamics.ids if name not in score]:
+            raise DataError(
+                f"confidence.path: {self.path} has no score of {len(missing):,} of {len(dynamics.ids):,} examples, "
+                f"first {missing[0]}; their ids stand in split/split.parquet of a run on the same rows"
+            )
+        return np.asarray([score[name] for name in dynamics.ids])
 
 
 def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:

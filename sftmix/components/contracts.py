@@ -6,7 +6,7 @@ allowed. All of it is looked at where the answer arrives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError, ContractError
+from sftmix.common.tables import impossible_numbers
 from sftmix.components.base import (
     Callback,
     CallbackResult,
@@ -28,7 +29,6 @@ from sftmix.components.base import (
 )
 from sftmix.types import (
     MOST_GROUPS,
-    NOT_COUNTED,
     UNPAIRED,
     UNPAIRED_NAME,
     Batch,
@@ -63,52 +63,33 @@ def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> Training
     """Return the dynamics if their columns fit together and hold possible numbers; else raise ConfigError."""
     _is(dynamics, TrainingDynamics, "reference", reference, "collect()")
     size, checkpoints = len(dynamics.ids), len(dynamics.steps)
-    shapes: dict[str, tuple[int, ...]] = {"steps": (checkpoints,), "n_tokens": (size,)}
-    shapes |= dict.fromkeys(("n_correct", "nll_sum", "alone_nll_sum"), (size, checkpoints))
-    if dynamics.alone_nll_sum is None:
-        del shapes["alone_nll_sum"]
     columns: dict[str, Any] = {}
-    for name, shape in shapes.items():
-        values = columns[name] = _numbers(getattr(dynamics, name), "reference", reference, f"numbers as {name}")
-        if values.shape != shape:
-            allowed = f"{list(shape)}, for {size} ids and {checkpoints} checkpoints"
-            raise broken("reference", reference, f"{name} of shape {list(values.shape)}", allowed)
-        if not name.endswith("nll_sum") and not np.issubdtype(values.dtype, np.integer):
-            raise broken("reference", reference, f"{name} of type {values.dtype}", "whole numbers (int64)")
-    for name, good, allowed in _possible(columns):
-        if not good.all():
-            row, column = np.argwhere(~good)[0]
+    for name in ("steps", "n_tokens", "n_correct", "nll_sum", "alone_nll_sum"):
+        shape = {"steps": (checkpoints,), "n_tokens": (size,)}.get(name, (size, checkpoints))
+        kind = "numbers" if name.endswith("nll_sum") else "whole numbers (int64)"
+        allowed = f"{kind} {list(shape)}, for {size} ids and {checkpoints} checkpoints"
+        if (column := getattr(dynamics, name)) is not None:
+            whole = kind != "numbers"
+            columns[name] = _array(column, "reference", reference, allowed, shape=shape, whole=whole, name=f"{name} ")
+    dynamics = replace(dynamics, **columns)
+    for name, wrong, allowed in impossible_numbers(dynamics):
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
             first = f"{name} {columns[name].reshape(size, -1)[row, column]} for {dynamics.ids[row]}"
             raise broken("reference", reference, first, allowed)
     if dynamics.token_nll is not None:
-        shapes_found = [np.shape(nll) for nll in dynamics.token_nll]
-        if shapes_found != [(checkpoints, count) for count in columns["n_tokens"].tolist()]:
+        shapes = [np.shape(nll) for nll in dynamics.token_nll]
+        if shapes != [(checkpoints, count) for count in dynamics.n_tokens.tolist()]:
             allowed = f"for each of the {size} ids an array [{checkpoints}, n_tokens]"
             raise broken("reference", reference, "a token_nll of other shapes", allowed)
-    return replace(dynamics, **columns)
-
-
-def _possible(columns: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray, str]]:
-    """Return (name, which values are possible [N, C] or [N, 1], in words) of the columns of dynamics."""
-    n_tokens, n_correct = columns["n_tokens"][:, None], columns["n_correct"]
-    counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
-    possible = [
-        ("n_tokens", n_tokens >= 0, "0 (not scored) and above"),
-        ("n_correct", counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"),
-    ]
-    for name in ("nll_sum", "alone_nll_sum"):
-        if name in columns:
-            good = np.isfinite(columns[name]) & (columns[name] >= 0)
-            possible.append((name, good | (n_tokens <= 0), "finite numbers from 0 where n_tokens is above 0"))
-    return possible
+    return dynamics
 
 
 def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
     """Return the confidence as f64[N] if it is finite, and NaN exactly where unscored; else raise ConfigError."""
-    allowed = f"{len(dynamics.ids)} numbers, one per example"
-    values = _numbers(confidence, "confidence", estimator, allowed).astype(np.float64)
-    if values.shape != (len(dynamics.ids),):
-        raise broken("confidence", estimator, f"shape {list(values.shape)}", allowed)
+    size = len(dynamics.ids)
+    values = _array(confidence, "confidence", estimator, f"{size} numbers, one per example", shape=(size,), whole=False)
+    values = values.astype(np.float64)
     wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) == dynamics.scored))
     if len(wrong):
         first = f"{values[wrong[0]]} for {dynamics.ids[wrong[0]]} and {len(wrong) - 1} other examples"
@@ -120,17 +101,14 @@ def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynami
 def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
     """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ConfigError."""
     _is(split, Split, "splitter", splitter, "split()")
-    group, names = np.asarray(split.group), split.names
+    names = split.names
     if len(names) > MOST_GROUPS:
         allowed = f"at most {MOST_GROUPS}, as their numbers are int8; merge some"
         raise broken("splitter", splitter, f"{len(names)} groups ({names[0]}, {names[1]}, ..., {names[-1]})", allowed)
     if len({*names, UNPAIRED_NAME}) <= len(names):  # the files of a split tell groups by their names
         raise broken("splitter", splitter, f"the names {list(names)}", f"each name once, and none {UNPAIRED_NAME!r}")
     allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
-    if group.shape != (len(scores),):
-        raise broken("splitter", splitter, f"groups of shape {list(group.shape)}", allowed)
-    if not np.issubdtype(group.dtype, np.integer):
-        raise broken("splitter", splitter, f"groups of type {group.dtype}", f"{allowed} (int8)")
+    group = _array(split.group, "splitter", splitter, allowed, shape=(len(scores),), name="groups ")
     outside = (group < UNPAIRED) | (group >= len(names))
     if outside.any():
         raise broken("splitter", splitter, f"group {group[outside][0]} with the names {list(names)}", allowed)
@@ -146,39 +124,34 @@ def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores)
 
     A row may be in several pairs, and both rows of a pair may be of one group.
     """
-    rows = _numbers(pairs, "pairing", sampler, "i64[P, 2], rows")
-    if rows.ndim != 2 or rows.shape[1] != 2 or not np.issubdtype(rows.dtype, np.integer):
-        raise broken("pairing", sampler, f"{rows.dtype}{list(rows.shape)}", "i64[P, 2], rows")
+    rows = _array(pairs, "pairing", sampler, "i64[P, 2], rows", shape=(None, 2))
     _in_range("pairing", sampler, rows, len(scores))
-    alone, unpaired_P2 = rows[:, 0] == rows[:, 1], split.group[rows] == UNPAIRED
-    if alone.any():
-        first = f"of {scores.id[rows[alone][0, 0]]} with itself"
-        raise _wrong_pair(sampler, rows, alone, first, "two different rows; leave out a row without a partner")
-    if unpaired_P2.any():
-        first = f"with {scores.id[rows[unpaired_P2][0]]}, which is unpaired"
-        allowed = f"rows of a group (split.group 0 to {len(split.names) - 1}); leave out a row of group {UNPAIRED}"
-        raise _wrong_pair(sampler, rows, unpaired_P2.any(axis=1), first, allowed)
+    unpaired_P2 = split.group[rows] == UNPAIRED
+    of_group = f"rows of a group (split.group 0 to {len(split.names) - 1}); leave out a row of group {UNPAIRED}"
+    for wrong, row, problem, allowed in (
+        (
+            rows[:, 0] == rows[:, 1],
+            rows[:, 0],
+            "a row with itself",
+            "two different rows; leave out a row without a partner",
+        ),
+        (unpaired_P2.any(1), rows[range(len(rows)), unpaired_P2.argmax(1)], "with an unpaired row", of_group),
+    ):
+        if wrong.any():
+            place = int(wrong.argmax())
+            answer = f"pair {place}, {rows[place].tolist()}, {problem}: {scores.id[row[place]]} ({wrong.sum()} in all)"
+            raise broken("pairing", sampler, answer, f"{allowed}, it is trained on by NTP then")
     return rows.astype(np.int64)
-
-
-def _wrong_pair(sampler: PairSampler, pairs: Rows, wrong: np.ndarray, first: str, allowed: str) -> ContractError:
-    """Return the error of the pairs that are `wrong`, bool[P], of which the first is described."""
-    places = np.flatnonzero(wrong)
-    count = f"{len(places)} such pair{'s' * (len(places) > 1)}"
-    answer = f"pair {places[0]}, {pairs[places[0]].tolist()}, {first} ({count})"
-    return broken("pairing", sampler, answer, f"{allowed}, it is trained on by NTP then")
 
 
 def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
-    selected = _numbers(rows, "selector", selector, "i64[K], distinct rows")
-    if selected.shape == (0,):
+    if np.size(rows) == 0:
         raise ConfigError(
             f"selector {type(selector).__name__}: none of the {n_rows} examples is selected, so nothing would be "
             "trained on"
         )
-    if selected.ndim != 1 or not np.issubdtype(selected.dtype, np.integer):
-        raise broken("selector", selector, f"{selected.dtype}{list(selected.shape)}", "i64[K], distinct rows")
+    selected = _array(rows, "selector", selector, "i64[K], distinct rows", shape=(None,))
     _in_range("selector", selector, selected, n_rows)
     rows_once, times = np.unique(selected, return_counts=True)
     if len(rows_once) != len(selected):
@@ -187,57 +160,49 @@ def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
 
 
 def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
-    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ConfigError."""
+    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ConfigError.
+
+    What weighs is counted, as the step leaves out a term whose count is 0.
+    """
     _is(plan, Plan, "objective", objective, "plan()")
-    _check_tensors(objective, plan, batch.labels)
+    _check_tensors(objective, plan, len(batch.labels))
     for name in ("ntp_count", "mixup_count", "mu"):
         if not isinstance(value := getattr(plan, name), Real) or not 0 <= float(value) < float("inf"):
             answer = value if isinstance(value, Real) else _described(value)
             raise broken("objective", objective, f"{name} {answer}", "a finite number (float or int), 0 or more")
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken("objective", objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    _check_counts(objective, plan)
-    return plan
-
-
-def _check_counts(objective: Objective, plan: Plan) -> None:
-    """Check that what weighs is counted: the step leaves out a term whose count is 0. Looks at values only then."""
     if not plan.ntp_count and plan.row_weight.count_nonzero():
         raise broken("objective", objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
     if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.count_nonzero():
         raise broken("objective", objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
+    return plan
 
 
-def _check_tensors(objective: Objective, plan: Plan, labels: Tensor) -> None:
-    """Check pairs, lambdas and weights. Each look at values waits for the device, as the counts of a plan do, too."""
+def _check_tensors(objective: Objective, plan: Plan, rows: int) -> None:
+    """Check pairs, lambdas and weights for so many token rows."""
     import torch
 
     pairs = plan.pairs
     if not isinstance(pairs, torch.Tensor) or pairs.dtype != torch.int64 or pairs.shape[1:] != (2,):
         raise broken("objective", objective, f"pairs {_described(pairs)}", "i64[M, 2], token rows")
-    _check_device(objective, "pairs", pairs, labels)
-    weights = {"pair_weight": len(pairs), "lam": len(pairs), "row_weight": len(labels)}
-    for name, size in weights.items():
+    for name, size, of in (
+        ("pair_weight", len(pairs), "pair"),
+        ("lam", len(pairs), "pair"),
+        ("row_weight", rows, "response token"),
+    ):
         value = getattr(plan, name)
-        of = f"[{size}], one for each {'response token' if 'row' in name else 'pair'} of the micro-batch"
-        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
-            raise broken("objective", objective, f"{name} {_described(value)}", f"a tensor of floats {of}")
-        if tuple(value.shape) != (size,):
-            raise broken("objective", objective, f"{name} {list(value.shape)}", of)
-        _check_device(objective, name, value, labels)
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == (size,)):
+            allowed = f"a tensor of floats [{size}], one for each {of} of the micro-batch"
+            raise broken("objective", objective, f"{name} {_described(value)}", allowed)
         good, allowed = value.isfinite(), "finite numbers"
         if name == "lam":
             good, allowed = (value >= 0) & (value <= 1), "0 to 1"
         if not good.all():
             raise broken("objective", objective, f"{name} {value[~good][0].item()}", allowed)
     low, high = (int(pairs.min()), int(pairs.max())) if len(pairs) else (0, -1)
-    if low < 0 or high >= len(labels):
-        raise broken("objective", objective, f"pairs of the rows {low} to {high}", f"token rows 0 to {len(labels) - 1}")
-
-
-def _check_device(objective: Objective, name: str, value: Tensor, labels: Tensor) -> None:
-    if value.device != labels.device:
-        raise broken("objective", objective, f"{name} on {value.device}", f"tensors on {labels.device}, as the batch's")
+    if low < 0 or high >= rows:
+        raise broken("objective", objective, f"pairs of the rows {low} to {high}", f"token rows 0 to {rows - 1}")
 
 
 def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
@@ -255,10 +220,10 @@ def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
             raise broken("objective", objective, f"{name} {'without' if has_graph else 'with'} a graph", allowed)
 
 
-def check_embeddings(perturbation: Perturbation, given: Tensor, changed: Tensor) -> Tensor:
+def check_embeddings(perturbation: Perturbation, before: Tensor, changed: Tensor) -> Tensor:
     """Return the changed embeddings if they have the shape and type of the given ones; else raise ConfigError."""
-    if getattr(changed, "shape", None) != given.shape or changed.dtype != given.dtype:
-        raise broken("perturbation", perturbation, _described(changed), f"embeddings {_described(given)}")
+    if getattr(changed, "shape", None) != before.shape or changed.dtype != before.dtype:
+        raise broken("perturbation", perturbation, _described(changed), f"embeddings {_described(before)}")
     return changed
 
 
@@ -272,8 +237,8 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
     _is(result, CallbackResult, "callbacks", callback, f"{hook}()", " or None")
     if not isinstance(result.metrics, Mapping) or not all(isinstance(v, Real) for v in result.metrics.values()):
         raise broken("callbacks", callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
-    own = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
-    if taken := sorted(own & result.metrics.keys()):
+    reserved = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
+    if taken := sorted(reserved & result.metrics.keys()):
         answer, other = f"the metric {taken[0]} from {hook}()", f"my_{taken[0]}"
         raise broken("callbacks", callback, answer, f"names that the loop does not use itself; rename it, as {other}")
     plain = {name: v if isinstance(v, (int, float)) else float(v) for name, v in result.metrics.items()}  # for JSON
@@ -282,22 +247,28 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
 
 def _is(value: object, kind: type, option: str, component: Component, method: str, more: str = "") -> None:
     if not isinstance(value, kind):
-        allowed = f"{method} returns sftmix.{_home(kind)}.{kind.__name__}{more}"
-        raise broken(option, component, _described(value), allowed)
+        home = kind.__module__.removesuffix(".base")
+        raise broken(option, component, _described(value), f"{method} returns {home}.{kind.__name__}{more}")
 
 
-def _home(kind: type) -> str:
-    return kind.__module__.removeprefix("sftmix.").removesuffix(".base")
-
-
-def _numbers(values: Any, option: str, component: Component, allowed: str) -> np.ndarray:
-    """Return the answer as an array of numbers; else raise ConfigError."""
+def _array(
+    answer: Any,
+    option: str,
+    component: Component,
+    allowed: str,
+    *,
+    shape: Sequence[int | None],
+    whole: bool = True,
+    name: str = "",
+) -> np.ndarray:
+    """Return an answer as an array of (whole) numbers of this shape, None for any length; else raise ConfigError."""
     try:
-        array = np.asarray(values)
+        array = np.asarray(answer)
     except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor that no array can be made of
         array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "iuf":
-        raise broken(option, component, _described(values), allowed)
+    fits = array.ndim == len(shape) and all(n in (None, size) for n, size in zip(shape, array.shape, strict=True))
+    if array.dtype.kind not in ("iu" if whole else "iuf") or not fits:
+        raise broken(option, component, f"{name}{_described(answer)}", allowed)
     return array
 
 

@@ -87,14 +87,14 @@ def _on_lines(plan: Plan, batch: Batch, share_M: Tensor, layer: int) -> LinesPla
     import torch
 
     ids, mask, column = aligned(batch)
-    kept = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
-    pairs, lam, pair = plan.pairs[kept], plan.lam[kept], batch.pair_index[kept]
+    same_place = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
+    pairs, lam, pair = plan.pairs[same_place], plan.lam[same_place], batch.pair_index[same_place]
     # Without pairs a pass is made all the same: under FSDP every rank makes as many.
     slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
     share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
     values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
-    values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[kept]}
-    values["mixup_count"] = float(share_M[kept].sum(dtype=torch.float64))
+    values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[same_place]}
+    values["mixup_count"] = float(share_M[same_place].sum(dtype=torch.float64))
     return LinesPlan(
         **values,
         input_ids=ids[slots.T.flatten()],

@@ -60,7 +60,7 @@ class TrainedReference(Reference):
             Need.CORRECT: checkpoints != "online",
             Need.BEFORE_TRAINING: isinstance(checkpoints, list) and 0 in checkpoints,
         }
-        self.gives = {need for need, there in held.items() if there}
+        self.gives = {need for need, holds in held.items() if holds}
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         if isinstance(self.checkpoints, list):
@@ -198,7 +198,7 @@ def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
     rows = read_columns(rows_file, "id", "hash")
     theirs = dict(zip(_numbered(rows["hash"]), rows["id"], strict=True))
     wanted = _numbered(context.content_hashes())
-    missing = [own for own, key in zip(context.ids, wanted, strict=True) if key not in theirs]
+    missing = [example_id for example_id, key in zip(context.ids, wanted, strict=True) if key not in theirs]
     if missing:
         raise DataError(
             f"{HUB}{name} has scores of {len(theirs):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "

@@ -128,16 +128,16 @@ class Shares(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
-        values, kept = list(map(str, _column(columns, self.field))), list[int]()
+        values, chosen = list(map(str, _column(columns, self.field))), list[int]()
         for value, share in self.shares.items():
-            rows, wanted = [row for row, own in enumerate(values) if own == value], round(share * self.k)
+            rows, wanted = [row for row, source in enumerate(values) if source == value], round(share * self.k)
             if wanted > len(rows):
                 raise ConfigError(
                     f"selector.shares asks for {wanted:,} of the {self.k:,} examples with {self.field} {value!r}, but "
                     f"there are {len(rows):,}; use a smaller k or share"
                 )
-            kept += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
-        return np.sort(np.asarray(kept, dtype=np.int64))
+            chosen += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
+        return np.sort(np.asarray(chosen, dtype=np.int64))
 
 
 class S2L(Selector):
@@ -182,10 +182,10 @@ class S2L(Selector):
             _, cluster = kmeans2(trajectories, min(self.clusters, len(rows)), minit="++", seed=rng)
         members = [rng.permutation(rows[cluster == c]) for c in np.unique(cluster)]
         members.sort(key=len)
-        kept: list[int] = []
-        for place, own in enumerate(members):
-            kept += own[: (self.k - len(kept)) // (len(members) - place)].tolist()
-        return np.sort(np.asarray(kept, dtype=np.int64))
+        chosen: list[int] = []
+        for place, rows_of_cluster in enumerate(members):
+            chosen += rows_of_cluster[: (self.k - len(chosen)) // (len(members) - place)].tolist()
+        return np.sort(np.asarray(chosen, dtype=np.int64))
 
 
 def _column(columns: Mapping[str, Sequence[Any]], field: str) -> Sequence[Any]:

@@ -185,7 +185,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
                 )
-        if Need.CONFIDENCE in config.splitter.needs:
+        if config.uses_dynamics():
             online = Need.TARGET_LOSSES in config.reference.needs
             yield from _dynamics(config)
     by = f"reference {type(config.reference).__name__}" if online else "this run"
@@ -194,10 +194,10 @@ def _needs(config: RunConfig) -> Iterator[str]:
             f"{by} splits each epoch by the losses of the one before, but training.epochs is {training.epochs:g}; "
             "allowed: above 1"
         )
-    given = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
-    yield from _missing("objective", config.objective, given, by)
+    available = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
+    yield from _missing("objective", config.objective, available, by)
     yield from _callbacks(config)
-    yield from _package("optimizer", config.optimizer, "use --optimizer AdamW")
+    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, by)  # which sharded ranks do not give
 
 
 def _dynamics(config: RunConfig) -> Iterator[str]:
@@ -219,22 +219,18 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
     remedy = "set data.eval or data.eval_fraction"
     if config.checkpoint.keep_best and not held_out:
         yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {remedy}, or leave it out"
-    given = {Need.HELD_OUT} if held_out else set()
+    available = {Need.HELD_OUT} if held_out else set()
     for callback in config.callbacks:
         if isinstance(callback, Evaluate) and callback.every is not None and not held_out:
             yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {remedy}, or remove it"
-        yield from _missing("callbacks:", callback, given, "this run")
-        yield from _package("callbacks:", callback, "remove the callback")
-        given |= callback.gives
+        yield from _missing("callbacks:", callback, available, "this run")
+        available |= callback.gives
 
 
-def _missing(name: str, component: Component, given: Container[Need], by: str) -> Iterator[str]:
+def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
-        if need not in given:
+        if need not in available:
             remedy = _REMEDIES.get(need, _NO_SUCH)
             yield f"{name} {type(component).__name__} needs {need}, which {by} does not give; {remedy}"
-
-
-def _package(name: str, component: Component, other: str) -> Iterator[str]:
     if problem := missing_package(component):
-        yield f"{name} {type(component).__name__} {problem}, or {other}"
+        yield f"{name} {type(component).__name__} {problem}, or leave it out"

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
-from sftmix.config.schema import component_bases, component_in, options_of
+from sftmix.config.schema import component_bases, options_of
 
 
 class _WorkingDirectory(MetaPathFinder):
@@ -109,19 +108,6 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
             known.setdefault(chosen_by(cls), cls)
     return known
-
-
-@cache
-def nested_bases() -> dict[str, type[Component]]:
-    """Return option -> base class for kinds that only options of shipped components take (`objective.mu`)."""
-    places: dict[type[Component], str] = {}
-    for field, base in component_bases().items():
-        for shipped in dict(catalogue())[base.__name__]:
-            for name, option in options_of(import_class(shipped.path)).items():
-                inner = component_in(option.annotation)
-                if inner and inner not in component_bases().values():
-                    places.setdefault(inner, f"{field}.{name}")
-    return {place: base for base, place in places.items()}
 
 
 def listed(base: type[Component], words: Sequence[str] = ()) -> str:

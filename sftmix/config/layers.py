@@ -23,8 +23,6 @@ TABLE = "compare.yaml"
 """The file that the directory of a table has and no run."""
 _MOST = 100_000
 """Most values of a file, where an alias counts as what it names."""
-_DEEPEST = 100
-"""Most levels of its lists and mappings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +52,12 @@ def config_file(name: str, *, where: str = "--config") -> str:
 
 def refuse_table(layers: list[Layer]) -> None:
     """Raise ConfigError if the layers describe a table of variants, which is not one run."""
-    given = layers[-1].name
+    file = layers[-1].name
     for layer in layers:
         if OF_COMPARE in layer.values:
             raise ConfigError(
-                f"{given} describes a table of runs (by the `{OF_COMPARE}` in {layer.name}), not one run; "
-                f"run it with `compare --config {given} --out DIR`"
+                f"{file} describes a table of runs (by the `{OF_COMPARE}` in {layer.name}), not one run; "
+                f"run it with `compare --config {file} --out DIR`"
             )
 
 
@@ -102,19 +100,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = read_text(path)
-        depth = 0
-        for event in yaml.parse(text, Loader=kind):  # a parser, unlike what composes its events, has no stack
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ValueError(f"line {event.start_mark.line + 1} is more than {_DEEPEST} levels deep")
-        loader = kind(text)
+        loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
         node = loader.get_single_node()
         _check_nodes(node)
         values = {} if node is None else loader.construct_document(node)
-    except (OSError, ValueError, ArithmeticError, yaml.YAMLError) as error:
+    except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
@@ -124,18 +115,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _check_nodes(node: Any) -> None:
     """Raise ValueError for a key that stands twice in one mapping: YAML would take the last one, without a word.
 
-    Also for aliases that unfold to more than _MOST values, to more than _DEEPEST levels, or to themselves.
+    Also for aliases that unfold to more than _MOST values, or to themselves.
     """
     import yaml
 
-    nodes, seen = [(node, 1)], 0
+    nodes, seen = [node], 0
     while nodes:
-        (node, depth), seen = nodes.pop(), seen + 1
-        if depth > _DEEPEST or seen + len(nodes) > _MOST:
-            raise ValueError(f"with its aliases it has over {_MOST:,} values, or over {_DEEPEST} levels")
+        node, seen = nodes.pop(), seen + 1
+        if seen + len(nodes) > _MOST:
+            raise ValueError(f"with its aliases it has over {_MOST:,} values")
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         values = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-        nodes += [(value, depth + 1) for value in values]
+        nodes += values
         lines: dict[str, int] = {}
         for key, _ in pairs:
             line = key.start_mark.line + 1

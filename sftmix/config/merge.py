@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from inspect import Parameter
-from types import MappingProxyType
 from typing import Any
 
 from sftmix.common.errors import ConfigError
@@ -25,20 +24,19 @@ from sftmix.config.schema import alternatives, component_in, group_in, is_list, 
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
 
 CLASS, ARGS = "class_path", "init_args"
-NO_OWN: Mapping[str, Parameter] = MappingProxyType({})
 
 Tree = dict[str, Any]
 """The options that were given, nested, as plain values of their types."""
 
 
-def merge(tree: Tree, layer: Layer, own: Mapping[str, Parameter] = NO_OWN) -> Tree:
+def merge(tree: Tree, layer: Layer, more: Mapping[str, Parameter] | None = None) -> Tree:
     """Return the tree with one more layer over it; raise ConfigError, with the layer's name, for what does not fit.
 
-    own  the options that a command has beside those of a run
+    more  the options that a command has beside those of a run
     """
     try:
         with own_modules():
-            return _options(tree, _by_name([layer.values]), {**options_of(RunConfig), **own}, "")
+            return _options(tree, _by_name([layer.values]), {**options_of(RunConfig), **(more or {})}, "")
     except ConfigError as error:
         raise ConfigError(f"{layer.name}: {error}" if layer.name else str(error)) from error
 

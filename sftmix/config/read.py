@@ -43,9 +43,9 @@ def read_finished(run: Path) -> RunConfig:
                 foreign[name] = layer.values.pop(name)
     with own_modules(outside=Path("/")):
         config = _from_layers(layers)
-    for name, given in foreign.items():
-        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(given)]
-        setattr(config, name, stand_ins if isinstance(given, list) else stand_ins[0])
+    for name, values in foreign.items():
+        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(values)]
+        setattr(config, name, stand_ins if isinstance(values, list) else stand_ins[0])
     return config
 
 
@@ -53,10 +53,10 @@ _FOREIGN = r'"class_path": "(?!sftmix\.)[^"]*\.'
 """In the plain form of components as JSON: one that is not of sftmix; short names have no dot."""
 
 
-def _stand_in(base: type[Component], given: Mapping[str, Any]) -> Component:
+def _stand_in(base: type[Component], plain_form: Mapping[str, Any]) -> Component:
     """Return a component of this plain form that does nothing. Subclasses of `base` would be found by their names."""
-    module, _, name = str(given.get(CLASS)).rpartition(".")
-    methods = {"spec": lambda _: dict(given), "__getattr__": lambda _, key: getattr(base, key)}
+    module, _, name = str(plain_form.get(CLASS)).rpartition(".")
+    methods = {"spec": lambda _: dict(plain_form), "__getattr__": lambda _, key: getattr(base, key)}
     return object.__new__(type(name, (Component,), {"__module__": module, **methods}))
 
 

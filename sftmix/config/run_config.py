@@ -82,6 +82,10 @@ class RunConfig(PlainFields):
             return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
+    def uses_dynamics(self) -> bool:
+        """Return True if the split needs a confidence that has no scores of its own."""
+        return Need.CONFIDENCE in self.splitter.needs and Need.CONFIDENCE not in self.confidence.gives
+
     def plain(self) -> dict[str, Any]:
         """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}

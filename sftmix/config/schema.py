@@ -55,10 +55,10 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
         named = f"{owner.__module__}.{owner.__qualname__}"
         raise ConfigError(f"the types in {named}.__init__ cannot be read, and they are its options: {error}") from error
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
-    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     named_kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
-        p.name: p.replace(annotation=hints.get(p.name, p.empty), default=made.get(p.name, p.default))
+        p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
         for p in inspect.signature(owner).parameters.values()
         if p.kind in named_kinds
     }

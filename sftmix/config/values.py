@@ -135,10 +135,10 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
     allowed = listed(base, words) if base else ", ".join(words)
-    given = f"{key} is" if value is None or value is True else f"{key}: {value!r} is"
+    subject = f"{key} is" if value is None or value is True else f"{key}: {value!r} is"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
-        told(f"{given} {_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
+        told(f"{subject} {_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
     )
 
 

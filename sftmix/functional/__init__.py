@@ -95,7 +95,7 @@ def sft_loss(
         alone = rows_alone(pairs, len(labels))
     elif len(alone) + 2 * len(pairs) < len(labels):
         raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
-    given = _given(row_weight, row_scale, labels)
+    weights = _given(row_weight, row_scale, labels)
     inputs = (hidden, weight, bias)
     # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
     grad_mode = torch.is_grad_enabled()
@@ -114,7 +114,7 @@ def sft_loss(
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
         spec = replace(spec, kernels=kernels_for(spec, hidden))
-        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, given, pair_weight, alone, spec)
+        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, weights, pair_weight, alone, spec)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):
         loss = GradientsInForward.apply(loss, gradients, *inputs)

@@ -153,9 +153,9 @@ def _uses(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtyp
     first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")
     owner = first[row] == place
     zero = torch.zeros(len(row), dtype=kind, device=row.device)
-    given = torch.where(owner, weight[row], zero)
+    weight_of_use = torch.where(owner, weight[row], zero)
     nll, ntp, entropy = zero.clone(), zero.clone(), zero.clone()
-    return Figures(row, labels[row], owner, given, nll, ntp, entropy, torch.zeros_like(owner)), first
+    return Figures(row, labels[row], owner, weight_of_use, nll, ntp, entropy, torch.zeros_like(owner)), first
 
 
 # ------------------------------------------------------------------------------------------------ matmuls
@@ -233,12 +233,12 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
         from sftmix.functional import kernels
 
         inputs, pairs = (hidden, weight, None), rows[:4].view(2, 2)
-        found, expected = (
+        computed, expected = (
             fused_loss(inputs, rows * 1799, pairs, lam, share, share[:2], rows[4:], replace(spec, kernels=one))
             for one in (kernels, None)
         )
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
-        for one, other in zip((found[0].nll, *found[1:]), (expected[0].nll, *expected[1:]), strict=True):
+        for one, other in zip((computed[0].nll, *computed[1:]), (expected[0].nll, *expected[1:]), strict=True):
             torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way
         reason = str(error).strip().partition("\n")[0]

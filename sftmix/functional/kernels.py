@@ -106,8 +106,8 @@ def gradients(x: Tensor, uses: Any, lam: Tensor, pair_weight: Tensor, mixup: Ten
     pairs, vocabulary = len(lam), x.shape[1]
     options = {"softcap": softcap or 0.0, "BLOCK": min(BLOCK, triton.next_power_of_2(vocabulary)), "num_warps": 8}
     if pairs:
-        given = (uses.label, uses.weight, uses.nll, lam, pair_weight, mixup)
-        _pairs[(pairs,)](x, *given, pairs, vocabulary, **options)
+        columns = (uses.label, uses.weight, uses.nll, lam, pair_weight, mixup)
+        _pairs[(pairs,)](x, *columns, pairs, vocabulary, **options)
     if len(x) > 2 * pairs:
         rest = uses.part(slice(2 * pairs, None))
         _rows[(len(x) - 2 * pairs,)](x[2 * pairs :], rest.label, rest.weight, rest.nll, vocabulary, **options)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from sftmix.batches.rows import TokenisedRows
@@ -39,8 +38,6 @@ TAUS = tuple(2.0 ** (-k / 2) for k in range(-6, 5))
 """Temperatures from 8 down to 1/4: their inverses rise by a factor of sqrt(2)."""
 
 _ONE, _HALF = TAUS.index(1.0), TAUS.index(0.5)
-
-_STEP = float(np.log(2) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +95,13 @@ class TokenStatistics(NamedTuple):
     tempered: Tensor
 
 
-def token_statistics(hidden: Tensor, head: Head, labels: Tensor, *, block: int | None = None) -> TokenStatistics:
+def token_statistics(hidden: Tensor, head: Head, labels: Tensor) -> TokenStatistics:
     """Return the statistics of T token rows through the model's own head (scale, soft-cap and bias included).
 
-    block: rows of logits alive at once; None chooses from the vocabulary. Two buffers of this size are made.
+    Two buffers of a block of logits are alive at once.
     """
     kind, device = statistics_dtype(hidden), hidden.device.type
-    block = block or block_rows(len(head.weight), hidden.device)
+    block = block_rows(len(head.weight), hidden.device)
     parts = []
     for start in range(0, max(1, len(labels)), block):
         logits = head.logits(hidden[start : start + block], dtype=kind)
@@ -173,9 +170,8 @@ def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) 
     """
     if len(ids) < 2:
         return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
-    fold = np.empty(len(ids), dtype=np.int64)
-    fold[sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))] = np.arange(len(ids)) % 2
-    sums = [tempered[fold == k].sum(axis=0) for k in (0, 1)]
+    ranked = sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))
+    sums = [tempered[sorted(ranked[k::2])].sum(axis=0) for k in (0, 1)]
     taus = [best_temperature(s) for s in sums]
     total = nll_at(sums[1], taus[0]) + nll_at(sums[0], taus[1])
     return {
@@ -189,37 +185,28 @@ def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) 
 def best_temperature(sums: Float64) -> float:
     """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, from sums f64[len(TAUS), 3].
 
-    The NLL is convex in 1 / tau, so its derivative changes sign once, and the minimum lies between two neighbours.
+    The NLL is convex in 1 / tau, so it has one minimum.
     """
-    slope = sums[:, 1]
-    if slope[0] >= 0:
+    from scipy.optimize import brentq
+
+    if sums[0, 1] >= 0:
         return TAUS[0]
-    if slope[-1] <= 0:
+    if sums[-1, 1] <= 0:
         return TAUS[-1]
-    left = int(np.argmax(slope >= 0)) - 1
-    derivative = _between(sums, left).deriv()
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if derivative(middle) < 0 else (low, middle)
-    return TAUS[left] * float(np.exp(-_STEP * low))
+    return float(np.exp(-brentq(_curve(sums).derivative(), -np.log(TAUS[0]), -np.log(TAUS[-1]))))
 
 
 def nll_at(sums: Float64, tau: float) -> float:
     """Return the NLL sum at a temperature within [TAUS[-1], TAUS[0]]."""
-    place = np.log(TAUS[0] / tau) / _STEP
-    left = min(int(place), len(TAUS) - 2)
-    return float(_between(sums, left)(place - left))
+    return float(_curve(sums)(-np.log(tau)))
 
 
-def _between(sums: Float64, left: int) -> Polynomial:
-    """Return the quintic in x from 0 (TAUS[left]) to 1 (the next tau), x linear in log(1 / tau), that has the NLL and
-    derivatives of the sums at both ends."""
-    beta = 1 / np.asarray(TAUS[left : left + 2])
-    (v0, v1), first, second = sums[left : left + 2].T
-    s0, s1 = _STEP * beta * first
-    c0, c1 = _STEP**2 * (beta**2 * second + beta * first)
-    d = v1 - v0
-    cubic = 10 * d - 6 * s0 - 4 * s1 - (3 * c0 - c1) / 2
-    quartic = -15 * d + 8 * s0 + 7 * s1 + (3 * c0 - 2 * c1) / 2
-    return Polynomial([v0, s0, c0 / 2, cubic, quartic, 6 * d - 3 * (s0 + s1) - (c0 - c1) / 2])
+def _curve(sums: Float64) -> Any:
+    """Return a BPoly, the NLL sum as a function of log(1 / tau): between two of TAUS a quintic that has the values and
+    derivatives of the sums at both."""
+    from scipy.interpolate import BPoly
+
+    value, first, second = sums.T
+    beta = 1 / np.asarray(TAUS)
+    derivatives = np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
+    return BPoly.from_derivatives(np.log(beta), derivatives)

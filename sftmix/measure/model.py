@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.common.world import World
 from sftmix.data import LoadedData
-from sftmix.measure.calibration import calibrate, report
+from sftmix.measure.calibration import TokenCalibration, calibrate, report
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import held_out_metrics, nll_by
-from sftmix.types import Float64, Int64, Rows, RowScores, TrainingDynamics
+from sftmix.types import Float64, Int64, Rows, RowScores
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -45,84 +45,86 @@ def sample_rows(ids: Sequence[str]) -> Rows:
     return np.sort(np.asarray(ranked[:size], dtype=np.int64))
 
 
-class Measurement:
-    """The figures of one model, by all ranks together: `base` for the untrained one, `trained` after a stage.
+def measure(
+    directory: Path,
+    world: World,
+    data: LoadedData,
+    score: Callable[[TokenisedRows], RowScores],
+    *,
+    groups: Sequence[str] | None = None,
+    step: int = 0,
+    calibration: TokenCalibration | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """Measure a model, whose scores of rows `score` gives, by all ranks together.
 
-    Both return the files that they wrote into `directory`, and figures for figures.json.
+    Return the files that were written into `directory`, and figures for figures.json.
 
-    eval_groups  the group of each held-out row; None: one group
+    groups       the group of each held-out row; None: one group
+    step         at which the model is
+    calibration  of the held-out rows, if it was measured: they are not scored again
     """
+    files, figures = [SAMPLE], dict[str, Any]()
+    if data.eval is not None:
+        ids, brier = data.eval.ids, None if calibration is None else calibration.brier_sum
+        scores = score(data.eval) if calibration is None else calibration.scores
+        world.on_main(lambda: write_eval(directory / "eval.parquet", ids, scores, brier))
+        files.append("eval.parquet")
+        figures = held_out_metrics(scores) | ({} if groups is None else {"eval_nll_by": nll_by(scores, groups)})
+    sample = RowSubset(data.train, sample_rows(data.train.ids))
+    dynamics = one_checkpoint([data.train.ids[row] for row in sample.rows], step, score(sample))
+    world.on_main(lambda: write_dynamics(directory / SAMPLE, dynamics))
+    return files, figures
 
-    def __init__(
-        self, directory: Path, world: World, data: LoadedData, eval_groups: Sequence[str] | None = None
-    ) -> None:
-        self._directory, self._world, self._data, self._groups = directory, world, data, eval_groups
-        self._sample = RowSubset(data.train, sample_rows(data.train.ids))
 
-    def base(self, score: Callable[[TokenisedRows], RowScores]) -> tuple[list[str], dict[str, Any]]:
-        """Measure the untrained model, whose scores of rows `score` gives."""
-        data, figures = self._data.eval, dict[str, Any]()
-        if data is not None:
-            figures = self._held_out(data.ids, score(data))
-        self._keep_sample(0, score(self._sample))
-        return [SAMPLE, *([] if data is None else ["eval.parquet"])], figures
-
-    def trained(self, stage: Stage, module: nn.Module, *, steps: int) -> tuple[list[str], dict[str, Any]]:
-        """Measure the module that the stage has trained for so many steps."""
-        started, data, scorer = time.perf_counter(), self._data.eval, stage.scorer
-        assert scorer is not None
-        files, figures = [SAMPLE], dict[str, Any]()
-        if data is not None:
-            measured = calibrate(module, data, replace(scorer, progress=f"{stage.name}: calibration"))
-            calibration = report(measured, data.ids)
-            figures = self._held_out(data.ids, measured.scores, measured.brier_sum)
-            self._world.on_main(lambda: write_json(self._directory / "calibration.json", calibration))
-            figures["calibration"] = {k: v for k, v in calibration.items() if k != "reliability"}
-            files += ["eval.parquet", "calibration.json"]
-        self._keep_sample(steps, scorer(module, self._sample))
-        lines = self._world.share(self._world.on_main(lambda: read_steps(self._directory)))
-        figures["mixed_token_share"] = mixed_share(stage.order.batch, lines, self._data.train.n_targets)
-        figures |= best_evaluation(lines, figures.get("eval_nll"))
-        figures["calibration_seconds"] = time.perf_counter() - started
-        return files, figures
-
-    def _held_out(self, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> dict[str, Any]:
-        """Write eval.parquet, and return the metrics of the held-out rows: of each group, too, if there are several."""
-        self._world.on_main(lambda: write_eval(self._directory / "eval.parquet", ids, scores, brier_sum))
-        by = {} if self._groups is None else {"eval_nll_by": nll_by(scores, self._groups)}
-        return {**held_out_metrics(scores), **by}
-
-    def _keep_sample(self, step: int, scores: RowScores) -> None:
-        ids = [self._data.train.ids[row] for row in self._sample.rows]
-        self._world.on_main(lambda: write_dynamics(self._directory / SAMPLE, one_checkpoint(ids, step, scores)))
+def measure_trained(
+    world: World, data: LoadedData, stage: Stage, module: nn.Module, *, groups: Sequence[str] | None, steps: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Measure the module that the stage has trained for so many steps, as `measure` does; with its calibration."""
+    started, directory, calibration = time.perf_counter(), stage.directory, None
+    assert stage.scorer is not None
+    if data.eval is not None:
+        calibration = calibrate(module, data.eval, stage.scorer)
+    score = partial(stage.scorer, module)
+    files, figures = measure(directory, world, data, score, groups=groups, step=steps, calibration=calibration)
+    if data.eval is not None and calibration is not None:
+        reported = report(calibration, data.eval.ids)
+        world.on_main(lambda: write_json(directory / "calibration.json", reported))
+        files.append("calibration.json")
+        figures["calibration"] = {k: v for k, v in reported.items() if k != "reliability"}
+    lines = world.share(world.on_main(lambda: read_steps(directory)))
+    figures["mixed_token_share"] = mixed_share(stage.order.batch, lines, data.train.n_targets)
+    figures |= best_evaluation(lines, figures.get("eval_nll"))
+    figures["calibration_seconds"] = time.perf_counter() - started
+    return files, figures
 
 
 def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
     """Return the population standard deviation over the sample of minus the perplexity, before and after training.
 
     The keys under `log_` hold the same of minus the mean NLL per token, which single outliers do not decide. `change`
-    is after / before - 1. A figure that is not finite, or whose before is not known, is None.
+    is after / before - 1. A figure that is not finite is None.
 
     base, trained  directories of the stages of the base model and of the trained one
     """
-    stages = {name: place / SAMPLE for name, place in (("before", base), ("after", trained))}
-    samples = {name: read_dynamics(file) for name, file in stages.items() if file.exists()}
-    figures: dict[str, Any] = {"rows": len(samples["after"].ids)}
-    for prefix in ("", "log_"):
-        old, new = (_spread(samples.get(name), prefix) for name in ("before", "after"))
-        change = None if not old or new is None else new / old - 1
-        figures |= {f"{prefix}before": old, f"{prefix}after": new, f"{prefix}change": change}
+    samples = [read_dynamics(stage / SAMPLE) for stage in (base, trained)]
+    nll = [dynamics.nll_sum[:, -1] / dynamics.n_tokens for dynamics in samples]
+    figures: dict[str, Any] = {"rows": len(samples[1].ids)}
+    for prefix, spread in (("", lambda n: np.exp(n).std()), ("log_", np.std)):
+        before, after = (finite(spread, n) for n in nll)
+        figures |= {f"{prefix}before": before, f"{prefix}after": after, f"{prefix}change": change(before, after)}
     return figures
 
 
-def _spread(dynamics: TrainingDynamics | None, prefix: str) -> float | None:
-    """Return the standard deviation of the perplexity at the last checkpoint, or with `log_` of its logarithm."""
-    if dynamics is None:
-        return None
-    nll = dynamics.nll_sum[:, -1] / dynamics.n_tokens
-    with np.errstate(over="ignore", invalid="ignore"):
-        spread = float((nll if prefix else np.exp(nll)).std())
-    return spread if np.isfinite(spread) else None
+def finite(figure: Callable[..., Any], values: Float64 | Int64) -> float | None:
+    """Return a figure of values; None if there are none, or it is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the perplexities of a model that diverged
+        number = figure(values) if len(values) else np.nan
+    return float(number) if np.isfinite(number) else None
+
+
+def change(old: float | None, new: float | None) -> float | None:
+    """Return new / old - 1; None if either is not known."""
+    return new / old - 1 if old and new is not None else None
 
 
 def best_evaluation(lines: Sequence[Mapping[str, Any]], last: float | None) -> dict[str, Any]:
@@ -145,23 +147,18 @@ def mixed_share(batch: Callable[[int], Sequence[Unit]], lines: Sequence[Mapping[
     """Return the share of the response tokens seen in training that were mixed at least once in their epoch.
 
     The n-th response token of an example is mixed if its partner has at least n response tokens. A repeat of an example
-    within an epoch (NTP weight 0) may mix tokens that its first turn did not; it adds no tokens to the whole.
+    within an epoch may mix tokens that its first turn did not; it adds no tokens to the whole.
 
     batch     step (from 0) -> the units of its global batch
     lines     of metrics.jsonl
     n_tokens  i64[N], response tokens
     """
-    if not any(line["mixup_tokens"] for line in lines):
-        return 0.0
-    mixed, total, done = 0, 0, np.zeros(len(n_tokens), dtype=np.int64)
+    depths: dict[tuple[int, int], int] = {}
     for line in lines:
         for unit in batch(line["step"] - 1):
             is_pair = len(unit) == 2 and line["mixup_tokens"]
             depth = min(int(n_tokens[slot.row]) for slot in unit) if is_pair else 0
             for slot in unit:
-                if slot.ntp_weight:  # the first turn of an epoch
-                    total += int(n_tokens[slot.row])
-                    done[slot.row] = 0
-                mixed += max(0, depth - int(done[slot.row]))
-                done[slot.row] = max(depth, int(done[slot.row]))
-    return mixed / total
+                turn = line["epoch"], slot.row
+                depths[turn] = max(depth, depths.get(turn, 0))
+    return sum(depths.values()) / max(1, sum(int(n_tokens[row]) for _, row in depths))

@@ -43,7 +43,8 @@ def write_confounds(root: Path, scores: Scores, split: Split) -> list[str]:
     write_json(root / "split" / "confounds.json", confounds)
     if not is_measured(scores.confidence).any():
         return ["confounds.json"]
-    panels = {"groups": {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}}
+    groups = {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}
+    panels = {"groups": {name: values[is_measured(values)] for name, values in groups.items()}}
     if labels:
         panels["labels"] = labels
     write_json(root / "confidence" / "histogram.json", histogram(panels))
@@ -55,13 +56,13 @@ def length_correlation(scores: Scores) -> float | None:
 
     Equal values share the mean of their ranks. None if it is undefined.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
     scored = is_measured(scores.confidence)
     confidence, length = scores.confidence[scored], scores.n_tokens[scored]
     if len(length) < 2 or np.ptp(confidence) == 0 or np.ptp(length) == 0:
         return None
-    return float(np.corrcoef(rankdata(confidence), rankdata(length))[0, 1])
+    return float(spearmanr(confidence, length).statistic)
 
 
 def auc(a: Int64, b: Int64) -> float | None:
@@ -88,23 +89,18 @@ def ties_at_the_cut(scores: Scores, split: Split) -> Iterator[str]:
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
     """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
 
-    edges has BINS + 1 ascending numbers, every `counts` BINS. Values that are not measured (NaN, LEAST) are left out.
-    The bins are equally wide between the 0.5% and the 99.5% quantile, and the first and the last one also hold all
-    values beyond.
+    edges has BINS + 1 ascending numbers, every `counts` BINS. The bins are equally wide between the 0.5% and the 99.5%
+    quantile, and the first and the last one also hold all values beyond.
     `scale` is "log" if all confidences are negative and the largest is ten times the smallest in size, as with
     perplexities: then the bins are equally wide in log(-confidence).
     """
-    measured = {p: {s: v[is_measured(v)] for s, v in series.items()} for p, series in panels.items()}
-    pooled = np.concatenate([v for series in measured.values() for v in series.values()])
+    pooled = np.concatenate([v for series in panels.values() for v in series.values()])
     low, high = np.quantile(pooled, [0.005, 0.995])
     logarithmic = bool(high > low and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
-    if logarithmic:
-        edges = -np.geomspace(-low, -high, BINS + 1)
-    else:
-        edges = np.linspace(low, high, BINS + 1) if high > low else low + np.linspace(-0.5, 0.5, BINS + 1)
+    edges = -np.geomspace(-low, -high, BINS + 1) if logarithmic else np.histogram_bin_edges([low, high], BINS)
     counts = {
-        p: {s: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist() for s, v in series.items()}
-        for p, series in measured.items()
+        p: {s: np.histogram(v.clip(edges[0], edges[-1]), edges)[0].tolist() for s, v in series.items()}
+        for p, series in panels.items()
     }
     return {"scale": "log" if logarithmic else "linear", "edges": edges.tolist(), "panels": counts}
 

@@ -15,9 +15,9 @@ from sftmix.common.files import read_json, write_json
 from sftmix.common.world import World
 from sftmix.components.confidence import is_measured
 from sftmix.data import LoadedData
-from sftmix.measure.model import confidence_std
+from sftmix.measure.model import change, confidence_std, finite
 from sftmix.measure.remarks import remarks
-from sftmix.measure.split import length_correlation, ties_at_the_cut
+from sftmix.measure.split import ties_at_the_cut
 from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
 
 _OF_STAGE = [
@@ -39,6 +39,7 @@ _OF_ARM = [
     "eval_nll_best_step",
     "eval_nll_best_epoch",
     "calibration",
+    "eval_nll_by",
 ]
 """Figures of stages, and of a trained one, that the summary has."""
 
@@ -62,29 +63,22 @@ def summarise(
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
     summary: dict[str, Any] = {
-        "version": made["version"],
-        "git_revision": made["git_revision"],
+        **made,
         "model": model,
         "seed": seed,
-        "world_size": made["world_size"],
         "data": data.report.to_dict(),
         "stages": {name: {k: figures[k] for k in _OF_STAGE if k in figures} for name, figures in stages.items()},
     }
     file = root / "split" / "confounds.json"
     confounds = read_json(file) if "split" in stages and file.exists() else {}
-    if "train" in stages:
+    if {"train", "base"} <= stages.keys():  # else it was stopped between the two
         summary |= _training(root, stages)
-        train = stages["train"]
-        confounds |= {
-            "mixed_pairs_per_token": train["mixup_tokens"] / train["ntp_tokens"] if train["ntp_tokens"] else None,
-            "mixed_token_share": train.get("mixed_token_share"),
-        }
+        confounds["mixed_token_share"] = stages["train"]["mixed_token_share"]
     ties: list[str] = []
     if split is not None:
         ties = list(ties_at_the_cut(scores, split))
         groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
         summary["confidence"] = {**groups, UNPAIRED_NAME: {"examples": len(split.unpaired)}}
-        summary["spearman_confidence_length"] = length_correlation(scores)
     summary |= {"confounds": confounds, "remarks": [*ties, *remarks(stages)]}
     world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
@@ -98,7 +92,7 @@ def made_by(world_size: int) -> dict[str, object]:
 def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
     train = stages["train"]
     figures: dict[str, Any] = {
-        "eval_nll_before": stages.get("base", {}).get("eval_nll"),
+        "eval_nll_before": stages["base"].get("eval_nll"),
         **_arm(root, "train", train),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
@@ -109,30 +103,25 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
         figures["baseline"] = _arm(root, "baseline", stages["baseline"])
         spread, plain = figures["confidence_std"], figures["baseline"]["confidence_std"]
         for prefix in ("", "log_"):
-            ours, theirs = spread[f"{prefix}after"], plain[f"{prefix}after"]
-            spread[f"{prefix}vs_baseline"] = ours / theirs - 1 if ours is not None and theirs else None
+            spread[f"{prefix}vs_baseline"] = change(plain[f"{prefix}after"], spread[f"{prefix}after"])
     return figures
 
 
 def _arm(root: Path, stage: str, figures: dict[str, Any]) -> dict[str, Any]:
     arm = {"eval_nll_after": figures.get("eval_nll"), **{name: figures.get(name) for name in _OF_ARM}}
-    if "eval_nll_by" in figures:
-        arm["eval_nll_by"] = figures["eval_nll_by"]
     return {**arm, "confidence_std": confidence_std(root / "base", root / stage)}
 
 
 def _group(scores: Scores, rows: Rows) -> dict[str, Any]:
     values = scores.confidence[rows]
     values = values[is_measured(values)]
-    with np.errstate(over="ignore", invalid="ignore"):  # the perplexities of a reference that diverged
-        spread = float(values.std()) if len(values) else np.nan
     labels = Counter(scores.label[row] for row in rows) if scores.label is not None else {}
     return {
         "examples": len(rows),
-        "confidence_mean": float(values.mean()) if len(values) else None,
-        "confidence_std": spread if np.isfinite(spread) else None,
-        "confidence_median": float(np.median(values)) if len(values) else None,
-        "response_tokens_mean": float(scores.n_tokens[rows].mean()) if len(rows) else None,
+        "confidence_mean": finite(np.mean, values),
+        "confidence_std": finite(np.std, values),
+        "confidence_median": finite(np.median, values),
+        "response_tokens_mean": finite(np.mean, scores.n_tokens[rows]),
         "labels": {str(label): count / len(rows) for label, count in sorted(labels.items(), key=str)},
     }
 

@@ -117,12 +117,12 @@ def _add_names(config: LoraConfig, model: PreTrainedModel, names: Sequence[str])
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     convert_peft_config_for_transformers(config, model=model, conversions=None)
-    found = config.target_modules or []
-    if found == ALL_LINEAR:
+    targets = config.target_modules or []
+    if targets == ALL_LINEAR:
         head = model.get_output_embeddings()
         linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-        found = [n.rpartition(".")[2] for n in linear]
-    config.target_modules = sorted({*found, *names})
+        targets = [n.rpartition(".")[2] for n in linear]
+    config.target_modules = sorted({*targets, *names})
 
 
 def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> None:
@@ -248,10 +248,10 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
         stored = load_file(file) if file.exists() else {}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    own = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
-    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in own.items()}:
+    adapters = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
         raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
-    for name, x in own.items():
+    for name, x in adapters.items():
         x.copy_(stored[name])
 
 

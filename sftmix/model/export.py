@@ -49,10 +49,10 @@ def export_model(
                 trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
                 write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
-            own = copy.deepcopy(tokenizer)
+            exported = copy.deepcopy(tokenizer)
             if chat_template is not None:
-                own.chat_template = chat_template
-            own.save_pretrained(temporary)
+                exported.chat_template = chat_template
+            exported.save_pretrained(temporary)
             _replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -95,24 +95,24 @@ def _generation_config(
     Sampling options without do_sample, common on the hub, mean sampling. Of options that contradict each other only the
     special tokens stay: no training may end for their sake.
     """
-    given = model.generation_config or GenerationConfig()
-    ids = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
+    stored = model.generation_config or GenerationConfig()
+    ids = stored.eos_token_id if isinstance(stored.eos_token_id, list) else [stored.eos_token_id]
     unique = list(dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *ids, *stop_ids] if i is not None))
-    own = {
-        "bos_token_id": given.bos_token_id,
+    tokens = {
+        "bos_token_id": stored.bos_token_id,
         "eos_token_id": unique[0] if len(unique) == 1 else unique or None,
-        "pad_token_id": tokenizer.pad_token_id if given.pad_token_id in (None, -1) else given.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id if stored.pad_token_id in (None, -1) else stored.pad_token_id,
     }
-    for options in (own, own | {"do_sample": True}):
-        config = copy.deepcopy(given)
+    for options in (tokens, tokens | {"do_sample": True}):
+        config = copy.deepcopy(stored)
         config.update(**options)
         try:
             config.validate(strict=True)
         except Exception:  # values of strangers make transformers raise anything
             continue
-        if given.do_sample in (None, config.do_sample) and given.temperature != 0:
+        if stored.do_sample in (None, config.do_sample) and stored.temperature != 0:
             return config
-    return GenerationConfig(**own)
+    return GenerationConfig(**tokens)
 
 
 def _replace(source: Path, target: Path) -> None:

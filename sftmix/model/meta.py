@@ -76,8 +76,8 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             shape = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-            made = nn.Parameter(shape, requires_grad=parameter.requires_grad)
-            setattr(module, key, empty.setdefault(id(parameter), made))
+            parameter_on_meta = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+            setattr(module, key, empty.setdefault(id(parameter), parameter_on_meta))
     return values
 
 
@@ -116,13 +116,13 @@ class Values:
 
         Each value is released after its use. A parameter with several names (tied) has one value and stays one.
         """
-        made: dict[int, nn.Parameter] = {}
+        filled: dict[int, nn.Parameter] = {}
         for name, parameter in list(model.named_parameters(remove_duplicate=False)):
             if parameter.device.type == "meta":
-                if id(parameter) not in made:
-                    made[id(parameter)] = self._shard(name, parameter)
+                if id(parameter) not in filled:
+                    filled[id(parameter)] = self._shard(name, parameter)
                 owner, _, key = name.rpartition(".")
-                setattr(model.get_submodule(owner), key, made[id(parameter)])
+                setattr(model.get_submodule(owner), key, filled[id(parameter)])
 
     def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""

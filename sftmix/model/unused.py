@@ -24,8 +24,8 @@ def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     used = _used(model)
     unused: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        own = {id(p) for p in module.parameters()}
-        if own and not own & used and not name.startswith(tuple(f"{outer}." for outer in unused)):
+        parameters = {id(p) for p in module.parameters()}
+        if parameters and not parameters & used and not name.startswith(tuple(f"{outer}." for outer in unused)):
             unused[name] = module
     return unused
 

@@ -1,4 +1,4 @@
-"""What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, run directory."""
+"""What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, directory, rows."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
-    """A stage of a run. All ranks call each of its functions.
+    """A stage of a run. All ranks call each of its functions; `STAGE_INPUTS` has its inputs by its name.
 
-    rows  of which it is made, with what `STAGE_INPUTS` has of it: a finished stage is read back only if all is equal
     make  makes its files
-    read  returns what the files hold
+    read  returns what the files hold; a finished stage is read back if all its inputs are equal
     """
 
     name: str
-    rows: RunRows
     make: Callable[[], Made]
     read: Callable[[], T]
 
@@ -47,9 +45,10 @@ class Stage(Generic[T]):
 class RunContext:
     """One run in progress; `enter` is the runner of its stages."""
 
-    def __init__(self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce) -> None:
-        self.config, self.world, self.directory, self._stop = config, world, directory, stop
-        self.pairing = config.resolved_pairing()
+    def __init__(
+        self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce, rows: RunRows
+    ) -> None:
+        self.config, self.world, self.directory, self._stop, self.rows = config, world, directory, stop, rows
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -61,7 +60,7 @@ class RunContext:
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self._stop.check(self.world)
-        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, stage.rows, self.directory.path))
+        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.directory.path))
         done = self.directory.begin(stage.name, inputs)
         memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"
         self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))

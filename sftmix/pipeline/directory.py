@@ -166,13 +166,13 @@ class RunDirectory(Hold):
         """Take over the stage from the first run of the pool that finished it from the same inputs.
 
         Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
-        comes last, so that an adoption which was interrupted is done again.
+        comes last, so that an adoption which was interrupted is done again. Raises DifferenceError for a changed
+        output.
         """
         directory = self.path / stage
-        for sibling in self.pool:
-            source = sibling / stage
-            finished = source != directory and (source / MANIFEST).exists()
-            if finished and not differences(read_json(source / "inputs.json"), inputs) and not _changed(source):
+        for source in (sibling / stage for sibling in self.pool if sibling != self.path):
+            equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
+            if equal and is_finished(source):
                 for name in read_json(source / MANIFEST, files=dict)["files"]:
                     _link(source / name, directory / name)
                 write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
@@ -188,10 +188,8 @@ class RunDirectory(Hold):
             write_json(directory / "figures.json", figures)
             hashes: dict[str, str] = {}
             for output in (directory / name for name in [*outputs, "figures.json"]):
-                files = sorted(output.rglob("*")) if output.is_dir() else [output]
-                hashes |= {
-                    file.relative_to(directory).as_posix(): sha256_file(file) for file in files if not file.is_dir()
-                }
+                files = [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]
+                hashes |= {file.relative_to(directory).as_posix(): sha256_file(file) for file in files}
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
@@ -207,31 +205,22 @@ def check_same_directory(path: Path, world: World) -> None:
         return
     name = world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows such names, if this is killed
     world.on_main(lambda: write_text(path / name, name))
-    seen = world.local_rank != 0 or _appears(path / name)
-    nodes = world.of_nodes((seen, str(path.absolute())))
+    deadline = time.monotonic() + PATIENCE
+    while world.local_rank == 0 and not (path / name).exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if path.is_dir():
+            os.listdir(path)  # NFS then looks again
+    nodes = world.of_nodes(((path / name).exists(), str(path.absolute())))
     if world.is_main:
         (path / name).unlink(missing_ok=True)
-    blind = [f"{node}, where it is {place}" for node, (seen, place) in nodes.items() if not seen]
-    if blind:
-        first = next(iter(nodes))
+    if blind := [f"{node}, where it is {place}" for node, (sees, place) in nodes.items() if not sees]:
+        first, (_, place) = next(iter(nodes.items()))
         error = ConfigError(
-            f"out: not every node sees the run directory that {first} writes, {nodes[first][1]}. These do not: "
+            f"out: not every node sees the run directory that {first} writes, {place}. These do not: "
             f"{'; '.join(blind)}. Choose an --out on a file system that all nodes share, by its whole path"
         )
         error.everywhere = True
         raise error
-
-
-def _appears(path: Path) -> bool:
-    """Return True as soon as a file exists, False if it does not within PATIENCE seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-        if path.parent.is_dir():
-            os.listdir(path.parent)  # NFS then looks again
-    return True
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
@@ -241,8 +230,10 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
     """
     if not (stage / MANIFEST).exists():
         return False
-    if changed := _changed(stage, weights=weights):
-        raise DifferenceError(f"{stage}: {changed} is not the file this stage wrote; restore it, or move {stage} away")
+    for name, expected in read_json(stage / MANIFEST, files=dict)["files"].items():
+        file, counts = stage / name, weights or not name.startswith("model/")
+        if counts and not (file.is_file() and sha256_file(file) == expected):
+            raise DifferenceError(f"{stage}: {name} is not the file this stage wrote; restore it, or move {stage} away")
     return True
 
 
@@ -253,11 +244,16 @@ def check_finished(run: Path) -> None:
 
 
 def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a stage that was made, or begun, from other inputs."""
-    if not (directory / "inputs.json").exists() or _untouched(directory):
+    """Raise ConfigError for a stage that was made, or begun, from other inputs.
+
+    Where it holds no work yet, other inputs may replace those of a first attempt. The reference's dynamics lie in the
+    directory of the confidence.
+    """
+    work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
+    if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
         return
-    if different := differences_in_words(read_json(directory / "inputs.json"), inputs):
-        words = "; ".join(different[:8])
+    different = differences(read_json(directory / "inputs.json"), inputs)
+    if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different[:8]):
         raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
 
@@ -270,36 +266,11 @@ CONTENTS = {
 """Inputs that are hashes, in words that name the options behind them."""
 
 
-def differences_in_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the differences of two inputs of a stage."""
-    return [CONTENTS.get(line.partition(": ")[0], line) for line in differences(old, new)]
-
-
-def _untouched(directory: Path) -> bool:
-    """Return True if a stage directory holds no work yet, so that other inputs may replace those of a first attempt.
-
-    The reference's dynamics lie in the directory of the confidence.
-    """
-    work = [path for path in directory.iterdir() if path.name not in ("inputs.json", "dynamics.parquet")]
-    return all(path.is_file() and not path.stat().st_size for path in work)
-
-
 def origin(directory: Path) -> Path:
     """Return the directory that a stage was adopted from, or the stage's own if it was made here."""
     if not (directory / ADOPTED).exists():
         return directory
     return Path(os.path.normpath(directory / read_json(directory / ADOPTED, **{"from": str})["from"]))
-
-
-def _changed(directory: Path, *, weights: bool = True) -> str | None:
-    """Return the first output of a finished stage that is missing or was changed; None if there is none."""
-    for name, expected in read_json(directory / MANIFEST, files=dict)["files"].items():
-        file = directory / name
-        if not weights and name.startswith("model/"):
-            continue
-        if not file.is_file() or sha256_file(file) != expected:
-            return str(name)
-    return None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -45,12 +45,9 @@ def finished_models(
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
     names   of a run target, baseline and base; and any other place, of which the target is taken
     option  name of the option that holds the names, for messages
-    Raises ConfigError for a model that is not there, for a name given twice, and for no name at all; DifferenceError
-    for a model of a run whose files, or those beside it in its stage, were changed since.
+    Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
+    it in its stage, were changed since.
     """
-    if not names or len(set(names)) < len(names):
-        there = f"name each model once; of a run there are {', '.join(OF_A_RUN)}"
-        raise ConfigError(f"{option} names {', '.join(names) or 'no model'}: {there}")
     return [_model(str(place), name, option) for name in names]
 
 
@@ -66,13 +63,12 @@ def refuse_no_run(place: Path) -> None:
 
 
 def _model(place: str, name: str, option: str) -> FinishedModel:
-    label, elsewhere = name, name not in OF_A_RUN
-    if elsewhere:
-        place, name = name, TARGET
+    elsewhere = name not in OF_A_RUN
+    place, wanted = (name, TARGET) if elsewhere else (place, name)
     if is_run(place):
         run = Path(place).expanduser()
-        return FinishedModel(label, _model_of(run, name), run)
-    if name != TARGET:
+        return FinishedModel(name, _model_of(run, wanted), run)
+    if wanted != TARGET:
         raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
     option = option if elsewhere else f"model {place}"
     with named(option):
@@ -92,8 +88,9 @@ def _model_of(run: Path, name: str) -> str:
     stage = "train" if name == TARGET else name
     if not is_finished(run / stage) or not (run / stage / "model").is_dir():
         more = "" if name == TARGET else " --with_baseline true"
-        again = f"sftmix run --config {run / 'config.yaml'} --out {run}{more}"
-        raise ConfigError(f"{run}: {stage} is not trained yet ({again})")
+        raise ConfigError(
+            f"{run}: {stage} is not trained yet (sftmix run --config {run / 'config.yaml'} --out {run}{more})"
+        )
     return str(run / stage / "model")
 
 
@@ -124,7 +121,6 @@ def export_run(
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
-    model_place(config.model.path)
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(stored)
     if merge and not steps and not best and checkpoint is None and is_finished(model.parent):

@@ -34,8 +34,8 @@ ALL = ("selection", "reference", "confidence", "split", "train", "baseline", "ba
 
 def is_single_run(config: RunConfig) -> bool:
     """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    uses_confidence = config.resolved_pairing() is not None and Need.CONFIDENCE in config.splitter.needs
-    return uses_confidence and Need.TARGET_LOSSES in config.reference.needs
+    paired = config.resolved_pairing() is not None
+    return paired and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
 
 
 def stages_entered(config: RunConfig, until: StageName) -> list[str]:
@@ -59,19 +59,19 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
             stages.add("split")
     if "split" in stages and scored:
         stages.add("confidence")
-    if "confidence" in stages:
+    if "confidence" in stages and Need.CONFIDENCE not in config.confidence.gives:
         stages.add("reference")
     return [stage for stage in ALL if stage in stages]
 
 
-def training_of_reference(config: RunConfig, own: ReferenceTraining | None = None) -> tuple[TrainingOptions, int]:
+def training_of_reference(config: RunConfig, training: ReferenceTraining | None = None) -> tuple[TrainingOptions, int]:
     """Return options and seed of the reference's training: its own, and the run's where it sets none.
 
-    own  None: `reference.training`
+    training  None: `reference.training`
     """
-    own = own or config.reference.training
-    seed = config.seed if own is None or own.seed is None else own.seed
-    return inherit(config.training, own), seed
+    training = training or config.reference.training
+    seed = config.seed if training is None or training.seed is None else training.seed
+    return inherit(config.training, training), seed
 
 
 LAYOUT_OPTIONS = (*LAYOUT, "timeout")
@@ -137,12 +137,11 @@ def _made(known: Known, name: str) -> str:
 def _data(known: Known) -> dict[str, Any]:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
-    names = ("limit", "eval_fraction", "multi_turn", "format", "packing", "labels", "special_tokens")
+    names = ("limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens")
     inputs = {name: getattr(data, name) for name in names}
-    inputs |= {k: getattr(data, k) for k in ("columns", "take") if getattr(data, k) is not None}
     if rows is not None:
-        inputs |= {"max_length": rows.data.report.max_length, "template": rows.encoder.name}
-        return {**inputs, "fingerprint": rows.data.train.fingerprint}
+        report, fingerprint = rows.data.report, rows.data.train.fingerprint
+        return {**inputs, "max_length": report.max_length, "template": rows.encoder.name, "fingerprint": fingerprint}
     if data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     return {**inputs, "max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
@@ -229,7 +228,7 @@ def confidence_inputs(known: Known) -> dict[str, Any]:
     """Return the inputs of the confidence."""
     estimator = known.config.confidence
     return {
-        "dynamics": _made(known, "confidence/dynamics.parquet"),
+        "dynamics": None if Need.CONFIDENCE in estimator.gives else _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
         "confidence_files": _files(known, estimator),
     }

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import NonFiniteError
+from sftmix.common.plain import as_list
 from sftmix.common.world import accelerator
 from sftmix.config.read import read_finished
 from sftmix.data.encoders import encoder_for
@@ -50,22 +51,15 @@ class LoadedModel:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and the white space that the template writes around it."""
-        kept = list(ids)
-        if kept and kept[-1] in self.stop_ids:
-            kept.pop()
+        answer = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
         end = str(self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.end_of_turn_id))
         before_end = self.encoder.ending.removesuffix(end)
-        text = str(self.encoder.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = str(self.encoder.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return text.removeprefix(self.encoder.lead).removesuffix(before_end)
 
 
-def load_for_use(finished: FinishedModel, dtype: str) -> LoadedModel:
-    """Load a model as `load_finished` does, on a GPU if there is one."""
-    return load_finished(finished, dtype=dtype, device=str(accelerator()))
-
-
-def load_finished(finished: FinishedModel, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
-    """Load a model with its tokenizer; adapters are loaded onto their base model.
+def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
+    """Load a model with its tokenizer, on a GPU if there is one; adapters are loaded onto their base model.
 
     dtype  of the weights, by its name in torch; auto: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
@@ -75,27 +69,21 @@ def load_finished(finished: FinishedModel, *, dtype: str = "auto", device: str =
         model = _weights(finished, None if dtype == "auto" else getattr(torch, dtype))
         check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
-        model.to(device)  # type: ignore[arg-type]
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stop = [*encoder.stop_ids, *(own if isinstance(own, list) else [own])]
+        model.to(accelerator())  # type: ignore[arg-type]
+    ends = as_list(getattr(model.generation_config, "eos_token_id", None))
+    stop = dict.fromkeys([*encoder.stop_ids, *ends])
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    ids = tuple(dict.fromkeys(int(i) for i in stop if i is not None))
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
-    _refuse_if_not_finite(finished, model.eval())
-    return LoadedModel(finished.name, model, encoder, ids, context)
-
-
-@torch.no_grad()
-def _refuse_if_not_finite(finished: FinishedModel, model: PreTrainedModel) -> None:
-    """Raise NonFiniteError for a model without a greatest logit: it would still answer, with token 0 for ever."""
-    ids = torch.arange(8, device=model.device) * 7919 % n_embeddings(model)
-    if bool((model(input_ids=ids[None]).logits < torch.inf).all()):  # NaN is not, and some models have -inf
-        return
-    wider = "" if model.dtype == torch.float32 else ", or they are too large for this dtype: try --dtype float32"
-    raise NonFiniteError(
-        f"{finished.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its "
-        f"answers would mean nothing. Its weights are broken{wider}"
-    )
+    with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
+        ids = torch.arange(8, device=model.device) * 7919 % n_embeddings(model)
+        finite = (model.eval()(input_ids=ids[None]).logits < torch.inf).all()  # NaN is not, and some models have -inf
+    if not finite:
+        wider = "" if model.dtype == torch.float32 else ", or they are too large for this dtype: try --dtype float32"
+        raise NonFiniteError(
+            f"{finished.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its "
+            f"answers would mean nothing. Its weights are broken{wider}"
+        )
+    return LoadedModel(finished.name, model, encoder, tuple(i for i in stop if i is not None), context)
 
 
 def encoder_of(finished: FinishedModel) -> Encoder:

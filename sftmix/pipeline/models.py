@@ -131,13 +131,13 @@ def export_weights(
            adapters that of their training
     """
     base, dtype = config.model.path, config.model.dtype if dtype == "auto" else dtype
-    own = torch.float32 if adapter_config(model) else stored_dtype(base)
+    stored = torch.float32 if adapter_config(model) else stored_dtype(base)
     return export_model(
         model,
         encoder.tokenizer,
         to,
         state_dict=weights,
-        dtype=own if dtype == "auto" else getattr(torch, dtype),
+        dtype=stored if dtype == "auto" else getattr(torch, dtype),
         base=base,
         stop_ids=encoder.stop_ids,
         chat_template=encoder.chat_template,
@@ -157,24 +157,20 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
     if (source / "adapter_config.json").exists():
         read_adapters(model, source)
     else:
-        _load(CheckpointStore(source, keep=1, world=World()), step, module)
+        store = CheckpointStore(source, keep=1, world=World())
+        while True:
+            steps = store.steps()
+            try:
+                store.load(steps[0] if step is None else step, module, None)
+                break
+            except Exception as error:  # a run beside this may have removed it, whichever file was missed first
+                if step is None and store.steps()[:1] != steps[:1]:
+                    continue
+                if step is None and steps[1:] and isinstance(error, CheckpointError):
+                    error.args = (f"{error}; --step {steps[1]} exports the one before it",)
+                raise
     if merge:
         merge_adapters(model)
     return export_weights(
         config, encoder, model, model.state_dict() if merge else full_weights(module), to, dtype=dtype
     )
-
-
-def _load(store: CheckpointStore, step: int | None, module: TrainingModule) -> None:
-    """Load a checkpoint, the newest one without a step: again, if a run that saves beside this removed it."""
-    while True:
-        steps = store.steps()
-        try:
-            store.load(steps[0] if step is None else step, module, None)
-            return
-        except Exception as error:  # whichever of its files was missed first
-            if step is None and store.steps()[:1] != steps[:1]:
-                continue
-            if step is None and steps[1:] and isinstance(error, CheckpointError):
-                error.args = (f"{error}; --step {steps[1]} exports the one before it",)
-            raise

@@ -1,7 +1,7 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is a `Stage`: its inputs, what makes its files, and what reads them back; a person can open them, too.
-`RunContext.enter` makes one, unless it is done. The short stages are below; the reference is in `reference`, training
+Each stage is a `Stage`: what makes its files, and what reads them back; a person can open them, too. `RunContext.enter`
+makes one, unless it is done. The short stages are below; the reference is in `reference`, training
 and measuring the target in `target`.
 """
 
@@ -13,7 +13,9 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.tables import read_split, write_confidence, write_ids, write_split
+import numpy as np
+
+from sftmix.common.tables import read_split, write_confidence, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.base import Need
 from sftmix.components.confidence import variability
@@ -33,12 +35,12 @@ from sftmix.pipeline.identity import (
 )
 from sftmix.pipeline.pairs import dynamics_of_single_run
 from sftmix.pipeline.reference import reference_stage
-from sftmix.pipeline.rows import RunRows, read_rows
+from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
-from sftmix.types import Scores, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
 
 
 def run(
@@ -57,18 +59,6 @@ def run(
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
     validate(config)
-    return run_valid(config, until=until, world=world, pool=pool, say_rows=say_rows)
-
-
-def run_valid(
-    config: RunConfig,
-    *,
-    until: StageName = "train",
-    world: World | None = None,
-    pool: Sequence[Path] = (),
-    say_rows: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Do what `run` does for a configuration that was checked already, as commands check it before torch is there."""
     assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
@@ -77,67 +67,66 @@ def run_valid(
     ):
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
-        return recipe(RunContext(config, ranks, directory, stop), until, say_rows)
+        directory.tell(stage="data")
+        config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
+        return recipe(RunContext(config, ranks, directory, stop, rows), until, say_rows)
 
 
 def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object]) -> dict[str, Any]:
-    """Rows -> dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
-    world, directory = run.world, run.directory
-    directory.tell(stage="data")
-    run.config, rows = read_rows(run.config, world, run=directory.path, progress=world.is_main)
+    """Dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
+    world, directory, rows = run.world, run.directory, run.rows
     stages = stages_entered(run.config, until)
     refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
     if world.is_main:
         say_rows("\n".join(rows.data.report.lines()))
         sys.stdout.flush()
-    make_stages(run, rows, stages)
-    summary = write_summary(run, rows)
+    make_stages(run, stages)
+    summary = write_summary(run)
     last = summary["stages"].get(until, {})  # what was asked for, whatever came last
-    step, total = (int(last.get(key, 0)) for key in ("steps", "total_steps"))
-    directory.tell(stage=until, step=step, total_steps=total, doing="")
+    directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
     return summary
 
 
-def make_stages(run: RunContext, rows: RunRows, stages: Container[str]) -> None:
+def make_stages(run: RunContext, stages: Container[str]) -> None:
     """Selection -> dynamics -> confidence -> split -> training -> baseline -> base: those of `stages`.
 
     The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
     """
-    dynamics, scores, split = None, rows.table(), None
+    dynamics, scores, split = None, run.rows.table(), None
     if "selection" in stages:
-        run.enter(selection_stage(run, rows))
+        run.enter(selection_stage(run))
     if "reference" in stages:
-        dynamics = run.enter(reference_stage(run, rows))
-    if dynamics is not None and "confidence" in stages:
-        scores = run.enter(confidence_stage(run, rows, dynamics))
+        dynamics = run.enter(reference_stage(run))
+    if "confidence" in stages:
+        scores = run.enter(confidence_stage(run, dynamics))
     if "split" in stages:
-        split = run.enter(split_stage(run, rows, scores))
+        split = run.enter(split_stage(run, scores))
     if "train" not in stages:
         return
-    run.enter(arm_stage(run, rows, "train", scores, split))
+    run.enter(arm_stage(run, "train", scores, split))
     if is_single_run(run.config):
-        dynamics = dynamics_of_single_run(run, rows)
+        dynamics = dynamics_of_single_run(run)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
-            scores = run.enter(confidence_stage(run, rows, dynamics))
-            run.enter(split_stage(run, rows, scores))
+            scores = run.enter(confidence_stage(run, dynamics))
+            run.enter(split_stage(run, scores))
     if "baseline" in stages:
-        run.enter(arm_stage(run, rows, "baseline", scores, split))
-    run.enter(base_stage(run, rows))
+        run.enter(arm_stage(run, "baseline", scores, split))
+    run.enter(base_stage(run))
 
 
-def write_summary(run: RunContext, rows: RunRows, *, root: Path | None = None) -> dict[str, Any]:
+def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any]:
     """Gather the figures of all stages into summary.json in the run's directory; return them.
 
     root  another run directory whose files count; None: the run's own
     """
-    config, to = run.config, run.directory.path
+    config, rows, to = run.config, run.rows, run.directory.path
     root = root or to
     scores, split = rows.table(), None
     if run.world.share((root / "split" / "figures.json").exists()):
         ids, divided = read_split(root / "split" / "split.parquet")
         if list(ids) == list(scores.id):  # rows without pairs may have changed since an earlier command divided them
             confidence = root / "confidence" / "confidence.parquet"
-            scored = Need.CONFIDENCE in config.splitter.needs and confidence.exists()
+            scored = Need.CONFIDENCE in config.splitter.needs
             scores, split = rows.table(confidence if scored else None), divided
     return summarise(root, run.world, rows.data, scores, split, model=config.model.path, seed=config.seed, to=to)
 
@@ -145,20 +134,28 @@ def write_summary(run: RunContext, rows: RunRows, *, root: Path | None = None) -
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection_stage(run: RunContext, rows: RunRows) -> Stage[None]:
+def selection_stage(run: RunContext) -> Stage[None]:
     """The ids that the selector keeps of all training rows, in file order."""
     path = run.directory.path / "selection" / "selected.parquet"
 
     def make() -> Made:
-        run.world.on_main(lambda: write_ids(path, rows.data.train.ids))
+        run.world.on_main(lambda: write_table(path, run.rows.data.train.ids))
         return Made([path.name])
 
-    return Stage("selection", rows, make, lambda: None)
+    return Stage("selection", make, lambda: None)
 
 
-def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics) -> Stage[Scores]:
-    """The confidence of each example, and with it the table that splitters and samplers see."""
+def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage[Scores]:
+    """The confidence of each example, and with it the table that splitters and samplers see.
+
+    dynamics  None: the confidence has scores of its own, and gets dynamics without losses
+    """
     path, estimator = run.directory.path / "confidence" / "confidence.parquet", run.config.confidence
+
+    if dynamics is None:
+        train, step = run.rows.data.train, np.zeros(1, dtype=np.int64)
+        nothing = np.full((len(train), 1), np.nan)
+        dynamics = TrainingDynamics(train.ids, step, nothing, train.n_targets, np.full(nothing.shape, NOT_COUNTED))
 
     def write() -> None:
         confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
@@ -168,10 +165,10 @@ def confidence_stage(run: RunContext, rows: RunRows, dynamics: TrainingDynamics)
         run.world.on_main(write)
         return Made([path.name])
 
-    return Stage("confidence", rows, make, lambda: rows.table(path))
+    return Stage("confidence", make, lambda: run.rows.table(path))
 
 
-def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
+def split_stage(run: RunContext, scores: Scores) -> Stage[Split]:
     """The division of the training examples into groups."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
@@ -184,4 +181,4 @@ def split_stage(run: RunContext, rows: RunRows, scores: Scores) -> Stage[Split]:
     def make() -> Made:
         return Made([path.name, *(run.world.on_main(write) or [])])
 
-    return Stage("split", rows, make, lambda: read_split(path)[1])
+    return Stage("split", make, lambda: read_split(path)[1])

@@ -44,13 +44,13 @@ MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
 
-def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
+def reference_stage(run: RunContext) -> Stage[TrainingDynamics]:
     """The training dynamics of the reference, one row per example of the training set."""
-    config, ids = run.config, rows.data.train.ids
+    config, ids = run.config, run.rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
 
     def make() -> Made:
-        context = ReferenceRun(run, rows)
+        context = ReferenceRun(run)
         dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
         missing = [i for i, ok in zip(ids, dynamics.scored, strict=True) if not ok]
         if len(missing) > MAX_UNSCORED * len(ids):
@@ -61,12 +61,11 @@ def reference_stage(run: RunContext, rows: RunRows) -> Stage[TrainingDynamics]:
         if missing:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
         run.world.on_main(lambda: write_dynamics(path, dynamics))
-        by = "" if Need.TRAINING in config.reference.needs else f" {type(config.reference).__name__}"
-        line = f"reference{by}: {described(dynamics)}"
+        line = f"reference {type(config.reference).__name__}: {described(dynamics)}"
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         return Made(["../confidence/dynamics.parquet"], figures, line)
 
-    return Stage("reference", rows, make, lambda: read_dynamics(path).of(ids))
+    return Stage("reference", make, lambda: read_dynamics(path).of(ids))
 
 
 def rows_of_reference(
@@ -95,14 +94,7 @@ def rows_of_reference(
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
             encoder = world.node_first(lambda: encoder_for(tokenizer, data))
-        if rows.prepared.text:
-            asked = model.template is not None or model.max_length not in (None, length)
-            if asked or encoder.fingerprint != rows.encoder.fingerprint:
-                raise ConfigError(
-                    "with data.format text a reference reads the windows of the target: leave reference.model.template "
-                    "and reference.model.max_length out, and use a reference with the target's tokenizer"
-                )
-        elif model.max_length is None and same:
+        if model.max_length is None and same:
             length = min(length, context_length(path) or length)
         else:
             length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
@@ -110,6 +102,11 @@ def rows_of_reference(
     say(f"reference ({path}): {whose}, template {encoder.name}, max_length {length}")
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
+    if rows.prepared.text:
+        raise ConfigError(
+            "with data.format text a reference reads the windows of the target: leave reference.model.template and "
+            "reference.model.max_length out, and use a reference with the target's tokenizer and context"
+        )
     encoded = world.node_first(
         lambda: encode(
             rows.prepared,
@@ -129,13 +126,12 @@ def rows_of_reference(
 class ReferenceRun:
     """The pipeline's ReferenceContext: one NTP run of the training loop with scoring."""
 
-    def __init__(self, run: RunContext, rows: RunRows) -> None:
-        self._run, self._rows = run, rows
-        self.ids = rows.data.train.ids
+    def __init__(self, run: RunContext) -> None:
+        self._run, self.ids = run, run.rows.data.train.ids
         self.figures: dict[str, Any] = {}
 
     def content_hashes(self) -> list[str]:
-        return self._rows.data.train.content_hashes()
+        return self._run.rows.data.train.content_hashes()
 
     def train_and_score(
         self,
@@ -148,7 +144,7 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         run, config = self._run, self._run.config
         model = model or ReferenceModel()
-        path, encoder, data = rows_of_reference(config, self._rows, model, run.world, say=run.say)
+        path, encoder, data = rows_of_reference(config, run.rows, model, run.world, say=run.say)
         options, seed = training_of_reference(config, training)
         seed = stable_hash(seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
@@ -204,7 +200,7 @@ class ReferenceRun:
         parts = []
         with named("reference.paths"):
             _, encoder, data = rows_of_reference(
-                run.config, self._rows, model, run.world, option="reference", say=run.say
+                run.config, run.rows, model, run.world, option="reference", say=run.say
             )
             for number, name in enumerate(paths, start=1):
                 run.say(f"reference: {name} scores {len(data):,} examples")

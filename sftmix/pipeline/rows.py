@@ -11,7 +11,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json
 from sftmix.common.plain import as_list
-from sftmix.common.tables import read_confidence, read_ids
+from sftmix.common.tables import read_columns, read_confidence
 from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.contracts import check_selection
@@ -20,7 +20,6 @@ from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
-from sftmix.pipeline.directory import differences_in_words
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
@@ -94,10 +93,8 @@ def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
 
     fingerprints  option -> hash of the rows it gave, and of what made tokens of them
     """
-    (first, expected), *others = world.of_nodes(dict(fingerprints)).items()
-    different = [
-        f"{option} of {node}" for node, hashes in others for option in hashes if hashes[option] != expected[option]
-    ]
+    (first, expected), *others = world.of_nodes(fingerprints).items()
+    different = [f"{name} of {node}" for node, hashes in others for name in hashes if hashes[name] != expected[name]]
     if different:
         error = ConfigError(
             f"not every node has the same rows or the same tokenizer as {first}. Other ones: {', '.join(different)}. "
@@ -110,9 +107,9 @@ def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:
     """Return the ids that the selector keeps, or kept in a run directory, in file order."""
     if run is not None and (run / "selection" / MANIFEST).exists():
-        kept = read_ids(run / "selection" / "selected.parquet")
-        if not set(kept).isdisjoint(rows.ids):  # rows that are all other ones are refused later, by their files
-            return kept
+        selected: list[str] = read_columns(run / "selection" / "selected.parquet", "id")["id"]
+        if not set(selected).isdisjoint(rows.ids):  # rows that are all other ones are refused later, by their files
+            return selected
     chosen = config.selector.select(table_of(rows), seed=config.seed)
     return [rows.ids[row] for row in check_selection(config.selector, chosen, len(rows))]
 
@@ -122,7 +119,7 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
 
     None where they are one group, more than MOST_GROUPS, or packed windows, which hold documents of several files.
 
-    names  data.eval; a group has the last part of its name where that tells it from the others
+    names  data.eval, of which a group has one
     """
     if rows is None or rows.packed or (rows.labels is None and len(names) < 2):
         return None
@@ -131,9 +128,6 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
     else:
         begins = {name: (name, str(PurePath(name))) for name in names}  # "./a/" is "a" in the place of a row
         groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
-        last = {name: PurePath(name).name for name in names}
-        if len(set(last.values())) == len(last):
-            groups = [last[name] for name in groups]
     return groups if 1 < len(set(groups)) <= MOST_GROUPS else None
 
 
@@ -147,11 +141,10 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
     if file := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
         inputs = read_json(file, data=dict)
-        then = {"data": {"fingerprint": inputs["data"].get("fingerprint")}, "eval": inputs.get("eval", held_out)}
-        now = {"data": {"fingerprint": rows.data.train.fingerprint}, "eval": held_out}
-        if different := differences_in_words(then, now):
+        then = inputs["data"].get("fingerprint"), inputs.get("eval", held_out)
+        if then != (rows.data.train.fingerprint, held_out):
             raise ConfigError(
-                f"{path} was made from other rows: {'; '.join(different)}. The files, the tokenizer, the template, or "
+                f"{path} was made from other rows (data.train, data.eval): the files, the tokenizer, the template, or "
                 "the version of sftmix has changed; bring it back to what it was"
             )
     return config, rows

@@ -6,9 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sftmix.common.figures import counted
 from sftmix.data import EncodedDataset, Encoder
-from sftmix.measure.model import Measurement
+from sftmix.measure.model import measure, measure_trained
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
@@ -17,19 +16,19 @@ from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import arm_of
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
 from sftmix.pipeline.pairs import order_of_arm
-from sftmix.pipeline.rows import RunRows, any_packed
+from sftmix.pipeline.rows import any_packed
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import Scores, Split
 
 
-def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: Split | None) -> Stage[None]:
+def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -> Stage[None]:
     """The training of the target, or of the NTP baseline in the same order; then it is measured and exported.
 
     name           train or baseline
     scores, split  of the stages before; a single run has neither, and divides its epochs itself
     """
-    config, world, directory = run.config, run.world, run.directory.path / name
+    config, world, rows, directory = run.config, run.world, run.rows, run.directory.path / name
 
     def make() -> Made:
         objective, perturbation = arm_of(config, name)
@@ -47,23 +46,22 @@ def arm_stage(run: RunContext, rows: RunRows, name: str, scores: Scores, split: 
             objective=objective,
             perturbation=perturbation,
             callbacks=config.callbacks,
-            **order_of_arm(run, rows, name, scores, split),
+            **order_of_arm(run, name, scores, split),
         )
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
-        measurement = Measurement(directory, world, rows.data, rows.eval_groups)
-        files, measured = measurement.trained(stage, result.module, steps=int(result.figures["steps"]))
+        steps = int(result.figures["steps"])
+        files, measured = measure_trained(world, rows.data, stage, result.module, groups=rows.eval_groups, steps=steps)
         run.directory.tell(doing="writing the model")
         weights = full_weights(result.module)
         world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         figures = {**result.figures, **measured, "made_by": made_by(world.size)}
         files = ["model", "metrics.jsonl", *files, *(["online"] if (directory / "online").exists() else [])]
-        early = f" of {figures['total_steps']}, stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-        steps = f"{counted(figures['steps'], 'step')}{early}"
         nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
-        return Made(files, figures, f"{name}: {steps}{nll}")
+        early = f", stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
+        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{early}{nll}")
 
-    return Stage(name, rows, make, lambda: None)
+    return Stage(name, make, lambda: None)
 
 
 def training_stage(
@@ -110,15 +108,15 @@ def training_stage(
     )
 
 
-def base_stage(run: RunContext, rows: RunRows) -> Stage[None]:
+def base_stage(run: RunContext) -> Stage[None]:
     """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it."""
 
     def make() -> Made:
-        config, world, data = run.config, run.world, rows.data
+        config, world, rows, data = run.config, run.world, run.rows, run.rows.data
         lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
         path = config.model.path
         score, module = scoring_model(config, world, path, rows.encoder, name="base", packed=packed, lora=lora)
-        measurement = Measurement(run.directory.path / "base", world, data, rows.eval_groups)
-        return Made(*measurement.base(partial(score, module)))
+        directory = run.directory.path / "base"
+        return Made(*measure(directory, world, data, partial(score, module), groups=rows.eval_groups))
 
-    return Stage("base", rows, make, lambda: None)
+    return Stage("base", make, lambda: None)

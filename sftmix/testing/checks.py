@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -35,14 +36,9 @@ from sftmix.types import Int64, Rows, RowScores, Scores, Split, TrainingDynamics
 C = TypeVar("C", bound=base.Component)
 V = TypeVar("V")
 SEED = 7
-STEP_METRICS = (
-    *("step", "time", "epoch", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm", "ntp_tokens"),
-    *("mixup_tokens", "tokens", "tokens_per_second", "tokens_total", "examples_total"),
-)
-"""What the loop says of each step, before any callback adds to it."""
 
 
-def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], None], *, examples: int) -> None:
+def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], object], examples: int) -> None:
     """Run `holds` on generated inputs. An SFTMixError refuses an input: some inputs may be refused, but not all."""
     answered = 0
 
@@ -128,8 +124,15 @@ def permuted(record: V, order: Int64) -> V:
     return replace(record, **changed)  # type: ignore[type-var]
 
 
-def _another_order(size: int) -> Int64:
-    return np.random.default_rng(size).permutation(size)
+def _keeps_to_the_examples(component: C, record: V, answer: Callable[[C, V], np.ndarray]) -> np.ndarray:
+    """Return answer(component, record), [N], if a copy gives the same, and another order of the examples no other."""
+    with untouched(record):
+        values = answer(component, record)
+    np.testing.assert_array_equal(values, answer(copy_of(component), record), "a second call gives something else")
+    order = np.random.default_rng(len(values)).permutation(len(values))
+    message = "it depends on the order of the examples; break ties by id"
+    np.testing.assert_allclose(answer(component, permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
+    return values
 
 
 def check_confidence_estimator(
@@ -138,18 +141,11 @@ def check_confidence_estimator(
     """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
     assert_is(estimator, ConfidenceEstimator)
 
-    def holds(given: TrainingDynamics) -> None:
-        with untouched(given):
-            confidence = valid(contracts.check_confidence, estimator, estimator.estimate(given), given)
-        again = copy_of(estimator).estimate(given)
-        np.testing.assert_array_equal(confidence, again, err_msg="a second call gives something else")
-        order = _another_order(len(given.ids))
-        other = estimator.estimate(permuted(given, order))
-        np.testing.assert_allclose(
-            other, confidence[order], rtol=1e-12, err_msg="it depends on the order of the examples"
-        )
+    def answer(asked: ConfidenceEstimator, record: TrainingDynamics) -> np.ndarray:
+        return valid(contracts.check_confidence, asked, asked.estimate(record), record)
 
-    on_examples(training_dynamics() if dynamics is None else dynamics, holds, examples=examples)
+    inputs = training_dynamics() if dynamics is None else dynamics
+    on_examples(inputs, partial(_keeps_to_the_examples, estimator, answer=answer), examples)
 
 
 def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
@@ -159,25 +155,12 @@ def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | No
     """
     assert_is(splitter, Splitter)
 
-    def holds(table: Scores) -> None:
-        with untouched(table):
-            split = valid(contracts.check_split, splitter, splitter.split(table, seed=SEED), table)
-        _same_split(split, copy_of(splitter).split(table, seed=SEED), "a second call gives something else")
-        order = _another_order(len(table))
-        other = splitter.split(permuted(table, order), seed=SEED)
-        expected = replace(split, group=split.group[order])
-        _same_split(expected, other, "it depends on the order of the examples; break ties by id")
+    def answer(asked: Splitter, table: Scores) -> np.ndarray:
+        split = valid(contracts.check_split, asked, asked.split(table, seed=SEED), table)
+        return np.unique(split.labels, return_inverse=True)[1]
 
-    on_examples(
-        score_tables(confidence=Need.CONFIDENCE in splitter.needs) if scores is None else scores,
-        holds,
-        examples=examples,
-    )
-
-
-def _same_split(a: Split, b: Split, message: str) -> None:
-    assert a.names == b.names, message
-    np.testing.assert_array_equal(a.group, b.group, err_msg=message)
+    tables = score_tables(confidence=Need.CONFIDENCE in splitter.needs) if scores is None else scores
+    on_examples(tables, partial(_keeps_to_the_examples, splitter, answer=answer), examples)
 
 
 def check_pair_sampler(
@@ -207,7 +190,7 @@ def check_pair_sampler(
             np.testing.assert_array_equal(drawn_pairs, again, err_msg=f"epoch {epoch} asked alone gives something else")
             pairs += len(drawn_pairs)
 
-    on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples=examples)
+    on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples)
     assert pairs, "no input gave a pair, so nothing would be mixed; if it needs other tables, give them as `scores`"
 
 
@@ -215,21 +198,14 @@ def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | No
     """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
     assert_is(selector, Selector)
 
-    def holds(table: Scores) -> None:
-        with untouched(table):
-            chosen = selector.select(table, seed=SEED)
-        if len(chosen) == 0:
+    def answer(asked: Selector, table: Scores) -> np.ndarray:
+        rows = asked.select(table, seed=SEED)
+        if len(rows) == 0:
             raise DataError("nothing is selected")  # the pipeline refuses this, but other data may give rows
-        selected = valid(contracts.check_selection, selector, chosen, len(table))
-        again = valid(contracts.check_selection, selector, copy_of(selector).select(table, seed=SEED), len(table))
-        np.testing.assert_array_equal(selected, again, err_msg="a second call gives something else")
-        order = _another_order(len(table))
-        other = selector.select(permuted(table, order), seed=SEED)
-        assert {table.id[row] for row in selected} == {table.id[order[row]] for row in other}, (
-            "it depends on the order of the examples; break ties by id"
-        )
+        return np.isin(table.row, valid(contracts.check_selection, asked, rows, len(table)))
 
-    on_examples(score_tables(confidence=False) if scores is None else scores, holds, examples=examples)
+    tables = score_tables(confidence=False) if scores is None else scores
+    on_examples(tables, partial(_keeps_to_the_examples, selector, answer=answer), examples)
 
 
 def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
@@ -271,7 +247,7 @@ def check_reference(reference: Reference, *, examples: int = 20) -> None:
             dynamics = valid(contracts.check_dynamics, reference, reference.collect(context))
         assert list(dynamics.ids) == list(context.ids), "it must return exactly context.ids, in that order"
 
-    on_examples(training_dynamics(), holds, examples=examples)
+    on_examples(training_dynamics(), holds, examples)
 
 
 def check_callback(callback: Callback, *, metrics: dict[str, float] | None = None) -> None:
@@ -284,7 +260,7 @@ def check_callback(callback: Callback, *, metrics: dict[str, float] | None = Non
         return RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
 
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, {**dict.fromkeys(STEP_METRICS, 1.0), **held_out}, score, evaluate)
+        state = StageState("train", 1, 4, 0, {**dict.fromkeys(contracts.OWN_OF_STEP, 1.0), **held_out}, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             result = valid(contracts.check_callback_result, callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop

@@ -120,8 +120,8 @@ class CheckpointStore:
         self.world.on_main(commit)
 
     def _refuse_if_not_finite(self, step: int, wrapped: nn.Module) -> None:
-        own = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(unwrap(wrapped)).values()]
-        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in own))):
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(unwrap(wrapped)).values()]
+        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in shards))):
             raise NonFiniteError(
                 f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
                 "training.learning_rate (the last checkpoint is untouched)"
@@ -247,11 +247,11 @@ class CheckpointStore:
                 continue
             owner = next((parameter for parameter in parameters if key.startswith(f"{parameter}.")), None)
             place = None if owner is None else _place(optimizer, kind, parameters[owner])
-            made = value if owner is None or isinstance(value, (int, float)) else _zeros(value, parameters[owner])
+            initial = value if owner is None or isinstance(value, (int, float)) else _zeros(value, parameters[owner])
             entry = key.removeprefix(f"{owner}.")
-            if place is None or made is None or "." in entry:
+            if place is None or initial is None or "." in entry:
                 raise CheckpointError(f"{self.path(step)} holds {name}, for which the optimizer has no place")
-            place[entry] = made
+            place[entry] = initial
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
@@ -263,8 +263,8 @@ def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     adapted = adapter_config(module.model) is not None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
     state = get_model_state_dict(module, options=options)
-    kept = _trained(module) if adapted else state.keys()
-    return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in kept if name in state}
+    names = _trained(module) if adapted else state.keys()
+    return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in names if name in state}
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

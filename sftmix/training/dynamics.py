@@ -173,5 +173,5 @@ def described(dynamics: TrainingDynamics) -> str:
     course = " -> ".join(f"{value:.3f}" for value in nll)
     steps = ", ".join(str(step) for step in dynamics.steps)
     size = sum(nll.size for nll in dynamics.token_nll or ()) * 2e-6  # float16 on disk
-    kept = f"; {size:.1f} MB of NLLs of tokens" if size else ""
-    return f"{int(dynamics.scored.sum()):,} examples scored at steps {steps}; NLL per token {course}{kept}"
+    tokens = f"; {size:.1f} MB of NLLs of tokens" if size else ""
+    return f"{int(dynamics.scored.sum()):,} examples scored at steps {steps}; NLL per token {course}{tokens}"

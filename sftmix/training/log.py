@@ -143,17 +143,20 @@ class StopSignal:
 
     Where another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
 
-    received  True once one has arrived, also if another handler around this one received it and nothing came of it
+    received     True once one has arrived, also if another handler around this one received it and nothing came of it
+    interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.interrupted = False
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
                 self._previous[number] = signal.signal(number, self._arrived)
+            if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
         self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
         return self
@@ -161,6 +164,12 @@ class StopSignal:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        previous = self._previous[number]
+        assert callable(previous)
+        previous(number, frame)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = True

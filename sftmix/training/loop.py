@@ -258,6 +258,8 @@ class TrainingLoop:
         """
         full_disk, interrupted, by_callback = 3, 2, 1
         reason = by_callback if self.stopped_by else 0
+        if signal is not None and signal.interrupted:
+            raise KeyboardInterrupt
         if signal is not None and signal.received:
             reason = interrupted
         agreed = self.world.max(full_disk if self.no_space else reason)
@@ -349,8 +351,8 @@ class TrainingLoop:
             return target.read(batch, lambda hidden, head, labels: function(hidden, head, batch, plan))
 
         with eval_mode(self.module, self.world, self.setup.precision) as target:
-            own = list(map(of, done.batches, done.plans))
-        return [result for of_rank in self.world.gather(own) for result in of_rank]
+            results = list(map(of, done.batches, done.plans))
+        return [result for of_rank in self.world.gather(results) for result in of_rank]
 
 
 def _prepared(stage: Stage, world: World) -> StepSetup:

@@ -48,10 +48,10 @@ def _model_of_cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def going_on(recorded: Sequence[Mapping[str, Any]], step: int, own: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the record of a stage that goes on after `step` on the machine `own`."""
-    same = bool(recorded) and {**recorded[-1], **own} == recorded[-1]
-    return [*map(dict, recorded), *([] if same else [{"after": step, **own}])]
+def going_on(recorded: Sequence[Mapping[str, Any]], step: int, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the record of a stage that goes on after `step` on this machine."""
+    same = bool(recorded) and {**recorded[-1], **machine} == recorded[-1]
+    return [*map(dict, recorded), *([] if same else [{"after": step, **machine}])]
 
 
 def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
@@ -63,9 +63,9 @@ def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int
     return [{name: value for name, value in one.items() if name != "after"} for one in inside]
 
 
-def same_bits(recorded: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> bool:
+def same_bits(recorded: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> bool:
     """Return True if steps of the recorded machines give the same bits on this one.
 
     On a GPU they may not even on the same machine: some of its kernels add in another order each time.
     """
-    return bool(recorded) and all(one == own for one in recorded) and own["cuda"] is None
+    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None

@@ -187,9 +187,9 @@ def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
 
 def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
     """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere."""
-    own = batch.ntp_weight > 0
+    has_turn = batch.ntp_weight > 0
     count = torch.bincount(batch.slot, minlength=len(batch.ids))
-    return BatchNLL(batch.rows[own], per_slot(batch, nll_T)[own], count[own])
+    return BatchNLL(batch.rows[has_turn], per_slot(batch, nll_T)[has_turn], count[has_turn])
 
 
 def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:

@@ -162,10 +162,10 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
     mixed_own = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
-    own = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), mixed_own, problem is not None]
+    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), mixed_own, problem is not None]
     mu_of_ranks = [0.0] * world.size  # a rank, or a micro-batch, may be without pairs, and its plan without mu
     mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
-    ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*own, *mu_of_ranks])
+    ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
     if broken:
         refuse(problem, world)
     batches, plans = [to_device(one, world.device) for one in batches], [to_device(one, world.device) for one in plans]
@@ -223,10 +223,12 @@ def micro_batches(
     one_row = unwrap(module).padding_free
     batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
-        own, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
+        units_of_rank, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
         if not isinstance(module, FSDPModule):  # only FSDP gathers for each segment, on all ranks at once
-            n_segments = min(n_segments, sum(map(len, own)))
-        batches.append(collate(own, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id))
+            n_segments = min(n_segments, sum(map(len, units_of_rank)))
+        batches.append(
+            collate(units_of_rank, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
+        )
     return batches
 
 
@@ -248,7 +250,7 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
 
 def refuse(problem: str | None, world: World) -> None:
     """Raise ConfigError, the same on every rank, with the first problem of any rank."""
-    raise ConfigError(next(found for found in world.gather(problem) if found))
+    raise ConfigError(next(text for text in world.gather(problem) if text))
 
 
 # --------------------------------------------------------------------------------- 4. forward and backward

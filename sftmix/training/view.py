@@ -40,7 +40,9 @@ class ModelView(LossView):
         if change is not None and layer == 0:
             embeddings = change(embeddings)
         elif change is not None:
-            changing = self._layer(layer).register_forward_hook(lambda module, given, made: _replaced(made, change))
+            changing = self._layer(layer).register_forward_hook(
+                lambda module, inputs, output: _replaced(output, change)
+            )
         with changing:
             out = self._model.get_decoder()(
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
@@ -60,6 +62,6 @@ class ModelView(LossView):
         return layers[layer - 1]
 
 
-def _replaced(made: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _replaced(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return what a layer made with changed states; some versions of transformers return them first in a tuple."""
-    return (change(made[0]), *made[1:]) if isinstance(made, tuple) else change(made)
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)

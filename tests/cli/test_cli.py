@@ -11,7 +11,7 @@ import pytest
 
 from sftmix import __version__
 from sftmix.cli import main
-from sftmix.cli.commands import COMMANDS, Command
+from sftmix.cli.commands import COMMANDS
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common import errors
 from sftmix.common.errors import ConfigError
@@ -220,25 +220,14 @@ def test_a_usage_error_is_one_message_and_exit_2(run: Run, argv: list[str], word
         assert word in err
 
 
-def test_quickstart_leaves_foreign_directories_alone(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    code, _, err = run("quickstart", "--out", str(tmp_path))
-    assert (code, "did not write" in err) == (2, True)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    (earlier / ".quickstart").write_text("42\n")
-    code, _, err = run("quickstart", "--out", str(earlier), "--seed", "7")
-    assert (code, "seed 42, not 7" in err) == (2, True)
-
-
-def raising(error: BaseException) -> Command:
+def raising(error: BaseException) -> Callable[[object], None]:
     def body(argv: object) -> None:
         raise error
 
-    return Command("", body)
+    return body
 
 
+STATUS = "sftmix.tools.status.command.main"
 CODES = {"Config": 2, "Data": 3, "Checkpoint": 4, "InUse": 5, "NonFinite": 6, "LossLeap": 6, "NoSpace": 7}
 
 
@@ -249,15 +238,15 @@ CODES = {"Config": 2, "Data": 3, "Checkpoint": 4, "InUse": 5, "NonFinite": 6, "L
 def test_each_error_has_its_exit_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], code: int
 ) -> None:
-    monkeypatch.setitem(COMMANDS, "status", raising(kind("what happened")))
+    monkeypatch.setattr(STATUS, raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"
     assert run("status") == (code, "", f"{start}: what happened\n")
 
 
 def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "status", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(STATUS, raising(KeyboardInterrupt()))
     assert run("status")[0] == 130
-    monkeypatch.setitem(COMMANDS, "status", raising(ZeroDivisionError("a surprise")))
+    monkeypatch.setattr(STATUS, raising(ZeroDivisionError("a surprise")))
     with pytest.raises(ZeroDivisionError, match="a surprise"):
         run("status")
 
@@ -265,7 +254,7 @@ def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, mon
 def test_only_rank_0_repeats_what_all_ranks_find(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert run("run", "--epochs", "1") == (2, "", "")
-    monkeypatch.setitem(COMMANDS, "status", raising(errors.DataError("here")))
+    monkeypatch.setattr(STATUS, raising(errors.DataError("here")))
     assert run("status") == (3, "", "[rank 1] error: here\n")
 
 

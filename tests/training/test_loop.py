@@ -178,6 +178,24 @@ def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
             train(stage, World())
 
 
+class Swallows(Callback):
+    """Is interrupted by Ctrl-C where nothing comes of it, as in a destructor."""
+
+    def on_step_end(self, state):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_loop_ends_for_a_ctrl_c_that_was_swallowed(tmp_path):
+    optimizer = Recording()
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[Swallows()], optimizer=optimizer)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, World())
+    assert len(optimizer.taken) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_signal_handler_gives_way_to_the_one_before_it():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), StopAtOnce():

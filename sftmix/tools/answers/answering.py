@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -35,54 +36,45 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        waiting = []
+        groups = defaultdict[tuple[float, int], list[tuple[Key, list[int]]]](list)
         for question in questions:
             if turn <= len(question.follow_ups):
                 messages = list(question.messages)
                 for past, follow_up in enumerate(question.follow_ups[:turn]):
                     said = answers[loaded.name, question.id, past]["answers"] or ""
                     messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
-                prompt = prompt_of(loaded, messages, question.id)
-                kind = options.at(question.temperature), room_of(loaded, prompt, options), -len(prompt)
-                waiting.append((kind, (loaded.name, question.id, turn), prompt))
-        waiting.sort(key=lambda one: one[0])
-        for (temperature, room), group in groupby(waiting, key=lambda one: one[0][:2]):
-            same = list(group)
-            for start in range(0, len(same), options.batch_size):
-                whole = same[start : start + options.batch_size]
-                batch = {key: prompt for _, key, prompt in whole if key not in answers}
+                prompt, room = asked(loaded, messages, options, question.id)
+                groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
+        for (temperature, room), waiting in groups.items():
+            waiting.sort(key=lambda one: -len(one[1]))
+            for start in range(0, len(waiting), options.batch_size):
+                batch = [one for one in waiting[start : start + options.batch_size] if one[0] not in answers]
                 if batch:
-                    rows = generated(loaded, batch, room, temperature, options)
-                    new = [_answer(loaded, key, batch[key], ids) for key, ids in zip(batch, rows, strict=True)]
-                    answers.update(zip(batch, new, strict=True))
-                    yield new
+                    rows = generated(loaded, dict(batch), room, temperature, options)
+                    for (key, prompt), ids in zip(batch, rows, strict=True):
+                        finish = "prompt_too_long" if not ids else "stop" if ids[-1] in loaded.stop_ids else "length"
+                        answers[key] = {
+                            "key": key,
+                            "answers": loaded.text_of(ids) if ids else None,
+                            "finish": finish,
+                            "prompt_tokens": len(prompt),
+                            "answer_tokens": len(ids),
+                        }
+                    yield [answers[key] for key, _ in batch]
 
 
-def prompt_of(loaded: LoadedModel, messages: Sequence[dict[str, str]], name: str) -> list[int]:
-    """Return the ids of a conversation that waits for an answer; DataError where the chat template refuses it."""
+def asked(
+    loaded: LoadedModel, messages: Sequence[dict[str, str]], options: AnswerOptions, name: str
+) -> tuple[list[int], int]:
+    """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.
+
+    Raises DataError where the chat template refuses the conversation, with its name.
+    """
     try:
-        return loaded.render(messages)
+        prompt = loaded.render(messages)
     except TemplateRefusal as error:
         raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
-
-
-def _answer(loaded: LoadedModel, key: Key, prompt: list[int], ids: list[int]) -> Answer:
-    finish = "prompt_too_long"
-    if ids:
-        finish = "stop" if ids[-1] in loaded.stop_ids else "length"
-    return {
-        **dict(zip(("model", "id", "turn"), key, strict=True)),
-        "answers": loaded.text_of(ids) if ids else None,
-        "finish": finish,
-        "prompt_tokens": len(prompt),
-        "answer_tokens": len(ids),
-    }
-
-
-def room_of(loaded: LoadedModel, prompt: Sequence[int], options: AnswerOptions) -> int:
-    """Return how many tokens an answer may have: the context ends, too."""
-    left = options.max_new_tokens if loaded.context is None else loaded.context - len(prompt)
-    return max(min(options.max_new_tokens, left), 0)
+    return prompt, max(min(options.max_new_tokens, (loaded.context or sys.maxsize) - len(prompt)), 0)
 
 
 @torch.inference_mode()

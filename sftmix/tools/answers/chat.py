@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
@@ -43,25 +43,22 @@ def main(argv: Sequence[str]) -> None:
     options, names = sampling(given), ["target", *([given.beside] if given.beside else [])]
     models = finished_models(given.place, names, option="--beside")
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
-    from sftmix.pipeline.loaded import load_for_use
+    from sftmix.pipeline.loaded import load_finished
 
-    chat([load_for_use(model, options.dtype) for model in models], options, _lines(), sys.stdout)
+    chat([load_finished(model, options.dtype) for model in models], options, _lines())
 
 
 def _lines() -> Iterator[str]:
     """Yield what the user writes; from a pipe without a prompt sign."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
-    import readline  # noqa: F401  # arrow keys and a history for input()
-
+    sign = "> " if sys.stdin.isatty() else ""
+    if sign:
+        import readline  # noqa: F401  # arrow keys and a history for input()
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            yield input("> ")
-    print()
+            yield input(sign)
 
 
-def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str], out: TextIO) -> None:
+def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str]) -> None:
     """Answer each line with every model, until the lines end.
 
     lines  what the user writes, a turn in each; /reset forgets all turns before
@@ -75,35 +72,31 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
             turn, answered = {"role": "user", "content": line}, []
             try:  # all models or none: they are compared, so all must have been asked the same
                 for model, messages in zip(models, conversations, strict=True):
-                    out.write(f"{model.name}: " if len(models) > 1 else "")
-                    answered.append(_answer(model, [*messages, turn], options, out))
+                    print(f"{model.name}: " if len(models) > 1 else "", end="")
+                    answered.append(_answer(model, [*messages, turn], options))
                 conversations = answered
             except KeyboardInterrupt:
-                out.write("\nthe turn is taken back\n")
+                print("\nthe turn is taken back")
 
 
-def _answer(
-    loaded: LoadedModel, messages: list[dict[str, str]], options: AnswerOptions, out: TextIO
-) -> list[dict[str, str]]:
+def _answer(loaded: LoadedModel, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:
     """Answer the last turn, write the answer while it is made, and return the conversation with it.
 
     A turn for whose answer the context has no room is forgotten. Raises DataError where the chat template refuses.
     """
     from transformers import TextStreamer
 
-    from sftmix.tools.answers.answering import generated, prompt_of, room_of
+    from sftmix.tools.answers.answering import asked, generated
 
     def show(text: str, stream_end: bool = False) -> None:
-        out.write(as_lines(text) + ("\n" if stream_end else ""))  # no answer can control the terminal
-        out.flush()
+        print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal
 
-    prompt = prompt_of(loaded, messages, "chat")
-    room = room_of(loaded, prompt, options)
+    prompt, room = asked(loaded, messages, options, "chat")
     if not room:
-        out.write(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew\n")
+        print(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew")
         return messages[:-1]
     streamer = TextStreamer(loaded.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.on_finalized_text = show  # type: ignore[method-assign]
     key = "", "chat", sum(message["role"] == "assistant" for message in messages)
-    (ids,) = generated(loaded, {key: prompt}, room, options.at(0.0), options, streamer)
+    (ids,) = generated(loaded, {key: prompt}, room, options.temperature or 0.0, options, streamer)
     return [*messages, {"role": "assistant", "content": loaded.text_of(ids)}]

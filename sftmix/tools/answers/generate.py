@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,11 +13,11 @@ from typing import Any
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_json
+from sftmix.common.files import read_json, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
-from sftmix.model.paths import named
+from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
@@ -30,12 +30,6 @@ ABOUT = """Let finished models answer a file of prompts; the same command contin
 
 docs/evaluation.md shows how the official judges take these files."""
 
-FORMATS = {
-    "rows": "one line for each prompt, with the answers of all models; prompts are rows of any format",
-    "alpaca_eval": "AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's",
-    "mt_bench": "MT-Bench: model_answer/MODEL.jsonl as FastChat writes it; prompts are its question.jsonl",
-}
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
@@ -45,8 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, metavar="PATH", help=to)
     names = "target, baseline, base, and other runs and models, with commas between them [%(default)s]"
     parser.add_argument("--models", default="target", metavar="NAMES", help=names)
-    formats = "; ".join(f"{name} - {about}" for name, about in FORMATS.items())
-    parser.add_argument("--format", choices=FORMATS, default="rows", help=f"{formats} [%(default)s]")
+    form = (
+        "rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
+        "alpaca_eval - AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; "
+        "mt_bench - MT-Bench: model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl "
+        "[%(default)s]"
+    )
+    parser.add_argument("--format", choices=("rows", "alpaca_eval", "mt_bench"), default="rows", help=form)
     add_sampling(parser)
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
 
@@ -54,10 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> None:
     """Answer, and say what happened."""
     given = read_words("generate", ABOUT, add_options, argv)
-    names = [name.strip() for name in given.models.split(",") if name.strip()]
-    say(f"generate: {', '.join(names)} of {given.place}")
+    models = [name.strip() for name in given.models.split(",")]
     files = generate(
-        given.place, Path(given.to), models=names, prompts=given.prompts, form=given.format, options=sampling(given)
+        given.place, Path(given.to), models=models, prompts=given.prompts, form=given.format, options=sampling(given)
     )
     print("\n".join(map(str, files)))
 
@@ -80,34 +78,35 @@ def generate(
     DataError for a bad row.
     """
     from sftmix.data import prepare
-    from sftmix.tools.answers.formats import TOOLS, write_answers
-    from sftmix.tools.answers.questions import of_rows, question_of, read_questions
+    from sftmix.tools.answers.formats import of_mt_bench, write_answers
+    from sftmix.tools.answers.questions import question_of, read_questions
 
-    options, tool = options or AnswerOptions(), TOOLS.get(form)
+    options, judged = options or AnswerOptions(), form != "rows"
     finished = finished_models(place, models)
     config = next((read_finished(model.run) for model in finished if model.run is not None), None)
     if prompts:
-        questions = read_questions(prompts, tool.question if tool else of_rows(config.data.columns if config else None))
+        columns = config.data.columns if config and not judged else None
+        questions = read_questions(prompts, columns, of_mt_bench if form == "mt_bench" else None)
     else:
-        prepared = prepare(config.data, config.seed) if config and not tool else None
+        prepared = prepare(config.data, config.seed) if config and not judged else None
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
         rows = prepared.eval
         questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
-    if options.system is not None:
-        first = {"role": "system", "content": options.system}
-        for place_in_file, question in enumerate(questions):
-            if question.messages[0]["role"] != "system":
-                questions[place_in_file] = replace(question, messages=(first, *question.messages))
+    for number, question in enumerate(questions):
+        if options.temperature is not None:
+            question = replace(question, temperature=options.temperature)
+        if options.system is not None and question.messages[0]["role"] != "system":
+            question = replace(question, messages=({"role": "system", "content": options.system}, *question.messages))
+        questions[number] = question
     files = list[Path]()
-    for group in [[model] for model in finished] if tool else [finished]:
+    for group in [[model] for model in finished] if judged else [finished]:
         label = _label(group[0])  # other runs lie in the same directory, so each model has a file of its own
-        files.append(to / f"answers-{label}.jsonl" if tool else to)
+        files.append(to / f"answers-{label}.jsonl" if judged else to)
         lines = _lines(files[-1], group, questions, form, options)
-        if tool:
-            files.append(to / tool.file.format(label))
+        if judged:
             texts = [[text or "" for text in as_list(line["answers"][group[0].name])] for line in lines]
-            write_answers(files[-1], tool, questions, texts)
+            files.append(write_answers(form, to, label, questions, texts))
         for model in group:
             ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
             say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
@@ -117,7 +116,7 @@ def generate(
 def _label(model: FinishedModel) -> str:
     """Return the name of a model for other tools, of a run with the run's name before it; without slashes."""
     if model.run is None or "/" in model.name:
-        return Path(os.path.abspath(model.name)).name
+        return Path(model.name).resolve().name
     return f"{model.run.resolve().name}-{model.name}"
 
 
@@ -130,35 +129,46 @@ def inputs_of(
 
     inputs = {"format": form, **asdict(options), "models": {}}
     del inputs["batch_size"]
-    inputs["prompts"] = sha256_json([[q.plain(), options.at(q.temperature)] for q in questions])
+    inputs["prompts"] = sha256_json([[q.plain(), q.temperature] for q in questions])
     for model in models:
-        with named(model.option):
-            encoder = encoder_of(model).fingerprint
-            inputs["models"][model.name] = {"weights": fingerprint(model.path), "encoder": encoder}
+        encoder = encoder_of(model).fingerprint
+        inputs["models"][model.name] = {"weights": fingerprint(model.path), "encoder": encoder}
     return inputs
 
 
 def _lines(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Any], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
-    """Answer what is not answered in a file yet, and return its lines."""
-    from sftmix.pipeline.loaded import load_for_use
-    from sftmix.tools.answers.answering import answered
-    from sftmix.tools.answers.store import AnswerFile
+    """Return the lines of a file, after answering what it lacks; ConfigError if it was begun from other inputs.
 
-    file = AnswerFile(path)
-    file.begin(inputs_of(form, questions, models, options))
-    if not path.exists():
-        answers, total = file.read(), sum(1 + len(question.follow_ups) for question in questions)
-        for model in models:
-            done = sum(name == model.name for name, _, _ in answers)
-            if done == total:
-                continue
-            loaded = load_for_use(model, options.dtype)
+    Beside it lies `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
+    in which they came.
+    """
+    from sftmix.pipeline.loaded import load_finished
+    from sftmix.tools.answers.answering import answered
+    from sftmix.tools.answers.store import append_answers, lines_of, read_answers
+
+    inputs, file = inputs_of(form, questions, models, options), Path(f"{path}.inputs.json")
+    if not path.exists() and not file.exists():
+        write_json(file, inputs)
+    old = read_json(file) if file.exists() else {}  # {}: not written by this command
+    if different := differences(old, inputs):
+        problem = f"{path} was made with other inputs: {'; '.join(different[:8])}"
+        raise ConfigError(f"{problem}. Use another --to, or the old settings")
+    if path.exists():
+        return list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
+    parts = Path(f"{path}.parts")
+    answers, total = read_answers(parts), sum(1 + len(question.follow_ups) for question in questions)
+    for model in models:
+        done = sum(name == model.name for name, _, _ in answers)
+        if done < total:
+            loaded = load_finished(model, options.dtype)
             with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
                 for batch in answered(loaded, questions, answers, options):
-                    file.append(batch)
+                    append_answers(parts, batch)
                     bar.update(len(batch))
             del loaded  # before the next one
-        file.finish(questions, [model.name for model in models])
-    return file.lines()
+    lines = lines_of(questions, [model.name for model in models], answers)
+    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+    parts.unlink()
+    return lines

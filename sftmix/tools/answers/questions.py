@@ -16,7 +16,7 @@ from sftmix.data.sources import expand
 from sftmix.types import Example
 
 OPTION = "--prompts"
-_EMPTY = {"role": "assistant", "content": ""}
+OfTool = Callable[[Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Question:
     reference    the answer that the row has; None if it has none
     follow_ups   turns of the user that come after the model's own answers, one after the other
     temperature  of its answers, where the option does not say; 0 is greedy
-    row          the row of a tool, from which the line of its file is made
+    row          the row that it was read from
     """
 
     id: str
@@ -51,19 +51,27 @@ def question_of(example: Example) -> Question:
     return Question(example.id or content_hash(example.messages), messages, last.content or None)
 
 
-def read_questions(names: Sequence[str], make: Callable[[dict[str, Any]], Question]) -> list[Question]:
-    """Read the questions of files, directories and hub ids of rows, in file order.
+def read_questions(
+    names: Sequence[str], columns: Mapping[str, str] | None = None, of_tool: OfTool | None = None
+) -> list[Question]:
+    """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
-    make  a row -> its question; KeyError or BadRow if it is none
+    columns  data.columns of a run; a row without these fields keeps its own
+    of_tool  None for rows in any format of training data; else a row -> such a row, and more fields of the Question
     Raises DataError that names the first bad row as `file:line: reason`.
     """
-    questions, times = list[Question](), Counter[str]()
+    reader, questions, times = Columns(columns), list[Question](), Counter[str]()
     for source in expand(names, OPTION):
         for place, row in source.rows():
             try:
                 if not isinstance(row, dict):
                     raise row if isinstance(row, BadRow) else BadRow("expected an object with named fields")
-                question = make(row)
+                plain, more = of_tool(row) if of_tool else (row, {})
+                asked = _with_answer(reader.renamed(plain))
+                form = recognise(asked, None, reader.formats)
+                if form == TEXT:
+                    raise BadRow("a text, where a question is needed; models answer conversations")
+                question = replace(question_of(convert(asked, form)), row=row, **more)
             except (KeyError, BadRow) as problem:
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"{OPTION}: {place}: {reason}") from problem
@@ -75,30 +83,15 @@ def read_questions(names: Sequence[str], make: Callable[[dict[str, Any]], Questi
     return questions
 
 
-def of_rows(columns: Mapping[str, str] | None = None) -> Callable[[dict[str, Any]], Question]:
-    """Return what makes questions of rows in any format of training data; answers may be missing.
-
-    columns  data.columns of a run; a row without these fields keeps its own
-    """
-    reader = Columns(columns)
-
-    def make(row: dict[str, Any]) -> Question:
-        row = _with_answer(reader.renamed(row))
-        form = recognise(row, None, reader.formats)
-        if form == TEXT:
-            raise BadRow("a text, where a question is needed; models answer conversations")
-        return question_of(convert(row, form))
-
-    return make
-
-
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
-    row = {"output": "", **row} if "instruction" in row else dict(row)
+    empty = {"role": "assistant", "content": ""}
+    if "instruction" in row:
+        return {"output": "", **row}
     if "prompt" in row:
-        row.setdefault("completion", [_EMPTY] if isinstance(row["prompt"], list) else "")
+        return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
     for key in ("messages", "conversations"):
         last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
         if isinstance(last, dict) and last.get("role", last.get("from")) in ("user", "human"):
-            row[key] = [*row[key], _EMPTY]
+            return {**row, key: [*row[key], empty]}
     return row

@@ -65,7 +65,7 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
 
     Nothing can be made from a reference that diverges, and other cells share it: the table ends.
     """
-    from sftmix.pipeline.recipe import run_valid
+    from sftmix.pipeline.recipe import run
 
     tell = print if world.is_main else lambda *_, **options: None
     tell(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
@@ -73,7 +73,7 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
         tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
         return {}
     try:
-        return run_valid(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
+        return run(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:

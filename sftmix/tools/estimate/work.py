@@ -21,7 +21,7 @@ from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
-from sftmix.pipeline.pairs import one_split
+from sftmix.pipeline.pairs import pairs_by
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.machine import Machine
@@ -85,7 +85,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
 def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stage of the reference by what its attributes say; none of its code is run."""
     reference = config.reference
-    wanted = config.resolved_pairing() and Need.CONFIDENCE in config.splitter.needs
+    wanted = config.resolved_pairing() and config.uses_dynamics()
     if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
         return []
     model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
@@ -105,7 +105,7 @@ def _pairs(config: RunConfig, rows: RunRows) -> Callable[[int], Rows | None]:
     if pairing is not None and Need.CONFIDENCE not in config.splitter.needs:
         scores = rows.table()
         split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
-        return one_split(split, scores, pairing, config.seed).pairs_of
+        return pairs_by(lambda epoch: (split, scores), pairing, config.seed)
     if pairing is None:
         return lambda epoch: None
     return lambda epoch: generator(config.seed, "estimate", epoch).permutation(n)[: n // 2 * 2].reshape(-1, 2)

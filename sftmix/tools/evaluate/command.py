@@ -111,7 +111,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
     from sftmix.model.load import fingerprint
-    from sftmix.pipeline.loaded import encoder_of, load_for_use
+    from sftmix.pipeline.loaded import encoder_of, load_finished
 
     with named(model.option):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
@@ -146,7 +146,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
 
     from sftmix.tools.evaluate.harness import harness_of, scores_of
 
-    harness = harness_of(load_for_use(model, given.dtype), given.batch_size, chat=given.apply_chat_template)
+    harness = harness_of(load_finished(model, given.dtype), given.batch_size, chat=given.apply_chat_template)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
     for task, file, settings in missing:
         results = simple_evaluate(

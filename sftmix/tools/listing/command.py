@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
+from functools import cache
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.cli.words import read_words
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
-from sftmix.config.classes import chosen_by, find_component, import_class, nested_bases
-from sftmix.config.schema import component_bases
+from sftmix.config.classes import chosen_by, find_component, import_class
+from sftmix.config.schema import component_bases, component_in, options_of
 
 _ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.
@@ -28,6 +29,19 @@ def main(argv: Sequence[str]) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
+
+
+@cache
+def nested_bases() -> dict[str, type[Component]]:
+    """Return option -> base class for kinds that only options of shipped components take (`objective.mu`)."""
+    places: dict[type[Component], str] = {}
+    for field, base in component_bases().items():
+        for shipped in dict(catalogue())[base.__name__]:
+            for name, option in options_of(import_class(shipped.path)).items():
+                inner = component_in(option.annotation)
+                if inner and inner not in component_bases().values():
+                    places.setdefault(inner, f"{field}.{name}")
+    return {place: base for base, place in places.items()}
 
 
 def overview() -> str:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from sftmix.tools.quickstart.tasks import Row, make_rows
 
-__all__ = ["Materials", "Row", "make_rows", "materialise", "write_rows"]
-
 N_TRAIN = 2400
 N_EVAL = 400
 

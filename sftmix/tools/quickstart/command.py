@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
-from sftmix.common.errors import ConfigError
 
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
@@ -27,19 +24,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Mark the directory as a quickstart's with this seed, and run; ConfigError if it holds anything else."""
+    """Make model and rows, run recipe:quickstart with the baseline on them, and print the table."""
     given = read_words("quickstart", ABOUT, add_options, argv)
-    out = Path(given.out)
-    say(f"quickstart: a small model on rows of known truth, in {out}")
-    marker = out / ".quickstart"
-    if marker.exists():
-        if (seed := marker.read_text(encoding="utf-8").strip()) != str(given.seed):
-            raise ConfigError(f"{out} holds the quickstart of seed {seed}, not {given.seed}; choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds something that the quickstart did not write; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(f"{given.seed}\n", encoding="utf-8")
-    quickstart(out, given.seed)
+    say(f"quickstart: a small model on rows of known truth, in {given.out}")
+    quickstart(Path(given.out), given.seed)
 
 
 def quickstart(out: Path, seed: int) -> None:
@@ -47,30 +35,19 @@ def quickstart(out: Path, seed: int) -> None:
 
     A second call on the same directory reads what is there.
     """
-    from sftmix.config.layers import config_file
-    from sftmix.config.read import read_config
+    from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
 
-    made = materialise(out / "materials", seed=seed)
-    config = read_config(config_file("recipe:quickstart"))
-    config = replace(
-        config,
-        out=str(out),
-        seed=seed,
-        with_baseline=True,
-        model=replace(config.model, path=str(made.model)),
-        data=replace(config.data, train=[str(made.train)], eval=[str(made.eval)]),
-    )
-    print("\n" + table(out, run(config)), flush=True)
-
-
-def table(out: Path, summary: dict[str, Any]) -> str:
-    """Return the results, whoever won, and what to look at next."""
+    made = materialise(out / f"materials-{seed}", seed=seed)
+    words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
+    words += ["--model.path", str(made.model), "--data.train", str(made.train), "--data.eval", str(made.eval)]
+    summary = run(configuration("run", "", words)[0])
     baseline, halves = summary["baseline"], summary["confidence"]
     ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
     sure, unsure = (halves[name]["labels"].get("deterministic", 0.0) for name in ("confident", "unconfident"))
-    return f"""{"":36}       NTP    SFTMix
+    print(f"""
+{"":36}       NTP    SFTMix
 held-out NLL per response token     {baseline["eval_nll_after"]:10.4f}{summary["eval_nll_after"]:10.4f}
 held-out exact match                {theirs:10.1%}{ours:10.1%}
 
@@ -81,4 +58,4 @@ Next:
   sftmix status {out}
   {out}/summary.json                      figures, most and least confident examples
   {out}/train/model                       loads with AutoModelForCausalLM
-  sftmix run --model.path NAME --data.train rows.json --data.eval_fraction 0.05 --out runs/first"""
+  sftmix run --model.path NAME --data.train rows.json --data.eval_fraction 0.05 --out runs/first""")

@@ -62,7 +62,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedMo
         num_key_value_heads=2,
         max_position_embeddings=256,
         initializer_range=0.06,
-        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

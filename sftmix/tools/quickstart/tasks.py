@@ -14,7 +14,9 @@ import numpy as np
 from sftmix.common.rng import generator
 
 Row = dict[str, str]
-Task = Callable[[np.random.Generator], tuple[str, str, str]]
+Drawn = tuple[str, list[str], list[str]]
+"""An instruction, the words that it is about, and those of the answer."""
+Task = Callable[[np.random.Generator], Drawn]
 
 _KINDS = {
     "animal": "cat dog horse fox bird fish",
@@ -39,29 +41,26 @@ def make_rows(*, n: int, seed: int) -> list[Row]:
     No two rows are equal, so no two of a deterministic family have the same prompt: rows held out from this list were
     never seen. n is at most 20,000: the smallest family has 2,640 rows.
     """
-    rows: list[Row] = []
-    seen: set[tuple[str, str, str]] = set()
+    rows: dict[tuple[str, str, str], Row] = {}
     for k in range(n):
         kind, families = (("deterministic", DETERMINISTIC), ("open", OPEN))[k % 2]
         family = list(families)[k // 2 % len(families)]
         rng = generator(seed, "quickstart_row", k)
-        drawn = families[family](rng)
-        while drawn in seen:
-            drawn = families[family](rng)
-        seen.add(drawn)
-        instruction, words, output = drawn
-        rows.append({"instruction": instruction, "input": words, "output": output, "family": family, "kind": kind})
-    order = generator(seed, "quickstart_order").permutation(n)
-    return [rows[k] for k in order.tolist()]
+        while len(rows) == k:  # a row that is there already is drawn again
+            instruction, words, answer = families[family](rng)
+            asked, output = "Words: " + " ".join(words) if words else "", " ".join(answer)
+            row = {"instruction": instruction, "input": asked, "output": output, "family": family, "kind": kind}
+            rows.setdefault((instruction, asked, output), row)
+    return generator(seed, "quickstart_order").permutation(np.array(list(rows.values()))).tolist()
 
 
 def _draw(rng: np.random.Generator, items: Sequence[str], low: int = 2, high: int = 5) -> list[str]:
     """Return low to high different items, in random order."""
-    return [items[k] for k in rng.permutation(len(items))[: rng.integers(low, high + 1)].tolist()]
+    return rng.permutation(items)[: rng.integers(low, high + 1)].tolist()
 
 
 def _say(rng: np.random.Generator, *phrasings: str) -> str:
-    return phrasings[rng.integers(len(phrasings))]
+    return str(rng.choice(phrasings))
 
 
 def _mapped(items: Sequence[str], length: int, rule: Callable[[str], str], *phrasings: str, back: bool = False) -> Task:
@@ -70,46 +69,43 @@ def _mapped(items: Sequence[str], length: int, rule: Callable[[str], str], *phra
     The list has a fixed length: a small model learns to look a fixed distance back within a minute, not to align lists.
     """
 
-    def task(rng: np.random.Generator) -> tuple[str, str, str]:
+    def task(rng: np.random.Generator) -> Drawn:
         words = _draw(rng, items, length, length)
-        answer = [rule(word) for word in (words[::-1] if back else words)]
-        return _say(rng, *phrasings), "Words: " + " ".join(words), " ".join(answer)
+        return _say(rng, *phrasings), words, [rule(word) for word in (words[::-1] if back else words)]
 
     return task
 
 
 def _listed(items: Sequence[str], *phrasings: str) -> Task:
     """Return a family of tasks that ask for any of these items."""
-    return lambda rng: (_say(rng, *phrasings), "", " ".join(_draw(rng, items)))
+    return lambda rng: (_say(rng, *phrasings), [], _draw(rng, items))
 
 
-def _count(rng: np.random.Generator) -> tuple[str, str, str]:
+def _count(rng: np.random.Generator) -> Drawn:
     words = _draw(rng, NOUNS, 2, 6)
     prompt = _say(rng, "How many words are there?", "Count the words.")
-    return prompt, "Words: " + " ".join(words), f"There are {COUNTS[len(words)]}."
+    return prompt, words, ["There are", f"{COUNTS[len(words)]}."]
 
 
-def _pick(rng: np.random.Generator) -> tuple[str, str, str]:
+def _pick(rng: np.random.Generator) -> Drawn:
     kind, items = list(KINDS.items())[rng.integers(len(KINDS))]
     return _listed(items, f"Pick any {kind} you like.", f"Give me some {kind} ideas.")(rng)
 
 
-def _associate(rng: np.random.Generator) -> tuple[str, str, str]:
-    prompt = _say(rng, "What comes to mind?", "Think of other words.")
-    return prompt, "Words: " + " ".join(_draw(rng, NOUNS)), " ".join(_draw(rng, NOUNS + ADJECTIVES))
+def _associate(rng: np.random.Generator) -> Drawn:
+    return _say(rng, "What comes to mind?", "Think of other words."), _draw(rng, NOUNS), _draw(rng, NOUNS + ADJECTIVES)
 
 
-def _describe(rng: np.random.Generator) -> tuple[str, str, str]:
-    noun = _draw(rng, NOUNS, 1, 1)[0]
-    adjectives = " ".join(_draw(rng, ADJECTIVES, 1, 4))
-    return _say(rng, f"Describe the {noun}.", f"What is the {noun} like?"), "", f"{adjectives} {noun}"
+def _describe(rng: np.random.Generator) -> Drawn:
+    (noun,) = _draw(rng, NOUNS, 1, 1)
+    answer = [*_draw(rng, ADJECTIVES, 1, 4), noun]
+    return _say(rng, f"Describe the {noun}.", f"What is the {noun} like?"), [], answer
 
 
-def _mishear(rng: np.random.Generator) -> tuple[str, str, str]:
+def _mishear(rng: np.random.Generator) -> Drawn:
     words = _draw(rng, NOUNS)
     heard = [word if rng.random() < 0.4 else NOUNS[rng.integers(len(NOUNS))] for word in words]
-    prompt = _say(rng, "Repeat the words, but mishear some.", "Say this wrongly.")
-    return prompt, "Words: " + " ".join(words), " ".join(heard)
+    return _say(rng, "Repeat the words, but mishear some.", "Say this wrongly."), words, heard
 
 
 DETERMINISTIC: dict[str, Task] = {

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import Need
-from sftmix.pipeline.pairs import one_split
+from sftmix.pipeline.pairs import pairs_by
 from sftmix.tools.report.page import Section
 from sftmix.tools.report.run import RunView
 
@@ -32,7 +32,8 @@ def mixed_pairs(view: RunView) -> Section:
     unknown = {Need.TARGET_LOSSES, Need.BATCH_NLL} & {*config.reference.needs, *config.objective.needs}
     shipped = all(type(part).__module__.startswith("sftmix.") for part in parts)
     if pairing is not None and view.split is not None and shipped and not unknown:
-        pairs_of = one_split(view.split, view.scores, pairing, config.seed).pairs_of
+        groups = view.split, view.scores
+        pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
         order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
         for unit in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
             batch = collate([unit], data, split=view.split, pad_id=view.rows.encoder.pad_id)

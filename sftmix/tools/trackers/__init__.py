@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Tracker(Callback):
     gives = frozenset()
     client: str
     """The name of the client, for `sftmix track --to` and for its folder."""
+    folder: Path
+    """The tracker's folder in the run directory that it sends."""
 
     _client: Any
     _run: Path | None = None
@@ -82,20 +84,16 @@ class Tracker(Callback):
         self._client.log(dict(row.values), step=row.step)
 
     def summarise(self, figures: Mapping[str, float]) -> None:
-        """Send the numbers of summary.json."""
-        self.write(Row(-1, "summary", 0, time.time(), {f"summary/{name}": value for name, value in figures.items()}))
+        """Send the numbers of summary.json, as summary/NAME."""
+        self.write(Row(-1, "summary", 0, time.time(), figures))
 
     def close(self) -> None:
         """Send what is still on its way, and end."""
         self._client.finish()
 
-    def folder(self, run: Path) -> Path:
-        """Return this tracker's folder in a run directory."""
-        return run / FOLDER / self.client
-
-    def identity(self, run: Path) -> str:
+    def identity(self) -> str:
         """Return the id of the client's run; it is made once and kept in the folder."""
-        file = self.folder(run) / "id"
+        file = self.folder / "id"
         if not file.exists():
             write_text(file, uuid.uuid4().hex[:21])
         return file.read_text(encoding="utf-8")
@@ -108,7 +106,8 @@ class Tracker(Callback):
         if self._run == run:
             return
         self.end()
-        hold = Hold(self.folder(run))
+        self.folder = run / FOLDER / self.client
+        hold = Hold(self.folder)
         hold.take()
         self._closing.callback(hold.release)
         self._known = self.open(run, read_yaml(run / "config.yaml"))
@@ -131,7 +130,7 @@ class Tracker(Callback):
                 if not text.endswith(b"\n"):  # it is still being written
                     break
                 self._read[stage] += len(text)
-                line = read_object(text, f"{path}, up to byte {self._read[stage]:,}", step=int, time=float)
+                line = read_object(text, path, step=int, time=float)
                 apart = ("step", "time", "rows")  # the last is a hash, which is nothing to plot
                 values = {f"{stage}/{k}": v for k, v in line.items() if k not in apart and v is not None}
                 if self.rows >= self._known:
@@ -157,16 +156,14 @@ class Tracker(Callback):
             self._failed = True
             with contextlib.suppress(Exception):
                 self.end()  # gives the lock back, for `sftmix track`
-            problem = f"{type(self).__name__} failed, and the run goes on without it: {error}"
-            remedy = f"`sftmix track {state.directory.parent} --to {self.client}` sends what is missing"
-            print(f"note: {problem}; {remedy}", file=sys.stderr, flush=True)
+            print(
+                f"note: {type(self).__name__} failed, and the run goes on without it: {error}; `sftmix track "
+                f"{state.directory.parent} --to {self.client}` sends what is missing",
+                file=sys.stderr,
+                flush=True,
+            )
 
     on_stage_start = on_stage_end = on_step_end
-
-
-def _count(logs: Iterable[Iterable[str]]) -> int:
-    """Return how many logs are rows, by the names of their values."""
-    return sum(any(name.partition("/")[0] in STAGES for name in names) for names in logs)
 
 
 class TensorBoard(Tracker):
@@ -175,17 +172,14 @@ class TensorBoard(Tracker):
     package = client = "tensorboard"
 
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
-        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
         from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import text
 
-        folder, logs = self.folder(run), list[list[str]]()
-        for path in sorted(folder.glob("events.out.tfevents.*")):
-            logs += [[value.tag for value in event.summary.value] for event in LegacyEventFileLoader(str(path)).Load()]
-        self._client = FileWriter(str(folder))
-        if not any(logs):
-            self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
-        return _count(logs)
+        for old in self.folder.glob("events.out.tfevents.*"):  # every process writes all rows anew
+            old.unlink()
+        self._client = FileWriter(str(self.folder))
+        self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
+        return 0
 
     def write(self, row: Row) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -208,10 +202,10 @@ class WandB(Tracker):
 
         self._client = wandb.init(
             project=self.project,
-            id=self.identity(run),
+            id=self.identity(),
             name=run.name,
             resume="allow",
-            dir=str(self.folder(run).parent),  # in which wandb makes its folder, which has the name of ours
+            dir=str(self.folder.parent),  # in which wandb makes its folder, which has the name of ours
             config=dict(config),
             settings=wandb.Settings(console="off"),  # it would wrap stderr, and with it the live line
         )
@@ -227,7 +221,7 @@ class WandB(Tracker):
         self._client.log({**row.values, **more}, step=row.number)
 
     def summarise(self, figures: Mapping[str, float]) -> None:
-        self._client.summary.update({f"summary/{name}": value for name, value in figures.items()})
+        self._client.summary.update(figures)
 
 
 class Trackio(Tracker):
@@ -239,9 +233,10 @@ class Trackio(Tracker):
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        name = f"{run.name}-{self.identity(run)[:8]}"  # a run is resumed by its name
+        name = f"{run.name}-{self.identity()[:8]}"  # a run is resumed by its name
         self._client = trackio.init(project=self.project, name=name, resume="allow", config=dict(config), embed=False)
-        return _count(SQLiteStorage.get_logs(self.project, name))
+        logs = SQLiteStorage.get_logs(self.project, name)
+        return sum(any(key.partition("/")[0] in STAGES for key in log) for log in logs)
 
 
 class SwanLab(Tracker):
@@ -254,10 +249,10 @@ class SwanLab(Tracker):
 
         self._client = swanlab.init(
             project=self.project,
-            id=self.identity(run),
+            id=self.identity(),
             name=run.name,
             resume="allow",
-            log_dir=str(self.folder(run)),
+            log_dir=str(self.folder),
             config=dict(config),
             settings=swanlab.Settings(terminal={"proxy_type": "none"}),  # else stderr is wrapped, with the live line
         )
@@ -266,7 +261,7 @@ class SwanLab(Tracker):
         return 0
 
     def summarise(self, figures: Mapping[str, float]) -> None:
-        self._client.config.update({"summary": dict(figures)})
+        self._client.config.update(figures)
 
 
 TRACKERS: dict[str, type[Tracker]] = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}

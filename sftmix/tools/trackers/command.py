@@ -47,7 +47,7 @@ def replay(run: Path, tracker: Tracker) -> str:
         tracker.begin(run)
         sent = tracker.send()
         if (run / "summary.json").exists():
-            figures = flatten(read_json(run / "summary.json"))
+            figures = flatten({"summary": read_json(run / "summary.json")})
             tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
     finally:
         tracker.end()

@@ -2,8 +2,7 @@
 
     window       which steps, from which checkpoint; refused before torch is imported
     run          the stages, made again by the recipe's own functions in a copy of the run directory
-    compare      one function for logs, tables, weights and figures, and the rules of what counts as the same
-    certificate  what was found, as lines and as JSON
+    findings     one comparison for logs, tables, weights and figures, what counts as the same, and the certificate
 
 It reads a run and writes nothing into it. Nothing else in the package imports this room, but the command line.
 """

@@ -16,7 +16,7 @@ import torch
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, step_path
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
-from sftmix.common.tables import read_dynamics, read_table, write_ids
+from sftmix.common.tables import read_dynamics, read_table, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
@@ -30,8 +30,15 @@ from sftmix.pipeline.recipe import confidence_stage, split_stage, write_summary
 from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import RunRows, read_rows, selected_ids
 from sftmix.pipeline.target import arm_stage
-from sftmix.tools.verify.certificate import Certificate, Finding
-from sftmix.tools.verify.compare import compare, compare_logs, exactly, of_confidence, rounded, tensors_in
+from sftmix.tools.verify.findings import (
+    OF_CONFIDENCE,
+    Certificate,
+    Finding,
+    compare,
+    compare_logs,
+    rounded,
+    tensors_in,
+)
 from sftmix.tools.verify.window import Window, logged_steps
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.log import StopAtOnce
@@ -74,8 +81,8 @@ def verify(window: Window) -> Certificate:
             if any(finding.same is False for finding in findings):
                 findings.append(Finding("losses", None, "what the replay would read differs already"))
                 return Certificate(window, findings)
-            replay = Replay(window, config, world, directory, stop)
-            findings += world.share(replay.findings(rows, stages))
+            replay = Replay(window, config, world, directory, stop, rows)
+            findings += world.share(replay.findings(stages))
             return Certificate(window, findings, replay.recorded, replay.machine)
 
 
@@ -191,9 +198,15 @@ class Replay(RunContext):
     """
 
     def __init__(
-        self, window: Window, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce
+        self,
+        window: Window,
+        config: RunConfig,
+        world: World,
+        directory: RunDirectory,
+        stop: StopAtOnce,
+        rows: RunRows,
     ) -> None:
-        super().__init__(config, world, directory, stop)
+        super().__init__(config, world, directory, stop, rows)
         self.window, self.place = window, directory.path
         self.recorded = world.share(world.on_main(lambda: _recorded(window)))
         self.machine: Mapping[str, Any] = {}
@@ -201,30 +214,31 @@ class Replay(RunContext):
         self.weights, self.expected = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         """The weights after the window, and those of the run's checkpoint at its end, on rank 0."""
 
-    def findings(self, rows: RunRows, stages: Sequence[str]) -> list[Finding]:
+    def findings(self, stages: Sequence[str]) -> list[Finding]:
         """Make the stages again, each from the files of the run, and compare; the findings count on rank 0."""
         findings: list[Finding] = []
-        config, scores, split = self.config, rows.table(), None
+        rows = self.rows
+        scores, split = rows.table(), None
         if "selection" in stages:
             name = "selection/selected.parquet"
-            self.world.on_main(lambda: write_ids(self.place / name, selected_ids(config, rows.whole)))
+            self.world.on_main(lambda: write_table(self.place / name, selected_ids(self.config, rows.whole)))
             findings += self._table(name)
         if "confidence" in stages:
-            dynamics = read_dynamics(self.place / "confidence" / "dynamics.parquet").of(rows.data.train.ids)
-            scores = self._again(confidence_stage(self, rows, dynamics), findings)
+            dynamics = None
+            if "reference" in stages:
+                dynamics = read_dynamics(self.place / "confidence" / "dynamics.parquet").of(rows.data.train.ids)
+            scores = self._again(confidence_stage(self, dynamics), findings)
         if "split" in stages:
-            split = self._again(split_stage(self, rows, scores), findings)
+            split = self._again(split_stage(self, scores), findings)
         name, threads = self.window.stage, torch.get_num_threads()
-        stage: Stage[Any] = (
-            reference_stage(self, rows) if name == "reference" else arm_stage(self, rows, name, scores, split)
-        )
+        stage: Stage[Any] = reference_stage(self) if name == "reference" else arm_stage(self, name, scores, split)
         try:  # sums of another number of parts are rounded differently
             torch.set_num_threads(int(self.recorded[0]["threads"]) if self.recorded else threads)
             made = stage.make()
         finally:
             torch.set_num_threads(threads)
         if self._has_summary:
-            write_summary(self, rows, root=self.window.run)
+            write_summary(self, root=self.window.run)
         return findings + (self.world.on_main(lambda: [*self._steps_and_weights(), *self._figures(made)]) or [])
 
     @property
@@ -243,7 +257,7 @@ class Replay(RunContext):
         tables = [read_table(root / name, ["id"]) for root in (self.window.run, self.place)]
         expected, found = ({column: table[column].to_pylist() for column in table.column_names} for table in tables)
         _link(self.window.run / name, self.place / name)
-        return compare("split", name, expected, found, within=of_confidence, labels=expected["id"])
+        return compare("split", name, expected, found, relative=OF_CONFIDENCE, labels=expected["id"])
 
     def train(self, stage: TrainingStage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
@@ -268,8 +282,8 @@ class Replay(RunContext):
     def _steps_and_weights(self) -> list[Finding]:
         window, model = self.window, f"{self.window.stage}/model"
         inputs = read_json(window.run / window.stage / "inputs.json", training=dict)
-        within = exactly if self.exact else rounded(inputs["training"]["precision"])
-        findings = compare_logs(window.logged, self.logged, range(window.start + 1, window.end + 1), within=within)
+        relative = None if self.exact else rounded(inputs["training"]["precision"])
+        findings = compare_logs(window.logged, self.logged, range(window.start + 1, window.end + 1), relative=relative)
         stored, made = tensors_in(window.run / model), tensors_in(self.place / model)
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them in another way"))

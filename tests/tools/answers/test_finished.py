@@ -33,8 +33,6 @@ def test_names_of_a_run(finished):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["target", "target"], "name each model once"),
-        ([], "--models names no model: .*of a run there are target, baseline"),
         (["/nowhere"], "is not a directory"),
         (["tests/tools/answers"], "neither a run directory"),
     ],

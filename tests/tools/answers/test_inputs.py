@@ -44,15 +44,12 @@ def inputs(models, question=ASKED, options=SHORT):
 
 
 def test_another_template_of_the_run_makes_other_inputs(run, tmp_path):
-    """Another template, its text alone, and special tokens as tokens."""
-    models, template = finished_models(run), tmp_path / "mine.jinja"
-    seen = [inputs(models)]
-    for head in ("### Q:", "### Question:"):
+    """The text of a template alone, and special tokens as tokens."""
+    models, template, seen = finished_models(run), tmp_path / "mine.jinja", []
+    for head, special in (("### Q:", "text"), ("### Question:", "text"), ("### Question:", "tokens")):
         template.write_text(ALPACA.replace("### Instruction:", head))
-        change(run, "data", template=str(template))
+        change(run, "data", template=str(template), special_tokens=special)
         seen.append(inputs(models))
-    change(run, "data", special_tokens="tokens")
-    seen.append(inputs(models))
     for one, other in itertools.combinations(seen, 2):
         (found,) = differences(one, other)
         assert found.startswith("models.target.encoder: ")
@@ -66,20 +63,25 @@ def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
     assert inputs(models)["models"] != before["models"]
 
 
-def test_a_questions_temperature_is_an_input_unless_the_option_overrules_it(run):
-    models, warm = finished_models(run), replace(ASKED, temperature=0.7)
-    for options, same in ((SHORT, False), (replace(SHORT, temperature=0.5), True)):
-        assert (inputs(models, warm, options) == inputs(models, ASKED, options)) is same
+def test_a_questions_temperature_is_an_input(run):
+    models = finished_models(run)
+    assert inputs(models, replace(ASKED, temperature=0.7))["prompts"] != inputs(models)["prompts"]
+
+
+def test_options_overrule_the_temperature_and_add_a_system_turn(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sftmix.tools.answers.generate._lines", lambda *given: asked.extend(given[2]) or [])
+    generate(str(run), tmp_path / "to", models=["target"], options=replace(SHORT, temperature=0.5, system="Be brief."))
+    assert {(one.temperature, one.messages[0]["content"]) for one in asked} == {(0.5, "Be brief.")}
 
 
 def test_held_out_text_asks_for_prompts(run, tmp_path):
-    train, held_out = (tmp_path / name for name in ("train.jsonl", "eval.jsonl"))
-    for file in (train, held_out):
-        file.write_text(json.dumps({"text": f"Long ago, in {file.name}."}))
-    for form in ("text", "auto"):
-        change(run, "data", train=str(train), eval=str(held_out), format=form)
-        with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
-            generate(str(run), tmp_path / "answers.jsonl", models=["target"])
+    train, held_out = tmp_path / "train.txt", tmp_path / "eval.txt"
+    train.write_text("Long ago.")
+    held_out.write_text("Not long ago.")
+    change(run, "data", train=str(train), eval=str(held_out))
+    with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
+        generate(str(run), tmp_path / "answers.jsonl", models=["target"])
 
 
 def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, tmp_path):
@@ -93,6 +95,6 @@ def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, 
     assert [path.name for path in first] == ["answers-first-target.jsonl", "first-target.jsonl"]
     assert [path.name for path in second] == ["answers-run-target.jsonl", "run-target.jsonl"]
     before = first[1].read_bytes()
-    with pytest.raises(ConfigError, match=r"answers-first-target\.jsonl was made with other inputs: seed: 42 -> 1"):
-        answer(run, "target", "base", options=replace(SHORT, seed=1))
+    with pytest.raises(ConfigError, match=r"answers-first-target\.jsonl was made .*: temperature: None -> "):
+        answer(run, "target", "base", options=replace(SHORT, temperature=0.7))  # that of the question, too
     assert first[1].read_bytes() == before

