@@ -7,8 +7,9 @@ Six training loops take turns, step by step, on the same global batches: NTP and
 micro-batches, padded in groups of similar length (the default on a CPU), and in one row without padding (the default on
 a GPU whose attention does no work between examples). NTP is paired as SFTMix pairs, so it has the same order. A
 seventh takes its turn: scoring a part of the rows. With `--layouts "length groups" "length groups, compiled"` the
-first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them. With
-`--random` the weights are random, and all loops train the same ones with one optimizer, so that a large model fits.
+first layout is compared with compiled decoder layers; `--warm_up` rounds should then be enough to compile them; with
+`"length groups, LoRA"`, with adapters of rank 16 (their memory: estimate.py). With `--random` the weights are random,
+and all loops train the same ones with one optimizer, so that a large model fits.
 
 Reports seconds per step, ratios step by step, real tokens per second and per slot, and MFU: the FLOPs that the real
 tokens need (causal attention, head on response tokens) as a share of what the best matrix product reaches on this
@@ -43,6 +44,7 @@ from sftmix.batches.rows import RowSubset  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
+from sftmix.model.adapters import add_adapters  # noqa: E402
 from sftmix.model.load import load_model, model_config  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.tools.estimate.model import FakeModel  # noqa: E402
@@ -54,11 +56,13 @@ from sftmix.training.parallel import training_module  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}
+LORA, ADAPTERS = "length groups, LoRA", LoraOptions(r=16)
 LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"length_groups": 1, "padding_free": False},
     "length groups": {"padding_free": False},
     "padding-free": {"padding_free": True},
     "length groups, compiled": {"padding_free": False, "compile": True},
+    LORA: {"padding_free": False},
 }
 DEFAULT = ["padded", "length groups", "padding-free"]
 OBJECTIVES = {"ntp": NTP, "sftmix": SFTMix}
@@ -125,9 +129,9 @@ def fill(loop: TrainingLoop) -> float:
     return round(tokens / slots, 4)
 
 
-def flops_of(loop: TrainingLoop, args: Namespace) -> float:
+def flops_of(loop: TrainingLoop, args: Namespace, lora: LoraOptions) -> float:
     """Return the FLOPs that the real tokens of the timed steps need."""
-    model, total = FakeModel(args.model, None, LoraOptions()), 0.0
+    model, total = FakeModel(args.model, None, lora), 0.0
     for number in range(args.warm_up, args.steps + args.warm_up):
         rows = np.array([slot.row for unit in loop.stage.order.batch(number) for slot in unit])
         total += training_flops(model, amount_of(cast(EncodedDataset, loop.stage.data), rows), recompute=False)
@@ -168,7 +172,10 @@ def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, Trai
                 loop = copy(next(iter(loops.values())))
                 loop.setup = replace(loop.setup, objective=objective())
             else:
-                stage = ntp_stage(model_of(args), data, options, world, directory)
+                model = model_of(args)
+                if layout == LORA:
+                    add_adapters(model, ADAPTERS, seed=0)
+                stage = ntp_stage(model, data, options, world, directory)
                 loop = TrainingLoop(replace(stage, name=name, objective=objective()), world)
             loops[f"{name}, {layout}"] = loop
     return loops
@@ -192,7 +199,8 @@ def results(seen: dict[str, list[dict[str, float]]], loops: dict[str, TrainingLo
         return sum(each(name, "tokens")) / sum(each(name, "seconds"))
 
     layouts, peak = args.layouts, best_matmul(args)
-    rates = {name: flops_of(loop, args) / sum(each(name, "seconds")) for name, loop in loops.items()}
+    lora = {name: ADAPTERS if LORA in name else LoraOptions() for name in loops}
+    rates = {name: flops_of(loop, args, lora[name]) / sum(each(name, "seconds")) for name, loop in loops.items()}
     pairs = {layout: (f"sftmix, {layout}", f"ntp, {layout}") for layout in layouts}
     first = f"ntp, {layouts[0]}"
     return {

@@ -41,7 +41,7 @@ LID = {
     "__init__": 119,
     "__main__": 112,
     "batches": 5169,
-    "benchmarks": 30017,
+    "benchmarks": 28554,
     "cli": 4496,
     "common": 8071,
     "components": 19887,
