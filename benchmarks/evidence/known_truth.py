@@ -3,9 +3,8 @@
     python benchmarks/evidence/known_truth.py --tables runs/evidence/known-truth
 
 It writes corrupted-SHARE.json for each table, with the figures of each run, and contrasts.json with the planned tests,
-as known-truth.md says. Both go on from the files that are there, so that a table may be made in several
-sittings. A table that is not finished is left out of the tests. The loss of each training row under a trained model is
-that of `sftmix report RUN --score`, which is made where it is not there.
+as known-truth.md says. A table that is not finished is left out of the tests. The loss of each training row under a
+trained model is that of `sftmix report RUN --score`, which is made where it is not there.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,11 @@ from benchmarks.evidence.known_figures import aucs, figures_of_run, rows_of  # n
 from benchmarks.evidence.known_rows import SHARES  # noqa: E402
 from benchmarks.evidence.known_tests import contrasts  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, write_json  # noqa: E402
+from sftmix.common.files import MANIFEST, write_json  # noqa: E402
 from sftmix.common.tables import read_confidence  # noqa: E402
 from sftmix.tools.compare.cells import has_diverged  # noqa: E402
 
 ARMS, SEEDS = ("NTP", "SFTMix", "RandomSplit"), range(1, 11)
-NOTHING: Mapping[str, Any] = {"auc": {}, "diverged": {}, "runs": {}}
-"""The figures of a table of which no run is over."""
 
 
 def main() -> None:
@@ -44,53 +40,24 @@ def main() -> None:
 
 
 def keep(tables: Path, out: Path) -> dict[int, dict[str, Any]]:
-    """Write the figures of all tables and the tests of the finished ones; return share -> the figures of its table.
-
-    What an earlier sitting kept stays: its run directories may be gone. A run found now replaces the same run kept.
-    """
+    """Write the figures of all tables and the tests of the finished ones; return share -> the figures of its table."""
     kept: dict[int, dict[str, Any]] = {}
     for share in SHARES:
-        table, file = tables / f"corrupted-{share}", out / f"corrupted-{share}.json"
-        found = figures_of(table, tables / "data", share) if table.exists() else NOTHING
-        before = {**NOTHING, **(read_json(file) if file.exists() else {})}
-        both = joined(share, before, found)
-        if any(both[key] for key in NOTHING):
-            kept[share] = both
-            write_json(file, both)
+        if (table := tables / f"corrupted-{share}").exists():
+            kept[share] = figures_of(table, tables / "data", share)
+            write_json(out / f"corrupted-{share}.json", kept[share])
     write_json(out / "contrasts.json", contrasts({share: each for share, each in kept.items() if each["complete"]}))
     return kept
 
 
-def joined(share: int, before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of a table from what was kept before and what is found now.
+def figures_of(table: Path, data: Path, share: int) -> dict[str, Any]:
+    """Return the figures of a table's runs that are over.
 
     auc       seed -> how well the confidence of its reference finds the corrupted rows
     runs      arm -> seed -> figures of a finished run
     diverged  arm -> seeds of its runs that diverged: they are over, and have no figures
     complete  True if every planned run is finished or has diverged
     """
-    runs, diverged = {}, {}
-    for arm in ARMS:
-        finished, lost = found["runs"].get(arm, {}), set(found["diverged"].get(arm, ()))
-        lost |= {seed for seed in before["diverged"].get(arm, ()) if str(seed) not in finished}
-        runs[arm] = _by_seed({**before["runs"].get(arm, {}), **finished}, without=lost)
-        diverged[arm] = sorted(lost)
-    complete = all(len(runs[arm]) + len(diverged[arm]) == len(SEEDS) for arm in ARMS)
-    return {
-        "share": share,
-        "complete": complete,
-        "auc": _by_seed({**before["auc"], **found["auc"]}),
-        "diverged": {arm: seeds for arm, seeds in diverged.items() if seeds},
-        "runs": {arm: by_seed for arm, by_seed in runs.items() if by_seed},
-    }
-
-
-def _by_seed(figures: Mapping[str, Any], without: Collection[int] = ()) -> dict[str, Any]:
-    return {seed: figures[seed] for seed in sorted(figures, key=int) if int(seed) not in without}
-
-
-def figures_of(table: Path, data: Path, share: int) -> dict[str, Any]:
-    """Return the figures of a table's runs that are over, by arm and seed, as `joined` describes them."""
     train, held_out = rows_of(data / f"train-{share}.jsonl"), rows_of(data / "eval.jsonl")
     runs: dict[str, dict[str, Any]] = {}
     diverged: dict[str, list[int]] = {}
@@ -106,7 +73,9 @@ def figures_of(table: Path, data: Path, share: int) -> dict[str, Any]:
         if arm == "SFTMix":  # the confidence is older than the training, which may have diverged
             ids, confidence, _ = read_confidence(run / "confidence" / "confidence.parquet")
             found_by[str(seed)] = aucs(dict(zip(ids, confidence.tolist(), strict=True)), train)
-    return {"auc": found_by, "diverged": diverged, "runs": runs}
+    over = sum(map(len, [*runs.values(), *diverged.values()]))
+    complete = over == len(ARMS) * len(SEEDS)
+    return {"share": share, "complete": complete, "auc": found_by, "diverged": diverged, "runs": runs}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.evidence.known_figures import aucs, by_truth
 from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
-from benchmarks.evidence.known_truth import ARMS, NOTHING, joined, keep
+from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, sha256_file, write_json
 from sftmix.common.tables import write_confidence, write_eval
@@ -123,7 +123,7 @@ def test_contrasts_take_the_seeds_that_both_arms_have_in_their_order():
     assert found["auc"] == {}
 
 
-# ---------------------------------------------------------------------------------------- several sittings
+# ---------------------------------------------------------------------------------------- tables
 
 FAMILIES = {"train": ["count", "count", "kinds", "kinds", "pick"], "held-out": ["count", "kinds", "kinds", "pick"]}
 TRUTHS = ["clean", "corrupted", "clean", "corrupted", "open"]
@@ -165,14 +165,13 @@ def write_runs(table: Path, seeds: range, **clean: float) -> None:
             write_run(table, arm, seed, clean=clean.get(arm, 1.0))
 
 
-def test_a_table_made_in_two_sittings_is_kept_as_one(tables, tmp_path):
+def test_a_table_is_tested_when_all_planned_runs_are_over(tables, tmp_path):
     table, out = tables / "corrupted-20", tmp_path / "out"
-    write_runs(table, range(1, 6))
+    write_runs(table, range(1, 10))
     write_run(table, "NTP", 99)  # a seed of no plan
     assert not keep(tables, out)[20]["complete"]
     assert read_json(out / "contrasts.json")["gap"]["SFTMix - NTP"] == {}
-    shutil.rmtree(table)
-    write_runs(table, range(5, 11), SFTMix=1.25)
+    write_runs(table, range(10, 11), SFTMix=1.25)
     kept = keep(tables, out)[20]
     assert kept["complete"]
     assert list(kept["runs"]["NTP"]) == list(kept["auc"]) == [str(seed) for seed in range(1, 11)]
@@ -183,10 +182,7 @@ def test_a_table_made_in_two_sittings_is_kept_as_one(tables, tmp_path):
         0.5,
     )
     found = read_json(out / "contrasts.json")
-    assert found["gap"]["SFTMix - NTP"]["20"]["differences"] == [0.0] * 4 + [-0.25] * 6  # seed 5 was made again
-    shutil.rmtree(table)
-    assert keep(tables, out) == {20: kept}
-    assert read_json(out / "contrasts.json") == found
+    assert found["gap"]["SFTMix - NTP"]["20"]["differences"] == [0.0] * 9 + [-0.25]
 
 
 def test_a_run_that_diverged_is_over_and_its_seed_missing_from_the_contrasts(tables, tmp_path):
@@ -199,12 +195,3 @@ def test_a_run_that_diverged_is_over_and_its_seed_missing_from_the_contrasts(tab
     assert (kept["complete"], kept["diverged"], len(kept["auc"])) == (True, {"SFTMix": [3]}, 10)
     gap = read_json(out / "contrasts.json")["gap"]["SFTMix - NTP"]["20"]
     assert gap["seeds"] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
-    shutil.rmtree(table)
-    assert keep(tables, out)[20] == kept
-
-
-def test_what_is_found_now_replaces_what_was_kept_whether_it_diverged_or_not():
-    finished, lost = ({**NOTHING, "runs": {"NTP": {"7": {}}}}, {**NOTHING, "diverged": {"NTP": [7]}})
-    for before, found in ((finished, lost), (lost, finished)):
-        both = joined(20, before, found)
-        assert {key: both[key] for key in NOTHING} == found
