@@ -18,12 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
-from sftmix.batches.rows import RowSubset, TokenisedRows
+from sftmix.batches.rows import RowSubset
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
@@ -33,7 +34,6 @@ from sftmix.training.log import PeakMemory
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
-from sftmix.types import Encoded
 
 TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
 OURS = ("ours_ntp", "ours_sftmix")
@@ -202,7 +202,9 @@ def trl_run(
         **own,
     )
     figures: dict[str, Any] = {}
-    rows = Dataset.from_list([{"input_ids": e.input_ids.tolist(), "labels": labels_of(e)} for e in every(data)])
+    encoded = [data[row] for row in range(len(data))]
+    labels = [np.where(e.target, e.input_ids, -100).tolist() for e in encoded]  # -100: no loss
+    rows = Dataset.from_dict({"input_ids": [e.input_ids.tolist() for e in encoded], "labels": labels})
     with memory_above(model, args, figures):
         trainer = SFTTrainer(
             model=model,
@@ -227,12 +229,3 @@ class Counted:
         batch = self._collator(rows)
         self.slots += batch["input_ids"].numel()
         return batch
-
-
-def every(data: TokenisedRows) -> Iterator[Encoded]:
-    return (data[row] for row in range(len(data)))
-
-
-def labels_of(encoded: Encoded) -> list[int]:
-    """Return token ids, with -100 where there is no loss."""
-    return [i if t else -100 for i, t in zip(encoded.input_ids.tolist(), encoded.target.tolist(), strict=True)]

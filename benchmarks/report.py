@@ -33,16 +33,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def parse(options: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
     """Return the arguments; with --quick those of a small trial, which `publish` prints and does not keep."""
-    options.add_argument(
-        "--quick", action="store_true", help=f"a trial of a few minutes, not kept: {_as_options(quick)}"
-    )
+    options.add_argument("--quick", action="store_true", help=f"a trial of a few minutes, not kept: {dict(quick)}")
     if "--quick" in sys.argv[1:]:
         options.set_defaults(**quick)
     return options.parse_args()
-
-
-def _as_options(values: Mapping[str, Any]) -> str:
-    return " ".join(f"--{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items())
 
 
 def publish(

@@ -13,8 +13,6 @@ has come since. Statistics are made by results.py, from all sittings together.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.losses import keep_losses  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, sha256_file  # noqa: E402
+from sftmix.common.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 from sftmix.tools.compare.cells import has_diverged  # noqa: E402
 
@@ -59,15 +57,18 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
     plan = read_json(table / "table.json")
-    _write(out / "table.json", _what_was_run(plan))
+    # Statistics are made from all sittings, by results.py.
+    variants = {name: found["options"] for name, found in plan["variants"].items()}
+    about = {key: plan[key] for key in ("seed", "options", "versions", "trained_by")}
+    write_json(out / "table.json", {"variants": variants, **about})
     kept = 0
     for run, variant, seed in _runs(table, plan):
         file = out / "runs" / f"{variant}-seed-{seed}.json"
         if (run / "train" / MANIFEST).exists() and (run / "summary.json").exists():
-            _write(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
+            write_json(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
             kept += 1
         elif has_diverged(run):
-            _write(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
+            write_json(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
     keep_losses(_runs(table, plan), out / "losses")
     return kept
 
@@ -77,12 +78,6 @@ def _runs(table: Path, plan: Mapping[str, Any]) -> Iterator[tuple[Path, str, int
     for variant in plan["variants"]:
         for seed in plan["options"]["seeds"]:
             yield table / variant / f"seed-{seed}", variant, seed
-
-
-def _what_was_run(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The options and versions of the table; its statistics are made from all sittings, by results.py."""
-    variants = {name: found["options"] for name, found in table["variants"].items()}
-    return {"variants": variants, **{key: table[key] for key in ("seed", "options", "versions", "trained_by")}}
 
 
 def reduced(run: Path, split: Path) -> dict[str, Any]:
@@ -123,12 +118,6 @@ def by_half(path: Path, split: Path) -> dict[str, dict[str, float]]:
 def _group(nll_sum: np.ndarray, n_tokens: np.ndarray) -> dict[str, float]:
     tokens = int(n_tokens.sum())
     return {"rows": len(n_tokens), "tokens": tokens, "nll": float(nll_sum.sum()) / tokens}
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON of one line for each list of numbers and an indent of one space."""
-    text = json.dumps(value, indent=1)
-    path.write_text(re.sub(r"\[[\s\d.,e+-]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 if __name__ == "__main__":

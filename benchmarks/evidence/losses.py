@@ -87,11 +87,13 @@ def keep_losses(runs: Iterable[tuple[Path, str, int]], folder: Path) -> None:
     runs  directory, arm and seed of each
     Raises ConfigError for a run with other held-out rows than those kept; the runs before it are kept then.
     """
+    import pyarrow as pa
+
     for run, arm, seed in runs:
         if all((run / stage / MANIFEST).exists() for stage in ("base", "train")):
             rows = read_losses(folder) or _write_rows(run / "base", folder)
             nll_sum = _losses_of(run / "train", rows).astype(np.float32)
-            _write(run_file(folder, arm, seed), nll_sum=_nullable(nll_sum))
+            _write(run_file(folder, arm, seed), nll_sum=pa.array(nll_sum, from_pandas=True))
 
 
 def _sides(stage: Path) -> dict[str, Side]:
@@ -140,12 +142,6 @@ def _write_rows(base: Path, folder: Path) -> TableLosses:
     return rows
 
 
-def _nullable(values: np.ndarray) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(values, mask=np.isnan(values))
-
-
 def _read(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
@@ -154,11 +150,8 @@ def _read(path: Path) -> pa.Table:
 
 
 def _write(path: Path, **columns: object) -> None:
-    """Write a table in one step, unless it is there already: another pyarrow would write the same values otherwise."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(columns)
-    if not (path.exists() and _read(path).equals(table)):
-        with replacing(path) as file:
-            pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
+    with replacing(path) as file:
+        pq.write_table(pa.table(columns), file, compression="zstd", write_statistics=False, store_schema=False)

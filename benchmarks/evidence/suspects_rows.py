@@ -110,13 +110,10 @@ def make_set(name: str, share: int, seed: int) -> list[Row]:
     known = [row for row in named(make_rows(n=4 * KNOWN, seed=1000 + seed), "known") if row["truth"] == "clean"]
     wrong = corrupted(known[:KNOWN], share, seed=seed)
     fields = ("instruction", "input", "output")
-    rows += [{f: row[f] for f in fields} | {"truth": _of_known(row["truth"]), "known": True} for row in wrong]
+    truths = {"corrupted": "wrong", "clean": "clean"}
+    rows += [{f: row[f] for f in fields} | {"truth": truths[row["truth"]], "known": True} for row in wrong]
     shuffled = [rows[k] for k in rng.permutation(len(rows))]
     return [{"id": f"{k:04}"} | row for k, row in enumerate(shuffled)]
-
-
-def _of_known(truth: str) -> str:
-    return "wrong" if truth == "corrupted" else "clean"
 
 
 def main() -> None:
