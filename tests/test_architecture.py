@@ -53,7 +53,7 @@ LID = {
     "options": 1681,
     "pipeline": 13645,
     "testing": 5328,
-    "tests": 273704,
+    "tests": 274072,
     "tools/answers": 4916,
     "tools/compare": 5898,
     "tools/estimate": 5293,

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
@@ -191,6 +192,38 @@ def test_a_step_trains_every_part_and_plans_to_save_it(built, objective):
     assert {name for name in metadata.state_dict_metadata if name.startswith("weights/")} == {
         f"weights/{name}" for name in trained
     }
+
+
+def averaged(size: int, bucket):  # torch does not take a string for the type of the bucket
+    """Average a bucket over ranks whose gradients are 0: the fake group has no answer of its own for DDP."""
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer().div_(size))
+    return future
+
+
+def step_beside(size: int, precision: str, lora: int | None) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """Return loss, gradient norm and weights after a step of one rank with rows among so many ranks."""
+    model, options = toy_model(dtype=torch.float32, tied=True), TrainingOptions(padding_free=False, precision=precision)
+    if lora:
+        add_adapters(model, LoraOptions(r=lora), seed=0)
+    with ranks(size // 7, size) as world:
+        module = training_module(model, options, precision=precision, world=world, trains=True)
+        if size > 1:
+            assert isinstance(module, DistributedDataParallel)
+            module.register_comm_hook(size, averaged)
+        setup = set_up(module, build_optimizer(module, options), SFTMix(), options, world)
+        given = [micro_batch(2, 17), micro_batch(4, 9)]
+        done = train_step(setup, PreparedStep(0, given, *plans_of(setup, given, 0)))
+    assert done.updates
+    return done.loss, done.grad_norm, {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("lora", [None, 4], ids=["whole", "lora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ddp_beside_ranks_without_rows_makes_the_step_of_one_process(precision, lora):
+    (*alone, weights), (*beside, others) = (step_beside(size, precision, lora) for size in (1, 64))
+    assert alone == beside
+    torch.testing.assert_close(others, weights, rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------------- with values, each rank in a process
