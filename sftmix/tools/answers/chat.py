@@ -35,13 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Load the models and talk until the user ends it."""
-    given = read_words("chat", ABOUT, add_options, argv)
+    args = read_words("chat", ABOUT, add_options, argv)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8: no tokenizer takes what stands for them
     from sftmix.pipeline.finished import finished_models
 
-    options, names = sampling(given), ["target", *([given.beside] if given.beside else [])]
-    models = finished_models(given.place, names, option="--beside")
+    options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
+    models = finished_models(args.place, names, option="--beside")
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_finished
 

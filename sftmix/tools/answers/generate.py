@@ -52,10 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Answer, and say what happened."""
-    given = read_words("generate", ABOUT, add_options, argv)
-    models = [name.strip() for name in given.models.split(",")]
+    args = read_words("generate", ABOUT, add_options, argv)
+    models = [name.strip() for name in args.models.split(",")]
     files = generate(
-        given.place, Path(given.to), models=models, prompts=given.prompts, form=given.format, options=sampling(given)
+        args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=sampling(args)
     )
     print("\n".join(map(str, files)))
 

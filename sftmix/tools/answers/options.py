@@ -36,9 +36,9 @@ class AnswerOptions:
                 "above 0, up to 1"
             )
 
-    def at(self, own: float) -> float:
-        """Return the temperature of a question whose own is `own`."""
-        return own if self.temperature is None else self.temperature
+    def at(self, default: float) -> float:
+        """Return the temperature of a question whose format says `default`."""
+        return default if self.temperature is None else self.temperature
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored [%(default)s]")
 
 
-def sampling(given: argparse.Namespace) -> AnswerOptions:
+def sampling(args: argparse.Namespace) -> AnswerOptions:
     """Return the options of answers on a command line."""
     names = AnswerOptions.__dataclass_fields__
-    return AnswerOptions(**{name: value for name, value in vars(given).items() if name in names})
+    return AnswerOptions(**{name: value for name, value in vars(args).items() if name in names})

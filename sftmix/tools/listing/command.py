@@ -23,8 +23,8 @@ With a name, show one with its options.
 
 def main(argv: Sequence[str]) -> None:
     """Print the list or the one component; `argv` are the words after `components`."""
-    given = read_words("components", _ABOUT, add_options, argv)
-    print(details(given.name) if given.name else overview(), end="")
+    args = read_words("components", _ABOUT, add_options, argv)
+    print(details(args.name) if args.name else overview(), end="")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -18,11 +18,11 @@ Nothing is trained or written; no --out is needed.
 
 def main(argv: Sequence[str]) -> None:
     """Print the rows; `argv` are the words after `preview`."""
-    own = (
+    options = (
         OwnOption("rows", int, 3, "N", "How many rows to show."),
         OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
     )
-    config, parsed = configuration("preview", _ABOUT, argv, own)
+    config, parsed = configuration("preview", _ABOUT, argv, options)
     if parsed.rows < 1:
         raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
     validate(config, needs_out=False)

@@ -25,9 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Make model and rows, run recipe:quickstart with the baseline on them, and print the table."""
-    given = read_words("quickstart", ABOUT, add_options, argv)
-    say(f"quickstart: a small model on rows of known truth, in {given.out}")
-    quickstart(Path(given.out), given.seed)
+    args = read_words("quickstart", ABOUT, add_options, argv)
+    say(f"quickstart: a small model on rows of known truth, in {args.out}")
+    quickstart(Path(args.out), args.seed)
 
 
 def quickstart(out: Path, seed: int) -> None:
@@ -39,9 +39,9 @@ def quickstart(out: Path, seed: int) -> None:
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
 
-    made = materialise(out / f"materials-{seed}", seed=seed)
+    inputs = materialise(out / f"materials-{seed}", seed=seed)
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
-    words += ["--model.path", str(made.model), "--data.train", str(made.train), "--data.eval", str(made.eval)]
+    words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0])
     baseline, halves = summary["baseline"], summary["confidence"]
     ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
@@ -56,6 +56,6 @@ One seed and a toy model: the table shows that the recipe runs, not which method
 
 Next:
   sftmix status {out}
-  {out}/summary.json                      figures, most and least confident examples
+  {out}/summary.json                      figures of every stage
   {out}/train/model                       loads with AutoModelForCausalLM
   sftmix run --model.path NAME --data.train rows.json --data.eval_fraction 0.05 --out runs/first""")

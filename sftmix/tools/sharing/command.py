@@ -51,19 +51,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
-    given = read_words("export", ABOUT, add_options, argv)
-    if given.to is None and given.push_to_hub is None:
+    args = read_words("export", ABOUT, add_options, argv)
+    if args.to is None and args.push_to_hub is None:
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
-    if given.push_to_hub is not None and given.license is None:
+    if args.push_to_hub is not None and args.license is None:
         raise ConfigError(
-            f"--push_to_hub {given.push_to_hub} needs --license NAME: the licence of the model follows from that of "
+            f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
     with tempfile.TemporaryDirectory() as place:
-        export_to(given, Path(given.to or f"{place}/model"))
+        export_to(args, Path(args.to or f"{place}/model"))
 
 
-def export_to(given: argparse.Namespace, to: Path) -> None:
+def export_to(args: argparse.Namespace, to: Path) -> None:
     """Write the model and its card into `to`, and upload it where this is asked for."""
     import shutil
 
@@ -72,26 +72,26 @@ def export_to(given: argparse.Namespace, to: Path) -> None:
     from sftmix.pipeline.directory import check_finished, is_finished, origin
     from sftmix.pipeline.finished import export_run, finished_models, refuse_no_run
 
-    run, step = Path(given.run), given.step
+    run, step = Path(args.run), args.step
     refuse_no_run(run)
     check_finished(run)
-    if given.to is None and step is None and not given.best and not given.merge and given.dtype == "auto":
+    if args.to is None and step is None and not args.best and not args.merge and args.dtype == "auto":
         shutil.copytree(finished_models(run)[0].path, to)
     else:
-        export_run(run, to, checkpoint=step, best=given.best, dtype=given.dtype, merge=given.merge)
-        kept = origin(run / "train") / (BEST if given.best else CHECKPOINTS)
-        step = step or max(steps_in(kept), default=None)  # None: merged from the model after the last step
+        export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
+        steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
+        step = step or max(steps_in(steps_dir), default=None)  # None: merged from the model after the last step
         if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
             step = None
     from sftmix.tools.sharing.cards import CARD, model_card, write_card  # imports torch, which no refusal waits for
 
-    card = model_card(run, "train", license=given.license, step=step, merged=given.merge)
-    write_card(to / CARD, card, given.license)
-    if given.push_to_hub is None:
+    card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
+    write_card(to / CARD, card, args.license)
+    if args.push_to_hub is None:
         print(to)
     else:
-        say(f"export: {run} to {given.push_to_hub}")
-        print(push(to, given.push_to_hub, kind="model", private=given.private))
+        say(f"export: {run} to {args.push_to_hub}")
+        print(push(to, args.push_to_hub, kind="model", private=args.private))
 
 
 def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:

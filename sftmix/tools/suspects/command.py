@@ -51,24 +51,24 @@ def main(argv: Sequence[str]) -> None:
     list_suspects(read_words("suspects", ABOUT, add_options, argv))
 
 
-def list_suspects(given: argparse.Namespace) -> None:
+def list_suspects(args: argparse.Namespace) -> None:
     """Do what the words of the command say: a row's score is the largest of its percentiles."""
     import pandas as pd
 
-    run = Path(given.rows[0]) if is_run(given.rows[0]) else None
-    if run and len(given.rows) > 1:
-        raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(given.rows)}")
-    examples, dynamics, hard = _of_run(run) if run else (_of_files(given), None, None)
-    if given.by and not any(example.label for example in examples):
+    run = Path(args.rows[0]) if is_run(args.rows[0]) else None
+    if run and len(args.rows) > 1:
+        raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(args.rows)}")
+    examples, dynamics, hard = _of_run(run) if run else (_of_files(args), None, None)
+    if args.by and not any(example.label for example in examples):
         raise ConfigError("--by label: the rows have no label; name its field with data.label_field or --label_field")
     if run and not hard:
         say("the run has no NLL of tokens (--reference.token_nll true), so the texts alone count")
     prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in examples]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
-    texts = signals.SuspectRows(prompts, responses, dynamics, given.embedding)
-    groups, ranks = [one.label if given.by else None for one in examples], pd.DataFrame()
+    texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
+    groups, ranks = [one.label if args.by else None for one in examples], pd.DataFrame()
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
-    for name in given.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
+    for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
         kind: Any = shipped.get(name) or find_component(signals.Signal, name, "--signals")
         ranks[kind.__name__] = signals.percentiles(kind().score(texts), groups)
     columns = {
@@ -85,10 +85,10 @@ def list_suspects(given: argparse.Namespace) -> None:
     }
     table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -ranks.max(axis=1)))]
     table.insert(0, "rank", range(1, len(table) + 1))
-    for line in table.head(given.top).to_dict("records"):
+    for line in table.head(args.top).to_dict("records"):
         short = {key: " ".join(line[key].split()) for key in ("prompt", "response")}
         say(SHOWN.format_map(line | short), sys.stdout)
-    if out := given.out or (run and run / "suspects"):
+    if out := args.out or (run and run / "suspects"):
         file = Path(out) / "suspects.csv"
         for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):
             with placing(to) as staging:
@@ -96,11 +96,11 @@ def list_suspects(given: argparse.Namespace) -> None:
         say(f"{len(table):,} rows in {file} and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _of_files(given: argparse.Namespace) -> list[Example]:
+def _of_files(args: argparse.Namespace) -> list[Example]:
     from sftmix.data import prepare
     from sftmix.options import DataOptions
 
-    train = prepare(DataOptions(train=given.rows, label_field=given.label_field), 0).train
+    train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
     return [example for _, _, example in train.examples(train.records, whole=False)]
 
 

@@ -30,8 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Send what the tracker lacks, and say how much that was."""
-    given = read_words("track", ABOUT, add_options, argv)
-    print(replay(Path(given.run), TRACKERS[given.to](project=given.project)))
+    args = read_words("track", ABOUT, add_options, argv)
+    print(replay(Path(args.run), TRACKERS[args.to](project=args.project)))
 
 
 def replay(run: Path, tracker: Tracker) -> str:
