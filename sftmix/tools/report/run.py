@@ -63,22 +63,25 @@ class RunView:
         return [] if self.split is None else self.split.labels
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return summary.json of a run; raise ConfigError where there is none, DifferenceError for a changed stage."""
+def read_summary(path: Path, *stages: str) -> dict[str, Any]:
+    """Return summary.json of a run that has one of the stages, train by default.
+
+    Raises ConfigError where it has none of them, DifferenceError for a changed stage.
+    """
     refuse_no_run(path)
     check_finished(path)
     summary = read_json(path / "summary.json", stages=dict) if (path / "summary.json").exists() else {"stages": {}}
-    if "train" not in summary["stages"]:
+    if summary["stages"].keys().isdisjoint(stages or ("train",)):
         raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
     return summary
 
 
 def read_run(path: Path) -> RunView:
-    """Read a finished run with its rows, which are read from their files again (or from the cache).
+    """Read a run that is as far as its confidence, with its rows, which are read from their files (or the cache).
 
-    Raises ConfigError where `path` is no finished run, or its rows are no longer those that it was made from.
+    Raises ConfigError where `path` is no such run, or its rows are no longer those that it was made from.
     """
-    summary = read_summary(path)
+    summary = read_summary(path, "confidence", "train")
     config, rows = rows_of_run(path, progress=True)
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
     confidence = path / "confidence" / "confidence.parquet"

@@ -25,6 +25,8 @@ from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
 PAGE = Path("report") / "report.html"
 TABLE_ROWS = 150
 """Examples of each end in the table of the page."""
+SUSPECTS = 50
+"""Rows of `sftmix suspects` on the page."""
 DOTS = "Lines: each step's batch. Dots: all held-out rows. Compare arms by NTP, which Mixup does not enter."
 
 FIGURES = {
@@ -79,7 +81,8 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
 
     summary, config, data = view.summary, view.config, view.rows.data
     objective = type(config.objective).__name__
-    drawn, places = _hidden_states(view, map_size) if map_size and len(view.by_confidence) else (None, {})
+    trained = "train" in summary["stages"]
+    drawn, places = _hidden_states(view, map_size) if trained and map_size and len(view.by_confidence) else (None, {})
     table = examples_table(view, scored=_score(view) if score_all else {}, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
     pq.write_table(table, view.path / FILE)
@@ -91,6 +94,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
     lines = list(sentences(summary))
     t_sne = "t-SNE of the trained model's hidden state at the last response token (the paper's Figure 1)."
     sections = [
+        *suspects(view.path),
         Section("what-happened", "What happened", sentences=lines, tables=_tables(summary, objective)),
         Section("training", "Training", plots=_training(view)),
         Section("confidence", "Confidence", plots=_confidence(view)),
@@ -101,7 +105,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
             rows=table.take(ends).to_pylist(),
         ),
         Section("ends", "Hidden states", plots=_plots(("hidden-map", "Both ends", t_sne, drawn))),
-        mixed_pairs(view),
+        *([mixed_pairs(view)] if trained else []),
         *benchmarks(view.path),
         Section("rows", "Rows", pre="\n".join(data.report.lines())),
         Section("configuration", "Configuration", pre=config.yaml()),
@@ -120,7 +124,7 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
             f"{confounds['auc_length_confident']:.0%} (50%: length says nothing). The splitters LengthMatched and "
             "RandomSplit are the controls."
         )
-    if summary["mixup_tokens"]:
+    if summary.get("mixup_tokens"):
         yield f"{confounds['mixed_token_share']:.0%} of the response tokens met a token of another example in Mixup."
     if "baseline" in summary:
         yield "Target and baseline are of one seed. Seeds often differ by more: sftmix compare trains several."
@@ -135,7 +139,7 @@ def _tables(summary: Mapping[str, Any], objective: str) -> list[Table]:
     for name, group in summary.get("confidence", {}).items():
         groups.append([name, *("" if group.get(key) is None else short(group[key]) for key in GROUP.values())])
     tables = [_arms_table({"base model": base, objective: summary, **baseline})]
-    return [*tables, groups] if groups[1:] else tables
+    return [*tables[: "train" in summary["stages"]], *([groups] if groups[1:] else [])]
 
 
 def _arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -209,6 +213,21 @@ def _confidence(view: RunView) -> list[Plot]:
         ("histogram-groups", "Confidence by group", "Where the split cuts.", pictures.histogram(view, "groups")),
         ("histogram-labels", "Confidence by label", labels, pictures.histogram(view, "labels")),
     )
+
+
+def suspects(run: Path) -> list[Section]:
+    """Return the section of the first rows that `sftmix suspects` listed; none where it did not."""
+    file = run / "suspects" / "suspects.parquet"
+    if not file.exists():
+        return []
+    import pandas as pd
+
+    first = pd.read_parquet(file).head(SUSPECTS)
+    first["score"] = first["score"].map("{:.4f}".format)
+    columns = ["rank", "source", "id", "signal", "score", "hard_tokens", "compared_with", "prompt", "response"]
+    cells = first[columns].map(lambda value: f"{value:.300}" if isinstance(value, str) else str(value))
+    about = "The rows that are most likely wrong; suspects/suspects.csv has all, and --data.exclude leaves some out."
+    return [Section("suspects", "Rows to read first", about, tables=[[columns, *cells.values.tolist()]])]
 
 
 def benchmarks(run: Path) -> list[Section]:

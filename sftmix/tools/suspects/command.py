@@ -30,7 +30,7 @@ files of rows those of the texts alone, and no model is needed.
 WITHOUT_MODEL = ("Mismatch", "Echo", "Ending")
 WITH_MODEL = ("Mismatch", "Echo", "EndOfTurn", "HardTokens")
 SHOWN = """\
-{rank:>4}  {source}  {id}  {signal} {score:.4f} {hard_tokens}
+{rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
       {prompt:.70}
       -> {response:.70}"""
 """A row on the terminal."""
@@ -79,15 +79,20 @@ def list_suspects(args: argparse.Namespace) -> None:
         "signal": ranks.idxmax(axis=1),
         **ranks,
         "duplicate_of": [examples[first].id if first >= 0 else "" for first in signals.duplicates(texts)],
+        "compared_with": [examples[other].id for other in signals.best_fits(texts)],
         "hard_tokens": hard or "",
         "prompt": prompts,
         "response": responses,
     }
     table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -ranks.max(axis=1)))]
     table.insert(0, "rank", range(1, len(table) + 1))
+    response_of = dict(zip(table["id"], table["response"], strict=True))
     for line in table.head(args.top).to_dict("records"):
         short = {key: " ".join(line[key].split()) for key in ("prompt", "response")}
-        say(SHOWN.format_map(line | short), sys.stdout)
+        nearer = " ".join(response_of[line["compared_with"]].split())
+        why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
+        why += f"  repeats {line['duplicate_of']}" if line["duplicate_of"] else ""
+        say(SHOWN.format_map(line | short | {"why": why}), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         file = Path(out) / "suspects.csv"
         for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):

@@ -153,6 +153,17 @@ class HardTokens(Signal):
         return np.where(size > 0, (total + PRIOR * usual) / (size + PRIOR), np.nan)
 
 
+def best_fits(rows: SuspectRows) -> Rows:
+    """Return i64[N], the other row whose response is nearest to each prompt: with it Mismatch compares."""
+    prompts, responses = rows.vectors
+    found = []
+    for start in range(0, len(rows.prompts), AT_ONCE):
+        cosines = similarity(prompts, responses, start)
+        np.fill_diagonal(cosines[:, start:], -np.inf)
+        found.append(cosines.argmax(1))
+    return np.concatenate(found)
+
+
 def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
     """Return the share of the rows of its own group that each row is above, equal ones half; NaN stays lowest."""
     import pandas as pd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,10 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
     assert all(line["score"] == max(line[name] for name in ("Mismatch", "Echo", "Ending")) for line in table)
     assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}
+    nearest = {line["id"]: line["compared_with"] for line in table}
+    assert (nearest["row-2"], nearest["row-9"], nearest["row-4"]) == ("row-9", "row-2", "row-12")
+    topic = TOPICS[2 if first.split()[2] == "row-2" else 9]
+    assert f"nearer: People know {topic} well." in first
 
 
 def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
@@ -69,6 +74,14 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny: Tiny, tmp_path):
     for name, value in zip(dynamics.ids, expected, strict=True):
         assert table[name]["EndOfTurn"] == pytest.approx(value)
         assert table[name]["hard_tokens"]
+    assert sftmix("report", str(run)).code == 0
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert sections[0] == "suspects"
+    assert {"confidence", "examples"} < {*sections}
+    assert not {"ends", "mixed"} & {*sections}
+    first = next(line for line in table.values() if line["rank"] == 1)
+    assert f"<td>{first['id']}</td><td>{first['signal']}</td>" in page.partition("</section>")[0]
 
 
 @pytest.mark.parametrize(
