@@ -169,6 +169,11 @@ class StopSignal:
         self.interrupted = True
         previous = self._previous[number]
         assert callable(previous)
+        running = frame
+        while running is not None:
+            if running.f_code.co_name == "__del__":  # Python would print what it raises, and go on
+                return
+            running = running.f_back
         previous(number, frame)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
+from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
 
 AT_ONCE = 1000
@@ -151,6 +152,18 @@ class HardTokens(Signal):
         total, size = np.array([(part.sum(), len(part)) for part in hard]).T
         usual = np.median(total[size > 0] / size[size > 0])
         return np.where(size > 0, (total + PRIOR * usual) / (size + PRIOR), np.nan)
+
+
+class Perplexity(Signal):
+    """Perplexity of the response, the mean over the checkpoints: minus the confidence of the paper.
+
+    It finds wrong answers among rows of one kind (`--by label`) that the reference can learn.
+    """
+
+    def score(self, rows: SuspectRows) -> Float64:
+        if rows.dynamics is None:
+            raise ConfigError("--signals Perplexity needs a run with training dynamics; files of rows have none")
+        return perplexity(rows.dynamics).mean(axis=1)
 
 
 def best_fits(rows: SuspectRows) -> Rows:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.tools.suspects import signals
 from sftmix.tools.suspects.signals import Echo, Ending, EndOfTurn, HardTokens, Mismatch, SuspectRows
+from sftmix.types import TrainingDynamics
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread"]
 PROMPTS = [f"Tell me something about {topic}, please." for topic in TOPICS]
@@ -44,6 +46,29 @@ def test_mismatch_is_the_mean_of_the_nearest_others_both_ways(at_once, monkeypat
     found = Mismatch().score(rows)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert set(np.argsort(-found)[:2].tolist()) == {2, 3}, "the two whose responses were exchanged"
+
+
+@pytest.mark.parametrize("at_once", [2, 1000])
+def test_the_best_fit_is_the_other_row_whose_response_is_nearest_to_the_prompt(at_once, monkeypatch):
+    monkeypatch.setattr(signals, "AT_ONCE", at_once)
+    rows = rows_with(k2=RESPONSES[3], k3=RESPONSES[2], k5=RESPONSES[0])
+    prompts, responses = (part.toarray() for part in rows.vectors)
+    cosines = prompts @ responses.T
+    found = signals.best_fits(rows)
+    for k, other in enumerate(found.tolist()):
+        assert other != k
+        assert cosines[k, other] == max(cosines[k, j] for j in range(len(PROMPTS)) if j != k)
+    assert (found[0], found[2], found[3]) == (5, 3, 2)
+
+
+def test_perplexity_is_the_mean_over_the_checkpoints_and_needs_dynamics():
+    nll_sum, n_tokens = np.array([[2.0, 4.0], [9.0, 3.0]]), np.array([2, 3])
+    steps, n_correct = np.array([1, 2]), np.zeros((2, 2), dtype=np.int64)
+    dynamics = TrainingDynamics(["a", "b"], steps, nll_sum, n_tokens, n_correct)
+    found = signals.Perplexity().score(SuspectRows(PROMPTS[:2], RESPONSES[:2], dynamics))
+    np.testing.assert_allclose(found, [(np.exp(1) + np.exp(2)) / 2, (np.exp(3) + np.exp(1)) / 2], rtol=1e-12)
+    with pytest.raises(ConfigError, match="Perplexity needs a run"):
+        signals.Perplexity().score(rows_with())
 
 
 def test_an_echo_repeats_more_than_half_of_the_prompt():
