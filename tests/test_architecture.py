@@ -53,7 +53,7 @@ LID = {
     "options": 1681,
     "pipeline": 13645,
     "testing": 5328,
-    "tests": 274665,
+    "tests": 274835,
     "tools/answers": 4916,
     "tools/compare": 5898,
     "tools/estimate": 5293,
