@@ -45,7 +45,7 @@ LID = {
     "cli": 4496,
     "common": 8071,
     "components": 19887,
-    "config": 7780,
+    "config": 7782,
     "data": 19707,
     "functional": 7762,
     "measure": 5149,

@@ -36,7 +36,7 @@ def merge(tree: Tree, layer: Layer, more: Mapping[str, Parameter] | None = None)
     """
     try:
         with own_modules():
-            return _options(tree, _by_name([layer.values]), {**options_of(RunConfig), **(more or {})}, "")
+            return _merge_options(tree, _by_name([layer.values]), {**options_of(RunConfig), **(more or {})}, "")
     except ConfigError as error:
         raise ConfigError(f"{layer.name}: {error}" if layer.name else str(error)) from error
 
@@ -44,19 +44,19 @@ def merge(tree: Tree, layer: Layer, more: Mapping[str, Parameter] | None = None)
 def build(tree: Tree) -> RunConfig:
     """Make the configuration that a tree describes; what it does not name has its default."""
     with own_modules():
-        return _made(RunConfig, {name: tree[name] for name in options_of(RunConfig) if name in tree}, "")
+        return _make(RunConfig, {name: tree[name] for name in options_of(RunConfig) if name in tree}, "")
 
 
 # ------------------------------------------------------------------------------------------------ merging
 
 
-def _by_name(given: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _by_name(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the first part of each key with all values for it: {"objective.mu": 1} -> {"objective": [{"mu": 1}]}.
 
     What stands in init_args is taken out of it.
     """
     options: dict[str, list[Any]] = {}
-    for mapping in given:
+    for mapping in mappings:
         for key, value in mapping.items():
             name, _, rest = str(key).removeprefix(f"{ARGS}.").partition(".")
             inner = {name: [{rest: value} if rest else value]}
@@ -67,28 +67,28 @@ def _by_name(given: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return options
 
 
-def _options(
+def _merge_options(
     old: Tree,
-    given: Mapping[str, list[Any]],
+    new: Mapping[str, list[Any]],
     known: Mapping[str, Parameter],
     prefix: str,
     cls: type[Component] | None = None,
 ) -> Tree:
     """Return the options of a group, or of a component of this class: those that a layer gives over the old ones.
 
-    given  all values that the layer has for an option, by its name, or by `name+` for what is added to a list
+    new  all values that the layer has for an option, by its name, or by `name+` for what is added to a list
     """
     tree = dict(old)
-    for name in dict.fromkeys(name.removesuffix("+") for name in given):
+    for name in dict.fromkeys(name.removesuffix("+") for name in new):
         key = f"{prefix}{name}"
-        values, added = given.get(name, []), given.get(f"{name}+", [])
+        values, added = new.get(name, []), new.get(f"{name}+", [])
         if name not in known:
             inner = [f".{first}" for value in values if isinstance(value, Mapping) for first in value]
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
         if added and not is_list(known[name].annotation):
             raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
         old_value = tree[name] if name in tree else _plain_default(known[name].default)
-        tree[name] = _option(old_value, values, added, known[name].annotation, key)
+        tree[name] = _merge_option(old_value, values, added, known[name].annotation, key)
     return tree
 
 
@@ -99,18 +99,22 @@ def _plain_default(value: Any) -> Any:
     return [_plain_default(one) for one in value] if isinstance(value, list) else value
 
 
-def _option(old: Any, given: Sequence[Any], added: Sequence[Any], hint: Any, key: str) -> Any:
+def _merge_option(old: Any, new: Sequence[Any], added: Sequence[Any], hint: Any, key: str) -> Any:
     """Return the plain value of one option: what a layer gives, and adds to a list, over the value that it had."""
     if base := component_in(hint):
-        return _components(old, given, added, base, key) if is_list(hint) else _component(old, given, hint, base, key)
-    if (group := group_in(hint)) and all(isinstance(value, Mapping) for value in given):
-        return _options(old if isinstance(old, dict) else {}, _by_name(given), options_of(group), f"{key}.")
-    value = _one([_value(value, hint, key) for value in given], key) if given else old
-    items = [item for more in added for item in as_list(_value(more, hint, key))]
+        return (
+            _merge_components(old, new, added, base, key)
+            if is_list(hint)
+            else _merge_component(old, new, hint, base, key)
+        )
+    if (group := group_in(hint)) and all(isinstance(value, Mapping) for value in new):
+        return _merge_options(old if isinstance(old, dict) else {}, _by_name(new), options_of(group), f"{key}.")
+    value = _one([_convert(value, hint, key) for value in new], key) if new else old
+    items = [item for more in added for item in as_list(_convert(more, hint, key))]
     return [*as_list([] if value in (None, Parameter.empty) else value), *items] if added else value
 
 
-def _value(value: Any, hint: Any, key: str) -> Any:
+def _convert(value: Any, hint: Any, key: str) -> Any:
     try:
         return converted(value, hint)
     except NoValueError as error:
@@ -125,27 +129,27 @@ def _one(values: Sequence[Any], key: str) -> Any:
     return values[0]
 
 
-def _components(old: Any, given: Sequence[Any], added: Sequence[Any], base: type[Component], key: str) -> list[Any]:
+def _merge_components(old: Any, new: Sequence[Any], added: Sequence[Any], base: type[Component], key: str) -> list[Any]:
     """Return the components of a list. Options without a class (`callbacks.every`) are those of the last one."""
-    options = [value for value in given if isinstance(value, Mapping) and CLASS not in value]
-    lists = [from_yaml(value) for value in given if value not in options]
+    options = [value for value in new if isinstance(value, Mapping) and CLASS not in value]
+    lists = [from_yaml(value) for value in new if value not in options]
     chosen = [*as_list(_one(lists, key))] if lists else []
     chosen += [one for more in added for one in as_list(from_yaml(more))]
     components = [] if lists else [*old]
-    components += [_component(None, [one], base, base, key) for one in chosen]
+    components += [_merge_component(None, [one], base, base, key) for one in chosen]
     if options and not components:
         raise ConfigError(f"{key} is an empty list, so {key}.{next(iter(options[0]))} has no owner; name a class")
     if options:
-        components[-1] = _component(components[-1], options, base, base, key)
+        components[-1] = _merge_component(components[-1], options, base, base, key)
     return components
 
 
-def _component(old: Any, given: Sequence[Any], hint: Any, base: type[Component], key: str) -> Any:
+def _merge_component(old: Any, new: Sequence[Any], hint: Any, base: type[Component], key: str) -> Any:
     """Return a component as its class and its options, or another value that the option takes in its place.
 
     Options without a class are those of the class in force. Options of the class before stay if the new one has them.
     """
-    values = [from_yaml(value) if isinstance(value, str) and value.startswith("{") else value for value in given]
+    values = [from_yaml(value) if isinstance(value, str) and value.startswith("{") else value for value in new]
     options = _by_name([value for value in values if isinstance(value, Mapping)])
     words = [*(value for value in values if not isinstance(value, Mapping)), *options.pop(CLASS, [])]
     if words:
@@ -167,31 +171,31 @@ def _component(old: Any, given: Sequence[Any], hint: Any, base: type[Component],
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed(base)}"
         )
     known = options_of(cls)
-    kept = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
-    args = _options(kept, options, known, f"{key}.", cls)
+    shared = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
+    args = _merge_options(shared, options, known, f"{key}.", cls)
     return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: args}
 
 
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _made(cls: Any, given: Mapping[str, Any], prefix: str) -> Any:
+def _make(cls: Any, tree: Mapping[str, Any], prefix: str) -> Any:
     """Make the tree, a group or a component of its plain options; `prefix` is what stands before their names."""
     known, key = options_of(cls), prefix.removesuffix(".")
-    if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in given]:
+    if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in tree]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    options = {name: _built(value, known[name].annotation, f"{prefix}{name}.") for name, value in given.items()}
+    options = {name: _make_value(value, known[name].annotation, f"{prefix}{name}.") for name, value in tree.items()}
     try:
         return cls(**options)
     except ValueError as error:
         raise ConfigError(f"{key}: {cls.__name__} refused its options: {error}") from error
 
 
-def _built(value: Any, hint: Any, prefix: str) -> Any:
+def _make_value(value: Any, hint: Any, prefix: str) -> Any:
     if component_in(hint) and isinstance(value, list):
-        return [_built(one, hint, prefix) for one in value]
+        return [_make_value(one, hint, prefix) for one in value]
     if component_in(hint) and isinstance(value, Mapping):
-        return _made(import_class(value[CLASS]), value[ARGS], prefix)
+        return _make(import_class(value[CLASS]), value[ARGS], prefix)
     if (group := group_in(hint)) and isinstance(value, Mapping):
-        return _made(group, value, prefix)
+        return _make(group, value, prefix)
     return value
