@@ -90,7 +90,7 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
 def _tails(rows: Conversations, fraction: float, report: DataReport) -> tuple[Conversations, Conversations]:
     """Hold out about the last `fraction` of each document: behind the next newline, if there is one."""
     first, last = [], []
-    for record, text, _, _ in rows.documents():
+    for record, (_, text, *_) in zip(rows.records.tolist(), rows.documents(), strict=True):
         place = round((1 - fraction) * len(text))
         after = text.find("\n", place) + 1
         cut = after if 0 < after < len(text) else place
@@ -122,5 +122,6 @@ def report_overlap(train: Conversations, held_out: Conversations, report: DataRe
     if train.parts is not None:
         return  # parts of the same documents are on both sides, on purpose
     hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
-    for record in held_out.records[np.isin(hashes, trained)].tolist():
-        report.add("eval_in_train", f"{held_out.table['id'][record]} ({held_out.source(record)})")
+    both = held_out.records[np.isin(hashes, trained)]
+    for name, place in zip(held_out.values("id", both), held_out.values("source", both), strict=True):
+        report.add("eval_in_train", f"{name} ({place})")

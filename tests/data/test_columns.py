@@ -14,7 +14,7 @@ COLUMNS = {"prompt": "question", "response": "answer"}
 
 
 def turns(side) -> list[list[str]]:
-    return [[m.content for m in e.messages] for _, _, e in side.examples(side.records, whole=True)]
+    return [[m.content for m in e.messages] for e in side.examples(whole=True)]
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv"])

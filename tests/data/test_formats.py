@@ -83,8 +83,7 @@ def test_label_columns_and_id():
 
 
 def conversations(prepared, *, whole: bool = True) -> list[Example]:
-    train = prepared.train
-    return [example for _, _, example in train.examples(train.records, whole=whole)]
+    return list(prepared.train.examples(whole=whole))
 
 
 def all_messages(prepared):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer
 
 from sftmix.data.encoders import make_encoder
-from sftmix.data.masks import encode_examples
+from sftmix.data.masks import SPLIT, encode_examples
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
 
@@ -117,9 +117,9 @@ def test_a_token_across_a_boundary_splits_a_whole_conversation(small):
     """Its own turns can be cut apart, but one sequence cannot hold both prompts."""
     encoder = make_encoder(small["bos"])
     (found,) = encode(encoder, example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True))
-    assert found.split
+    assert found.reasons == [SPLIT]
     (same,) = encode(encoder, example("Hi", "1. Apple", "And?", "2. Pear", whole=True))
-    assert not same.split
+    assert same.reasons == []
 
 
 # ------------------------------------------------------------------------------------------ multi-turn
@@ -147,8 +147,7 @@ def thinking(tmp_path):
 def test_a_template_that_rewrites_turns_is_split(thinking):
     """Earlier turns lose their thinking block, so no one sequence holds every prompt."""
     whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
-    assert whole.split
-    assert whole.reasons == ["split_turns"]
+    assert whole.reasons == [SPLIT]
     assert pieces(thinking, turn) == ["More<|im_end|>"]
     text = thinking.tokenizer.decode(turn.ids)
     assert text.count("<think>") == 1

@@ -147,12 +147,13 @@ def test_the_held_out_rows_are_those_of_every_limit(files, read):
 
 def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     whole = read(*files).train
+    places = whole.values("source")
     marks = tmp_path / "drop.txt"
-    marks.write_text(f"{ids(whole)[3]}\n\n{whole.source(41)}\n{ids(whole)[70]}@turn0\n")
+    marks.write_text(f"{ids(whole)[3]}\n\n{places[41]}\n{ids(whole)[70]}@turn0\n")
     prepared = read(*files, exclude=str(marks))
     assert ids(prepared.train) == [name for k, name in enumerate(ids(whole)) if k not in (3, 41, 70)]
     assert prepared.report.counts["excluded"] == 3
-    assert f"{ids(whole)[3]} ({whole.source(3)})" in prepared.report.first["excluded"]
+    assert f"{ids(whole)[3]} ({places[3]})" in prepared.report.first["excluded"]
     assert prepared.train.fingerprint != whole.fingerprint
 
 

@@ -60,7 +60,7 @@ def test_windows_hold_every_token_of_every_document_once(documents, length, pack
     assert max(len(w.input_ids) for w in found) <= length
     if packed:
         assert all(len(w.input_ids) == length for w in found[:-1])
-    kept = [w for w in found if len(w.spans)]
+    kept = [w for w in found if w.spans]
     assert [(w.input_ids, w.starts) for w in kept] == expected_windows(documents, length, packed=packed)
     # Nothing predicts the first token of a document, or of a window: all the others are targets.
     total = sum(len(ids) for ids in documents)
@@ -71,9 +71,9 @@ def test_windows_hold_every_token_of_every_document_once(documents, length, pack
         else [b + k for b, d in zip(bounds, documents, strict=True) for k in range(0, len(d), length)]
     )
     untrained = {*bounds.tolist(), *cuts}
-    assert sum(int((w.spans[:, 1] - w.spans[:, 0]).sum()) for w in found) == total - len(untrained)
+    assert sum(end - start for w in found for start, end in w.spans) == total - len(untrained)
     for window in found:
-        document = documents[window.record]
+        document = documents[window.document]
         first = document[window.offset : window.offset + len(window.input_ids)]
         assert window.input_ids[: len(first)] == first
 

@@ -36,7 +36,7 @@ def tokenised(rows, options, encoder, place, monkeypatch, **more):
     made = options(rows, multi_turn="whole", **more)
     made.cache_dir = None
     data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
-    (stored,) = place.glob("encoded-*/tokens.arrow")
+    (stored,) = place.glob("tokens-*/tokens.arrow")
     return data, stored
 
 
@@ -58,7 +58,7 @@ def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, m
     monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
     with pytest.raises(ConfigError, match="refused by 3"):
         tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
-    assert not list((tmp_path / "cache").glob("encoded-*"))
+    assert not list((tmp_path / "cache").glob("tokens-*"))
 
 
 def refuse(*_):
