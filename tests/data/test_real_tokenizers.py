@@ -7,7 +7,6 @@ tiny, which is all that the joining needs.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +79,3 @@ def test_confidence_of_another_family_is_joined_by_id(mistral, qwen, rows, tmp_p
     ranked = [confidence["id"][i] for i in np.argsort(-np.array(confidence["confidence"]))]
     assert [groups(run)[i] for i in ranked] == ["confident"] * 20 + ["unconfident"] * 20
     assert weights(run)["model.embed_tokens.weight"].shape[0] == len(AutoTokenizer.from_pretrained(mistral))
-
-    # The same dynamics from the file alone, as they would come from another machine: the same split, the same model.
-    file = tmp_path / "from-elsewhere.parquet"
-    shutil.copy(run / "confidence" / "dynamics.parquet", file)
-    again = words(mistral, rows, tmp_path / "again", "--data.max_length", "300")
-    at = again.index("--reference.checkpoints")
-    del again[at : at + 2]
-    done = sftmix(*again, "--reference", "FromFile", "--reference.path", str(file))
-    assert done.code == 0, done.err
-    assert groups(tmp_path / "again") == groups(run)
-    ours, before = weights(tmp_path / "again"), weights(run)
-    assert all(torch.equal(ours[k], before[k]) for k in before)

@@ -26,9 +26,8 @@ def rows(write) -> str:
 
 
 @pytest.fixture
-def encoder(tmp_path):
-    (tmp_path / "thinking.jinja").write_text(THINKING)
-    return make_encoder(chatml_tokenizer(), str(tmp_path / "thinking.jinja"))
+def encoder():
+    return make_encoder(chatml_tokenizer(THINKING))
 
 
 def tokenised(rows, options, encoder, place, monkeypatch, **more):
