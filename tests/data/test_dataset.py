@@ -50,21 +50,19 @@ def test_rows_as_documented(write, options, encoder):
 def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, options, encoder):
     turns = [("user", "a", {}), ("assistant", "b c", {"weight": 0.5}), ("user", "d", {}), ("assistant", "e", {})]
     row = {"weight": 3, "messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
-    rows = [row, {**row, "weight": None, "messages": row["messages"][2:]}]
-    data = load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).train
-    starts = np.flatnonzero(np.diff(data[0].target.astype(int)) == 1) + 1
-    assert len(starts) == 2
-    expected = np.where(np.arange(len(data[0].target)) < starts[1], 1.5, 3.0)[data[0].target]
-    assert data[0].weight.dtype == np.float32
-    assert data[0].weight[data[0].target].tolist() == expected.tolist()
-    assert data[1].weight is None
-    assert data.columns["weight"] == [3, None]
-    assert load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).report.counts["weighted"] == 1
-    table = "instruction,output,weight\na,b,0.5\nc,d,\n"
-    data = load(options(write("rows.csv", table.encode())), encoder).train
-    assert [e.weight is not None and set(e.weight[e.target].tolist()) for e in data] == [{0.5}, False]
-    turns = load(options(write("rows.jsonl", rows), multi_turn="per_turn"), encoder).train
-    assert [set(e.weight[e.target].tolist()) for e in turns if e.weight is not None] == [{1.5}, {3.0}]
+    path = write("rows.jsonl", [row, {**row, "weight": None, "messages": row["messages"][2:]}])
+    whole = load(options(path, multi_turn="whole"), encoder)
+    first, second = whole.train
+    responses = np.flatnonzero(np.diff(first.target.astype(int)) == 1) + 1
+    assert first.weight.dtype == np.float32
+    assert first.weight[first.target].tolist() == [1.5 if k < responses[1] else 3 for k in np.flatnonzero(first.target)]
+    assert second.weight is None
+    assert whole.train.columns["weight"] == [3, None]
+    assert whole.report.counts["weighted"] == 1
+    turns = load(options(path), encoder).train
+    assert [None if e.weight is None else set(e.weight[e.target]) for e in turns] == [{1.5}, {3}, None]
+    table = load(options(write("rows.csv", "instruction,output,weight\na,b,0.5\nc,d,\n")), encoder).train
+    assert [None if e.weight is None else set(e.weight[e.target]) for e in table] == [{0.5}, None]
 
 
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
@@ -170,17 +168,13 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, optio
         load(options(path), encoder, max_length=1)
 
 
-def test_another_tokenizer_gives_the_same_ids_in_the_same_order(write, options, encoder, small):
-    """A weaker reference with a shorter length: what it cannot score is missing, all else joins by id."""
+def test_another_tokenizer_gives_the_same_ids_and_some_may_be_kept(write, options, encoder, small):
+    """As for a weaker reference: all joins by id."""
     prepared = prepare(options(write("rows.jsonl", ROWS)), 0, progress=False)
     target = encode(prepared, encoder, max_length=64, progress=False).train
     other = make_encoder(small["metaspace"])
     full = encode(prepared, other, max_length=200, progress=False).train
     assert full.ids == target.ids
-    median = int(np.median(full.lengths))
-    short = encode(prepared, other, max_length=median - 12, progress=False).train
-    assert set(short.ids) < set(target.ids)
-    assert [i for i in target.ids if i in set(short.ids)] == short.ids
     kept = encode(prepared, other, max_length=200, keep=target.ids[10:20], progress=False).train
     assert kept.ids == target.ids[10:20]
     assert kept.fingerprint != full.fingerprint

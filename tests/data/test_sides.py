@@ -73,19 +73,12 @@ def test_a_directory_is_one_entry_and_bad_rows_are_none(write, read, tmp_path):
     write("many/a.jsonl", [{"id": "x", **row} if i < 2 else row for i, row in enumerate(rows_of("a", 6))])
     write("many/b.jsonl", [*rows_of("b", 3), {"instruction": "u"}])
     path = write("c.jsonl", rows_of("c", 5))
+    apart = [str(tmp_path / "many" / name) for name in ("a.jsonl", "b.jsonl")]
+    assert kinds(read(*apart, take=[2, 1], skip_bad=True).train) == ["a"] * 2 + ["b"]  # of the same files, in the cache
+    assert len(ids(read(str(tmp_path / "many"), take=7, skip_bad=True).train)) == 7
     prepared = read(str(tmp_path / "many"), path, take=[8, 2], skip_bad=True)
     assert kinds(prepared.train) == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
     assert f"8 of 8 from {tmp_path / 'many'}, 2 of 5 from {path}" in prepared.report.lines()[0]
-
-
-def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write, read, tmp_path):
-    (tmp_path / "both").mkdir()
-    paths = [write(f"both/{kind}.jsonl", rows_of(kind, 10)) for kind in "ab"]
-    apart = read(*paths, take=[3, 4]).train
-    assert kinds(apart) == ["a"] * 3 + ["b"] * 4
-    together = read(str(tmp_path / "both"), take=12)
-    assert len(ids(together.train)) == 12
-    assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
 
 
 @pytest.mark.parametrize(
