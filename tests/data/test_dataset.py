@@ -33,8 +33,7 @@ def test_rows_as_documented(write, options, encoder):
     assert data.eval is None
     for row, encoded in enumerate(data.train):
         assert (encoded.row, encoded.id) == (row, data.train.ids[row])
-        assert encoded.input_ids.dtype == np.int64
-        assert encoded.target.dtype == np.bool_
+        assert (encoded.input_ids.dtype, encoded.target.dtype) == (np.int64, np.bool_)
         assert data.train.lengths[row] == len(encoded.input_ids)
         assert data.train.n_targets[row] == encoded.target.sum()
         said = encoder.tokenizer.decode(encoded.input_ids[encoded.target])

@@ -145,14 +145,12 @@ def test_each_file_has_its_label(write, read, tmp_path):
     (tmp_path / "many").mkdir()
     write("many/a.jsonl", rows[:2])
     write("many/b.jsonl", rows[2:3])
-    high, many = write("high.jsonl", rows[3:]), str(tmp_path / "many")
-    prepared = read(many, high, eval=[write("held.jsonl", dialogues(9)[7:])], labels=["low", "high"])
-    assert prepared.train.values("label") == ["low"] * 3 + ["high"] * 3
-    assert prepared.eval.values("label") == [None] * 2
-    others = [read(many, high, **more).train for more in ({"labels": ["low", "low"]}, {})]
-    sides = [prepared.train, *others]
-    assert len({side.fingerprint for side in sides}) == len({side.cache_key for side in sides}) == 3
-    assert [side.values("label")[-1] for side in sides] == ["high", "low", None]
+    names, held_out = (str(tmp_path / "many"), write("high.jsonl", rows[3:])), write("held.jsonl", dialogues(9)[7:])
+    prepared = [read(*names, eval=[held_out], labels=labels) for labels in (["low", "high"], ["low", "low"], None)]
+    labels = [side.train.values("label") for side in prepared]
+    assert labels == [["low"] * 3 + ["high"] * 3, ["low"] * 6, [None] * 6]
+    assert prepared[0].eval.values("label") == [None] * 2
+    assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 3
 
 
 @pytest.mark.parametrize(

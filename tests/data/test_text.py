@@ -71,12 +71,11 @@ def test_windows_hold_every_token_of_every_document_once(documents, length, pack
 
 
 def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
-    def names(stream, length):
-        return [w.content_hash() for w in windows(stream, length, packed=True)]
+    def name(*documents) -> str:
+        (window,) = windows(documents, 4, packed=True)
+        return window.content_hash()
 
-    first = names([(0, [1, 2]), (1, [3, 4])], 4)
-    assert first == names([(7, [1, 2]), (9, [3, 4])], 4)
-    assert first != names([(0, [1, 2, 3, 4])], 4)
+    assert name((0, [1, 2]), (1, [3, 4])) == name((7, [1, 2]), (9, [3, 4])) != name((0, [1, 2, 3, 4]))
     path = write("echo.jsonl", [{"text": TALES[0]}] * 3)
     (one, *rest) = load(options(path, packing=False), encoders["bos"], max_length=1000).train.ids
     assert rest == [f"{one}#1", f"{one}#2"]
