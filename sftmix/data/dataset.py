@@ -18,7 +18,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import cache_root, get_or_build, key_of, open_rows, rows_of, write_rows
+from sftmix.data.store import get_or_build, key_of, open_rows, rows_of, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
@@ -201,7 +201,7 @@ def encode(
             return report.to_dict()
 
         key = key_of("tokens", rows.cache_key, settings)
-        directory, summary = get_or_build(cache_root(options.cache_dir), f"tokens-{key}", build)
+        directory, summary = get_or_build(options.cache_dir, f"tokens-{key}", build)
         reports.append(DataReport(**summary))
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 

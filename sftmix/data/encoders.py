@@ -18,7 +18,7 @@ from sftmix.common.fields import listed
 from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
-from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
@@ -38,11 +38,11 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Enc
         return text_encoder(tokenizer, options.special_tokens)
     name, source, _ = _choose(tokenizer, options.template)
     if name not in NAMED:
-        _try_out(tokenizer, name, source, cache_root(options.cache_dir))
+        _try_out(tokenizer, name, source, options.cache_dir)
     return make_encoder(tokenizer, options.template, options.special_tokens)
 
 
-def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: Path) -> None:
+def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache_dir: str | None) -> None:
     """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
     variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
 
@@ -52,7 +52,7 @@ def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: 
         return {}
 
     parts = (source, variables, Path(trial.__file__).read_text(), version("transformers"), version("jinja2"))
-    get_or_build(cache, "template-" + key_of(*parts), build)
+    get_or_build(cache_dir, "template-" + key_of(*parts), build)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:

@@ -141,8 +141,7 @@ def _cut(outcome: Outcome, max_length: int) -> Outcome:
     """Keep the first max_length tokens; drop the example if no response token is among them."""
     if len(outcome.ids) <= max_length:
         return outcome
-    spans = [(start, min(end, max_length)) for start, end in outcome.spans]
-    spans = [(start, end) for start, end in spans if start < end]
+    spans = [(start, min(end, max_length)) for start, end in outcome.spans if start < max_length]
     if not spans:
         return Outcome(reasons=[*outcome.reasons, "no_response_token"])
     return Outcome(outcome.ids[:max_length], spans, [*outcome.reasons, "truncated"])

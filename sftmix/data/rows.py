@@ -22,7 +22,7 @@ from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, exclude, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
+from sftmix.data.store import AT_ONCE, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -140,7 +140,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
-    directory, summary = get_or_build(cache_root(options.cache_dir), f"rows-{key}", build)
+    directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 

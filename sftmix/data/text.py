@@ -52,10 +52,8 @@ class Window(Generic[T]):
 
         Another length, tokenizer or order of documents gives other hashes, so artefacts of different windows never mix.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        for numbers in (self.input_ids, self.starts):
-            digest.update(np.asarray([len(numbers), *numbers], dtype="<i8").tobytes())
-        return digest.hexdigest()
+        numbers = [len(self.input_ids), *self.input_ids, len(self.starts), *self.starts]
+        return hashlib.blake2b(np.asarray(numbers, dtype="<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def windows(documents: Iterable[tuple[T, Sequence[int]]], length: int, *, packed: bool) -> Iterator[Window[T]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -120,13 +122,27 @@ def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path, capsys
     assert not list((tmp_path / "cache").glob(".*"))  # nothing half-built is left
 
 
+def test_of_two_that_need_the_same_one_builds_it(tmp_path):
+    builds = []
+
+    def build(directory):
+        builds.append(directory)
+        time.sleep(0.3)  # the other one waits now
+        return {}
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: get_or_build(str(tmp_path), "key", build), range(2)))
+    assert len(builds) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, ConfigError)])
 def test_a_cache_that_cannot_be_written(number, kind, tmp_path):
     def build(directory):
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(kind, match=r"--data\.cache_dir or \$SFTMIX_CACHE"):
-        get_or_build(tmp_path, "key", build)
+        get_or_build(str(tmp_path), "key", build)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AddedToken, AutoTokenizer
+from transformers import AddedToken
 
 from sftmix.data.encoders import make_encoder
 from sftmix.data.masks import SPLIT, encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -135,14 +135,10 @@ THOUGHT = "<think>\n2+2\n</think>\n\nfour"
 
 
 @pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING], ids=["qwen3", "thinking"])
-@pytest.mark.parametrize("real", [False, True], ids=["small", "qwen2"])
-def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template, real, request):
+def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template):
     """One block, not an empty one and then another; what is expected is what transformers makes of the template."""
-    tokenizer = chatml_tokenizer()
-    if real:
-        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("shared") / REAL["qwen2"])
-        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
-    tokenizer.chat_template = template
+    tokenizer = chatml_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": THOUGHT}]
 
     def theirs(turns, **more):
