@@ -1,79 +1,91 @@
-"""Checked rows on disk, one record each, with final ids; and one side of a data set, which is some of the records."""
+"""Checked rows on disk, with final ids; and one side of a data set, which is some of them."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import astuple, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from sftmix.common.rng import stable_hash
-from sftmix.common.shown import quoted
-from sftmix.data.jsonrows import BadRow
 from sftmix.data.store import key_of, open_rows, rows_of
 from sftmix.types import Example, Int64, Message
 
-WHOLE = -1
-"""Stands in place of a turn where the example is the whole conversation."""
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        (
-            "messages",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("role", pa.string()),
-                        ("content", pa.large_string()),
-                        ("trained", pa.bool_()),
-                        ("weight", pa.float64()),
-                    ]
-                )
-            ),
-        ),
-        ("label", pa.string()),
-        ("columns", pa.string()),
-        ("content", pa.uint64()),
-    ]
-)
-"""A document is one message of the role text."""
+EXAMPLE = [
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("messages", pa.large_string()),
+    ("label", pa.string()),
+    ("columns", pa.string()),
+]
+"""The columns of an Example; messages and columns are JSON. A document is one message of the role text."""
 
 
-def record_of(example: Example, content: str, times: Counter[int]) -> dict[str, Any]:
-    """Return the record of an example, with its own id or its hash; the k-th repetition of a hash has `#k` at its end.
-
-    content  16 hex digits of a hash of the content
-    times    how often each id came before, by its hash
-    Raises BadRow for an own id that an earlier row has.
-    """
-    hashed = stable_hash(example.id or content)
-    repeats = times[hashed]
-    times[hashed] += 1
-    if repeats and example.id:
-        raise BadRow(f"the id {quoted(example.id)} is taken by an earlier row")
+def stored(example: Example) -> dict[str, Any]:
+    """Return the values of the columns of EXAMPLE."""
+    messages = json.dumps([astuple(message) for message in example.messages], ensure_ascii=False)
+    columns = json.dumps(dict(example.columns))
     return {
-        "id": (example.id or content) + (f"#{repeats}" if repeats else ""),
+        "id": example.id,
         "source": example.source,
-        "messages": [asdict(message) for message in example.messages],
+        "messages": messages,
         "label": example.label,
-        "columns": json.dumps(dict(example.columns)),
-        "content": int(content, 16),
+        "columns": columns,
     }
+
+
+def tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> dict[str, Any]:
+    """Return the values of an example with its tokens, and [start, end) of the responses among them."""
+    tokens = {"input_ids": ids, "spans": list(chain(*spans)), "truncated": False}
+    return {**stored(example), **tokens, "n_targets": sum(end - start for start, end in spans)}
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """Make the Example of a row with the columns of EXAMPLE."""
+    messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
+    return Example(row["id"], messages, row["source"], row["label"], json.loads(row["columns"]))
 
 
 def content_hash(messages: Sequence[Message]) -> str:
     """Hash of the turns in their order, and of nothing else; 16 hex digits."""
     text = json.dumps([[m.role, m.content, m.trained] for m in messages], ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# ------------------------------------------------------------------------------- what is trained of a conversation
+
+
+def whole_of(example: Example) -> Example:
+    """Return a conversation up to its last trained turn, as those behind it teach nothing."""
+    return _trained_on(example, _responses(example))
+
+
+def turns_of(example: Example) -> list[Example]:
+    """Make an example of each trained turn: the conversation up to it, in which it alone is trained."""
+    turns = []
+    for place in _responses(example):
+        turn = _trained_on(example, [place])
+        if sum(message.trained for message in example.messages) > 1:
+            number = (place - (example.messages[0].role == "system")) // 2
+            turn = replace(turn, id=f"{example.id}@turn{number}")
+        turns.append(turn)
+    return turns
+
+
+def _responses(example: Example) -> list[int]:
+    """Return the places of the turns that are trained; an empty response is not."""
+    return [place for place, m in enumerate(example.messages) if m.trained and m.content.strip()]
+
+
+def _trained_on(example: Example, places: list[int]) -> Example:
+    messages = example.messages[: places[-1] + 1]
+    return replace(example, messages=tuple(replace(m, trained=i in places) for i, m in enumerate(messages)))
 
 
 class Conversations:
@@ -87,8 +99,8 @@ class Conversations:
     """
 
     def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
-        self.table = open_rows(directory / "rows.arrow")
-        self.records: Int64 = np.arange(self.table.num_rows)
+        self._table = open_rows(directory / "rows.arrow")
+        self.records: Int64 = np.arange(self._table.num_rows)
         self.parts: Int64 | None = None
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
@@ -106,44 +118,21 @@ class Conversations:
     def values(self, column: str, records: Int64 | None = None) -> list[Any]:
         """Read one column (id, source, label, columns as JSON, content) of these records, or of all of this side."""
         chosen = self.records if records is None else records
-        return self.table[column].take(pa.array(chosen)).to_pylist()
+        return self._table[column].take(pa.array(chosen)).to_pylist()
 
-    def source(self, record: int) -> str:
-        """`file:line`, `file:line[index]` or `file[index]`."""
-        return self.table["source"][record].as_py()
+    def read(self, records: Int64) -> Iterator[Example]:
+        """Read these records as their rows have them, with empty responses, and turns behind the last trained one."""
+        return map(example_of, rows_of(self._table, records))
 
-    def documents(self) -> Iterator[tuple[int, str, bool, bool]]:
-        """Read (record, text, it begins with the document, it ends with it) of each document of this side."""
-        for place, record in enumerate(self.records.tolist()):
-            text = self.table["messages"][record][0]["content"].as_py()
+    def examples(self, *, whole: bool) -> Iterator[Example]:
+        """Read the conversations of this side as examples; without `whole`, each of their trained turns is one."""
+        for row in self.read(self.records):
+            yield from [whole_of(row)] if whole else turns_of(row)
+
+    def documents(self) -> Iterator[tuple[Example, str, bool, bool]]:
+        """Read (document, its text on this side, that begins with the document, it ends with it) of each document."""
+        for place in range(len(self.records)):
+            (document,) = self.read(self.records[place : place + 1])
+            text = document.messages[0].content
             start, end = (0, len(text)) if self.parts is None else self.parts[place].tolist()
-            yield record, text[start:end], start == 0, end == len(text)
-
-    def examples(self, records: Int64, *, whole: bool) -> Iterator[tuple[int, int, Example]]:
-        """Read (record, turn, example) of the given records, in their order; without `whole`, of each trained turn."""
-        for record, stored in zip(records.tolist(), rows_of(self.table, records), strict=True):
-            for turn in (WHOLE,) if whole else _trained(stored["messages"]):
-                yield record, turn, _example(stored, turn)
-
-    def examples_at(self, records: Int64, turns: Int64) -> Iterator[Example]:
-        """Read the example of each (record, turn), in their order: of the whole conversation, or of one up to a turn.
-
-        In the second case that turn alone is trained. A whole conversation ends with its last trained turn: the turns
-        behind it teach nothing.
-        """
-        for turn, stored in zip(turns.tolist(), rows_of(self.table, records), strict=True):
-            yield _example(stored, turn)
-
-
-def _trained(messages: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the places of the turns that are trained; an empty response is not."""
-    return [place for place, m in enumerate(messages) if m["trained"] and m["content"].strip()]
-
-
-def _example(stored: dict[str, Any], turn: int) -> Example:
-    name, given = stored["id"], stored["messages"]
-    trained = _trained(given) if turn == WHOLE else [turn]
-    messages = tuple(Message(**{**m, "trained": i in trained}) for i, m in enumerate(given[: trained[-1] + 1]))
-    if turn != WHOLE and sum(m["trained"] for m in given) > 1:
-        name += f"@turn{(turn - (messages[0].role == 'system')) // 2}"
-    return Example(name, messages, stored["source"], stored["label"], json.loads(stored["columns"]))
+            yield document, text[start:end], start == 0, end == len(text)

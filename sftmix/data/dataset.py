@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.conversations import Conversations, content_hash
-from sftmix.data.formats import TEXT
+from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import cache_root, get_or_build, key_of, open_rows, write_rows
+from sftmix.data.store import get_or_build, key_of, open_rows, rows_of, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.text import encode_windows, first_windows
 from sftmix.data.tokenise import Tokenise, tokenised
 from sftmix.options import DataOptions
-from sftmix.types import Encoded, Example, Int64, Message
+from sftmix.types import Encoded, Example, Int64
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn")
 MAX_TEMPLATE_LOSS = 0.05
@@ -32,27 +31,18 @@ MAX_TEMPLATE_LOSS = 0.05
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
+        *EXAMPLE,
         ("input_ids", pa.list_(pa.int32())),
         ("spans", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
         ("truncated", pa.bool_()),
         ("n_targets", pa.int32()),
-        ("record", pa.int64()),
-        ("turn", pa.int32()),
-    ]
-)
-
-WINDOW_SCHEMA = pa.schema(
-    [
-        *SCHEMA,
-        ("text", pa.string()),
         ("offset", pa.int64()),
         ("starts", pa.list_(pa.int32())),
     ]
 )
-"""Windows of plain text: `record` is the first document, `offset` the window's place among its tokens; `starts` are the
-places where the documents begin."""
+"""Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
+among its tokens, and `starts` are the places where the documents begin. Elsewhere both are null."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -63,11 +53,8 @@ class EncodedDataset(Sequence[Encoded]):
     is_text      they are windows of plain text
     """
 
-    def __init__(self, path: Path, conversations: Conversations, fingerprint: str) -> None:
-        self._table = open_rows(path)
-        self._conversations = conversations
-        self.fingerprint = fingerprint
-        self.is_text = conversations.is_text
+    def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
+        self._table, self.fingerprint, self.is_text = open_rows(path), fingerprint, is_text
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -114,20 +101,20 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def labels(self) -> list[str | None] | None:
         """N labels (data.label_field), or None when no example has one."""
-        labels = self._conversations.values("label", self._records)
+        labels = self._table["label"].to_pylist()
         return labels if any(label is not None for label in labels) else None
 
     @cached_property
     def sources(self) -> list[str]:
         """N places of the rows, such as `file:line`; of a window of text that of its first document."""
-        return self._conversations.values("source", self._records)
+        return self._table["source"].to_pylist()
 
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
         if self.packed:
             return {}  # a window may hold documents with different values
-        rows = [json.loads(text) for text in self._conversations.values("columns", self._records)]
+        rows = [json.loads(text) for text in self._table["columns"].to_pylist()]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
 
@@ -135,10 +122,6 @@ class EncodedDataset(Sequence[Encoded]):
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
         return self.is_text and pc.max(pc.list_value_length(self._table["starts"])).as_py() > 1
-
-    @cached_property
-    def _records(self) -> Int64:
-        return self._table["record"].to_numpy()
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
@@ -149,17 +132,11 @@ class EncodedDataset(Sequence[Encoded]):
         return self._examples(np.arange(len(self)))
 
     def _examples(self, rows: Int64) -> Iterator[Example]:
-        records = self._records[rows]
-        if not self.is_text:
-            turns = self._table["turn"].to_numpy()[rows]
-            yield from self._conversations.examples_at(records, turns)
-            return
-        for row, record in zip(rows.tolist(), records.tolist(), strict=True):
-            name, text, offset = (self._table[column][row].as_py() for column in ("id", "text", "offset"))
-            about = self._conversations.table
-            source, label, fields = (about[column][record].as_py() for column in ("source", "label", "columns"))
-            columns = {} if self.packed else json.loads(fields)
-            yield Example(name, (Message(TEXT, text, True),), f"{source}, from token {offset}", label, columns)
+        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), rows):
+            example = example_of(row)
+            if self.is_text:
+                example = replace(example, source=f"{example.source}, from token {row['offset']}")
+            yield replace(example, columns={}) if self.packed else example
 
     def content_hashes(self) -> list[str]:
         """Return the hash of each row's turns, 16 hex digits, in file order; rows of the same text have the same."""
@@ -219,14 +196,14 @@ def encode(
             else:
                 work = Tokenise(rows, whole, encoder, max_length, kept)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
-            report.train = write_rows(directory / "tokens.arrow", WINDOW_SCHEMA if is_text else SCHEMA, stored)
+            report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
             _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
             return report.to_dict()
 
         key = key_of("tokens", rows.cache_key, settings)
-        directory, summary = get_or_build(cache_root(options.cache_dir), f"encoded-{key}", build)
+        directory, summary = get_or_build(options.cache_dir, f"tokens-{key}", build)
         reports.append(DataReport(**summary))
-        return EncodedDataset(directory / "tokens.arrow", rows, key_of("tokens", rows.fingerprint, settings))
+        return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
     reports: list[DataReport] = []
     train = side("data.train", prepared.train, keep, options.limit)

@@ -18,7 +18,7 @@ from sftmix.common.fields import listed
 from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
-from sftmix.data.store import cache_root, get_or_build, key_of
+from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
@@ -38,11 +38,11 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Enc
         return text_encoder(tokenizer, options.special_tokens)
     name, source, _ = _choose(tokenizer, options.template)
     if name not in NAMED:
-        _try_out(tokenizer, name, source, cache_root(options.cache_dir))
+        _try_out(tokenizer, name, source, options.cache_dir)
     return make_encoder(tokenizer, options.template, options.special_tokens)
 
 
-def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: Path) -> None:
+def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache_dir: str | None) -> None:
     """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
     variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
 
@@ -52,7 +52,7 @@ def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache: 
         return {}
 
     parts = (source, variables, Path(trial.__file__).read_text(), version("transformers"), version("jinja2"))
-    get_or_build(cache, "template-" + key_of(*parts), build)
+    get_or_build(cache_dir, "template-" + key_of(*parts), build)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -126,6 +126,81 @@ def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
 # ------------------------------------------------------------------------------------------- the probe
 
 
+class _Probe:
+    """What a template writes for a small conversation. Raises TemplateRefusal.
+
+    prompt  the user's turn and the generation prompt
+    full    the user's turn and the assistant's
+    head    the part of that before the answer
+    before  the part of the head behind the prompt
+    after   the part behind the answer
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        self.tokenizer, self.source = tokenizer, source
+        self.prompt, self.full = self.text(PROBE[:1], prompt=True), self.text(PROBE)
+        self.head, answer, self.after = self.full.rpartition(_ANSWER)
+        if not answer:
+            raise ConfigError("data.template: the template does not write the content of an assistant turn")
+        self.before = self.head[len(self.prompt) :] if self.full.startswith(self.prompt) else ""
+
+    def text(self, turns: list[dict[str, str]], **more: Any) -> str:
+        return render(self.tokenizer, self.source, [turns], **more)[0]
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def with_longer_prompt(self, header: str) -> _Probe:
+        """Put a header behind the template's generation prompt.
+
+        Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking
+        of their own begin without it. A template that knows this variable writes the header itself where it is false;
+        one that gives it a value at its head gets the header always.
+        """
+        unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in self.source else "true")
+        for condition in (unless, "") if self.prompt != self.text(PROBE[:1]) else ("",):
+            end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+            longer = _Probe(self.tokenizer, self.source.removesuffix("\n") + end)
+            if not longer.before.strip():
+                break
+        return longer
+
+    @property
+    def added(self) -> dict[int, str]:
+        """The spellings of added tokens, but for runs of white space, which some tokenizers add for any text."""
+        tokens = self.tokenizer.added_tokens_decoder.items()
+        return {number: token.content for number, token in tokens if token.content.strip()}
+
+    def around_turns(self) -> set[int]:
+        """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
+
+        Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`:
+        responses write them, too.
+        """
+        asked, added = self.text(PROBE[:1]), self.added
+        before = self.ids(self.head[len(asked) :]) if self.full.startswith(asked) else []
+        before = [number for number in before if number in added]
+        kept = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
+        texts = [asked, self.after]
+        with suppress(TemplateRefusal):  # many templates take no system turn
+            texts.append(self.text([*SYSTEM, *PROBE[:1]]))
+        return {*kept, *(number for text in texts for number in self.ids(text) if number in added)}
+
+    def ending(self) -> tuple[int | None, str, str]:
+        """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""
+        special = {*self.tokenizer.all_special_ids, *self.added}
+        for token in self.ids(self.after):
+            if token in special:
+                before, end, trailer = self.after.partition(str(self.tokenizer.convert_ids_to_tokens(token)))
+                return int(token), before + end, trailer
+        return None, "", self.after
+
+
+def _partner(tag: str) -> str:
+    """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
+    return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
+
+
 def _probed(
     tokenizer: PreTrainedTokenizerBase, name: str, source: str, notices: list[str], special_tokens: SpecialTokens
 ) -> Encoder:
@@ -134,15 +209,14 @@ def _probed(
     The template gets a longer generation prompt if it writes more than that before a response: an empty thinking block,
     or the whole header of a turn.
     """
-    before, after = _around(tokenizer, source)
-    if before.strip():
-        header = before.rstrip(" ")  # a space belongs to the first token of the response
-        source = _with_longer_prompt(tokenizer, source, header)
+    probe = _Probe(tokenizer, source)
+    if probe.before.strip():
+        header = probe.before.rstrip(" ")  # a space belongs to the first token of the response
+        probe = probe.with_longer_prompt(header)
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
-        before, after = _around(tokenizer, source)
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    end, ending, trailer = _ending(tokenizer, after)
+    end, ending, trailer = probe.ending()
     if appends := end is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -151,95 +225,20 @@ def _probed(
             )
         end = int(tokenizer.eos_token_id)
         notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
-    ids = _ids(tokenizer, _text(tokenizer, source, PROBE))
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+    if tokenizer.bos_token_id is not None and probe.ids(probe.full)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     # The end of the generation prompt that enable_thinking=true leaves out.
-    usual, thinking = (_text(tokenizer, source, PROBE[:1], prompt=True, thinking=t) for t in (None, True))
+    thinking = probe.text(PROBE[:1], prompt=True, thinking=True)
     return Encoder(
         tokenizer,
         name,
-        source,
+        probe.source,
         end,
-        _spellings(tokenizer, special_tokens, [end, *_around_turns(tokenizer, source)]),
+        _spellings(tokenizer, special_tokens, [end, *probe.around_turns()]),
         appends_end=appends,
         ending=ending,
         trailer=trailer,
-        lead="" if before.strip() else before,
-        block=usual[len(thinking) :] if usual.startswith(thinking) else "",
+        lead="" if probe.before.strip() else probe.before,
+        block=probe.prompt[len(thinking) :] if probe.prompt.startswith(thinking) else "",
         notices=tuple(notices),
     )
-
-
-def _with_longer_prompt(tokenizer: PreTrainedTokenizerBase, source: str, header: str) -> str:
-    """Return the template with a header behind its generation prompt.
-
-    Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking of
-    their own begin without it. A template that knows this variable writes the header itself where it is false; one
-    that gives it a value at its head gets the header always.
-    """
-    unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
-    has_prompt = _text(tokenizer, source, PROBE[:1], prompt=True) != _text(tokenizer, source, PROBE[:1])
-    for condition in (unless, "") if has_prompt else ("",):
-        end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
-        longer = source.removesuffix("\n") + end
-        if not _around(tokenizer, longer)[0].strip():
-            break
-    return longer
-
-
-def _around(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, str]:
-    """Find the text between the generation prompt and the probe's answer, and the text after the answer."""
-    prompt = _text(tokenizer, source, PROBE[:1], prompt=True)
-    full = _text(tokenizer, source, PROBE)
-    place = full.rfind(_ANSWER)
-    if place < 0:
-        raise ConfigError("data.template: the template does not write the content of an assistant turn")
-    return full[len(prompt) : place] if full.startswith(prompt) else "", full[place + len(_ANSWER) :]
-
-
-def _around_turns(tokenizer: PreTrainedTokenizerBase, source: str) -> set[int]:
-    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
-
-    Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`: responses
-    write them, too.
-    """
-    asked, full = (_text(tokenizer, source, turns) for turns in (PROBE[:1], PROBE))
-    place = full.rfind(_ANSWER)
-    added = _added(tokenizer)
-    before = _ids(tokenizer, full[len(asked) : place]) if full.startswith(asked) else []
-    before = [number for number in before if number in added]
-    kept = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
-    texts = [asked, full[place + len(_ANSWER) :]]
-    with suppress(TemplateRefusal):  # many templates take no system turn
-        texts.append(_text(tokenizer, source, [*SYSTEM, *PROBE[:1]]))
-    return {*kept, *(number for text in texts for number in _ids(tokenizer, text) if number in added)}
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, source: str, turns: list[dict[str, str]], **more: Any) -> str:
-    return render(tokenizer, source, [turns], **more)[0]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the spellings of the added tokens, but for runs of white space, which some tokenizers add for any text."""
-    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-
-
-def _partner(tag: str) -> str:
-    """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
-    return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
-
-
-def _ending(tokenizer: PreTrainedTokenizerBase, after: str) -> tuple[int | None, str, str]:
-    """Cut the text after a response into (end-of-turn id, text through it, text after it); id None if it has none."""
-    special = {*tokenizer.all_special_ids, *_added(tokenizer)}
-    for token in _ids(tokenizer, after):
-        if token in special:
-            text = str(tokenizer.convert_ids_to_tokens(token))
-            through = after.find(text) + len(text)
-            return int(token), after[:through], after[through:]
-    return None, "", after

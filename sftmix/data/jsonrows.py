@@ -63,23 +63,26 @@ def _array(path: Path, name: str) -> Iterator[Row]:
     """
     decoder = json.JSONDecoder()
     at, index, last_line, line = 0, 0, 0, 1
+
+    def go_to(place: int) -> None:
+        nonlocal at, line
+        at, line = place, line + text.count("\n", at, place)
+
     try:
         # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        at = _skip(text, _skip(text, 0) + 1)
-        line += text.count("\n", 0, at)
+        go_to(_skip(text, _skip(text, 0) + 1))
         while index or text[at : at + 1] != "]":  # behind a comma a row must follow
             value, end = decoder.raw_decode(text, at)
             if end - at > MAX_ROW_BYTES:
                 value = BadRow(f"a row of {end - at:,} characters; the limit is {MAX_ROW_BYTES:,}")
             yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", value
-            index, last_line = index + 1, line + text.count("\n", at, end)
-            line, at = last_line, end
+            go_to(end)
+            index, last_line = index + 1, line
             comma = _skip(text, at)
             if text[comma : comma + 1] != ",":
                 break
-            at = _skip(text, comma + 1)
-            line += text.count("\n", end, at)
+            go_to(_skip(text, comma + 1))
         at = _skip(text, at)
         if text[at : at + 1] != "]" or _skip(text, at + 1) < len(text):
             raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)

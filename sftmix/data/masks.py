@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sftmix.data.special import NUL
 from sftmix.data.templates import Encoder, TemplateRefusal
 from sftmix.types import Example
+
+SPLIT = "split_turns"
+"""The only reason of an example whose turns the caller encodes as examples of their own: the template rewrites them."""
 
 
 @dataclass(slots=True)
@@ -24,32 +28,26 @@ class Outcome:
     spans    (start, end) of each trained response, end-of-turn token included
     reasons  keys of `report.REASONS` to count
     detail   words that the report adds to the example's name
-    split    the template rewrites earlier turns: the caller encodes each trained turn as an example of its own
     """
 
     ids: list[int] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     detail: str = ""
-    split: bool = False
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(NamedTuple):
     """One trained turn.
 
-    prompt   text of the conversation before it, with the generation prompt
-    closed   text of the conversation through it
-    regular  `closed` is as the template writes it; else it was composed
-    own_block  the response brings what else ends the generation prompt, see `Encoder.block`
+    prompt  text of the conversation before it, with the generation prompt
+    closed  text of the conversation through it
+    reason  composed: `closed` is not as the template writes it; own_block: the response brings what else ends the
+            generation prompt, see `Encoder.block`; or None
     """
 
     prompt: str
     closed: str
-    regular: bool
-    own_block: bool = False
-    prompt_ids: list[int] = field(default_factory=list)
-    closed_ids: list[int] = field(default_factory=list)
+    reason: str | None
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
@@ -61,13 +59,10 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
             return [Outcome(reasons=["template_refused"], detail=str(error))]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
     ids = iter(encoder.tokenize([text for turns in turns_of for t in turns for text in (t.prompt, t.closed)]))
+    end = [encoder.end_of_turn_id] if encoder.appends_end else []
     outcomes = []
     for turns in turns_of:
-        for turn in turns:
-            turn.prompt_ids, turn.closed_ids = next(ids), next(ids)
-            if encoder.appends_end:
-                turn.closed_ids.append(encoder.end_of_turn_id)
-        outcome = _single(encoder, turns[0]) if len(turns) == 1 else _several(encoder, turns)
+        outcome = _masked(encoder, turns, [(next(ids), next(ids) + end) for _ in turns])
         outcome = _cut(outcome, max_length)
         if outcome.ids and NUL in turns[-1].closed:
             outcome.reasons.append("spelt_special")
@@ -99,29 +94,37 @@ def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
         for begun in (prompt, prompt.removesuffix(encoder.block)):
             if full.startswith(begun):
                 closed = full[: len(full) - len(encoder.trailer)]
-                return _Turn(begun, closed, regular=True, own_block=begun != prompt)
-    return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, regular=False)
+                return _Turn(begun, closed, None if begun == prompt else "own_block")
+    return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, "composed")
 
 
 # ----------------------------------------------------------------------------------------------- masks
 
 
-def _single(encoder: Encoder, turn: _Turn) -> Outcome:
-    """Mask of a conversation with one trained turn, at its end: the usual case."""
-    start, ids = len(turn.prompt_ids), turn.closed_ids
-    reasons = [*([] if turn.regular else ["composed"]), *(["own_block"] if turn.own_block else [])]
-    if ids[:start] != turn.prompt_ids:
-        apart = _apart(encoder, turn)
-        if apart is None:
+def _masked(encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]]) -> Outcome:
+    """Mask of an example; a whole conversation is split unless each turn begins where its own prompt ends.
+
+    tokens  (ids of the prompt, ids of the conversation through the turn) of each turn
+    """
+    last, end = turns[-1], encoder.end_of_turn_id
+    reasons = sorted({turn.reason for turn in turns if turn.reason})
+    prompt, ids = tokens[-1]
+    fits = all(ids[: len(part)] == part for pair in tokens for part in pair)
+    if len(turns) > 1:
+        ends = all(closed[-1] == end for _, closed in tokens)
+        if "composed" in reasons or not (fits and ends) or encoder.appends_end:
+            return Outcome(reasons=[SPLIT])
+    elif not fits:
+        if (apart := _apart(encoder, last, prompt, ids)) is None:
             return Outcome(reasons=["prefix_mismatch"])
-        ids, reasons = apart, [*reasons, "boundary"]
-    if ids[-1] != encoder.end_of_turn_id:
+        tokens, ids, reasons = [(prompt, apart)], apart, [*reasons, "boundary"]
+    if ids[-1] != end:
         return Outcome(reasons=["no_end_of_turn"])
     # The first token of a text is predicted by nothing, so it can never be a target.
-    return Outcome(ids, [(max(start, 1), len(ids))], reasons)
+    return Outcome(ids, [(max(len(before), 1), len(closed)) for before, closed in tokens], reasons)
 
 
-def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
+def _apart(encoder: Encoder, turn: _Turn, prompt: list[int], closed: list[int]) -> list[int] | None:
     """Tokenise prompt and rest apart, because one token would span both; None if that changes the text.
 
     The rest is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text.
@@ -130,30 +133,15 @@ def _apart(encoder: Encoder, turn: _Turn) -> list[int] | None:
     rest = encoder.tokenize([anchor + turn.closed[len(turn.prompt) :]])[0]
     if rest[:1] != [encoder.end_of_turn_id]:
         return None
-    ids = turn.prompt_ids + rest[1:] + ([encoder.end_of_turn_id] if encoder.appends_end else [])
-    same = encoder.decode(ids) == encoder.decode(turn.closed_ids)
-    return ids if same else None
-
-
-def _several(encoder: Encoder, turns: list[_Turn]) -> Outcome:
-    """Mask of a whole conversation; it is split into its turns unless each begins where its own prompt ends."""
-    ids = turns[-1].closed_ids
-    spans = []
-    for turn in turns:
-        start, end = len(turn.prompt_ids), len(turn.closed_ids)
-        whole = turn.regular and ids[:end] == turn.closed_ids and ids[:start] == turn.prompt_ids
-        if not whole or ids[end - 1] != encoder.end_of_turn_id or (encoder.appends_end and turn is not turns[-1]):
-            return Outcome(reasons=["split_turns"], split=True)
-        spans.append((max(start, 1), end))
-    return Outcome(ids, spans, ["own_block"] if any(turn.own_block for turn in turns) else [])
+    ids = prompt + rest[1:] + ([encoder.end_of_turn_id] if encoder.appends_end else [])
+    return ids if encoder.decode(ids) == encoder.decode(closed) else None
 
 
 def _cut(outcome: Outcome, max_length: int) -> Outcome:
     """Keep the first max_length tokens; drop the example if no response token is among them."""
     if len(outcome.ids) <= max_length:
         return outcome
-    spans = [(start, min(end, max_length)) for start, end in outcome.spans]
-    spans = [(start, end) for start, end in spans if start < end]
+    spans = [(start, min(end, max_length)) for start, end in outcome.spans if start < max_length]
     if not spans:
         return Outcome(reasons=[*outcome.reasons, "no_response_token"])
     return Outcome(outcome.ids[:max_length], spans, [*outcome.reasons, "truncated"])

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
+from sftmix.common.shown import quoted
 from sftmix.data.columns import Columns
-from sftmix.data.conversations import SCHEMA, Conversations, content_hash, record_of
+from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
 from sftmix.data.formats import TEXT, convert, recognise
 from sftmix.data.jsonrows import BadRow
 from sftmix.data.report import SHOWN, DataReport
 from sftmix.data.sides import divide, exclude, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, cache_root, get_or_build, key_of, write_rows
+from sftmix.data.store import AT_ONCE, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
 from sftmix.types import Example
+
+SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
+"""Examples with the hash of their content."""
 
 DOCUMENTS_AT_ONCE = 16
 """Documents that are in memory until they are written; each may have 64 MiB."""
@@ -54,19 +60,16 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     rows unless data.skip_bad is set: the message counts them and lists `file:line: reason` of the first.
     """
     refuse(list(options.problems()), "the options of the rows")
-    labels = None if options.labels is None else as_list(options.labels)
-    names = as_list(options.train)
-    train, report, written = _read("data.train", names, options, options.label_field, labels, progress)
+    train, report, written = _read("data.train", options, progress)
     _check_kind(options, train.is_text)
     seed = seed if options.seed is None else options.seed
     if options.take is not None:
-        train = take(train, as_list(options.take), names, written, seed, report)
+        train = take(train, as_list(options.take), as_list(options.train), written, seed, report)
     if options.exclude is not None:
         train = exclude(train, options.exclude, report)
     held_out = None
     if options.eval is not None:
-        # Held-out rows need no label.
-        held_out, more, _ = _read("data.eval", as_list(options.eval), options, None, None, progress)
+        held_out, more, _ = _read("data.eval", options, progress)
         if train.is_text != held_out.is_text:
             kinds = ("plain text", "conversations") if train.is_text else ("conversations", "plain text")
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
@@ -101,19 +104,15 @@ def _check_kind(options: DataOptions, text: bool) -> None:
 # ------------------------------------------------------------------------------------------ reading rows
 
 
-def _read(
-    option: str,
-    names: list[str],
-    options: DataOptions,
-    label_field: str | None,
-    labels: Sequence[str] | None,
-    progress: bool,
-) -> tuple[Conversations, DataReport, list[int]]:
-    """Checked rows of one side; from the cache if the files and the options are the same as before.
+def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport, list[int]]:
+    """Checked rows of data.train or data.eval; from the cache if the files and the options are the same as before.
 
     Returns them with the report and the number of records of each name.
     """
-    sources = expand(names, option, options.format, labels)
+    train = option == "data.train"  # held-out rows need no label
+    names, labels = as_list(options.train if train else options.eval or []), options.labels if train else None
+    label_field = options.label_field if train else None
+    sources = expand(names, option, options.format, None if labels is None else as_list(labels))
     columns = Columns(options.columns)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
@@ -124,38 +123,39 @@ def _read(
 
     def build(directory: Path) -> dict[str, Any]:
         report, written = DataReport(), [0] * len(names)
-        times = Counter[int]()
+        times = Counter[str]()
 
         def records() -> Iterator[dict[str, Any]]:
             for source in sources:
-                for record in _records(source, form, columns, columns.label_field(label_field), report, times):
+                for record in _records(source, form, columns, label_field, report, times):
                     written[source.entry] += 1
                     bar.update()
                     yield record
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        columns.check(option, own_names=option != "data.train")
+        columns.check(option, own_names=not train)
         report.settle_bad_rows(options.skip_bad)
         if not sum(written):
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
-    directory, summary = get_or_build(cache_root(options.cache_dir), f"conversations-{key}", build)
+    directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
 def _records(
-    source: Source, form: str, columns: Columns, label_field: str | None, report: DataReport, times: Counter[int]
+    source: Source, form: str, columns: Columns, label_field: str | None, report: DataReport, times: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Make the records of one source; count the rows, and name those that are none.
 
     form   data.format; under auto, rows with too few fields have the format of those before them
-    times  how often each id came before, by its hash
+    times  how often each id came before
     """
     auto = form == "auto"
     usual = (columns.formats[0] if len(columns.formats) == 1 else None) if auto else form
+    label_field = columns.label_field(label_field)
     for place, value in source.rows():
         report.rows += 1
         row = value if source.is_text else columns.renamed(value)
@@ -174,8 +174,12 @@ def _records(
             yield record
 
 
-def _record(example: Example, report: DataReport, times: Counter[int]) -> dict[str, Any] | None:
-    """Return the record of a row, None for one without any response; count empty responses and repeated rows."""
+def _record(example: Example, report: DataReport, times: Counter[str]) -> dict[str, Any] | None:
+    """Return the record of a row, None for one without any response; count empty responses and repeated rows.
+
+    Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
+    earlier row has.
+    """
     texts = [message.content for message in example.messages if message.trained]
     is_text = example.messages[0].role == TEXT
     empty = sum(not text.strip() for text in texts)
@@ -186,7 +190,12 @@ def _record(example: Example, report: DataReport, times: Counter[int]) -> dict[s
     content = content_hash(example.messages)
     if is_text:
         content = hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest()
-    record = record_of(example, content, times)
-    if record["id"].startswith(f"{content}#"):
-        report.add("duplicate", f"{record['id']} ({example.source})")
-    return record
+    name = example.id or content
+    repeats = times[name]
+    times[name] += 1
+    if repeats:
+        if example.id:
+            raise BadRow(f"the id {quoted(name)} is taken by an earlier row")
+        name += f"#{repeats}"
+        report.add("duplicate", f"{name} ({example.source})")
+    return stored(replace(example, id=name)) | {"content": int(content, 16)}

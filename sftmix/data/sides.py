@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -56,19 +57,20 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
-    names = {re.sub(r"@turn\d+$", "", line.strip()): line.strip() for line in lines if line.strip()}
-    ids, places = rows.values("id"), rows.values("source")
-    if unknown := [line for name, line in names.items() if name not in {*ids, *places}]:
+    names = {re.sub(r"@turn\d+$", "", line): line for line in map(str.strip, lines) if line}
+    known = list(zip(rows.values("id"), rows.values("source"), strict=True))
+    every = {*chain(*known)}
+    if unknown := [line for name, line in names.items() if name not in every]:
         raise ConfigError(
             f"data.exclude: {path} names {counted(len(unknown), 'row')} that data.train does not have, first "
             f"{unknown[0]!r}; give an id or file:line in each line, as `sftmix suspects` shows them"
         )
-    out = np.array([one in names or place in names for one, place in zip(ids, places, strict=True)], dtype=bool)
-    for k in np.flatnonzero(out).tolist():
-        report.add("excluded", f"{ids[k]} ({places[k]})")
-    if out.all():
+    kept = np.array([names.keys().isdisjoint(pair) for pair in known])
+    for k in np.flatnonzero(~kept).tolist():
+        report.add("excluded", f"{known[k][0]} ({known[k][1]})")
+    if not kept.any():
         raise ConfigError(f"data.exclude: {path} names all rows, so none is left")
-    return rows.some(rows.records[~out]) if out.any() else rows
+    return rows.some(rows.records[kept])
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
@@ -90,7 +92,7 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
 def _tails(rows: Conversations, fraction: float, report: DataReport) -> tuple[Conversations, Conversations]:
     """Hold out about the last `fraction` of each document: behind the next newline, if there is one."""
     first, last = [], []
-    for record, text, _, _ in rows.documents():
+    for record, (_, text, *_) in zip(rows.records.tolist(), rows.documents(), strict=True):
         place = round((1 - fraction) * len(text))
         after = text.find("\n", place) + 1
         cut = after if 0 < after < len(text) else place
@@ -122,5 +124,5 @@ def report_overlap(train: Conversations, held_out: Conversations, report: DataRe
     if train.parts is not None:
         return  # parts of the same documents are on both sides, on purpose
     hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
-    for record in held_out.records[np.isin(hashes, trained)].tolist():
-        report.add("eval_in_train", f"{held_out.table['id'][record]} ({held_out.source(record)})")
+    for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
+        report.add("eval_in_train", f"{example.id} ({example.source})")

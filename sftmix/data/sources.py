@@ -81,8 +81,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources: list[Source] = []
-    for entry, name in enumerate(names):
-        label = None if labels is None else labels[entry]
+    for entry, (name, label) in enumerate(zip(names, labels or [None] * len(names), strict=True)):
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
             if files is None:
@@ -110,7 +109,7 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
         files = [(child, str(Path(name) / child.name)) for child in read]
     elif path.exists():
         files = [(path, name)]
-    elif may_be_of_the_hub(name):
+    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
         return None
     else:
         base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
@@ -127,11 +126,6 @@ def _read_of(directory: Path, form: str) -> list[Path]:
     files = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in READERS)
     rows = [child for child in files if child.suffix.lower() != TEXT_SUFFIX]
     return rows if form != TEXT and (rows or form != "auto") else files
-
-
-def may_be_of_the_hub(name: str) -> bool:
-    """Return True for a name that is no file here and could be an id of the hub: not `rows.jsonl`."""
-    return hub_parts(name) is not None and Path(name).suffix.lower() not in READERS
 
 
 def hub_parts(name: str) -> tuple[str, str | None, str] | None:

@@ -36,26 +36,26 @@ AT_ONCE = 256
 # ------------------------------------------------------------------------------------------- the directory
 
 
-def cache_root(cache_dir: str | None) -> Path:
-    """`cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix."""
-    return Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
-
-
 def key_of(*parts: Any) -> str:
     """Hash of parts that JSON can write, 32 hex digits."""
     text = json.dumps([CODE_VERSION, *parts], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def get_or_build(root: Path, name: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Return the directory `root/name` and its summary; build it first if it is absent or incomplete.
+def get_or_build(
+    cache_dir: str | None, name: str, build: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
+
+    The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
     and renamed when it is complete, so no reader sees half of it. Of several processes one builds, and the others wait,
     on other machines, too, where their file system has locks.
 
-    Raises ConfigError when nothing can be written under `root`, NoSpaceError when the disk is full.
+    Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
     """
+    root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
     target = root / name
     if (summary := _read(target)) is not None:
         return target, summary

@@ -117,11 +117,9 @@ class Encoder:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
-        broken = [] if self.spellings is None else [text for text in texts if NUL in text]
-        if self.spellings is None or not broken:
-            return self._as_they_are(texts)
+        broken = [text for text in texts if NUL in text]
+        as_text = iter(self.spellings.tokenize(broken) if self.spellings is not None and broken else ())
         others = iter(self._as_they_are([text for text in texts if NUL not in text]))
-        as_text = iter(self.spellings.tokenize(broken))
         return [next(as_text if NUL in text else others) for text in texts]
 
     def _as_they_are(self, texts: list[str]) -> list[list[int]]:

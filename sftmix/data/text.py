@@ -11,93 +11,90 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from sftmix.common.progress import progress_bar
-from sftmix.data.conversations import WHOLE, Conversations
+from sftmix.data.conversations import Conversations, tokens_of
+from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.templates import Encoder, writes_bos
-from sftmix.types import Int64
+from sftmix.types import Example, Message
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Window:
+class Window(Generic[T]):
     """Tokens of one example.
 
+    document   the first document
+    offset     place of the first token among the tokens of that
     input_ids  the tokens
     starts     places where the documents (or pieces of documents) begin
-    record     the first document
-    offset     place of the first token among the tokens of that
     """
 
+    document: T
+    offset: int
     input_ids: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    record: int = 0
-    offset: int = 0
 
     @property
-    def spans(self) -> Int64:
-        """i64[S, 2], [start, end) of the targets: nothing predicts the first token of a document in a window."""
-        bounds = np.asarray([*self.starts, len(self.input_ids)], dtype=np.int64)
-        spans = np.stack([bounds[:-1] + 1, bounds[1:]], axis=1)
-        return spans[spans[:, 0] < spans[:, 1]]
+    def spans(self) -> list[tuple[int, int]]:
+        """[start, end) of the targets: nothing predicts the first token of a document in a window."""
+        bounds = itertools.pairwise([*self.starts, len(self.input_ids)])
+        return [(start + 1, end) for start, end in bounds if start + 1 < end]
 
     def content_hash(self) -> str:
         """Hash of the tokens and of the places where documents begin, 16 hex digits.
 
         Another length, tokenizer or order of documents gives other hashes, so artefacts of different windows never mix.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        for numbers in (self.input_ids, self.starts):
-            digest.update(np.asarray([len(numbers), *numbers], dtype="<i8").tobytes())
-        return digest.hexdigest()
+        numbers = [len(self.input_ids), *self.input_ids, len(self.starts), *self.starts]
+        return hashlib.blake2b(np.asarray(numbers, dtype="<i8").tobytes(), digest_size=8).hexdigest()
 
 
-def windows(documents: Iterable[tuple[int, Sequence[int]]], length: int, *, packed: bool) -> Iterator[Window]:
+def windows(documents: Iterable[tuple[T, Sequence[int]]], length: int, *, packed: bool) -> Iterator[Window[T]]:
     """Cut the tokens of documents into windows of `length`.
 
-    documents  (record, token ids)
+    documents  (document, token ids)
     packed     a window may hold several documents; else a document ends its window
     """
-    window = Window()
-    for record, ids in documents:
-        if window.input_ids and not packed:
-            yield window
-            window = Window()
+    window = None
+    for document, ids in documents:
         at = 0
         while at < len(ids):
-            if not window.input_ids:
-                window.record, window.offset = record, at
+            if window is None:
+                window = Window(document, at)
             window.starts.append(len(window.input_ids))
             piece = ids[at : at + length - len(window.input_ids)]
             window.input_ids.extend(piece)
             at += len(piece)
-            if len(window.input_ids) == length:
+            if len(window.input_ids) == length or (at == len(ids) and not packed):
                 yield window
-                window = Window()
-    if window.input_ids:
+                window = None
+    if window is not None:
         yield window
 
 
 def document_tokens(
     encoder: Encoder, side: Conversations, report: DataReport, progress: bool
-) -> Iterator[tuple[int, list[int]]]:
-    """Tokenise the documents into (record, ids), each in one call; the report counts those that spell special tokens.
+) -> Iterator[tuple[Example, list[int]]]:
+    """Tokenise each document into (document, ids) in one call; the report counts those that spell special tokens.
 
     BOS stands before the first character of a document and eos behind its last; a part in the middle has neither.
     """
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
     eos = [encoder.end_of_turn_id]
     with progress_bar("Tokenising", total=len(side.records), unit=" documents", delay=1, enabled=progress) as bar:
-        for record, text, begins, ends in side.documents():
+        for document, text, begins, ends in side.documents():
             content = encoder.content(text)
             ids = encoder.tokenize([content])[0]
             if content != text:
-                report.add("spelt_in_document", side.source(record))
-            yield record, (bos if begins else []) + ids + (eos if ends else [])
+                report.add("spelt_in_document", document.source)
+            yield document, (bos if begins else []) + ids + (eos if ends else [])
             bar.update()
 
 
@@ -108,25 +105,15 @@ def encode_windows(
     times: Counter[str] = Counter()
     documents = document_tokens(encoder, side, report, progress)
     for window in windows(documents, length, packed=packed):
-        spans = window.spans
-        if not len(spans):
-            report.add("no_target", f"{side.source(window.record)}, token {window.offset}")
+        if not window.spans:
+            report.add("no_target", f"{window.document.source}, token {window.offset}")
             continue
         name = window.content_hash()
+        repeats = f"#{times[name]}" if times[name] else ""
         times[name] += 1
-        repeats = times[name] - 1
-        yield {
-            "id": f"{name}#{repeats}" if repeats else name,
-            "input_ids": np.asarray(window.input_ids, dtype=np.int32),
-            "spans": spans.reshape(-1).astype(np.int32),
-            "truncated": False,
-            "n_targets": len(window.input_ids) - len(window.starts),
-            "record": window.record,
-            "turn": WHOLE,
-            "text": encoder.decode(window.input_ids),
-            "offset": window.offset,
-            "starts": window.starts,
-        }
+        text = Message(TEXT, encoder.decode(window.input_ids), True)
+        example = replace(window.document, id=name + repeats, messages=(text,))
+        yield tokens_of(example, window.input_ids, window.spans) | {"offset": window.offset, "starts": window.starts}
 
 
 def first_windows(rows: Iterator[dict[str, Any]], limit: int | None, report: DataReport) -> Iterator[dict[str, Any]]:

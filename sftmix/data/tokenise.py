@@ -10,11 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from sftmix.common.progress import progress_bar
-from sftmix.data.conversations import Conversations
-from sftmix.data.masks import Outcome, encode_examples
+from sftmix.data.conversations import Conversations, tokens_of, turns_of, whole_of
+from sftmix.data.masks import SPLIT, Outcome, encode_examples
 from sftmix.data.report import DataReport
 from sftmix.data.store import AT_ONCE
 from sftmix.data.templates import Encoder
@@ -45,7 +43,7 @@ class Tokenise:
 
     def __call__(self, records: Int64) -> tuple[Stored, DataReport]:
         stored, report = Stored(), DataReport()
-        for record, turn, example, outcome in self._outcomes(records):
+        for example, outcome in self._outcomes(records):
             name = f"{example.id} ({example.source})"
             for reason in outcome.reasons:
                 report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
@@ -53,46 +51,33 @@ class Tokenise:
                 weights = [message.weight for message in example.messages if message.trained][: len(outcome.spans)]
                 if weighted := set(weights) != {1.0}:
                     report.add("weighted", name)
-                row = {
-                    "id": example.id,
-                    "input_ids": np.asarray(outcome.ids, dtype=np.int32),
-                    "spans": np.asarray(outcome.spans, dtype=np.int32).reshape(-1),
-                    "weights": weights if weighted else None,
-                    "truncated": "truncated" in outcome.reasons,
-                    "n_targets": sum(end - start for start, end in outcome.spans),
-                    "record": record,
-                    "turn": turn,
-                }
-                stored.append(row)
+                more = {"weights": weights if weighted else None, "truncated": "truncated" in outcome.reasons}
+                stored.append(tokens_of(example, outcome.ids, outcome.spans) | more)
         return stored, report
 
-    def _outcomes(self, records: Int64) -> Iterator[tuple[int, int, Example, Outcome]]:
+    def _outcomes(self, records: Int64) -> Iterator[tuple[Example, Outcome]]:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
-        for record, turn, example, outcome in self._encoded(list(self._examples(records))):
-            if outcome.split and self.kept is not None:  # its turns have no place among the ids
+        for example, outcome in self._encoded(list(self._examples(records))):
+            split = outcome.reasons == [SPLIT]
+            if split and self.kept is not None:  # its turns have no place among the ids
                 outcome.reasons = ["split_alone"]
-            yield record, turn, example, outcome
-            if outcome.split and self.kept is None:
-                yield from self._encoded(self._turns(record))
+            yield example, outcome
+            if split and self.kept is None:
+                yield from self._encoded(turns_of(example))
 
-    def _examples(self, records: Int64) -> Iterator[tuple[int, int, Example]]:
+    def _examples(self, records: Int64) -> Iterator[Example]:
         """Read the examples that are kept; a conversation of which turns are kept comes as these."""
-        for record, turn, example in self.conversations.examples(records, whole=self.whole):
-            if self.kept is None or example.id in self.kept:
-                yield record, turn, example
-            elif self.whole and sum(message.trained for message in example.messages) > 1:
-                yield from (one for one in self._turns(record) if one[2].id in self.kept)
+        for row in self.conversations.read(records):
+            if self.whole and (self.kept is None or row.id in self.kept):
+                yield whole_of(row)
+            else:
+                yield from (turn for turn in turns_of(row) if self.kept is None or turn.id in self.kept)
 
-    def _turns(self, record: int) -> list[tuple[int, int, Example]]:
-        return list(self.conversations.examples(np.array([record]), whole=False))
-
-    def _encoded(self, examples: list[tuple[int, int, Example]]) -> Iterator[tuple[int, int, Example, Outcome]]:
+    def _encoded(self, examples: list[Example]) -> Iterator[tuple[Example, Outcome]]:
         # Conversations with many turns make long lists: pieces of them keep memory bounded.
         for at in range(0, len(examples), AT_ONCE):
             part = examples[at : at + AT_ONCE]
-            outcomes = encode_examples(self.encoder, [example for _, _, example in part], self.max_length)
-            for place, outcome in zip(part, outcomes, strict=True):
-                yield *place, outcome
+            yield from zip(part, encode_examples(self.encoder, part, self.max_length), strict=True)
 
 
 def tokenised(

@@ -37,10 +37,10 @@ def byte_level(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def chatml_tokenizer() -> PreTrainedTokenizerBase:
+def chatml_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerBase:
     """Byte-level BPE, ChatML, no BOS; the end of a turn is not eos (as in Llama 3)."""
     backend = byte_level(["<|end|>", "<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=CHATML)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=chat_template)
 
 
 def bos_tokenizer() -> PreTrainedTokenizerBase:

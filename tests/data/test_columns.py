@@ -14,16 +14,14 @@ COLUMNS = {"prompt": "question", "response": "answer"}
 
 
 def turns(side) -> list[list[str]]:
-    return [[m.content for m in e.messages] for _, _, e in side.examples(side.records, whole=True)]
+    return [[m.content for m in e.messages] for e in side.examples(whole=True)]
 
 
-@pytest.mark.parametrize("suffix", ["json", "csv"])
-def test_rows_are_those_that_were_renamed_by_hand(suffix, write, read):
+def test_rows_are_those_that_were_renamed_by_hand(write, read):
     """They have the same ids; the other fields keep their names, and a label may be named as in the rows."""
     by_hand = [{"prompt": r["question"], "completion": r["answer"], "kind": r["kind"]} for r in ROWS]
     expected = read(write("hand.jsonl", by_hand)).train
-    table = "".join(f"{','.join(row)}\n" for row in [list(ROWS[0]), *(row.values() for row in ROWS)])
-    path = write(f"rows.{suffix}", table if suffix == "csv" else ROWS)
+    path = write("rows.json", ROWS)
     train = read(path, columns=COLUMNS).train
     assert turns(train) == turns(expected) == [[r["question"], r["answer"]] for r in ROWS]
     assert train.values("id") == expected.values("id")
@@ -35,29 +33,23 @@ def test_rows_are_those_that_were_renamed_by_hand(suffix, write, read):
 @pytest.mark.parametrize(
     ("columns", "row", "expected"),
     [
-        ({"messages": "dialog"}, {"dialog": TURNS}, "u"),
-        ({"conversations": "turns"}, {"turns": TURNS}, "u"),
-        ({"instruction": "q", "input": "context", "output": "r"}, {"q": "u", "context": "c", "r": "a"}, "u\nc"),
-        ({"instruction": "q", "output": "r", "history": "h"}, {"q": "u", "r": "a", "h": []}, "u"),
-        ({"instruction": "input", "input": "instruction"}, {"input": "u", "instruction": "c", "output": "a"}, "u\nc"),
-        ({"prompt": "question", "id": "key"}, {"question": "u", "completion": "a", "key": "k"}, "u"),
-        ({"prompt": "question"}, {"prompt": "a template", "question": "u", "completion": "a"}, "u"),
+        ({"messages": "dialog"}, {"dialog": TURNS}, "u|a"),
+        ({"conversations": "turns"}, {"turns": TURNS}, "u|a"),
+        ({"instruction": "q", "input": "context", "output": "r"}, {"q": "u", "context": "c", "r": "a"}, "u\nc|a"),
+        ({"instruction": "q", "output": "r", "history": "h"}, {"q": "u", "r": "a", "h": [["v", "b"]]}, "v|b|u|a"),
+        ({"instruction": "input", "input": "instruction"}, {"input": "u", "instruction": "c", "output": "a"}, "u\nc|a"),
+        ({"prompt": "question", "id": "key"}, {"question": "u", "completion": "a", "key": "k"}, "u|a"),
+        ({"prompt": "question"}, {"prompt": "a template", "question": "u", "completion": "a"}, "u|a"),
+        ({**COLUMNS, "system": "rules"}, {"question": "u", "answer": "a", "rules": "Be short."}, "Be short.|u|a"),
         # The rows also have the fields of another format, which comes first without data.columns.
-        ({"prompt": "q", "response": "r"}, {"q": "u", "r": "a", "instruction": "x", "output": "y"}, "u"),
+        ({"prompt": "q", "response": "r"}, {"q": "u", "r": "a", "instruction": "x", "output": "y"}, "u|a"),
+        ({"text": "body"}, {"body": "One.", "text": "no", "prompt": "no"}, "One."),
     ],
 )
 def test_fields_of_each_format(columns, row, expected, write, read):
     train = read(write("rows.jsonl", [row]), columns=columns).train
-    assert turns(train) == [[expected, "a"]]
+    assert ["|".join(contents) for contents in turns(train)] == [expected]
     assert "key" not in row or train.values("id") == ["k"]
-
-
-def test_documents_and_the_system_turn(write, read):
-    path = write("rows.jsonl", [{"body": "One.", "text": "no", "prompt": "no"}, {"body": "Two."}])
-    documents = read(path, columns={"text": "body"}).train.documents()
-    assert [text for _, text, _, _ in documents] == ["One.", "Two."]
-    path = write("more.jsonl", [{**ROWS[0], "rules": "Be short."}])
-    assert turns(read(path, columns={**COLUMNS, "system": "rules"}).train) == [["Be short.", "Say 0.", "0!"]]
 
 
 def test_files_with_our_names_go_beside_them(write, read):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import encode, load_data, make_encoder, prepare
 from sftmix.data.store import get_or_build
-from tests.data.small_tokenizers import THINKING, chatml_tokenizer
+from tests.data.small_tokenizers import chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
 
@@ -36,8 +35,7 @@ def test_rows_as_documented(write, options, encoder):
     assert data.eval is None
     for row, encoded in enumerate(data.train):
         assert (encoded.row, encoded.id) == (row, data.train.ids[row])
-        assert encoded.input_ids.dtype == np.int64
-        assert encoded.target.dtype == np.bool_
+        assert (encoded.input_ids.dtype, encoded.target.dtype) == (np.int64, np.bool_)
         assert data.train.lengths[row] == len(encoded.input_ids)
         assert data.train.n_targets[row] == encoded.target.sum()
         said = encoder.tokenizer.decode(encoded.input_ids[encoded.target])
@@ -53,21 +51,19 @@ def test_rows_as_documented(write, options, encoder):
 def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, options, encoder):
     turns = [("user", "a", {}), ("assistant", "b c", {"weight": 0.5}), ("user", "d", {}), ("assistant", "e", {})]
     row = {"weight": 3, "messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
-    rows = [row, {**row, "weight": None, "messages": row["messages"][2:]}]
-    data = load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).train
-    starts = np.flatnonzero(np.diff(data[0].target.astype(int)) == 1) + 1
-    assert len(starts) == 2
-    expected = np.where(np.arange(len(data[0].target)) < starts[1], 1.5, 3.0)[data[0].target]
-    assert data[0].weight.dtype == np.float32
-    assert data[0].weight[data[0].target].tolist() == expected.tolist()
-    assert data[1].weight is None
-    assert data.columns["weight"] == [3, None]
-    assert load(options(write("rows.jsonl", rows), multi_turn="whole"), encoder).report.counts["weighted"] == 1
-    table = "instruction,output,weight\na,b,0.5\nc,d,\n"
-    data = load(options(write("rows.csv", table.encode())), encoder).train
-    assert [e.weight is not None and set(e.weight[e.target].tolist()) for e in data] == [{0.5}, False]
-    turns = load(options(write("rows.jsonl", rows), multi_turn="per_turn"), encoder).train
-    assert [set(e.weight[e.target].tolist()) for e in turns if e.weight is not None] == [{1.5}, {3.0}]
+    path = write("rows.jsonl", [row, {**row, "weight": None, "messages": row["messages"][2:]}])
+    whole = load(options(path, multi_turn="whole"), encoder)
+    first, second = whole.train
+    responses = np.flatnonzero(np.diff(first.target.astype(int)) == 1) + 1
+    assert first.weight.dtype == np.float32
+    assert first.weight[first.target].tolist() == [1.5 if k < responses[1] else 3 for k in np.flatnonzero(first.target)]
+    assert second.weight is None
+    assert whole.train.columns["weight"] == [3, None]
+    assert whole.report.counts["weighted"] == 1
+    turns = load(options(path), encoder).train
+    assert [None if e.weight is None else set(e.weight[e.target]) for e in turns] == [{1.5}, {3}, None]
+    table = load(options(write("rows.csv", "instruction,output,weight\na,b,0.5\nc,d,\n")), encoder).train
+    assert [None if e.weight is None else set(e.weight[e.target]) for e in table] == [{0.5}, None]
 
 
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
@@ -126,35 +122,18 @@ def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path, capsys
     assert not list((tmp_path / "cache").glob(".*"))  # nothing half-built is left
 
 
-BUILD_TOGETHER = """
-import sys, time
-from pathlib import Path
-from sftmix.data.store import get_or_build
+def test_of_two_that_need_the_same_one_builds_it(tmp_path):
+    builds = []
 
-root, me, other = Path(sys.argv[1]), *sys.argv[2:]
+    def build(directory):
+        builds.append(directory)
+        time.sleep(0.3)  # the other one waits now
+        return {}
 
-def build(directory):
-    (directory / "x").write_text("same")
-    (root / f"{me} builds").touch()
-    until = time.monotonic() + 30
-    while not (root / f"{other} came").exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.2)  # the other one waits now
-    return {"n": 1}
-
-(root / f"{me} came").touch()
-directory, summary = get_or_build(root / "cache", "key", build)
-print((directory / "x").read_text(), summary["n"])
-"""
-
-
-def test_of_two_processes_that_need_the_same_one_builds_it(tmp_path):
-    commands = [[sys.executable, "-c", BUILD_TOGETHER, str(tmp_path), *names] for names in ("ab", "ba")]
-    root = Path(__file__).parents[2]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for command in commands]
-    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["same 1\n"] * 2
-    assert len(list(tmp_path.glob("? builds"))) == 1
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["key"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: get_or_build(str(tmp_path), "key", build), range(2)))
+    assert len(builds) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, ConfigError)])
@@ -163,7 +142,7 @@ def test_a_cache_that_cannot_be_written(number, kind, tmp_path):
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(kind, match=r"--data\.cache_dir or \$SFTMIX_CACHE"):
-        get_or_build(tmp_path, "key", build)
+        get_or_build(str(tmp_path), "key", build)
     assert not list(tmp_path.iterdir())
 
 
@@ -204,37 +183,16 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, optio
         load(options(path), encoder, max_length=1)
 
 
-def test_another_tokenizer_gives_the_same_ids_in_the_same_order(write, options, encoder, small):
-    """A weaker reference with a shorter length: what it cannot score is missing, all else joins by id."""
+def test_another_tokenizer_gives_the_same_ids_and_some_may_be_kept(write, options, encoder, small):
+    """As for a weaker reference: all joins by id."""
     prepared = prepare(options(write("rows.jsonl", ROWS)), 0, progress=False)
     target = encode(prepared, encoder, max_length=64, progress=False).train
     other = make_encoder(small["metaspace"])
     full = encode(prepared, other, max_length=200, progress=False).train
     assert full.ids == target.ids
-    median = int(np.median(full.lengths))
-    short = encode(prepared, other, max_length=median - 12, progress=False).train
-    assert set(short.ids) < set(target.ids)
-    assert [i for i in target.ids if i in set(short.ids)] == short.ids
     kept = encode(prepared, other, max_length=200, keep=target.ids[10:20], progress=False).train
     assert kept.ids == target.ids[10:20]
     assert kept.fingerprint != full.fingerprint
-
-
-def test_of_a_conversation_that_is_split_some_turns_may_be_kept(write, options, tmp_path):
-    path = tmp_path / "thinking.jinja"
-    path.write_text(THINKING)
-    encoder = make_encoder(chatml_tokenizer(), str(path))
-    rows = []
-    for name, turns in ((f"{turns}-{k}", turns) for turns in (1, 3) for k in range(4)):
-        chat = [{"role": r, "content": f"{r} {name} {t}"} for t in range(turns) for r in ("user", "assistant")]
-        rows.append({"id": name, "messages": chat})
-    prepared = prepare(options(write("rows.jsonl", rows), multi_turn="whole"), 0, progress=False)
-    whole = encode(prepared, encoder, max_length=200, progress=False).train
-    kept = ["1-2", "3-0@turn1", "3-3@turn2"]
-    some = encode(prepared, encoder, max_length=200, keep=kept, progress=False).train
-    assert some.ids == kept
-    for row, example in enumerate(some.ids):
-        assert some[row].input_ids.tolist() == whole[whole.ids.index(example)].input_ids.tolist()
 
 
 @pytest.mark.parametrize("name", ["models/base-7m", "tokenizers/mistral-7b-v0.3"])
@@ -267,16 +225,11 @@ STRICT = (
 
 
 @pytest.mark.parametrize(("refused", "stops"), [(2, False), (3, True)])
-def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(
-    refused, stops, write, options, small, tmp_path
-):
-    (tmp_path / "strict.jinja").write_text(STRICT)
-    encoder = make_encoder(small["chatml"], str(tmp_path / "strict.jinja"))
+def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(refused, stops, write, options):
+    encoder = make_encoder(chatml_tokenizer(STRICT))
     path = write("rows.jsonl", [{**row, "system": "S" if i < refused else None} for i, row in enumerate(ROWS)])
     if stops:
-        with pytest.raises(
-            DataError, match=r"strict.jinja cannot encode 3 of 50 training examples(.|\n)*no system turns"
-        ):
+        with pytest.raises(DataError, match=r"tokenizer cannot encode 3 of 50 training examples(.|\n)*no system turns"):
             load(options(path), encoder)
     data = load(options(path, skip_bad=stops), encoder)
     assert len(data.train) == 50 - refused

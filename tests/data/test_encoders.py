@@ -7,8 +7,7 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.data.encoders import encoder_for, make_encoder
 from sftmix.options import DataOptions
-from sftmix.types import Message
-from tests.data.small_tokenizers import NO_END, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import NO_END, chatml_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -66,51 +65,37 @@ def test_one_bos_in_training_and_chat(tokenizer):
             assert ids.count(tokenizer.bos_token_id) <= 1
 
 
-def test_the_prompt_is_what_transformers_gives_for_the_exported_template(tokenizer):
-    """Whoever generates with the exported template starts from the same ids."""
-    for template in (None, "alpaca", "chatml"):
-        encoder = make_encoder(tokenizer, template)
-        ours = encoder.tokenize(encoder.render([CHAT[1:]], prompt=True))
-        assert ours == [prompt_ids(encoder, [Message(**turn) for turn in CHAT[1:]])]
-
-
-def test_a_jinja_file(small, tmp_path):
-    path = tmp_path / "mine.jinja"
-    path.write_text(NO_GENERATION_PROMPT)
-    encoder = make_encoder(small["chatml"], str(path))
-    assert encoder.name == str(path)
+def test_a_jinja_file(small, write):
+    path = write("mine.jinja", NO_GENERATION_PROMPT)
+    encoder = make_encoder(small["chatml"], path)
+    assert encoder.name == path
     # The header that comes before every response becomes the generation prompt.
     assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert any("part of the prompt" in notice for notice in encoder.notices)
 
 
-def test_a_space_after_the_header_stays_with_the_response(small, tmp_path):
-    path = tmp_path / "plain.jinja"
-    path.write_text(
+def test_a_space_after_the_header_stays_with_the_response():
+    source = (
         "{% for m in messages %}{{ {'user': 'Q:', 'assistant': 'A:'}[m.role] + ' ' + m.content }}"
         "{{ '<|end|>' if m.role == 'assistant' }}{{ '\\n' }}{% endfor %}"
     )
-    encoder = make_encoder(small["chatml"], str(path))
+    encoder = make_encoder(chatml_tokenizer(source))
     assert encoder.render([CHAT[1:2]], prompt=True) == ["Q: Hi\nA:"]
     assert (encoder.lead, encoder.ending, encoder.trailer) == (" ", "<|end|>", "\n")
 
 
-def test_a_template_without_end_of_turn_gets_eos(small, tmp_path):
-    path = tmp_path / "noend.jinja"
-    path.write_text(NO_END)
-    encoder = make_encoder(small["chatml"], str(path))
+def test_a_template_without_end_of_turn_gets_eos():
+    encoder = make_encoder(chatml_tokenizer(NO_END))
     assert encoder.appends_end
-    assert encoder.end_of_turn_id == small["chatml"].eos_token_id
+    assert encoder.end_of_turn_id == encoder.tokenizer.eos_token_id
     assert any("no end-of-turn token" in notice for notice in encoder.notices)
 
 
-def test_no_stop_token_at_all_is_refused(tmp_path):
-    tokenizer = chatml_tokenizer()
+def test_no_stop_token_at_all_is_refused():
+    tokenizer = chatml_tokenizer(NO_END)
     tokenizer.eos_token = None
-    path = tmp_path / "noend.jinja"
-    path.write_text(NO_END)
     with pytest.raises(ConfigError, match="would never stop"):
-        make_encoder(tokenizer, str(path))
+        make_encoder(tokenizer)
     with pytest.raises(ConfigError, match="no eos token"):
         make_encoder(tokenizer, "alpaca")
     assert make_encoder(tokenizer, "chatml").stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
@@ -126,11 +111,9 @@ def test_no_stop_token_at_all_is_refused(tmp_path):
         ("{{ '<s><s>' }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}", "BOS token twice"),
     ],
 )
-def test_unusable_templates_are_refused(source, reason, small, tmp_path):
-    path = tmp_path / "bad.jinja"
-    path.write_text(source)
+def test_unusable_templates_are_refused(source, reason, small, write):
     with pytest.raises(ConfigError, match=reason):
-        make_encoder(small["bos"], str(path))
+        make_encoder(small["bos"], write("bad.jinja", source))
 
 
 def test_an_unknown_name_lists_what_there_is(small):
@@ -152,10 +135,8 @@ def test_named_templates_without_a_default_are_refused_until_one_is_chosen(tmp_p
     assert make_encoder(tokenizer).appends_end
 
 
-def test_the_date_does_not_change_prompts(small, tmp_path):
-    path = tmp_path / "date.jinja"
-    path.write_text("{{ strftime_now('%d %b %Y') }}" + NO_GENERATION_PROMPT)
-    encoder = make_encoder(small["chatml"], str(path))
+def test_the_date_does_not_change_prompts():
+    encoder = make_encoder(chatml_tokenizer("{{ strftime_now('%d %b %Y') }}" + NO_GENERATION_PROMPT))
     assert encoder.render([CHAT[:2]], prompt=True)[0].startswith("26 Jul 2024")
     assert any("date" in notice for notice in encoder.notices)
 
@@ -165,7 +146,6 @@ def test_fingerprint_follows_tokenizer_and_template(small):
     encoder = make_encoder(chatml_tokenizer())
     encoder.tokenizer("a b c d e", truncation=True, max_length=2)
     assert encoder.fingerprint == base  # truncation is how a tokenizer was called last, not what it is
-    assert make_encoder(small["chatml"], "alpaca").fingerprint != base
     changed = chatml_tokenizer()
     changed.add_tokens(["zebra"])
     assert make_encoder(changed).fingerprint != base

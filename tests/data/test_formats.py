@@ -83,8 +83,7 @@ def test_label_columns_and_id():
 
 
 def conversations(prepared, *, whole: bool = True) -> list[Example]:
-    train = prepared.train
-    return [example for _, _, example in train.examples(train.records, whole=whole)]
+    return list(prepared.train.examples(whole=whole))
 
 
 def all_messages(prepared):
@@ -112,78 +111,55 @@ def test_the_same_rows_from_every_kind_of_file(write, read, tmp_path):
     assert folder.report.counts["duplicate"] == 28
 
 
-def test_each_file_has_its_own_format_and_a_named_format_is_kept(write, read, refused):
-    first = write("a.jsonl", [{"instruction": "a", "output": "b"}])
-    second = write("b.jsonl", [{"prompt": "a", "completion": "b"}])
-    ids = read(first, second).train.values("id")
-    assert ids[1] == ids[0] + "#1"  # the same content
-    assert refused(first, second, format="alpaca")[1] == f"{second}:1: field 'instruction' is missing"
-
-
-def test_each_turn_is_an_example_with_its_history(write, read):
-    prepared = read(write("rows.jsonl", dialogues(3)))
-    turns = conversations(prepared, whole=False)
-    assert [e.id for e in turns] == ["c0", "c1@turn0", "c1@turn1", "c2@turn0", "c2@turn1", "c2@turn2"]
-    last = turns[-1].messages
-    assert [m.content for m in last] == ["user20", "assistant20", "user21", "assistant21", "user22", "assistant22"]
-    assert [m.trained for m in last] == [False] * 5 + [True]
-    whole = conversations(prepared)
-    assert [e.id for e in whole] == ["c0", "c1", "c2"]
-    assert [m.trained for m in whole[2].messages] == [False, True] * 3
-
-
-def test_turn_numbers_do_not_count_a_system_message_and_skip_empty_turns(write, read):
-    turns = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]
-    row = {"messages": [{"role": r, "content": "" if i == 4 else f"t{i}"} for i, r in enumerate(turns)]}
-    prepared = read(write("rows.jsonl", [row]))
-    assert [e.id.split("@")[1] for e in conversations(prepared, whole=False)] == ["turn0", "turn2"]
-    assert prepared.report.counts == {"empty_response": 1}
-    (whole,) = conversations(prepared)
-    assert [m.trained for m in whole.messages] == [False, False, True, False, False, False, True]
-
-
-def test_a_system_field_is_the_first_turn_in_every_format():
-    rows = [
-        ({"instruction": "u", "output": "a", "system": "S"}, "alpaca"),
-        (
-            {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "S"},
-            "sharegpt",
-        ),
-        ({"prompt": "u", "completion": "a", "system": "S"}, "prompt_completion"),
-    ]
-    for row, name in rows:
-        assert convert(row, name).messages == (Message("system", "S"), U("u"), A("a"))
-        assert convert({**row, "system": None}, name).messages == (U("u"), A("a"))
-        assert "system" not in convert(row, name).columns
-    both = {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}], "system": "T"}
-    with pytest.raises(BadRow, match="both a system field and a system turn"):
-        convert(both, "messages")
-
-
-def parts(*texts: str) -> list[dict]:
-    return [{"type": "text", "text": text} for text in texts]
-
-
-def test_parts_of_type_text_are_one_text(write, read, tmp_path):
-    """With the id of the same row with strings; in tables each part has all the fields of the others."""
-    turns = [("system", "S"), ("user", "one two"), ("assistant", "three\n\nfour")]
-    split = [parts("S"), parts("one", " two"), parts("three\n", "\nfour", "")]
-    row = {"messages": [{"role": r, "content": c} for (r, _), c in zip(turns, split, strict=True)]}
-    row["messages"][0]["content"][0]["image_url"] = None
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
-    (joined,) = conversations(read(str(tmp_path / "rows.parquet")))
-    strings = write("strings.jsonl", [{"messages": [{"role": r, "content": c} for r, c in turns]}])
-    assert [(m.role, m.content) for m in joined.messages] == turns
-    assert joined.id == conversations(read(strings))[0].id
-
-
-def test_every_row_of_a_file_is_recognised_by_itself(write, read, refused):
+def test_every_row_is_recognised_by_itself_and_a_named_format_is_kept(write, read, refused):
     rows = [
         {"instruction": "u", "output": "a"},
         {"instruction": "w", "output": "b", "history": [["u", "a"]]},
-        {"prompt": "u", "completion": "c"},
+        {"prompt": "u", "completion": "a"},
     ]
-    turns = [[m.content for m in messages] for messages in all_messages(read(write("mixed.jsonl", rows)))]
-    assert turns == [["u", "a"], ["u", "a", "w", "b"], ["u", "c"]]
+    path = write("mixed.jsonl", rows)
+    prepared = read(path)
+    contents = [[m.content for m in messages] for messages in all_messages(prepared)]
+    assert contents == [["u", "a"], ["u", "a", "w", "b"], ["u", "a"]]
+    ids = prepared.train.values("id")
+    assert ids[2] == ids[0] + "#1"  # the same content
+    assert refused(path, format="alpaca")[1] == f"{path}:3: field 'instruction' is missing"
     bad = write("bad.jsonl", [rows[0], {"instruction": "w"}])
     assert refused(bad)[1] == f"{bad}:2: field 'output' is missing"
+
+
+def test_each_turn_is_an_example_with_its_history(write, read):
+    """Turn numbers do not count a system message; turns without text are skipped."""
+    turns = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]
+    row = {"messages": [{"role": r, "content": "" if i == 4 else f"t{i}"} for i, r in enumerate(turns)], "id": "c"}
+    prepared = read(write("rows.jsonl", [row, *dialogues(1)]))
+    assert prepared.report.counts == {"empty_response": 1}
+
+    def found(whole: bool) -> list:
+        chats = conversations(prepared, whole=whole)
+        return [(e.id, len(e.messages), [i for i, m in enumerate(e.messages) if m.trained]) for e in chats]
+
+    assert found(False) == [("c@turn0", 3, [2]), ("c@turn2", 7, [6]), ("c0", 2, [1])]
+    assert found(True) == [("c", 7, [2, 6]), ("c0", 2, [1])]
+
+
+@pytest.mark.parametrize("name", ["alpaca", "prompt_completion", "history"])
+def test_a_system_field_is_the_first_turn(name):
+    row, expected = CASES[name]
+    found = convert({**row, "system": "S"}, name)
+    assert found.messages == (Message("system", "S"), *expected)
+    assert "system" not in found.columns
+    assert convert({**row, "system": None}, name).messages == tuple(expected)
+
+
+def test_a_system_field_and_a_system_turn_are_one_too_many():
+    with pytest.raises(BadRow, match="both a system field and a system turn"):
+        convert({**CASES["messages"][0], "system": "T"}, "messages")
+
+
+def test_parts_of_type_text_are_one_text():
+    """In tables each part has all the fields of the others."""
+    split = [["one", " two"], ["three\n", "\nfour", ""]]
+    contents = [[{"type": "text", "text": text, "image_url": None} for text in texts] for texts in split]
+    row = {"messages": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), contents, strict=True)]}
+    assert convert(row, "messages").messages == (U("one two"), A("three\n\nfour"))

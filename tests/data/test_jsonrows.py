@@ -72,10 +72,3 @@ def test_rows_on_one_line_have_their_index_and_the_ids_do_not(write, read):
     row = json.dumps(good[0])
     mixed = read(write("several.json", f"[{row},\n{row}, {row},\n\n{row}]")).train
     assert [place.rpartition(":")[2] for place in mixed.values("source")] == ["1", "2", "2[2]", "4"]
-
-
-def test_long_arrays_are_those_of_the_same_lines(write, read):
-    rows = [{"instruction": f"{i} é€😀" * (i % 211), "output": f"{i} ok"} for i in range(1, 3000) if i % 211]
-    train = read(write("rows.json", json.dumps(rows, ensure_ascii=False).encode())).train
-    messages = [example.messages for _, _, example in train.examples(train.records, whole=True)]
-    assert [(m[0].content, m[1].content) for m in messages] == [(row["instruction"], row["output"]) for row in rows]

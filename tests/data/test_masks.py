@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AddedToken, AutoTokenizer
+from transformers import AddedToken
 
 from sftmix.data.encoders import make_encoder
-from sftmix.data.masks import encode_examples
+from sftmix.data.masks import SPLIT, encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, REAL, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -30,22 +30,6 @@ def encode(encoder, *examples: Example, max_length: int = 10_000):
 def pieces(encoder, found) -> list[str]:
     """Text of each trained span."""
     return [encoder.tokenizer.decode(found.ids[a:b]) for a, b in found.spans]
-
-
-def test_ids_and_spans_by_hand(small):
-    """Special tokens split the text, so every part of a ChatML conversation can be tokenised alone."""
-    encoder = make_encoder(small["chatml"])
-
-    def ids(text):
-        return small["chatml"](text, add_special_tokens=False)["input_ids"]
-
-    start, end = (small["chatml"].convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
-    (found,) = encode(encoder, example("Name a colour.", "Blue is a colour."))
-    prompt = [start, *ids("user\nName a colour."), end, *ids("\n"), start, *ids("assistant\n")]
-    response = [*ids("Blue is a colour."), end]
-    assert found.reasons == []
-    assert found.ids == prompt + response
-    assert found.spans == [(len(prompt), len(prompt) + len(response))]
 
 
 def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
@@ -117,9 +101,9 @@ def test_a_token_across_a_boundary_splits_a_whole_conversation(small):
     """Its own turns can be cut apart, but one sequence cannot hold both prompts."""
     encoder = make_encoder(small["bos"])
     (found,) = encode(encoder, example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True))
-    assert found.split
+    assert found.reasons == [SPLIT]
     (same,) = encode(encoder, example("Hi", "1. Apple", "And?", "2. Pear", whole=True))
-    assert not same.split
+    assert same.reasons == []
 
 
 # ------------------------------------------------------------------------------------------ multi-turn
@@ -137,18 +121,11 @@ def test_whole_conversations_train_every_response(tokenizer):
             assert found.ids[:start] == prompt_ids(encoder, chat.messages[: 2 * i + 1])
 
 
-@pytest.fixture
-def thinking(tmp_path):
-    path = tmp_path / "thinking.jinja"
-    path.write_text(THINKING)
-    return make_encoder(chatml_tokenizer(), str(path))
-
-
-def test_a_template_that_rewrites_turns_is_split(thinking):
+def test_a_template_that_rewrites_turns_is_split():
     """Earlier turns lose their thinking block, so no one sequence holds every prompt."""
+    thinking = make_encoder(chatml_tokenizer(THINKING))
     whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
-    assert whole.split
-    assert whole.reasons == ["split_turns"]
+    assert whole.reasons == [SPLIT]
     assert pieces(thinking, turn) == ["More<|im_end|>"]
     text = thinking.tokenizer.decode(turn.ids)
     assert text.count("<think>") == 1
@@ -158,14 +135,10 @@ THOUGHT = "<think>\n2+2\n</think>\n\nfour"
 
 
 @pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING], ids=["qwen3", "thinking"])
-@pytest.mark.parametrize("real", [False, True], ids=["small", "qwen2"])
-def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template, real, request):
+def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template):
     """One block, not an empty one and then another; what is expected is what transformers makes of the template."""
-    tokenizer = chatml_tokenizer()
-    if real:
-        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("shared") / REAL["qwen2"])
-        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
-    tokenizer.chat_template = template
+    tokenizer = chatml_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": THOUGHT}]
 
     def theirs(turns, **more):
@@ -201,9 +174,7 @@ BEGUN = QWEN3.replace("enable_thinking is defined and enable_thinking is false",
 @pytest.mark.parametrize(("template", "rest"), [(None, THOUGHT), (BEGUN, THOUGHT.removeprefix("<think>\n"))])
 def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, rest):
     """As the template of a model that was exported here is."""
-    tokenizer = chatml_tokenizer()
-    tokenizer.chat_template = QWEN3
-    tokenizer.chat_template = template or make_encoder(tokenizer).chat_template
+    tokenizer = chatml_tokenizer(template or make_encoder(chatml_tokenizer(QWEN3)).chat_template)
     encoder = make_encoder(tokenizer)
     assert encoder.chat_template == tokenizer.chat_template
     thought, plain = encode(encoder, example("2 + 2?", THOUGHT), example("2 + 2?", "four"))
@@ -216,8 +187,7 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
 
 
 def test_a_template_that_gives_the_variable_a_value_itself_has_the_empty_block_in_every_prompt():
-    tokenizer = chatml_tokenizer()
-    tokenizer.chat_template = "{%- set enable_thinking = enable_thinking | default(true) %}" + QWEN3
+    tokenizer = chatml_tokenizer("{%- set enable_thinking = enable_thinking | default(true) %}" + QWEN3)
     encoder = make_encoder(tokenizer)
     (plain,) = encode(encoder, example("2 + 2?", "four"))
     ((start, _),) = plain.spans
@@ -225,30 +195,28 @@ def test_a_template_that_gives_the_variable_a_value_itself_has_the_empty_block_i
     assert pieces(encoder, plain) == ["four<|im_end|>"]
 
 
-def test_a_whole_conversation_with_thinking_in_its_turns(tmp_path):
+def test_a_whole_conversation_with_thinking_in_its_turns():
     """Under a template that keeps it in earlier turns."""
-    path = tmp_path / "keeps.jinja"
-    path.write_text(QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true"))
-    encoder = make_encoder(chatml_tokenizer(), str(path))
+    template = QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true")
+    encoder = make_encoder(chatml_tokenizer(template))
     (found,) = encode(encoder, example("2 + 2?", THOUGHT, "And 3 + 1?", THOUGHT.replace("2+2", "3+1"), whole=True))
     assert found.reasons == ["own_block"]
     assert pieces(encoder, found) == [f"{THOUGHT}<|im_end|>", f"{THOUGHT.replace('2+2', '3+1')}<|im_end|>"]
 
 
-def test_a_template_that_drops_the_system_turn_is_composed(small, tmp_path):
+def test_a_template_that_drops_the_system_turn_is_composed():
     """As Mistral v0.3: the system text stands in the last user turn, and only while that is the last turn."""
-    path = tmp_path / "system.jinja"
-    path.write_text(
+    template = (
         "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
         "<|im_start|>{{ messages[0].content + '/' if loop.last and messages[0].role == 'system' }}"
         "{{ m.content }}<|im_end|>"
         "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
-    encoder = make_encoder(small["chatml"], str(path))
+    encoder = make_encoder(chatml_tokenizer(template))
     assert encoder.lead == " "
     (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
     assert found.reasons == ["composed"]
-    assert small["chatml"].decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
+    assert encoder.tokenizer.decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
     assert pieces(encoder, found) == [" Yo<|end|>"]
 
 
@@ -256,22 +224,20 @@ def test_a_template_that_drops_the_system_turn_is_composed(small, tmp_path):
     ("after", "trained"),
     [("\\n", " Yo<|end|>"), ("\\n\\n", " Yo<|end|>"), ("\\n<|im_end|>\\n", " Yo\n<|im_end|>")],
 )
-def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained, tmp_path):
+def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained):
     """As Gemma's runs of newlines: text is full of them, so an answer would stop at its first line."""
-    tokenizer = chatml_tokenizer()
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}"
+    tokenizer = chatml_tokenizer(template)
     tokenizer.add_tokens([AddedToken(run, special=False, normalized=False) for run in ("\n", "\n\n")])
-    path = tmp_path / "lines.jinja"
-    path.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}")
-    encoder = make_encoder(tokenizer, str(path))
+    encoder = make_encoder(tokenizer)
     (found,) = encode(encoder, example("Hi", "Yo"))
     assert pieces(encoder, found) == [trained]
     assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
 
 
-def test_a_refused_conversation_is_counted_alone(small, tmp_path):
-    path = tmp_path / "nosystem.jinja"
-    path.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NO_END)
-    encoder = make_encoder(small["chatml"], str(path))
+def test_a_refused_conversation_is_counted_alone():
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NO_END
+    encoder = make_encoder(chatml_tokenizer(template))
     good, bad, last = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", system="S"), example("Hi", "Ya"))
     assert (bad.ids, bad.reasons) == ([], ["template_refused"])
     assert "no system" in bad.detail
@@ -297,20 +263,9 @@ def test_truncation_keeps_the_beginning(small):
         assert found.reasons == (["truncated"] if length < end else [])
 
 
-def test_the_first_token_is_never_a_target(small, tmp_path):
+def test_the_first_token_is_never_a_target():
     """Nothing predicts it; a template without any prompt text would make it one."""
-    path = tmp_path / "bare.jinja"
-    path.write_text("{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|end|>{% endfor %}")
-    encoder = make_encoder(small["chatml"], str(path))
+    template = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|end|>{% endfor %}"
+    encoder = make_encoder(chatml_tokenizer(template))
     (found,) = encode(encoder, example("Hi", "Yo"))
     assert found.spans[0][0] == 1
-
-
-def test_batches_do_not_change_examples(small):
-    encoder = make_encoder(small["metaspace"])
-    chats = [example(f"Say {i}.", "x" * i, whole=bool(i % 2)) for i in range(1, 20)]
-    together = encode(encoder, *chats, max_length=40)
-    for chat, found in zip(chats, together, strict=True):
-        (alone,) = encode(encoder, chat, max_length=40)
-        assert alone.reasons == found.reasons
-        assert alone.ids == found.ids

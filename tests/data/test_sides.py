@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -43,28 +44,21 @@ def by_hash(found: list[str], count: int, seed: int = SEED) -> list[str]:
 def test_numbers_and_shares_of_each_entry(sizes, counts, files, read):
     whole = read(*files).train
     prepared = read(*files, take=sizes)
-    starts = {"a": (0, 40), "b": (40, 70), "c": (70, 77)}
-    parts = [by_hash(ids(whole)[slice(*starts[kind])], n) for kind, n in zip("abc", counts, strict=True)]
-    assert ids(prepared.train) == [name for part in parts for name in part]  # in the order of the files
-    assert kinds(prepared.train) == [kind for kind, n in zip("abc", counts, strict=True) for _ in range(n)]
+    entries = np.split(np.array(ids(whole)), [40, 70])
+    parts = [by_hash(entry.tolist(), n) for entry, n in zip(entries, counts, strict=True)]
+    assert ids(prepared.train) == list(chain(*parts))  # in the order of the files
     note = ", ".join(f"{n} of {rows} from {f}" for n, rows, f in zip(counts, (40, 30, 7), files, strict=True))
     assert prepared.report.lines()[0] == f"rows taken (data.take): {note}"
     assert (prepared.train.fingerprint == whole.fingerprint) == (counts == (40, 30, 7))
 
 
-def test_the_choice_does_not_depend_on_the_order_and_grows_with_the_number(write, read):
-    rows = rows_of("a", 40)
-    for_seed = {}
-    for name, found in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
-        for_seed[name] = set(ids(read(write(name, found), take=12).train))
-    assert for_seed["a.jsonl"] == for_seed["b.jsonl"]
-    path = write("a.jsonl", rows)
-    more = set(ids(read(path, take=20).train))
-    assert for_seed["a.jsonl"] < more
-    other = set(ids(read(path, take=12, run_seed=SEED + 1).train))
-    assert other != for_seed["a.jsonl"]
-    same = set(ids(read(path, take=12, seed=SEED, run_seed=SEED + 1).train))
-    assert same == for_seed["a.jsonl"]
+def test_the_seed_of_the_choice(write, read):
+    """data.seed, or else that of the run."""
+    path = write("a.jsonl", rows_of("a", 40))
+    whole = ids(read(path).train)
+    for run_seed, seed in ((0, None), (1, None), (1, 0)):
+        chosen = by_hash(whole, 12, run_seed if seed is None else seed)
+        assert ids(read(path, take=12, run_seed=run_seed, seed=seed).train) == chosen
 
 
 def test_a_directory_is_one_entry_and_bad_rows_are_none(write, read, tmp_path):
@@ -73,19 +67,12 @@ def test_a_directory_is_one_entry_and_bad_rows_are_none(write, read, tmp_path):
     write("many/a.jsonl", [{"id": "x", **row} if i < 2 else row for i, row in enumerate(rows_of("a", 6))])
     write("many/b.jsonl", [*rows_of("b", 3), {"instruction": "u"}])
     path = write("c.jsonl", rows_of("c", 5))
+    apart = [str(tmp_path / "many" / name) for name in ("a.jsonl", "b.jsonl")]
+    assert kinds(read(*apart, take=[2, 1], skip_bad=True).train) == ["a"] * 2 + ["b"]  # of the same files, in the cache
+    assert len(ids(read(str(tmp_path / "many"), take=7, skip_bad=True).train)) == 7
     prepared = read(str(tmp_path / "many"), path, take=[8, 2], skip_bad=True)
     assert kinds(prepared.train) == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
     assert f"8 of 8 from {tmp_path / 'many'}, 2 of 5 from {path}" in prepared.report.lines()[0]
-
-
-def test_rows_of_files_and_of_their_directory_are_kept_apart_in_the_cache(write, read, tmp_path):
-    (tmp_path / "both").mkdir()
-    paths = [write(f"both/{kind}.jsonl", rows_of(kind, 10)) for kind in "ab"]
-    apart = read(*paths, take=[3, 4]).train
-    assert kinds(apart) == ["a"] * 3 + ["b"] * 4
-    together = read(str(tmp_path / "both"), take=12)
-    assert len(ids(together.train)) == 12
-    assert f"12 of 20 from {tmp_path / 'both'}" in together.report.lines()[0]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +134,13 @@ def test_the_held_out_rows_are_those_of_every_limit(files, read):
 
 def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     whole = read(*files).train
+    places = whole.values("source")
     marks = tmp_path / "drop.txt"
-    marks.write_text(f"{ids(whole)[3]}\n\n{whole.source(41)}\n{ids(whole)[70]}@turn0\n")
+    marks.write_text(f"{ids(whole)[3]}\n\n{places[41]}\n{ids(whole)[70]}@turn0\n")
     prepared = read(*files, exclude=str(marks))
     assert ids(prepared.train) == [name for k, name in enumerate(ids(whole)) if k not in (3, 41, 70)]
     assert prepared.report.counts["excluded"] == 3
-    assert f"{ids(whole)[3]} ({whole.source(3)})" in prepared.report.first["excluded"]
+    assert f"{ids(whole)[3]} ({places[3]})" in prepared.report.first["excluded"]
     assert prepared.train.fingerprint != whole.fingerprint
 
 

@@ -26,9 +26,8 @@ def rows(write) -> str:
 
 
 @pytest.fixture
-def encoder(tmp_path):
-    (tmp_path / "thinking.jinja").write_text(THINKING)
-    return make_encoder(chatml_tokenizer(), str(tmp_path / "thinking.jinja"))
+def encoder():
+    return make_encoder(chatml_tokenizer(THINKING))
 
 
 def tokenised(rows, options, encoder, place, monkeypatch, **more):
@@ -36,7 +35,7 @@ def tokenised(rows, options, encoder, place, monkeypatch, **more):
     made = options(rows, multi_turn="whole", **more)
     made.cache_dir = None
     data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
-    (stored,) = place.glob("encoded-*/tokens.arrow")
+    (stored,) = place.glob("tokens-*/tokens.arrow")
     return data, stored
 
 
@@ -58,7 +57,7 @@ def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, m
     monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
     with pytest.raises(ConfigError, match="refused by 3"):
         tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
-    assert not list((tmp_path / "cache").glob("encoded-*"))
+    assert not list((tmp_path / "cache").glob("tokens-*"))
 
 
 def refuse(*_):

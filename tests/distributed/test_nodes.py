@@ -28,7 +28,7 @@ BUILDS = """
 import os, sys
 
 def note(event, given):
-    kinds = (".conversations-", ".encoded-", ".template-")
+    kinds = (".rows-", ".tokens-", ".template-")
     if event == "tempfile.mkdtemp" and os.path.basename(given[0]).startswith(kinds):
         with open(os.environ["BUILDS"], "a") as file:
             file.write(os.path.basename(given[0]).split("-")[0].strip(".") + "\\n")
@@ -76,7 +76,7 @@ def built(place: Path) -> list[list[str]]:
     return [sorted(file.read_text().split()) if file.exists() else [] for file in files]
 
 
-WORK = ["conversations", "conversations", "encoded", "encoded", "template"]
+WORK = ["rows", "rows", "template", "tokens", "tokens"]
 """What there is to do: checked rows and token ids of two files, and the template of the tokenizer."""
 
 

@@ -92,7 +92,7 @@ def generate(
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
         rows = prepared.eval
-        questions = [question_of(example) for _, _, example in rows.examples(rows.records, whole=True)]
+        questions = [question_of(example) for example in rows.examples(whole=True)]
     for number, question in enumerate(questions):
         if options.temperature is not None:
             question = replace(question, temperature=options.temperature)

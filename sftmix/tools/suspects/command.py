@@ -106,7 +106,7 @@ def _of_files(args: argparse.Namespace) -> list[Example]:
     from sftmix.options import DataOptions
 
     train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
-    return [example for _, _, example in train.examples(train.records, whole=False)]
+    return list(train.examples(whole=False))
 
 
 def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str] | None]:
