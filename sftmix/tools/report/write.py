@@ -158,12 +158,12 @@ def _model_of(view: RunView, stage: str) -> Path | None:
 
 def _score(view: RunView) -> dict[str, np.ndarray]:
     """Return column of LOSSES -> f64[N], the mean NLL per response token of all training examples."""
-    rows, losses = np.arange(len(view.scores), dtype=np.int64), {}
-    for column, stage in LOSSES.items():
-        model = _model_of(view, stage)
-        if model is not None:
-            losses[column] = look(view, model, rows, name=f"{stage}, all examples")
-    return losses
+    rows = np.arange(len(view.scores))
+    return {
+        column: look(view, model, rows, name=f"{stage}, all examples")
+        for column, stage in LOSSES.items()
+        if (model := _model_of(view, stage)) is not None
+    }
 
 
 def _hidden_states(view: RunView, map_size: int) -> tuple[go.Figure | None, dict[int, Sequence[float]]]:
@@ -180,12 +180,8 @@ def _hidden_states(view: RunView, map_size: int) -> tuple[go.Figure | None, dict
 
 
 def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
-    """Return the plots that have a figure; one that is higher than others is as wide as the page."""
-    return [
-        Plot(name, title, caption, drawn, wide=drawn.layout.height is not None)
-        for name, title, caption, drawn in plots
-        if drawn is not None
-    ]
+    """Return the plots that have a figure."""
+    return [Plot(name, title, caption, drawn) for name, title, caption, drawn in plots if drawn is not None]
 
 
 def _training(view: RunView) -> list[Plot]:
