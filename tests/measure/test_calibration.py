@@ -72,6 +72,11 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
     one_hot = [np.eye(VOCABULARY)[y] for _, y in logits]
     brier = [((q - o) ** 2).sum() for q, o in zip(p, one_hot, strict=True)]
     np.testing.assert_allclose(measured.brier_sum, brier, rtol=1e-12)
+    told = report(measured, [e.id for e in DATA])
+    assert told["tokens"] == sum(len(y) for _, y in logits)
+    assert told["brier"] == pytest.approx(sum(brier) / told["tokens"])
+    distances = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in told["reliability"]]
+    assert told["ece"] == pytest.approx(sum(distances) / told["tokens"])
     for g, tau in enumerate(TAUS):  # and the two derivatives by the inverse temperature
         np.testing.assert_allclose(measured.tempered[:, g, 0], [nll([row], tau) for row in logits], rtol=1e-12)
         for row, (z, y) in enumerate(logits):
@@ -193,12 +198,3 @@ def test_a_fit_beyond_the_grid_says_so_and_one_example_is_not_fitted():
         assert got["temperatures"] == [limit, limit]
         assert got["temperature_at_limit"] is True
         assert set(temperature_scaling(sums[None], np.array([3]), ["a"]).values()) == {None}
-
-
-def test_the_report_is_made_of_these():
-    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    got = report(measured, [e.id for e in DATA])
-    assert got["tokens"] == sum(e.target[1:].sum() for e in DATA)
-    assert got["brier"] == pytest.approx(measured.brier_sum.sum() / got["tokens"])
-    distances = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in got["reliability"]]
-    assert got["ece"] == pytest.approx(sum(distances) / got["tokens"])
