@@ -11,9 +11,10 @@ import numpy as np
 
 import sftmix
 from sftmix.common.files import write_json, write_text
+from sftmix.pipeline.directory import differences
 from sftmix.tools.compare.cells import CellResult
 from sftmix.tools.compare.markdown import markdown
-from sftmix.tools.compare.plan import Comparison, differing
+from sftmix.tools.compare.plan import Comparison
 from sftmix.tools.compare.statistics import (
     ALPHA,
     MIN_SEEDS,
@@ -89,7 +90,7 @@ def _contrast(metric: str, by_variant: Mapping[str, list[CellResult]], pair: tup
     """Return the figures of a contrast; None for what too few seeds do not give."""
     ours, theirs = ({r.cell.seed: r for r in by_variant[name]} for name in pair)
     both = [(ours[seed], theirs[seed]) for seed in ours]
-    inputs = [sides for a, b in both for sides in ((a.inputs, b.inputs), (b.inputs, a.inputs))]
+    changes = [line for a, b in both for line in differences(a.inputs, b.inputs)]
     measured = [(a, b) for a, b in both if metric in a.metrics and metric in b.metrics]
     values = [a.metrics[metric] - b.metrics[metric] for a, b in measured]
     mean, sd = mean_sd(values) if values else (None, None)
@@ -99,7 +100,7 @@ def _contrast(metric: str, by_variant: Mapping[str, list[CellResult]], pair: tup
         "ours": pair[0],
         "theirs": pair[1],
         "seeds": [a.cell.seed for a, _ in measured],
-        "inputs_that_differ": sorted({key for sides in inputs for key, _ in differing(*sides)}),
+        "inputs_that_differ": sorted({line.partition(": ")[0] for line in changes}),
         "differences": values,
         "mean": mean,
         "sd": sd,
