@@ -20,7 +20,7 @@ from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.look import look
 from sftmix.tools.report.mixed import mixed_pairs
 from sftmix.tools.report.page import Plot, Section, write_page
-from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
+from sftmix.tools.report.run import RunView, read_run, read_summary
 
 PAGE = Path("report") / "report.html"
 TABLE_ROWS = 150
@@ -79,7 +79,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
 
     summary, config, data = view.summary, view.config, view.rows.data
     objective = type(config.objective).__name__
-    drawn, places = _hidden_states(view, map_size) if map_size and len(view.by_confidence) else (None, {})
+    drawn, places = _hidden_states(view, map_size) if map_size > 0 and len(view.by_confidence) else (None, {})
     table = examples_table(view, scored=_score(view) if score_all else {}, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
     pq.write_table(table, view.path / FILE)
@@ -185,8 +185,7 @@ def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
 
 
 def _training(view: RunView) -> list[Plot]:
-    names = {"reference": "reference", **ARMS}
-    runs = [(name, pictures.COLOURS[stage], read_steps(view.path / stage)) for stage, name in names.items()]
+    runs = [(*curve, read_steps(view.path / stage)) for stage, curve in pictures.CURVES.items()]
     return _plots(
         ("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(runs, "ntp", "eval_nll")),
         ("mixup", "Mixup loss", "Of each step that mixed, per token pair.", pictures.losses(runs, "mixup")),
