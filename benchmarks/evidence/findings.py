@@ -11,13 +11,13 @@ from benchmarks.evidence.losses import HELD_OUT
 from benchmarks.evidence.tiers import Pair, Tier
 from sftmix.tools.compare.statistics import (
     ALPHA,
-    Counts,
     holm,
-    interval_seeds,
-    interval_two_level,
+    interval,
     mean_sd,
+    per_example,
     sign_flip,
 )
+from sftmix.types import Float64
 
 MARGIN = 0.01
 """Nats per token: a difference whose interval lies inside +-MARGIN is called equal."""
@@ -87,14 +87,14 @@ def _finding(tier: Tier, endpoint: str, pair: Pair) -> Finding:
     finding = Finding(pair, differences, mean, sd)
     if not tier.complete or len(seeds) < 2:
         return finding
-    sides = [_counts(tier, arm, seeds) for arm in pair] if endpoint == LAST else [None]
-    if None in sides:  # the losses of single examples are those after the last step
-        return replace(finding, interval=interval_seeds(values), over="seeds")
-    return replace(finding, interval=interval_two_level(*sides), over="seeds and examples")
+    ours, theirs = (_losses(tier, arm, seeds) if endpoint == LAST else None for arm in pair)
+    if ours is None or theirs is None:  # the losses of single examples are those after the last step
+        return replace(finding, interval=interval(values), over="seeds")
+    return replace(finding, interval=interval(ours - theirs), over="seeds and examples")
 
 
-def _counts(tier: Tier, arm: str, seeds: Sequence[int]) -> Counts | None:
-    """Return the held-out losses and tokens of an arm, [S, N]; None if those of some seed were not kept."""
+def _losses(tier: Tier, arm: str, seeds: Sequence[int]) -> Float64 | None:
+    """Return f64[S, N], the held-out examples' parts in an arm's NLL; None if those of some seed were not kept."""
     if tier.losses is None:
         return None
     held_out = tier.losses.rows == HELD_OUT
@@ -102,4 +102,4 @@ def _counts(tier: Tier, arm: str, seeds: Sequence[int]) -> Counts | None:
     if len(sums) < len(seeds):
         return None
     losses = np.stack(sums)[:, held_out]
-    return Counts(losses, np.broadcast_to(tier.losses.n_tokens[held_out].astype(np.float64), losses.shape))
+    return per_example(losses, np.broadcast_to(tier.losses.n_tokens[held_out].astype(np.float64), losses.shape))

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.findings import holm_of_planned
 from benchmarks.evidence.known_rows import SHARES
-from sftmix.tools.compare.statistics import interval_seeds, mean_sd, sign_flip
+from sftmix.tools.compare.statistics import interval, mean_sd, sign_flip
 
 Tables = Mapping[int, Mapping[str, Any]]
 """Share in percent -> the kept figures of its table."""
@@ -64,4 +64,4 @@ def _figure(run: Mapping[str, Any], keys: Sequence[str]) -> float:
 
 def _of(values: Sequence[float]) -> dict[str, Any]:
     mean, sd = mean_sd(values)
-    return {"mean": mean, "sd": sd, "interval": interval_seeds(values)}
+    return {"mean": mean, "sd": sd, "interval": interval(values)}

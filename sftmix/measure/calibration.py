@@ -66,24 +66,16 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCa
 
     Raises NonFiniteError if a row has no NLL.
     """
-    nll, count, n_correct, brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
-    scores = refuse_nan(RowScores(np.array(nll), np.array(count), np.array(n_correct)))
-    columns = np.array(brier), np.array(tempered), np.concatenate(confidence), np.concatenate(correct)
-    return TokenCalibration(scores, *columns)
+    brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
+    sums, hits = np.array(tempered), [int(part.sum()) for part in correct]
+    scores = refuse_nan(RowScores(sums[:, _ONE, 0].copy(), np.array([*map(len, correct)]), np.array(hits)))
+    return TokenCalibration(scores, np.array(brier), sums, np.concatenate(confidence), np.concatenate(correct))
 
 
 def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
     tokens = module.read(batch, token_statistics)
-    correct = split_by_row(tokens.correct, batch)
-    return (
-        sum_by_row(tokens.tempered[:, _ONE, 0], batch),
-        [len(part) for part in correct],
-        [int(part.sum()) for part in correct],
-        sum_by_row(tokens.brier, batch),
-        sum_by_row(tokens.tempered, batch),
-        split_by_row(tokens.confidence, batch),
-        correct,
-    )
+    sums = [sum_by_row(column, batch) for column in (tokens.brier, tokens.tempered)]
+    return [*sums, *(split_by_row(column, batch) for column in (tokens.confidence, tokens.correct))]
 
 
 class TokenStatistics(NamedTuple):

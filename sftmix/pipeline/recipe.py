@@ -104,14 +104,15 @@ def make_stages(run: RunContext, stages: Container[str]) -> None:
     if "train" not in stages:
         return
     run.enter(arm_stage(run, "train", scores, split))
-    if is_single_run(run.config):
+    if "base" in stages and is_single_run(run.config):
         dynamics = dynamics_of_single_run(run)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
             scores = run.enter(confidence_stage(run, dynamics))
             run.enter(split_stage(run, scores))
     if "baseline" in stages:
         run.enter(arm_stage(run, "baseline", scores, split))
-    run.enter(base_stage(run))
+    if "base" in stages:
+        run.enter(base_stage(run))
 
 
 def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any]:

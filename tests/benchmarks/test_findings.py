@@ -17,7 +17,7 @@ from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.results import lines
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import write_json
-from sftmix.tools.compare.statistics import Counts, interval_two_level
+from sftmix.tools.compare.statistics import interval, per_example
 from tests.tiny import ROOT
 
 ARMS = {name: read_tier(name, Path("nowhere")) for name in TITLES}
@@ -155,9 +155,9 @@ def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_a
     made = replace(made, losses=losses)
     to_ntp, to_random = findings(made, LAST, PLANNED, tested=True)[:2]
     whole = np.broadcast_to(tokens[:30].astype(float), (10, 30))
-    expected = interval_two_level(*(Counts(nll[arm][:, :30], whole) for arm in ("SFTMix", "NTP")))
+    ours, theirs = (per_example(nll[arm][:, :30], whole) for arm in ("SFTMix", "NTP"))
     assert (to_ntp.over, to_random.over) == ("seeds and examples", "seeds")  # RandomSplit's losses are not there
-    assert to_ntp.interval == pytest.approx(expected, abs=1e-6)
+    assert to_ntp.interval == pytest.approx(interval(ours - theirs), abs=1e-6)
     assert findings(made, BEST, PLANNED, tested=True)[0].over == "seeds"
 
 

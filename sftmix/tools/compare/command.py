@@ -15,7 +15,6 @@ from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
 from sftmix.config.merge import Tree, build, merge
-from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.cells import is_over
 from sftmix.tools.compare.markdown import markdown, shown_options
@@ -90,11 +89,6 @@ def comparison_of(given: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
     parsed = parse(given, table_options())
     own, base = vars(parsed.own), parsed.config.plain()
-    if not own["variants"]:
-        raise ConfigError(
-            "variants is missing: `compare` runs named variants of a configuration, for example "
-            f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
-        )
     variants, replaced = dict[str, RunConfig](), set(given.options)
     for name, options in own["variants"].items():
         variants[str(name)] = _variant(name, options or {}, parsed.tree)

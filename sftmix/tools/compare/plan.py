@@ -130,7 +130,10 @@ class Comparison:
         if needs_out and not self.out:
             yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
-            yield f"variants is missing: name at least one, `variants: {EXAMPLES['variants']}`"
+            yield (
+                "variants is missing: `compare` runs named variants of a configuration, for example "
+                f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
+            )
         for name in names:
             if not _NAME.fullmatch(name):
                 yield (

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
@@ -62,44 +61,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """A metric that is a ratio of sums over examples, for one variant: f64[S, N] each, S seeds, N examples.
+def per_example(numerator: Float64, denominator: Float64) -> Float64:
+    """Return f64[S, N] of a metric that is a ratio of sums over examples: its part of each, of S seeds and N examples.
 
-    numerator    per example, e.g. the sum of its tokens' NLL
-    denominator  per example, e.g. its number of tokens
+    The mean over examples is the metric of each seed, and the spread is the effect of the examples. It is the linear
+    part of a ratio: its value plus the example's residual numerator, in units of the mean denominator.
+
+    numerator    f64[S, N], e.g. the sum of an example's NLL over its tokens
+    denominator  f64[S, N], e.g. its number of tokens
     """
-
-    numerator: Float64
-    denominator: Float64
-
-    def values(self) -> Float64:
-        """f64[S, N]: its mean over examples is the metric of each seed, its spread is the effect of the examples.
-
-        The linear part of a ratio: its value plus the example's residual numerator, in units of the mean denominator.
-        """
-        top, bottom = (x.mean(axis=1, keepdims=True) for x in (self.numerator, self.denominator))
-        return top / bottom + (self.numerator - top / bottom * self.denominator) / bottom
+    top, bottom = (x.mean(axis=1, keepdims=True) for x in (numerator, denominator))
+    return top / bottom + (numerator - top / bottom * denominator) / bottom
 
 
-def interval_seeds(differences: Sequence[float] | Float64) -> tuple[float, float] | None:
-    """Return Student's 95% interval of the mean of paired differences; None for one seed.
+def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | None:
+    """Return the 95% interval of the mean of paired differences; None for a single one.
 
-    The interval is exact for normal differences with any number of seeds from 2.
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    return _around(float(d.mean()), _reach(d)) if len(d) > 1 else None
+    differences  f64[S], of each seed: Student's interval, exact for normal differences with any number of seeds from 2;
+                 or f64[S, N], of each example, too: over other seeds and other examples
 
-
-def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | None:
-    """Return the 95% interval of (ours - theirs) over other seeds and other examples; None for one of each.
-
-    The two factors are crossed: an example is the same at all seeds. The squared half-widths of the Student intervals
+    Seeds and examples are crossed: an example is the same at all seeds. The squared half-widths of Student's intervals
     over seeds and over examples are added (Banerjee: this covers at least 95% if both means are normal). The spread of
     the examples' means also holds the spread of single cells; the seeds' spread holds it already, so it is subtracted.
     With one seed only the examples vary, and with one example only the seeds.
     """
-    d = ours.values() - theirs.values()
+    d = np.asarray(differences, dtype=np.float64)
+    d = d.reshape(len(d), -1)
     n_seeds, n_examples = d.shape
     by_seed, by_example, mean = d.mean(axis=1), d.mean(axis=0), float(d.mean())
     squared = 0.0
@@ -109,7 +96,7 @@ def interval_two_level(ours: Counts, theirs: Counts) -> tuple[float, float] | No
         free = (n_seeds - 1) * (n_examples - 1)
         of_cells = float(((d - by_seed[:, None] - by_example + mean) ** 2).sum()) / free / n_seeds if free else 0.0
         squared += _reach(by_example, known=of_cells)
-    return _around(mean, squared) if d.size > 1 else None
+    return (mean - math.sqrt(squared), mean + math.sqrt(squared)) if d.size > 1 else None
 
 
 def _reach(values: Float64, *, known: float = 0.0) -> float:
@@ -119,7 +106,3 @@ def _reach(values: Float64, *, known: float = 0.0) -> float:
     """
     variance, n = max(0.0, float(values.var(ddof=1)) - known), len(values)
     return float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * (variance / n)
-
-
-def _around(mean: float, squared: float) -> tuple[float, float]:
-    return mean - math.sqrt(squared), mean + math.sqrt(squared)

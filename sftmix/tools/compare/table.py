@@ -11,19 +11,20 @@ import numpy as np
 
 import sftmix
 from sftmix.common.files import write_json, write_text
+from sftmix.pipeline.directory import differences
 from sftmix.tools.compare.cells import CellResult
 from sftmix.tools.compare.markdown import markdown
-from sftmix.tools.compare.plan import Comparison, differing
+from sftmix.tools.compare.plan import Comparison
 from sftmix.tools.compare.statistics import (
     ALPHA,
     MIN_SEEDS,
-    Counts,
     holm,
-    interval_seeds,
-    interval_two_level,
+    interval,
     mean_sd,
+    per_example,
     sign_flip,
 )
+from sftmix.types import Float64
 
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
@@ -89,42 +90,38 @@ def _contrast(metric: str, by_variant: Mapping[str, list[CellResult]], pair: tup
     """Return the figures of a contrast; None for what too few seeds do not give."""
     ours, theirs = ({r.cell.seed: r for r in by_variant[name]} for name in pair)
     both = [(ours[seed], theirs[seed]) for seed in ours]
-    inputs = [sides for a, b in both for sides in ((a.inputs, b.inputs), (b.inputs, a.inputs))]
+    changes = [line for a, b in both for line in differences(a.inputs, b.inputs)]
     measured = [(a, b) for a, b in both if metric in a.metrics and metric in b.metrics]
     values = [a.metrics[metric] - b.metrics[metric] for a, b in measured]
     mean, sd = mean_sd(values) if values else (None, None)
-    interval, over = None, None
-    if values and (counts := _counts(measured, metric)):
-        interval, over = interval_two_level(*counts), "seeds and examples" if len(values) > 1 else "examples"
-    elif len(values) > 1:
-        interval, over = interval_seeds(values), "seeds"
+    of_examples = _differences(measured, metric) if values and metric in RATIOS else None
+    over = [*["seeds"] * (len(values) > 1), *["examples"] * (of_examples is not None)]
     return {
         "ours": pair[0],
         "theirs": pair[1],
         "seeds": [a.cell.seed for a, _ in measured],
-        "inputs_that_differ": sorted({key for sides in inputs for key, _ in differing(*sides)}),
+        "inputs_that_differ": sorted({line.partition(": ")[0] for line in changes}),
         "differences": values,
         "mean": mean,
         "sd": sd,
         "p": None if sd is None else sign_flip(values),
-        "interval": interval,
-        "interval_over": over,
+        "interval": interval(values if of_examples is None else of_examples) if over else None,
+        "interval_over": " and ".join(over) or None,
     }
 
 
-def _counts(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> list[Counts] | None:
-    """Return the metric's sums per example of both sides; None without per-example files of the same held-out rows."""
+def _differences(measured: Sequence[tuple[CellResult, CellResult]], metric: str) -> Float64 | None:
+    """Return f64[S, N], the differences of the examples; None without per-example files of the same held-out rows."""
     import pandas as pd
 
-    sides, ids = [], None
-    for side in zip(*measured, strict=True):
-        paths = [r.cell.path / "train" / "eval.parquet" for r in side]
-        if metric not in RATIOS or not all(path.exists() for path in paths):
-            return None
-        frames = [pd.read_parquet(path).set_index("id").sort_index() for path in paths]
-        ids = frames[0].index if ids is None else ids
-        if not all(RATIOS[metric] in frame and frame.index.equals(ids) for frame in frames):
-            return None
-        columns = [np.array([f[name] for f in frames], dtype=np.float64) for name in (RATIOS[metric], "n_tokens")]
-        sides.append(Counts(*columns))
-    return sides
+    files = [r.cell.path / "train" / "eval.parquet" for pair in measured for r in pair]
+    if not all(file.exists() for file in files):
+        return None
+    columns = [RATIOS[metric], "n_tokens"]
+    frames = [pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files]
+    table = pd.concat(frames, axis=1).sort_index()
+    if table.isna().any(axis=None):  # other rows, or files without the column
+        return None
+    sums = np.ascontiguousarray(table.to_numpy(np.float64).T).reshape(len(measured), 2, 2, -1)
+    ours, theirs = (per_example(sums[:, side, 0], sums[:, side, 1]) for side in (0, 1))
+    return ours - theirs

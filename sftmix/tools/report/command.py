@@ -34,8 +34,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> None:
     """Write the page and say where it is."""
     given = read_words("report", ABOUT, add_options, argv)
-    if given.map_size < 0:
-        raise ConfigError(f"--map is {given.map_size}; allowed: 0 (no model is loaded) and above")
     say(f"report: {', '.join(given.runs)}")
     runs = [Path(run) for run in given.runs]
     for run in runs:

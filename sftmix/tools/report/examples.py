@@ -75,9 +75,8 @@ def _training(
             columns[f"perplexity_step_{step}"] = values.tolist()
     for name, stage in LOSSES.items():
         columns[name] = scored[name].tolist() if name in scored else _losses(view.path / stage / SAMPLE, data)
-    for axis, name in enumerate(("x", "y")):
-        columns[name] = [float(places[row][axis]) if row in places else None for row in range(len(data))]
-    return columns
+    on_map = np.array([places.get(row, (np.nan, np.nan)) for row in range(len(data))])
+    return {**columns, "x": on_map[:, 0].tolist(), "y": on_map[:, 1].tolist()}
 
 
 def _texts(data: EncodedDataset, examples: Sequence[Example]) -> dict[str, Sequence[Any]]:
@@ -95,11 +94,10 @@ def _losses(path: Path, data: EncodedDataset) -> list[float | None]:
     """Return the mean NLL per response token of each row, from eval.parquet or the sample; null where it has none."""
     import pandas as pd
 
-    losses: dict[str, float] = {}
-    if path.exists():
-        scores = pd.read_parquet(path, columns=["id", "nll_sum", "n_tokens"])
-        losses = dict(zip(scores.id, scores.nll_sum / scores.n_tokens, strict=True))
-    return [losses.get(i) for i in data.ids]
+    if not path.exists():
+        return [None] * len(data)
+    scores = pd.read_parquet(path).set_index("id")
+    return list((scores.nll_sum / scores.n_tokens).reindex(data.ids))
 
 
 def correctness(view: RunView) -> Float64:

@@ -22,13 +22,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page; `wide`: over both columns."""
+    """A figure of the page; one that is higher than others is as wide as the page."""
 
     id: str
     title: str
     caption: str
     figure: go.Figure
-    wide: bool = False
 
     @property
     def json(self) -> Markup:

@@ -18,9 +18,12 @@ from sftmix.tools.report.examples import correctness
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 
-GREY = "#8a8f98"
-COLOURS = {"train": "#1b9e77", "baseline": "#e6930f", "reference": GREY}
-"""Stage -> colour."""
+CURVES = {
+    "reference": ("reference", "#8a8f98"),
+    "train": ("target", "#1b9e77"),
+    "baseline": ("NTP baseline", "#e6930f"),
+}
+"""Stage with a training -> its name on the page, and its colour."""
 GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
 """Colours of groups, labels and variants, the most confident group first; after the last, they start again."""
 CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, GROUPS[0]]]

@@ -19,9 +19,6 @@ from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.rows import RunRows, rows_of_run
 from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
 
-ARMS = {"train": "target", "baseline": "NTP baseline"}
-"""Stages that train a model from the base model on the same rows, with their names on the page."""
-
 
 @dataclass(frozen=True)
 class RunView:

@@ -20,7 +20,7 @@ from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.look import look
 from sftmix.tools.report.mixed import mixed_pairs
 from sftmix.tools.report.page import Plot, Section, write_page
-from sftmix.tools.report.run import ARMS, RunView, read_run, read_summary
+from sftmix.tools.report.run import RunView, read_run, read_summary
 
 PAGE = Path("report") / "report.html"
 TABLE_ROWS = 150
@@ -82,7 +82,9 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
     summary, config, data = view.summary, view.config, view.rows.data
     objective = type(config.objective).__name__
     trained = "train" in summary["stages"]
-    drawn, places = _hidden_states(view, map_size) if trained and map_size and len(view.by_confidence) else (None, {})
+    drawn, places = (
+        _hidden_states(view, map_size) if trained and map_size > 0 and len(view.by_confidence) else (None, {})
+    )
     table = examples_table(view, scored=_score(view) if score_all else {}, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
     pq.write_table(table, view.path / FILE)
@@ -162,12 +164,12 @@ def _model_of(view: RunView, stage: str) -> Path | None:
 
 def _score(view: RunView) -> dict[str, np.ndarray]:
     """Return column of LOSSES -> f64[N], the mean NLL per response token of all training examples."""
-    rows, losses = np.arange(len(view.scores), dtype=np.int64), {}
-    for column, stage in LOSSES.items():
-        model = _model_of(view, stage)
-        if model is not None:
-            losses[column] = look(view, model, rows, name=f"{stage}, all examples")
-    return losses
+    rows = np.arange(len(view.scores))
+    return {
+        column: look(view, model, rows, name=f"{stage}, all examples")
+        for column, stage in LOSSES.items()
+        if (model := _model_of(view, stage)) is not None
+    }
 
 
 def _hidden_states(view: RunView, map_size: int) -> tuple[go.Figure | None, dict[int, Sequence[float]]]:
@@ -184,17 +186,12 @@ def _hidden_states(view: RunView, map_size: int) -> tuple[go.Figure | None, dict
 
 
 def _plots(*plots: tuple[str, str, str, go.Figure | None]) -> list[Plot]:
-    """Return the plots that have a figure; one that is higher than others is as wide as the page."""
-    return [
-        Plot(name, title, caption, drawn, wide=drawn.layout.height is not None)
-        for name, title, caption, drawn in plots
-        if drawn is not None
-    ]
+    """Return the plots that have a figure."""
+    return [Plot(name, title, caption, drawn) for name, title, caption, drawn in plots if drawn is not None]
 
 
 def _training(view: RunView) -> list[Plot]:
-    names = {"reference": "reference", **ARMS}
-    runs = [(name, pictures.COLOURS[stage], read_steps(view.path / stage)) for stage, name in names.items()]
+    runs = [(*curve, read_steps(view.path / stage)) for stage, curve in pictures.CURVES.items()]
     return _plots(
         ("losses", "NTP loss and held-out NLL", DOTS, pictures.losses(runs, "ntp", "eval_nll")),
         ("mixup", "Mixup loss", "Of each step that mixed, per token pair.", pictures.losses(runs, "mixup")),

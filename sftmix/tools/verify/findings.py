@@ -188,8 +188,8 @@ def rounded(precision: str) -> dict[str, float]:
 
     The rate is computed in float64; in the norm of the gradient the rounding of earlier steps grows fastest.
     """
-    bounds = dict.fromkeys(LOSSES, RELATIVE[precision])
-    return bounds | {"learning_rate": RELATIVE["fp32"], "grad_norm": 10 * RELATIVE[precision]}
+    bound = RELATIVE[precision]
+    return dict.fromkeys(LOSSES, bound) | {"learning_rate": RELATIVE["fp32"], "grad_norm": 10 * bound}
 
 
 def compare_logs(
@@ -205,30 +205,21 @@ def compare_logs(
 
     relative  of `rounded`; None: bit for bit
     """
-    findings = []
-    both = [step for step in steps if step in run and step in replay]
-    for step in steps:
-        if step not in both:
-            lines = ["a line" if step in lines else "none" for lines in (run, replay)]
-            findings.append(Finding("losses", False, f"metrics.jsonl, step {step}", False, *lines))
-    names: dict[str, list[str]] = {"examples": [], "losses": []}
-    for name in dict.fromkeys(name for step in both for name in (*replay[step], *run[step]) if name not in CLOCKS):
-        lacking = any((name in run[step]) != (name in replay[step]) for step in both)
-        if name not in (*EXAMPLES, *LOSSES) and (lacking or relative is not None):
-            findings.append(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines"))
-        else:
-            names["examples" if name in EXAMPLES else "losses"].append(name)
-    labels = [f"step {step}" for step in both]
-    for kind, entries in names.items():
-        columns = [{name: [log[step].get(name) for step in both] for name in entries} for log in (run, replay)]
-        if entries:
-            findings += compare(kind, "metrics.jsonl", *columns, relative=relative, labels=labels)
+    lines = [(run.get(step, {}), replay.get(step, {})) for step in steps]
+    names = dict.fromkeys(name for then, now in lines for name in (*now, *then) if name not in CLOCKS)
+    lacking = {name for name in names for then, now in lines if (name in then) != (name in now)}
+    left = [name for name in names if name not in (*EXAMPLES, *LOSSES) and (name in lacking or relative)]
+    findings = [
+        Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in left
+    ]
+    labels = [f"step {step}" for step in steps]
+    for kind in ("examples", "losses"):
+        own = [name for name in names if name not in left and (name in EXAMPLES) == (kind == "examples")]
+        columns = [{name: [line[side].get(name) for line in lines] for name in own} for side in (0, 1)]
+        findings += compare(kind, "metrics.jsonl", *columns, relative=relative, labels=labels)
     return findings
 
 
 def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
     """Read all tensors of a model directory."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+    return dict(pair for file in sorted(directory.glob("*.safetensors")) for pair in load_file(file).items())

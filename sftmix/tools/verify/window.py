@@ -91,10 +91,8 @@ def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int, wei
         return [*near, *inside, 0][0]
     if given in (0, *inside):
         return given
-    if given >= last:
-        raise ConfigError(f"--from is {given}, but {place} has {last} steps: there is none after it")
     raise ConfigError(
-        f"--from is {given}, but {place / CHECKPOINTS} has no checkpoint of this step; allowed: "
+        f"--from is {given}, but {place / CHECKPOINTS} has no checkpoint of this step, with steps after it; allowed: "
         f"{', '.join(map(str, (0, *inside)))} (0 is the model before training). A run keeps more of them with "
         "--checkpoint.keep N"
     )

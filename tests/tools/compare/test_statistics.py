@@ -10,10 +10,9 @@ import pytest
 from scipy import stats
 
 from sftmix.tools.compare.statistics import (
-    Counts,
     holm,
-    interval_seeds,
-    interval_two_level,
+    interval,
+    per_example,
     seeds_needed,
     sign_flip,
 )
@@ -57,27 +56,27 @@ def test_the_seeds_needed_are_the_fewest_that_can_pass_holm(contrasts):
 @pytest.mark.parametrize("n", [2, 3, 6, 9])
 def test_the_interval_over_seeds_is_students(n):
     d = normal(n, seed=n)
-    assert interval_seeds(d) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval()), rel=1e-12)
-    assert interval_seeds([1.0]) is None
+    assert interval(d) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval()), rel=1e-12)
+    assert interval([1.0]) is None
 
 
-def counts(seed: int, *, n_seeds: int = 4, n_examples: int = 30) -> Counts:
-    rng = np.random.default_rng(seed)
-    tokens = np.tile(np.random.default_rng(9).integers(3, 40, n_examples).astype(float), (n_seeds, 1))
-    return Counts(numerator=tokens * rng.gamma(4, 0.5, (n_seeds, n_examples)), denominator=tokens)
+TOKENS = np.tile(np.random.default_rng(9).integers(3, 40, 30).astype(float), (4, 1))
+
+
+def sums(seed: int) -> np.ndarray:
+    return TOKENS * np.random.default_rng(seed).gamma(4, 0.5, (4, 30))
 
 
 def test_the_interval_over_seeds_and_examples_by_hand():
     """Sums of squares in plain loops, of each cell's part in the ratio found by giving it a little more weight."""
-    ours, theirs = counts(1), counts(2)
-    ours = Counts(ours.numerator * np.linspace(0.5, 1.5, 30), ours.denominator)  # examples differ, too
+    ours, theirs = sums(1) * np.linspace(0.5, 1.5, 30), sums(2)  # examples differ, too
     d, h = np.empty((4, 30)), 1e-5
     for s, e in itertools.product(range(4), range(30)):
         d[s, e] = 0
         for side, sign in ((ours, 1), (theirs, -1)):
             weights = [np.ones(30), np.ones(30)]
             weights[0][e], weights[1][e] = 1 + h, 1 - h
-            up, down = (float(w @ side.numerator[s] / (w @ side.denominator[s])) for w in weights)
+            up, down = (float(w @ side[s] / (w @ TOKENS[s])) for w in weights)
             d[s, e] += sign * ((up + down) / 2 + 30 * (up - down) / (2 * h))
     mean = sum(d[s, e] for s in range(4) for e in range(30)) / 120
     of_seed = [sum(d[s]) / 30 - mean for s in range(4)]
@@ -87,17 +86,16 @@ def test_the_interval_over_seeds_and_examples_by_hand():
     examples = max(0, sum(x * x for x in of_example) / 29 - rest / 4)
     assert examples > 0
     reach = math.sqrt(stats.t.ppf(0.975, 3) ** 2 * seeds / 4 + stats.t.ppf(0.975, 29) ** 2 * examples / 30)
-    assert interval_two_level(ours, theirs) == pytest.approx((mean - reach, mean + reach), rel=1e-6)
+    assert interval(per_example(ours, TOKENS) - per_example(theirs, TOKENS)) == pytest.approx(
+        (mean - reach, mean + reach), rel=1e-6
+    )
 
 
 def test_one_seed_leaves_the_examples_and_one_example_the_seeds():
-    ours, theirs = counts(1), counts(2)
     for kept in (np.s_[:1, :], np.s_[:, :1]):
-        one, other = (Counts(c.numerator[kept], c.denominator[kept]) for c in (ours, theirs))
-        d = (one.values() - other.values()).ravel()
-        assert interval_two_level(one, other) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval()))
-    one, other = (Counts(c.numerator[:1, :1], c.denominator[:1, :1]) for c in (ours, theirs))
-    assert interval_two_level(one, other) is None
+        d = normal(4, 30)[kept]
+        assert interval(d) == pytest.approx(tuple(stats.ttest_1samp(d.ravel(), 0).confidence_interval()))
+    assert interval([[1.0]]) is None
 
 
 EXPERIMENTS = 2000
@@ -119,7 +117,7 @@ def test_the_interval_over_seeds_and_examples_covers_at_least_95_of_100(n, sprea
         tokens = np.tile(rng.integers(20, 60, 50).astype(float), (n, 1))
         own = 0.3 + seed * rng.normal(size=(n, 1)) + example * rng.normal(size=50) + cell * rng.normal(size=(n, 50))
         shared = rng.gamma(4, 0.5, 50)  # what an example has on both sides
-        low, high = interval_two_level(Counts(tokens * (shared + own), tokens), Counts(tokens * shared, tokens))
+        low, high = interval(per_example(tokens * (shared + own), tokens) - per_example(tokens * shared, tokens))
         covered.append(low <= 0.3 <= high)
     assert np.mean(covered) >= 0.95 - 3 * ERROR
     assert n < 6 or np.mean(covered) <= 0.965 + 3 * ERROR

@@ -19,7 +19,7 @@ from sftmix.options import ModelOptions
 from sftmix.tools.compare import Comparison, TableOptions
 from sftmix.tools.compare.cells import CellResult, result_of
 from sftmix.tools.compare.markdown import markdown
-from sftmix.tools.compare.statistics import Counts, interval_two_level
+from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table, write_table
 from sftmix.types import RowScores
 
@@ -116,8 +116,8 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path: Path) ->
         known = {name: own if int(name[-1]) in seeds else {} for name, own in figures.items()}
         (contrast,) = build_table(comparison, results_on(comparison, known))["contrasts"]
         count = np.tile(tokens.astype(float), (len(seeds), 1))
-        sides = [Counts(np.array([sums[f"{v}/seed-{s}"] for s in seeds]), count) for v in "BA"]
-        assert contrast["interval"] == pytest.approx(interval_two_level(*sides), rel=1e-12)
+        ours, theirs = (per_example(np.array([sums[f"{v}/seed-{s}"] for s in seeds]), count) for v in "BA")
+        assert contrast["interval"] == pytest.approx(interval(ours - theirs), rel=1e-12)
         assert contrast["interval_over"] == over
     (comparison.cells[0].path / "train" / "eval.parquet").unlink()
     (contrast,) = build_table(comparison, results_on(comparison, figures))["contrasts"]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,15 @@ def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["run", *options, *WORDS, "--out", str(run), *words]) == 0
     return Copy(tiny, run)
+
+
+def unfinished(run: Path, *, after: int) -> None:
+    """Make of train what a kill after a checkpoint leaves."""
+    for name in ("MANIFEST.json", "figures.json"):
+        (run / "train" / name).unlink()
+    shutil.rmtree(run / "train" / "model")
+    for step in range(after + 1, 7):
+        shutil.rmtree(run / "train" / "checkpoints" / f"step-0000000{step}", ignore_errors=True)
 
 
 def replaced(old: str, new: str) -> Callable[[Path], None]:

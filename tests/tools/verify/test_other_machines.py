@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sftmix
@@ -15,38 +16,29 @@ from sftmix.common.files import commit_directory
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
 from sftmix.training.machine import going_on, machine_of, machines_between, same_bits
-from tests.tools.verify.runs import WORDS, certified, differing, one_bit_of_a_weight, replaced
+from tests.tools.verify.runs import WORDS, certified, differing, one_bit_of_a_weight, replaced, unfinished
 
 ONE, TWO = {"device": "cpu", "cuda": None, "ranks": 1}, {"device": "cpu", "cuda": None, "ranks": 2}
 LAYOUT = replaced("micro_batch_size: 4", "micro_batch_size: 2")
 
 
-def unfinished(run: Path, *, after: int) -> None:
-    """Make of train what a kill after a checkpoint leaves."""
-    for name in ("MANIFEST.json", "figures.json"):
-        (run / "train" / name).unlink()
-    shutil.rmtree(run / "train" / "model")
-    for step in range(after + 1, 7):
-        shutil.rmtree(run / "train" / "checkpoints" / f"step-0000000{step}", ignore_errors=True)
-
-
 def mend(checkpoint: Path) -> None:
     """Write the manifest of a checkpoint anew, for the files that it holds now."""
-    about = {
-        k: v for k, v in json.loads((checkpoint / "MANIFEST.json").read_text()).items() if k in ("step", "world_size")
-    }
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    about = {name: manifest[name] for name in ("step", "world_size") if name in manifest}
     (checkpoint / "MANIFEST.json").unlink()
     staging = checkpoint.rename(checkpoint.with_name("staging"))
     commit_directory(staging, checkpoint, about=about)
 
 
 def raise_a_weight(checkpoint: Path, by: float) -> None:
-    file = next(checkpoint.glob("*.safetensors"))
-    tensors, metadata = load_file(file), {"format": "pt"}
+    (file,) = checkpoint.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
     name = next(name for name in tensors if name.startswith("weights/") and tensors[name].dim() == 2)
     tensors[name][3, 5] += by
-    header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
-    save_file(tensors, file, metadata=header.get("__metadata__", metadata))
+    save_file(tensors, file, metadata=metadata)
     mend(checkpoint)
 
 
@@ -59,30 +51,21 @@ def test_a_machine_is_noted_where_it_goes_on():
     made = going_on(made, 4, TWO)
     assert made == [{"after": 0, **ONE}, {"after": 4, **TWO}]
     assert [machines_between(made, *steps) for steps in ((0, 4), (2, 6), (4, 6))] == [[ONE], [ONE, TWO], [TWO]]
-
-
-def test_steps_of_unknown_machines_are_not_taken_for_those_of_another():
-    later = going_on([], 4, TWO)
-    assert machines_between(later, 2, 6) == machines_between([], 0, 2) == []
-    assert machines_between(later, 4, 6) == [TWO]
+    unknown = going_on([], 4, TWO)
+    assert [machines_between(unknown, *steps) for steps in ((2, 6), (4, 6))] == [[], [TWO]]
 
 
 def test_only_the_same_machines_give_the_same_bits_and_no_gpu():
     gpu = {**ONE, "cuda": "13.0"}
-    assert same_bits([ONE], ONE)
     assert same_bits([ONE, ONE], ONE)
-    assert not same_bits([ONE, TWO], TWO)
-    assert not same_bits([], ONE)
-    assert not same_bits([gpu], gpu)
+    assert not any((same_bits([ONE, TWO], TWO), same_bits([], ONE), same_bits([gpu], gpu)))
 
 
 def test_a_machine_is_its_processor_and_its_libraries():
     found = machine_of(World(), TrainingOptions())
     assert (found["sftmix"], found["torch"]) == (sftmix.__version__, torch.__version__)
-    assert found["transformers"].count(".") >= 1
-    assert found["device"].startswith("cpu ")
-    assert found["device"].endswith(torch.backends.cpu.get_cpu_capability())
-    assert len(found["device"].split()) > 2
+    kind, *processor, capability = found["device"].split()
+    assert (kind, capability, bool(processor)) == ("cpu", torch.backends.cpu.get_cpu_capability(), True)
     assert json.loads(json.dumps(found)) == found
 
 
@@ -132,10 +115,10 @@ def test_a_run_that_went_on_in_another_layout_is_not_accused(copy_of_ntp, sftmix
     unfinished(run, after=4)
     words = ["run", *copy_of_ntp.tiny.options, *WORDS, "--objective", "NTP", "--out", str(run)]
     assert sftmix(*words, "--training.micro_batch_size", "2", "--checkpoint.keep", "2").code == 0
-    across, after = (certified(sftmix, str(run), "--from", start, "--steps", "2") for start in ("0", "4"))
+    after, whole = (
+        certified(sftmix, str(run), "--from", start, "--steps", str(6 - int(start))) for start in ("4", "0")
+    )
     assert (after.code, after.exact) == (0, True)
-    assert (across.code, across.same, across.exact) == (0, True, False)
-    whole = certified(sftmix, str(run), "--from", "0", "--steps", "6")
     assert (whole.code, whole.same, whole.exact) == (0, True, False)
     assert [one["micro_batch_size"] for one in whole.machine["run"]] == [4, 2]
 

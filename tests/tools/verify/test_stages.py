@@ -77,15 +77,6 @@ def test_what_was_changed_before_the_training_is_found(honest, tmp_path, sftmix,
     assert [note[: len(told)] for note in notes(found, "split", same=False)] == [told]
 
 
-@pytest.mark.slow
-def test_an_honest_split_is_made_again_bit_for_bit(honest, sftmix):
-    found = certified(sftmix, str(honest.run))
-    assert notes(found, "split", same=True) == [
-        "confidence/confidence.parquet, id, confidence, variability, bit for bit",
-        "split/split.parquet, id, group, bit for bit",
-    ]
-
-
 # ---------------------------------------------------------------------------------- stages of another run
 
 
