@@ -7,8 +7,9 @@
     loss     sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m
 
 (arXiv 2410.05248, section 3). The head is linear, so mixing the logits is the same as mixing the hidden states: Mixup
-needs no head matmul of its own. Other losses of the logits: `chunked_loss`. Legend as in sftmix.types: T token
-rows, M pairs of them, D hidden, V vocabulary; the fused kernel is in sftmix.functional.fused.
+needs no head matmul of its own. `SFTMixLoss` is the criterion of a padded batch. Other losses of the logits:
+`chunked_loss`. Legend as in sftmix.types: T token rows, M pairs of them, D hidden, V vocabulary, B slots of L tokens, P
+pairs of slots; the fused kernel is in sftmix.functional.fused.
 """
 
 from __future__ import annotations
@@ -20,13 +21,25 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
 from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, kernels_for, rows_alone, statistics_dtype
 from sftmix.functional.gradients import GradientsInForward
 
-__all__ = ["ChunkedLoss", "RowWeight", "SFTLoss", "chunked_loss", "reference_sft_loss", "sft_loss"]
+__all__ = [
+    "ChunkedLoss",
+    "RowWeight",
+    "SFTLoss",
+    "SFTMixLoss",
+    "aligned_pairs",
+    "chunked_loss",
+    "reference_sft_loss",
+    "sft_loss",
+]
+
+IGNORED = -100
+"""Label of a token that carries no loss, as in transformers."""
 
 RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -173,6 +186,102 @@ def reference_sft_loss(
     loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None
     return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if stats else None)
+
+
+class SFTMixLoss(nn.Module):
+    """NTP plus mu times Mixup of a padded batch, as a criterion: `sft_loss` with the paper's means."""
+
+    def __init__(
+        self,
+        mu: float = 0.2,
+        mixup_mean: str = "own",
+        *,
+        softcap: float | None = None,
+        scale: float = 1.0,
+        label_smoothing: float = 0.0,
+        chunk_size: int | None = None,
+    ) -> None:
+        """
+        mu: weight of Mixup, 0 or above; at 0 nothing is mixed.
+        mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
+        softcap, scale, label_smoothing, chunk_size: as of `sft_loss`.
+        """
+        super().__init__()
+        if not 0 <= mu < math.inf or mixup_mean not in ("own", "ntp"):
+            raise ValueError(f"mu is {mu}, allowed: 0 and above; mixup_mean is {mixup_mean!r}, allowed: own, ntp")
+        self.mu, self.mixup_mean, self.softcap, self.scale = mu, mixup_mean, softcap, scale
+        self.label_smoothing, self.chunk_size = label_smoothing, chunk_size
+
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        pairs: Tensor,
+        lam: Tensor,
+        *,
+        bias: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        num_pairs_in_batch: Tensor | float | None = None,
+    ) -> SFTLoss:
+        """Return the loss and its statistics; the n-th response token of a slot is mixed with that of its partner.
+
+        hidden        [B, L, D], the head's input at every token
+        weight, bias  [V, D], [V]; a DTensor is gathered, and its gradient is the mean over the ranks of its mesh
+        labels        i64[B, L], the tokens themselves, unshifted; -100 carries no loss
+        pairs         i64[P, 2], slots; lam [P], share of column 0
+        num_items_in_batch, num_pairs_in_batch  what the sums are divided by: the trained tokens and the token pairs
+                      (`aligned_pairs`) of the whole global batch; None: those of this call, 1: sums
+        """
+        trained, kind = labels[:, 1:] != IGNORED, statistics_dtype(hidden)
+        token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])
+        items = int(trained.sum()) if num_items_in_batch is None else num_items_in_batch
+        mixed = len(token_pairs) if num_pairs_in_batch is None else num_pairs_in_batch
+        rows = hidden[:, :-1][trained]
+
+        def share(number: int, count: Tensor | float) -> Tensor:
+            count = torch.as_tensor(count, dtype=kind, device=hidden.device)
+            return torch.ones(number, dtype=kind, device=hidden.device) / count.clamp(min=1)
+
+        return sft_loss(
+            rows,
+            _whole(weight),
+            labels[:, 1:][trained],
+            token_pairs,
+            lam[owner],
+            row_weight=share(len(rows), items),
+            pair_weight=self.mu * share(len(token_pairs), items if self.mixup_mean == "ntp" else mixed),
+            bias=None if bias is None else _whole(bias),
+            softcap=self.softcap,
+            scale=self.scale,
+            label_smoothing=self.label_smoothing,
+            chunk_size=self.chunk_size,
+        )
+
+
+def aligned_pairs(labels: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return i64[M, 2], the token rows that are mixed, and i64[M], the pair of slots that each belongs to.
+
+    labels i64[B, L] and pairs i64[P, 2] as of `SFTMixLoss`; the n-th with the n-th, n <= min of both responses.
+    """
+    size_B = (labels[:, 1:] != IGNORED).sum(1)
+    first_B, length_P = size_B.cumsum(0) - size_B, size_B[pairs].amin(1)
+    owner_M = torch.repeat_interleave(length_P)
+    n_M = torch.arange(len(owner_M), device=labels.device) - (length_P.cumsum(0) - length_P)[owner_M]
+    return first_B[pairs[owner_M]] + n_M[:, None], owner_M
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """Return a DTensor as a tensor, with the mean of the ranks' gradients, as FSDP takes it of other parameters."""
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    mesh = weight.device_mesh
+    whole = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda gradient: gradient / mesh.size())
+    return whole
 
 
 def _check(
