@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ __all__ = [
     "RowWeight",
     "SFTLoss",
     "SFTMixLoss",
+    "align",
     "aligned_pairs",
     "chunked_loss",
     "reference_sft_loss",
@@ -191,26 +192,16 @@ def reference_sft_loss(
 class SFTMixLoss(nn.Module):
     """NTP plus mu times Mixup of a padded batch, as a criterion: `sft_loss` with the paper's means."""
 
-    def __init__(
-        self,
-        mu: float = 0.2,
-        mixup_mean: str = "own",
-        *,
-        softcap: float | None = None,
-        scale: float = 1.0,
-        label_smoothing: float = 0.0,
-        chunk_size: int | None = None,
-    ) -> None:
+    def __init__(self, mu: float = 0.2, mixup_mean: str = "own", **options: Any) -> None:
         """
         mu: weight of Mixup, 0 or above; at 0 nothing is mixed.
         mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
-        softcap, scale, label_smoothing, chunk_size: as of `sft_loss`.
+        options: softcap, scale, label_smoothing and chunk_size, as of `sft_loss`.
         """
         super().__init__()
-        if not 0 <= mu < math.inf or mixup_mean not in ("own", "ntp"):
-            raise ValueError(f"mu is {mu}, allowed: 0 and above; mixup_mean is {mixup_mean!r}, allowed: own, ntp")
-        self.mu, self.mixup_mean, self.softcap, self.scale = mu, mixup_mean, softcap, scale
-        self.label_smoothing, self.chunk_size = label_smoothing, chunk_size
+        if mixup_mean not in ("own", "ntp"):
+            raise ValueError(f"mixup_mean is {mixup_mean!r}; allowed: own, ntp")
+        self.mu, self.mixup_mean, self.options = mu, mixup_mean, options
 
     def forward(
         self,
@@ -219,10 +210,10 @@ class SFTMixLoss(nn.Module):
         labels: Tensor,
         pairs: Tensor,
         lam: Tensor,
-        *,
-        bias: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
         num_pairs_in_batch: Tensor | float | None = None,
+        *,
+        bias: Tensor | None = None,
     ) -> SFTLoss:
         """Return the loss and its statistics; the n-th response token of a slot is mixed with that of its partner.
 
@@ -240,8 +231,7 @@ class SFTMixLoss(nn.Module):
         rows = hidden[:, :-1][trained]
 
         def share(number: int, count: Tensor | float) -> Tensor:
-            count = torch.as_tensor(count, dtype=kind, device=hidden.device)
-            return torch.ones(number, dtype=kind, device=hidden.device) / count.clamp(min=1)
+            return torch.ones(number, dtype=kind, device=hidden.device) / max(count, 1)
 
         return sft_loss(
             rows,
@@ -251,28 +241,33 @@ class SFTMixLoss(nn.Module):
             lam[owner],
             row_weight=share(len(rows), items),
             pair_weight=self.mu * share(len(token_pairs), items if self.mixup_mean == "ntp" else mixed),
-            bias=None if bias is None else _whole(bias),
-            softcap=self.softcap,
-            scale=self.scale,
-            label_smoothing=self.label_smoothing,
-            chunk_size=self.chunk_size,
+            bias=_whole(bias),
+            **self.options,
         )
 
 
 def aligned_pairs(labels: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `align` for labels i64[B, L] and pairs i64[P, 2], as of `SFTMixLoss`."""
+    return align((labels[:, 1:] != IGNORED).sum(1), pairs)
+
+
+def align(size: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Return i64[M, 2], the token rows that are mixed, and i64[M], the pair of slots that each belongs to.
 
-    labels i64[B, L] and pairs i64[P, 2] as of `SFTMixLoss`; the n-th with the n-th, n <= min of both responses.
+    The n-th response token of one slot goes with the n-th of the other, n <= min(N_c, N_u). Positions in the sequence
+    would not do: the prompts of the two differ in length.
+
+    size   i64[B], response tokens of each slot, whose token rows stand slot after slot
+    pairs  i64[P, 2], slots
     """
-    size_B = (labels[:, 1:] != IGNORED).sum(1)
-    first_B, length_P = size_B.cumsum(0) - size_B, size_B[pairs].amin(1)
+    first_B, length_P = size.cumsum(0) - size, size[pairs].amin(1)
     owner_M = torch.repeat_interleave(length_P)
-    n_M = torch.arange(len(owner_M), device=labels.device) - (length_P.cumsum(0) - length_P)[owner_M]
+    n_M = torch.arange(len(owner_M), device=size.device) - (length_P.cumsum(0) - length_P)[owner_M]
     return first_B[pairs[owner_M]] + n_M[:, None], owner_M
 
 
-def _whole(weight: Tensor) -> Tensor:
-    """Return a DTensor as a tensor, with the mean of the ranks' gradients, as FSDP takes it of other parameters."""
+def _whole(weight: Any) -> Any:
+    """Return a DTensor as a tensor whose gradient is the mean over ranks, as FSDP's are; any other input as it is."""
     if not hasattr(weight, "full_tensor"):
         return weight
     from torch.distributed.tensor import Partial
