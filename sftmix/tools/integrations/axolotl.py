@@ -45,7 +45,7 @@ class SFTMixPlugin(BasePlugin):
         return [DynamicsCallback(trainer.train_dataset, cfg.sftmix_dynamics)] if cfg.sftmix_dynamics else []
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def command(words):
     """Confidence, split and report of SFTMix: `axolotl sftmix WORDS` is `sftmix WORDS`."""

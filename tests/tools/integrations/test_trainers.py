@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer
 from trl import SFTTrainer
 
 from sftmix.batches.order import Slot
@@ -22,6 +23,7 @@ from sftmix.components import FromCheckpoints, SFTMix, objectives
 from sftmix.data import load_data, make_encoder
 from sftmix.options import DataOptions
 from sftmix.tools.integrations import DynamicsCallback
+from sftmix.tools.integrations.trainer import groups_of
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
@@ -86,7 +88,7 @@ def trainer_of(kind: type, tiny: Tiny, directory: Path, peft: Any = None, given:
         example.SFTMixConfig(output_dir=str(directory), sftmix_split=str(directory / "split.parquet"), **options),
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(tiny.model),
-        peft_config=peft,
+        **({"peft_config": peft} if peft else {}),
         **dict(given),
     )
     trainer._groups = split.group.astype(np.int64)  # for Plain's sampler
@@ -210,3 +212,48 @@ def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
     assert np.ptp(ours.nll_sum, axis=1).min() > 1e-3
     names = [Path(path).name for path in FromCheckpoints(paths=[str(tmp_path / "out" / "checkpoint-*")]).paths]
     assert names == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+
+
+class Values(dict):
+    """A configuration, as axolotl's."""
+
+    __getattr__ = dict.get
+
+
+def test_axolotls_plugin_trains_alike(tiny, tmp_path, monkeypatch):
+    """By axolotl's interface, whose trainer is one of transformers: a reference run, and a run on its split."""
+    testing = pytest.importorskip("click.testing")
+    pytest.importorskip("pydantic")
+    for name in ("", ".integrations", ".integrations.base", ".core", ".core.trainers", ".core.trainers.base"):
+        monkeypatch.setitem(sys.modules, f"axolotl{name}", ModuleType(f"axolotl{name}"))
+    sys.modules["axolotl.integrations.base"].BasePlugin = object
+    sys.modules["axolotl.core.trainers.base"].AxolotlTrainer = Trainer
+    axolotl = importlib.import_module("sftmix.tools.integrations.axolotl")
+    plugin, file = axolotl.SFTMixPlugin(), str(tmp_path / "dynamics.parquet")
+    assert [plugin.get_input_args(), plugin.get_training_args_mixin()] == [
+        f"{kind.__module__}.{kind.__name__}" for kind in (axolotl.SFTMixInput, axolotl.SFTMixArguments)
+    ]
+    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
+
+    first = Values(axolotl.SFTMixInput(sftmix_dynamics=file).model_dump())
+    assert plugin.get_trainer_cls(first) is None
+    trainer = trainer_of(Trainer, tiny, tmp_path / "first", given=given)
+    trainer.train_dataset = trainer.train_dataset.remove_columns("id")  # as axolotl does
+    (callback,) = plugin.add_callbacks_post_trainer(first, trainer)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert [len(name) for name in read_dynamics(file).ids] == [32] * 29
+    assert groups_of(file, read_dynamics(file).ids).tolist().count(0) == 14
+
+    options = plugin.get_training_args(Values(axolotl.SFTMixInput(sftmix_split=file, sftmix_mu=0.5).model_dump()))
+    assert options == {"sftmix_split": file, "sftmix_mu": 0.5, "sftmix_alpha": 0.5, "sftmix_mixup_mean": "own"}
+    kind = plugin.get_trainer_cls(Values(options))
+    _, found = trained(kind, tiny, tmp_path / "second", given=given, save_strategy="no")
+    _, right = trained(Mixed, tiny, tmp_path / "trl", save_strategy="no")
+    same(found, right, "loss", "grad_norm")
+    assert plugin.add_callbacks_post_trainer(Values(options), None) == []
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, name = project["entry-points"]["axolotl.cli_commands"]["sftmix"].split(":")
+    shown = testing.CliRunner().invoke(getattr(importlib.import_module(module), name), ["components", "--help"])
+    assert (shown.exit_code, "sftmix components" in shown.output) == (0, True)
