@@ -88,9 +88,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
 
 def test_links_of_the_repository_lead_to_pages(site):
     """README.md links docs/tutorial.md, and docs/index.md links ../README.md; sources are text."""
-    assert {"tutorial.html", "method.html#the-loss-in-your-own-loop", "changelog.html"} <= {
-        *Tags(site / "overview.html").links
-    }
+    assert {"tutorial.html", "own-loop.html", "changelog.html"} <= {*Tags(site / "overview.html").links}
     assert "overview.html" in Tags(site / "index.html").links
     architecture = (site / "architecture.html").read_text(encoding="utf-8")
     assert "in <code>sftmix/pipeline/recipe.py</code>: from rows" in architecture

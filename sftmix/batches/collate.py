@@ -39,6 +39,8 @@ def collate(
     """
     import torch
 
+    from sftmix.functional import align
+
     slots = [slot for unit in units for slot in unit]
     encoded = [data[slot.row] for slot in slots]
     # The token at position t is predicted at t - 1; the first token of a sequence is predicted by nothing.
@@ -46,7 +48,10 @@ def collate(
     counts = np.array([len(t) for t in targets], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
-    slot_pairs, pairs, pair_index = _align(units, counts, offsets)
+    firsts = np.cumsum([0] + [len(unit) for unit in units])
+    slot_pairs = [(f, f + 1) for f, unit in zip(firsts, units, strict=False) if len(unit) == 2]
+    slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)
+    pairs, pair_index = align(torch.from_numpy(counts), slot_pairs_P2)
     weight = None
     if any(e.weight is not None for e in encoded):
         ones = (np.ones(len(e.target), np.float32) if e.weight is None else e.weight for e in encoded)
@@ -66,30 +71,12 @@ def collate(
         n_groups=0 if split is None else len(split.names),
         labels=torch.from_numpy(labels.astype(np.int64)),
         slot=torch.from_numpy(np.repeat(np.arange(len(slots)), counts)),
-        slot_pairs=torch.from_numpy(slot_pairs),
-        pairs=torch.from_numpy(pairs),
-        pair_index=torch.from_numpy(pair_index),
+        slot_pairs=slot_pairs_P2,
+        pairs=pairs,
+        pair_index=pair_index,
         segments=tuple(_segment(lines, encoded, targets, offsets, pad_id) for lines in layout),
         weight=weight,
     )
-
-
-def _align(units: Sequence[Unit], counts: Int64, offsets: Int64) -> tuple[Int64, Int64, Int64]:
-    """Align the n-th response token of one slot with the n-th of the other, n <= min(N_c, N_u), in every unit of two.
-
-    Positions in the sequence would not do: the prompts of the two differ in length.
-
-    counts, offsets  i64[B], i64[B + 1]: response tokens of each slot, and the first token row of each
-    Returns slot_pairs, pairs and pair_index of a Batch.
-    """
-    firsts = np.cumsum([0] + [len(u) for u in units])[:-1]
-    slot_pairs = np.array([(f, f + 1) for f, u in zip(firsts, units, strict=True) if len(u) == 2], dtype=np.int64)
-    slot_pairs = slot_pairs.reshape(-1, 2)
-    depth = counts[slot_pairs].min(axis=1, initial=np.iinfo(np.int64).max)
-    n = np.concatenate([np.arange(d) for d in depth]) if len(depth) else np.zeros(0, dtype=np.int64)
-    pair_index = np.repeat(np.arange(len(slot_pairs)), depth)
-    pairs = offsets[slot_pairs[pair_index]] + n[:, None]
-    return slot_pairs, pairs.astype(np.int64), pair_index.astype(np.int64)
 
 
 def _segment(

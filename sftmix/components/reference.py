@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from collections import Counter
@@ -103,7 +104,7 @@ class FromCheckpoints(Reference):
     ) -> None:
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
-            the tokenizer of the first.
+            the tokenizer of the first. A pattern, such as output/checkpoint-*, names directories by their numbers.
         template: as data.template, for that tokenizer; null: the run's template if that is the target's tokenizer
             (padding aside); else the tokenizer's own, or alpaca if it has none.
         max_length: as data.max_length, for these models; null: the run's length, or the context of the first if that
@@ -112,7 +113,11 @@ class FromCheckpoints(Reference):
         """
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
-        self.paths = [os.fspath(path) for path in paths]
+        self.paths = [  # checkpoint-9 before checkpoint-10
+            found
+            for path in map(os.fspath, paths)
+            for found in sorted(glob.glob(path), key=lambda name: (len(name), name)) or [path]
+        ]
         self.template = None if template is None else os.fspath(template)
         self.max_length = max_length
         self.token_nll = token_nll
@@ -196,8 +201,8 @@ def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
 
     dynamics_file, rows_file = fetched_scores(name)
     rows = read_columns(rows_file, "id", "hash")
-    theirs = dict(zip(_numbered(rows["hash"]), rows["id"], strict=True))
-    wanted = _numbered(context.content_hashes())
+    theirs = dict(zip(numbered(rows["hash"]), rows["id"], strict=True))
+    wanted = numbered(context.content_hashes())
     missing = [example_id for example_id, key in zip(context.ids, wanted, strict=True) if key not in theirs]
     if missing:
         raise DataError(
@@ -209,7 +214,7 @@ def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
     return replace(dynamics, ids=list(context.ids))
 
 
-def _numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
+def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
     """Return each hash with the number of those before it that are equal."""
     seen, numbered = Counter[str](), []
     for value in hashes:

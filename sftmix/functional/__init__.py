@@ -7,8 +7,9 @@
     loss     sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m
 
 (arXiv 2410.05248, section 3). The head is linear, so mixing the logits is the same as mixing the hidden states: Mixup
-needs no head matmul of its own. Other losses of the logits: `chunked_loss`. Legend as in sftmix.types: T token
-rows, M pairs of them, D hidden, V vocabulary; the fused kernel is in sftmix.functional.fused.
+needs no head matmul of its own. `SFTMixLoss` is the criterion of a padded batch. Other losses of the logits:
+`chunked_loss`. Legend as in sftmix.types: T token rows, M pairs of them, D hidden, V vocabulary, B slots of L tokens, P
+pairs of slots; the fused kernel is in sftmix.functional.fused.
 """
 
 from __future__ import annotations
@@ -16,17 +17,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
 from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, kernels_for, rows_alone, statistics_dtype
 from sftmix.functional.gradients import GradientsInForward
 
-__all__ = ["ChunkedLoss", "RowWeight", "SFTLoss", "chunked_loss", "reference_sft_loss", "sft_loss"]
+__all__ = [
+    "ChunkedLoss",
+    "RowWeight",
+    "SFTLoss",
+    "SFTMixLoss",
+    "align",
+    "aligned_pairs",
+    "chunked_loss",
+    "reference_sft_loss",
+    "sft_loss",
+]
+
+IGNORED = -100
+"""Label of a token that carries no loss, as in transformers."""
 
 RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -173,6 +187,96 @@ def reference_sft_loss(
     loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None
     return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if stats else None)
+
+
+class SFTMixLoss(nn.Module):
+    """NTP plus mu times Mixup of a padded batch, as a criterion: `sft_loss` with the paper's means."""
+
+    def __init__(self, mu: float = 0.2, mixup_mean: str = "own", **options: Any) -> None:
+        """
+        mu: weight of Mixup, 0 or above; at 0 nothing is mixed.
+        mixup_mean: the Mixup sum is divided by the number of mixed token pairs (own) or of NTP tokens (ntp).
+        options: softcap, scale, label_smoothing and chunk_size, as of `sft_loss`.
+        """
+        super().__init__()
+        if mixup_mean not in ("own", "ntp"):
+            raise ValueError(f"mixup_mean is {mixup_mean!r}; allowed: own, ntp")
+        self.mu, self.mixup_mean, self.options = mu, mixup_mean, options
+
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        pairs: Tensor,
+        lam: Tensor,
+        num_items_in_batch: Tensor | float | None = None,
+        num_pairs_in_batch: Tensor | float | None = None,
+        *,
+        bias: Tensor | None = None,
+    ) -> SFTLoss:
+        """Return the loss and its statistics; the n-th response token of a slot is mixed with that of its partner.
+
+        hidden        [B, L, D], the head's input at every token
+        weight, bias  [V, D], [V]; a DTensor is gathered, and its gradient is the mean over the ranks of its mesh
+        labels        i64[B, L], the tokens themselves, unshifted; -100 carries no loss
+        pairs         i64[P, 2], slots; lam [P], share of column 0
+        num_items_in_batch, num_pairs_in_batch  what the sums are divided by: the trained tokens and the token pairs
+                      (`aligned_pairs`) of the whole global batch; None: those of this call, 1: sums
+        """
+        trained, kind = labels[:, 1:] != IGNORED, statistics_dtype(hidden)
+        token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])
+        items = int(trained.sum()) if num_items_in_batch is None else num_items_in_batch
+        mixed = len(token_pairs) if num_pairs_in_batch is None else num_pairs_in_batch
+        rows = hidden[:, :-1][trained]
+
+        def share(number: int, count: Tensor | float) -> Tensor:
+            return torch.ones(number, dtype=kind, device=hidden.device) / max(count, 1)
+
+        return sft_loss(
+            rows,
+            _whole(weight),
+            labels[:, 1:][trained],
+            token_pairs,
+            lam[owner],
+            row_weight=share(len(rows), items),
+            pair_weight=self.mu * share(len(token_pairs), items if self.mixup_mean == "ntp" else mixed),
+            bias=_whole(bias),
+            **self.options,
+        )
+
+
+def aligned_pairs(labels: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `align` for labels i64[B, L] and pairs i64[P, 2], as of `SFTMixLoss`."""
+    return align((labels[:, 1:] != IGNORED).sum(1), pairs)
+
+
+def align(size: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return i64[M, 2], the token rows that are mixed, and i64[M], the pair of slots that each belongs to.
+
+    The n-th response token of one slot goes with the n-th of the other, n <= min(N_c, N_u). Positions in the sequence
+    would not do: the prompts of the two differ in length.
+
+    size   i64[B], response tokens of each slot, whose token rows stand slot after slot
+    pairs  i64[P, 2], slots
+    """
+    first_B, length_P = size.cumsum(0) - size, size[pairs].amin(1)
+    owner_M = torch.repeat_interleave(length_P)
+    n_M = torch.arange(len(owner_M), device=size.device) - (length_P.cumsum(0) - length_P)[owner_M]
+    return first_B[pairs[owner_M]] + n_M[:, None], owner_M
+
+
+def _whole(weight: Any) -> Any:
+    """Return a DTensor as a tensor whose gradient is the mean over ranks, as FSDP's are; any other input as it is."""
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    mesh = weight.device_mesh
+    whole = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda gradient: gradient / mesh.size())
+    return whole
 
 
 def _check(

@@ -1,0 +1,236 @@
+"""SFTMix inside TRL's SFTTrainer: at mu 0 it is SFTTrainer, above it is our own loop; and dynamics out of its run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tomllib
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer
+from trl import SFTTrainer
+
+from sftmix.batches.order import Slot
+from sftmix.common.tables import read_dynamics, write_split
+from sftmix.common.world import World
+from sftmix.components import SFTMix, objectives
+from sftmix.data import load_data, make_encoder
+from sftmix.options import DataOptions
+from sftmix.tools.integrations import DynamicsCallback
+from sftmix.training.loop import train
+from sftmix.types import Split
+from tests.forked import on_ranks
+from tests.tiny import ROOT, Tiny, make_tiny
+from tests.toy import logged, toy_stage
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+sys.path.insert(0, str(ROOT / "docs" / "examples"))
+example = importlib.import_module("trl_sftmix")
+sys.path.pop(0)
+
+ADAMW = {"learning_rate": 0.01, "weight_decay": 0.0, "max_grad_norm": 0.5}
+EPS = 1e-4
+
+
+class Mixed(example.SFTMixSFTTrainer):
+    """It keeps what it draws."""
+
+    drawn = ()
+
+    def _get_num_items_in_batch(self, batches, device):
+        counts = super()._get_num_items_in_batch(batches, device)
+        self.drawn = [*self.drawn, [[x.tolist() for x in batch["sftmix"]] for batch in batches]]
+        return counts
+
+
+class Plain(SFTTrainer):
+    _groups = np.array([0, 1] * 14 + [-1])
+    """The rows are by turns confident and unconfident; the last is unpaired."""
+    _get_train_sampler = Mixed._get_train_sampler
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
+
+
+def rows_of(tiny):
+    encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
+    return load_data(DataOptions(train=[str(tiny.train)]), encoder, max_length=128, seed=0, progress=False).train
+
+
+def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), **options):
+    """Two micro-batches of 4 rows a step."""
+    data, directory = rows_of(tiny), str(directory)
+    os.makedirs(directory, exist_ok=True)
+    split = Split(Plain._groups.astype(np.int8), ("confident", "unconfident"))
+    write_split(f"{directory}/split.parquet", data.ids, split)
+    rows = [{"id": e.id, "input_ids": e.input_ids, "labels": np.where(e.target, e.input_ids, -100)} for e in data]
+    fixed = {"lr_scheduler_type": "constant", "warmup_steps": 0, "adam_epsilon": EPS, "logging_steps": 1, **ADAMW}
+    fixed |= {"report_to": [], "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True}
+    usual = {"sftmix_split": f"{directory}/split.parquet", "save_strategy": "no", "max_steps": 3}
+    usual |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    return kind(
+        AutoModelForCausalLM.from_pretrained(tiny.model),
+        example.SFTMixConfig(directory, seed=0, **fixed, **usual | options),
+        train_dataset=Dataset.from_list(rows).select_columns(list(keep)),
+        processing_class=AutoTokenizer.from_pretrained(tiny.model),
+        **dict(given),
+    )
+
+
+def trained(*words, **options):
+    trainer = trainer_of(*words, **options)
+    trainer.train()
+    return trainer, [line for line in trainer.state.log_history if "loss" in line]
+
+
+def same(found, right, *names, rel=1e-5):
+    for name in names:
+        values = [line[name] for line in right]
+        assert [line[name] for line in found] == pytest.approx(values, rel=rel)
+
+
+@pytest.mark.parametrize("peft", [None, LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False)])
+def test_at_mu_0_it_is_sft_trainer(tiny, tmp_path, peft):
+    given = {"peft_config": peft}
+    _, found = trained(Mixed, tiny, tmp_path / "found", given=given, sftmix_mu=0.0)
+    _, right = trained(Plain, tiny, tmp_path / "right", given=given)
+    same(found, right, "loss", "grad_norm", rel=1e-6)
+    _, (mixed, *_) = trained(Mixed, tiny, tmp_path / "mixed", given=given)
+    assert [mixed["ntp"], mixed["loss"]] == pytest.approx([right[0]["loss"], mixed["ntp"] + 0.2 * mixed["mixup"]])
+
+
+@pytest.mark.parametrize("mean", ["own", "ntp"])
+def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, monkeypatch, mean):
+    """Five epochs: on the same pairs and lambdas two independent loops agree."""
+    options = {"sftmix_mu": 0.5, "sftmix_mixup_mean": mean}
+    trainer, found = trained(Mixed, tiny, tmp_path / "trl", max_steps=20, **options)
+    data, batches, lambdas = rows_of(tiny), [], {}
+    for epoch in range(5):
+        sampler = trainer._get_train_sampler()
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(29))
+        for at in range(0, 29, 8):
+            units, alone = [], set(order[at : at + 8])
+            for micro, (slots, lam) in enumerate(trainer.drawn[len(batches)]):
+                for pair, share in zip(slots, lam, strict=True):
+                    c, u = (order[at + 4 * micro + slot] for slot in pair)
+                    assert (c % 2, u % 2) == (0, 1)
+                    lambdas[len(batches), data.ids[c], data.ids[u]] = share
+                    units.append((Slot(c), Slot(u)))
+                    alone -= {c, u}
+            batches.append([*units, *((Slot(row),) for row in alone)])
+
+    def given(seed, purpose, *key):
+        return SimpleNamespace(beta=lambda a, b, size: np.full(size, lambdas[key]))
+
+    monkeypatch.setattr(objectives, "generator", given)
+    stage = toy_stage(
+        tmp_path / "ours",
+        batches,
+        model=AutoModelForCausalLM.from_pretrained(tiny.model),
+        data=data,
+        objective=SFTMix(mu=0.5, mixup_mean=mean),
+        options={"micro_batch_size": 4, "eps": EPS, **ADAMW},
+    )
+    train(stage, World())
+    lines = logged(tmp_path / "ours")
+    same(found, lines, "loss", "ntp", "mixup", "mu_effective")
+    same(found, lines, "grad_norm", rel=3e-5)  # whose squares a Trainer sums in float32
+
+
+def one_rank(world, model, rows, directory, right):
+    options = {"gradient_accumulation_steps": 1}
+    _, found = trained(Mixed, Tiny(model, rows, rows), directory / str(world.rank), **options)
+    same(found, right, "loss", "grad_norm", "ntp", "mixup")
+
+
+def test_ranks_are_micro_batches(tiny, tmp_path):
+    """Two ranks (DDP) with one micro-batch each take the steps of one rank with two."""
+    _, right = trained(Mixed, tiny, tmp_path / "one")
+    on_ranks(one_rank, tiny.model, tiny.train, tmp_path, right)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": True},
+        {"padding_free": True, "max_length": None},
+        {"use_liger_kernel": True},
+        {"label_smoothing_factor": 0.1},
+        {"loss_type": "dft"},
+        {"per_device_train_batch_size": 3},
+        {"given": {"compute_loss_func": print}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
+    name = next(iter(options.get("given", options)))
+    with pytest.raises(ValueError, match=f"leave out .*{name}|even micro-batches"):
+        trainer_of(Mixed, tiny, tmp_path, **options)
+
+
+def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
+    """The callback's scores are those of the checkpoints, and `confidence` and `split` go on from its file."""
+    trainer = trainer_of(SFTTrainer, tiny, tmp_path / "out", max_steps=12, save_strategy="steps", save_steps=4)
+    file = tmp_path / "dynamics.parquet"
+    trainer.add_callback(DynamicsCallback(trainer.train_dataset, file, checkpoints=3))
+    trainer.train()
+    found = {}
+    for name, words in {
+        "FromFile": ("--reference.path", str(file)),
+        "FromCheckpoints": ("--reference.paths", f"[{tmp_path / 'out' / 'checkpoint-*'}]"),
+    }.items():
+        run = tmp_path / name
+        done = sftmix("split", *tiny.bare, "--reference", name, *words, "--out", str(run))
+        assert done.code == 0, done.err
+        found[name] = read_dynamics(run / "confidence" / "dynamics.parquet")
+    ours, theirs = found["FromFile"], found["FromCheckpoints"]
+    assert ours.steps.tolist() == [4, 8, 12]
+    for name in ("n_tokens", "n_correct", "nll_sum"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5)
+    assert np.ptp(ours.nll_sum, axis=1).min() > 1e-3
+
+
+class Values(dict):
+    """A configuration, as axolotl's."""
+
+    __getattr__ = dict.get
+
+
+def test_axolotls_plugin_trains_alike(tiny, tmp_path, monkeypatch):
+    """By axolotl's interface, whose trainer is one of transformers: a reference run, and a run on its split."""
+    for name in ("", ".integrations", ".integrations.base", ".core", ".core.trainers", ".core.trainers.base"):
+        monkeypatch.setitem(sys.modules, f"axolotl{name}", ModuleType(f"axolotl{name}"))
+    sys.modules["axolotl.integrations.base"].BasePlugin = object
+    sys.modules["axolotl.core.trainers.base"].AxolotlTrainer = Trainer
+    axolotl = importlib.import_module("sftmix.tools.integrations.axolotl")
+    plugin, file = axolotl.SFTMixPlugin(), str(tmp_path / "dynamics.parquet")
+    assert plugin.get_input_args() == "sftmix.tools.integrations.axolotl.SFTMixInput"
+    assert plugin.get_training_args_mixin() == "sftmix.tools.integrations.trainer.SFTMixArguments"
+    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
+
+    first = Values(axolotl.SFTMixInput(sftmix_dynamics=file).model_dump())
+    assert plugin.get_trainer_cls(first) is None
+    keep = ("input_ids", "labels")  # axolotl drops the ids
+    trainer = trainer_of(Trainer, tiny, tmp_path / "first", keep, given)
+    (callback,) = plugin.add_callbacks_post_trainer(first, trainer)
+    trainer.add_callback(callback)
+    trainer.train()
+    options = plugin.get_training_args(Values(axolotl.SFTMixInput(sftmix_split=file, sftmix_mu=0.5).model_dump()))
+    kind = plugin.get_trainer_cls(Values(options))
+    _, found = trained(kind, tiny, tmp_path / "second", keep, given, **options)
+    _, right = trained(Mixed, tiny, tmp_path / "trl", keep, **options)
+    same(found, right, "loss", "grad_norm")
+    assert plugin.add_callbacks_post_trainer(Values(options), None) == []
+
+    commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["axolotl.cli_commands"]
+    assert commands == {"sftmix": f"{axolotl.__name__}:{axolotl.command.name}"}
