@@ -115,10 +115,9 @@ class Conversations:
         side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
         return side
 
-    def values(self, column: str, records: Int64 | None = None) -> list[Any]:
-        """Read one column (id, source, label, columns as JSON, content) of these records, or of all of this side."""
-        chosen = self.records if records is None else records
-        return self._table[column].take(pa.array(chosen)).to_pylist()
+    def values(self, column: str) -> list[Any]:
+        """Read one column (id, source, label, columns as JSON, content) of this side."""
+        return self._table[column].take(pa.array(self.records)).to_pylist()
 
     def read(self, records: Int64) -> Iterator[Example]:
         """Read these records as their rows have them, with empty responses, and turns behind the last trained one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +215,9 @@ def encode(
             "choose another template, or let data.skip_bad drop them:\n" + "\n".join(reports[0].lines()[1:])
         )
     held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
-    report = prepared.report.merge(reports)
+    report = deepcopy(prepared.report)
+    for more in reports:
+        report.take(more)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())

@@ -19,7 +19,7 @@ from sftmix.data import trial
 from sftmix.data.formats import TEXT
 from sftmix.data.special import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, writes_bos
+from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, token_roles, writes_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
 
@@ -44,7 +44,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Enc
 
 def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache_dir: str | None) -> None:
     """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
-    variables = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+    variables = token_roles(tokenizer)
 
     def build(directory: Path) -> dict[str, Any]:
         if trouble := trouble_with(on_the_same_day(source), variables):

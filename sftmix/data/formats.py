@@ -20,7 +20,11 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
-_TURN_FIELDS = {field for name, fields in FORMAT_FIELDS.items() if name != TEXT for field in fields}
+_NEEDS = {name: [field for field in fields if field != "input"] for name, fields in FORMAT_FIELDS.items()}
+"""The fields by which the rows of each format are recognised. They are tried in this order: history stands before
+alpaca, because it has its fields; text is last."""
+
+_OF_TURNS = {field for name, fields in FORMAT_FIELDS.items() if name != TEXT for field in fields}
 
 
 def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[str] = ()) -> str:
@@ -29,14 +33,14 @@ def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[
     first  formats that are tried before the others
     Raises BadRow if there is neither.
     """
-    for name in (*first, *FORMATS):
-        if name == TEXT and name not in first and _TURN_FIELDS & row.keys():
+    for name in (*first, *_NEEDS):
+        if name == TEXT and name not in first and _OF_TURNS & row.keys():
             continue
-        if all(need in row for need in FORMATS[name][0]):
+        if all(need in row for need in _NEEDS[name]):
             return name
     if usual is not None:
         return usual  # its conversion says which field is missing
-    known = "; ".join(f"{name}: {', '.join(needs)}" for name, (needs, _) in FORMATS.items())
+    known = "; ".join(f"{name}: {', '.join(needs)}" for name, needs in _NEEDS.items())
     raise BadRow(
         f"format not recognised from the fields {listed(row)} (known are {known}); name one with data.format, or say "
         "with data.columns which field is which"
@@ -58,7 +62,7 @@ def convert(
         raise BadRow(f"expected an object with named fields, found {_kind(row)}")
     if name != TEXT and any(row.get(field) for field in ("tools", "functions")):
         raise BadRow("it lists tools, which are not supported")
-    messages, used = FORMATS[name][1](row), {*FORMAT_FIELDS[name], "id", label_field}
+    messages, used = FORMATS[name](row), {*FORMAT_FIELDS[name], "id", label_field}
     if name != TEXT:
         if row.get("system") not in (None, ""):
             if messages and messages[0].role == "system":
@@ -160,11 +164,11 @@ def _checked(messages: list[Message]) -> list[Message]:
     return messages
 
 
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {role: role for role in ("system", "user", "assistant")}
 _SHAREGPT = {**_ROLES, "human": "user", "gpt": "assistant"}
 
 
-def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES, trained: bool = True) -> list[Message]:
+def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES) -> list[Message]:
     """Read the field `what`, a list of {role: ..., content: ...}, or of {from: ..., value: ...}.
 
     names  role in the row -> ours
@@ -188,7 +192,7 @@ def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES,
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(sorted(names))}")
         content = _content(turn[content_key], f"{where}.{content_key}")
-        messages.append(Message(role, content, trained and weight != 0 and role == "assistant", weight))
+        messages.append(Message(role, content, weight != 0 and role == "assistant", weight))
     return messages
 
 
@@ -237,17 +241,16 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
 
 def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     if isinstance(_field(row, "prompt"), list) or isinstance(_field(row, "completion"), list):
-        return _turns(row, "prompt", trained=False) + _turns(row, "completion")
+        return [replace(turn, trained=False) for turn in _turns(row, "prompt")] + _turns(row, "completion")
     return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"), True)]
 
 
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]]] = {
-    "messages": (("messages",), lambda row: _turns(row, "messages")),
-    "sharegpt": (("conversations",), lambda row: _turns(row, "conversations", _SHAREGPT)),
-    "history": (("instruction", "output", "history"), _history),
-    "alpaca": (("instruction", "output"), _alpaca),
-    "prompt_completion": (("prompt", "completion"), _prompt_completion),
-    TEXT: ((TEXT,), lambda row: [Message(TEXT, _text(row, TEXT), True)]),
+FORMATS: dict[str, Callable[[Mapping[str, Any]], list[Message]]] = {
+    "messages": lambda row: _turns(row, "messages"),
+    "sharegpt": lambda row: _turns(row, "conversations", _SHAREGPT),
+    "history": _history,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    TEXT: lambda row: [Message(TEXT, _text(row, TEXT), True)],
 }
-"""Name of each format -> the fields by which its rows are recognised, and row -> messages. They are tried in this
-order: history stands before alpaca, because it has its fields; text is last."""
+"""Name of each format -> row -> messages."""

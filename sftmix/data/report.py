@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,17 +69,10 @@ class DataReport:
         if len(names) < most:
             names.append(name)
 
-    def merge(self, others: Iterable[DataReport]) -> DataReport:
-        """Make a new report with the counts of all; train, eval and max_length are those of this one."""
-        total = deepcopy(self)
-        for other in others:
-            total.rows += other.rows
-            total.notes += [note for note in other.notes if note not in total.notes]
-            total.take(other)
-        return total
-
     def take(self, other: DataReport) -> None:
-        """Add the counts of another."""
+        """Add the rows, counts and notes of another."""
+        self.rows += other.rows
+        self.notes += [note for note in other.notes if note not in self.notes]
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             self.first[reason] = (self.first.get(reason, []) + other.first[reason])[:NAMED]

@@ -73,7 +73,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         if train.is_text != held_out.is_text:
             kinds = ("plain text", "conversations") if train.is_text else ("conversations", "plain text")
             raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
-        report = report.merge([more])
+        report.take(more)
     elif options.eval_fraction is not None:
         train, held_out = divide(train, options.eval_fraction, seed, report)
     limit = options.limit

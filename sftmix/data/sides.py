@@ -114,7 +114,7 @@ def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: 
     """Choose `count` of the records, those with the smallest hash of (seed, purpose, id); in file order."""
     if count == len(records):
         return records
-    numbers = (stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.values("id", records))
+    numbers = (stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.some(records).values("id"))
     hashes = np.fromiter(numbers, dtype=np.uint64, count=len(records))
     return np.sort(records[np.argsort(hashes, kind="stable")[:count]])
 

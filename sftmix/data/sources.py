@@ -81,7 +81,8 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources: list[Source] = []
-    for entry, (name, label) in enumerate(zip(names, labels or [None] * len(names), strict=True)):
+    for entry, name in enumerate(names):
+        label = labels[entry] if labels else None
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
             if files is None:

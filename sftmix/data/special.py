@@ -40,17 +40,19 @@ class SpecialSpellings:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
         """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
-        added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
-        marked = set(added.values())
-        added |= {number: str(tokenizer.convert_ids_to_tokens(number)) for number in written}
+
+        def spelt(numbers: Iterable[int]) -> dict[str, int]:
+            return {str(tokenizer.convert_ids_to_tokens(number)): number for number in numbers}
+
+        special = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+        marked = spelt([*special, *tokenizer.all_special_ids])
         as_text = {"add_special_tokens": False, "split_special_tokens": True}
         self.ids = {
             spelling: number
-            for number, spelling in added.items()
+            for spelling, number in (marked | spelt(written)).items()
             if len(spelling) > 1 or tokenizer(spelling, **as_text)["input_ids"] != [number]
         }
-        self.unmarked = sorted(self.ids.keys() - marked)
+        self.unmarked = sorted(self.ids.keys() - marked.keys())
         self._tokenizer = tokenizer
         self._forms = _normal_forms(tokenizer, self.ids)
         either = _either(self.ids)

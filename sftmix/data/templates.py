@@ -165,14 +165,19 @@ def on_the_same_day(template: str) -> str:
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that decides how a tokenizer works, the same for any files that it was read from."""
-    special = json.dumps({name: str(token) for name, token in tokenizer.special_tokens_map.items()}, sort_keys=True)
+    special = json.dumps(token_roles(tokenizer), sort_keys=True)
     return hashlib.sha256((_backend(tokenizer) + special).encode()).hexdigest()
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """True if both make the same ids of any text; what they pad with, which trainers choose, is in none of them."""
-    special = [{k: str(v) for k, v in t.special_tokens_map.items() if k != "pad_token"} for t in (one, other)]
-    return special[0] == special[1] and _backend(one) == _backend(other)
+    roles = [token_roles(tokenizer) | {"pad_token": ""} for tokenizer in (one, other)]
+    return roles[0] == roles[1] and _backend(one) == _backend(other)
+
+
+def token_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the spellings of a tokenizer's special tokens by their roles: bos_token, eos_token, ..."""
+    return {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> str:
