@@ -82,24 +82,24 @@ def holm_of_planned(p_values: Sequence[float], planned: int) -> list[float]:
 
 def _finding(tier: Tier, endpoint: str, pair: Pair) -> Finding:
     differences = tier.differences(pair, endpoint)
-    seeds, values = list(differences), list(differences.values())
-    mean, sd = mean_sd(values)
-    finding = Finding(pair, differences, mean, sd)
-    if not tier.complete or len(seeds) < 2:
+    values = list(differences.values())
+    finding = Finding(pair, differences, *mean_sd(values))
+    if not tier.complete or len(values) < 2:
         return finding
-    ours, theirs = (_losses(tier, arm, seeds) if endpoint == LAST else None for arm in pair)
-    if ours is None or theirs is None:  # the losses of single examples are those after the last step
-        return replace(finding, interval=interval(values), over="seeds")
-    return replace(finding, interval=interval(ours - theirs), over="seeds and examples")
+    # The losses of single examples are those after the last step.
+    of_examples = _differences(tier, pair, [*differences]) if endpoint == LAST else None
+    over = "seeds" if of_examples is None else "seeds and examples"
+    return replace(finding, interval=interval(values if of_examples is None else of_examples), over=over)
 
 
-def _losses(tier: Tier, arm: str, seeds: Sequence[int]) -> Float64 | None:
-    """Return f64[S, N], the held-out examples' parts in an arm's NLL; None if those of some seed were not kept."""
+def _differences(tier: Tier, pair: Pair, seeds: Sequence[int]) -> Float64 | None:
+    """Return f64[S, N], A - B of the held-out examples' parts in the NLL; None if those of some run were not kept."""
     if tier.losses is None:
         return None
     held_out = tier.losses.rows == HELD_OUT
-    sums = [nll for nll in (tier.losses.nll_sum(arm, seed) for seed in seeds) if nll is not None]
-    if len(sums) < len(seeds):
+    sums = [nll for arm in pair for seed in seeds if (nll := tier.losses.nll_sum(arm, seed)) is not None]
+    if len(sums) < 2 * len(seeds):
         return None
-    losses = np.stack(sums)[:, held_out]
-    return per_example(losses, np.broadcast_to(tier.losses.n_tokens[held_out].astype(np.float64), losses.shape))
+    tokens = np.tile(tier.losses.n_tokens[held_out], (len(sums), 1))
+    parts = per_example(np.stack(sums)[:, held_out], tokens)
+    return parts[: len(seeds)] - parts[len(seeds) :]
